@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""brainseg-bids: whole-head segmentation models made for *your* MR images, as a BIDS App.
+
+Inside (arrays, tables, numbers)    ``anatomy`` → ``contrast`` → ``synth`` → ``nets`` →
+                                    ``training`` → ``inference`` → ``evaluation``
+The door for images                 ``volumes``
+Outside (files, programs, pages)    ``bids`` · ``reports`` · ``interfaces`` · ``settings`` ·
+                                    ``workflows`` · ``cli``
+The outside calls the inside, never the reverse (``tests/test_layers.py``).
+"""
+
+import os
+
+# nipype asks a server for its newest version at the first Interface() of every process;
+# a node behind a packet-dropping firewall would wait five seconds each time.
+os.environ.setdefault("NO_ET", "1")
+os.environ.setdefault("NIPYPE_NO_ET", "1")
+# torch and monai ask for the user's name; a container may run under a uid that has none.
+os.environ.setdefault("USER", "brainseg")
+
+__version__ = "0.1.0"

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Grid``: shape and voxel→world affine, RAS+ millimetres."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where voxels are.
+
+    Parameters
+    ----------
+    shape : tuple of 3 int
+        Voxels along each axis, (X, Y, Z).
+    affine : (4, 4) float
+        Voxel index to RAS+ world coordinates in mm; a voxel's index is its centre.
+
+    Raises
+    ------
+    ValueError
+        If the shape has not three positive sizes or the affine is not an invertible (4, 4).
+
+    Examples
+    --------
+    >>> grid = Grid((10, 20, 30), np.diag([2.0, 1, 1, 1]))
+    >>> grid.voxel_size_mm, grid.voxel_volume_mm3
+    ((2.0, 1.0, 1.0), 2.0)
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        affine = np.array(self.affine, dtype=np.float64)
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"a grid needs three positive sizes, got {shape}")
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise ValueError("a grid needs a finite (4, 4) affine")
+        if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+            raise ValueError("the affine cannot be inverted: one of its axes has no extent")
+        affine.setflags(write=False)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Grid)
+            and self.shape == other.shape
+            and np.array_equal(self.affine, other.affine)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.affine.tobytes()))
+
+    @property
+    def voxel_size_mm(self) -> tuple[float, float, float]:
+        """Edge lengths of a voxel."""
+        return tuple(float(size) for size in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    @property
+    def voxel_volume_mm3(self) -> float:
+        """Volume of a voxel (right for sheared affines too)."""
+        # Rounded at 1e-9 mm3: the determinant of diag(2, 2, 2) is otherwise 7.999999999999998.
+        return round(float(abs(np.linalg.det(self.affine[:3, :3]))), 9)
+
+    @property
+    def extent_mm(self) -> tuple[float, float, float]:
+        """Edge lengths of the whole box, voxel borders included."""
+        return tuple(n * size for n, size in zip(self.shape, self.voxel_size_mm, strict=True))
+
+    @property
+    def center_mm(self) -> np.ndarray:
+        """World position of the box's centre, (3,)."""
+        middle = (np.array(self.shape) - 1) / 2
+        return self.affine[:3, :3] @ middle + self.affine[:3, 3]
+
+    def is_close(self, other: Grid, *, tolerance_mm: float = 1e-3) -> bool:
+        """Same shape, and no corner further apart than ``tolerance_mm``."""
+        if self.shape != other.shape:
+            return False
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape])).reshape(3, -1)
+        corners = np.vstack([corners, np.ones(corners.shape[1])])
+        return bool(np.abs((self.affine - other.affine) @ corners).max() <= tolerance_mm)
+
+    def orientation(self) -> tuple[tuple[int, int], ...]:
+        """For each world axis R, A, S: the voxel axis nearest to it, and the sign.
+
+        Ties (45 degrees) are settled so that every voxel axis is used once.
+
+        >>> Grid((4, 5, 6), np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])
+        ... ).orientation()
+        ((2, 1), (0, -1), (1, 1))
+        """
+        cosines = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        _, axes = linear_sum_assignment(-np.abs(cosines))
+        return tuple((int(a), 1 if cosines[w, a] >= 0 else -1) for w, a in enumerate(axes))
+
+    def to_ras(self) -> Grid:
+        """Grid of the same voxels with axes permuted and flipped towards R, A, S."""
+        order = self.orientation()
+        turn = np.zeros((4, 4))
+        turn[3, 3] = 1
+        for new, (old, sign) in enumerate(order):
+            turn[old, new] = sign
+            if sign < 0:
+                turn[old, 3] = self.shape[old] - 1
+        return Grid(tuple(self.shape[old] for old, _ in order), self.affine @ turn)
+
+    def array_to_ras(self, array: np.ndarray) -> np.ndarray:
+        """View of ``array`` (X, Y, Z on this grid) on `to_ras`'s axes; nothing is copied."""
+        order = self.orientation()
+        turned = array.transpose([old for old, _ in order])
+        return turned[tuple(slice(None, None, sign) for _, sign in order)]
+
+    def array_from_ras(self, array: np.ndarray) -> np.ndarray:
+        """Undo `array_to_ras`: view of an array on `to_ras`'s axes, back on this grid's."""
+        order = self.orientation()
+        turned = array[tuple(slice(None, None, sign) for _, sign in order)]
+        return turned.transpose(np.argsort([old for old, _ in order]))
+
+    def with_voxel_size(self, voxel_size_mm: float | tuple[float, float, float]) -> Grid:
+        """Grid over the same box, centred on it, with voxels of another size.
+
+        The number of voxels is rounded up, so that the box is covered.
+
+        >>> finer = Grid((10, 10, 10), np.eye(4)).with_voxel_size(0.5)
+        >>> finer.shape, finer.affine[:3, 3].tolist()
+        ((20, 20, 20), [-0.25, -0.25, -0.25])
+        """
+        wanted = np.broadcast_to(np.asarray(voxel_size_mm, dtype=float), 3)
+        if (wanted <= 0).any():
+            raise ValueError(f"voxel size {voxel_size_mm} mm is not positive")
+        shape = np.maximum(1, np.ceil(np.array(self.extent_mm) / wanted - 1e-4)).astype(int)
+        return self._centred(shape, wanted)
+
+    def _centred(self, shape: np.ndarray, voxel_size_mm: np.ndarray) -> Grid:
+        linear = self.affine[:3, :3] / np.array(self.voxel_size_mm) * voxel_size_mm
+        affine = np.eye(4)
+        affine[:3, :3] = linear
+        affine[:3, 3] = self.center_mm - linear @ ((np.asarray(shape) - 1) / 2)
+        return Grid(tuple(shape), affine)
+
+    def crop(self, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Grid:
+        """Grid of the box that begins at voxel ``start``; it may reach outside."""
+        affine = self.affine.copy()
+        affine[:3, 3] = self.affine[:3, :3] @ np.asarray(start) + self.affine[:3, 3]
+        return Grid(tuple(shape), affine)

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Label`` and ``LabelTable``: the one place where a code gets its meaning."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+COLUMNS = ("index", "name", "color", "mapping", "hemisphere", "mirror", "notes")
+HEMISPHERES = ("left", "right", "none")
+
+
+class UnknownLabelError(ValueError):
+    """A label code that the table at hand does not know."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """One structure.
+
+    Parameters
+    ----------
+    index : int
+        Code in the voxels.
+    name : str
+        FreeSurfer's name where FreeSurfer has one.
+    color : str
+        ``#rrggbb``.
+    mapping : int
+        Code in the BIDS standard label table (0-11).
+    hemisphere : {"left", "right", "none"}
+    mirror : int
+        Code of the counterpart on the other side; its own code on the midline.
+    notes : str
+        What is merged into it and why, or ``n/a``.
+    """
+
+    index: int
+    name: str
+    color: str = "#808080"
+    mapping: int = 0
+    hemisphere: str = "none"
+    mirror: int = -1
+    notes: str = "n/a"
+
+    def __post_init__(self) -> None:
+        if self.hemisphere not in HEMISPHERES:
+            raise ValueError(f"{self.name}: hemisphere {self.hemisphere!r} is none of {HEMISPHERES}")
+        if self.mirror == -1:
+            object.__setattr__(self, "mirror", self.index)
+
+    @property
+    def rgb(self) -> tuple[float, float, float]:
+        """Colour as three numbers in 0..1."""
+        value = int(self.color.lstrip("#"), 16)
+        return ((value >> 16) / 255, (value >> 8 & 255) / 255, (value & 255) / 255)
+
+
+class LabelTable:
+    """An ontology: labels looked up by code or by name, never by position.
+
+    Parameters
+    ----------
+    labels : iterable of Label
+        Codes and names must be unique, and mirrors must point at each other.
+    name : str
+        What the table is called in messages and file names.
+
+    Raises
+    ------
+    ValueError
+        If codes or names repeat, or a mirror is missing or not mutual.
+
+    Examples
+    --------
+    >>> table = LabelTable([Label(0, "Background"), Label(10, "Left-Thalamus", hemisphere="left",
+    ...     mirror=49), Label(49, "Right-Thalamus", hemisphere="right", mirror=10)], name="demo")
+    >>> table["Left-Thalamus"].index, table[49].name, 3 in table
+    (10, 'Right-Thalamus', False)
+    """
+
+    def __init__(self, labels: Iterable[Label], *, name: str = "labels") -> None:
+        self.name = name
+        self._by_index: dict[int, Label] = {}
+        self._by_name: dict[str, Label] = {}
+        for label in labels:
+            if label.index in self._by_index or label.name in self._by_name:
+                raise ValueError(f"label table {name}: {label.index} {label.name} is there twice")
+            if not 0 <= label.index <= 32767:
+                raise ValueError(f"label table {name}: code {label.index} is outside 0..32767")
+            self._by_index[label.index] = label
+            self._by_name[label.name] = label
+        for label in self:
+            partner = self._by_index.get(label.mirror)
+            if partner is None or partner.mirror != label.index:
+                raise ValueError(
+                    f"label table {name}: {label.index} {label.name} has mirror {label.mirror}, "
+                    "which is missing or points elsewhere"
+                )
+
+    @classmethod
+    def read(cls, path: str | Path, *, name: str | None = None) -> LabelTable:
+        """Read a BIDS ``dseg.tsv``: ``index`` and ``name`` required, further columns as in `Label`.
+
+        Raises
+        ------
+        ValueError
+            If the file is no such table; the message names file and line.
+        """
+        path = Path(path)
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file, delimiter="\t")
+            missing = {"index", "name"} - set(rows.fieldnames or ())
+            if missing:
+                raise ValueError(f"{path}: column {sorted(missing)[0]!r} is missing in this label table")
+            labels = []
+            for number, row in enumerate(rows, start=2):
+                try:
+                    labels.append(_label_from_row(row))
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"{path}, line {number}: {error}") from error
+        return cls(labels, name=name or path.stem)
+
+    @classmethod
+    def packaged(cls, name: str) -> LabelTable:
+        """Table that comes with the package: ``brainseg``, ``fullhead`` or ``tissue``."""
+        source = resources.files("brainseg_bids") / "data" / "labels" / f"{name}.tsv"
+        with resources.as_file(source) as path:
+            if not path.exists():
+                raise ValueError(f"no label table {name!r}; known: brainseg, fullhead, tissue")
+            return cls.read(path, name=name)
+
+    def write(self, path: str | Path) -> Path:
+        """Write as BIDS ``dseg.tsv``; reading it back gives an equal table."""
+        path = Path(path)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file, delimiter="\t", lineterminator="\n")
+            rows.writerow(COLUMNS)
+            rows.writerows([getattr(label, column) for column in COLUMNS] for label in self)
+        return path
+
+    def __getitem__(self, key: int | str) -> Label:
+        """Label by code or name; an unknown one raises `UnknownLabelError`."""
+        found = self._by_name.get(key) if isinstance(key, str) else self._by_index.get(int(key))
+        if found is None:
+            raise UnknownLabelError(f"label table {self.name} has no {key!r}")
+        return found
+
+    def __iter__(self) -> Iterator[Label]:
+        return iter(sorted(self._by_index.values(), key=lambda label: label.index))
+
+    def __len__(self) -> int:
+        return len(self._by_index)
+
+    def __contains__(self, key: int | str) -> bool:
+        return key in (self._by_name if isinstance(key, str) else self._by_index)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LabelTable) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"LabelTable({self.name!r}, {len(self)} labels)"
+
+    @property
+    def codes(self) -> np.ndarray:
+        """All codes, ascending, (n,) int32."""
+        return np.array([label.index for label in self], dtype=np.int32)
+
+    def positions(self) -> np.ndarray:
+        """Lookup from code to rank among `codes`, -1 where there is no such code.
+
+        Networks and lookup tensors count 0..n-1; this is the only bridge to codes.
+
+        Returns
+        -------
+        (largest code + 1,) int32
+        """
+        codes = self.codes
+        lookup = np.full(int(codes[-1]) + 1, -1, dtype=np.int32)
+        lookup[codes] = np.arange(len(codes), dtype=np.int32)
+        return lookup
+
+    def mirror_positions(self) -> np.ndarray:
+        """For each label in order of code, the rank of its counterpart. (n,) int32."""
+        lookup = self.positions()
+        return np.array([lookup[label.mirror] for label in self], dtype=np.int32)
+
+    def subset(self, codes: Iterable[int], *, name: str | None = None) -> LabelTable:
+        """Table of the given codes only; a counterpart that is left out is replaced by itself."""
+        kept = {int(code) for code in codes}
+        labels = [self[code] for code in sorted(kept)]
+        return LabelTable(
+            [
+                label if label.mirror in kept
+                else Label(**{f.name: getattr(label, f.name) for f in fields(label)} | {"mirror": -1})
+                for label in labels
+            ],
+            name=name or self.name,
+        )
+
+    def check(self, codes: np.ndarray, *, what: str = "label map") -> None:
+        """Raise `UnknownLabelError` naming every code that is not in the table and its voxels.
+
+        Parameters
+        ----------
+        codes : (X, Y, Z) or (n,) int
+        what : str
+            File or object named in the message.
+
+        Examples
+        --------
+        >>> LabelTable([Label(0, "Background")], name="demo").check(np.array([0, 99, 99]))
+        Traceback (most recent call last):
+        brainseg_bids.anatomy.labels.UnknownLabelError: label map: codes that label table demo does not know: 99 (2 voxels)
+        """
+        counts = count_codes(codes)
+        unknown = {code: n for code, n in counts.items() if code not in self._by_index}
+        if unknown:
+            listed = ", ".join(
+                f"{code} ({n} voxel{'s' if n != 1 else ''})" for code, n in unknown.items()
+            )
+            raise UnknownLabelError(
+                f"{what}: codes that label table {self.name} does not know: {listed}"
+            )
+
+
+def count_codes(codes: np.ndarray) -> dict[int, int]:
+    """Voxels per code present.
+
+    >>> count_codes(np.array([[3, 3], [0, -1]]))
+    {-1: 1, 0: 1, 3: 2}
+    """
+    flat = np.asarray(codes).ravel()
+    if flat.size == 0:
+        return {}
+    low = int(flat.min())
+    if low >= 0 and int(flat.max()) <= 65535:  # bincount is 50 times faster than unique
+        counts = np.bincount(flat)
+        return {int(code): int(counts[code]) for code in np.flatnonzero(counts)}
+    values, counts = np.unique(flat, return_counts=True)
+    return {int(code): int(n) for code, n in zip(values, counts, strict=True)}
+
+
+def _label_from_row(row: dict[str, str]) -> Label:
+    given = {
+        key: row[key] for key in COLUMNS if key in row and row[key] not in (None, "", "n/a")
+    }
+    for key in ("index", "mapping", "mirror"):
+        if key in given:
+            given[key] = int(given[key])
+    return Label(**given)

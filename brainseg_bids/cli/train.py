@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a model in a process of its own.
+
+``python -m brainseg_bids.cli.train --plan plan.json --heads map1.nii.gz … --validation map9.nii.gz … --out DIR``
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read label maps, train, leave the checkpoint in ``--out``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--plan", type=Path, required=True, help="TrainPlan as JSON")
+    parser.add_argument("--heads", type=Path, nargs="+", required=True, help="label maps to learn from")
+    parser.add_argument("--validation", type=Path, nargs="+", required=True, help="label maps held out")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint and log")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
+    parser.add_argument("--start-from", type=Path, help="checkpoint whose averaged weights to begin from")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+    import torch
+
+    from brainseg_bids.anatomy.labels import LabelTable
+    from brainseg_bids.synth.generator import Head
+    from brainseg_bids.training.fit import TrainPlan, averaged_weights, fit
+    from brainseg_bids.volumes import read_label_map
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    plan = TrainPlan.from_json(options.plan.read_text())
+    table = LabelTable.packaged(plan.source_table)
+
+    def read(paths: list[Path]) -> list[Head]:
+        return [Head.from_label_map(read_label_map(path, table)) for path in paths]
+
+    start = averaged_weights(options.start_from) if options.start_from else None
+    fit(plan, read(options.heads), read(options.validation), options.out, start_weights=start)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``NetSpec``, ``ARCHITECTURES``, ``build``: networks from well-kept libraries, by name.
+
+Each body sees the image packed into cells of ``stem`` voxels per edge and gives features per
+cell; one linear head turns features into label scores of every voxel in the cell. No
+convolution runs at full resolution. Since the head is linear, windows may be
+stitched as features, and a training step may ask for the scores of chosen voxels only.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """Architecture name and options; JSON there and back.
+
+    Parameters
+    ----------
+    architecture : str
+        Key of `ARCHITECTURES`.
+    n_labels : int
+        Labels with background.
+    stem : int
+        Edge of a cell in voxels; 1 means no packing.
+    features : int
+        Features per cell that the body gives.
+    options : dict
+        Passed to the architecture.
+    """
+
+    architecture: str
+    n_labels: int
+    stem: int = 2
+    features: int = 32
+    options: dict = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> NetSpec:
+        return cls(**json.loads(text))
+
+
+def segresnet(in_channels: int, out_channels: int, *, width: int = 32,
+              blocks_down: tuple[int, ...] = (1, 2, 2, 4)) -> nn.Module:
+    """SegResNet (Myronenko, BrainLes 2018), MONAI's."""
+    from monai.networks.nets import SegResNet
+
+    return SegResNet(
+        spatial_dims=3, init_filters=width, in_channels=in_channels, out_channels=out_channels,
+        blocks_down=tuple(blocks_down), blocks_up=(1,) * (len(blocks_down) - 1),
+    )
+
+
+def dynunet(in_channels: int, out_channels: int, *, widths: tuple[int, ...] = (32, 64, 128, 192)) -> nn.Module:
+    """DynUNet (nnU-Net's plain U-Net: Isensee et al., Nature Methods 2021), MONAI's."""
+    from monai.networks.nets import DynUNet
+
+    n = len(widths)
+    return DynUNet(
+        spatial_dims=3, in_channels=in_channels, out_channels=out_channels, filters=tuple(widths),
+        kernel_size=[3] * n, strides=[1] + [2] * (n - 1), upsample_kernel_size=[2] * (n - 1),
+    )
+
+
+def unet(in_channels: int, out_channels: int, *, widths: tuple[int, ...] = (32, 64, 128, 192),
+         residual_units: int = 2) -> nn.Module:
+    """Residual U-Net (Kerfoot et al., STACOM 2018), MONAI's."""
+    from monai.networks.nets import UNet
+
+    return UNet(
+        spatial_dims=3, in_channels=in_channels, out_channels=out_channels, channels=tuple(widths),
+        strides=(2,) * (len(widths) - 1), num_res_units=residual_units,
+    )
+
+
+def resenc_unet(in_channels: int, out_channels: int, *, widths: tuple[int, ...] = (32, 64, 128, 192),
+                blocks: tuple[int, ...] = (1, 2, 2, 2)) -> nn.Module:
+    """Residual-encoder U-Net (Isensee et al., MICCAI 2024), dynamic-network-architectures'."""
+    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+
+    n = len(widths)
+    return ResidualEncoderUNet(
+        input_channels=in_channels, n_stages=n, features_per_stage=list(widths), conv_op=nn.Conv3d,
+        kernel_sizes=3, strides=[1] + [2] * (n - 1), n_blocks_per_stage=list(blocks),
+        num_classes=out_channels, n_conv_per_stage_decoder=[1] * (n - 1), conv_bias=True,
+        norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
+    )
+
+
+ARCHITECTURES = {"segresnet": segresnet, "dynunet": dynunet, "unet": unet, "resenc_unet": resenc_unet}
+
+
+class PackedNet(nn.Module):
+    """A body over cells and a linear head over their voxels.
+
+    Parameters
+    ----------
+    spec : NetSpec
+    """
+
+    def __init__(self, spec: NetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.body = ARCHITECTURES[spec.architecture](spec.stem**3, spec.features, **spec.options)
+        self.head = nn.Conv3d(spec.features, spec.n_labels * spec.stem**3, kernel_size=1)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Image (B, 1, X, Y, Z) to features (B, F, X/stem, Y/stem, Z/stem)."""
+        return self.body(pack(image, self.spec.stem))
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Features of whole cells to label scores (B, n_labels, X, Y, Z)."""
+        return unpack(self.head(features), self.spec.stem)
+
+    def scores_at(self, features: Tensor, voxels: Tensor) -> Tensor:
+        """Scores of chosen voxels only.
+
+        Parameters
+        ----------
+        features : (1, F, x, y, z)
+        voxels : (n, 3) int
+            Fine voxel indices.
+
+        Returns
+        -------
+        (n, n_labels) float32
+        """
+        stem = self.spec.stem
+        x, y, z = features.shape[2:]
+        cell = voxels // stem
+        within = voxels - cell * stem
+        column = (cell[:, 0] * y + cell[:, 1]) * z + cell[:, 2]
+        part = (within[:, 0] * stem + within[:, 1]) * stem + within[:, 2]
+        picked = features[0].flatten(1).index_select(1, column).float().T
+        weight = self.head.weight.view(self.spec.n_labels, stem**3, -1)
+        bias = self.head.bias.view(self.spec.n_labels, stem**3)
+        scores = picked.new_empty(len(voxels), self.spec.n_labels)
+        for k in range(stem**3):
+            rows = (part == k).nonzero()[:, 0]
+            scores = scores.index_copy(0, rows, picked[rows] @ weight[:, k].T + bias[:, k])
+        return scores
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image (B, 1, X, Y, Z) to label scores (B, n_labels, X, Y, Z)."""
+        return self.scores(self.features(image))
+
+
+def pack(image: Tensor, stem: int) -> Tensor:
+    """Voxels of a cell become channels: (B, C, X, Y, Z) to (B, C * stem³, X/stem, Y/stem, Z/stem).
+
+    >>> pack(torch.arange(8.).view(1, 1, 2, 2, 2), 2).flatten().tolist()
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    """
+    if stem == 1:
+        return image
+    b, c, x, y, z = image.shape
+    cells = image.view(b, c, x // stem, stem, y // stem, stem, z // stem, stem)
+    return cells.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * stem**3, x // stem, y // stem, z // stem)
+
+
+def unpack(cells: Tensor, stem: int) -> Tensor:
+    """Undo `pack`."""
+    if stem == 1:
+        return cells
+    b, c, x, y, z = cells.shape
+    c //= stem**3
+    voxels = cells.view(b, c, stem, stem, stem, x, y, z).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return voxels.reshape(b, c, x * stem, y * stem, z * stem)
+
+
+def build(spec: NetSpec) -> PackedNet:
+    """Network of a spec.
+
+    Raises
+    ------
+    ValueError
+        Unknown architecture; the message lists the known ones.
+    """
+    if spec.architecture not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise ValueError(f"unknown architecture {spec.architecture!r}; known: {known}")
+    return PackedNet(spec)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only door for images: NIfTI (and MGH) files to arrays and grids, and back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import LabelTable
+
+log = logging.getLogger("brainseg")
+
+
+class InputError(ValueError):
+    """Something is wrong with a user's file; the message names file, fault and remedy."""
+
+
+def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
+    """Read one 3D image.
+
+    Parameters
+    ----------
+    path : path
+        NIfTI or MGH; four dimensions are accepted if the last holds one volume.
+
+    Returns
+    -------
+    image : (X, Y, Z) float32
+        As stored on disk, in the file's own axis order.
+    grid : Grid
+
+    Raises
+    ------
+    InputError
+        Missing, not fetched, unreadable, several volumes, NaN or infinite voxels, or empty.
+    """
+    image, grid = _load(path)
+    if np.iscomplexobj(image):
+        raise InputError(f"{path}: voxels are complex numbers. Give the magnitude image.")
+    image = image.astype(np.float32, copy=False)
+    bad = image.size - int(np.count_nonzero(np.isfinite(image)))
+    if bad:
+        raise InputError(
+            f"{path}: {bad} voxels are NaN or infinite. Replace them, e.g. with fslmaths -nan."
+        )
+    if image.min() == image.max():
+        raise InputError(f"{path}: every voxel is {image.flat[0]:g}, there is nothing to segment. Check the export.")
+    return image, grid
+
+
+def read_label_map(path: str | Path, table: LabelTable) -> LabelMap:
+    """Read a label map; voxels stored as floats are accepted if they are whole numbers.
+
+    Raises
+    ------
+    InputError
+        As `read_volume`, or if voxels are not whole numbers.
+    UnknownLabelError
+        If there are codes that the table does not know.
+    """
+    voxels, grid = _load(path)
+    if not np.issubdtype(voxels.dtype, np.integer):
+        whole = np.rint(voxels)
+        if not np.array_equal(whole, voxels):
+            raise InputError(
+                f"{path}: voxels are not whole numbers, so this is no label map "
+                "(was it resampled with interpolation?)."
+            )
+        voxels = whole.astype(np.int32)
+    table.check(voxels, what=str(path))
+    return LabelMap(np.ascontiguousarray(voxels), grid, table)
+
+
+def _load(path: str | Path) -> tuple[np.ndarray, Grid]:
+    path = Path(path)
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path}: the file's content is not here. Fetch it with: datalad get {path}")
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file.")
+    size = path.stat().st_size
+    if size == 0:
+        raise InputError(f"{path}: the file is empty. Copy or export it again.")
+    if size < 1024 and path.read_bytes()[:12].startswith((b"/annex/", b".git/annex")):
+        raise InputError(f"{path}: the file's content is not here. Fetch it with: datalad get {path}")
+    try:
+        file = nib.load(path)
+        data = np.asanyarray(file.dataobj)
+    except Exception as error:  # nibabel raises a dozen kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: cannot be read as an image ({reason}). Copy or export it again.") from error
+    if data.ndim == 4 and data.shape[3] == 1:
+        data = data[..., 0]
+    if data.ndim != 3:
+        raise InputError(f"{path}: shape {data.shape} is not one 3D volume. Give one volume, e.g. the mean.")
+    if data.dtype.names:
+        raise InputError(f"{path}: voxels are colours, not intensities.")
+    if min(data.shape) < 2:
+        raise InputError(f"{path}: shape {data.shape} is a single slice, not a volume.")
+    warn_about_transforms(file, path)
+    try:
+        return data, Grid(data.shape, file.affine)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}. Repair the header.") from error
+
+
+def warn_about_transforms(file, path: Path) -> list[str]:
+    """Warn if qform and sform of a NIfTI disagree by more than 0.1 mm; the sform is used."""
+    header = file.header
+    if not hasattr(header, "get_qform"):
+        return []
+    qform, q_code = header.get_qform(coded=True)
+    sform, s_code = header.get_sform(coded=True)
+    notes = []
+    if q_code == 0 and s_code == 0:
+        notes.append(f"{path}: the header has no orientation (qform and sform are 0); left and right are a guess.")
+    elif q_code > 0 and s_code > 0 and qform is not None:
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in file.shape[:3]])).reshape(3, -1)
+        corners = np.vstack([corners, np.ones(8)])
+        apart_mm = float(np.abs((qform - sform) @ corners).max())
+        if apart_mm > 0.1:
+            notes.append(f"{path}: qform and sform differ by up to {apart_mm:.1f} mm; the sform is used.")
+    for note in notes:
+        log.warning(note)
+        warnings.warn(note, stacklevel=2)
+    return notes
+
+
+def write_label_map(labels: LabelMap, path: str | Path) -> Path:
+    """Write codes as int16 NIfTI, whole or not at all."""
+    return _save(labels.voxels.astype(np.int16), labels.grid, path, intent="label")
+
+
+def write_volume(image: np.ndarray, grid: Grid, path: str | Path) -> Path:
+    """Write an array on a grid (a fourth axis is allowed) as NIfTI, whole or not at all."""
+    return _save(image, grid, path)
+
+
+def write_mask(mask: np.ndarray, grid: Grid, path: str | Path) -> Path:
+    """Write a mask as uint8 NIfTI, whole or not at all."""
+    return _save(mask.astype(np.uint8), grid, path)
+
+
+def _save(array: np.ndarray, grid: Grid, path: str | Path, *, intent: str | None = None) -> Path:
+    path = Path(path)
+    file = nib.Nifti1Image(array, grid.affine)
+    file.set_qform(grid.affine, code=1)
+    file.set_sform(grid.affine, code=1)
+    file.header.set_xyzt_units("mm")
+    if intent:
+        file.header.set_intent(intent)
+    with whole_or_nothing(path) as temporary:
+        nib.save(file, temporary)
+    return path
+
+
+@contextmanager
+def whole_or_nothing(path: Path):
+    """Write to a temporary name beside ``path``; rename when done, remove when it fails."""
+    endings = "".join(path.suffixes[-2:]) if path.name.endswith(".nii.gz") else path.suffix
+    temporary = path.with_name(f".{path.name.removesuffix(endings)}.{os.getpid()}{endings}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
