@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
@@ -54,6 +55,14 @@ class LabelMap:
         counts = count_codes(self.voxels)
         volume = self.grid.voxel_volume_mm3
         return {label.index: counts.get(label.index, 0) * volume for label in self.table}
+
+    def brain_mask(self) -> np.ndarray:
+        """Brain with its ventricles and what they enclose, without the CSF around. (X, Y, Z) bool.
+
+        Enclosed cavities are filled; a sulcus that is open to the outside stays open.
+        """
+        brain = [label.index for label in self.table if label.is_brain]
+        return ndimage.binary_fill_holes(np.isin(self.voxels, brain))
 
     def mirrored(self) -> LabelMap:
         """The same head seen in a mirror: first RAS axis flipped, left and right swapped.

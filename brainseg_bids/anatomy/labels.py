@@ -14,6 +14,10 @@ import numpy as np
 COLUMNS = ("index", "name", "color", "mapping", "hemisphere", "mirror", "notes")
 HEMISPHERES = ("left", "right", "none")
 
+BRAIN_MAPPINGS = frozenset({1, 2, 3, 7, 8, 9, 10, 11})
+"""BIDS standard codes of grey and white matter, CSF, lesion, brainstem and cerebellum."""
+EXTRACEREBRAL_CSF = frozenset({"CSF", "Extra-Cerebral-CSF", "Cortical-CSF"})
+
 
 class UnknownLabelError(ValueError):
     """A label code that the table at hand does not know."""
@@ -53,6 +57,16 @@ class Label:
             raise ValueError(f"{self.name}: hemisphere {self.hemisphere!r} is none of {HEMISPHERES}")
         if self.mirror == -1:
             object.__setattr__(self, "mirror", self.index)
+
+    @property
+    def is_extracerebral_csf(self) -> bool:
+        """Whether it is the CSF around the brain, which BIDS' standard codes do not tell apart."""
+        return self.name in EXTRACEREBRAL_CSF
+
+    @property
+    def is_brain(self) -> bool:
+        """Whether a skull-stripped image still shows it: brain and ventricles."""
+        return self.mapping in BRAIN_MAPPINGS and not self.is_extracerebral_csf
 
     @property
     def rgb(self) -> tuple[float, float, float]:

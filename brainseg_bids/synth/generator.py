@@ -13,7 +13,7 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.deform import STRIDE, coordinate_nodes
-from brainseg_bids.synth.intensity import draw_noise, is_extracerebral, is_visible, tissue_lookup
+from brainseg_bids.synth.intensity import draw_noise, is_visible, tissue_lookup
 from brainseg_bids.synth.interpolate import linear_matrix, smooth_noise
 from brainseg_bids.synth.recipe import Recipe
 from brainseg_bids.synth.resolution import acquire
@@ -186,11 +186,9 @@ class Generator:
         lookup = np.zeros(len(self.source), dtype=np.uint8)
         for rank, label in enumerate(self.source):
             code = self._to_target.get(label.index)
-            if code is None:
+            if code is None or not is_visible(label, recipe.view):
                 continue
             entry = self.target[code]
-            if not is_visible(label.mapping, label.index, recipe.view, csf=is_extracerebral(label.name)):
-                continue
             lookup[rank] = positions[entry.mirror if recipe.flip else entry.index]
         return torch.from_numpy(lookup)
 
