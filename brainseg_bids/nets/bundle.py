@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ModelBundle``: weights with all that is needed to use them honestly.
+
+A bundle is a folder: ``weights.safetensors``, ``labels.tsv``, ``README.md`` (the model card)
+and ``bundle.json``, which holds the SHA-256 of the other three. The SHA-256 of
+``bundle.json`` is therefore the digest of the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from brainseg_bids.anatomy.labels import LabelTable
+
+if TYPE_CHECKING:
+    import torch
+
+    from brainseg_bids.nets.architectures import NetSpec, PackedNet
+
+DEFAULT_MODEL = "head-t1w-1mm"
+FORMAT = 1
+WEIGHTS, LABELS, CARD, MANIFEST = "weights.safetensors", "labels.tsv", "README.md", "bundle.json"
+
+
+class BundleError(ValueError):
+    """A model bundle that cannot be used; the message says why and what to do."""
+
+
+def packaged_models() -> dict[str, Path]:
+    """Models that come with the package, by name."""
+    folder = Path(str(resources.files("brainseg_bids"))) / "data" / "models"
+    if not folder.is_dir():
+        return {}
+    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))}
+
+
+def find_bundle(name_or_path: str | Path) -> Path:
+    """Folder of a bundle, from a packaged model's name or from a path.
+
+    Raises
+    ------
+    BundleError
+        If there is neither.
+    """
+    path = Path(name_or_path)
+    if (path / MANIFEST).is_file():
+        return path.resolve()
+    packaged = packaged_models()
+    if str(name_or_path) in packaged:
+        return packaged[str(name_or_path)]
+    known = ", ".join(packaged) or "none"
+    raise BundleError(
+        f"{name_or_path}: no model of that name and no folder with a {MANIFEST}. "
+        f"Give a model folder, or one of the packaged models: {known}."
+    )
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A model as it lies on disk.
+
+    Parameters
+    ----------
+    path : Path
+    name : str
+    digest : str
+        SHA-256 of ``bundle.json``, hex.
+    table : LabelTable
+        What the network says; channel order is the order of codes.
+    voxel_size_mm : float
+        Of the grid that the network works on.
+    patch_vox : tuple of 3 int
+        Window it was trained with.
+    contrasts : tuple of str
+        BIDS suffixes that it was made for.
+    net : dict
+        `brainseg_bids.nets.architectures.NetSpec` as a dict.
+    card : str
+        Text of the model card.
+    """
+
+    path: Path
+    name: str
+    digest: str
+    table: LabelTable
+    voxel_size_mm: float
+    patch_vox: tuple[int, int, int]
+    contrasts: tuple[str, ...]
+    net: dict
+    card: str
+
+    @classmethod
+    def read(cls, path: str | Path) -> ModelBundle:
+        """Read and check a bundle; weights stay on disk until `load`.
+
+        Raises
+        ------
+        BundleError
+            If files are missing, of a newer format, or not those the manifest was made for.
+        """
+        path = Path(path)
+        try:
+            text = (path / MANIFEST).read_text(encoding="utf-8")
+            manifest = json.loads(text)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: {MANIFEST} cannot be read ({error}). Fetch the model again.") from error
+        if manifest.get("format") != FORMAT:
+            raise BundleError(
+                f"{path}: bundle format {manifest.get('format')} is not {FORMAT}, the one that this "
+                "version reads. Install the version of brainseg-bids that made it."
+            )
+        for name, expected in manifest["sha256"].items():
+            file = path / name
+            if not file.is_file():
+                raise BundleError(f"{path}: {name} is missing. Fetch the model again.")
+            if _sha256(file.read_bytes()) != expected:
+                raise BundleError(
+                    f"{path}: {name} is not the file that this bundle was made with (its SHA-256 "
+                    "differs). Fetch the model again."
+                )
+        return cls(
+            path=path, name=manifest["name"], digest=_sha256(text.encode()),
+            table=LabelTable.read(path / LABELS, name=manifest["label_table"]),
+            voxel_size_mm=manifest["voxel_size_mm"], patch_vox=tuple(manifest["patch_vox"]),
+            contrasts=tuple(manifest["contrasts"]), net=manifest["net"],
+            card=(path / CARD).read_text(encoding="utf-8"),
+        )
+
+    def load(self, device: str = "cpu") -> PackedNet:
+        """Network with its weights, in evaluation mode, float32."""
+        from safetensors.torch import load_file
+
+        from brainseg_bids.nets.architectures import NetSpec, build
+
+        net = build(NetSpec(**self.net))
+        state = load_file(self.path / WEIGHTS, device="cpu")
+        net.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        return net.eval().to(device)
+
+
+def write_bundle(
+    path: str | Path,
+    *,
+    name: str,
+    net: NetSpec,
+    state: dict[str, torch.Tensor],
+    table: LabelTable,
+    voxel_size_mm: float,
+    patch_vox: tuple[int, int, int],
+    contrasts: tuple[str, ...],
+    card: str,
+    training: dict,
+) -> ModelBundle:
+    """Write a bundle; weights are stored as float16.
+
+    Parameters
+    ----------
+    training : dict
+        How it came to be (plan, steps, label maps by name): kept in the manifest.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.half().contiguous() for k, v in state.items()}, path / WEIGHTS)
+    table.write(path / LABELS)
+    (path / CARD).write_text(card, encoding="utf-8")
+    manifest = {
+        "format": FORMAT, "name": name, "label_table": table.name,
+        "voxel_size_mm": voxel_size_mm, "patch_vox": list(patch_vox), "contrasts": list(contrasts),
+        "net": {k: getattr(net, k) for k in ("architecture", "n_labels", "stem", "features", "options")},
+        "intensity": "0.5th to 99.5th percentile to 0..1, clipped",
+        "training": training,
+        "sha256": {n: _sha256((path / n).read_bytes()) for n in (WEIGHTS, LABELS, CARD)},
+    }
+    (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return ModelBundle.read(path)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
