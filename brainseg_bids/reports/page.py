@@ -84,7 +84,7 @@ def asymmetries(rows: list[dict]) -> list[Asymmetry]:
     [Asymmetry(name='Thalamus', group='Brain', left_mm3=110.0, right_mm3=90.0, percent=20.0)]
     """
     pairs: dict[tuple[str, str], dict[str, float]] = {}
-    for row in _anatomical(rows):
+    for row in anatomical(rows):
         if row["hemisphere"] in ("left", "right"):
             pair = pairs.setdefault((plain_name(str(row["name"])), group_of_row(row)), {})
             pair[row["hemisphere"]] = float(row["volume_mm3"])
@@ -131,7 +131,9 @@ def write_page(
     version : str
         Of this software.
     """
-    text = _environment().get_template("report.html.j2").render(
+    return render_page(
+        path,
+        "report.html.j2",
         subject=subject.removeprefix("sub-"),
         scans=[_scan(scan) for scan in scans],
         n_warnings=sum(len(scan.warnings) for scan in scans),
@@ -139,8 +141,13 @@ def write_page(
         errors=errors,
         methods=_paragraphs(methods),
         version=version,
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
+
+
+def render_page(path: Path, template: str, **content: object) -> Path:
+    """Fill a packaged template and write it, whole or not at all; everything is escaped."""
+    written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    text = _environment().get_template(template).render(written=written, **content)
     path = Path(path)
     with whole_or_nothing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -149,7 +156,7 @@ def write_page(
 
 def _scan(scan: ScanReport) -> dict:
     """What the template needs of one scan."""
-    rows = _anatomical(scan.volumes)
+    rows = anatomical(scan.volumes)
     pairs = asymmetries(rows)
     groups = []
     for name in GROUPS:
@@ -161,7 +168,7 @@ def _scan(scan: ScanReport) -> dict:
     return {
         "title": scan.title,
         "source": scan.source,
-        "figure": _embedded(Path(scan.figure)),
+        "figure": embedded(Path(scan.figure)),
         "groups": groups,
         "brain_mm3": totals.get(BRAIN),
         "csf_mm3": totals.get(CSF),
@@ -175,7 +182,7 @@ def _scan(scan: ScanReport) -> dict:
     }
 
 
-def _anatomical(rows: list[dict]) -> list[dict]:
+def anatomical(rows: list[dict]) -> list[dict]:
     """Rows without background, sorted by group; left and right of a structure are neighbours."""
     cleaned = [
         {
@@ -204,7 +211,7 @@ def _anatomical(rows: list[dict]) -> list[dict]:
     )
 
 
-def _embedded(figure: Path) -> str | None:
+def embedded(figure: Path) -> str | None:
     """Data URI of a PNG, None if there is no such file."""
     if not figure.is_file():
         return None

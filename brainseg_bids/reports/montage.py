@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cuts through an image and its labels in world millimetres, coloured and laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.reports.groups import BRAIN, CSF, group_of_mapping, shown_labels
+
+OPACITY = 0.5
+"""Share of the label's colour in a filled pixel; the rest is the image beneath."""
+WIDTH_PX = 1600
+MARGIN_PX = 44
+"""Left of the tiles, for the names of the planes."""
+BACKGROUND = (11, 13, 16)
+
+_TILES_HEIGHT_PX = 1800
+_GAP_PX, _PAIR_HEAD_PX, _PLANE_GAP_PX = 4, 22, 14
+_MARGIN_MM, _SMALLEST_VIEW_MM = 6.0, 100.0
+_HEADROOM = 0.08  # keeps white matter in a T1w picture short of white
+# Pixels lie this far off voxel borders, so that a border belongs to the same voxel
+# whichever way the file's axes run.
+_NUDGE_MM = 1.7e-4
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One of the three views: world axis cut, and the axes drawn to the right and upwards."""
+
+    name: str
+    axis: int
+    right: int
+    up: int
+    ends: tuple[str, str]
+    order: str
+
+
+PLANES = (
+    Plane("Sagittal", 0, 1, 2, ("P", "A"), "left to right"),
+    Plane("Coronal", 1, 0, 2, ("L", "R"), "back to front"),
+    Plane("Axial", 2, 0, 1, ("L", "R"), "bottom to top"),
+)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Where one cut lies in the picture.
+
+    Parameters
+    ----------
+    plane : Plane
+    at_mm : float
+        World coordinate of the cut along ``plane.axis``.
+    overlay : bool
+        Whether labels are drawn over the image.
+    left, top, width, height : int
+        Pixels, from the upper left corner.
+    """
+
+    plane: Plane
+    at_mm: float
+    overlay: bool
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Montage:
+    """All cuts of a picture, before anything is written on it.
+
+    Parameters
+    ----------
+    pixels : (height, width, 3) uint8
+    tiles : tuple of Tile
+    box_mm : (3, 2) float
+        What every tile shows: first and last world coordinate along R, A, S.
+    px_per_mm : float
+        One scale for all tiles and both directions.
+    window : tuple of 2 float
+        Image intensities shown as black and as white.
+    """
+
+    pixels: np.ndarray
+    tiles: tuple[Tile, ...]
+    box_mm: np.ndarray
+    px_per_mm: float
+    window: tuple[float, float]
+
+    def pixel(self, tile: Tile, world_mm: tuple[float, float, float]) -> tuple[int, int]:
+        """Row and column at which ``tile`` shows a world position."""
+        plane = tile.plane
+        column = (world_mm[plane.right] - self.box_mm[plane.right, 0]) * self.px_per_mm
+        row = (self.box_mm[plane.up, 1] - world_mm[plane.up]) * self.px_per_mm
+        return tile.top + int(row), tile.left + int(column)
+
+
+def arrange(image: np.ndarray, labels: LabelMap, *, n_cuts: int = 7) -> Montage:
+    """Cut, colour and lay out.
+
+    Parameters and errors are those of `brainseg_bids.reports.figures.draw_segmentation`.
+    """
+    if image.shape != labels.voxels.shape:
+        raise ValueError(f"image {image.shape} and labels {labels.voxels.shape} differ in shape")
+    if n_cuts < 1:
+        raise ValueError(f"n_cuts is {n_cuts}, at least 1 is needed")
+    box_mm = _view(labels)
+    positions = _positions(labels, n_cuts, box_mm)
+    px_per_mm = _scale(box_mm, n_cuts)
+    cuts = {
+        (plane.name, at_mm): _cut(image, labels, plane, at_mm, box_mm, px_per_mm)
+        for plane in PLANES
+        for at_mm in positions[plane.axis]
+    }
+    window = _window(cuts.values(), labels)
+    tiles = _lay_out(positions, box_mm, px_per_mm, n_cuts)
+    height = max(tile.top + tile.height for tile in tiles)
+    pixels = np.full((height, WIDTH_PX, 3), BACKGROUND, dtype=np.uint8)
+    for tile in tiles:
+        cut = cuts[tile.plane.name, tile.at_mm]
+        pixels[tile.top : tile.top + tile.height, tile.left : tile.left + tile.width] = _paint(
+            cut, labels, window, overlay=tile.overlay
+        )
+    return Montage(pixels, tiles, box_mm, px_per_mm, window)
+
+
+# -- where to cut -------------------------------------------------------------------------
+
+
+def _view(labels: LabelMap) -> np.ndarray:
+    """World box to show, (3, 2) mm: what is labelled and a margin, within the image."""
+    whole = _corners_mm(labels.grid)
+    whole = np.stack([whole.min(axis=1), whole.max(axis=1)], axis=1)
+    ends = _ends_mm(labels, [label.index for label in shown_labels(labels.table)])
+    if ends is None:
+        return whole
+    half_voxel = np.abs(labels.grid.affine[:3, :3]).sum(axis=1) / 2
+    low, high = ends.min(axis=1) - half_voxel, ends.max(axis=1) + half_voxel
+    # A failed segmentation may be a few voxels; the head around it tells why.
+    short = np.maximum(0, _SMALLEST_VIEW_MM - (high - low)) / 2
+    low, high = low - short - _MARGIN_MM, high + short + _MARGIN_MM
+    return np.stack([np.maximum(low, whole[:, 0]), np.minimum(high, whole[:, 1])], axis=1)
+
+
+def _positions(labels: LabelMap, n_cuts: int, box_mm: np.ndarray) -> list[list[float]]:
+    """World coordinates of the cuts along R, A, S."""
+    shown = shown_labels(labels.table)
+    brain = [label.index for label in shown if label.is_brain]
+    ends = _ends_mm(labels, brain)
+    if ends is None:
+        ends = _ends_mm(labels, [label.index for label in shown])
+    if ends is None:
+        low, high = box_mm[:, 0], box_mm[:, 1]
+    else:
+        # Percentiles: a stray voxel far away must not move the cuts out of the brain.
+        low, high = np.percentile(ends, 1, axis=1), np.percentile(ends, 99, axis=1)
+    steps = (np.arange(n_cuts) + 0.7) / (n_cuts + 0.4)
+    return [
+        [round(float(at), 1) for at in low[axis] + steps * (high[axis] - low[axis])]
+        for axis in range(3)
+    ]
+
+
+def _ends_mm(labels: LabelMap, codes: list[int]) -> np.ndarray | None:
+    """World positions of the lowest and highest wanted voxel of each column, (3, n), or None.
+
+    Extremes along any direction are among them, for oblique grids too.
+    """
+    wanted = np.zeros(max(int(labels.table.codes[-1]), 0) + 1, dtype=bool)
+    wanted[codes] = True
+    mask = np.empty_like(labels.voxels, dtype=bool)
+    # Slab by slab: indexing with the whole array would first widen it to 8 bytes a voxel.
+    for out, slab in zip(slabs(mask), slabs(labels.voxels), strict=True):
+        out[...] = wanted[slab]
+    grid, mask = labels.grid.to_ras(), labels.grid.array_to_ras(mask)
+    i, j = np.nonzero(mask.any(axis=2))
+    if not i.size:
+        return None
+    lowest = mask.argmax(axis=2)[i, j]
+    highest = mask.shape[2] - 1 - mask[:, :, ::-1].argmax(axis=2)[i, j]
+    voxels = np.concatenate([[i, j, lowest], [i, j, highest]], axis=1)
+    return grid.affine[:3, :3] @ voxels + grid.affine[:3, 3:]
+
+
+def slabs(array: np.ndarray) -> np.ndarray:
+    """View whose first axis is the one that is slowest in memory."""
+    return np.moveaxis(array, int(np.argmax(np.abs(array.strides))), 0)
+
+
+def _corners_mm(grid: Grid) -> np.ndarray:
+    corners = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in grid.shape])).reshape(3, -1)
+    return grid.affine[:3, :3] @ corners + grid.affine[:3, 3:]
+
+
+# -- one cut ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Sampled plane, all (height, width): intensities, codes, whether inside the image."""
+
+    grey: np.ndarray
+    codes: np.ndarray
+    inside: np.ndarray
+
+
+def _cut(
+    image: np.ndarray,
+    labels: LabelMap,
+    plane: Plane,
+    at_mm: float,
+    box_mm: np.ndarray,
+    px_per_mm: float,
+) -> _Cut:
+    """Sample a world plane: intensities between voxels, labels never."""
+    width, height = _tile_size(plane, box_mm, px_per_mm)
+    to_voxel = np.linalg.inv(labels.grid.affine)
+    world = np.full(3, _NUDGE_MM)
+    world[plane.axis] += at_mm
+    world[plane.right] += box_mm[plane.right, 0]
+    world[plane.up] += box_mm[plane.up, 1]
+    start = to_voxel[:3, :3] @ world + to_voxel[:3, 3]
+    right = (np.arange(width) + 0.5) / px_per_mm
+    down = (np.arange(height) + 0.5) / px_per_mm
+    at = (
+        start[:, None, None]
+        + to_voxel[:3, plane.right, None, None] * right
+        - to_voxel[:3, plane.up, None, None] * down[:, None]
+    )
+    last = np.array(image.shape)[:, None, None] - 1
+    inside = ((at >= -0.5) & (at <= last + 0.5)).all(axis=0)
+    grey = ndimage.map_coordinates(image, at, order=1, mode="nearest", output=np.float32)
+    nearest = np.clip(np.floor(at + 0.5).astype(np.intp), 0, last)
+    codes = np.where(inside, labels.voxels[tuple(nearest)], 0)
+    return _Cut(grey, codes, inside)
+
+
+def _window(cuts: Iterable[_Cut], labels: LabelMap) -> tuple[float, float]:
+    """Intensities of black and white: robust, and not set by fat or vessels outside the brain."""
+    cuts = list(cuts)
+    grey = np.concatenate([cut.grey[cut.inside] for cut in cuts])
+    codes = np.concatenate([cut.codes[cut.inside] for cut in cuts])
+    finite = np.isfinite(grey)
+    grey, codes = grey[finite], codes[finite]
+    if not grey.size:
+        return 0.0, 1.0
+    shown = shown_labels(labels.table)
+    head = grey[np.isin(codes, [label.index for label in shown])]
+    inner = [label.index for label in shown if group_of_mapping(label.mapping) in (BRAIN, CSF)]
+    brain = grey[np.isin(codes, inner)]
+    low = np.percentile(head if head.size > 500 else grey, 1)
+    high = np.percentile(next((v for v in (brain, head) if v.size > 500), grey), 99.5)
+    if high <= low:
+        low, high = float(grey.min()), float(grey.max())
+    high += _HEADROOM * (high - low)
+    return float(low), float(high if high > low else low + 1)
+
+
+def _paint(
+    cut: _Cut, labels: LabelMap, window: tuple[float, float], *, overlay: bool
+) -> np.ndarray:
+    """Colours of one tile, (height, width, 3) uint8."""
+    low, high = window
+    grey = np.nan_to_num(np.clip((cut.grey - low) / (high - low), 0, 1)) * cut.inside
+    colors = np.repeat(grey[..., None], 3, axis=2)
+    if overlay:
+        largest = int(labels.table.codes[-1])
+        palette, filled = np.zeros((largest + 1, 3), np.float32), np.zeros(largest + 1, bool)
+        for label in shown_labels(labels.table):
+            palette[label.index], filled[label.index] = label.rgb, True
+        here = filled[cut.codes]
+        colors[here] = (1 - OPACITY) * colors[here] + OPACITY * palette[cut.codes[here]]
+    return np.rint(colors * 255).astype(np.uint8)
+
+
+# -- layout -------------------------------------------------------------------------------
+
+
+def _tile_size(plane: Plane, box_mm: np.ndarray, px_per_mm: float) -> tuple[int, int]:
+    """Width and height in pixels."""
+    size_mm = box_mm[:, 1] - box_mm[:, 0]
+    return tuple(max(1, round(float(size_mm[a]) * px_per_mm)) for a in (plane.right, plane.up))
+
+
+def _scale(box_mm: np.ndarray, n_cuts: int) -> float:
+    """Pixels per mm that fill the picture's width, unless it would become too tall."""
+    size_mm = box_mm[:, 1] - box_mm[:, 0]
+    widest_mm = max(size_mm[plane.right] for plane in PLANES)
+    tall_mm = 2 * sum(size_mm[plane.up] for plane in PLANES)
+    wide_px = (WIDTH_PX - MARGIN_PX - _GAP_PX * n_cuts) / n_cuts
+    return float(min(wide_px / widest_mm, _TILES_HEIGHT_PX / tall_mm))
+
+
+def _lay_out(
+    positions: list[list[float]], box_mm: np.ndarray, px_per_mm: float, n_cuts: int
+) -> tuple[Tile, ...]:
+    tiles, top = [], 0
+    pitch = (WIDTH_PX - MARGIN_PX) / n_cuts
+    for plane in PLANES:
+        width, height = _tile_size(plane, box_mm, px_per_mm)
+        top += _PAIR_HEAD_PX
+        for overlay in (False, True):
+            for column, at_mm in enumerate(positions[plane.axis]):
+                left = round(MARGIN_PX + pitch * (column + 0.5) - width / 2)
+                tiles.append(Tile(plane, at_mm, overlay, left, top, width, height))
+            top += height + _GAP_PX
+        top += _PLANE_GAP_PX
+    return tuple(tiles)
