@@ -167,6 +167,7 @@ class RecipeSpace:
     resolution_isotropic_mm: tuple[float, float] = (1.0, 4.0)
     resolution_slice_p: float = 0.5
     resolution_slice_mm: tuple[float, float] = (1.0, 8.0)
+    resolution_thickness_frac: tuple[float, float] = (0.6, 1.2)
     noise_sd_frac: tuple[float, float] = (0.0, 0.0)
     texture_scale_mm: tuple[float, float] = (6.0, 24.0)
     stripped_p: float = 0.0
@@ -287,8 +288,8 @@ class RecipeSpace:
             size[rng.integers(3)] = rng.uniform(*self.resolution_slice_mm)
         else:
             size = np.full(3, rng.uniform(*self.resolution_isotropic_mm))
-        # A slice may be thinner than the gap between slices, never thinner than a native voxel.
-        thickness = np.array([rng.uniform(min(1.0, s), s) for s in size])
+        # Slices are thinner than their spacing (gaps) or a little thicker (profiles overlap).
+        thickness = size * rng.uniform(*self.resolution_thickness_frac)
         return Resolution(tuple(float(s) for s in size), tuple(float(t) for t in thickness))
 
     def _draw_view(self, rng: np.random.Generator) -> View:

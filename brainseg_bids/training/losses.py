@@ -27,7 +27,9 @@ def choose_voxels(
     """
     generator = torch.Generator().manual_seed(seed)
     flat = labels.flatten()
-    drawn = torch.randint(flat.numel(), (24 * anywhere,), generator=generator).to(flat.device)
+    # A third of all voxels are looked at: enough of the smallest structures is among them.
+    n_drawn = max(anywhere, flat.numel() // 3)
+    drawn = torch.randint(flat.numel(), (n_drawn,), generator=generator).to(flat.device)
     found = flat[drawn]
     uniform = drawn[:anywhere]
     order = torch.argsort(found, stable=True)
