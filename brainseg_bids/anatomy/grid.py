@@ -113,16 +113,16 @@ class Grid:
         return Grid(tuple(self.shape[old] for old, _ in order), self.affine @ turn)
 
     def array_to_ras(self, array: np.ndarray) -> np.ndarray:
-        """View of ``array`` (X, Y, Z on this grid) on `to_ras`'s axes; nothing is copied."""
+        """View of ``array`` (X, Y, Z, ... on this grid) on `to_ras`'s axes; nothing is copied."""
         order = self.orientation()
-        turned = array.transpose([old for old, _ in order])
+        turned = array.transpose([old for old, _ in order] + list(range(3, array.ndim)))
         return turned[tuple(slice(None, None, sign) for _, sign in order)]
 
     def array_from_ras(self, array: np.ndarray) -> np.ndarray:
         """Undo `array_to_ras`: view of an array on `to_ras`'s axes, back on this grid's."""
         order = self.orientation()
         turned = array[tuple(slice(None, None, sign) for _, sign in order)]
-        return turned.transpose(np.argsort([old for old, _ in order]))
+        return turned.transpose(list(np.argsort([old for old, _ in order])) + list(range(3, array.ndim)))
 
     def with_voxel_size(self, voxel_size_mm: float | tuple[float, float, float]) -> Grid:
         """Grid over the same box, centred on it, with voxels of another size.

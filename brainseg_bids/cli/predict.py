@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segment one image in a process of its own.
+
+``python -m brainseg_bids.cli.predict --image T1w.nii.gz --model head-t1w-1mm --labels dseg.nii.gz --report report.json``
+
+A process of its own gives its memory back, and one that the system kills is a failed step
+with a message instead of a workflow that waits for ever.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
+from brainseg_bids.volumes import InputError, read_volume, whole_or_nothing, write_label_map
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--image", type=Path, required=True, help="image to segment")
+    parser.add_argument("--model", required=True, help="packaged model's name or a model folder")
+    parser.add_argument("--labels", type=Path, required=True, help="label map to write")
+    parser.add_argument("--probseg", type=Path, help="also write probabilities, 4D")
+    parser.add_argument("--report", type=Path, required=True, help="facts to write, JSON")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, or 1 after one line on stderr that says what is wrong."""
+    options = parse(argv)
+    try:
+        facts = predict(options)
+    except (InputError, BundleError, OSError) as error:
+        return _fail(str(error))
+    except MemoryError:
+        return _fail(f"{options.image}: not enough memory. Give the job more, or use --device cpu.")
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "alloc" not in str(error):
+            raise
+        return _fail(f"{options.image}: not enough memory on {options.device} ({str(error).splitlines()[0]}).")
+    with whole_or_nothing(options.report) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1) + "\n")
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"brainseg: ERROR: {message}", file=sys.stderr)
+    return 1
+
+
+def predict(options: argparse.Namespace) -> dict:
+    """Read, segment, write; returns the facts for the report."""
+    began_s = time.monotonic()
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        image, grid = read_volume(options.image)
+    notes = [str(w.message) for w in noted if str(options.image) in str(w.message)]
+    bundle = ModelBundle.read(find_bundle(options.model))
+    notes += _notes_on_voxels(options.image, grid, bundle.voxel_size_mm)
+
+    import torch  # late: a wrong path shall be told at once
+
+    from brainseg_bids.inference.predict import segment
+
+    device = choose_device(options.device)
+    if options.threads > 0:
+        torch.set_num_threads(options.threads)
+    net = bundle.load(device)
+    probabilities = _ProbabilityFile(options.probseg, grid, len(bundle.table)) if options.probseg else None
+    try:
+        labels = segment(
+            image, grid, net, bundle.table, voxel_size_mm=bundle.voxel_size_mm,
+            window_vox=bundle.patch_vox, device=device, progress=_Progress(options.image.name),
+            on_probabilities=probabilities.put if probabilities else None,
+        )
+        if not labels.brain_mask().any():
+            notes.append(f"{options.image}: no brain was found. Look at the picture.")
+        if probabilities:
+            probabilities.save()
+        write_label_map(labels, options.labels)
+    finally:
+        if probabilities:
+            probabilities.close()
+    return {
+        "image": str(options.image),
+        "model": bundle.name,
+        "model_digest": bundle.digest,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "took_s": round(time.monotonic() - began_s, 2),
+        "peak_gib": round(peak_gib(device), 3),
+        "input_shape": list(grid.shape),
+        "input_voxel_size_mm": [round(size, 4) for size in grid.voxel_size_mm],
+        "model_voxel_size_mm": bundle.voxel_size_mm,
+        "warnings": notes,
+    }
+
+
+def choose_device(wanted: str) -> str:
+    """Device by name; ``auto`` takes an accelerator if there is one.
+
+    Raises
+    ------
+    InputError
+        If the wanted one is not there.
+    """
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if not there[wanted]:
+        raise InputError(
+            f"--device {wanted}: PyTorch sees no such device here. Use --device cpu; in a container "
+            "an accelerator needs --nv (NVIDIA) or --rocm (AMD)."
+        )
+    return wanted
+
+
+def peak_gib(device: str) -> float:
+    """Most memory this process has held: GPU memory on CUDA, else resident memory."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def _notes_on_voxels(path: Path, grid: Grid, model_mm: float) -> list[str]:
+    sizes = grid.voxel_size_mm
+    shown = " x ".join(f"{size:.2g}" for size in sizes)
+    notes = []
+    if max(sizes) > 2 * model_mm:
+        notes.append(
+            f"{path}: voxels of {shown} mm are coarser than the model's {model_mm:g} mm; thin "
+            "structures such as cortex are not to be trusted."
+        )
+    if min(grid.extent_mm) < 100:
+        notes.append(f"{path}: the image is only {min(grid.extent_mm):.0f} mm wide along one axis; the head is cut.")
+    return notes
+
+
+class _Progress:
+    """A bar on a terminal, a line every tenth of the way in a log file."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.bar, self.told = name, None, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = self.bar or tqdm(total=total, desc=self.name, unit="window")
+            self.bar.update(1)
+            if done == total:
+                self.bar.close()
+        elif done == total or done * 10 // total > self.told:
+            self.told = done * 10 // total
+            print(f"brainseg: {self.name}: {100 * done // total} %", file=sys.stderr, flush=True)
+
+
+class _ProbabilityFile:
+    """4D probabilities that never lie in memory as a whole: bytes, 255 = 1, in a scratch file."""
+
+    def __init__(self, path: Path, grid: Grid, n_labels: int) -> None:
+        self.path, self.grid = path, grid
+        self.scratch = tempfile.NamedTemporaryFile(dir=path.parent, prefix=".probseg", suffix=".raw")
+        shape = (n_labels, *grid.shape[::-1])
+        self.data = np.memmap(self.scratch.name, dtype=np.uint8, mode="w+", shape=shape)
+        self.data[0] = 255
+        self.turned = grid.array_to_ras(self.data.T)  # (X, Y, Z, label) on RAS axes
+
+    def put(self, plane: int, rows: slice, columns: slice, probabilities) -> None:
+        values = (probabilities * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        self.turned[plane, rows, columns] = values
+
+    def save(self) -> None:
+        header = nib.Nifti1Header()
+        header.set_data_shape((*self.grid.shape, len(self.data)))
+        header.set_data_dtype(np.uint8)
+        header.set_qform(self.grid.affine, code=1)
+        header.set_sform(self.grid.affine, code=1)
+        header.set_xyzt_units("mm")
+        header["scl_slope"], header["scl_inter"] = 1 / 255, 0
+        header["vox_offset"], header["magic"] = 352, b"n+1"
+        with whole_or_nothing(self.path) as temporary, gzip.open(temporary, "wb", compresslevel=1) as file:
+            file.write(header.binaryblock + b"\0\0\0\0")
+            for volume in self.data:
+                file.write(volume.tobytes())
+
+    def close(self) -> None:
+        self.turned = None
+        self.data = None
+        self.scratch.close()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
