@@ -37,7 +37,7 @@ HEADER_PX = 74
 _LEGEND_ROW_PX, _LEGEND_COLUMNS = 22, 6
 _DPI = 100
 _LARGEST_BYTES = 2_000_000
-_INK, _FAINT, _LINE, _RED, _BLUE = "#e8eaed", "#9aa0a6", _LINE, _RED, _BLUE
+_INK, _FAINT, _LINE, _RED, _BLUE = "#e8eaed", "#9aa0a6", "#5f6368", "#f28b82", "#8ab4f8"
 _PAGE = tuple(value / 255 for value in BACKGROUND)
 _FONT = {"family": "DejaVu Sans", "parse_math": False}
 
