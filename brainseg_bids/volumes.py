@@ -79,7 +79,8 @@ def read_label_map(path: str | Path, table: LabelTable) -> LabelMap:
     return LabelMap(np.ascontiguousarray(voxels), grid, table)
 
 
-def _load(path: str | Path) -> tuple[np.ndarray, Grid]:
+def check_present(path: str | Path) -> None:
+    """Raise `InputError` if a file is missing, empty, or a git-annex pointer without content."""
     path = Path(path)
     if path.is_symlink() and not path.exists():
         raise InputError(f"{path}: the file's content is not here. Fetch it with: datalad get {path}")
@@ -90,6 +91,11 @@ def _load(path: str | Path) -> tuple[np.ndarray, Grid]:
         raise InputError(f"{path}: the file is empty. Copy or export it again.")
     if size < 1024 and path.read_bytes()[:12].startswith((b"/annex/", b".git/annex")):
         raise InputError(f"{path}: the file's content is not here. Fetch it with: datalad get {path}")
+
+
+def _load(path: str | Path) -> tuple[np.ndarray, Grid]:
+    path = Path(path)
+    check_present(path)
     try:
         file = nib.load(path)
         data = np.asanyarray(file.dataobj)

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``brainseg`` and ``python -m brainseg_bids``: argv in, exit code out."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the app.
+
+    Returns
+    -------
+    int
+        0 done; 1 some image could not be done; 2 the command line or its data cannot be used;
+        70 the workflow could not be built; 130 interrupted.
+    """
+    from brainseg_bids.cli.parser import parse
+
+    settings = parse(argv)
+    from brainseg_bids.cli.run import run  # late: `--help` shall not wait for it
+
+    return run(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

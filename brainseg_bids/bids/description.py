@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the derivative says about itself: description, label tables, README, ``.bidsignore``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from brainseg_bids import __version__
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.volumes import InputError, whole_or_nothing
+
+CODE_URL = "https://pypi.org/project/brainseg-bids/"
+BIDS_VERSION = "1.10.1"
+
+# Without trailing slashes: the validator does not match a folder by "figures/".
+# morph: BIDS has no suffix for volumes yet; BEP011 and others use this one.
+BIDSIGNORE = ("*.html", "figures", "*_morph.*")
+
+README = """\
+# Segmentations by brainseg-bids
+
+Whole-head labels of structural MR images, each on its image's own grid.
+
+- `*_seg-brainseg_dseg.nii.gz`: labels, explained in `seg-brainseg_dseg.tsv`
+- `*_seg-tissue_dseg.nii.gz`: the same as tissues, explained in `seg-tissue_dseg.tsv`
+- `*_desc-brain_mask.nii.gz`: the brain with its ventricles
+- `*_seg-brainseg_desc-volumes_morph.tsv`: volumes
+- `*_seg-brainseg_probseg.nii.gz`: probabilities (with `--probseg`)
+- `sub-*.html`: pages to look at; `logs/CITATION.md`: text for the methods section
+
+A name with `space-T2w` belongs to the T2w image of that participant, and so on; one without
+belongs to the T1w. The JSON file beside each names its source, the model and its digest.
+These are research results, not a medical device.
+"""
+
+
+def raw_link(bids_dir: Path, output_dir: Path) -> str:
+    """What ``bids:raw:`` stands for: relative if the derivative lies in the dataset.
+
+    >>> raw_link(Path("/data"), Path("/data/derivatives/brainseg"))
+    '../..'
+    >>> raw_link(Path("/data"), Path("/out"))
+    'file:///data'
+    """
+    if output_dir.resolve().is_relative_to(bids_dir.resolve()):
+        return os.path.relpath(bids_dir.resolve(), output_dir.resolve())
+    return bids_dir.resolve().as_uri()
+
+
+def raw_uri(path: Path, bids_dir: Path) -> str:
+    """BIDS URI of an input.
+
+    >>> raw_uri(Path("/data/sub-01/anat/sub-01_T1w.nii.gz"), Path("/data"))
+    'bids:raw:sub-01/anat/sub-01_T1w.nii.gz'
+    """
+    return f"bids:raw:{path.relative_to(bids_dir).as_posix()}"
+
+
+def write_description(bids_dir: Path, output_dir: Path) -> Path:
+    """Write ``dataset_description.json``, ``.bidsignore`` and ``README.md``."""
+    try:
+        raw = json.loads((bids_dir / "dataset_description.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raw = {}
+    raw = raw if isinstance(raw, dict) else {}
+    source = {"URL": "bids:raw:", "DOI": raw.get("DatasetDOI"), "Version": raw.get("DatasetVersion")}
+    if source["DOI"] and not source["DOI"].startswith("doi:"):
+        source["DOI"] = None  # the validator wants a doi: URI, and some datasets have a bare DOI
+    made_by: dict = {"Name": "brainseg-bids", "Version": __version__, "CodeURL": CODE_URL}
+    if "IS_DOCKER_8395080871" in os.environ:  # how NiPreps' images say that they are images
+        tag = os.environ.get("BRAINSEG_DOCKER_TAG", __version__)
+        made_by["Container"] = {"Type": "docker", "Tag": f"brainseg-bids:{tag}"}
+    write_json(output_dir / "dataset_description.json", {
+        "Name": f"brainseg-bids: whole-head segmentations of {raw.get('Name') or bids_dir.name}",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "License": raw.get("License"),
+        "GeneratedBy": [made_by],
+        "SourceDatasets": [{key: value for key, value in source.items() if value}],
+        "DatasetLinks": {"raw": raw_link(bids_dir, output_dir)},
+    })
+    write_text(output_dir / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
+    write_text(output_dir / "README.md", README)
+    return output_dir / "dataset_description.json"
+
+
+def write_label_tables(output_dir: Path, tables: Mapping[str, LabelTable]) -> dict[str, Path]:
+    """Write ``seg-NAME_dseg.tsv`` for each table into the derivative's root.
+
+    Raises
+    ------
+    InputError
+        If the root has another table of that name: its segmentations would change meaning.
+    """
+    paths = {}
+    for name, table in tables.items():
+        path = output_dir / f"seg-{name}_dseg.tsv"
+        if path.is_file():
+            try:
+                same = LabelTable.read(path) == table
+            except ValueError:
+                same = False
+            if not same:
+                raise InputError(
+                    f"{path}: segmentations with other labels are there already. "
+                    "Choose another output_dir for this model."
+                )
+        else:
+            with whole_or_nothing(path) as temporary:
+                table.write(temporary)
+        paths[name] = path
+    return paths
+
+
+def write_json(path: Path, content: dict) -> Path:
+    """Write JSON whole or not at all; keys without a value are left out."""
+    content = {key: value for key, value in content.items() if value is not None}
+    return write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write text whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_or_nothing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find participants and their structural images in a BIDS dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from brainseg_bids.bids.names import OutputNames, Scan
+from brainseg_bids.volumes import InputError, check_present
+
+STRUCTURAL = ("T1w", "T2w", "PDw", "T2starw", "FLAIR", "UNIT1", "FLASH", "PD")
+"""Suffixes taken unless the user says otherwise: whole-head pictures of anatomy. Slabs (angio,
+inplaneT1), quantitative maps (T1map) and raw parts (MP2RAGE, MPM, MEGRE) have to be asked for."""
+
+PARTS_OF_AN_IMAGE = ("inv", "flip", "mt")
+"""An image with one of these is one exposure of several, such as MP2RAGE's first inversion."""
+
+ENTITIES = {  # pybids' name: BIDS' key
+    "session": "ses", "task": "task", "acquisition": "acq", "ceagent": "ce",
+    "reconstruction": "rec", "direction": "dir", "run": "run", "echo": "echo", "flip": "flip",
+    "inv": "inv", "mt": "mt", "part": "part", "chunk": "chunk", "datatype": "", "extension": "",
+}
+
+ELSEWHERE = frozenset({name.lower() for name in STRUCTURAL} | {
+    "asl", "bold", "dwi", "fmap", "magref", "mask", "pet", "roi", "sbref", "t1map", "xfm",
+})
+"""Queries in filter files made for other apps, or for images not asked for now: no concern."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What BIDS offered for one person.
+
+    Parameters
+    ----------
+    label : str
+        Without ``sub-``.
+    scans : tuple of Scan
+        Images that can be taken, sorted by name.
+    faults : dict of str to str
+        For images that cannot: how messages call them, and the one line that says why.
+    """
+
+    label: str
+    scans: tuple[Scan, ...]
+    faults: dict[str, str]
+
+
+def find_participants(bids_dir: Path, wanted: Iterable[str] = ()) -> list[str]:
+    """Labels of the dataset's ``sub-*`` folders, or the wanted ones.
+
+    Raises
+    ------
+    InputError
+        If there is no participant, or a wanted one is not there.
+    """
+    there = sorted(
+        path.name.removeprefix("sub-") for path in bids_dir.glob("sub-*") if path.is_dir()
+    )
+    if not there:
+        raise InputError(f"{bids_dir}: no folder sub-* is in it. Give the root of a BIDS dataset.")
+    labels = list(dict.fromkeys(wanted)) or there
+    unknown = [label for label in labels if label not in there]
+    if unknown:
+        shown = ", ".join(there[:10]) + (f" and {len(there) - 10} more" if len(there) > 10 else "")
+        raise InputError(
+            f"{bids_dir}: no participant {', '.join(unknown)}. --participant-label knows {shown}."
+        )
+    return labels
+
+
+def dataset_notes(bids_dir: Path) -> list[str]:
+    """What is wrong with ``dataset_description.json``, one line each; nothing stops the run."""
+    path = bids_dir / "dataset_description.json"
+    if not path.is_file():
+        return [f"{path}: there is none, so this is not a valid BIDS dataset; going on all the same."]
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return [f"{path}: cannot be read as JSON ({error}); going on all the same."]
+    missing = [key for key in ("Name", "BIDSVersion") if key not in description]
+    return [f"{path}: {key} is missing; going on all the same." for key in missing]
+
+
+def find_subjects(
+    bids_dir: Path,
+    labels: Iterable[str],
+    *,
+    sessions: Iterable[str] = (),
+    contrasts: Iterable[str] = (),
+    filters: Mapping[str, Mapping] | None = None,
+    database_dir: Path | None = None,
+) -> list[Subject]:
+    """Find the images of some participants.
+
+    Parameters
+    ----------
+    bids_dir : Path
+    labels : iterable of str
+        Participants, as `find_participants` gives them. Only their folders are read: the index
+        of one participant takes 0.3 s, that of 500 takes 7 s.
+    sessions : iterable of str
+        Keep these sessions only. Images without a session are then left out.
+    contrasts : iterable of str
+        Suffixes; empty means `STRUCTURAL`, without parts of images and phase.
+    filters : mapping
+        Lower-case suffix to pybids entity to value; None: absent, ``"*"``: any.
+    database_dir : Path, optional
+        Keep the index there.
+
+    Raises
+    ------
+    InputError
+        If a filter names an image type or entity that there is not.
+    """
+    labels, sessions = list(labels), list(sessions)
+    asked = list(contrasts)
+    suffixes = asked or list(STRUCTURAL)
+    queries = _queries(suffixes, filters or {})
+    layout = _index(bids_dir, labels, database_dir)
+    subjects = []
+    for label in labels:
+        paths: set[Path] = set()
+        for suffix, query in queries.items():
+            given = {"datatype": "anat", "extension": [".nii", ".nii.gz"]} | query
+            if sessions and "session" not in query:
+                given["session"] = sessions
+            found = layout.get(subject=label, suffix=suffix, return_type="filename", **given)
+            paths |= {Path(path) for path in found if asked or _is_picture(Path(path), query)}
+        subjects.append(_subject(label, sorted(paths)))
+    return subjects
+
+
+def _is_picture(path: Path, query: Mapping) -> bool:
+    entities = Scan.from_path(path).entities
+    parts = [key for key in PARTS_OF_AN_IMAGE if key in entities and key not in query]
+    phase = entities.get("part", "mag") != "mag" and "part" not in query
+    return not parts and not phase
+
+
+def _queries(suffixes: list[str], filters: Mapping[str, Mapping]) -> dict[str, dict]:
+    from bids.layout import Query  # late: pybids takes a second to import
+
+    special = {None: Query.NONE, "*": Query.ANY}
+    by_key = {suffix.lower(): suffix for suffix in suffixes}
+    queries: dict[str, dict] = {suffix: {} for suffix in suffixes}
+    for key, values in filters.items():
+        if key.lower() not in by_key:
+            if key.lower() in ELSEWHERE:
+                continue
+            known = ", ".join(sorted(by_key))
+            raise InputError(f"--bids-filter-file: unknown query {key!r}. Known here: {known}.")
+        if not isinstance(values, Mapping):
+            raise InputError(f"--bids-filter-file: {key}: give entities and values in braces.")
+        for entity, value in values.items():
+            if entity == "suffix":
+                raise InputError("--bids-filter-file: choose suffixes with --contrasts.")
+            if entity not in ENTITIES:
+                known = ", ".join(sorted(ENTITIES))
+                raise InputError(
+                    f"--bids-filter-file: {key}: unknown entity {entity!r}. Known: {known}."
+                )
+            queries[by_key[key.lower()]][entity] = (
+                special[value] if value is None or value == "*" else value
+            )
+    return queries
+
+
+def _index(bids_dir: Path, labels: list[str], database_dir: Path | None):
+    from bids.layout import BIDSLayout, BIDSLayoutIndexer
+
+    only = "|".join(re.escape(label) for label in labels)
+    indexer = BIDSLayoutIndexer(
+        validate=False,
+        index_metadata=False,
+        ignore=[
+            "code", "sourcedata", "derivatives", "models", "stimuli", re.compile(r"/\."),
+            re.compile(rf"/sub-(?!(?:{only})(?:/|_|$))"),
+        ],
+    )
+    if database_dir is None:
+        return BIDSLayout(bids_dir, validate=False, indexer=indexer)
+    # A stored index is silently stale, and answers for another root: it is used only if the
+    # folders are as they were when it was made.
+    mark = database_dir / "brainseg_fingerprint.txt"
+    now = _fingerprint(bids_dir, labels)
+    stale = not mark.is_file() or mark.read_text() != now
+    database_dir.mkdir(parents=True, exist_ok=True)
+    layout = BIDSLayout(
+        bids_dir, validate=False, indexer=indexer, database_path=database_dir,
+        reset_database=stale,
+    )
+    mark.write_text(now)
+    return layout
+
+
+def _fingerprint(bids_dir: Path, labels: list[str]) -> str:
+    """Hash of root, participants and the change times of their folders."""
+    digest = hashlib.sha256(str(bids_dir.resolve()).encode())
+    for label in sorted(labels):
+        for folder, _, _ in sorted(os.walk(bids_dir / f"sub-{label}")):
+            digest.update(f"{folder}\t{os.stat(folder).st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _subject(label: str, paths: list[Path]) -> Subject:
+    """Check what can be told from names and sizes; the rest shows when an image is read."""
+    scans, faults = [], {}
+    owners: dict[Path, Scan] = {}
+    for path in paths:
+        scan = Scan.from_path(path)
+        title = scan.title
+        if scan.entities.get("sub") != label:
+            faults[title] = (
+                f"{path}: the name says sub-{scan.entities.get('sub')}, the folder sub-{label}. "
+                "Rename one of them."
+            )
+            continue
+        output = OutputNames.of(scan).labels
+        if output in owners:
+            other = owners[output].path.name
+            faults[f"{title} ({path.name})"] = (
+                f"{path}: it and {other} would both become {output.name}. "
+                "Keep one of them, or choose with --bids-filter-file."
+            )
+            continue
+        owners[output] = scan
+        try:
+            check_present(path)
+        except InputError as error:
+            faults[title] = str(error)
+            continue
+        scans.append(scan)
+    return Subject(label, tuple(scans), faults)

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names: the entities of an input, and what its outputs are called.
+
+An output's name is made from its input's name alone, never from which other images there
+are: a later run with more images writes the same names. Three rules keep them apart.
+
+1. Entities that BIDS allows on a segmentation stay: ``sub ses task acq ce rec run echo part
+   chunk``.
+2. All others (``dir inv flip mt mod``, and ones BIDS does not know) are put behind the label of
+   ``acq-``: ``acq-mp2rage_inv-2`` becomes ``acq-mp2rage+inv2``.
+3. The suffix of an image other than T1w becomes ``space-``: the segmentation lies in the space
+   of that image. ``sub-01_T2w`` gives ``sub-01_space-T2w_seg-brainseg_dseg``; a T1w, the usual
+   image, has no ``space-``, as in fMRIPrep and its kin.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+# BIDS' order; a name in another order does not pass the validator.
+BEFORE_SPACE = ("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part")
+AFTER_SPACE = ("chunk", "seg", "desc")
+KEPT = frozenset({*BEFORE_SPACE, "chunk"})
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One image as BIDS offered it.
+
+    Parameters
+    ----------
+    path : Path
+    entities : dict of str to str
+        Short BIDS keys (``sub``, ``acq``, ...) to labels, in the order of the name.
+    suffix : str
+        Such as ``T1w``.
+    """
+
+    path: Path
+    entities: dict[str, str]
+    suffix: str
+
+    @classmethod
+    def from_path(cls, path: str | Path) -> Scan:
+        """Read the entities from a file name.
+
+        >>> scan = Scan.from_path("/data/sub-01/ses-A/anat/sub-01_ses-A_run-2_T2w.nii.gz")
+        >>> scan.suffix, scan.entities
+        ('T2w', {'sub': '01', 'ses': 'A', 'run': '2'})
+        """
+        path = Path(path)
+        *pairs, suffix = _bare(path).split("_")
+        entities = dict(pair.split("-", 1) for pair in pairs if "-" in pair)
+        return cls(path, entities, suffix)
+
+    @property
+    def subject(self) -> str:
+        """Label without ``sub-``."""
+        return self.entities["sub"]
+
+    @property
+    def session(self) -> str | None:
+        """Label without ``ses-``, if there is one."""
+        return self.entities.get("ses")
+
+    @property
+    def title(self) -> str:
+        """How messages call it.
+
+        >>> Scan.from_path("sub-01_ses-A_run-2_T2w.nii.gz").title
+        'sub-01 ses-A run-2 T2w'
+        """
+        return _bare(self.path).replace("_", " ")
+
+
+def stem(scan: Scan, **extra: str) -> str:
+    """Entities of an output in BIDS' order, without suffix.
+
+    Parameters
+    ----------
+    scan : Scan
+    **extra : str
+        ``seg`` and ``desc``.
+
+    Examples
+    --------
+    >>> stem(Scan.from_path("sub-01_acq-a_inv-2_run-1_T2w.nii.gz"), seg="brainseg")
+    'sub-01_acq-a+inv2_run-1_space-T2w_seg-brainseg'
+    >>> stem(Scan.from_path("sub-01_T1w.nii.gz"), desc="brain")
+    'sub-01_desc-brain'
+    """
+    entities = {key: _clean(label) for key, label in scan.entities.items() if key in KEPT}
+    folded = [
+        _clean(key) + _clean(label) for key, label in scan.entities.items() if key not in KEPT
+    ]
+    if folded:
+        entities["acq"] = "+".join(filter(None, [entities.get("acq"), *folded]))
+    if scan.suffix != "T1w":
+        entities["space"] = _clean(scan.suffix)
+    entities |= extra
+    order = (*BEFORE_SPACE, "space", *AFTER_SPACE)
+    return "_".join(f"{key}-{entities[key]}" for key in order if key in entities)
+
+
+def folder(scan: Scan) -> Path:
+    """Folder of a scan's outputs, below the derivative's root.
+
+    >>> folder(Scan.from_path("sub-01_ses-A_T1w.nii.gz")).as_posix()
+    'sub-01/ses-A/anat'
+    """
+    session = [f"ses-{scan.session}"] if scan.session else []
+    return Path(f"sub-{scan.subject}", *session, "anat")
+
+
+def _bare(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _clean(label: str) -> str:
+    """What BIDS allows in a label: letters, digits and plus."""
+    return re.sub(r"[^0-9A-Za-z+]", "", label)
+
+
+@dataclass(frozen=True)
+class OutputNames:
+    """Where the outputs of one scan go, below the derivative's root. All `Path`."""
+
+    labels: Path
+    tissue: Path
+    mask: Path
+    volumes: Path
+    probseg: Path
+    figure: Path
+
+    @classmethod
+    def of(cls, scan: Scan) -> OutputNames:
+        """Names for one scan.
+
+        >>> OutputNames.of(Scan.from_path("sub-01_T1w.nii.gz")).volumes.as_posix()
+        'sub-01/anat/sub-01_seg-brainseg_desc-volumes_morph.tsv'
+        """
+        home = folder(scan)
+        segmented = stem(scan, seg="brainseg")
+        return cls(
+            labels=home / f"{segmented}_dseg.nii.gz",
+            tissue=home / f"{stem(scan, seg='tissue')}_dseg.nii.gz",
+            mask=home / f"{stem(scan, desc='brain')}_mask.nii.gz",
+            volumes=home / f"{stem(scan, seg='brainseg', desc='volumes')}_morph.tsv",
+            probseg=home / f"{segmented}_probseg.nii.gz",
+            figure=Path(f"sub-{scan.subject}", "figures", f"{segmented}_dseg.png"),
+        )
+
+
+def sidecar(path: Path) -> Path:
+    """JSON beside an image or a table.
+
+    >>> sidecar(Path("sub-01_dseg.nii.gz")).name
+    'sub-01_dseg.json'
+    """
+    return path.with_name(path.name.split(".")[0] + ".json")

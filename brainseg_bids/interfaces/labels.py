@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What follows from a label map: tissues, brain mask, volumes."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec,
+)
+
+from brainseg_bids.anatomy.crosswalk import Crosswalk
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import LabelTable, count_codes
+from brainseg_bids.volumes import read_label_map, write_label_map, write_mask
+
+COLUMNS = ("index", "name", "hemisphere", "n_voxels", "volume_mm3")
+
+
+class _LabelsInputSpec(BaseInterfaceInputSpec):
+    labels = File(exists=True, mandatory=True, desc="label map")
+    table = File(exists=True, mandatory=True, desc="its label table, dseg.tsv")
+
+
+class _FileOutputSpec(TraitedSpec):
+    out_file = File(exists=True)
+
+
+class _FromLabels(SimpleInterface):
+    input_spec = _LabelsInputSpec
+    output_spec = _FileOutputSpec
+
+    def _run_interface(self, runtime):
+        table = LabelTable.read(self.inputs.table, name="brainseg")
+        labels = read_label_map(self.inputs.labels, table)
+        self._results["out_file"] = str(self._write(labels, Path(runtime.cwd)))
+        return runtime
+
+    def _write(self, labels: LabelMap, folder: Path) -> Path:
+        raise TypeError("use Tissue, BrainMask or Volumes")
+
+
+class Tissue(_FromLabels):
+    """Labels as BIDS' standard tissues."""
+
+    def _write(self, labels: LabelMap, folder: Path) -> Path:
+        tissue = Crosswalk.packaged("brainseg", "tissue").translate(labels)
+        return write_label_map(tissue, folder / "tissue_dseg.nii.gz")
+
+
+class BrainMask(_FromLabels):
+    """Brain with its ventricles, without the fluid around."""
+
+    def _write(self, labels: LabelMap, folder: Path) -> Path:
+        return write_mask(labels.brain_mask(), labels.grid, folder / "brain_mask.nii.gz")
+
+
+class Volumes(_FromLabels):
+    """Voxels and mm³ of each label of the table; background is left out."""
+
+    def _write(self, labels: LabelMap, folder: Path) -> Path:
+        return write_volumes(labels, folder / "volumes_morph.tsv")
+
+
+def write_volumes(labels: LabelMap, path: Path) -> Path:
+    """Write the volumes table; a label that is absent has 0."""
+    counts, volumes_mm3 = count_codes(labels.voxels), labels.volumes_mm3()
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, delimiter="\t", lineterminator="\n")
+        rows.writerow(COLUMNS)
+        for label in labels.table:
+            if label.index == 0:
+                continue
+            rows.writerow([
+                label.index, label.name, label.hemisphere, counts.get(label.index, 0),
+                round(volumes_mm3[label.index], 3),
+            ])
+    return path

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Segment``: the network, in a process of its own."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from nipype.interfaces.base import CommandLine, CommandLineInputSpec, File, TraitedSpec, traits
+
+PREDICT = (sys.executable, "-m", "brainseg_bids.cli.predict")
+
+
+class SegmentationError(RuntimeError):
+    """The process ended without a result; the message is one line for the user."""
+
+
+class _SegmentInputSpec(CommandLineInputSpec):
+    image = File(exists=True, mandatory=True, argstr="--image %s", desc="image, 3D")
+    model = traits.Str(mandatory=True, argstr="--model %s", desc="bundle folder")
+    # Not told to the program: a model changed in place must not be taken from Nipype's cache.
+    model_digest = traits.Str(mandatory=True, desc="SHA-256 of the bundle")
+    labels = File("dseg.nii.gz", usedefault=True, argstr="--labels %s", desc="to be written")
+    probseg = File(argstr="--probseg %s", desc="to be written, 4D")
+    report = File("report.json", usedefault=True, argstr="--report %s", desc="to be written")
+    device = traits.Str("auto", usedefault=True, nohash=True, argstr="--device %s")
+    threads = traits.Int(1, usedefault=True, nohash=True, argstr="--threads %d")
+    # Nipype counts a node with this input as one that needs a GPU slot.
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True)
+
+
+class _SegmentOutputSpec(TraitedSpec):
+    labels = File(exists=True, desc="codes on the image's own grid, int16")
+    probseg = File(desc="probabilities, last axis is the label")
+    report = File(exists=True, desc="facts: time, memory, device, warnings")
+
+
+class Segment(CommandLine):
+    """Run the segmentation program on one image.
+
+    Parameters
+    ----------
+    program : sequence of str
+        Program and first arguments; tests put a stand-in here.
+    """
+
+    input_spec = _SegmentInputSpec
+    output_spec = _SegmentOutputSpec
+    _terminal_output = "file_split"
+
+    def __init__(self, program: tuple[str, ...] = PREDICT, **inputs) -> None:
+        super().__init__(command=shlex.join(program), **inputs)
+
+    def _format_arg(self, name, spec, value):
+        if name == "model":  # a path may hold spaces
+            value = shlex.quote(value)
+        return super()._format_arg(name, spec, value)
+
+    def _run_interface(self, runtime, correct_return_codes=(0,)):
+        threads = str(self.inputs.threads)
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            runtime.environ[variable] = threads
+        return super()._run_interface(runtime, correct_return_codes)
+
+    def raise_exception(self, runtime):
+        """Say what happened in one line."""
+        raise SegmentationError(_reason(Path(self.inputs.image), runtime.returncode, runtime.stderr))
+
+    def _list_outputs(self):
+        outputs = self.output_spec().get()
+        for name in ("labels", "probseg", "report"):
+            value = getattr(self.inputs, name)
+            if isinstance(value, str):
+                outputs[name] = str(Path(value).absolute())
+        return outputs
+
+
+def _reason(image: Path, code: int, stderr: str) -> str:
+    """One line from how a process ended and what it said.
+
+    >>> _reason(Path("T1w.nii.gz"), 1, "brainseg: T1w: 10 %\\nbrainseg: ERROR: T1w.nii.gz: is empty.")
+    'T1w.nii.gz: is empty.'
+    """
+    # A shell in between reports signal n as 128 + n.
+    number = -code if code < 0 else code - 128
+    if number == signal.SIGKILL:
+        return (
+            f"{image}: the segmentation was killed, most likely because memory ran out. "
+            "Give the job more memory, or run fewer at a time with --nprocs or --mem."
+        )
+    said = [line.strip() for line in (stderr or "").splitlines() if line.strip()]
+    for line in reversed(said):
+        if line.startswith("brainseg: ERROR: "):
+            return line.removeprefix("brainseg: ERROR: ")
+    if number > 0:
+        name = signal.Signals(number).name if number in set(signal.Signals) else number
+        return f"{image}: the segmentation was ended by signal {name}. Run it again."
+    last = said[-1] if said else f"exit code {code} without a message"
+    return f"{image}: the segmentation failed ({last})."

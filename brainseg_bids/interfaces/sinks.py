@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``SaveDerivative``: the only door out of a workflow."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits,
+)
+
+from brainseg_bids.bids.description import write_json
+from brainseg_bids.bids.names import sidecar
+from brainseg_bids.volumes import whole_or_nothing
+
+
+class SaveError(RuntimeError):
+    """An output could not be written; the message is one line for the user."""
+
+
+class _SaveDerivativeInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True)
+    # A string, not a File: Nipype would hash what an earlier run left there.
+    path = traits.Str(mandatory=True, desc="where it goes, with its final name")
+    metadata = traits.Dict(desc="for the JSON beside it; none: no JSON")
+    report = File(exists=True, desc="facts of the segmentation, added to the metadata")
+
+
+class _SaveDerivativeOutputSpec(TraitedSpec):
+    out_file = File(exists=True)
+
+
+class SaveDerivative(SimpleInterface):
+    """Copy a file to its final name, whole or not at all, with its JSON.
+
+    niworkflows' DerivativesDataSink copies straight to the final name, so a full disk or a kill
+    leaves half a file that the next run takes for a result; it also builds names from a pattern
+    file that has no ``seg-``. Here names are decided before (`brainseg_bids.bids.names`), and a
+    file gets its name only when its last byte is written. The JSON comes last: a result without
+    it does not count as done.
+    """
+
+    input_spec = _SaveDerivativeInputSpec
+    output_spec = _SaveDerivativeOutputSpec
+    _always_run = True  # the output may have been removed since
+
+    def _run_interface(self, runtime):
+        source, path = Path(self.inputs.in_file), Path(self.inputs.path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_or_nothing(path) as temporary:
+                shutil.copyfile(source, temporary)
+            if isinstance(self.inputs.metadata, dict):
+                write_json(sidecar(path), self.inputs.metadata | self._facts())
+        except OSError as error:
+            raise SaveError(save_fault(path, error)) from error
+        self._results["out_file"] = str(path)
+        return runtime
+
+    def _facts(self) -> dict:
+        if not isinstance(self.inputs.report, str):
+            return {}
+        report = json.loads(Path(self.inputs.report).read_text(encoding="utf-8"))
+        return {
+            "SegmentationSeconds": report["took_s"],
+            "PeakMemoryGiB": report["peak_gib"],
+            "Device": report["device"],
+            "Threads": report["threads"],
+            "InputVoxelSizeMm": report["input_voxel_size_mm"],
+            "ModelVoxelSizeMm": report["model_voxel_size_mm"],
+            "Warnings": report["warnings"],
+        }
+
+
+def save_fault(path: Path, error: OSError) -> str:
+    """One line for a file that could not be written."""
+    remedies = {
+        errno.ENOSPC: "the disk is full. Free some space and run it again",
+        errno.EDQUOT: "your quota is used up. Free some space and run it again",
+        errno.EROFS: "the file system is read-only. Choose another output_dir",
+        errno.EACCES: "there is no permission to write. Choose another output_dir",
+    }
+    reason = remedies.get(error.errno, f"it cannot be written ({error.strerror or error})")
+    return f"{path}: {reason}."

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Settings``: everything the user chose, frozen, TOML in and out."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import tomli_w
+
+PARTICIPANT_STAGES = ("segment",)
+GROUP_STAGES = ("summary",)
+
+
+class SettingsError(ValueError):
+    """A settings file that cannot be used; the message names file and remedy."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run of the app.
+
+    Parameters
+    ----------
+    bids_dir, output_dir, work_dir : Path
+    analysis_level : {"participant", "group"}
+    stages : tuple of str
+        What to do at this level.
+    participant_label, session_label : tuple of str
+        Without ``sub-`` and ``ses-``; empty means all.
+    contrasts : tuple of str
+        BIDS suffixes to take; empty means every structural one.
+    bids_filters : dict
+        Lower-case suffix to entity to value, as in the filter file; None: absent, "*": any.
+    model : str
+        Name of a packaged model or a folder.
+    device : {"auto", "cpu", "cuda", "mps"}
+    probseg : bool
+        Also write probabilities.
+    nprocs, omp_nthreads : int
+        CPUs in all, and threads of one step.
+    memory_gb : float or None
+        What the run may use in all; None: what the machine has.
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    analysis_level: str = "participant"
+    stages: tuple[str, ...] = PARTICIPANT_STAGES
+    participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    contrasts: tuple[str, ...] = ()
+    bids_filters: dict = field(default_factory=dict)
+    model: str = ""
+    device: str = "auto"
+    probseg: bool = False
+    nprocs: int = 1
+    omp_nthreads: int = 1
+    memory_gb: float | None = None
+    work_dir: Path = Path("work")
+    bids_database_dir: Path | None = None
+    skip_bids_validation: bool = False
+    clean_workdir: bool = False
+    reports_only: bool = False
+    boilerplate_only: bool = False
+    stop_on_first_crash: bool = False
+    resource_monitor: bool = False
+    write_graph: bool = False
+    nipype_plugin_file: Path | None = None
+    debug: bool = False
+    verbose: int = 0
+
+    def to_toml(self) -> str:
+        """Text that `from_toml` turns into an equal object.
+
+        >>> text = Settings(Path("/data"), Path("/out"), bids_filters={"t1w": {"run": None}}).to_toml()
+        >>> Settings.from_toml(text).bids_filters
+        {'t1w': {'run': None}}
+        """
+        values = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is None:  # TOML has no null: what is absent has its default
+                continue
+            if isinstance(value, Path):
+                value = str(value)
+            elif isinstance(value, tuple):
+                value = list(value)
+            elif isinstance(value, dict):  # its nulls carry meaning, so it travels as JSON
+                value = json.dumps(value)
+            values[item.name] = value
+        return tomli_w.dumps(values)
+
+    @classmethod
+    def from_toml(cls, text: str) -> Settings:
+        """Read what `to_toml` wrote.
+
+        Raises
+        ------
+        SettingsError
+            If it is no TOML or has a setting that this version does not know.
+        """
+        return cls(**read_values(text))
+
+
+def read_values(text: str, *, what: str = "settings") -> dict:
+    """Values of a settings file by name, in the types that `Settings` has.
+
+    Raises
+    ------
+    SettingsError
+        As `Settings.from_toml`; ``what`` names the file in the message.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{what}: this is no TOML ({error}).") from error
+    kinds = {item.name: str(item.type) for item in fields(Settings)}
+    unknown = sorted(set(values) - set(kinds))
+    if unknown:
+        raise SettingsError(
+            f"{what}: unknown setting {', '.join(unknown)}. Known: {', '.join(sorted(kinds))}."
+        )
+    for name, value in values.items():
+        kind = kinds[name]
+        try:
+            if kind.startswith("Path"):
+                values[name] = Path(value)
+            elif kind.startswith("tuple"):
+                if isinstance(value, str):
+                    raise TypeError("a list is expected")
+                values[name] = tuple(str(item) for item in value)
+            elif kind == "dict":
+                values[name] = json.loads(value) if isinstance(value, str) else dict(value)
+            elif kind == "bool" and not isinstance(value, bool):
+                raise TypeError("true or false is expected")
+            elif kind == "int" and type(value) is not int:
+                raise TypeError("a whole number is expected")
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"{what}: {name} = {value!r}: {error}.") from error
+    return values

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every way out of a workflow: files are written nowhere else."""
+
+from __future__ import annotations
+
+from nipype import IdentityInterface
+from nipype.pipeline import engine as pe
+from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+from brainseg_bids.interfaces.sinks import SaveDerivative
+
+
+def init_ds_scan_wf(
+    outputs: dict[str, str], metadata: dict[str, dict], *, name: str = "ds_scan_wf"
+) -> Workflow:
+    """Save the results of one image under their final names.
+
+    Parameters
+    ----------
+    outputs : dict of str to str
+        What to save (``labels``, ``tissue``, ...) and where.
+    metadata : dict of str to dict
+        JSON beside each; what is not named there gets none.
+
+    Inputs
+    ------
+    report
+        Facts of the segmentation, added to each JSON.
+    *outputs*
+        One field per output, by the same name.
+    """
+    workflow = Workflow(name=name)
+    inputnode = pe.Node(IdentityInterface(fields=["report", *outputs]), name="inputnode")
+    for output, path in outputs.items():
+        save = pe.Node(
+            SaveDerivative(path=path), name=f"ds_{output}", mem_gb=0.2, run_without_submitting=True
+        )
+        workflow.connect(inputnode, output, save, "in_file")
+        if output in metadata:
+            save.inputs.metadata = metadata[output]
+            workflow.connect(inputnode, "report", save, "report")
+    return workflow

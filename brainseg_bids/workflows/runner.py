@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a workflow to its end, whatever fails on the way, and say what failed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from nipype import config
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin
+
+log = logging.getLogger("brainseg")
+
+KILLED = (
+    "a worker process was killed, most likely because memory ran out. Give the job more memory, "
+    "or run fewer at a time with --nprocs or --mem."
+)
+
+
+class SafeMultiProcPlugin(MultiProcPlugin):
+    """MultiProc that goes on when a worker is killed.
+
+    Nipype's own loses the failure in a callback and waits for ever (nipy/nipype#2700). Here
+    each step that was running gets one more try in fresh workers, and then counts as failed.
+    """
+
+    def __init__(self, plugin_args: dict | None = None) -> None:
+        super().__init__(plugin_args=plugin_args)
+        self._nodes: dict[int, tuple] = {}
+        self._retried: set[int] = set()
+        self._broken: set[int] = set()
+        self._lock = threading.Lock()
+
+    def _submit_job(self, node, updatehash=False):
+        try:
+            taskid = super()._submit_job(node, updatehash=updatehash)
+        except BrokenProcessPool:
+            self._renew_pool()
+            taskid = super()._submit_job(node, updatehash=updatehash)
+        self._nodes[taskid] = (node, updatehash)
+        return taskid
+
+    def _async_callback(self, args: Future) -> None:
+        try:
+            super()._async_callback(args)
+        except BrokenProcessPool:
+            # The newest task is not in the list yet when its future breaks while it is submitted.
+            known = [task for task, future in self._task_obj.items() if future is args]
+            with self._lock:
+                self._broken.add(known[0] if known else self._taskid)
+
+    def _get_result(self, taskid):
+        with self._lock:
+            broken = taskid in self._broken
+            self._broken.discard(taskid)
+        if not broken:
+            return super()._get_result(taskid)
+        if taskid in self._retried:
+            return {"result": None, "traceback": [f"WorkerKilled: {KILLED}\n"], "taskid": taskid}
+        self._retried.add(taskid)
+        self._resubmit(taskid)
+        return None
+
+    def _resubmit(self, taskid: int) -> None:
+        from nipype.pipeline.plugins.multiproc import run_node
+
+        node, updatehash = self._nodes[taskid]
+        try:
+            future = self.pool.submit(run_node, node, updatehash, taskid)
+        except BrokenProcessPool:
+            self._renew_pool()
+            future = self.pool.submit(run_node, node, updatehash, taskid)
+        self._task_obj[taskid] = future
+        future.add_done_callback(self._async_callback)
+
+    def _renew_pool(self) -> None:
+        self.pool.shutdown(wait=False)
+        fresh = MultiProcPlugin(plugin_args=self.plugin_args)
+        self.pool = fresh.pool
+
+
+def configure_nipype(*, crash_dir: Path, stop_on_first_crash: bool, resource_monitor: bool) -> None:
+    """Set what Nipype keeps in one place for the whole process."""
+    crash_dir.mkdir(parents=True, exist_ok=True)
+    config.update_config({
+        "execution": {
+            "crashdump_dir": str(crash_dir),
+            "crashfile_format": "txt",  # the default is a pickle
+            "stop_on_first_crash": str(stop_on_first_crash).lower(),
+            "check_version": "false",
+            "get_linked_libs": "false",
+            "parameterize_dirs": "false",
+            "poll_sleep_duration": "0.2",
+        },
+        "monitoring": {
+            "enabled": str(resource_monitor).lower(),
+            "sample_frequency": "0.5",
+            "summary_append": "true",
+        },
+    })
+    if resource_monitor:
+        config.enable_resource_monitor()
+
+
+def run_workflow(
+    workflow,
+    *,
+    nprocs: int,
+    memory_gb: float | None,
+    crash_dir: Path,
+    plugin: Mapping | None = None,
+    on_segmented: Callable[[str, dict], None] = lambda name, report: None,
+) -> dict[str, str]:
+    """Run; what fails is told and does not stop what does not depend on it.
+
+    Parameters
+    ----------
+    workflow : nipype Workflow
+        Its ``config`` must come from `configure_nipype`.
+    nprocs : int
+        CPUs in all.
+    memory_gb : float or None
+        Memory in all; None: nine tenths of the machine's.
+    crash_dir : Path
+        Where Nipype leaves what it knows of a failed step.
+    plugin : mapping, optional
+        ``plugin`` and ``plugin_args`` of another Nipype plugin.
+    on_segmented : callable
+        Told the step's full name and report when an image is segmented.
+
+    Returns
+    -------
+    dict of str to str
+        Full name of each failed step, and the one line that says why.
+    """
+
+    def told(node, status: str) -> None:
+        if status == "end" and node.name == "segment":
+            report = Path(node.output_dir()) / "report.json"
+            if report.is_file():
+                on_segmented(node.fullname, json.loads(report.read_text(encoding="utf-8")))
+
+    arguments = {
+        # fork would inherit locks of threads that libraries have started; see nipype and torch
+        "mp_context": "forkserver",
+        "n_procs": nprocs,
+        "raise_insufficient": False,
+        "status_callback": told,
+        **({"memory_gb": memory_gb} if memory_gb else {}),
+    }
+    if plugin:
+        name = plugin.get("plugin", "MultiProc")
+        arguments |= plugin.get("plugin_args") or {}
+        chosen = SafeMultiProcPlugin(arguments) if name == "MultiProc" else name
+    else:
+        chosen = SafeMultiProcPlugin(arguments)
+    try:
+        workflow.run(plugin=chosen, plugin_args=arguments)
+    except Exception as error:  # Nipype raises whatever the first failed step raised
+        failures = read_crashes(crash_dir)
+        if not failures:
+            log.debug("workflow", exc_info=True)
+            failures[workflow.name] = _last_line(str(error))
+        return failures
+    return read_crashes(crash_dir)
+
+
+def read_crashes(crash_dir: Path) -> dict[str, str]:
+    """Failed steps by full name, with the last line of their traceback."""
+    failures = {}
+    for path in sorted(crash_dir.glob("crash-*.txt")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        name = next(
+            (line.removeprefix("Node: ").strip() for line in text.splitlines()
+             if line.startswith("Node: ")), path.stem,
+        )
+        failures[name] = _last_line(text)
+    return failures
+
+
+def _last_line(text: str) -> str:
+    """The message of a traceback's last exception.
+
+    >>> _last_line("Traceback\\n  File x\\n\\tpackage.module.SaveError: out.nii: the disk is full.\\n")
+    'out.nii: the disk is full.'
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return "no message"
+    kind, found, message = lines[-1].partition(": ")
+    is_exception = found and all(part.isidentifier() for part in kind.split("."))
+    return message if is_exception else lines[-1]

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segment one image and what follows from it."""
+
+from __future__ import annotations
+
+from nipype import IdentityInterface
+from nipype.pipeline import engine as pe
+from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+from brainseg_bids.interfaces.labels import BrainMask, Tissue, Volumes
+from brainseg_bids.interfaces.reportlets import DrawLabels
+from brainseg_bids.interfaces.segment import PREDICT, Segment
+
+SEGMENT_GIB = 4.0
+"""Memory set aside for one segmentation: what a 256³ head may take (``docs/performance.md``)."""
+
+
+def init_segment_wf(
+    *,
+    model: str,
+    model_name: str,
+    model_digest: str,
+    table: str,
+    device: str = "auto",
+    threads: int = 1,
+    probseg: bool = False,
+    program: tuple[str, ...] = PREDICT,
+    name: str = "segment_wf",
+) -> Workflow:
+    """Label an image; derive tissues, brain mask and volumes; draw a picture.
+
+    Parameters
+    ----------
+    model, model_name, model_digest : str
+        Bundle folder, its name and SHA-256.
+    table : str
+        Label table of the model, ``dseg.tsv``.
+    device : str
+    threads : int
+        Of the segmentation.
+    probseg : bool
+        Also write probabilities.
+    program : sequence of str
+        What segments.
+
+    Inputs
+    ------
+    image
+        The image, as it lies in the dataset.
+
+    Outputs
+    -------
+    labels, tissue, mask, volumes, figure, report
+        And ``probseg`` if wanted.
+    """
+    fields = ["labels", "tissue", "mask", "volumes", "figure", "report"]
+    workflow = Workflow(name=name)
+    workflow.__desc__ = f"""\
+Each structural image was segmented on its own grid with the convolutional network
+*{model_name}* (model digest `{model_digest[:12]}`), which labels brain, fluid, bone and soft
+tissues of the head. The network was trained on images synthesised from label maps
+[@billot2023; @hoffmann2022]. It worked window by window, and its probabilities, not its labels,
+were interpolated to the voxels of the image. Tissue classes, the brain mask and the volumes were
+derived from these labels.
+"""
+    inputnode = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
+    outputnode = pe.Node(
+        IdentityInterface(fields=fields + ["probseg"] * probseg), name="outputnode"
+    )
+    segment = pe.Node(
+        Segment(
+            program=program, model=model, model_digest=model_digest, device=device,
+            threads=threads, use_gpu=device == "cuda",
+        ),
+        name="segment", n_procs=threads, mem_gb=SEGMENT_GIB,
+    )
+    tissue = pe.Node(Tissue(table=table), name="tissue", mem_gb=0.5)
+    mask = pe.Node(BrainMask(table=table), name="mask", mem_gb=0.5)
+    volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=0.5)
+    figure = pe.Node(DrawLabels(table=table), name="figure", mem_gb=1.0)
+    workflow.connect([
+        (inputnode, segment, [("image", "image")]),
+        (inputnode, figure, [("image", "image")]),
+        (segment, outputnode, [("labels", "labels"), ("report", "report")]),
+    ])  # fmt: skip
+    for derive in (tissue, mask, volumes, figure):
+        workflow.connect([
+            (segment, derive, [("labels", "labels")]),
+            (derive, outputnode, [("out_file", derive.name)]),
+        ])  # fmt: skip
+    if probseg:
+        segment.inputs.probseg = "probseg.nii.gz"
+        workflow.connect(segment, "probseg", outputnode, "probseg")
+    return workflow
