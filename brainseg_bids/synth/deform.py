@@ -11,10 +11,15 @@ from torch.nn import functional
 from brainseg_bids.synth.interpolate import along_axes, smooth_noise
 from brainseg_bids.synth.recipe import Deformation
 
-STRIDE = 4
-"""Voxels between the nodes of the coordinate map; the finest node spacing of a warp is 25 mm."""
+NODES_MM = 8.0
+"""Distance between the nodes of the coordinate map: a third of that between the warp's own."""
 
 SQUARINGS = 5
+
+
+def node_stride(voxel_size_mm: float) -> int:
+    """Voxels between the nodes of the coordinate map."""
+    return max(1, round(NODES_MM / voxel_size_mm))
 
 
 def linear_part(deformation: Deformation) -> np.ndarray:
@@ -38,7 +43,7 @@ def coordinate_nodes(
     flip: bool,
     device: torch.device,
 ) -> Tensor:
-    """Source voxel coordinates at every ``STRIDE``-th voxel of the pair.
+    """Source voxel coordinates at every ``node_stride``-th voxel of the pair.
 
     The warp is the flow of a stationary velocity field (scaling and squaring, Arsigny et al.,
     MICCAI 2006), so it can be undone and never folds at the default ranges.
@@ -46,22 +51,23 @@ def coordinate_nodes(
     Returns
     -------
     (3, nx, ny, nz) float32
-        ``n = ceil((shape - 1) / STRIDE) + 1``.
+        ``n = ceil((shape - 1) / node_stride) + 1``.
     """
-    counts = [-(-(n - 1) // STRIDE) + 1 for n in shape]
+    stride = node_stride(voxel_size_mm)
+    counts = [-(-(n - 1) // stride) + 1 for n in shape]
     axes = [
-        (torch.arange(c, dtype=torch.float32) * STRIDE - (n - 1) / 2) * voxel_size_mm
+        (torch.arange(c, dtype=torch.float32) * stride - (n - 1) / 2) * voxel_size_mm
         for c, n in zip(counts, shape, strict=True)
     ]
     offset_mm = torch.stack(torch.meshgrid(*axes, indexing="ij")).to(device)
     if deformation.velocity_sd_mm > 0:
         nodes, matrices = smooth_noise(
             shape, voxel_size_mm=voxel_size_mm, node_spacing_mm=deformation.node_spacing_mm,
-            seed=deformation.seed, channels=3, stride=STRIDE,
+            seed=deformation.seed, channels=3, stride=stride,
         )
         velocity = along_axes(nodes.to(device), tuple(m.to(device) for m in matrices))
         offset_mm = offset_mm + flow(
-            velocity * deformation.velocity_sd_mm, spacing_mm=STRIDE * voxel_size_mm
+            velocity * deformation.velocity_sd_mm, spacing_mm=stride * voxel_size_mm
         )
     if flip:
         offset_mm = offset_mm * torch.tensor([-1.0, 1, 1], device=device).view(3, 1, 1, 1)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,15 +14,11 @@ from torch import Tensor
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.synth.deform import STRIDE, coordinate_nodes
+from brainseg_bids.synth.deform import coordinate_nodes, node_stride
 from brainseg_bids.synth.intensity import draw_noise, is_visible, tissue_lookup
-from brainseg_bids.synth.interpolate import linear_matrix, smooth_noise
+from brainseg_bids.synth.interpolate import BandedProduct, linear_matrix, slabs, smooth_noise
 from brainseg_bids.synth.recipe import Recipe
 from brainseg_bids.synth.resolution import acquire
-
-SLAB = 8
-"""Planes painted at once: their coordinates, noise and bias stay in the processor's cache."""
-
 
 @dataclass(frozen=True)
 class SynthPair:
@@ -108,78 +106,100 @@ class Generator:
         Same recipe and head give the same pair, bit for bit on one kind of device; labels are
         the same on all of them up to rounding at borders.
         """
-        image, labels = self._paint(head, recipe, *self._locate(head, recipe))
-        scale = _quantile(image, 0.99)
+        image, labels = self._paint(head, recipe)
+        (scale,) = _quantiles(image, 0.99)
         image = acquire(
             image, recipe.resolution, recipe.noise, voxel_size_mm=self.voxel_size_mm, scale=scale
         )
         return SynthPair(image=rescale(image, recipe.gamma)[None], labels=labels)
 
-    def _locate(self, head: Head, recipe: Recipe) -> tuple[Tensor, Tensor]:
-        """Source coordinates, fine along Y and Z, and the matrix that makes X fine."""
+    def _locate(self, head: Head, recipe: Recipe) -> Callable[[int, int], Tensor]:
+        """Function of a slab: flat index into ``head.ranks`` of each of its voxels."""
         low, high = head.box_vox
+        device = head.ranks.device
         center = low + (high - low) * np.asarray(recipe.deformation.center_frac)
         nodes = coordinate_nodes(
             recipe.deformation, shape=self.shape, voxel_size_mm=self.voxel_size_mm,
             source_voxel_size_mm=head.voxel_size_mm, source_center_vox=center,
-            flip=recipe.flip, device=head.ranks.device,
+            flip=recipe.flip, device=device,
         )
-        matrices = [
-            linear_matrix(n, c, positions=torch.arange(n) / STRIDE).to(head.ranks.device)
-            for n, c in zip(self.shape, nodes.shape[1:], strict=True)
-        ]
-        nodes = matrices[1] @ (nodes @ matrices[2].T)
-        return nodes, matrices[0]
+        # Half a voxel more, so that cutting off the decimals rounds.
+        nodes = nodes.transpose(0, 1) + 0.5
+        lowest, highest = nodes.amin((2, 3)).tolist(), nodes.amax((2, 3)).tolist()
+        stride = node_stride(self.voxel_size_mm)
+        to_x, to_y, to_z = (
+            linear_matrix(n, c, positions=torch.arange(n) / stride)
+            for n, c in zip(self.shape, (nodes.shape[0], *nodes.shape[2:]), strict=True)
+        )
+        finer = BandedProduct(to_x, to_y.to(device) @ (nodes @ to_z.to(device).T))
+        sizes, (step_x, step_y, _) = head.ranks.shape, head.ranks.stride()
 
-    def _paint(self, head: Head, recipe: Recipe, nodes: Tensor, last: Tensor):
+        def index(start: int, stop: int) -> Tensor:
+            where = finer(start, stop)
+            band = finer.columns(start, stop)
+            for axis, size in enumerate(sizes):
+                below = min(row[axis] for row in lowest[band])
+                above = max(row[axis] for row in highest[band])
+                if below < 0.01 or above > size - 0.01:
+                    # Beyond the map is its one-voxel frame of background.
+                    where[:, axis].clamp_(0, size - 0.5)
+            where = where.int()
+            flat = where[:, 2].add(where[:, 1], alpha=step_y)
+            return flat.add_(where[:, 0], alpha=step_x)
+
+        return index
+
+    def _paint(self, head: Head, recipe: Recipe) -> tuple[Tensor, Tensor]:
         device = head.ranks.device
         lookup, components = tissue_lookup(recipe, self.source)
         lookup = lookup.to(device)
         target = self._target_lookup(recipe).to(device)
         ranks = head.ranks.flatten()
-        top = torch.tensor(head.ranks.shape, device=device) - 1
-        stride = torch.tensor(head.ranks.stride(), device=device)
-        bias = self._slabwise_field(recipe.bias.node_spacing_mm, recipe.bias.seed, device) if recipe.bias.log_sd > 0 else None
-        texture = self._slabwise_field(recipe.texture_scale_mm, recipe.texture_seed, device) if components > 1 else None
-        x, y, z = self.shape
+        index = self._locate(head, recipe)
+        beyond = self._beyond(head, recipe)
+        noise = draw_noise(self.shape, recipe.paint_seed, device)
+        bias = texture = None
+        if recipe.bias.log_sd > 0:
+            # Powers of two cost a third of powers of e.
+            scale = recipe.bias.log_sd / math.log(2)
+            bias = self._smooth_field(recipe.bias.node_spacing_mm, recipe.bias.seed, device, scale)
+        if components > 1:
+            texture = self._smooth_field(
+                recipe.texture_scale_mm, recipe.texture_seed, device, 0.6 * components, components / 2
+            )
         image = torch.empty(self.shape, device=device)
         labels = torch.empty(self.shape, dtype=torch.uint8, device=device)
-        noise = draw_noise((x, y, z), recipe.paint_seed, device)
-        nodes = nodes.permute(1, 0, 2, 3).flatten(1)
-        beyond = self._beyond(head, recipe)
-        for start in range(0, x, SLAB):
-            stop = min(start + SLAB, x)
-            where = (last[start:stop] @ nodes).view(stop - start, 3, y, z)
-            where = where.round_().to(torch.int32)
-            index = torch.zeros(stop - start, y, z, dtype=torch.int32, device=device)
-            for axis in range(3):
-                # Beyond the map is its one-voxel frame of background.
-                index.add_(where[:, axis].clamp_(0, int(top[axis])), alpha=int(stride[axis]))
-            found = ranks.index_select(0, index.flatten()).view(index.shape)
+        for start, stop in slabs(self.shape[0]):
+            entry = ranks.index_select(0, index(start, stop).flatten()).int()
             if beyond is not None:
-                found = found.masked_fill(beyond(start, stop), 0)
-            labels[start:stop] = target.index_select(0, found.flatten().int()).view(found.shape)
-            entry = found.int()
+                entry.masked_fill_(beyond(start, stop).flatten(), 0)
+            torch.index_select(target, 0, entry, out=labels[start:stop].view(-1))
             if texture is not None:
-                part = texture(start, stop).mul_(1.2 * components / 2).add_(components / 2)
-                entry = entry.mul_(components).add_(part.clamp_(0, components - 1e-3).int())
-            tissue = torch.view_as_real(lookup.index_select(0, entry.flatten()).view(found.shape))
-            painted = torch.addcmul(tissue[..., 0], tissue[..., 1], noise[start:stop])
+                part = texture(start, stop).clamp_(0, components - 1e-3).int()
+                entry.mul_(components).add_(part.view(-1))
+            tissue = torch.view_as_real(lookup.index_select(0, entry)).view(-1, *self.shape[1:], 2)
+            painted = image[start:stop]
+            torch.addcmul(tissue[..., 0], tissue[..., 1], noise(start, stop), out=painted)
             if bias is not None:
-                painted = painted.mul_(bias(start, stop).mul_(recipe.bias.log_sd).exp_())
-            image[start:stop] = painted.clamp_(min=0)
+                painted.mul_(bias(start, stop).exp2_())
+            painted.clamp_(min=0)
         return image, labels
 
-    def _slabwise_field(self, node_spacing_mm: float, seed: int, device: torch.device):
-        nodes, (mx, my, mz) = smooth_noise(
+    def _smooth_field(
+        self,
+        node_spacing_mm: float,
+        seed: int,
+        device: torch.device,
+        spread: float,
+        mean: float = 0.0,
+    ) -> BandedProduct:
+        nodes, (to_x, to_y, to_z) = smooth_noise(
             self.shape, voxel_size_mm=self.voxel_size_mm, node_spacing_mm=node_spacing_mm, seed=seed
         )
-        plane = (my.to(device) @ (nodes[0].to(device) @ mz.to(device).T)).flatten(1)
-        # B-spline synthesis of white noise has a spread of about a third; make it one.
-        plane = plane * 3.0
-        mx = mx.to(device)
-        shape = self.shape[1:]
-        return lambda start, stop: (mx[start:stop] @ plane).view(stop - start, *shape)
+        # B-spline synthesis of white noise has a spread of about a third; make it one. Its
+        # weights sum to one, so that the mean may be added to the nodes.
+        nodes = (nodes[0] * (3.0 * spread) + mean).to(device)
+        return BandedProduct(to_x, to_y.to(device) @ (nodes @ to_z.to(device).T))
 
     def _target_lookup(self, recipe: Recipe) -> Tensor:
         positions = self.target.positions()
@@ -213,10 +233,10 @@ class Generator:
         Crosswalk(self._to_target, self.target, name="to the network's labels").codes(labels.voxels, what=what)
 
 
-def _quantile(image: Tensor, q: float) -> float:
-    """Quantile of every 61st voxel: 40,000 of 128³, good to 1 % of a class's spread."""
-    sample = image.flatten()[::61]
-    return float(torch.quantile(sample[:4_000_000], q))
+def _quantiles(image: Tensor, *wanted: float) -> list[float]:
+    """Quantiles of every 61st voxel: 40,000 of 128³, good to 1 % of a class's spread."""
+    sample = image.flatten()[::61][:4_000_000]
+    return torch.quantile(sample, torch.tensor(wanted, device=image.device)).tolist()
 
 
 def rescale(image: Tensor, gamma: float = 1.0) -> Tensor:
@@ -224,6 +244,11 @@ def rescale(image: Tensor, gamma: float = 1.0) -> Tensor:
 
     The same scaling (with ``gamma = 1``) is what a network sees at inference.
     """
-    low, high = _quantile(image, 0.005), _quantile(image, 0.995)
-    scaled = (image - low).div_(max(high - low, 1e-6)).clamp_(0, 1)
-    return scaled if gamma == 1.0 else scaled.pow_(gamma)
+    low, high = _quantiles(image, 0.005, 0.995)
+    scaled = torch.empty_like(image)
+    for start, stop in slabs(image.shape[0]):
+        part = torch.sub(image[start:stop], low, out=scaled[start:stop])
+        part.mul_(1 / max(high - low, 1e-6)).clamp_(0, 1)
+        if gamma != 1.0:
+            part.log2_().mul_(gamma).exp2_()  # half the time of pow
+    return scaled

@@ -6,6 +6,57 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SLAB = 8
+"""Planes worked on at once: what belongs to them stays in the processor's cache."""
+
+
+def slabs(n: int) -> list[tuple[int, int]]:
+    """Start and stop of each slab of ``n`` planes; the last one may overlap the one before.
+
+    All slabs are equally thick, because MKL's products of 5, 6 or 7 rows are not the same with
+    one thread as with two.
+
+    >>> slabs(20)
+    [(0, 8), (8, 16), (12, 20)]
+    """
+    last = max(n - SLAB, 0)
+    return [(min(start, last), min(start + SLAB, n)) for start in range(0, n, SLAB)]
+
+
+class BandedProduct:
+    """``matrix @ values``, a few rows at a time, without the zeros beside the matrix's band.
+
+    Parameters
+    ----------
+    matrix : (n_fine, n_coarse) float, on the CPU
+        Its band goes down and to the right: first and last nonzero columns never move back.
+    values : (n_coarse, ...) float
+
+    Examples
+    --------
+    >>> finer = BandedProduct(linear_matrix(5, 3), torch.tensor([[0.0], [2.0], [6.0]]))
+    >>> finer(1, 4).flatten()
+    tensor([1., 2., 4.])
+    """
+
+    def __init__(self, matrix: Tensor, values: Tensor) -> None:
+        used = matrix != 0
+        self.first = used.int().argmax(1).tolist()
+        self.last = (used.shape[1] - used.flip(1).int().argmax(1)).tolist()
+        self.matrix = matrix.to(values.device)
+        self.values = values.flatten(1)
+        self.shape = values.shape[1:]
+
+    def columns(self, start: int, stop: int) -> slice:
+        """Rows of ``values`` that the given rows of the product depend on."""
+        return slice(self.first[start], self.last[stop - 1])
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of the product, (stop - start, ...)."""
+        band = self.columns(start, stop)
+        product = self.matrix[start:stop, band] @ self.values[band]
+        return product.view(stop - start, *self.shape)
+
 
 def linear_matrix(n_fine: int, n_coarse: int, *, positions: Tensor | None = None) -> Tensor:
     """Matrix of linear interpolation, (n_fine, n_coarse).
@@ -25,14 +76,23 @@ def linear_matrix(n_fine: int, n_coarse: int, *, positions: Tensor | None = None
     """
     if positions is None:
         positions = torch.linspace(0, n_coarse - 1, n_fine, dtype=torch.float64)
-    positions = positions.double().clamp(0, n_coarse - 1)
-    low = positions.floor().clamp(max=max(n_coarse - 2, 0)).long()
-    weight = positions - low
+    low, weight = linear_weights(positions, n_coarse)
     matrix = torch.zeros(n_fine, n_coarse, dtype=torch.float64)
     rows = torch.arange(n_fine)
     matrix[rows, low] += 1 - weight
     matrix[rows, (low + 1).clamp(max=n_coarse - 1)] += weight
     return matrix.float()
+
+
+def linear_weights(positions: Tensor, n_coarse: int) -> tuple[Tensor, Tensor]:
+    """Sample before each position, and the weight of the one after it.
+
+    >>> linear_weights(torch.tensor([-1.0, 1.25]), 3)
+    (tensor([0, 1]), tensor([0.0000, 0.2500], dtype=torch.float64))
+    """
+    positions = positions.double().clamp(0, n_coarse - 1)
+    low = positions.floor().clamp(max=max(n_coarse - 2, 0)).long()
+    return low, positions - low
 
 
 def cubic_matrix(n_fine: int, n_coarse: int, *, positions: Tensor) -> Tensor:

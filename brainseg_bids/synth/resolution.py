@@ -6,11 +6,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from brainseg_bids.synth.interpolate import along_axes, linear_matrix
 from brainseg_bids.synth.intensity import draw_noise
+from brainseg_bids.synth.interpolate import BandedProduct, linear_matrix, linear_weights, slabs
 from brainseg_bids.synth.recipe import Noise, Resolution
 
 FWHM_PER_SD = 2.3548
+
+TAIL_SD = 4
+"""Where a slice profile ends: 0.006 % of it lies beyond."""
 
 
 def acquire(
@@ -27,58 +30,92 @@ def acquire(
     scale : float
         Intensity that ``noise.sd_frac`` is a share of.
     """
-    matrices = [
-        _axis_matrices(n, voxel_size_mm, size, thickness)
+    samplings = [
+        _sampling(n, voxel_size_mm, size, thickness)
         for n, size, thickness in zip(
             image.shape, resolution.voxel_size_mm, resolution.thickness_mm, strict=True
         )
     ]
     acquired = image
-    if any(down is not None for down, _ in matrices):
-        acquired = _apply(acquired, [down for down, _ in matrices])
+    for axis, sampling in enumerate(samplings):
+        if sampling is not None:
+            acquired = _profile(acquired, sampling[0], axis)
     if noise.sd_frac > 0:
-        sd = noise.sd_frac * scale
-        # Magnitude images: the length of a complex number with noise in both parts (Rician).
-        real = draw_noise(acquired.shape, noise.seed, image.device).mul_(sd).add_(acquired)
-        imaginary = draw_noise(acquired.shape, noise.seed + 1, image.device).mul_(sd)
-        acquired = torch.hypot(real, imaginary)
-    if any(up is not None for _, up in matrices):
-        acquired = _apply(acquired, [up for _, up in matrices])
+        acquired = _add_rician(acquired, noise.sd_frac * scale, noise.seed)
+    # The last axis first, while the volume is small: it is the dearest to interpolate along.
+    for axis, sampling in reversed(list(enumerate(samplings))):
+        if sampling is not None:
+            acquired = _interpolate(acquired, sampling[1], axis)
     return acquired
 
 
-def _axis_matrices(
+def _sampling(
     n: int, have_mm: float, size_mm: float, thickness_mm: float
-) -> tuple[Tensor | None, Tensor | None]:
-    """Matrix to the acquired samples and matrix back; ``None`` where nothing would change."""
+) -> tuple[Tensor, Tensor] | None:
+    """Along one axis: matrix to the acquired samples, and where the voxels lie among these.
+
+    ``None`` where nothing would change.
+    """
     size_mm = max(size_mm, have_mm)
     width_mm = max(thickness_mm**2 - have_mm**2, 0.0) ** 0.5
     if size_mm <= have_mm * 1.001 and width_mm <= 0.1 * have_mm:
-        return None, None
+        return None
     count = max(2, round(n * have_mm / size_mm))
     at = (torch.arange(count, dtype=torch.float64) - (count - 1) / 2) * size_mm / have_mm + (n - 1) / 2
     distance = torch.arange(n, dtype=torch.float64)[None] - at[:, None]
     sd_vox = max(width_mm / have_mm / FWHM_PER_SD, 0.3)
-    down = torch.exp(-0.5 * (distance / sd_vox) ** 2)
-    down /= down.sum(1, keepdim=True).clamp(min=1e-12)
+    profile = torch.exp(-0.5 * (distance / sd_vox) ** 2)
+    profile[distance.abs() > TAIL_SD * sd_vox + 1] = 0
+    profile /= profile.sum(1, keepdim=True)
     back = (torch.arange(n, dtype=torch.float64) - at[0]) / (at[1] - at[0])
-    return down.float(), linear_matrix(n, count, positions=back)
+    return profile.float(), back
 
 
-def _apply(image: Tensor, matrices: list[Tensor | None]) -> Tensor:
-    full = [
-        torch.eye(n) if matrix is None else matrix
-        for n, matrix in zip(image.shape, matrices, strict=True)
-    ]
-    if all(matrix is not None for matrix in matrices):
-        return along_axes(image, tuple(m.to(image.device) for m in full))
-    for axis, matrix in enumerate(matrices):
-        if matrix is not None:
-            matrix = matrix.to(image.device)
-            if axis == 2:
-                image = image @ matrix.T
-            elif axis == 1:
-                image = matrix @ image
-            else:
-                image = (matrix @ image.flatten(1)).view(matrix.shape[0], *image.shape[1:])
-    return image
+def _profile(image: Tensor, profile: Tensor, axis: int) -> Tensor:
+    """Apply the matrix of a slice profile along one axis."""
+    if axis == 2:
+        return image @ profile.to(image.device).T
+    if axis == 0:
+        return _by_slabs(BandedProduct(profile, image), len(profile))
+    profile = profile.to(image.device)
+    out = image.new_empty(image.shape[0], len(profile), image.shape[2])
+    for plane, into in zip(image, out, strict=True):
+        torch.mm(profile, plane, out=into)
+    return out
+
+
+def _interpolate(image: Tensor, positions: Tensor, axis: int) -> Tensor:
+    """Linear interpolation at ``positions`` along one axis; beyond the ends, the end value."""
+    matrix = linear_matrix(len(positions), image.shape[axis], positions=positions)
+    if axis == 2:
+        return image @ matrix.to(image.device).T
+    if axis == 0:
+        return _by_slabs(BandedProduct(matrix, image), len(positions))
+    low, weight = (values.to(image.device) for values in linear_weights(positions, image.shape[1]))
+    weight = weight.float()[:, None]
+    out = image.new_empty(image.shape[0], len(positions), image.shape[2])
+    for plane, into in zip(image, out, strict=True):
+        before = plane.index_select(0, low)
+        after = plane.index_select(0, low + 1)
+        # torch.lerp takes several times as long with a weight that is broadcast.
+        torch.add(before, after.sub_(before).mul_(weight), out=into)
+    return out
+
+
+def _by_slabs(product: BandedProduct, n: int) -> Tensor:
+    out = product.values.new_empty(n, *product.shape)
+    for start, stop in slabs(n):
+        out[start:stop] = product(start, stop)
+    return out
+
+
+def _add_rician(image: Tensor, sd: float, seed: int) -> Tensor:
+    """Length of a complex number with noise in both parts, as in a magnitude image."""
+    real, imaginary = (draw_noise(image.shape, s, image.device) for s in (seed, seed + 1))
+    out = torch.empty_like(image)
+    for start, stop in slabs(image.shape[0]):
+        part = torch.add(image[start:stop], real(start, stop), alpha=sd)
+        across = imaginary(start, stop)
+        part.mul_(part).addcmul_(across, across, value=sd**2)
+        torch.sqrt(part, out=out[start:stop])
+    return out
