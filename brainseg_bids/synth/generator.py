@@ -20,6 +20,7 @@ from brainseg_bids.synth.interpolate import BandedProduct, linear_matrix, slabs,
 from brainseg_bids.synth.recipe import Recipe
 from brainseg_bids.synth.resolution import acquire
 
+
 @dataclass(frozen=True)
 class SynthPair:
     """Image (1, X, Y, Z) float32 in 0..1, labels (X, Y, Z) uint8: ranks in the target table."""
