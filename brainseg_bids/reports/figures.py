@@ -294,7 +294,7 @@ def _write_legend(sheet: _Sheet, legend: dict, rows: int, top: float) -> None:
                 shift = 20 if label.hemisphere == "right" else 0
                 width = 38 if label.hemisphere == "none" else 18
                 sheet.box(x + shift, y - 7, width, 14, label.rgb)
-            sheet.text(x + 46, y, name)
+            sheet.text(x + 46, y, name if len(name) <= 26 else name[:25] + "…")
         column += -(-len(entries) // rows)
 
 

@@ -204,9 +204,13 @@ def _corners_mm(grid: Grid) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Cut:
-    """Sampled plane, all (height, width): intensities, codes, whether inside the image."""
+    """Sampled plane, all (height, width).
+
+    ``grey`` is interpolated; ``nearest`` and ``codes`` are of one voxel each.
+    """
 
     grey: np.ndarray
+    nearest: np.ndarray
     codes: np.ndarray
     inside: np.ndarray
 
@@ -237,15 +241,16 @@ def _cut(
     last = np.array(image.shape)[:, None, None] - 1
     inside = ((at >= -0.5) & (at <= last + 0.5)).all(axis=0)
     grey = ndimage.map_coordinates(image, at, order=1, mode="nearest", output=np.float32)
-    nearest = np.clip(np.floor(at + 0.5).astype(np.intp), 0, last)
-    codes = np.where(inside, labels.voxels[tuple(nearest)], 0)
-    return _Cut(grey, codes, inside)
+    voxel = tuple(np.clip(np.floor(at + 0.5).astype(np.intp), 0, last))
+    codes = np.where(inside, labels.voxels[voxel], 0)
+    return _Cut(grey, image[voxel], codes, inside)
 
 
 def _window(cuts: Iterable[_Cut], labels: LabelMap) -> tuple[float, float]:
     """Intensities of black and white: robust, and not set by fat or vessels outside the brain."""
     cuts = list(cuts)
-    grey = np.concatenate([cut.grey[cut.inside] for cut in cuts])
+    # Not interpolated: brain pixels at a border would hold some of the bright fat beside it.
+    grey = np.concatenate([cut.nearest[cut.inside] for cut in cuts])
     codes = np.concatenate([cut.codes[cut.inside] for cut in cuts])
     finite = np.isfinite(grey)
     grey, codes = grey[finite], codes[finite]
@@ -257,6 +262,8 @@ def _window(cuts: Iterable[_Cut], labels: LabelMap) -> tuple[float, float]:
     brain = grey[np.isin(codes, inner)]
     low = np.percentile(head if head.size > 500 else grey, 1)
     high = np.percentile(next((v for v in (brain, head) if v.size > 500), grey), 99.5)
+    if high <= low:  # no contrast inside: let black be the background
+        low = np.percentile(grey, 1)
     if high <= low:
         low, high = float(grey.min()), float(grey.max())
     high += _HEADROOM * (high - low)
@@ -302,13 +309,15 @@ def _lay_out(
     positions: list[list[float]], box_mm: np.ndarray, px_per_mm: float, n_cuts: int
 ) -> tuple[Tile, ...]:
     tiles, top = [], 0
-    pitch = (WIDTH_PX - MARGIN_PX) / n_cuts
+    widest = max(_tile_size(plane, box_mm, px_per_mm)[0] for plane in PLANES)
+    pitch = min((WIDTH_PX - MARGIN_PX) / n_cuts, widest * 1.15 + _GAP_PX)
+    start = MARGIN_PX + (WIDTH_PX - MARGIN_PX - pitch * n_cuts) / 2
     for plane in PLANES:
         width, height = _tile_size(plane, box_mm, px_per_mm)
         top += _PAIR_HEAD_PX
         for overlay in (False, True):
             for column, at_mm in enumerate(positions[plane.axis]):
-                left = round(MARGIN_PX + pitch * (column + 0.5) - width / 2)
+                left = round(start + pitch * (column + 0.5) - width / 2)
                 tiles.append(Tile(plane, at_mm, overlay, left, top, width, height))
             top += height + _GAP_PX
         top += _PLANE_GAP_PX

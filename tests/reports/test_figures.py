@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picture files: what is on them, and that they are whole or not there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import Label, LabelTable
+from brainseg_bids.reports import figures
+from brainseg_bids.reports.figures import HEADER_PX, draw_segmentation, draw_volumes
+from brainseg_bids.reports.montage import arrange
+
+TABLE = LabelTable.packaged("brainseg")
+
+
+@pytest.fixture
+def head() -> tuple[np.ndarray, LabelMap]:
+    voxels = np.zeros((32, 36, 30), dtype=np.int16)
+    voxels[4:28, 4:32, 4:26] = 511
+    voxels[8:16, 8:28, 8:22] = 2
+    voxels[16:24, 8:28, 8:22] = 41
+    voxels[10:14, 14:20, 12:18] = 4
+    image = np.random.default_rng(0).normal(100, 10, voxels.shape) * (voxels > 0)
+    return image, LabelMap(voxels, Grid(voxels.shape, np.diag([4, 4, 4, 1])), TABLE)
+
+
+def words_on(monkeypatch, *drawn) -> list[str]:
+    """Texts that a picture would hold."""
+    written = []
+    original = figures._Sheet.text
+
+    def note(sheet, x, y, text, **options):
+        written.append(text)
+        original(sheet, x, y, text, **options)
+
+    monkeypatch.setattr(figures._Sheet, "text", note)
+    draw_segmentation(*drawn)
+    return written
+
+
+def test_the_file_is_a_small_png_that_holds_the_montage(head, tmp_path):
+    path = draw_segmentation(*head, tmp_path / "head.png", n_cuts=3)
+    with Image.open(path) as file:
+        assert file.format == "PNG"
+        picture = np.asarray(file.convert("RGB"))
+    assert path.stat().st_size < 2_000_000
+    montage = arrange(*head, n_cuts=3)
+    for tile in montage.tiles:
+        rows = slice(tile.top + tile.height // 2, tile.top + tile.height)  # marks are above
+        columns = slice(tile.left, tile.left + tile.width)
+        shown = picture[HEADER_PX:][rows, columns]
+        np.testing.assert_array_equal(shown, montage.pixels[rows, columns])
+
+
+def test_the_picture_names_convention_sides_places_and_structures(head, tmp_path, monkeypatch):
+    words = words_on(monkeypatch, *head, tmp_path / "head.png")
+    assert any("neurological convention" in text for text in words)
+    assert words.count("L") == words.count("R") == 2 * 2 * 7
+    assert words.count("P") == words.count("A") == 2 * 7
+    assert sum(text.startswith(("x = ", "y = ", "z = ")) for text in words) == 3 * 7
+    assert [text for text in words if text in ("Brain", "CSF", "Head")] == ["Brain", "CSF", "Head"]
+    assert words.count("Cerebral White Matter") == 1
+    assert {"Lateral Ventricle", "Skin"} <= set(words)
+    assert "Thalamus" not in words
+
+
+def test_a_tilted_grid_is_said(head, tmp_path, monkeypatch):
+    image, labels = head
+    turn = np.eye(4)
+    angle = np.radians(12)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    tilted = LabelMap(labels.voxels, Grid(labels.grid.shape, turn @ labels.grid.affine), TABLE)
+    assert any("12°" in text for text in words_on(monkeypatch, image, tilted, tmp_path / "a.png"))
+
+
+def test_a_picture_with_nothing_labelled_says_so(head, tmp_path, monkeypatch):
+    image, labels = head
+    empty = LabelMap(np.zeros_like(labels.voxels), labels.grid, TABLE)
+    words = words_on(monkeypatch, image, empty, tmp_path / "empty.png")
+    assert "Nothing is labelled in this image." in words
+
+
+def test_a_table_without_mappings_is_drawn_in_its_own_colours(tmp_path):
+    table = LabelTable([Label(0, "Background"), Label(7, "Cube $x^2$", color="#ff0000")])
+    voxels = np.zeros((20, 20, 20), dtype=np.uint8)
+    voxels[5:15, 5:15, 5:15] = 7
+    labels = LabelMap(voxels, Grid(voxels.shape, np.diag([8, 8, 8, 1])), table)
+    with Image.open(draw_segmentation(voxels * 1.0, labels, tmp_path / "cube.png")) as file:
+        picture = np.asarray(file.convert("RGB")).astype(int)
+    assert (picture == (255, 0, 0)).all(axis=2).sum() > 100  # the legend
+    reddish = picture[HEADER_PX:, :, 0] - picture[HEADER_PX:, :, 1]
+    assert (reddish > 100).sum() > 1000
+
+
+def test_pure_noise_still_makes_a_small_file(tmp_path):
+    noise = np.random.default_rng(0).uniform(0, 100, (160, 160, 160)).astype(np.float32)
+    voxels = np.zeros(noise.shape, dtype=np.int16)
+    voxels[2:-2, 2:-2, 2:-2] = 511
+    path = draw_segmentation(
+        noise, LabelMap(voxels, Grid(noise.shape, np.eye(4)), TABLE), tmp_path / "noise.png"
+    )
+    assert path.stat().st_size < 2_600_000
+
+
+def test_a_failure_while_writing_leaves_the_old_picture_and_nothing_else(
+    head, tmp_path, monkeypatch
+):
+    path = draw_segmentation(*head, tmp_path / "head.png", n_cuts=1)
+    before = path.read_bytes()
+
+    def half(pixels, path):
+        path.write_bytes(b"\x89PNG half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(figures, "_write_png", half)
+    with pytest.raises(OSError, match="No space"):
+        draw_segmentation(*head, path, n_cuts=2)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["head.png"]
+
+
+def test_far_volumes_are_named_and_do_not_flatten_the_rest(tmp_path):
+    percents = {"Left-Thalamus": {f"sub-{k}": k - 3.0 for k in range(6)} | {"sub-far": 900.0}}
+    near = draw_volumes(percents, {}, tmp_path / "plain.png").read_bytes()
+    named = draw_volumes(percents, {"Left-Thalamus": {"sub-far"}}, tmp_path / "named.png")
+    assert named.read_bytes() != near
+    with Image.open(named) as file:
+        picture = np.asarray(file.convert("RGB")).astype(int)
+    columns = (picture[..., 2] - picture[..., 0] > 60).nonzero()[1]  # blue
+    assert np.ptp(columns) > 15  # six dots over 5 % stay apart on an axis of 200 %
+
+
+def test_figures_need_no_pyplot_and_no_writable_home(tmp_path):
+    code = (
+        "import sys, brainseg_bids.reports.figures\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    environment = {"HOME": "/proc/none", "PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
