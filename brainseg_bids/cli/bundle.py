@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make a model bundle of a training run's averaged weights.
+
+``python -m brainseg_bids.cli.bundle --run DIR --name head-t1w --contrasts T1w --card CARD.md --out MODELS/head-t1w``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read ``plan.json`` and ``last.ckpt`` of a run, write the bundle, print its digest."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="folder that training left")
+    parser.add_argument("--name", required=True, help="name of the model")
+    parser.add_argument("--contrasts", nargs="+", required=True, help="BIDS suffixes it is made for")
+    parser.add_argument("--card", type=Path, required=True, help="model card, Markdown")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
+    options = parser.parse_args(argv)
+
+    import torch
+
+    from brainseg_bids.anatomy.labels import LabelTable
+    from brainseg_bids.nets.bundle import write_bundle
+    from brainseg_bids.training.fit import TrainPlan, averaged_weights
+
+    plan = TrainPlan.from_json((options.run / "plan.json").read_text())
+    checkpoint = options.run / "last.ckpt"
+    steps = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    bundle = write_bundle(
+        options.out, name=options.name, net=plan.net, state=averaged_weights(checkpoint),
+        table=LabelTable.packaged(plan.target_table), voxel_size_mm=plan.voxel_size_mm,
+        patch_vox=plan.patch_vox, contrasts=tuple(options.contrasts),
+        card=options.card.read_text(encoding="utf-8"),
+        training={"plan": json.loads(plan.to_json()), "steps": int(steps)},
+    )
+    print(f"{bundle.path}: {bundle.name}, {steps} steps, digest {bundle.digest[:12]}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
