@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes: all randomness is drawn once, and written down."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.synth.recipe import Recipe, RecipeSpace, read_space
+
+SPACES = ["agnostic", "t1w"]
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_the_same_seed_draws_the_same_recipe_and_json_keeps_it(name):
+    space = RecipeSpace.packaged(name)
+    first, again = (space.draw(np.random.default_rng(7)) for _ in range(2))
+    assert first == again
+    assert Recipe.from_json(first.to_json()) == first
+    assert space.draw(np.random.default_rng(8)) != first
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_packaged_space_has_intensities_for_every_label(name):
+    RecipeSpace.packaged(name).covers(LabelTable.packaged("fullhead"))
+
+
+def test_a_label_without_intensity_is_named():
+    space = RecipeSpace.packaged("t1w")
+    bare = RecipeSpace(tissues=tuple(t for t in space.tissues if "Left-Thalamus" not in t.labels))
+    with pytest.raises(ValueError, match="Left-Thalamus, Right-Thalamus"):
+        bare.covers(LabelTable.packaged("fullhead"))
+
+
+def test_agnostic_draws_stay_in_synthsegs_ranges(rng):
+    space = RecipeSpace.packaged("agnostic")
+    for _ in range(200):
+        recipe = space.draw(rng)
+        assert all(abs(angle) <= 15 for angle in recipe.deformation.rotation_deg)
+        assert all(0.8 <= scale <= 1.2 for scale in recipe.deformation.scaling)
+        assert 0 <= recipe.deformation.velocity_sd_mm <= 4
+        assert 0 <= recipe.bias.log_sd <= 0.7
+        assert all(1 <= size <= 8 for size in recipe.resolution.voxel_size_mm)
+        thalamus = recipe.tissues["Left-Thalamus"]
+        assert 0 <= thalamus.mean[0] <= 250
+        assert 0 <= thalamus.sd[0] <= 30
+
+
+def test_agnostic_draws_the_sides_apart_and_t1w_together(rng):
+    agnostic, t1w = (RecipeSpace.packaged(name).draw(rng) for name in SPACES)
+    assert agnostic.tissues["Left-Thalamus"] != agnostic.tissues["Right-Thalamus"]
+    assert t1w.tissues["Left-Thalamus"] == t1w.tissues["Right-Thalamus"]
+
+
+def test_t1w_recipes_show_white_matter_brighter_than_grey_and_csf(rng):
+    space = RecipeSpace.packaged("t1w")
+    means = []
+    for _ in range(300):
+        tissues = space.draw(rng).tissues
+        means.append([tissues[n].mean[0] for n in
+                      ("Left-Cerebral-White-Matter", "Left-Cerebral-Cortex", "Left-Lateral-Ventricle")])
+    white, grey, csf = np.array(means).T
+    assert (white > grey).mean() > 0.95
+    assert (grey > csf).mean() > 0.95
+    # centres are the published ones (0-255 scale)
+    assert white.mean() == pytest.approx(160.3, abs=6)
+    assert grey.mean() == pytest.approx(96.3, abs=4)
+
+
+def test_a_recipe_file_with_a_wrong_key_is_refused_by_name(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('gama_log_sd = 0.1\n[[tissues]]\nlabels = ["Skin"]\nmean = [1.0, 1.0]\nsd = [1.0, 0.0]\n')
+    with pytest.raises(ValueError, match=r"mine\.toml: 'gama_log_sd' is no setting"):
+        read_space(str(path))
+    path.write_text(path.read_text().replace("gama", "gamma"))
+    assert read_space(str(path)).name == "mine"
+
+
+def test_an_unknown_space_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="known: agnostic, t1w"):
+        read_space("t9w")
