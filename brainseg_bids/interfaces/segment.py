@@ -62,11 +62,11 @@ class Segment(CommandLine):
         threads = str(self.inputs.threads)
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             runtime.environ[variable] = threads
-        return super()._run_interface(runtime, correct_return_codes)
-
-    def raise_exception(self, runtime):
-        """Say what happened in one line."""
-        raise SegmentationError(_reason(Path(self.inputs.image), runtime.returncode, runtime.stderr))
+        runtime = super()._run_interface(runtime, correct_return_codes)
+        if runtime.returncode not in correct_return_codes:
+            image = Path(self.inputs.image)
+            raise SegmentationError(_reason(image, runtime.returncode, runtime.stderr))
+        return runtime
 
     def _list_outputs(self):
         outputs = self.output_spec().get()

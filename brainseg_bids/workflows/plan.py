@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from brainseg_bids import __version__
@@ -65,6 +66,12 @@ class ScanPlan:
         """Its workflow's name, unique within a subject."""
         stem = self.outputs["labels"].name.split("_seg-brainseg")[0]
         return "".join(c if c.isalnum() else "_" for c in stem.replace("+", "plus")) + "_wf"
+
+    @property
+    def has_results(self) -> bool:
+        """Whether labels and volumes of this input by this model are there."""
+        shown = {name: self.outputs[name] for name in ("labels", "volumes")}
+        return not _why_run(shown, self.provenance)
 
     @property
     def with_probseg(self) -> bool:
@@ -137,8 +144,7 @@ def _plan_scan(
         "ModelDigest": model.digest,
         "BrainsegVersion": __version__,
         "Input": raw_uri(scan.path, bids_dir),
-        "InputBytes": scan.path.stat().st_size,
-        "InputSHA256": _sha256(scan.path),
+        **_fingerprint(scan.path, known=_read(sidecar(outputs["labels"]))),
     }
     reason = _why_run(outputs, provenance)
     action = RUN if reason else REUSE
@@ -154,11 +160,10 @@ def _why_run(outputs: dict[str, Path], provenance: dict) -> str:
         missing = next(path.name for path, found in zip(outputs.values(), there, strict=True) if not found)
         return f"{missing} is missing"
     for name, path in outputs.items():
-        if name == "figure":
+        if name == "figure":  # has no JSON
             continue
-        try:
-            found = json.loads(sidecar(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        found = _read(sidecar(path))
+        if not found:
             return f"{sidecar(path).name} is missing or damaged"
         for key, what in (
             ("InputSHA256", "the input has changed"), ("ModelDigest", "another model made it"),
@@ -169,9 +174,24 @@ def _why_run(outputs: dict[str, Path], provenance: dict) -> str:
     return ""
 
 
-def _sha256(path: Path) -> str:
+def _read(path: Path) -> dict:
+    """A JSON object, empty if there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _fingerprint(path: Path, *, known: dict) -> dict:
+    """Size, time and SHA-256 of an input; it is not read if size and time are as ``known``."""
+    stat = path.stat()
+    modified = datetime.fromtimestamp(stat.st_mtime, tz=UTC).isoformat(timespec="microseconds")
+    seen = {"InputBytes": stat.st_size, "InputModified": modified}
+    if "InputSHA256" in known and all(known.get(key) == value for key, value in seen.items()):
+        return seen | {"InputSHA256": known["InputSHA256"]}
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return seen | {"InputSHA256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def metadata(plan: ScanPlan, model: Model, *, output_dir: Path) -> dict[str, dict]:

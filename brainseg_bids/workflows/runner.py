@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from nipype import config
-from nipype.pipeline.plugins.multiproc import MultiProcPlugin
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
 
 log = logging.getLogger("brainseg")
 
@@ -20,6 +21,12 @@ KILLED = (
     "a worker process was killed, most likely because memory ran out. Give the job more memory, "
     "or run fewer at a time with --nprocs or --mem."
 )
+
+PRELOADED = [
+    "brainseg_bids.interfaces.labels", "brainseg_bids.interfaces.reportlets",
+    "brainseg_bids.interfaces.segment", "nipype.pipeline.plugins.multiproc",
+]
+"""Imported once and shared by all workers. None of them imports torch."""
 
 
 class SafeMultiProcPlugin(MultiProcPlugin):
@@ -31,6 +38,7 @@ class SafeMultiProcPlugin(MultiProcPlugin):
 
     def __init__(self, plugin_args: dict | None = None) -> None:
         super().__init__(plugin_args=plugin_args)
+        self._renew_pool()
         self._nodes: dict[int, tuple] = {}
         self._retried: set[int] = set()
         self._broken: set[int] = set()
@@ -67,8 +75,6 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         return None
 
     def _resubmit(self, taskid: int) -> None:
-        from nipype.pipeline.plugins.multiproc import run_node
-
         node, updatehash = self._nodes[taskid]
         try:
             future = self.pool.submit(run_node, node, updatehash, taskid)
@@ -80,8 +86,20 @@ class SafeMultiProcPlugin(MultiProcPlugin):
 
     def _renew_pool(self) -> None:
         self.pool.shutdown(wait=False)
-        fresh = MultiProcPlugin(plugin_args=self.plugin_args)
-        self.pool = fresh.pool
+        # fork would inherit locks of threads that libraries have started.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self.pool = ProcessPoolExecutor(
+            max_workers=self.processors, mp_context=context,
+            initializer=_start_worker, initargs=(self._cwd,),
+        )
+
+
+def _start_worker(folder: str) -> None:
+    """Nipype prints each step to stdout; what fails is in the crash file."""
+    process_initializer(folder)
+    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
+        logging.getLogger(name).handlers[:] = [logging.NullHandler()]
 
 
 def configure_nipype(*, crash_dir: Path, stop_on_first_crash: bool, resource_monitor: bool) -> None:
@@ -146,8 +164,6 @@ def run_workflow(
                 on_segmented(node.fullname, json.loads(report.read_text(encoding="utf-8")))
 
     arguments = {
-        # fork would inherit locks of threads that libraries have started; see nipype and torch
-        "mp_context": "forkserver",
         "n_procs": nprocs,
         "raise_insufficient": False,
         "status_callback": told,

@@ -59,7 +59,7 @@ def init_segment_wf(
 Each structural image was segmented on its own grid with the convolutional network
 *{model_name}* (model digest `{model_digest[:12]}`), which labels brain, fluid, bone and soft
 tissues of the head. The network was trained on images synthesised from label maps
-[@billot2023; @hoffmann2022]. It worked window by window, and its probabilities, not its labels,
+[@billot2023]. It worked window by window, and its probabilities, not its labels,
 were interpolated to the voxels of the image. Tissue classes, the brain mask and the volumes were
 derived from these labels.
 """

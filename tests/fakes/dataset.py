@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small BIDS datasets and bundles for tests; nothing of theirs is anatomical."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from brainseg_bids.anatomy.labels import LabelTable
+
+PREDICT = (sys.executable, str(Path(__file__).parent / "predict.py"))
+
+
+def write_bundle(path: Path, *, table: LabelTable | None = None, name: str = "fake") -> Path:
+    """A bundle folder that reads and checks like a real one; its weights are no weights."""
+    path.mkdir(parents=True)
+    table = table or LabelTable.packaged("brainseg")
+    (path / "weights.safetensors").write_bytes(b"none")
+    table.write(path / "labels.tsv")
+    (path / "README.md").write_text("# A stand-in\n")
+    files = ("weights.safetensors", "labels.tsv", "README.md")
+    manifest = {
+        "format": 1, "name": name, "label_table": "brainseg", "voxel_size_mm": 1.0,
+        "patch_vox": [32, 32, 32], "contrasts": ["T1w"], "net": {},
+        "sha256": {f: hashlib.sha256((path / f).read_bytes()).hexdigest() for f in files},
+    }
+    (path / "bundle.json").write_text(json.dumps(manifest))
+    return path
+
+
+def write_image(
+    path: Path, *, shape: tuple[int, ...] = (24, 26, 22), voxel_size_mm: float = 4.0, seed: int = 0
+) -> Path:
+    """A head-sized picture of noise with a bright middle."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    image = rng.uniform(0, 50, shape).astype(np.float32)
+    image[tuple(slice(n // 4, -n // 4) for n in shape[:3])] += 400
+    affine = np.diag([voxel_size_mm] * 3 + [1.0])
+    affine[:3, 3] = [-voxel_size_mm * n / 2 for n in shape[:3]]
+    file = nib.Nifti1Image(image, affine)
+    file.set_qform(affine, code=1)
+    file.set_sform(affine, code=1)
+    file.header.set_xyzt_units("mm", "sec")
+    nib.save(file, path)
+    return path
+
+
+def write_dataset(root: Path, *names: str) -> Path:
+    """A BIDS dataset with images of the given names, e.g. ``sub-01_ses-A_T1w``."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset_description.json").write_text(
+        json.dumps({"Name": "Phantoms", "BIDSVersion": "1.10.0", "DatasetType": "raw"})
+    )
+    for seed, name in enumerate(names):
+        entities = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
+        session = [f"ses-{entities['ses']}"] if "ses" in entities else []
+        folder = root.joinpath(f"sub-{entities['sub']}", *session, "anat")
+        write_image(folder / f"{name}.nii.gz", seed=seed)
+    return root

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stand-in for ``brainseg_bids.cli.predict``: same arguments, a ball for a brain, no network.
+
+The environment variable FAKE_PREDICT_KILL makes it die as the out-of-memory killer would, for
+images whose path holds that text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.nets.bundle import ModelBundle
+from brainseg_bids.volumes import InputError, read_volume, write_label_map, write_volume
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    for name in ("image", "labels", "probseg", "report"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--model")
+    parser.add_argument("--device")
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+    victim = os.environ.get("FAKE_PREDICT_KILL")
+    if victim and victim in str(options.image):
+        options.labels.write_bytes(b"half a file")
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        with warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("always")
+            image, grid = read_volume(options.image)
+    except InputError as error:
+        print(f"brainseg: ERROR: {error}", file=sys.stderr)
+        return 1
+    bundle = ModelBundle.read(options.model)
+    voxels = np.zeros(grid.shape, dtype=np.int16)
+    steps = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in grid.shape], indexing="ij"))
+    radius = np.sqrt((steps**2).sum(0))
+    voxels[radius < 0.9] = 24
+    voxels[radius < 0.8] = np.where(steps[0] < 0, 3, 42)[radius < 0.8]
+    voxels[radius < 0.4] = np.where(steps[0] < 0, 2, 41)[radius < 0.4]
+    write_label_map(LabelMap(voxels, grid, bundle.table), options.labels)
+    if options.probseg:
+        one_hot = np.stack([voxels == code for code in bundle.table.codes], axis=-1)
+        write_volume(one_hot.astype(np.float32), grid, options.probseg)
+    options.report.write_text(json.dumps({
+        "image": str(options.image), "model": bundle.name, "model_digest": bundle.digest,
+        "device": "cpu", "threads": options.threads, "took_s": 1.5, "peak_gib": 0.25,
+        "input_shape": list(grid.shape), "input_voxel_size_mm": list(grid.voxel_size_mm),
+        "model_voxel_size_mm": bundle.voxel_size_mm,
+        "warnings": [str(note.message) for note in noted],
+    }))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
