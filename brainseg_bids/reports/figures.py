@@ -232,9 +232,10 @@ def _write_tile_marks(sheet: _Sheet, montage: Montage) -> None:
             sheet.text(tile.left + tile.width / 2, top - 11, at, ha="center", size_px=14)
     for plane in PLANES:
         row = [tile for tile in montage.tiles if tile.plane is plane]
-        middle = (min(t.top for t in row) + max(t.top + t.height for t in row)) / 2
-        sheet.text(20, HEADER_PX + middle, f"{plane.name}, {plane.order}", rotation=90,
-                   ha="center", size_px=16, weight="bold")
+        top, bottom = min(tile.top for tile in row), max(tile.top + tile.height for tile in row)
+        words = f"{plane.name}, {plane.order}" if bottom - top > 180 else plane.name
+        sheet.text(20, HEADER_PX + (top + bottom) / 2, words, rotation=90, ha="center",
+                   size_px=16, weight="bold")
 
 
 def _signed(at_mm: float) -> str:
