@@ -188,7 +188,7 @@ def test_label_colours_are_those_of_the_rows(scan, tmp_path):
 def test_asymmetry_is_the_difference_over_the_mean(scan, tmp_path):
     table = cells(written(tmp_path / "sub-01.html", [scan]))
     # 100 * (7300 - 6700) / 7000
-    assert ["Thalamus", "7.30", "6.70", "+8.6", ""] in table
+    assert ["Thalamus", "7.30", "6.70", "+8.6 %", ""] in table
     found = {pair.name: pair for pair in asymmetries(scan.volumes)}
     assert found["Thalamus"].percent == pytest.approx(8.5714, abs=1e-4)
     assert len(found) == sum(x.hemisphere == "left" for x in LabelTable.packaged("brainseg"))
