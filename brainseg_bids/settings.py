@@ -75,8 +75,8 @@ class Settings:
     def to_toml(self) -> str:
         """Text that `from_toml` turns into an equal object.
 
-        >>> text = Settings(Path("/data"), Path("/out"), bids_filters={"t1w": {"run": None}}).to_toml()
-        >>> Settings.from_toml(text).bids_filters
+        >>> settings = Settings(Path("/in"), Path("/out"), bids_filters={"t1w": {"run": None}})
+        >>> Settings.from_toml(settings.to_toml()).bids_filters
         {'t1w': {'run': None}}
         """
         values = {}

@@ -66,22 +66,29 @@ def write_description(bids_dir: Path, output_dir: Path) -> Path:
     except (OSError, ValueError):
         raw = {}
     raw = raw if isinstance(raw, dict) else {}
-    source = {"URL": "bids:raw:", "DOI": raw.get("DatasetDOI"), "Version": raw.get("DatasetVersion")}
+    source = {
+        "URL": bids_dir.resolve().as_uri(),
+        "DOI": raw.get("DatasetDOI"),
+        "Version": raw.get("DatasetVersion"),
+    }
     if source["DOI"] and not source["DOI"].startswith("doi:"):
-        source["DOI"] = None  # the validator wants a doi: URI, and some datasets have a bare DOI
+        source["DOI"] = None  # a bare DOI does not pass the validator
     made_by: dict = {"Name": "brainseg-bids", "Version": __version__, "CodeURL": CODE_URL}
     if "IS_DOCKER_8395080871" in os.environ:  # how NiPreps' images say that they are images
         tag = os.environ.get("BRAINSEG_DOCKER_TAG", __version__)
         made_by["Container"] = {"Type": "docker", "Tag": f"brainseg-bids:{tag}"}
-    write_json(output_dir / "dataset_description.json", {
-        "Name": f"brainseg-bids: whole-head segmentations of {raw.get('Name') or bids_dir.name}",
-        "BIDSVersion": BIDS_VERSION,
-        "DatasetType": "derivative",
-        "License": raw.get("License"),
-        "GeneratedBy": [made_by],
-        "SourceDatasets": [{key: value for key, value in source.items() if value}],
-        "DatasetLinks": {"raw": raw_link(bids_dir, output_dir)},
-    })
+    write_json(
+        output_dir / "dataset_description.json",
+        {
+            "Name": f"brainseg-bids: whole-head segmentations of {raw.get('Name') or bids_dir.name}",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "License": raw.get("License"),
+            "GeneratedBy": [made_by],
+            "SourceDatasets": [{key: value for key, value in source.items() if value}],
+            "DatasetLinks": {"raw": raw_link(bids_dir, output_dir)},
+        },
+    )
     write_text(output_dir / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
     write_text(output_dir / "README.md", README)
     return output_dir / "dataset_description.json"

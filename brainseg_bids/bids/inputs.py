@@ -22,14 +22,39 @@ PARTS_OF_AN_IMAGE = ("inv", "flip", "mt")
 """An image with one of these is one exposure of several, such as MP2RAGE's first inversion."""
 
 ENTITIES = {  # pybids' name: BIDS' key
-    "session": "ses", "task": "task", "acquisition": "acq", "ceagent": "ce",
-    "reconstruction": "rec", "direction": "dir", "run": "run", "echo": "echo", "flip": "flip",
-    "inv": "inv", "mt": "mt", "part": "part", "chunk": "chunk", "datatype": "", "extension": "",
+    "session": "ses",
+    "task": "task",
+    "acquisition": "acq",
+    "ceagent": "ce",
+    "reconstruction": "rec",
+    "direction": "dir",
+    "run": "run",
+    "echo": "echo",
+    "flip": "flip",
+    "inv": "inv",
+    "mt": "mt",
+    "part": "part",
+    "chunk": "chunk",
+    "datatype": "",
+    "extension": "",
 }
 
-ELSEWHERE = frozenset({name.lower() for name in STRUCTURAL} | {
-    "asl", "bold", "dwi", "fmap", "magref", "mask", "pet", "roi", "sbref", "t1map", "xfm",
-})
+ELSEWHERE = frozenset(
+    {name.lower() for name in STRUCTURAL}
+    | {
+        "asl",
+        "bold",
+        "dwi",
+        "fmap",
+        "magref",
+        "mask",
+        "pet",
+        "roi",
+        "sbref",
+        "t1map",
+        "xfm",
+    }
+)
 """Queries in filter files made for other apps, or for images not asked for now: no concern."""
 
 
@@ -79,7 +104,9 @@ def dataset_notes(bids_dir: Path) -> list[str]:
     """What is wrong with ``dataset_description.json``, one line each; nothing stops the run."""
     path = bids_dir / "dataset_description.json"
     if not path.is_file():
-        return [f"{path}: there is none, so this is not a valid BIDS dataset; going on all the same."]
+        return [
+            f"{path}: there is none, so this is not a valid BIDS dataset; going on all the same."
+        ]
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -180,7 +207,12 @@ def _index(bids_dir: Path, labels: list[str], database_dir: Path | None):
         validate=False,
         index_metadata=False,
         ignore=[
-            "code", "sourcedata", "derivatives", "models", "stimuli", re.compile(r"/\."),
+            "code",
+            "sourcedata",
+            "derivatives",
+            "models",
+            "stimuli",
+            re.compile(r"/\."),
             re.compile(rf"/sub-(?!(?:{only})(?:/|_|$))"),
         ],
     )
@@ -193,7 +225,10 @@ def _index(bids_dir: Path, labels: list[str], database_dir: Path | None):
     stale = not mark.is_file() or mark.read_text() != now
     database_dir.mkdir(parents=True, exist_ok=True)
     layout = BIDSLayout(
-        bids_dir, validate=False, indexer=indexer, database_path=database_dir,
+        bids_dir,
+        validate=False,
+        indexer=indexer,
+        database_path=database_dir,
         reset_database=stale,
     )
     mark.write_text(now)

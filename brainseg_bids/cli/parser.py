@@ -13,7 +13,11 @@ from pathlib import Path
 
 from brainseg_bids import __version__
 from brainseg_bids.settings import (
-    GROUP_STAGES, PARTICIPANT_STAGES, Settings, SettingsError, read_values,
+    GROUP_STAGES,
+    PARTICIPANT_STAGES,
+    Settings,
+    SettingsError,
+    read_values,
 )
 
 STAGES = {"participant": PARTICIPANT_STAGES, "group": GROUP_STAGES}
@@ -30,64 +34,157 @@ GIB_PER_UNIT = {"T": 1024.0, "G": 1.0, "M": 1 / 1024, "K": 1 / 1024**2}
 def build_parser() -> argparse.ArgumentParser:
     """The parser; `parse` checks what one argument alone cannot tell."""
     parser = argparse.ArgumentParser(
-        prog="brainseg", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="brainseg",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Whole-head segmentation of structural MR images, as a BIDS App.",
     )
     add = parser.add_argument
     add("bids_dir", type=Path, help="root of a BIDS dataset")
     add("output_dir", type=Path, help="where results go; made if it is not there")
-    add("analysis_level", choices=("participant", "group"),
-        help="participant: segment images; group: one table of all volumes")
-    add("--version", action="version", version=f"brainseg {__version__} (distribution brainseg-bids)")
+    add(
+        "analysis_level",
+        choices=("participant", "group"),
+        help="participant: segment images; group: one table of all volumes",
+    )
+    add(
+        "--version",
+        action="version",
+        version=f"brainseg {__version__} (distribution brainseg-bids)",
+    )
 
     choose = parser.add_argument_group("what to do")
     add = choose.add_argument
-    add("--participant-label", "--participant_label", nargs="+", type=_label("sub-"), metavar="LABEL",
-        help="only these participants (with or without sub-); default: all")
-    add("--session-label", "--session_label", "--session-id", nargs="+", type=_label("ses-"),
-        metavar="LABEL", help="only these sessions (with or without ses-); default: all")
-    add("--stages", nargs="+", metavar="STAGE",
-        help="participant: segment (default); group: summary (default)")
-    add("--contrasts", nargs="+", metavar="SUFFIX",
+    add(
+        "--participant-label",
+        "--participant_label",
+        nargs="+",
+        type=_label("sub-"),
+        metavar="LABEL",
+        help="only these participants (with or without sub-); default: all",
+    )
+    add(
+        "--session-label",
+        "--session_label",
+        "--session-id",
+        nargs="+",
+        type=_label("ses-"),
+        metavar="LABEL",
+        help="only these sessions (with or without ses-); default: all",
+    )
+    add(
+        "--stages",
+        nargs="+",
+        metavar="STAGE",
+        help="participant: segment (default); group: summary (default)",
+    )
+    add(
+        "--contrasts",
+        nargs="+",
+        metavar="SUFFIX",
         help="BIDS suffixes to take, e.g. T1w UNIT1; default: every structural one, without "
-        "parts such as inv-1 and without phase")
-    add("--bids-filter-file", dest="bids_filters", type=_filters, metavar="FILE",
-        help='JSON: {"t1w": {"acquisition": "mprage", "run": null}}; null: absent, "*": any')
-    add("--bids-database-dir", type=Path, metavar="PATH",
-        help="keep the index of the dataset there; made again when the dataset changes")
-    add("--skip-bids-validation", "--skip_bids_validation", action="store_true",
-        help="do not look at dataset_description.json")
-    add("--reports-only", action="store_true", help="only write the pages again, from results that are there")
-    add("--boilerplate-only", "--boilerplate_only", action="store_true",
-        help="only write the methods text, logs/CITATION.md")
-    add("--md-only-boilerplate", action="store_true",
-        help="accepted for scripts; the methods text is always Markdown alone")
+        "parts such as inv-1 and without phase",
+    )
+    add(
+        "--bids-filter-file",
+        dest="bids_filters",
+        type=_filters,
+        metavar="FILE",
+        help='JSON: {"t1w": {"acquisition": "mprage", "run": null}}; null: absent, "*": any',
+    )
+    add(
+        "--bids-database-dir",
+        type=Path,
+        metavar="PATH",
+        help="keep the index of the dataset there; made again when the dataset changes",
+    )
+    add(
+        "--skip-bids-validation",
+        "--skip_bids_validation",
+        action="store_true",
+        help="do not look at dataset_description.json",
+    )
+    add(
+        "--reports-only",
+        action="store_true",
+        help="only write the pages again, from results that are there",
+    )
+    add(
+        "--boilerplate-only",
+        "--boilerplate_only",
+        action="store_true",
+        help="only write the methods text, logs/CITATION.md",
+    )
+    add(
+        "--md-only-boilerplate",
+        action="store_true",
+        help="accepted for scripts; the methods text is always Markdown alone",
+    )
 
     network = parser.add_argument_group("segmentation")
     add = network.add_argument
-    add("--model", metavar="NAME|PATH", help="a packaged model or a model folder; default: the packaged one")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"),
-        help="where the network runs; auto (default) takes an accelerator if there is one")
+    add(
+        "--model",
+        metavar="NAME|PATH",
+        help="a packaged model or a model folder; default: the packaged one",
+    )
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        help="where the network runs; auto (default) takes an accelerator if there is one",
+    )
     add("--probseg", action="store_true", help="also write the probability of each label")
 
     resources = parser.add_argument_group("resources")
     add = resources.add_argument
-    add("--nprocs", "--nthreads", "--n_cpus", "--n-cpus", type=_positive, metavar="N",
-        help="CPUs to use in all; default: all")
-    add("--omp-nthreads", type=_positive, metavar="N",
-        help="threads of one segmentation; default: --nprocs, at most 8")
-    add("--mem", "--mem_mb", "--mem-mb", dest="memory_gb", type=_memory_gb, metavar="SIZE",
-        help="memory to use in all, with unit T, G, M or K; a bare number is MB")
-    add("--use-plugin", "--nipype-plugin-file", dest="nipype_plugin_file", type=Path, metavar="FILE",
-        help="YAML with plugin and plugin_args of another Nipype plugin")
-    add("--resource-monitor", action="store_true", help="record memory and CPU of each step (needs psutil)")
+    add(
+        "--nprocs",
+        "--nthreads",
+        "--n_cpus",
+        "--n-cpus",
+        type=_positive,
+        metavar="N",
+        help="CPUs to use in all; default: all",
+    )
+    add(
+        "--omp-nthreads",
+        type=_positive,
+        metavar="N",
+        help="threads of one segmentation; default: --nprocs, at most 8",
+    )
+    add(
+        "--mem",
+        "--mem_mb",
+        "--mem-mb",
+        dest="memory_gb",
+        type=_memory_gb,
+        metavar="SIZE",
+        help="memory to use in all, with unit T, G, M or K; a bare number is MB",
+    )
+    add(
+        "--use-plugin",
+        "--nipype-plugin-file",
+        dest="nipype_plugin_file",
+        type=Path,
+        metavar="FILE",
+        help="YAML with plugin and plugin_args of another Nipype plugin",
+    )
+    add(
+        "--resource-monitor",
+        action="store_true",
+        help="record memory and CPU of each step (needs psutil)",
+    )
 
     other = parser.add_argument_group("other")
     add = other.add_argument
     add("-w", "--work-dir", type=Path, metavar="PATH", help="scratch folder; default: ./work")
     add("--clean-workdir", action="store_true", help="empty the scratch folder first")
-    add("--config-file", type=Path, metavar="FILE",
-        help="settings.toml of an earlier run; what the command line says wins")
+    add(
+        "--config-file",
+        type=Path,
+        metavar="FILE",
+        help="settings.toml of an earlier run; what the command line says wins",
+    )
     add("--write-graph", action="store_true", help="draw the workflow into logs (graph.dot)")
     add("--stop-on-first-crash", action="store_true", help="do not go on with other images")
     add("--notrack", action="store_true", help="accepted for scripts; nothing is ever tracked")
@@ -105,7 +202,9 @@ def parse(argv: list[str] | None = None) -> Settings:
         given.pop(no_setting)
     values = _read_config(parser, config_file) if config_file else {}
     # What was not said on the command line is None, False or absent.
-    values |= {key: value for key, value in given.items() if value is not None and value is not False}
+    values |= {
+        key: value for key, value in given.items() if value is not None and value is not False
+    }
     level = values["analysis_level"]
     values["stages"] = _stages(parser, given["stages"], values.get("stages"), level)
     known = {item.name: item for item in fields(Settings)}
@@ -129,10 +228,14 @@ def _read_config(parser: argparse.ArgumentParser, path: Path) -> dict:
         parser.error(f"--config-file {path}: cannot be read ({error.strerror}).")
     except SettingsError as error:
         parser.error(f"--config-file {error}")
-    return {k: v for k, v in values.items() if k not in ("bids_dir", "output_dir", "analysis_level")}
+    return {
+        k: v for k, v in values.items() if k not in ("bids_dir", "output_dir", "analysis_level")
+    }
 
 
-def _stages(parser, said: list[str] | None, stored: tuple[str, ...] | None, level: str) -> tuple[str, ...]:
+def _stages(
+    parser, said: list[str] | None, stored: tuple[str, ...] | None, level: str
+) -> tuple[str, ...]:
     stages = said or [s for s in stored or () if s in STAGES[level]] or DEFAULT_STAGE[level]
     for stage in stages:
         if stage in STAGES[level]:
@@ -151,22 +254,33 @@ def _check_folders(parser: argparse.ArgumentParser, settings: Settings) -> None:
     bids_dir, output_dir = settings.bids_dir.resolve(), settings.output_dir.resolve()
     work_dir = settings.work_dir.resolve()
     if not bids_dir.is_dir():
-        parser.error(f"{settings.bids_dir}: there is no such folder. Give the root of a BIDS dataset.")
+        parser.error(
+            f"{settings.bids_dir}: there is no such folder. Give the root of a BIDS dataset."
+        )
     advice = f"Use e.g. {bids_dir / 'derivatives' / 'brainseg'}."
     if output_dir == bids_dir:
         parser.error(f"{settings.output_dir}: output_dir is the input dataset. {advice}")
-    if output_dir.is_relative_to(bids_dir) and not output_dir.is_relative_to(bids_dir / "derivatives"):
+    if output_dir.is_relative_to(bids_dir) and not output_dir.is_relative_to(
+        bids_dir / "derivatives"
+    ):
         parser.error(f"{settings.output_dir}: output_dir lies inside the input dataset. {advice}")
     if output_dir == bids_dir / "derivatives":
-        parser.error(f"{settings.output_dir}: derivatives/ holds one folder per derivative. {advice}")
+        parser.error(
+            f"{settings.output_dir}: derivatives/ holds one folder per derivative. {advice}"
+        )
     if work_dir == bids_dir or work_dir.is_relative_to(bids_dir):
         parser.error(
             f"{settings.work_dir}: the scratch folder lies inside the input dataset. "
             "Choose another with -w."
         )
     if work_dir == output_dir:
-        parser.error(f"{settings.work_dir}: scratch folder and output_dir are the same. Choose another with -w.")
-    for what, folder in (("output_dir", settings.output_dir), ("scratch folder", settings.work_dir)):
+        parser.error(
+            f"{settings.work_dir}: scratch folder and output_dir are the same. Choose another with -w."
+        )
+    for what, folder in (
+        ("output_dir", settings.output_dir),
+        ("scratch folder", settings.work_dir),
+    ):
         fault = _write_fault(folder)
         if fault:
             parser.error(
@@ -208,7 +322,7 @@ def _filters(text: str) -> dict:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: this is no JSON ({error})") from error
     if not isinstance(filters, dict):
-        raise argparse.ArgumentTypeError(f"{text}: give an object, e.g. {{\"t1w\": {{\"run\": 1}}}}")
+        raise argparse.ArgumentTypeError(f'{text}: give an object, e.g. {{"t1w": {{"run": 1}}}}')
     return filters
 
 
@@ -230,7 +344,9 @@ def _memory_gb(text: str) -> float:
     """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([TGMK]?)I?B?", text.strip().upper())
     if not match or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number with unit T, G, M or K, e.g. 16G")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give a number and T, G, M or K, e.g. 16G"
+        )
     return float(match[1]) * GIB_PER_UNIT[match[2] or "M"]
 
 

@@ -25,7 +25,10 @@ from brainseg_bids.nets.bundle import DEFAULT_MODEL, BundleError, ModelBundle, f
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import (
-    REUSE, Model, SubjectPlan, describe_plans, plan_subject,
+    Model,
+    SubjectPlan,
+    describe_plans,
+    plan_subject,
 )
 
 log = logging.getLogger("brainseg")
@@ -65,7 +68,8 @@ def run(settings: Settings, *, program: Sequence[str] | None = None) -> int:
         where = error.filename or settings.output_dir
         print(
             f"brainseg: ERROR: {where}: {error.strerror or error}. "
-            "Make room or choose another folder, and run it again.", file=sys.stderr,
+            "Make room or choose another folder, and run it again.",
+            file=sys.stderr,
         )
         return FAILED
 
@@ -103,13 +107,18 @@ def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | No
     for title, reason in failures.items():
         log.error("%s: failed: %s", title, reason)
     if failures:
-        log.error("%d of %d could not be done; the others are complete.",
-                  len(failures), sum(len(p.scans) + len(p.faults) for p in plans))
+        total = sum(len(plan.scans) + len(plan.faults) for plan in plans)
+        rest = "; the others are complete" if len(failures) < total else ""
+        log.error("%d of %d could not be done%s", len(failures), total, rest)
         return FAILED if code == DONE else code
     if code == DONE:
         log.info("finished successfully!")
-        log.info("report: %s", output_dir / f"sub-{plans[0].label}.html" if len(plans) == 1
-                 else output_dir / "sub-*.html")
+        log.info(
+            "report: %s",
+            output_dir / f"sub-{plans[0].label}.html"
+            if len(plans) == 1
+            else output_dir / "sub-*.html",
+        )
     return code
 
 
@@ -119,7 +128,7 @@ def _read_model(name: str) -> tuple[Model, LabelTable]:
     unknown = sorted(codes - set(Crosswalk.packaged("brainseg", "tissue").pairs))
     if unknown:
         raise BundleError(
-            f"{bundle.path}: label codes {', '.join(map(str, unknown))} have no tissue in the table "
+            f"{bundle.path}: label codes {', '.join(map(str, unknown))} have no tissue in table "
             "brainseg. Use a model that was trained for it."
         )
     names = tuple(label.name for label in bundle.table)
@@ -132,38 +141,57 @@ def _plan(settings: Settings, model: Model) -> list[SubjectPlan]:
             log.warning("%s", note)
     labels = find_participants(settings.bids_dir, settings.participant_label)
     subjects = find_subjects(
-        settings.bids_dir, labels, sessions=settings.session_label, contrasts=settings.contrasts,
-        filters=settings.bids_filters, database_dir=settings.bids_database_dir,
+        settings.bids_dir,
+        labels,
+        sessions=settings.session_label,
+        contrasts=settings.contrasts,
+        filters=settings.bids_filters,
+        database_dir=settings.bids_database_dir,
     )
     plans = []
     for subject in subjects:
         if not subject.scans and not subject.faults:
             log.warning("sub-%s: no image was found, skipped", subject.label)
-        plans.append(plan_subject(
-            subject, bids_dir=settings.bids_dir, output_dir=settings.output_dir, model=model,
-            probseg=settings.probseg,
-        ))
+        plans.append(
+            plan_subject(
+                subject,
+                bids_dir=settings.bids_dir,
+                output_dir=settings.output_dir,
+                model=model,
+                probseg=settings.probseg,
+            )
+        )
     for line in describe_plans(plans):
         log.info("%s", line)
     for plan in plans:
-        for scan in plan.scans:
+        for scan in plan.to_run:
             if model.contrasts and scan.scan.suffix not in model.contrasts:
                 log.warning(
                     "%s: model %s was made for %s; look at the result with care",
-                    scan.scan.title, model.name, ", ".join(model.contrasts),
+                    scan.scan.title,
+                    model.name,
+                    ", ".join(model.contrasts),
                 )
     return plans
 
 
 def _run_plans(
-    settings: Settings, plans: list[SubjectPlan], model: Model, table: Path, run_dir: Path,
+    settings: Settings,
+    plans: list[SubjectPlan],
+    model: Model,
+    table: Path,
+    run_dir: Path,
     program: Sequence[str] | None,
 ) -> tuple[dict[str, str], int]:
     """Build and run; failures by title, and an exit code."""
     faults = {title: why for plan in plans for title, why in plan.faults.items()}
     citation = settings.output_dir / "logs" / "CITATION.md"
     to_run = sum(len(plan.to_run) for plan in plans)
-    if (settings.reports_only or not to_run) and citation.is_file() and not settings.boilerplate_only:
+    if (
+        (settings.reports_only or not to_run)
+        and citation.is_file()
+        and not settings.boilerplate_only
+    ):
         return faults, DONE
 
     from brainseg_bids.interfaces.segment import PREDICT  # late: nipype
@@ -175,21 +203,32 @@ def _run_plans(
         _empty(settings.work_dir)
     crash_dir = settings.work_dir / f"crash_{run_dir.name}"
     configure_nipype(
-        crash_dir=crash_dir, stop_on_first_crash=settings.stop_on_first_crash,
+        crash_dir=crash_dir,
+        stop_on_first_crash=settings.stop_on_first_crash,
         resource_monitor=settings.resource_monitor,
     )
     if settings.omp_nthreads > settings.nprocs:
-        log.warning("--omp-nthreads %d is more than --nprocs %d", settings.omp_nthreads, settings.nprocs)
+        log.warning(
+            "--omp-nthreads %d is more than --nprocs %d", settings.omp_nthreads, settings.nprocs
+        )
     how = HowToRun(
-        model=model, table=table, output_dir=settings.output_dir, device=settings.device,
-        threads=min(settings.omp_nthreads, settings.nprocs), program=tuple(program or PREDICT),
+        model=model,
+        table=table,
+        output_dir=settings.output_dir,
+        device=settings.device,
+        threads=min(settings.omp_nthreads, settings.nprocs),
+        program=tuple(program or PREDICT),
     )
     try:
         workflow = init_brainseg_wf(plans, how)
         everything = init_brainseg_wf([plan.redone() for plan in plans], how)
     except Exception as error:  # whatever it is, it is ours to mend
-        log.error("the workflow could not be built (%s: %s). This is a fault of brainseg; "
-                  "please report it.", type(error).__name__, error)
+        log.error(
+            "the workflow could not be built (%s: %s). This is a fault of brainseg; "
+            "please report it.",
+            type(error).__name__,
+            error,
+        )
         log.debug("workflow", exc_info=True)
         return faults, NOT_BUILT
     _write_citation(citation, everything.visit_desc())
@@ -211,11 +250,14 @@ def _run_workflow(
 
     titles = {
         f"{workflow.name}.{plan.name}.{scan.name}.": scan.scan.title
-        for plan in plans for scan in plan.to_run
+        for plan in plans
+        for scan in plan.to_run
     }
 
     def title_of(step: str) -> str:
-        return next((title for prefix, title in titles.items() if f"{step}.".startswith(prefix)), step)
+        return next(
+            (title for prefix, title in titles.items() if f"{step}.".startswith(prefix)), step
+        )
 
     bar = tqdm(total=to_run, unit="image", disable=not sys.stderr.isatty())
 
@@ -223,12 +265,21 @@ def _run_workflow(
         bar.update(1)
         for note in report["warnings"]:
             log.warning("%s", note)
-        log.info("%s: segmented in %.0f s, peak %.1f GiB", title_of(step), report["took_s"], report["peak_gib"])
+        log.info(
+            "%s: segmented in %.0f s, peak %.1f GiB",
+            title_of(step),
+            report["took_s"],
+            report["peak_gib"],
+        )
 
     with bar:
         crashed = run_workflow(
-            workflow, nprocs=settings.nprocs, memory_gb=settings.memory_gb, crash_dir=crash_dir,
-            plugin=_read_plugin(settings.nipype_plugin_file), on_segmented=segmented,
+            workflow,
+            nprocs=settings.nprocs,
+            memory_gb=settings.memory_gb,
+            crash_dir=crash_dir,
+            plugin=_read_plugin(settings.nipype_plugin_file),
+            on_segmented=segmented,
         )
     failures: dict[str, str] = {}
     for step, reason in crashed.items():
@@ -238,7 +289,9 @@ def _run_workflow(
     return failures
 
 
-def _write_pages(settings: Settings, plans: list[SubjectPlan], failures: dict[str, str]) -> dict[str, str]:
+def _write_pages(
+    settings: Settings, plans: list[SubjectPlan], failures: dict[str, str]
+) -> dict[str, str]:
     """One page per participant; returns what could not be written."""
     if settings.boilerplate_only:
         return {}
@@ -254,19 +307,31 @@ def _write_pages(settings: Settings, plans: list[SubjectPlan], failures: dict[st
             continue
         try:
             write_subject_page(
-                plan, output_dir=settings.output_dir, bids_dir=settings.bids_dir, errors=errors,
-                settings=settings.to_toml(), methods=methods,
+                plan,
+                output_dir=settings.output_dir,
+                bids_dir=settings.bids_dir,
+                errors=errors,
+                settings=settings.to_toml(),
+                methods=methods,
             )
         except (OSError, ValueError, KeyError) as error:
-            missed[f"sub-{plan.label} report"] = f"it could not be written ({error}). Run with --reports-only."
+            missed[f"sub-{plan.label} report"] = (
+                f"it could not be written ({error}). Run with --reports-only."
+            )
     return missed
 
 
 def _write_citation(path: Path, description: str) -> None:
-    paragraphs = "\n".join(["# Methods", "", description.strip(), "", "References: `CITATION.bib`.", ""])
+    paragraphs = "\n".join(
+        ["# Methods", "", description.strip(), "", "References: `CITATION.bib`.", ""]
+    )
     write_text(path, paragraphs)
     source = resources.files("brainseg_bids") / "data" / "methods.bib"
     write_text(path.with_suffix(".bib"), source.read_text(encoding="utf-8"))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _read_plugin(path: Path | None) -> dict | None:
@@ -277,7 +342,9 @@ def _read_plugin(path: Path | None) -> dict | None:
     try:
         plugin = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"--use-plugin {path}: this is no YAML ({' '.join(str(error).split())}).") from error
+        raise InputError(
+            f"--use-plugin {path}: this is no YAML ({_one_line(error)})."
+        ) from error
     if not isinstance(plugin, dict) or "plugin" not in plugin:
         raise InputError(f"--use-plugin {path}: the key plugin is missing.")
     if str(plugin["plugin"]).endswith("Graph"):

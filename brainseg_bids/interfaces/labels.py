@@ -7,7 +7,10 @@ import csv
 from pathlib import Path
 
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec,
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
 )
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
@@ -72,8 +75,13 @@ def write_volumes(labels: LabelMap, path: Path) -> Path:
         for label in labels.table:
             if label.index == 0:
                 continue
-            rows.writerow([
-                label.index, label.name, label.hemisphere, counts.get(label.index, 0),
-                round(volumes_mm3[label.index], 3),
-            ])
+            rows.writerow(
+                [
+                    label.index,
+                    label.name,
+                    label.hemisphere,
+                    counts.get(label.index, 0),
+                    round(volumes_mm3[label.index], 3),
+                ]
+            )
     return path

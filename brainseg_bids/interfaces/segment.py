@@ -80,7 +80,7 @@ class Segment(CommandLine):
 def _reason(image: Path, code: int, stderr: str) -> str:
     """One line from how a process ended and what it said.
 
-    >>> _reason(Path("T1w.nii.gz"), 1, "brainseg: T1w: 10 %\\nbrainseg: ERROR: T1w.nii.gz: is empty.")
+    >>> _reason(Path("T1w.nii.gz"), 1, "T1w: 10 %\\nbrainseg: ERROR: T1w.nii.gz: is empty.")
     'T1w.nii.gz: is empty.'
     """
     # A shell in between reports signal n as 128 + n.

@@ -66,8 +66,13 @@ def init_scan_wf(plan: ScanPlan, how: HowToRun) -> Workflow:
     inputnode = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
     inputnode.inputs.image = str(plan.scan.path)
     segment_wf = init_segment_wf(
-        model=str(how.model.path), model_name=how.model.name, model_digest=how.model.digest,
-        table=str(how.table), device=how.device, threads=how.threads, probseg=plan.with_probseg,
+        model=str(how.model.path),
+        model_name=how.model.name,
+        model_digest=how.model.digest,
+        table=str(how.table),
+        device=how.device,
+        threads=how.threads,
+        probseg=plan.with_probseg,
         program=how.program,
     )
     ds_scan_wf = init_ds_scan_wf(

@@ -21,17 +21,28 @@ GROUP_TABLE = "group_seg-brainseg_desc-volumes_morph.tsv"
 
 
 def write_subject_page(
-    plan: SubjectPlan, *, output_dir: Path, bids_dir: Path, errors: Iterable[str], settings: str,
+    plan: SubjectPlan,
+    *,
+    output_dir: Path,
+    bids_dir: Path,
+    errors: Iterable[str],
+    settings: str,
     methods: str,
 ) -> Path:
     """Write ``sub-LABEL.html``: every image whose results are there, and what went wrong."""
     scans = [
         scan_report(scan, output_dir=output_dir, bids_dir=bids_dir)
-        for scan in plan.scans if scan.has_results
+        for scan in plan.scans
+        if scan.has_results
     ]
     return write_page(
-        output_dir / f"sub-{plan.label}.html", subject=plan.label, scans=scans,
-        settings=settings, errors=list(errors), methods=methods, version=__version__,
+        output_dir / f"sub-{plan.label}.html",
+        subject=plan.label,
+        scans=scans,
+        settings=settings,
+        errors=list(errors),
+        methods=methods,
+        version=__version__,
     )
 
 
@@ -58,7 +69,8 @@ def scan_report(plan: ScanPlan, *, output_dir: Path, bids_dir: Path) -> ScanRepo
         warnings=facts.get("Warnings", []),
         outputs=[
             path.relative_to(output_dir).as_posix()
-            for path in plan.outputs.values() if path.is_file()
+            for path in plan.outputs.values()
+            if path.is_file()
         ],
     )
 
@@ -83,7 +95,9 @@ def read_volumes(path: Path, output_dir: Path) -> list[dict]:
     return rows
 
 
-def write_group(output_dir: Path, *, title: str, participants: Iterable[str] = ()) -> tuple[Path, int]:
+def write_group(
+    output_dir: Path, *, title: str, participants: Iterable[str] = ()
+) -> tuple[Path, int]:
     """Write one table and one page of the volumes of all images in the derivative.
 
     Returns

@@ -129,7 +129,9 @@ def plan_subject(
         try:
             plans.append(_plan_scan(scan, bids_dir, output_dir, model, probseg))
         except OSError as error:
-            faults[scan.title] = f"{scan.path}: cannot be read ({error.strerror}). Check its permissions."
+            faults[scan.title] = (
+                f"{scan.path}: cannot be read ({error.strerror}). Check its permissions."
+            )
     return SubjectPlan(subject.label, tuple(plans), faults)
 
 
@@ -157,7 +159,9 @@ def _why_run(outputs: dict[str, Path], provenance: dict) -> str:
     if not any(there):
         return "no results yet"
     if not all(there):
-        missing = next(path.name for path, found in zip(outputs.values(), there, strict=True) if not found)
+        missing = next(
+            path.name for path, found in zip(outputs.values(), there, strict=True) if not found
+        )
         return f"{missing} is missing"
     for name, path in outputs.items():
         if name == "figure":  # has no JSON
@@ -166,8 +170,10 @@ def _why_run(outputs: dict[str, Path], provenance: dict) -> str:
         if not found:
             return f"{sidecar(path).name} is missing or damaged"
         for key, what in (
-            ("InputSHA256", "the input has changed"), ("ModelDigest", "another model made it"),
-            ("BrainsegVersion", "another version made it"), ("Input", "another input made it"),
+            ("InputSHA256", "the input has changed"),
+            ("ModelDigest", "another model made it"),
+            ("BrainsegVersion", "another version made it"),
+            ("Input", "another input made it"),
         ):
             if found.get(key) != provenance[key]:
                 return f"{what} ({path.name})"
@@ -247,6 +253,8 @@ def describe_plans(plans: Iterable[SubjectPlan]) -> list[str]:
     """One line per image that is not simply run."""
     return [
         f"{scan.scan.title}: {scan.reason}, reused"
-        if scan.action == REUSE else f"{scan.scan.title}: to be segmented ({scan.reason})"
-        for plan in plans for scan in plan.scans
+        if scan.action == REUSE
+        else f"{scan.scan.title}: to be segmented ({scan.reason})"
+        for plan in plans
+        for scan in plan.scans
     ]

@@ -23,8 +23,10 @@ KILLED = (
 )
 
 PRELOADED = [
-    "brainseg_bids.interfaces.labels", "brainseg_bids.interfaces.reportlets",
-    "brainseg_bids.interfaces.segment", "nipype.pipeline.plugins.multiproc",
+    "brainseg_bids.interfaces.labels",
+    "brainseg_bids.interfaces.reportlets",
+    "brainseg_bids.interfaces.segment",
+    "nipype.pipeline.plugins.multiproc",
 ]
 """Imported once and shared by all workers. None of them imports torch."""
 
@@ -90,8 +92,10 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self.pool = ProcessPoolExecutor(
-            max_workers=self.processors, mp_context=context,
-            initializer=_start_worker, initargs=(self._cwd,),
+            max_workers=self.processors,
+            mp_context=context,
+            initializer=_start_worker,
+            initargs=(self._cwd,),
         )
 
 
@@ -102,25 +106,29 @@ def _start_worker(folder: str) -> None:
         logging.getLogger(name).handlers[:] = [logging.NullHandler()]
 
 
-def configure_nipype(*, crash_dir: Path, stop_on_first_crash: bool, resource_monitor: bool) -> None:
+def configure_nipype(
+    *, crash_dir: Path, stop_on_first_crash: bool, resource_monitor: bool
+) -> None:
     """Set what Nipype keeps in one place for the whole process."""
     crash_dir.mkdir(parents=True, exist_ok=True)
-    config.update_config({
-        "execution": {
-            "crashdump_dir": str(crash_dir),
-            "crashfile_format": "txt",  # the default is a pickle
-            "stop_on_first_crash": str(stop_on_first_crash).lower(),
-            "check_version": "false",
-            "get_linked_libs": "false",
-            "parameterize_dirs": "false",
-            "poll_sleep_duration": "0.2",
-        },
-        "monitoring": {
-            "enabled": str(resource_monitor).lower(),
-            "sample_frequency": "0.5",
-            "summary_append": "true",
-        },
-    })
+    config.update_config(
+        {
+            "execution": {
+                "crashdump_dir": str(crash_dir),
+                "crashfile_format": "txt",  # the default is a pickle
+                "stop_on_first_crash": str(stop_on_first_crash).lower(),
+                "check_version": "false",
+                "get_linked_libs": "false",
+                "parameterize_dirs": "false",
+                "poll_sleep_duration": "0.2",
+            },
+            "monitoring": {
+                "enabled": str(resource_monitor).lower(),
+                "sample_frequency": "0.5",
+                "summary_append": "true",
+            },
+        }
+    )
     if resource_monitor:
         config.enable_resource_monitor()
 
@@ -192,8 +200,12 @@ def read_crashes(crash_dir: Path) -> dict[str, str]:
     for path in sorted(crash_dir.glob("crash-*.txt")):
         text = path.read_text(encoding="utf-8", errors="replace")
         name = next(
-            (line.removeprefix("Node: ").strip() for line in text.splitlines()
-             if line.startswith("Node: ")), path.stem,
+            (
+                line.removeprefix("Node: ").strip()
+                for line in text.splitlines()
+                if line.startswith("Node: ")
+            ),
+            path.stem,
         )
         failures[name] = _last_line(text)
     return failures
@@ -202,7 +214,7 @@ def read_crashes(crash_dir: Path) -> dict[str, str]:
 def _last_line(text: str) -> str:
     """The message of a traceback's last exception.
 
-    >>> _last_line("Traceback\\n  File x\\n\\tpackage.module.SaveError: out.nii: the disk is full.\\n")
+    >>> _last_line("Traceback\\n  File x\\n\\tmodule.SaveError: out.nii: the disk is full.\\n")
     'out.nii: the disk is full.'
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -69,10 +69,16 @@ derived from these labels.
     )
     segment = pe.Node(
         Segment(
-            program=program, model=model, model_digest=model_digest, device=device,
-            threads=threads, use_gpu=device == "cuda",
+            program=program,
+            model=model,
+            model_digest=model_digest,
+            device=device,
+            threads=threads,
+            use_gpu=device == "cuda",
         ),
-        name="segment", n_procs=threads, mem_gb=SEGMENT_GIB,
+        name="segment",
+        n_procs=threads,
+        mem_gb=SEGMENT_GIB,
     )
     tissue = pe.Node(Tissue(table=table), name="tissue", mem_gb=0.5)
     mask = pe.Node(BrainMask(table=table), name="mask", mem_gb=0.5)

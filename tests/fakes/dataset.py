@@ -25,8 +25,13 @@ def write_bundle(path: Path, *, table: LabelTable | None = None, name: str = "fa
     (path / "README.md").write_text("# A stand-in\n")
     files = ("weights.safetensors", "labels.tsv", "README.md")
     manifest = {
-        "format": 1, "name": name, "label_table": "brainseg", "voxel_size_mm": 1.0,
-        "patch_vox": [32, 32, 32], "contrasts": ["T1w"], "net": {},
+        "format": 1,
+        "name": name,
+        "label_table": "brainseg",
+        "voxel_size_mm": 1.0,
+        "patch_vox": [32, 32, 32],
+        "contrasts": ["T1w"],
+        "net": {},
         "sha256": {f: hashlib.sha256((path / f).read_bytes()).hexdigest() for f in files},
     }
     (path / "bundle.json").write_text(json.dumps(manifest))

@@ -37,7 +37,7 @@ def main() -> int:
     try:
         with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always")
-            image, grid = read_volume(options.image)
+            _, grid = read_volume(options.image)
     except InputError as error:
         print(f"brainseg: ERROR: {error}", file=sys.stderr)
         return 1
@@ -52,13 +52,23 @@ def main() -> int:
     if options.probseg:
         one_hot = np.stack([voxels == code for code in bundle.table.codes], axis=-1)
         write_volume(one_hot.astype(np.float32), grid, options.probseg)
-    options.report.write_text(json.dumps({
-        "image": str(options.image), "model": bundle.name, "model_digest": bundle.digest,
-        "device": "cpu", "threads": options.threads, "took_s": 1.5, "peak_gib": 0.25,
-        "input_shape": list(grid.shape), "input_voxel_size_mm": list(grid.voxel_size_mm),
-        "model_voxel_size_mm": bundle.voxel_size_mm,
-        "warnings": [str(note.message) for note in noted],
-    }))
+    options.report.write_text(
+        json.dumps(
+            {
+                "image": str(options.image),
+                "model": bundle.name,
+                "model_digest": bundle.digest,
+                "device": "cpu",
+                "threads": options.threads,
+                "took_s": 1.5,
+                "peak_gib": 0.25,
+                "input_shape": list(grid.shape),
+                "input_voxel_size_mm": list(grid.voxel_size_mm),
+                "model_voxel_size_mm": bundle.voxel_size_mm,
+                "warnings": [str(note.message) for note in noted],
+            }
+        )
+    )
     return 0
 
 
