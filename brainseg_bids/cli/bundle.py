@@ -25,13 +25,13 @@ def main(argv: list[str] | None = None) -> int:
 
     from brainseg_bids.anatomy.labels import LabelTable
     from brainseg_bids.nets.bundle import write_bundle
-    from brainseg_bids.training.fit import TrainPlan, averaged_weights
+    from brainseg_bids.training.fit import TrainPlan, averaged_net
 
     plan = TrainPlan.from_json((options.run / "plan.json").read_text())
     checkpoint = options.run / "last.ckpt"
     steps = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
     bundle = write_bundle(
-        options.out, name=options.name, net=plan.net, state=averaged_weights(checkpoint),
+        options.out, name=options.name, net=averaged_net(plan, checkpoint),
         table=LabelTable.packaged(plan.target_table), voxel_size_mm=plan.voxel_size_mm,
         patch_vox=plan.patch_vox, contrasts=tuple(options.contrasts),
         card=options.card.read_text(encoding="utf-8"),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segment one image in a process of its own.
 
-``python -m brainseg_bids.cli.predict --image T1w.nii.gz --model head-t1w-1mm --labels dseg.nii.gz --report report.json``
+``python -m brainseg_bids.cli.predict --image T1w.nii.gz --model head-t1w --labels dseg.nii.gz --report report.json``
 
 A process of its own gives its memory back, and one that the system kills is a failed step
 with a message instead of a workflow that waits for ever.

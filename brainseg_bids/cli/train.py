@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from brainseg_bids.anatomy.labels import LabelTable
     from brainseg_bids.synth.generator import Head
-    from brainseg_bids.training.fit import TrainPlan, averaged_weights, fit
+    from brainseg_bids.training.fit import TrainPlan, averaged_net, fit
     from brainseg_bids.volumes import read_label_map
 
     if options.threads:
@@ -38,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     def read(paths: list[Path]) -> list[Head]:
         return [Head.from_label_map(read_label_map(path, table)) for path in paths]
 
-    start = averaged_weights(options.start_from) if options.start_from else None
-    fit(plan, read(options.heads), read(options.validation), options.out, start_weights=start)
+    start = averaged_net(plan, options.start_from) if options.start_from else None
+    fit(plan, read(options.heads), read(options.validation), options.out, start_from=start)
     return 0
 
 

@@ -87,13 +87,17 @@ def resenc_unet(in_channels: int, out_channels: int, *, widths: tuple[int, ...] 
     from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 
     n = len(widths)
-    return ResidualEncoderUNet(
+    net = ResidualEncoderUNet(
         input_channels=in_channels, n_stages=n, features_per_stage=list(widths), conv_op=nn.Conv3d,
         kernel_sizes=3, strides=[1] + [2] * (n - 1), n_blocks_per_stage=list(blocks),
         num_classes=out_channels, n_conv_per_stage_decoder=[1] * (n - 1), conv_bias=True,
         norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
         nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
     )
+    # Heads of the coarser levels serve deep supervision, which is off: no dead weights in a bundle.
+    for level in range(len(net.decoder.seg_layers) - 1):
+        net.decoder.seg_layers[level] = nn.Identity()
+    return net
 
 
 ARCHITECTURES = {"segresnet": segresnet, "dynunet": dynunet, "unet": unet, "resenc_unet": resenc_unet}
@@ -148,6 +152,31 @@ class PackedNet(nn.Module):
             rows = (part == k).nonzero()[:, 0]
             scores = scores.index_copy(0, rows, picked[rows] @ weight[:, k].T + bias[:, k])
         return scores
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers, each once: some libraries register a layer under two names."""
+        return {
+            name: tensor.detach()
+            for name, tensor in [*self.named_parameters(), *self.named_buffers()]
+        }
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Take over what `weights` gave.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes are not this network's.
+        """
+        own = self.weights()
+        if set(own) != set(weights):
+            odd = sorted(set(own) ^ set(weights))
+            raise ValueError(f"weights do not fit {self.spec.architecture}: {len(odd)} names differ, e.g. {odd[0]}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                if tensor.shape != weights[name].shape:
+                    raise ValueError(f"weights do not fit {self.spec.architecture}: {name} has another shape")
+                tensor.copy_(weights[name])
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B, 1, X, Y, Z) to label scores (B, n_labels, X, Y, Z)."""

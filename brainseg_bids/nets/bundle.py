@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +18,9 @@ from typing import TYPE_CHECKING
 from brainseg_bids.anatomy.labels import LabelTable
 
 if TYPE_CHECKING:
-    import torch
+    from brainseg_bids.nets.architectures import PackedNet
 
-    from brainseg_bids.nets.architectures import NetSpec, PackedNet
-
-DEFAULT_MODEL = "head-t1w-1mm"
+DEFAULT_MODEL = "head-t1w"
 FORMAT = 1
 WEIGHTS, LABELS, CARD, MANIFEST = "weights.safetensors", "labels.tsv", "README.md", "bundle.json"
 
@@ -139,7 +137,10 @@ class ModelBundle:
 
         net = build(NetSpec(**self.net))
         state = load_file(self.path / WEIGHTS, device="cpu")
-        net.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        try:
+            net.load_weights(state)
+        except ValueError as error:
+            raise BundleError(f"{self.path}: {error}. Fetch the model again.") from error
         return net.eval().to(device)
 
 
@@ -147,8 +148,7 @@ def write_bundle(
     path: str | Path,
     *,
     name: str,
-    net: NetSpec,
-    state: dict[str, torch.Tensor],
+    net: PackedNet,
     table: LabelTable,
     voxel_size_mm: float,
     patch_vox: tuple[int, int, int],
@@ -167,13 +167,13 @@ def write_bundle(
 
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k, v in state.items()}, path / WEIGHTS)
+    save_file({k: v.half().contiguous() for k, v in net.weights().items()}, path / WEIGHTS)
     table.write(path / LABELS)
     (path / CARD).write_text(card, encoding="utf-8")
     manifest = {
         "format": FORMAT, "name": name, "label_table": table.name,
         "voxel_size_mm": voxel_size_mm, "patch_vox": list(patch_vox), "contrasts": list(contrasts),
-        "net": {k: getattr(net, k) for k in ("architecture", "n_labels", "stem", "features", "options")},
+        "net": asdict(net.spec),
         "intensity": "0.5th to 99.5th percentile to 0..1, clipped",
         "training": training,
         "sha256": {n: _sha256((path / n).read_bytes()) for n in (WEIGHTS, LABELS, CARD)},

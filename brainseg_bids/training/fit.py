@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import lightning
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.nets.architectures import NetSpec
+from brainseg_bids.nets.architectures import NetSpec, PackedNet
 from brainseg_bids.synth.generator import Generator, Head
 from brainseg_bids.synth.recipe import read_space
 from brainseg_bids.training.pairs import PairStream
@@ -108,7 +108,7 @@ def fit(
     out_dir: str | Path,
     *,
     resume: bool = True,
-    start_weights: dict | None = None,
+    start_from: PackedNet | None = None,
 ) -> SegmentationTask:
     """Train, or go on training.
 
@@ -118,8 +118,8 @@ def fit(
 
     Parameters
     ----------
-    start_weights : dict, optional
-        State of a network of the same spec to begin from, when there is nothing to resume.
+    start_from : PackedNet, optional
+        Network of the same spec whose weights to begin from, when there is nothing to resume.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -133,8 +133,8 @@ def fit(
         seed=plan.seed + 1_000_003, stop_step=plan.validation_pairs,
     )
     task = make_task(plan)
-    if start_weights is not None:
-        task.net.load_state_dict(start_weights)
+    if start_from is not None:
+        task.net.load_weights(start_from.weights())
     checkpoints = ModelCheckpoint(
         dirpath=out_dir, filename="last", every_n_train_steps=plan.validate_every,
         enable_version_counter=False, save_top_k=1,
@@ -159,7 +159,8 @@ def fit(
     return task
 
 
-def averaged_weights(checkpoint: str | Path) -> dict[str, torch.Tensor]:
-    """The averaged network's state in a checkpoint that `fit` left."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    return {k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")}
+def averaged_net(plan: TrainPlan, checkpoint: str | Path) -> PackedNet:
+    """Network with the averaged weights of a checkpoint that `fit` left."""
+    task = make_task(plan)
+    task.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    return task.net

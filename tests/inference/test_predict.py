@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels come back on the image's own grid, whatever that is."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labels import Label, LabelTable
+from brainseg_bids.inference.predict import head_box, segment
+from brainseg_bids.nets.architectures import pack, unpack
+from tests.phantom.head import phantom_grid, phantom_head, phantom_image
+
+TABLE = LabelTable(
+    [Label(0, "Background"), Label(2, "Dark"), Label(7, "Bright", mirror=7)], name="shades"
+)
+
+
+class ShadeNet(nn.Module):
+    """Stands in for a trained network: label by grey value, through a linear head."""
+
+    class spec:
+        stem = 2
+        n_labels = 3
+
+    def features(self, image):
+        return pack(image, 2)
+
+    def scores(self, features):
+        grey = unpack(features, 2)
+        return torch.cat([4 - 40 * grey, torch.zeros_like(grey), 40 * grey - 24], dim=1)
+
+
+def run(image, grid, *, voxel_size_mm=4.0, window=(24, 24, 24), **options):
+    return segment(
+        image, grid, ShadeNet(), TABLE, voxel_size_mm=voxel_size_mm, window_vox=window, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def picture():
+    labels = phantom_head((40, 48, 44), 4.0)
+    return phantom_image(labels, np.random.default_rng(1), noise_sd=2.0), labels.grid
+
+
+def expected_codes(image):
+    """What ShadeNet says of each voxel when nothing is resampled."""
+    low, high = np.quantile(image.ravel()[::61], [0.005, 0.995])
+    grey = np.clip((image - low) / (high - low), 0, 1)
+    return np.where(grey < 0.1, 0, np.where(grey > 0.6, 7, 2))
+
+
+def test_on_the_networks_own_grid_nothing_is_interpolated(picture):
+    image, grid = picture
+    labels = run(image, grid)
+    agree = (labels.voxels == expected_codes(image)).mean()
+    assert labels.grid == grid
+    assert agree > 0.995  # grey scaling is measured in the head's box only
+
+
+@pytest.mark.parametrize(("order", "signs"), list(product(permutations(range(3)), product((1, -1), repeat=3))))
+def test_turned_copies_of_an_image_give_the_same_labels_turned_back(picture, order, signs):
+    image, grid = picture
+    affine = grid.affine[:, [*order, 3]].copy()
+    for axis, sign in enumerate(signs):
+        if sign < 0:
+            affine[:3, 3] += affine[:3, axis] * (grid.shape[order[axis]] - 1)
+            affine[:, axis] *= -1
+    flips = tuple(slice(None, None, sign) for sign in signs)
+    turned = run(image.transpose(order)[flips], Grid(tuple(grid.shape[a] for a in order), affine))
+    back = turned.voxels[flips].transpose(np.argsort(order))
+    np.testing.assert_array_equal(back, run(image, grid).voxels)
+
+
+@pytest.mark.parametrize("sizes", [(2.0, 2.0, 2.0), (1.5, 3.0, 8.0), (4.0, 4.0, 10.0), (3.1, 2.7, 5.2)])
+def test_any_voxel_size_gives_the_same_anatomy(sizes):
+    shape = tuple(int(np.ceil(n / size)) for n, size in zip((160, 196, 180), sizes, strict=True))
+    labels = phantom_head(grid=phantom_grid(shape, sizes))
+    found = run(phantom_image(labels, np.random.default_rng(1), noise_sd=1.0), labels.grid, voxel_size_mm=2.0, window=(48, 48, 48))
+    assert found.voxels.shape == shape
+    volume_ml = found.volumes_mm3()[7] / 1000
+    truth_ml = sum(
+        v for code, v in labels.volumes_mm3().items()
+        if code in (2, 41, 16, 511, 10, 49, 507, 12, 51)
+    ) / 1000
+    assert volume_ml == pytest.approx(truth_ml, rel=0.35 if max(sizes) > 5 else 0.15)
+
+
+def test_an_oblique_image_keeps_its_affine():
+    a = np.deg2rad(20)
+    affine = phantom_grid((60, 60, 60), 3.5).affine.copy()
+    affine[:3] = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]) @ affine[:3]
+    grid = Grid((60, 60, 60), affine)
+    labels = phantom_head(grid=grid)
+    found = run(phantom_image(labels, np.random.default_rng(0), noise_sd=1.0), grid)
+    assert found.grid == grid
+    inside = np.isin(labels.voxels, (2, 41))
+    assert (found.voxels[inside] == 7).mean() > 0.9
+
+
+def test_labels_come_through_probabilities_not_by_nearest_neighbour():
+    # A plane from dark to bright across slanted cells of 4 mm, read at 1 mm.
+    grid = phantom_grid((96, 96, 96), 1.0)
+    x, y, _ = np.indices(grid.shape)
+    image = (x - 0.4 * y).astype(np.float32)
+    found = run(image, grid, voxel_size_mm=4.0).voxels[:, 20:76, 48]
+    edges = (found == 7).argmax(0)
+    assert np.polyfit(np.arange(len(edges)), edges, 1)[0] == pytest.approx(0.4, abs=0.02)
+    # Nearest-neighbour would put every border on a multiple of 4 voxels and jump by 4.
+    assert np.abs(np.diff(edges)).max() == 1
+
+
+def test_an_image_smaller_than_the_window_is_done():
+    labels = phantom_head((14, 16, 18), 12.0)
+    image = phantom_image(labels, np.random.default_rng(0))
+    found = run(image, labels.grid, voxel_size_mm=12.0, window=(32, 32, 32))
+    assert found.voxels.shape == image.shape
+    assert (found.voxels > 0).sum() > 100
+
+
+def test_told_probabilities_are_those_behind_the_labels(picture):
+    image, grid = picture
+    told = np.zeros((*grid.to_ras().shape, 3), np.float32)
+    told[..., 0] = 1
+
+    def keep(plane, rows, columns, probabilities):
+        told[plane, rows, columns] = probabilities.permute(1, 2, 0).numpy()
+
+    labels = run(image, grid, voxel_size_mm=3.0, on_probabilities=keep)
+    np.testing.assert_allclose(told.sum(-1), 1, atol=1e-5)
+    ranks = TABLE.positions()[grid.array_to_ras(labels.voxels)]
+    np.testing.assert_array_equal(told.argmax(-1), ranks)
+
+
+def test_the_head_box_leaves_air_away_and_keeps_the_head(rng):
+    image = torch.zeros(100, 100, 100)
+    image[30:70, 25:80, 40:90] = 100
+    image += torch.from_numpy(rng.normal(0, 2, image.shape)).float().abs()
+    box = head_box(image, voxel_size_mm=1.0, multiple=2)
+    for part, (low, high) in zip(box, ((30, 70), (25, 80), (40, 90)), strict=True):
+        assert low - 18 <= part.start <= low
+        assert high <= part.stop <= high + 18
+        assert (part.stop - part.start) % 2 == 0
+
+
+def test_a_head_that_fills_the_image_is_seen_whole():
+    image = torch.rand(31, 32, 33) * 10 + 100
+    box = head_box(image, voxel_size_mm=4.0, multiple=2)
+    assert [(part.start, part.stop) for part in box] == [(0, 30), (0, 32), (0, 32)]

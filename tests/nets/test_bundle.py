@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle is whole, or it is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.nets.architectures import NetSpec, build
+from brainseg_bids.nets.bundle import (
+    DEFAULT_MODEL, BundleError, ModelBundle, find_bundle, packaged_models, write_bundle,
+)
+
+
+@pytest.fixture
+def bundle(tmp_path) -> ModelBundle:
+    torch.manual_seed(0)
+    return write_bundle(
+        tmp_path / "mine", name="mine", net=build(NetSpec("dynunet", 43, 2, 8, {"widths": [8, 16, 16]})),
+        table=LabelTable.packaged("brainseg"), voxel_size_mm=4.0, patch_vox=(32, 32, 32),
+        contrasts=("T1w",), card="# mine\n", training={},
+    )
+
+
+def test_what_is_written_is_read(bundle):
+    again = ModelBundle.read(bundle.path)
+    assert again == bundle
+    assert again.table == LabelTable.packaged("brainseg")
+    assert (again.voxel_size_mm, again.patch_vox, again.contrasts) == (4.0, (32, 32, 32), ("T1w",))
+
+
+def test_a_loaded_network_says_what_the_saved_one_said(bundle):
+    torch.manual_seed(0)
+    net = build(NetSpec(**bundle.net)).eval()
+    image = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(bundle.load()(image), net(image), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "labels.tsv", "README.md"])
+def test_a_changed_file_is_refused_by_name(bundle, name):
+    with (bundle.path / name).open("ab") as file:
+        file.write(b"\n")
+    with pytest.raises(BundleError, match=f"{name} is not the file"):
+        ModelBundle.read(bundle.path)
+
+
+def test_a_missing_file_is_refused_by_name(bundle):
+    (bundle.path / "labels.tsv").unlink()
+    with pytest.raises(BundleError, match=r"labels\.tsv is missing"):
+        ModelBundle.read(bundle.path)
+
+
+def test_weights_of_another_network_are_refused(bundle):
+    with pytest.raises(ValueError, match="another shape|names differ"):
+        bundle.load().load_weights(build(NetSpec("dynunet", 43, 2, 8, {"widths": [8, 24, 16]})).weights())
+    with pytest.raises(ValueError, match="names differ"):
+        bundle.load().load_weights({})
+
+
+def test_a_newer_format_is_refused_with_the_remedy(bundle):
+    manifest = json.loads((bundle.path / "bundle.json").read_text())
+    (bundle.path / "bundle.json").write_text(json.dumps(manifest | {"format": 99}))
+    with pytest.raises(BundleError, match="format 99 is not 1"):
+        ModelBundle.read(bundle.path)
+
+
+def test_a_model_is_found_by_path_or_refused_with_the_packaged_names(bundle):
+    assert find_bundle(bundle.path) == bundle.path.resolve()
+    with pytest.raises(BundleError, match="no-such-model"):
+        find_bundle("no-such-model")
+
+
+def test_the_default_model_comes_with_the_package():
+    assert DEFAULT_MODEL in packaged_models()
+    read = ModelBundle.read(find_bundle(DEFAULT_MODEL))
+    assert read.table == LabelTable.packaged("brainseg")
+    assert read.net["n_labels"] == len(read.table)
+    assert (read.path / "weights.safetensors").stat().st_size < 25e6
+    assert "must not" in read.card
