@@ -80,7 +80,7 @@ def write_description(bids_dir: Path, output_dir: Path) -> Path:
     write_json(
         output_dir / "dataset_description.json",
         {
-            "Name": f"brainseg-bids: whole-head segmentations of {raw.get('Name') or bids_dir.name}",
+            "Name": f"Whole-head segmentations of {raw.get('Name') or bids_dir.name}",
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
             "License": raw.get("License"),

@@ -213,7 +213,7 @@ def _index(bids_dir: Path, labels: list[str], database_dir: Path | None):
             "models",
             "stimuli",
             re.compile(r"/\."),
-            re.compile(rf"/sub-(?!(?:{only})(?:/|_|$))"),
+            re.compile(rf"^/sub-(?!(?:{only})(?:/|$))[^/]*(?:/|$)"),
         ],
     )
     if database_dir is None:

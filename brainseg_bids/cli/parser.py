@@ -275,7 +275,7 @@ def _check_folders(parser: argparse.ArgumentParser, settings: Settings) -> None:
         )
     if work_dir == output_dir:
         parser.error(
-            f"{settings.work_dir}: scratch folder and output_dir are the same. Choose another with -w."
+            f"{settings.work_dir}: this is output_dir too. Choose another scratch folder with -w."
         )
     for what, folder in (
         ("output_dir", settings.output_dir),

@@ -284,7 +284,8 @@ def _run_workflow(
     failures: dict[str, str] = {}
     for step, reason in crashed.items():
         if "No space left on device" in reason:
-            reason = f"{reason}. The disk of {settings.work_dir} or {settings.output_dir} is full; make room."
+            where = f"{settings.work_dir} or {settings.output_dir}"
+            reason = f"{reason}. The disk of {where} is full; make room."
         failures.setdefault(title_of(step), reason)
     return failures
 

@@ -65,7 +65,9 @@ class ScanPlan:
     def name(self) -> str:
         """Its workflow's name, unique within a subject."""
         stem = self.outputs["labels"].name.split("_seg-brainseg")[0]
-        return "".join(c if c.isalnum() else "_" for c in stem.replace("+", "plus")) + "_wf"
+        own = [part for part in stem.split("_") if not part.startswith(("sub-", "space-"))]
+        words = "_".join([*own, self.scan.suffix]).replace("+", "plus").replace("-", "_")
+        return f"{words}_wf"
 
     @property
     def has_results(self) -> bool:

@@ -22,6 +22,9 @@ KILLED = (
     "or run fewer at a time with --nprocs or --mem."
 )
 
+NIPYPES_NOTES = ("When creating this crashfile", "During the creation of this crashfile")
+"""What Nipype adds below a traceback."""
+
 PRELOADED = [
     "brainseg_bids.interfaces.labels",
     "brainseg_bids.interfaces.reportlets",
@@ -217,6 +220,8 @@ def _last_line(text: str) -> str:
     >>> _last_line("Traceback\\n  File x\\n\\tmodule.SaveError: out.nii: the disk is full.\\n")
     'out.nii: the disk is full.'
     """
+    for note in NIPYPES_NOTES:
+        text = text.partition(note)[0]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return "no message"

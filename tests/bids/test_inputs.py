@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding participants and images."""
+
+import json
+import os
+
+import pytest
+
+from brainseg_bids.bids.inputs import dataset_notes, find_participants, find_subjects
+from brainseg_bids.volumes import InputError
+from tests.fakes.dataset import write_dataset
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return write_dataset(
+        tmp_path / "data",
+        "sub-01_T1w", "sub-01_T2w", "sub-01_inv-1_MP2RAGE", "sub-01_part-phase_T1w",
+        "sub-01_inv-2_T1w", "sub-02_ses-A_acq-x_run-1_T1w", "sub-02_ses-B_run-1_T1w",
+        "sub-010_FLAIR",
+    )  # fmt: skip
+
+
+def titles(subjects):
+    return [scan.title for subject in subjects for scan in subject.scans]
+
+
+def test_every_structural_image_is_found_but_no_parts_and_no_phase(dataset):
+    found = titles(find_subjects(dataset, ["01", "02", "010"]))
+    assert found == [
+        "sub-01 T1w", "sub-01 T2w", "sub-02 ses-A acq-x run-1 T1w", "sub-02 ses-B run-1 T1w",
+        "sub-010 FLAIR",
+    ]  # fmt: skip
+
+
+def test_a_participant_whose_label_begins_alike_is_not_taken(dataset):
+    assert titles(find_subjects(dataset, ["01"])) == ["sub-01 T1w", "sub-01 T2w"]
+
+
+def test_asked_for_suffixes_are_taken_parts_and_all(dataset):
+    found = titles(find_subjects(dataset, ["01"], contrasts=["MP2RAGE"]))
+    assert found == ["sub-01 inv-1 MP2RAGE"]
+
+
+def test_a_session_leaves_images_of_others_out(dataset):
+    found = titles(find_subjects(dataset, ["01", "02"], sessions=["B"]))
+    assert found == ["sub-02 ses-B run-1 T1w"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({"t1w": {"acquisition": "x"}}, ["sub-02 ses-A acq-x run-1 T1w"]),
+        ({"t1w": {"acquisition": None}}, ["sub-02 ses-B run-1 T1w"]),
+        ({"T1w": {"acquisition": "*"}}, ["sub-02 ses-A acq-x run-1 T1w"]),
+        ({"bold": {"task": "rest"}, "t1w": {"session": ["B"]}}, ["sub-02 ses-B run-1 T1w"]),
+    ],
+)
+def test_filters_choose_by_value_absence_and_presence(dataset, filters, expected):
+    assert titles(find_subjects(dataset, ["02"], filters=filters)) == expected
+
+
+@pytest.mark.parametrize(
+    ("filters", "named"),
+    [({"t9w": {}}, "t9w"), ({"t1w": {"acquisition_time": 1}}, "acquisition_time"),
+     ({"t1w": {"suffix": "T2w"}}, "--contrasts"), ({"t1w": 3}, "braces")],
+)  # fmt: skip
+def test_a_filter_that_means_nothing_is_refused_by_name(dataset, filters, named):
+    with pytest.raises(InputError, match=named):
+        find_subjects(dataset, ["02"], filters=filters)
+
+
+def test_an_unknown_participant_is_named_with_those_there_are(dataset):
+    with pytest.raises(InputError, match=r"no participant 09.*01, 010, 02"):
+        find_participants(dataset, ["01", "09"])
+
+
+def test_a_folder_without_participants_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no folder sub-"):
+        find_participants(tmp_path)
+
+
+def test_an_image_that_is_not_fetched_is_a_fault_with_the_remedy(dataset):
+    image = dataset / "sub-01" / "anat" / "sub-01_T2w.nii.gz"
+    image.unlink()
+    image.symlink_to("../../.git/annex/objects/aa/bb/MD5E-s1--x.nii.gz")
+    (subject,) = find_subjects(dataset, ["01"])
+    assert titles([subject]) == ["sub-01 T1w"]
+    assert "datalad get" in subject.faults["sub-01 T2w"]
+
+
+def test_two_files_for_one_image_are_a_fault(dataset):
+    anat = dataset / "sub-010" / "anat"
+    (anat / "sub-010_FLAIR.nii").write_bytes(b"x" * 2000)
+    (subject,) = find_subjects(dataset, ["010"])
+    assert len(subject.scans) == 1
+    assert "would both become" in next(iter(subject.faults.values()))
+
+
+def test_a_name_that_belongs_to_another_participant_is_a_fault(dataset):
+    anat = dataset / "sub-010" / "anat"
+    (anat / "sub-010_FLAIR.nii.gz").rename(anat / "sub-01_FLAIR.nii.gz")
+    (subject,) = find_subjects(dataset, ["010"])
+    assert not subject.scans
+    assert "Rename" in next(iter(subject.faults.values()))
+
+
+def test_a_stored_index_is_made_again_when_the_dataset_changes(dataset, tmp_path):
+    database = tmp_path / "database"
+    assert len(titles(find_subjects(dataset, ["02"], database_dir=database))) == 2
+    kept = (database / "brainseg_fingerprint.txt").stat().st_mtime_ns
+    anat = dataset / "sub-02" / "ses-A" / "anat"
+    os.utime(anat, ns=(0, 0))
+    (anat / "sub-02_ses-A_T2w.nii.gz").write_bytes(b"x")
+    assert len(titles(find_subjects(dataset, ["02"], database_dir=database))) == 3
+    assert (database / "brainseg_fingerprint.txt").stat().st_mtime_ns > kept
+
+
+def test_a_stored_index_of_one_dataset_does_not_answer_for_another(dataset, tmp_path):
+    database = tmp_path / "database"
+    find_subjects(dataset, ["02"], database_dir=database)
+    other = write_dataset(tmp_path / "other", "sub-02_T2w")
+    assert titles(find_subjects(other, ["02"], database_dir=database)) == ["sub-02 T2w"]
+
+
+def test_a_missing_or_poor_description_is_noted(dataset):
+    assert dataset_notes(dataset) == []
+    path = dataset / "dataset_description.json"
+    path.write_text(json.dumps({"Name": "x"}))
+    assert "BIDSVersion is missing" in dataset_notes(dataset)[0]
+    path.write_text("{")
+    assert "cannot be read as JSON" in dataset_notes(dataset)[0]
+    path.unlink()
+    assert "not a valid BIDS dataset" in dataset_notes(dataset)[0]

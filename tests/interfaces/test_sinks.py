@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results get their names only when they are whole."""
+
+import errno
+import json
+import shutil
+
+import pytest
+
+from brainseg_bids.interfaces.sinks import SaveDerivative, SaveError
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "work" / "dseg.nii.gz"
+    path.parent.mkdir()
+    path.write_bytes(b"labels" * 1000)
+    return path
+
+
+def test_the_file_and_its_json_are_written(source, tmp_path):
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({
+        "took_s": 3.0, "peak_gib": 1.0, "device": "cpu", "threads": 1, "warnings": ["w"],
+        "input_voxel_size_mm": [1, 1, 1], "model_voxel_size_mm": 1.0,
+    }))  # fmt: skip
+    path = tmp_path / "out" / "sub-01" / "sub-01_seg-x_dseg.nii.gz"
+    SaveDerivative(
+        in_file=source, path=str(path), metadata={"Sources": ["a"]}, report=report
+    ).run()
+    assert path.read_bytes() == source.read_bytes()
+    beside = json.loads((path.parent / "sub-01_seg-x_dseg.json").read_text())
+    assert beside["Sources"] == ["a"]
+    assert beside["SegmentationSeconds"] == 3.0
+    assert beside["Warnings"] == ["w"]
+
+
+def test_without_metadata_there_is_no_json(source, tmp_path):
+    path = tmp_path / "out" / "figure.png"
+    SaveDerivative(in_file=source, path=str(path)).run()
+    assert [p.name for p in path.parent.iterdir()] == ["figure.png"]
+
+
+def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(source, tmp_path, monkeypatch):
+    path = tmp_path / "out" / "sub-01_dseg.nii.gz"
+    path.parent.mkdir()
+    path.write_bytes(b"from an earlier run")
+
+    def fill(source, target):
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    with pytest.raises(SaveError, match=r"sub-01_dseg.nii.gz: the disk is full"):
+        SaveDerivative(in_file=source, path=str(path), metadata={}).run()
+    assert [p.name for p in path.parent.iterdir()] == ["sub-01_dseg.nii.gz"]
+    assert path.read_bytes() == b"from an earlier run"

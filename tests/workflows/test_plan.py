@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is run, what is reused, and why."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+
+from brainseg_bids.bids.names import sidecar
+from brainseg_bids.workflows.plan import RUN, describe_plans, metadata
+from tests.fakes import dataset
+
+
+def leave_results(plans, model, output_dir):
+    """Files as a run leaves them; what is in the images does not matter to a plan."""
+    for plan in plans:
+        for scan in plan.scans:
+            described = metadata(scan, model, output_dir=output_dir)
+            for name, path in scan.outputs.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(b"result")
+                if name in described:
+                    sidecar(path).write_text(json.dumps(described[name]))
+
+
+@pytest.fixture
+def done(plans, model, tmp_path):
+    leave_results(plans(), model, tmp_path / "out")
+    return plans
+
+
+def reasons(plans):
+    return {scan.scan.title: scan.reason for plan in plans for scan in plan.scans}
+
+
+def to_run(plans):
+    return [scan.scan.title for plan in plans for scan in plan.to_run]
+
+
+def test_without_results_everything_is_run(plans):
+    assert len(to_run(plans())) == 3
+    assert set(reasons(plans()).values()) == {"no results yet"}
+
+
+def test_finished_results_are_reused_and_said_to_be(done):
+    assert to_run(done()) == []
+    assert all(line.endswith("reused") for line in describe_plans(done()))
+
+
+def test_another_time_stamp_on_the_same_content_changes_nothing(done, data):
+    for image in data.rglob("*.nii.gz"):
+        os.utime(image, (0, 0))
+    assert to_run(done()) == []
+
+
+def test_an_input_that_changed_is_run_again_and_only_that(done, data):
+    dataset.write_image(data / "sub-01" / "anat" / "sub-01_T2w.nii.gz", seed=99)
+    assert to_run(done()) == ["sub-01 T2w"]
+    assert "the input has changed" in reasons(done())["sub-01 T2w"]
+
+
+def test_an_unchanged_input_is_not_read_again(done, data, monkeypatch):
+    import hashlib
+
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("was read"))
+    assert to_run(done()) == []
+
+
+def test_another_model_is_run(done, model):
+    plans = done(model=replace(model, digest="f" * 64))
+    assert len(to_run(plans)) == 3
+    assert "another model" in reasons(plans)["sub-01 T1w"]
+
+
+def test_another_version_is_run(done, monkeypatch):
+    monkeypatch.setattr("brainseg_bids.workflows.plan.__version__", "99")
+    assert "another version" in reasons(done())["sub-01 T1w"]
+
+
+@pytest.mark.parametrize("name", ["labels", "tissue", "mask", "volumes", "figure"])
+def test_any_missing_output_is_made_again(done, name):
+    done()[0].scans[0].outputs[name].unlink()
+    assert to_run(done()) == ["sub-01 T1w"]
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_text('{"Model')])
+def test_a_result_whose_json_is_missing_or_cut_does_not_count(done, damage):
+    damage(sidecar(done()[0].scans[0].outputs["mask"]))
+    assert to_run(done()) == ["sub-01 T1w"]
+
+
+def test_probabilities_wanted_later_are_made(done):
+    assert to_run(done()) == []
+    assert len(to_run(done(probseg=True))) == 3
+
+
+def test_an_input_that_cannot_be_read_is_a_fault(plans, data, monkeypatch):
+    from brainseg_bids.workflows import plan as module
+
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module, "_fingerprint", refuse)
+    (first, _) = plans()
+    assert not first.scans
+    assert "Permission denied" in first.faults["sub-01 T1w"]
+
+
+def test_names_of_workflows_are_unique_and_allowed(plans):
+    for plan in plans():
+        names = [plan.name, *(scan.name for scan in plan.scans)]
+        assert len(set(names)) == len(names)
+        assert all(name.isidentifier() for name in names)
+
+
+def test_the_json_names_source_model_and_reference(plans, model, tmp_path):
+    (scan, _) = plans("01")[0].scans
+    described = metadata(scan, model, output_dir=tmp_path / "out")
+    assert described["labels"]["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
+    assert described["labels"]["ModelDigest"] == model.digest
+    assert described["mask"]["Type"] == "Brain"
+    own = "bids::sub-01/anat/sub-01_seg-brainseg_dseg.nii.gz"
+    assert described["tissue"]["Sources"] == described["volumes"]["Sources"] == [own]
+    assert scan.action == RUN

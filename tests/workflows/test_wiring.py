@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every workflow and every variant of a plan: nothing undeclared, unfed or empty."""
+
+import pytest
+from nipype import IdentityInterface
+from nipype.interfaces.base import isdefined
+from nipype.pipeline import engine as pe
+
+from brainseg_bids.interfaces.labels import Tissue
+from brainseg_bids.workflows.base import init_brainseg_wf, init_scan_wf, init_subject_wf
+from brainseg_bids.workflows.outputs import init_ds_scan_wf
+from brainseg_bids.workflows.segment import init_segment_wf
+
+
+def wiring_faults(workflow):
+    """Yield what Nipype does not report: undeclared relay fields, unfed outputs and inputs."""
+    graph = workflow._create_flat_graph()
+    fed = {node: set() for node in graph.nodes}
+    for source, target, edge in graph.edges(data=True):
+        for out_field, in_field in edge["connect"]:
+            out_field = out_field[0] if isinstance(out_field, tuple) else out_field
+            fed[target].add(in_field)
+            for node, field in ((source, out_field), (target, in_field)):
+                relay = isinstance(node.interface, IdentityInterface)
+                if relay and field not in node.interface._fields:
+                    yield f"{node.fullname} declares no field {field!r}"
+    for node in graph.nodes:
+        relay = isinstance(node.interface, IdentityInterface)
+        needed = node.inputs.traits(mandatory=True) if not relay else ()
+        if relay and (node.name == "outputnode" or node.fullname.count(".") > 1):
+            needed = node.interface._fields
+        for field in needed:
+            if field not in fed[node] and not isdefined(getattr(node.inputs, field)):
+                yield f"{node.fullname}.{field} is never fed"
+
+
+@pytest.mark.parametrize("probseg", [False, True])
+def test_the_whole_workflow_is_sound(plans, how, probseg):
+    workflow = init_brainseg_wf(plans(probseg=probseg), how)
+    assert list(wiring_faults(workflow)) == []
+    names = [node.fullname for node in workflow._create_flat_graph().nodes]
+    assert len(names) == len(set(names))
+    assert sum(name.endswith(".segment") for name in names) == 3
+    assert sum(name.endswith(".ds_probseg") for name in names) == 3 * probseg
+
+
+@pytest.mark.parametrize("probseg", [False, True])
+def test_each_part_is_sound(plans, how, probseg):
+    (plan, _) = plans(probseg=probseg)
+    for workflow in (init_subject_wf(plan, how), init_scan_wf(plan.scans[0], how)):
+        assert list(wiring_faults(workflow)) == []
+    segment_wf = init_segment_wf(
+        model="m", model_name="m", model_digest="d", table=str(how.table), probseg=probseg
+    )
+    assert list(wiring_faults(segment_wf)) == []
+    assert list(wiring_faults(init_ds_scan_wf({"labels": "/x.nii.gz"}, {"labels": {}}))) == []
+
+
+def test_what_is_reused_is_not_wired(plans, how):
+    (first, second) = plans()
+    finished = type(first)(first.label, (), {})
+    workflow = init_brainseg_wf([finished, second], how)
+    assert [node.name for node in workflow._graph.nodes] == ["sub_02_wf"]
+    assert list(wiring_faults(workflow)) == []
+
+
+def test_every_output_of_a_plan_is_saved_under_its_name(plans, how):
+    (plan,) = plans("01", probseg=True)
+    scan = plan.scans[0]
+    workflow = init_scan_wf(scan, how)
+    saved = {
+        node.inputs.path for node in workflow._create_flat_graph().nodes
+        if node.name.startswith("ds_")
+    }  # fmt: skip
+    assert saved == {str(path) for path in scan.outputs.values()}
+
+
+def test_threads_and_memory_are_set_aside(plans, how):
+    workflow = init_brainseg_wf(plans(), how)
+    for node in workflow._create_flat_graph().nodes:
+        if node.name == "segment":
+            assert node.n_procs == how.threads
+            assert node.mem_gb >= 4
+
+
+def test_the_methods_text_names_model_and_references_once(plans, how):
+    text = init_brainseg_wf(plans(), how).visit_desc()
+    assert text.count("[@billot2023]") == 1
+    assert how.model.digest[:12] in text
+
+
+def test_planted_faults_are_found():
+    workflow = pe.Workflow("w")
+    inner = pe.Workflow("inner")
+    outputnode = pe.Node(IdentityInterface(fields=["given", "forgotten"]), name="outputnode")
+    lonely = pe.Node(Tissue(), name="lonely")
+    inner.connect(lonely, "out_file", outputnode, "given")
+    workflow.add_nodes([inner])
+    faults = "\n".join(wiring_faults(workflow))
+    assert "outputnode.forgotten is never fed" in faults
+    assert "lonely.labels is never fed" in faults
+    inner.connect(lonely, "out_file", outputnode, "unheard_of")
+    assert "declares no field 'unheard_of'" in "\n".join(wiring_faults(workflow))
