@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPU seconds and peak memory of an image-label pair: our generator, TorchIO, cornucopia.
+
+All candidates make a pair of the same size from the middle of the same 1 mm label map, one after
+the other in rounds in one process on one thread. Loading the map is not counted.
+
+``python -m benchmarks.generator --labels training_seg_02.nii.gz --sizes 128 256``
+
+Needs ``pip install torchio cornucopia`` beside brainseg-bids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.data import shared_data
+from brainseg_bids.anatomy.crosswalk import Crosswalk
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.recipe import RecipeSpace
+from brainseg_bids.volumes import read_label_map
+
+EIGHT = (0, 2, 3, 4, 8, 16, 507, 515)
+"""Codes of the map with eight labels: one for each tissue."""
+
+OF_TISSUE = {0: 0, 2: 2, 3: 4, 4: 515, 5: 507, 6: 507, 8: 3, 9: 3, 10: 16, 11: 8}
+"""BIDS standard label to one of `EIGHT`."""
+
+Pair = Callable[[], object]
+
+
+def ours(labels: LabelMap, size: int, space: str = "t1w") -> Pair:
+    """Our generator, a fresh recipe each time, crop in the middle of the head."""
+    head = Head.from_label_map(labels)
+    generator = Generator(
+        Crosswalk.packaged("fullhead", "brainseg"), labels.table, shape=(size,) * 3
+    )
+    recipes, rng = RecipeSpace.packaged(space), np.random.default_rng(1)
+
+    def pair():
+        recipe = recipes.draw(rng)
+        middle = replace(recipe.deformation, center_frac=(0.5, 0.5, 0.5))
+        return generator.render(head, replace(recipe, deformation=middle))
+
+    return pair
+
+
+def torchio_chain(labels: LabelMap, size: int, *, crop_first: bool) -> Pair:
+    """TorchIO's transforms in a row.
+
+    With ``crop_first`` the map is cropped before it is deformed, which leaves empty corners, and
+    affine and elastic moves are done in one: the fastest way to write it.
+    """
+    import SimpleITK as sitk
+    import torchio as tio
+
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    tensor = torch.from_numpy(labels.voxels.astype(np.int16))[None]
+    subject = tio.Subject(label=tio.LabelMap(tensor=tensor, affine=labels.grid.affine))
+    crop = tio.CropOrPad(size)
+    if crop_first:
+        moves = [crop, tio.RandomAffineElasticDeformation()]
+    else:
+        moves = [tio.RandomElasticDeformation(), tio.RandomAffine(), crop]
+    chain = tio.Compose(
+        [
+            *moves,
+            tio.RandomLabelsToImage(label_key="label", image_key="image"),
+            tio.RandomBiasField(),
+            tio.RandomGamma(),
+            tio.RandomAnisotropy(),
+            tio.RandomBlur(),
+            tio.RandomNoise(),
+        ]
+    )
+    return lambda: chain(subject)
+
+
+def cornucopia_chain(labels: LabelMap, size: int, **settings) -> Pair:
+    """cornucopia's ``SynthFromLabelTransform``, with its defaults but for ``settings``."""
+    from cornucopia import SynthFromLabelTransform
+
+    ranks = labels.table.positions()[labels.voxels].astype(np.int32)
+    tensor = torch.from_numpy(ranks)[None]
+    make = SynthFromLabelTransform(patch=size, **settings)
+    return lambda: make(tensor)
+
+
+def eight_labels(labels: LabelMap) -> LabelMap:
+    """The same head with one label for each tissue."""
+    lookup = np.zeros(int(labels.table.codes[-1]) + 1, dtype=np.int16)
+    for label in labels.table:
+        lookup[label.index] = OF_TISSUE[label.mapping]
+    return LabelMap(lookup[labels.voxels], labels.grid, labels.table.subset(EIGHT, name="eight"))
+
+
+def peak_reset() -> None:
+    """Let the peak of resident memory begin at what is in use now."""
+    # Without this, memory that an earlier candidate left to the allocator would hide the next.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory_mb(entry: str) -> float:
+    """``VmHWM`` (peak) or ``VmRSS`` (now) of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(entry):
+            return int(line.split()[1]) / 1024
+    raise ValueError(f"no {entry} in /proc/self/status")
+
+
+def measure(candidates: dict[str, tuple[Pair, int]]) -> dict[str, tuple[list[float], float]]:
+    """CPU seconds of each repeat, and the rise of memory during the last one in MB.
+
+    What is repeated twice or more is called once before, to warm up.
+    """
+    times = {name: [] for name in candidates}
+    rises = {}
+    for turn in range(max(repeats for _, repeats in candidates.values()) + 1):
+        for name, (pair, repeats) in candidates.items():
+            if turn > repeats or (turn == 0 and repeats == 1):
+                continue
+            memory_turn = turn == repeats
+            if memory_turn:
+                peak_reset()
+                before = memory_mb("VmRSS")
+            start = time.process_time()
+            pair()
+            took = time.process_time() - start
+            if turn > 0:
+                times[name].append(took)
+            if memory_turn:
+                rises[name] = memory_mb("VmHWM") - before
+    return {name: (times[name], rises[name]) for name in candidates}
+
+
+def report(title: str, found: dict[str, tuple[list[float], float]]) -> None:
+    """Markdown table; ratios are to the first candidate."""
+    first = statistics.median(next(iter(found.values()))[0])
+    print(f"\n{title}\n\n| generator | CPU-s a pair | n | x ours | peak MB |")
+    print("|---|---|---|---|---|")
+    for name, (times, rise) in found.items():
+        median = statistics.median(times)
+        print(f"| {name} | {median:.3g} | {len(times)} | {median / first:.3g} | {rise:.0f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--labels", type=Path, help="label map, 1 mm, codes of table fullhead")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128])
+    parser.add_argument("--repeats", type=int, default=3, help="of a TorchIO pair")
+    parser.add_argument("--no-slowest", action="store_true", help="without cornucopia's defaults")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    file = options.labels
+    if file is None:
+        file = shared_data() / "synthseg_training_labels" / "training_seg_02.nii.gz"
+    labels = read_label_map(file, LabelTable.packaged("fullhead"))
+    few = eight_labels(labels)
+    n = options.repeats
+    for size in options.sizes:
+        candidates = {
+            "ours, t1w recipes": (ours(labels, size), 12 * n),
+            "ours, agnostic recipes": (ours(labels, size, "agnostic"), 12 * n),
+            "ours, t1w recipes, 8 labels": (ours(few, size), 12 * n),
+            "TorchIO, crop after the moves": (torchio_chain(labels, size, crop_first=False), n),
+            "TorchIO, crop first, moves in one": (torchio_chain(labels, size, crop_first=True), n),
+            "cornucopia, gmm_fwhm=False, order=1": (
+                cornucopia_chain(labels, size, gmm_fwhm=False, order=1), n),
+        }
+        if not options.no_slowest:
+            candidates["cornucopia, defaults"] = (cornucopia_chain(labels, size), 1)
+        present = len(np.unique(labels.voxels))
+        report(f"{size}³ voxels of {file.name}, {present} labels", measure(candidates))
+
+
+if __name__ == "__main__":
+    main()
