@@ -21,21 +21,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
     options = parser.parse_args(argv)
 
-    import torch
-
     from brainseg_bids.anatomy.labels import LabelTable
     from brainseg_bids.nets.bundle import write_bundle
-    from brainseg_bids.training.fit import TrainPlan, averaged_net
+    from brainseg_bids.training.fit import TrainPlan, averaged_net, steps_done
 
     plan = TrainPlan.from_json((options.run / "plan.json").read_text())
     checkpoint = options.run / "last.ckpt"
-    steps = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    steps = steps_done(checkpoint)
     bundle = write_bundle(
         options.out, name=options.name, net=averaged_net(plan, checkpoint),
         table=LabelTable.packaged(plan.target_table), voxel_size_mm=plan.voxel_size_mm,
         patch_vox=plan.patch_vox, contrasts=tuple(options.contrasts),
         card=options.card.read_text(encoding="utf-8"),
-        training={"plan": json.loads(plan.to_json()), "steps": int(steps)},
+        training={"plan": json.loads(plan.to_json()), "steps": steps},
     )
     print(f"{bundle.path}: {bundle.name}, {steps} steps, digest {bundle.digest[:12]}")
     return 0

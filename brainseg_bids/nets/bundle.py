@@ -168,6 +168,7 @@ def write_bundle(
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in net.weights().items()}, path / WEIGHTS)
+    (path / WEIGHTS).chmod(0o644)  # the library leaves it readable by its owner only
     table.write(path / LABELS)
     (path / CARD).write_text(card, encoding="utf-8")
     manifest = {

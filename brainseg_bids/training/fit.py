@@ -82,13 +82,6 @@ def make_generator(plan: TrainPlan) -> Generator:
     )
 
 
-class _ResumeStream(Callback):
-    """A resumed run goes on with the pair after the last one learned."""
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        trainer.train_dataloader.dataset.start_step = trainer.global_step
-
-
 class _ProgressLines(Callback):
     """One line per validation, for log files."""
 
@@ -107,17 +100,19 @@ def fit(
     validation_heads: Sequence[Head],
     out_dir: str | Path,
     *,
-    resume: bool = True,
+    until_step: int | None = None,
     start_from: PackedNet | None = None,
 ) -> SegmentationTask:
     """Train, or go on training.
 
-    Leaves ``last.ckpt`` (weights, average, optimiser, schedule), ``log/metrics.csv`` and
-    ``plan.json`` in ``out_dir``. An interrupted run goes on from ``last.ckpt`` with the same
+    Leaves ``last.ckpt`` (weights, average, optimiser, schedule), ``log-from-N/metrics.csv``
+    and ``plan.json`` in ``out_dir``. An interrupted run goes on from ``last.ckpt`` with the same
     pairs a straight run would have seen.
 
     Parameters
     ----------
+    until_step : int, optional
+        Stop here, before the plan's end, to go on later.
     start_from : PackedNet, optional
         Network of the same spec whose weights to begin from, when there is nothing to resume.
     """
@@ -127,7 +122,9 @@ def fit(
     lightning.seed_everything(plan.seed, verbose=False)
     generator = make_generator(plan)
     spaces = [(read_space(name), share) for name, share in plan.spaces.items()]
-    stream = PairStream(train_heads, spaces, generator, seed=plan.seed)
+    last = out_dir / "last.ckpt"
+    done = steps_done(last)
+    stream = PairStream(train_heads, spaces, generator, seed=plan.seed, start_step=done)
     held_out = PairStream(
         validation_heads, [(read_space(plan.validation_space), 1.0)], generator,
         seed=plan.seed + 1_000_003, stop_step=plan.validation_pairs,
@@ -140,23 +137,29 @@ def fit(
         enable_version_counter=False, save_top_k=1,
     )
     trainer = lightning.Trainer(
-        max_steps=plan.total_steps, precision=plan.precision, accelerator="auto", devices=1,
-        logger=CSVLogger(out_dir, name="", version="log"), log_every_n_steps=25,
+        max_steps=min(until_step or plan.total_steps, plan.total_steps), precision=plan.precision, accelerator="auto", devices=1,
+        logger=CSVLogger(out_dir, name="", version=f"log-from-{done}"), log_every_n_steps=25,
         val_check_interval=plan.validate_every, check_val_every_n_epoch=None,
         num_sanity_val_steps=0, gradient_clip_val=1.0, enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[EMAWeightAveraging(decay=plan.ema_decay), checkpoints, _ResumeStream(), _ProgressLines()],
+        callbacks=[EMAWeightAveraging(decay=plan.ema_decay), checkpoints, _ProgressLines()],
     )
-    last = out_dir / "last.ckpt"
     parameters = sum(p.numel() for p in task.net.parameters())
     log.info("%s: %.1f million parameters, %d labels, patch %s at %g mm, %d heads, %d threads",
              plan.net.architecture, parameters / 1e6, plan.net.n_labels, plan.patch_vox,
              plan.voxel_size_mm, len(train_heads), torch.get_num_threads())
     trainer.fit(
         task, DataLoader(stream, batch_size=None), DataLoader(held_out, batch_size=None),
-        ckpt_path=last if resume and last.exists() else None,
+        ckpt_path=last if done else None,
     )
     return task
+
+
+def steps_done(checkpoint: Path) -> int:
+    """Steps behind a checkpoint; 0 if there is none."""
+    if not checkpoint.exists():
+        return 0
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
 def averaged_net(plan: TrainPlan, checkpoint: str | Path) -> PackedNet:

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door for images: what passes, what is refused and with which words."""
+
+from __future__ import annotations
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
+from brainseg_bids.volumes import (
+    InputError, read_label_map, read_volume, whole_or_nothing, write_label_map, write_mask, write_volume,
+)
+
+AFFINE = np.array([[-0.7, 0, 0, 3], [0, 0, 0.8, 4], [0, 0.7, 0, 5], [0, 0, 0, 1.0]])
+
+
+def save(path, array, affine=AFFINE):
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+@pytest.fixture
+def ramp():
+    return np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
+
+
+def test_what_is_written_is_read_at_its_place(ramp, tmp_path):
+    path = write_volume(ramp, Grid(ramp.shape, AFFINE), tmp_path / "a.nii.gz")
+    image, grid = read_volume(path)
+    np.testing.assert_array_equal(image, ramp)
+    np.testing.assert_allclose(grid.affine, AFFINE, atol=1e-6)
+
+
+def test_label_maps_keep_codes_and_masks_are_bytes(head, tmp_path):
+    again = read_label_map(write_label_map(head, tmp_path / "l.nii.gz"), head.table)
+    np.testing.assert_array_equal(again.voxels, head.voxels)
+    mask = nib.load(write_mask(head.brain_mask(), head.grid, tmp_path / "m.nii.gz"))
+    assert mask.get_data_dtype() == np.uint8
+
+
+def test_a_fourth_axis_of_one_volume_is_accepted(ramp, tmp_path):
+    image, _ = read_volume(save(tmp_path / "a.nii.gz", ramp[..., None]))
+    np.testing.assert_array_equal(image, ramp)
+
+
+def test_mgh_files_are_read(ramp, tmp_path):
+    nib.save(nib.MGHImage(ramp, AFFINE), tmp_path / "a.mgz")
+    image, grid = read_volume(tmp_path / "a.mgz")
+    np.testing.assert_array_equal(image, ramp)
+    np.testing.assert_allclose(grid.affine, AFFINE, atol=1e-5)
+
+
+def test_labels_stored_as_whole_floats_are_read_and_others_refused(tmp_path):
+    table = LabelTable.packaged("brainseg")
+    codes = np.zeros((3, 3, 3), np.float32)
+    codes[1] = 41
+    assert read_label_map(save(tmp_path / "a.nii.gz", codes), table).voxels.max() == 41
+    with pytest.raises(InputError, match="not whole numbers"):
+        read_label_map(save(tmp_path / "b.nii.gz", codes + 0.5), table)
+    with pytest.raises(UnknownLabelError, match=r"c\.nii\.gz: .* 99 \(9 voxels\)"):
+        read_label_map(save(tmp_path / "c.nii.gz", np.where(codes > 0, 99, 0).astype(np.int16)), table)
+
+
+REFUSED = {
+    "missing": "no such file",
+    "empty": "the file is empty",
+    "text": "cannot be read as an image",
+    "cut": "cannot be read as an image",
+    "series": r"shape \(4, 5, 6, 3\) is not one 3D volume",
+    "nan": "1 voxels are NaN or infinite",
+    "inf": "2 voxels are NaN or infinite",
+    "zero": "every voxel is 0",
+    "slice": "a single slice",
+    "complex": "complex numbers",
+    "pointer": "datalad get",
+    "link": "datalad get",
+}
+
+
+@pytest.mark.parametrize("fault", sorted(REFUSED))
+def test_bad_input_gets_one_line_that_names_the_file(fault, ramp, tmp_path):
+    path = tmp_path / f"{fault}_T1w.nii.gz"
+    if fault == "empty":
+        path.touch()
+    elif fault == "text":
+        path.write_text("not an image at all, " * 100)
+    elif fault == "cut":
+        noise = np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32)
+        whole = save(path, noise).read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    elif fault == "series":
+        save(path, np.repeat(ramp[..., None], 3, 3))
+    elif fault in ("nan", "inf"):
+        ramp[0, 0, 0] = np.nan if fault == "nan" else np.inf
+        ramp[0, 0, 1] = 0 if fault == "nan" else -np.inf
+        save(path, ramp)
+    elif fault == "zero":
+        save(path, ramp * 0)
+    elif fault == "slice":
+        save(path, ramp[:, :, :1])
+    elif fault == "complex":
+        save(path, ramp.astype(np.complex64))
+    elif fault == "pointer":
+        path.write_text("/annex/objects/MD5E-s1234--abc.nii.gz\n")
+    elif fault == "link":
+        path.symlink_to(tmp_path / ".git" / "annex" / "objects" / "x")
+    with pytest.raises(InputError, match=REFUSED[fault]) as caught:
+        read_volume(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_conflict_of_qform_and_sform_is_told_and_the_sform_used(ramp, tmp_path):
+    image = nib.Nifti1Image(ramp, AFFINE)
+    other = AFFINE.copy()
+    other[:3, 3] += 7
+    image.set_qform(other, code=1)
+    image.set_sform(AFFINE, code=1)
+    nib.save(image, tmp_path / "a.nii.gz")
+    with pytest.warns(UserWarning, match=r"differ by up to 7\.0 mm; the sform is used"):
+        _, grid = read_volume(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(grid.affine, AFFINE, atol=1e-5)
+
+
+def test_an_image_without_orientation_is_told(ramp, tmp_path):
+    image = nib.Nifti1Image(ramp, None)
+    nib.save(image, tmp_path / "a.nii.gz")
+    with pytest.warns(UserWarning, match="left and right are a guess"):
+        read_volume(tmp_path / "a.nii.gz")
+
+
+def test_nothing_half_written_stays(tmp_path):
+    path = tmp_path / "out.nii.gz"
+
+    def fail():
+        with whole_or_nothing(path) as temporary:
+            temporary.write_bytes(gzip.compress(b"half"))
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    path.write_text("old")
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training learns, and an interrupted run goes on as if nothing had been."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from brainseg_bids.nets.architectures import NetSpec
+from brainseg_bids.synth.generator import Head
+from brainseg_bids.synth.recipe import RecipeSpace
+from brainseg_bids.training.fit import TrainPlan, averaged_net, fit, make_generator, steps_done
+from brainseg_bids.training.losses import choose_voxels, chosen_cross_entropy
+from brainseg_bids.training.pairs import PairStream
+
+PLAN = TrainPlan(
+    net=NetSpec("dynunet", 43, 2, 12, {"widths": [12, 16, 24]}), spaces={"t1w": 1.0},
+    patch_vox=(32, 32, 32), voxel_size_mm=6.0, learning_rate=1e-2, warmup_steps=2, total_steps=4,
+    decay_steps=1, per_label=64, anywhere=1024, precision="32-true", seed=3, validate_every=2,
+    validation_pairs=1, ema_decay=0.5,
+)
+
+
+@pytest.fixture(scope="module")
+def ready(head) -> Head:
+    return Head.from_label_map(head)
+
+
+def weights_of(task) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in task.net.parameters()])
+
+
+def test_the_pair_of_a_step_depends_on_seed_rank_and_step_only(ready):
+    spaces = [(RecipeSpace.packaged("t1w"), 1.0), (RecipeSpace.packaged("agnostic"), 1.0)]
+
+    def stream(**options):
+        return PairStream([ready, ready], spaces, make_generator(PLAN), **{"seed": 1} | options)
+
+    straight = [pair["image"] for pair in stream(stop_step=4)]
+    resumed = [pair["image"] for pair in stream(start_step=2, stop_step=4)]
+    assert torch.equal(straight[2], resumed[0])
+    assert torch.equal(straight[3], resumed[1])
+    assert stream().draw(5) == stream().draw(5) != stream(rank=1).draw(5)
+    names = {stream().draw(step)[1].space for step in range(40)}
+    assert names == {"t1w", "agnostic"}
+
+
+def test_rare_labels_are_chosen_as_often_as_common_ones():
+    labels = torch.zeros(40, 40, 40, dtype=torch.uint8)
+    labels[:20] = 1
+    labels[0, :10, :10] = 2
+    voxels, log_odds = choose_voxels(labels, n_labels=4, per_label=20, anywhere=1000, seed=0)
+    chosen = labels[voxels[:, 0], voxels[:, 1], voxels[:, 2]]
+    counts = torch.bincount(chosen.int(), minlength=4)
+    assert 20 <= counts[2] < 30  # 100 of 64,000 voxels, yet 20 of 1060
+    assert counts[3] == 0
+    assert log_odds[2] > 2
+    assert log_odds[3] == 0
+
+
+def test_bare_scores_are_calibrated_to_true_frequencies():
+    # Scores free, image without information: the best constant scores are the log frequencies.
+    labels = torch.zeros(30, 30, 30, dtype=torch.uint8)
+    labels[:3] = 1
+    labels[29, :9, :] = 2
+    scores = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.Adam([scores], lr=0.1)
+    for step in range(300):
+        voxels, log_odds = choose_voxels(labels, n_labels=3, per_label=400, anywhere=500, seed=step)
+        truth = labels[voxels[:, 0], voxels[:, 1], voxels[:, 2]]
+        loss = chosen_cross_entropy(scores.expand(len(truth), 3), truth, log_odds)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    frequency = torch.bincount(labels.flatten().int()) / labels.numel()
+    torch.testing.assert_close(scores.softmax(0), frequency, atol=0.02, rtol=0)
+
+
+def test_training_learns_a_phantom(ready, tmp_path):
+    plan = replace(PLAN, total_steps=150, decay_steps=50, validate_every=150, ema_decay=0.9)
+    fit(plan, [ready], [ready], tmp_path)
+    log = np.genfromtxt(tmp_path / "log-from-0" / "metrics.csv", delimiter=",", names=True)
+    loss = log["loss"][~np.isnan(log["loss"])]
+    assert loss[-1] < loss[0]
+    net = averaged_net(plan, tmp_path / "last.ckpt").eval()
+    pair = next(iter(PairStream([ready], [(RecipeSpace.packaged("t1w"), 1.0)], make_generator(plan), seed=99)))
+    with torch.no_grad():
+        found = net(pair["image"]).max(1).indices[0]
+    head = pair["labels"] > 0
+    dice = 2 * ((found > 0) & head).sum() / ((found > 0).sum() + head.sum())
+    assert dice > 0.7
+
+
+def test_a_resumed_run_ends_where_a_straight_one_does(ready, tmp_path):
+    straight = fit(PLAN, [ready], [ready], tmp_path / "straight")
+    fit(PLAN, [ready], [ready], tmp_path / "stopped", until_step=2)
+    assert steps_done(tmp_path / "stopped" / "last.ckpt") == 2
+    resumed = fit(PLAN, [ready], [ready], tmp_path / "stopped")
+    torch.testing.assert_close(weights_of(resumed), weights_of(straight), atol=1e-6, rtol=1e-5)
+
+
+def test_a_loss_that_is_no_number_names_its_step(ready, tmp_path):
+    plan = replace(PLAN, learning_rate=1e20, total_steps=30, validate_every=30, ema_decay=0.0)
+    with pytest.raises(FloatingPointError, match=r"at step \d+"):
+        fit(plan, [ready], [ready], tmp_path)
+
+
+def test_a_plan_survives_json():
+    assert TrainPlan.from_json(PLAN.to_json()) == PLAN
