@@ -344,9 +344,7 @@ def _memory_gb(text: str) -> float:
     """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([TGMK]?)I?B?", text.strip().upper())
     if not match or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: give a number and T, G, M or K, e.g. 16G"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number and T, G, M or K, e.g. 16G")
     return float(match[1]) * GIB_PER_UNIT[match[2] or "M"]
 
 

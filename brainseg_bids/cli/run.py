@@ -54,7 +54,7 @@ def run(settings: Settings, *, program: Sequence[str] | None = None) -> int:
     try:
         run_dir = settings.output_dir / "logs" / run_id
         write_text(run_dir / "settings.toml", settings.to_toml())
-        with _logging(run_dir / "brainseg.log", settings.verbose):
+        with _logging(run_dir / "brainseg.log", settings.verbose, settings.debug):
             try:
                 level = _participants if settings.analysis_level == "participant" else _group
                 return level(settings, run_dir, program)
@@ -233,7 +233,7 @@ def _run_plans(
         return faults, NOT_BUILT
     _write_citation(citation, everything.visit_desc())
     if settings.write_graph:
-        workflow.write_graph(str(run_dir / "graph.dot"), graph2use="colored", format="png")
+        _draw_graph(workflow, run_dir / "graph.dot")
     if settings.boilerplate_only or settings.reports_only or not to_run:
         return faults, DONE
     workflow.base_dir = str(settings.work_dir)
@@ -322,6 +322,13 @@ def _write_pages(
     return missed
 
 
+def _draw_graph(workflow, path: Path) -> None:
+    try:
+        workflow.write_graph(str(path), graph2use="colored", format="png")
+    except OSError as error:  # the text is written before Graphviz is called
+        log.warning("%s: not drawn (%s); install Graphviz", path, _one_line(error))
+
+
 def _write_citation(path: Path, description: str) -> None:
     paragraphs = "\n".join(
         ["# Methods", "", description.strip(), "", "References: `CITATION.bib`.", ""]
@@ -343,9 +350,7 @@ def _read_plugin(path: Path | None) -> dict | None:
     try:
         plugin = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(
-            f"--use-plugin {path}: this is no YAML ({_one_line(error)})."
-        ) from error
+        raise InputError(f"--use-plugin {path}: this is no YAML ({_one_line(error)}).") from error
     if not isinstance(plugin, dict) or "plugin" not in plugin:
         raise InputError(f"--use-plugin {path}: the key plugin is missing.")
     if str(plugin["plugin"]).endswith("Graph"):
@@ -387,13 +392,13 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 @contextlib.contextmanager
-def _logging(path: Path, verbose: int) -> Iterator[None]:
+def _logging(path: Path, verbose: int, debug: bool) -> Iterator[None]:
     """Console and file handlers on our logger; Nipype's goes to the file, or with -v to both."""
     console = _ConsoleHandler()
     console.setFormatter(_ConsoleFormatter())
     file = _FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
-    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    log.setLevel(logging.DEBUG if verbose or debug else logging.INFO)
     log.propagate = False
     log.handlers[:] = [console, file]
     os.environ.setdefault("NIPYPE_NO_ET", "1")

@@ -29,6 +29,7 @@ PRELOADED = [
     "brainseg_bids.interfaces.labels",
     "brainseg_bids.interfaces.reportlets",
     "brainseg_bids.interfaces.segment",
+    "brainseg_bids.reports.figures",
     "nipype.pipeline.plugins.multiproc",
 ]
 """Imported once and shared by all workers. None of them imports torch."""

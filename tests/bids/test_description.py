@@ -41,6 +41,6 @@ def test_label_tables_are_written_once_and_other_labels_are_refused(tmp_path):
 
 
 def test_names_with_odd_characters_survive_in_the_label_table(tmp_path):
-    table = LabelTable([Label(0, "Background"), Label(2, 'Ää "x" <b>\t&; \'y\' 名')])
+    table = LabelTable([Label(0, "Background"), Label(2, "Ää \"x\" <b>\t&; 'y' 名")])
     paths = write_label_tables(tmp_path, {"brainseg": table})
     assert LabelTable.read(paths["brainseg"]) == table

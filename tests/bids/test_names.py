@@ -36,7 +36,21 @@ def test_two_images_of_a_subject_never_share_an_output(one, other):
 
 @given(scans())
 def test_names_have_the_form_that_bids_asks_for(scan):
-    order = "sub ses task acq ce rec run echo part space chunk seg desc".split()
+    order = [
+        "sub",
+        "ses",
+        "task",
+        "acq",
+        "ce",
+        "rec",
+        "run",
+        "echo",
+        "part",
+        "space",
+        "chunk",
+        "seg",
+        "desc",
+    ]
     for path in vars(OutputNames.of(scan)).values():
         *pairs, _suffix = path.name.split(".")[0].split("_")
         keys = [pair.split("-")[0] for pair in pairs]
@@ -49,7 +63,10 @@ def test_names_have_the_form_that_bids_asks_for(scan):
     [
         ("sub-01_T1w.nii.gz", "sub-01_seg-brainseg_dseg.nii.gz"),
         ("sub-01_T2w.nii", "sub-01_space-T2w_seg-brainseg_dseg.nii.gz"),
-        ("sub-01_ses-A_run-2_UNIT1.nii.gz", "sub-01_ses-A_run-2_space-UNIT1_seg-brainseg_dseg.nii.gz"),
+        (
+            "sub-01_ses-A_run-2_UNIT1.nii.gz",
+            "sub-01_ses-A_run-2_space-UNIT1_seg-brainseg_dseg.nii.gz",
+        ),
         ("sub-01_acq-x_inv-2_T1w.nii.gz", "sub-01_acq-x+inv2_seg-brainseg_dseg.nii.gz"),
         ("sub-01_space-orig_T1w.nii.gz", "sub-01_acq-spaceorig_seg-brainseg_dseg.nii.gz"),
         ("sub-01_acq-0.7mm_T1w.nii.gz", "sub-01_acq-07mm_seg-brainseg_dseg.nii.gz"),

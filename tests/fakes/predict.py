@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stand-in for ``brainseg_bids.cli.predict``: same arguments, a ball for a brain, no network.
 
-The environment variable FAKE_PREDICT_KILL makes it die as the out-of-memory killer would, for
-images whose path holds that text.
+With ``--kill TEXT`` it dies as if the out-of-memory killer had come, for images whose path
+holds that text.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def main() -> int:
     parser.add_argument("--model")
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--kill")
     options = parser.parse_args()
-    victim = os.environ.get("FAKE_PREDICT_KILL")
-    if victim and victim in str(options.image):
+    if options.kill and options.kill in str(options.image):
         options.labels.write_bytes(b"half a file")
         os.kill(os.getpid(), signal.SIGKILL)
     try:

@@ -18,7 +18,10 @@ def segmented(head, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     labels = Crosswalk.packaged("fullhead", "brainseg").translate(head)
     table = LabelTable.packaged("brainseg").write(tmp_path / "table.tsv")
-    return labels, {"labels": str(write_label_map(labels, tmp_path / "x.nii.gz")), "table": str(table)}
+    return labels, {
+        "labels": str(write_label_map(labels, tmp_path / "x.nii.gz")),
+        "table": str(table),
+    }
 
 
 def test_tissues_are_the_crosswalk_of_the_labels(segmented):

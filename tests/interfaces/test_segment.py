@@ -39,10 +39,9 @@ def test_it_leaves_labels_probabilities_and_facts(bundle, tmp_path, monkeypatch)
 
 def test_a_killed_process_says_that_memory_ran_out(bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FAKE_PREDICT_KILL", "T1w")
     image = dataset.write_image(tmp_path / "T1w.nii.gz")
     with pytest.raises(SegmentationError, match=r"T1w.nii.gz.*was killed.*memory") as caught:
-        interface(bundle, image).run()
+        interface(bundle, image, program=(*dataset.PREDICT, "--kill", "T1w")).run()
     assert "\n" not in str(caught.value)
 
 
@@ -76,7 +75,7 @@ def test_threads_reach_the_process_as_option_and_environment(bundle, tmp_path, m
 
 
 def test_the_default_program_is_our_own_in_the_same_python():
-    assert PREDICT == (sys.executable, "-m", "brainseg_bids.cli.predict")
+    assert (sys.executable, "-m", "brainseg_bids.cli.predict") == PREDICT
 
 
 def test_the_stand_in_writes_codes_that_the_model_knows(bundle, tmp_path, monkeypatch):

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line to settings, and what is refused before anything is done."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from brainseg_bids.cli.parser import parse
+from brainseg_bids.settings import Settings, SettingsError
+from tests.fakes.dataset import write_dataset
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_dataset(tmp_path / "data")
+
+
+@pytest.fixture
+def said(data, tmp_path, capsys):
+    """What is said on stderr for arguments that are refused with exit code 2."""
+
+    def refuse(*arguments, output="out", level="participant"):
+        with pytest.raises(SystemExit) as caught:
+            parse([str(data), str(output), level, *map(str, arguments)])
+        assert caught.value.code == 2
+        return capsys.readouterr().err
+
+    return refuse
+
+
+def settings_of(data, *arguments, level="participant"):
+    return parse([str(data), "out", level, *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("spellings", "value", "field", "expected"),
+    [
+        (["--participant-label", "--participant_label"], "sub-01", "participant_label", ("01",)),
+        (["--session-label", "--session-id"], "ses-A", "session_label", ("A",)),
+        (["--nprocs", "--nthreads", "--n_cpus", "--n-cpus"], "3", "nprocs", 3),
+        (["--mem", "--mem_mb", "--mem-mb"], "4G", "memory_gb", 4.0),
+        (["--mem"], "2048", "memory_gb", 2.0),
+        (["--omp-nthreads"], "2", "omp_nthreads", 2),
+        (["--skip-bids-validation", "--skip_bids_validation"], None, "skip_bids_validation", True),
+        (["--boilerplate-only", "--boilerplate_only"], None, "boilerplate_only", True),
+        (["--device"], "cuda", "device", "cuda"),
+        (["--contrasts"], "UNIT1", "contrasts", ("UNIT1",)),
+        (["--stages"], "segment", "stages", ("segment",)),
+        (["-v", "--verbose"], None, "verbose", 1),
+    ],
+)
+def test_every_spelling_sets_its_setting(data, spellings, value, field, expected):
+    for spelling in spellings:
+        arguments = [spelling] if value is None else [spelling, value]
+        assert getattr(settings_of(data, *arguments), field) == expected
+
+
+def test_what_other_apps_accept_is_accepted(data):
+    settings = settings_of(data, "--notrack", "--md-only-boilerplate")
+    assert settings == settings_of(data)
+
+
+def test_folders_become_absolute_and_are_made(data, tmp_path):
+    settings = settings_of(data)
+    assert settings.output_dir == tmp_path / "out"
+    assert settings.work_dir == tmp_path / "work"
+    assert settings.output_dir.is_dir()
+
+
+def test_settings_survive_toml(data, tmp_path):
+    filters = tmp_path / "filters.json"
+    filters.write_text(json.dumps({"t1w": {"run": None, "acquisition": "*", "session": ["A"]}}))
+    settings = settings_of(
+        data, "--bids-filter-file", filters, "--mem", "3G", "--participant-label", "01", "02"
+    )
+    assert settings.bids_filters["t1w"]["run"] is None
+    assert Settings.from_toml(settings.to_toml()) == settings
+
+
+def test_a_config_file_gives_defaults_and_the_command_line_wins(data, tmp_path):
+    stored = settings_of(data, "--nprocs", "7", "--probseg", "--participant-label", "01")
+    path = tmp_path / "settings.toml"
+    path.write_text(stored.to_toml())
+    settings = settings_of(data, "--config-file", path, "--participant-label", "02")
+    assert settings.nprocs == 7
+    assert settings.probseg
+    assert settings.participant_label == ("02",)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("x =", "no TOML"), ("wrong = 1", "wrong"), ('nprocs = "x"', "nprocs")]
+)
+def test_a_config_file_that_cannot_be_used_is_refused(said, tmp_path, text, named):
+    path = tmp_path / "settings.toml"
+    path.write_text(text)
+    assert named in said("--config-file", path)
+    with pytest.raises(SettingsError, match=named):
+        Settings.from_toml(text)
+
+
+def test_stages_belong_to_their_level(data, said):
+    assert settings_of(data).stages == ("segment",)
+    assert settings_of(data, level="group").stages == ("summary",)
+    assert "group level" in said("--stages", "summary")
+    assert "participant level" in said("--stages", "segment", level="group")
+    assert "no such stage" in said("--stages", "upsample")
+    assert "no such stage" in said("--stages", "train", level="group")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--device", "tpu"], "tpu"), (["--nprocs", "0"], "--nprocs"), (["--mem", "lots"], "lots"),
+        (["--participant-label", "a_b"], "a_b"),
+        (["--bids-filter-file", "none.json"], "none.json"),
+        (["--use-plugin", "none.yml"], "none.yml"), (["--config-file", "none.toml"], "none.toml"),
+    ],
+)  # fmt: skip
+def test_an_argument_that_means_nothing_is_refused_by_name(said, arguments, named):
+    assert named in said(*arguments)
+
+
+def test_output_inside_the_input_is_refused_but_for_derivatives(data, said):
+    assert "is the input dataset" in said(output=data)
+    assert "inside the input dataset" in said(output=data / "sub-01" / "out")
+    assert "one folder per derivative" in said(output=data / "derivatives")
+    inside = data / "derivatives" / "brainseg"
+    assert parse([str(data), str(inside), "participant"]).output_dir == inside
+
+
+def test_a_link_to_the_input_is_seen_through(data, said, tmp_path):
+    (tmp_path / "link").symlink_to(data)
+    assert "is the input dataset" in said(output=tmp_path / "link")
+
+
+def test_a_scratch_folder_inside_the_input_or_at_the_output_is_refused(data, said, tmp_path):
+    assert "-w" in said("-w", data / "work")
+    assert "-w" in said("-w", tmp_path / "out")
+
+
+def test_folders_that_are_not_there_or_cannot_be_written_are_refused(said, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert "cannot be written" in said(output=tmp_path / "file" / "out")
+    assert "with -w" in said("-w", tmp_path / "file" / "work")
+    with pytest.raises(SystemExit):
+        parse(["nowhere", str(tmp_path / "out"), "participant"])
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_default_resources_fit_the_machine(data):
+    settings = settings_of(data)
+    assert 1 <= settings.omp_nthreads <= min(settings.nprocs, 8)
+    assert isinstance(settings.work_dir, Path)

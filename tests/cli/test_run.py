@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The app from one end to the other, with a stand-in for the network."""
+
+import csv
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.fakes import dataset
+
+GOLDEN = Path(__file__).parents[1] / "outputs" / "segment.txt"
+
+
+@pytest.fixture(scope="module")
+def finished(lasting_app):
+    lasting_app.images(
+        "sub-01_T1w", "sub-01_T2w", "sub-02_ses-A_acq-x_run-1_T1w", "sub-02_ses-A_inv-1_MP2RAGE"
+    )
+    return lasting_app("--probseg")
+
+
+def test_it_succeeds_and_leaves_exactly_the_files_it_promises(finished):
+    assert finished.code == 0, finished.log
+    assert finished.files == GOLDEN.read_text().split()
+
+
+def test_the_derivative_passes_the_bids_validator(finished):
+    dataset.assert_valid_bids(finished.output)
+
+
+def test_labels_lie_on_the_grid_of_their_image(finished):
+    image = nib.load(finished.data / "sub-01" / "anat" / "sub-01_T2w.nii.gz")
+    for name in (
+        "seg-brainseg_dseg",
+        "seg-tissue_dseg",
+        "desc-brain_mask",
+        "seg-brainseg_probseg",
+    ):
+        result = nib.load(finished.output / "sub-01" / "anat" / f"sub-01_space-T2w_{name}.nii.gz")
+        assert result.shape[:3] == image.shape
+        assert np.allclose(result.affine, image.affine)
+
+
+def test_the_json_says_source_model_time_and_memory(finished):
+    path = finished.output / "sub-01" / "anat" / "sub-01_seg-brainseg_dseg.json"
+    beside = json.loads(path.read_text())
+    assert beside["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
+    assert beside["SpatialReference"] == beside["Sources"][0]
+    assert re.fullmatch(r"[0-9a-f]{64}", beside["ModelDigest"])
+    assert beside["SegmentationSeconds"] == 1.5
+    assert beside["PeakMemoryGiB"] == 0.25
+
+
+def test_probabilities_name_their_labels_in_order(finished):
+    folder = finished.output / "sub-01" / "anat"
+    names = json.loads((folder / "sub-01_seg-brainseg_probseg.json").read_text())["LabelMap"]
+    shape = nib.load(folder / "sub-01_seg-brainseg_probseg.nii.gz").shape
+    assert shape[3] == len(names)
+    assert names[0] == "Background"
+
+
+def test_the_log_is_for_people(finished):
+    assert "sub-01 T1w: segmented in 2 s, peak 0.2 GiB" in finished.log
+    assert "model fake was made for T1w" in finished.log
+    assert "finished successfully!" in finished.log
+
+
+def test_settings_and_methods_are_kept(finished):
+    (settings,) = finished.output.glob("logs/*/settings.toml")
+    assert "probseg = true" in settings.read_text()
+    methods = (finished.output / "logs" / "CITATION.md").read_text()
+    cited = set(re.findall(r"@(\w+)", methods))
+    known = set(
+        re.findall(r"@\w+\{(\w+),", (finished.output / "logs" / "CITATION.bib").read_text())
+    )
+    assert cited
+    assert cited <= known
+
+
+def test_each_participant_has_a_page_with_all_its_images(finished):
+    page = (finished.output / "sub-01.html").read_text()
+    assert "sub-01 T1w" in page
+    assert "sub-01 T2w" in page
+    assert "data:image/png;base64," in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_same_run_again_reuses_everything_and_is_fast(finished, lasting_app):
+    labels = finished.output / "sub-01" / "anat" / "sub-01_seg-brainseg_dseg.nii.gz"
+    before_ns = labels.stat().st_mtime_ns
+    began_s = time.monotonic()
+    again = lasting_app("--probseg")
+    assert again.code == 0
+    assert "reused" in again.log
+    assert "segmented in" not in again.log
+    assert labels.stat().st_mtime_ns == before_ns
+    assert time.monotonic() - began_s < 10
+    assert again.files == finished.files
+
+
+def test_pages_alone_can_be_made_again(finished, lasting_app):
+    page = finished.output / "sub-02.html"
+    whole = page.read_text()
+    page.unlink()
+    assert lasting_app("--probseg", "--reports-only").code == 0
+    assert page.read_text().count("<h2") == whole.count("<h2")
+
+
+def test_the_group_level_puts_all_volumes_into_one_table_and_page(finished, lasting_app):
+    assert lasting_app(level="group").code == 0
+    table = finished.output / "group_seg-brainseg_desc-volumes_morph.tsv"
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["image"] for row in rows] == [
+        "sub-01", "sub-01_space-T2w", "sub-02_ses-A_acq-x_run-1"
+    ]  # fmt: skip
+    assert rows[2]["session_id"] == "ses-A"
+    assert float(rows[0]["Left-Cerebral-Cortex"]) > 0
+    assert "sub-02" in (finished.output / "group.html").read_text()
+    table.unlink()
+    (finished.output / "group.html").unlink()
+
+
+def test_only_the_wanted_participant_is_done(app):
+    app.images("sub-01_T1w", "sub-02_T1w")
+    done = app("--participant-label", "sub-02")
+    assert done.code == 0
+    assert (done.output / "sub-02.html").is_file()
+    assert not (done.output / "sub-01").exists()
+
+
+def test_the_methods_text_alone_runs_nothing(app):
+    app.images("sub-01_T1w")
+    done = app("--boilerplate-only")
+    assert done.code == 0
+    assert (done.output / "logs" / "CITATION.md").is_file()
+    assert not (done.output / "sub-01").exists()
+
+
+def test_results_of_another_model_are_replaced_if_labels_agree(app):
+    app.images("sub-01_T1w")
+    assert app().code == 0
+    shutil.rmtree(app.model)
+    dataset.write_bundle(app.model, name="newer")
+    again = app()
+    assert again.code == 0
+    assert "another model made it" in again.log
+    beside = again.output / "sub-01" / "anat" / "sub-01_seg-brainseg_dseg.json"
+    assert json.loads(beside.read_text())["ModelName"] == "newer"
+
+
+def test_a_derivative_inside_the_dataset_names_it_by_a_relative_link(app):
+    app.images("sub-01_T1w")
+    done = app(output="data/derivatives/brainseg")
+    assert done.code == 0
+    description = json.loads((done.output / "dataset_description.json").read_text())
+    assert description["DatasetLinks"]["raw"] == "../.."
+    again = app(output="data/derivatives/brainseg")
+    assert "sub-01 T1w" in again.log
+    assert "reused" in again.log
