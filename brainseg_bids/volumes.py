@@ -52,7 +52,10 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
             f"{path}: {bad} voxels are NaN or infinite. Replace them, e.g. with fslmaths -nan."
         )
     if image.min() == image.max():
-        raise InputError(f"{path}: every voxel is {image.flat[0]:g}, there is nothing to segment. Check the export.")
+        raise InputError(
+            f"{path}: every voxel is {image.flat[0]:g}, there is nothing to segment. "
+            "Check the export."
+        )
     return image, grid
 
 
@@ -83,14 +86,18 @@ def check_present(path: str | Path) -> None:
     """Raise `InputError` if a file is missing, empty, or a git-annex pointer without content."""
     path = Path(path)
     if path.is_symlink() and not path.exists():
-        raise InputError(f"{path}: the file's content is not here. Fetch it with: datalad get {path}")
+        raise InputError(
+            f"{path}: the file's content is not here. Fetch it with: datalad get {path}"
+        )
     if not path.exists():
         raise InputError(f"{path}: there is no such file.")
     size = path.stat().st_size
     if size == 0:
         raise InputError(f"{path}: the file is empty. Copy or export it again.")
     if size < 1024 and path.read_bytes()[:12].startswith((b"/annex/", b".git/annex")):
-        raise InputError(f"{path}: the file's content is not here. Fetch it with: datalad get {path}")
+        raise InputError(
+            f"{path}: the file's content is not here. Fetch it with: datalad get {path}"
+        )
 
 
 def _load(path: str | Path) -> tuple[np.ndarray, Grid]:
@@ -101,11 +108,15 @@ def _load(path: str | Path) -> tuple[np.ndarray, Grid]:
         data = np.asanyarray(file.dataobj)
     except Exception as error:  # nibabel raises a dozen kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read as an image ({reason}). Copy or export it again.") from error
+        raise InputError(
+            f"{path}: cannot be read as an image ({reason}). Copy or export it again."
+        ) from error
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]
     if data.ndim != 3:
-        raise InputError(f"{path}: shape {data.shape} is not one 3D volume. Give one volume, e.g. the mean.")
+        raise InputError(
+            f"{path}: shape {data.shape} is not one 3D volume. Give one volume, e.g. the mean."
+        )
     if data.dtype.names:
         raise InputError(f"{path}: voxels are colours, not intensities.")
     if min(data.shape) < 2:
@@ -126,13 +137,18 @@ def warn_about_transforms(file, path: Path) -> list[str]:
     sform, s_code = header.get_sform(coded=True)
     notes = []
     if q_code == 0 and s_code == 0:
-        notes.append(f"{path}: the header has no orientation (qform and sform are 0); left and right are a guess.")
+        notes.append(
+            f"{path}: the header has no orientation (qform and sform are 0); "
+            "left and right are a guess."
+        )
     elif q_code > 0 and s_code > 0 and qform is not None:
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in file.shape[:3]])).reshape(3, -1)
         corners = np.vstack([corners, np.ones(8)])
         apart_mm = float(np.abs((qform - sform) @ corners).max())
         if apart_mm > 0.1:
-            notes.append(f"{path}: qform and sform differ by up to {apart_mm:.1f} mm; the sform is used.")
+            notes.append(
+                f"{path}: qform and sform differ by up to {apart_mm:.1f} mm; the sform is used."
+            )
     for note in notes:
         log.warning(note)
         warnings.warn(note, stacklevel=2)

@@ -10,8 +10,16 @@ import brainseg_bids
 
 PACKAGE = Path(brainseg_bids.__file__).parent
 LAYERS = [
-    {"anatomy"}, {"contrast", "evaluation", "nets"}, {"synth", "inference"}, {"training"},
-    {"volumes"}, {"bids", "reports"}, {"interfaces"}, {"settings"}, {"workflows"}, {"cli"},
+    {"anatomy"},
+    {"contrast", "evaluation", "nets"},
+    {"synth", "inference"},
+    {"training"},
+    {"volumes"},
+    {"bids", "reports"},
+    {"interfaces"},
+    {"settings"},
+    {"workflows"},
+    {"cli"},
 ]
 RATIONED = {
     "torch": {"synth", "nets", "inference", "training", "cli"},

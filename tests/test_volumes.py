@@ -12,7 +12,13 @@ import pytest
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
 from brainseg_bids.volumes import (
-    InputError, read_label_map, read_volume, whole_or_nothing, write_label_map, write_mask, write_volume,
+    InputError,
+    read_label_map,
+    read_volume,
+    whole_or_nothing,
+    write_label_map,
+    write_mask,
+    write_volume,
 )
 
 AFFINE = np.array([[-0.7, 0, 0, 3], [0, 0, 0.8, 4], [0, 0.7, 0, 5], [0, 0, 0, 1.0]])
@@ -62,7 +68,9 @@ def test_labels_stored_as_whole_floats_are_read_and_others_refused(tmp_path):
     with pytest.raises(InputError, match="not whole numbers"):
         read_label_map(save(tmp_path / "b.nii.gz", codes + 0.5), table)
     with pytest.raises(UnknownLabelError, match=r"c\.nii\.gz: .* 99 \(9 voxels\)"):
-        read_label_map(save(tmp_path / "c.nii.gz", np.where(codes > 0, 99, 0).astype(np.int16)), table)
+        read_label_map(
+            save(tmp_path / "c.nii.gz", np.where(codes > 0, 99, 0).astype(np.int16)), table
+        )
 
 
 REFUSED = {

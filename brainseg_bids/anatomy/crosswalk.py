@@ -41,7 +41,7 @@ class Crosswalk:
     array([2, 0, 2], dtype=int16)
     >>> to_demo.codes(np.array([25, 99]))
     Traceback (most recent call last):
-    brainseg_bids.anatomy.labels.UnknownLabelError: label map: crosswalk demo has no translation for codes 99 (1 voxel)
+    brainseg_bids.anatomy.labels.UnknownLabelError: label map: crosswalk demo has no ...
     """
 
     def __init__(
@@ -73,7 +73,9 @@ class Crosswalk:
             rows = csv.DictReader(file, delimiter="\t")
             missing = {"source", "target", "reason"} - set(rows.fieldnames or ())
             if missing:
-                raise ValueError(f"{path}: column {sorted(missing)[0]!r} is missing in this crosswalk")
+                raise ValueError(
+                    f"{path}: column {sorted(missing)[0]!r} is missing in this crosswalk"
+                )
             for number, row in enumerate(rows, start=2):
                 source = int(row["source"])
                 if source in pairs:
@@ -102,7 +104,9 @@ class Crosswalk:
         present = count_codes(codes)
         unknown = {code: n for code, n in present.items() if code not in self.pairs}
         if unknown:
-            listed = ", ".join(f"{c} ({n} voxel{'s' if n != 1 else ''})" for c, n in unknown.items())
+            listed = ", ".join(
+                f"{c} ({n} voxel{'s' if n != 1 else ''})" for c, n in unknown.items()
+            )
             raise UnknownLabelError(
                 f"{what}: crosswalk {self.name} has no translation for codes {listed}"
             )

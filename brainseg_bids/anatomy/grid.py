@@ -122,7 +122,9 @@ class Grid:
         """Undo `array_to_ras`: view of an array on `to_ras`'s axes, back on this grid's."""
         order = self.orientation()
         turned = array[tuple(slice(None, None, sign) for _, sign in order)]
-        return turned.transpose(list(np.argsort([old for old, _ in order])) + list(range(3, array.ndim)))
+        return turned.transpose(
+            list(np.argsort([old for old, _ in order])) + list(range(3, array.ndim))
+        )
 
     def with_voxel_size(self, voxel_size_mm: float | tuple[float, float, float]) -> Grid:
         """Grid over the same box, centred on it, with voxels of another size.

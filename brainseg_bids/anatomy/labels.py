@@ -54,7 +54,9 @@ class Label:
 
     def __post_init__(self) -> None:
         if self.hemisphere not in HEMISPHERES:
-            raise ValueError(f"{self.name}: hemisphere {self.hemisphere!r} is none of {HEMISPHERES}")
+            raise ValueError(
+                f"{self.name}: hemisphere {self.hemisphere!r} is none of {HEMISPHERES}"
+            )
         if self.mirror == -1:
             object.__setattr__(self, "mirror", self.index)
 
@@ -119,7 +121,7 @@ class LabelTable:
 
     @classmethod
     def read(cls, path: str | Path, *, name: str | None = None) -> LabelTable:
-        """Read a BIDS ``dseg.tsv``: ``index`` and ``name`` required, further columns as in `Label`.
+        """Read a BIDS ``dseg.tsv``; further columns are the fields of `Label`.
 
         Raises
         ------
@@ -131,7 +133,9 @@ class LabelTable:
             rows = csv.DictReader(file, delimiter="\t")
             missing = {"index", "name"} - set(rows.fieldnames or ())
             if missing:
-                raise ValueError(f"{path}: column {sorted(missing)[0]!r} is missing in this label table")
+                raise ValueError(
+                    f"{path}: column {sorted(missing)[0]!r} is missing in this label table"
+                )
             labels = []
             for number, row in enumerate(rows, start=2):
                 try:
@@ -213,8 +217,11 @@ class LabelTable:
         labels = [self[code] for code in sorted(kept)]
         return LabelTable(
             [
-                label if label.mirror in kept
-                else Label(**{f.name: getattr(label, f.name) for f in fields(label)} | {"mirror": -1})
+                label
+                if label.mirror in kept
+                else Label(
+                    **{f.name: getattr(label, f.name) for f in fields(label)} | {"mirror": -1}
+                )
                 for label in labels
             ],
             name=name or self.name,
@@ -233,7 +240,7 @@ class LabelTable:
         --------
         >>> LabelTable([Label(0, "Background")], name="demo").check(np.array([0, 99, 99]))
         Traceback (most recent call last):
-        brainseg_bids.anatomy.labels.UnknownLabelError: label map: codes that label table demo does not know: 99 (2 voxels)
+        brainseg_bids.anatomy.labels.UnknownLabelError: label map: codes that label table demo ...
         """
         counts = count_codes(codes)
         unknown = {code: n for code, n in counts.items() if code not in self._by_index}
@@ -264,9 +271,7 @@ def count_codes(codes: np.ndarray) -> dict[int, int]:
 
 
 def _label_from_row(row: dict[str, str]) -> Label:
-    given = {
-        key: row[key] for key in COLUMNS if key in row and row[key] not in (None, "", "n/a")
-    }
+    given = {key: row[key] for key in COLUMNS if key in row and row[key] not in (None, "", "n/a")}
     for key in ("index", "mapping", "mirror"):
         if key in given:
             given[key] = int(given[key])

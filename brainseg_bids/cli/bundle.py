@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make a model bundle of a training run's averaged weights.
 
-``python -m brainseg_bids.cli.bundle --run DIR --name head-t1w --contrasts T1w --card CARD.md --out MODELS/head-t1w``
+``python -m brainseg_bids.cli.bundle --run DIR --name mine --contrasts T1w --card FILE --out DIR``
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder that training left")
     parser.add_argument("--name", required=True, help="name of the model")
-    parser.add_argument("--contrasts", nargs="+", required=True, help="BIDS suffixes it is made for")
+    parser.add_argument(
+        "--contrasts", nargs="+", required=True, help="BIDS suffixes it is made for"
+    )
     parser.add_argument("--card", type=Path, required=True, help="model card, Markdown")
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
     options = parser.parse_args(argv)
@@ -29,9 +31,13 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = options.run / "last.ckpt"
     steps = steps_done(checkpoint)
     bundle = write_bundle(
-        options.out, name=options.name, net=averaged_net(plan, checkpoint),
-        table=LabelTable.packaged(plan.target_table), voxel_size_mm=plan.voxel_size_mm,
-        patch_vox=plan.patch_vox, contrasts=tuple(options.contrasts),
+        options.out,
+        name=options.name,
+        net=averaged_net(plan, checkpoint),
+        table=LabelTable.packaged(plan.target_table),
+        voxel_size_mm=plan.voxel_size_mm,
+        patch_vox=plan.patch_vox,
+        contrasts=tuple(options.contrasts),
         card=options.card.read_text(encoding="utf-8"),
         training={"plan": json.loads(plan.to_json()), "steps": steps},
     )

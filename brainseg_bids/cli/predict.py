@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segment one image in a process of its own.
 
-``python -m brainseg_bids.cli.predict --image T1w.nii.gz --model head-t1w --labels dseg.nii.gz --report report.json``
+``python -m brainseg_bids.cli.predict --image FILE --model NAME --labels FILE --report FILE``
 
 A process of its own gives its memory back, and one that the system kills is a failed step
 with a message instead of a workflow that waits for ever.
@@ -47,11 +47,15 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, BundleError, OSError) as error:
         return _fail(str(error))
     except MemoryError:
-        return _fail(f"{options.image}: not enough memory. Give the job more, or use --device cpu.")
+        return _fail(
+            f"{options.image}: not enough memory. Give the job more, or use --device cpu."
+        )
     except RuntimeError as error:
         if "out of memory" not in str(error) and "alloc" not in str(error):
             raise
-        return _fail(f"{options.image}: not enough memory on {options.device} ({str(error).splitlines()[0]}).")
+        return _fail(
+            f"{options.image}: not enough memory on {options.device}: {str(error).splitlines()[0]}"
+        )
     with whole_or_nothing(options.report) as temporary:
         temporary.write_text(json.dumps(facts, indent=1) + "\n")
     return 0
@@ -80,11 +84,19 @@ def predict(options: argparse.Namespace) -> dict:
     if options.threads > 0:
         torch.set_num_threads(options.threads)
     net = bundle.load(device)
-    probabilities = _ProbabilityFile(options.probseg, grid, len(bundle.table)) if options.probseg else None
+    probabilities = (
+        _ProbabilityFile(options.probseg, grid, len(bundle.table)) if options.probseg else None
+    )
     try:
         labels = segment(
-            image, grid, net, bundle.table, voxel_size_mm=bundle.voxel_size_mm,
-            window_vox=bundle.patch_vox, device=device, progress=_Progress(options.image.name),
+            image,
+            grid,
+            net,
+            bundle.table,
+            voxel_size_mm=bundle.voxel_size_mm,
+            window_vox=bundle.patch_vox,
+            device=device,
+            progress=_Progress(options.image.name),
             on_probabilities=probabilities.put if probabilities else None,
         )
         if not labels.brain_mask().any():
@@ -120,13 +132,17 @@ def choose_device(wanted: str) -> str:
     """
     import torch
 
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if wanted == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if there[name])
     if not there[wanted]:
         raise InputError(
-            f"--device {wanted}: PyTorch sees no such device here. Use --device cpu; in a container "
-            "an accelerator needs --nv (NVIDIA) or --rocm (AMD)."
+            f"--device {wanted}: PyTorch sees no such device here. Use --device cpu; in a "
+            "container an accelerator needs --nv (NVIDIA) or --rocm (AMD)."
         )
     return wanted
 
@@ -151,7 +167,10 @@ def _notes_on_voxels(path: Path, grid: Grid, model_mm: float) -> list[str]:
             "structures such as cortex are not to be trusted."
         )
     if min(grid.extent_mm) < 100:
-        notes.append(f"{path}: the image is only {min(grid.extent_mm):.0f} mm wide along one axis; the head is cut.")
+        notes.append(
+            f"{path}: the image is only {min(grid.extent_mm):.0f} mm wide along one axis; "
+            "the head is cut."
+        )
     return notes
 
 
@@ -179,7 +198,9 @@ class _ProbabilityFile:
 
     def __init__(self, path: Path, grid: Grid, n_labels: int) -> None:
         self.path, self.grid = path, grid
-        self.scratch = tempfile.NamedTemporaryFile(dir=path.parent, prefix=".probseg", suffix=".raw")
+        self.scratch = tempfile.NamedTemporaryFile(  # noqa: SIM115 - lives until close()
+            dir=path.parent, prefix=".probseg", suffix=".raw"
+        )
         shape = (n_labels, *grid.shape[::-1])
         self.data = np.memmap(self.scratch.name, dtype=np.uint8, mode="w+", shape=shape)
         self.data[0] = 255
@@ -198,7 +219,10 @@ class _ProbabilityFile:
         header.set_xyzt_units("mm")
         header["scl_slope"], header["scl_inter"] = 1 / 255, 0
         header["vox_offset"], header["magic"] = 352, b"n+1"
-        with whole_or_nothing(self.path) as temporary, gzip.open(temporary, "wb", compresslevel=1) as file:
+        with (
+            whole_or_nothing(self.path) as temporary,
+            gzip.open(temporary, "wb", compresslevel=1) as file,
+        ):
             file.write(header.binaryblock + b"\0\0\0\0")
             for volume in self.data:
                 file.write(volume.tobytes())

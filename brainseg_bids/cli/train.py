@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a model in a process of its own.
 
-``python -m brainseg_bids.cli.train --plan plan.json --heads map1.nii.gz … --validation map9.nii.gz … --out DIR``
+``python -m brainseg_bids.cli.train --plan FILE --heads FILES --validation FILES --out DIR``
 """
 
 from __future__ import annotations
@@ -15,11 +15,17 @@ def main(argv: list[str] | None = None) -> int:
     """Read label maps, train, leave the checkpoint in ``--out``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plan", type=Path, required=True, help="TrainPlan as JSON")
-    parser.add_argument("--heads", type=Path, nargs="+", required=True, help="label maps to learn from")
-    parser.add_argument("--validation", type=Path, nargs="+", required=True, help="label maps held out")
+    parser.add_argument(
+        "--heads", type=Path, nargs="+", required=True, help="label maps to learn from"
+    )
+    parser.add_argument(
+        "--validation", type=Path, nargs="+", required=True, help="label maps held out"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint and log")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all")
-    parser.add_argument("--start-from", type=Path, help="checkpoint whose averaged weights to begin from")
+    parser.add_argument(
+        "--start-from", type=Path, help="checkpoint whose averaged weights to begin from"
+    )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 

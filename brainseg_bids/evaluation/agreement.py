@@ -115,7 +115,9 @@ def compare(
     counts = confusion(first, second, len(reference.table))
     volume = reference.grid.voxel_volume_mm3
     return [
-        Agreement(label.index, label.name, float(dice), float(row * volume), float(column * volume))
+        Agreement(
+            label.index, label.name, float(dice), float(row * volume), float(column * volume)
+        )
         for label, dice, row, column in zip(
             reference.table, dice_from(counts), counts.sum(1), counts.sum(0), strict=True
         )

@@ -78,8 +78,12 @@ def segment(
     seen = rescale(small[box].to(device))
     with torch.inference_mode():
         features = stitch(
-            _looker(net, device), seen, window=window_vox, stem=net.spec.stem,
-            overlap_frac=overlap_frac, progress=progress,
+            _looker(net, device),
+            seen,
+            window=window_vox,
+            stem=net.spec.stem,
+            overlap_frac=overlap_frac,
+            progress=progress,
         )
         ranks = torch.zeros(ras.shape, dtype=torch.uint8)
         for plane, rows, columns, probabilities in _planes(net, features, box, ras.shape, offset):
@@ -162,7 +166,10 @@ def _resample_axis(image: Tensor, axis: int, count: int, start: float, step: flo
 
 
 def _planes(
-    net: PackedNet, features: Tensor, box: tuple[slice, ...], shape: tuple[int, ...],
+    net: PackedNet,
+    features: Tensor,
+    box: tuple[slice, ...],
+    shape: tuple[int, ...],
     offset: list[tuple[float, float]],
 ) -> Iterator[tuple[int, slice, slice, Tensor]]:
     """Probabilities plane by plane of the image's own voxels."""
@@ -191,10 +198,12 @@ def _planes(
             first = index // stem // SLAB_CELLS * SLAB_CELLS
             cells = features[None, :, first : first + SLAB_CELLS]
             slab = net.scores(cells)[0].softmax(0)
-            kept.update({
-                first * stem + k: _between(_between(slab[:, k], 1, *rows[1:]), 2, *columns[1:])
-                for k in range(slab.shape[1])
-            })
+            kept.update(
+                {
+                    first * stem + k: _between(_between(slab[:, k], 1, *rows[1:]), 2, *columns[1:])
+                    for k in range(slab.shape[1])
+                }
+            )
         return kept[index]
 
     for number, plane in enumerate(range(planes.start, planes.stop)):
@@ -216,4 +225,6 @@ def _between(values: Tensor, axis: int, low: Tensor, weight: Tensor) -> Tensor:
     high = (low + 1).clamp(max=values.shape[axis] - 1)
     view = [1] * values.ndim
     view[axis] = -1
-    return torch.lerp(values.index_select(axis, low), values.index_select(axis, high), weight.view(view))
+    return torch.lerp(
+        values.index_select(axis, low), values.index_select(axis, high), weight.view(view)
+    )

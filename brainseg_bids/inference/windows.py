@@ -100,7 +100,9 @@ def stitch(
     places = list(product(*starts))
     for done, place in enumerate(places):
         here = tuple(slice(s, s + w) for s, w in zip(place, window, strict=True))
-        cells = tuple(slice(s // stem, (s + w) // stem) for s, w in zip(place, window, strict=True))
+        cells = tuple(
+            slice(s // stem, (s + w) // stem) for s, w in zip(place, window, strict=True)
+        )
         found = look(image[here][None, None])[0].float()
         if total is None:
             total = image.new_zeros([len(found), *weight_sum.shape])
@@ -109,6 +111,8 @@ def stitch(
         progress(done + 1, len(places))
     total /= weight_sum
     if padded != shape:
-        cells = tuple(slice(low // stem, (low + n) // stem) for low, n in zip(pads, shape, strict=True))
+        cells = tuple(
+            slice(low // stem, (low + n) // stem) for low, n in zip(pads, shape, strict=True)
+        )
         total = total[(slice(None), *cells)]
     return total

@@ -48,59 +48,103 @@ class NetSpec:
         return cls(**json.loads(text))
 
 
-def segresnet(in_channels: int, out_channels: int, *, width: int = 32,
-              blocks_down: tuple[int, ...] = (1, 2, 2, 4)) -> nn.Module:
+def segresnet(
+    in_channels: int,
+    out_channels: int,
+    *,
+    width: int = 32,
+    blocks_down: tuple[int, ...] = (1, 2, 2, 4),
+) -> nn.Module:
     """SegResNet (Myronenko, BrainLes 2018), MONAI's."""
     from monai.networks.nets import SegResNet
 
     return SegResNet(
-        spatial_dims=3, init_filters=width, in_channels=in_channels, out_channels=out_channels,
-        blocks_down=tuple(blocks_down), blocks_up=(1,) * (len(blocks_down) - 1),
+        spatial_dims=3,
+        init_filters=width,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        blocks_down=tuple(blocks_down),
+        blocks_up=(1,) * (len(blocks_down) - 1),
     )
 
 
-def dynunet(in_channels: int, out_channels: int, *, widths: tuple[int, ...] = (32, 64, 128, 192)) -> nn.Module:
+def dynunet(
+    in_channels: int, out_channels: int, *, widths: tuple[int, ...] = (32, 64, 128, 192)
+) -> nn.Module:
     """DynUNet (nnU-Net's plain U-Net: Isensee et al., Nature Methods 2021), MONAI's."""
     from monai.networks.nets import DynUNet
 
     n = len(widths)
     return DynUNet(
-        spatial_dims=3, in_channels=in_channels, out_channels=out_channels, filters=tuple(widths),
-        kernel_size=[3] * n, strides=[1] + [2] * (n - 1), upsample_kernel_size=[2] * (n - 1),
+        spatial_dims=3,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        filters=tuple(widths),
+        kernel_size=[3] * n,
+        strides=[1] + [2] * (n - 1),
+        upsample_kernel_size=[2] * (n - 1),
     )
 
 
-def unet(in_channels: int, out_channels: int, *, widths: tuple[int, ...] = (32, 64, 128, 192),
-         residual_units: int = 2) -> nn.Module:
+def unet(
+    in_channels: int,
+    out_channels: int,
+    *,
+    widths: tuple[int, ...] = (32, 64, 128, 192),
+    residual_units: int = 2,
+) -> nn.Module:
     """Residual U-Net (Kerfoot et al., STACOM 2018), MONAI's."""
     from monai.networks.nets import UNet
 
     return UNet(
-        spatial_dims=3, in_channels=in_channels, out_channels=out_channels, channels=tuple(widths),
-        strides=(2,) * (len(widths) - 1), num_res_units=residual_units,
+        spatial_dims=3,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        channels=tuple(widths),
+        strides=(2,) * (len(widths) - 1),
+        num_res_units=residual_units,
     )
 
 
-def resenc_unet(in_channels: int, out_channels: int, *, widths: tuple[int, ...] = (32, 64, 128, 192),
-                blocks: tuple[int, ...] = (1, 2, 2, 2)) -> nn.Module:
+def resenc_unet(
+    in_channels: int,
+    out_channels: int,
+    *,
+    widths: tuple[int, ...] = (32, 64, 128, 192),
+    blocks: tuple[int, ...] = (1, 2, 2, 2),
+) -> nn.Module:
     """Residual-encoder U-Net (Isensee et al., MICCAI 2024), dynamic-network-architectures'."""
     from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 
     n = len(widths)
     net = ResidualEncoderUNet(
-        input_channels=in_channels, n_stages=n, features_per_stage=list(widths), conv_op=nn.Conv3d,
-        kernel_sizes=3, strides=[1] + [2] * (n - 1), n_blocks_per_stage=list(blocks),
-        num_classes=out_channels, n_conv_per_stage_decoder=[1] * (n - 1), conv_bias=True,
-        norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
+        input_channels=in_channels,
+        n_stages=n,
+        features_per_stage=list(widths),
+        conv_op=nn.Conv3d,
+        kernel_sizes=3,
+        strides=[1] + [2] * (n - 1),
+        n_blocks_per_stage=list(blocks),
+        num_classes=out_channels,
+        n_conv_per_stage_decoder=[1] * (n - 1),
+        conv_bias=True,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
     )
-    # Heads of the coarser levels serve deep supervision, which is off: no dead weights in a bundle.
+    # Heads of the coarser levels serve deep supervision, which is off: no dead weights.
     for level in range(len(net.decoder.seg_layers) - 1):
         net.decoder.seg_layers[level] = nn.Identity()
     return net
 
 
-ARCHITECTURES = {"segresnet": segresnet, "dynunet": dynunet, "unet": unet, "resenc_unet": resenc_unet}
+ARCHITECTURES = {
+    "segresnet": segresnet,
+    "dynunet": dynunet,
+    "unet": unet,
+    "resenc_unet": resenc_unet,
+}
 
 
 class PackedNet(nn.Module):
@@ -139,7 +183,7 @@ class PackedNet(nn.Module):
         (n, n_labels) float32
         """
         stem = self.spec.stem
-        x, y, z = features.shape[2:]
+        _, y, z = features.shape[2:]
         cell = voxels // stem
         within = voxels - cell * stem
         column = (cell[:, 0] * y + cell[:, 1]) * z + cell[:, 2]
@@ -171,11 +215,16 @@ class PackedNet(nn.Module):
         own = self.weights()
         if set(own) != set(weights):
             odd = sorted(set(own) ^ set(weights))
-            raise ValueError(f"weights do not fit {self.spec.architecture}: {len(odd)} names differ, e.g. {odd[0]}")
+            raise ValueError(
+                f"weights do not fit {self.spec.architecture}: "
+                f"{len(odd)} names differ, e.g. {odd[0]}"
+            )
         with torch.no_grad():
             for name, tensor in own.items():
                 if tensor.shape != weights[name].shape:
-                    raise ValueError(f"weights do not fit {self.spec.architecture}: {name} has another shape")
+                    raise ValueError(
+                        f"weights do not fit {self.spec.architecture}: {name} has another shape"
+                    )
                 tensor.copy_(weights[name])
 
     def forward(self, image: Tensor) -> Tensor:
@@ -193,7 +242,9 @@ def pack(image: Tensor, stem: int) -> Tensor:
         return image
     b, c, x, y, z = image.shape
     cells = image.view(b, c, x // stem, stem, y // stem, stem, z // stem, stem)
-    return cells.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * stem**3, x // stem, y // stem, z // stem)
+    return cells.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(
+        b, c * stem**3, x // stem, y // stem, z // stem
+    )
 
 
 def unpack(cells: Tensor, stem: int) -> Tensor:

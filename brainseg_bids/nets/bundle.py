@@ -106,11 +106,13 @@ class ModelBundle:
             text = (path / MANIFEST).read_text(encoding="utf-8")
             manifest = json.loads(text)
         except (OSError, ValueError) as error:
-            raise BundleError(f"{path}: {MANIFEST} cannot be read ({error}). Fetch the model again.") from error
+            raise BundleError(
+                f"{path}: {MANIFEST} cannot be read ({error}). Fetch the model again."
+            ) from error
         if manifest.get("format") != FORMAT:
             raise BundleError(
-                f"{path}: bundle format {manifest.get('format')} is not {FORMAT}, the one that this "
-                "version reads. Install the version of brainseg-bids that made it."
+                f"{path}: bundle format {manifest.get('format')} is not {FORMAT}, the one that "
+                "this version reads. Install the version of brainseg-bids that made it."
             )
         for name, expected in manifest["sha256"].items():
             file = path / name
@@ -122,10 +124,14 @@ class ModelBundle:
                     "differs). Fetch the model again."
                 )
         return cls(
-            path=path, name=manifest["name"], digest=_sha256(text.encode()),
+            path=path,
+            name=manifest["name"],
+            digest=_sha256(text.encode()),
             table=LabelTable.read(path / LABELS, name=manifest["label_table"]),
-            voxel_size_mm=manifest["voxel_size_mm"], patch_vox=tuple(manifest["patch_vox"]),
-            contrasts=tuple(manifest["contrasts"]), net=manifest["net"],
+            voxel_size_mm=manifest["voxel_size_mm"],
+            patch_vox=tuple(manifest["patch_vox"]),
+            contrasts=tuple(manifest["contrasts"]),
+            net=manifest["net"],
             card=(path / CARD).read_text(encoding="utf-8"),
         )
 
@@ -172,8 +178,12 @@ def write_bundle(
     table.write(path / LABELS)
     (path / CARD).write_text(card, encoding="utf-8")
     manifest = {
-        "format": FORMAT, "name": name, "label_table": table.name,
-        "voxel_size_mm": voxel_size_mm, "patch_vox": list(patch_vox), "contrasts": list(contrasts),
+        "format": FORMAT,
+        "name": name,
+        "label_table": table.name,
+        "voxel_size_mm": voxel_size_mm,
+        "patch_vox": list(patch_vox),
+        "contrasts": list(contrasts),
         "net": asdict(net.spec),
         "intensity": "0.5th to 99.5th percentile to 0..1, clipped",
         "training": training,

@@ -42,9 +42,7 @@ _PAGE = tuple(value / 255 for value in BACKGROUND)
 _FONT = {"family": "DejaVu Sans", "parse_math": False}
 
 
-def draw_segmentation(
-    image: np.ndarray, labels: LabelMap, path: Path, *, n_cuts: int = 7
-) -> Path:
+def draw_segmentation(image: np.ndarray, labels: LabelMap, path: Path, *, n_cuts: int = 7) -> Path:
     """Draw sagittal, coronal and axial cuts of an image, plain and with its labels filled in.
 
     Cuts are world planes: an oblique image is cut along the scanner's axes, and copies of an
@@ -113,9 +111,15 @@ def draw_volumes(
                 # Away from the crowd in the middle, unless there is no room.
                 right = (at > 0) == (abs(at) < 0.85 * limit)
                 axes.annotate(
-                    who, (at, line), xytext=(7 if right else -7, 0), fontsize=8,
-                    textcoords="offset points", color=_INK, va="center",
-                    ha="left" if right else "right", **_FONT,
+                    who,
+                    (at, line),
+                    xytext=(7 if right else -7, 0),
+                    fontsize=8,
+                    textcoords="offset points",
+                    color=_INK,
+                    va="center",
+                    ha="left" if right else "right",
+                    **_FONT,
                 )
     axes.axvline(0, color=_FAINT, linewidth=1, zorder=0)
     axes.set(xlim=(-limit, limit), ylim=(len(percents) - 0.4, -0.6))
@@ -157,8 +161,12 @@ class _Sheet:
         page = self.figure.get_figwidth() * _DPI
         self.figure.add_artist(
             Rectangle(
-                (x / page, 1 - (y + height) / self.height), width / page, height / self.height,
-                transform=self.figure.transFigure, facecolor=color, edgecolor=_LINE,
+                (x / page, 1 - (y + height) / self.height),
+                width / page,
+                height / self.height,
+                transform=self.figure.transFigure,
+                facecolor=color,
+                edgecolor=_LINE,
                 linewidth=0.6,
             )
         )
@@ -167,8 +175,14 @@ class _Sheet:
         page = self.figure.get_figwidth() * _DPI
         level = 1 - y / self.height
         self.figure.add_artist(
-            Line2D([x / page, (x + length) / page], [level, level], color=_INK, linewidth=2.5,
-                   transform=self.figure.transFigure, solid_capstyle="butt")
+            Line2D(
+                [x / page, (x + length) / page],
+                [level, level],
+                color=_INK,
+                linewidth=2.5,
+                transform=self.figure.transFigure,
+                solid_capstyle="butt",
+            )
         )
 
     def pixels(self) -> np.ndarray:
@@ -203,8 +217,7 @@ def _write_header(sheet: _Sheet, montage: Montage, grid: Grid, *, empty: bool) -
     ]
     sheet.text(MARGIN_PX, 50, "   ·   ".join(notes), color=_FAINT)
     if empty:
-        sheet.text(MARGIN_PX, 70, "Nothing is labelled in this image.", color=_RED,
-                   weight="bold")
+        sheet.text(MARGIN_PX, 70, "Nothing is labelled in this image.", color=_RED, weight="bold")
     length_mm = next((n for n in (50, 20, 10, 5) if n * montage.px_per_mm < 260), 1)
     length_px = length_mm * montage.px_per_mm
     right = WIDTH_PX - 20
@@ -234,8 +247,15 @@ def _write_tile_marks(sheet: _Sheet, montage: Montage) -> None:
         row = [tile for tile in montage.tiles if tile.plane is plane]
         top, bottom = min(tile.top for tile in row), max(tile.top + tile.height for tile in row)
         words = f"{plane.name}, {plane.order}" if bottom - top > 180 else plane.name
-        sheet.text(20, HEADER_PX + (top + bottom) / 2, words, rotation=90, ha="center",
-                   size_px=16, weight="bold")
+        sheet.text(
+            20,
+            HEADER_PX + (top + bottom) / 2,
+            words,
+            rotation=90,
+            ha="center",
+            size_px=16,
+            weight="bold",
+        )
 
 
 def _signed(at_mm: float) -> str:

@@ -87,8 +87,14 @@ def spreads(volumes: dict[str, list[dict]]) -> list[Spread]:
         z = dict(zip(by_participant, robust_z(values).tolist(), strict=True))
         result.append(
             Spread(
-                str(row["name"]), row["group"], row["color"], by_participant,
-                float(median), float(low), float(high), z,
+                str(row["name"]),
+                row["group"],
+                row["color"],
+                by_participant,
+                float(median),
+                float(low),
+                float(high),
+                z,
             )
         )
     return result

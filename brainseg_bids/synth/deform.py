@@ -62,8 +62,12 @@ def coordinate_nodes(
     offset_mm = torch.stack(torch.meshgrid(*axes, indexing="ij")).to(device)
     if deformation.velocity_sd_mm > 0:
         nodes, matrices = smooth_noise(
-            shape, voxel_size_mm=voxel_size_mm, node_spacing_mm=deformation.node_spacing_mm,
-            seed=deformation.seed, channels=3, stride=stride,
+            shape,
+            voxel_size_mm=voxel_size_mm,
+            node_spacing_mm=deformation.node_spacing_mm,
+            seed=deformation.seed,
+            channels=3,
+            stride=stride,
         )
         velocity = along_axes(nodes.to(device), tuple(m.to(device) for m in matrices))
         offset_mm = offset_mm + flow(
@@ -81,7 +85,9 @@ def flow(velocity_mm: Tensor, *, spacing_mm: float) -> Tensor:
     """Displacement after following ``velocity_mm`` for unit time, (3, x, y, z), both in mm."""
     sizes = velocity_mm.shape[1:]
     identity = torch.stack(
-        torch.meshgrid(*[torch.linspace(-1, 1, n, device=velocity_mm.device) for n in sizes], indexing="ij")
+        torch.meshgrid(
+            *[torch.linspace(-1, 1, n, device=velocity_mm.device) for n in sizes], indexing="ij"
+        )
     )
     to_unit = torch.tensor(
         [2 / (max(n - 1, 1) * spacing_mm) for n in sizes], device=velocity_mm.device
@@ -89,7 +95,10 @@ def flow(velocity_mm: Tensor, *, spacing_mm: float) -> Tensor:
     moved = velocity_mm / 2**SQUARINGS
     for _ in range(SQUARINGS):
         where = (identity + moved * to_unit).flip(0).permute(1, 2, 3, 0)[None]
-        moved = moved + functional.grid_sample(
-            moved[None], where, mode="bilinear", padding_mode="border", align_corners=True
-        )[0]
+        moved = (
+            moved
+            + functional.grid_sample(
+                moved[None], where, mode="bilinear", padding_mode="border", align_corners=True
+            )[0]
+        )
     return moved

@@ -99,7 +99,9 @@ class Generator:
         if source.codes[0] != 0 or self.target.codes[0] != 0:
             raise ValueError("code 0 has to be background in both tables")
         if len(source) > 255 or len(self.target) > 255:
-            raise ValueError("tables of more than 255 labels do not fit the generator's uint8 ranks")
+            raise ValueError(
+                "tables of more than 255 labels do not fit the generator's uint8 ranks"
+            )
 
     def render(self, head: Head, recipe: Recipe) -> SynthPair:
         """Make the pair that ``recipe`` describes.
@@ -120,9 +122,13 @@ class Generator:
         device = head.ranks.device
         center = low + (high - low) * np.asarray(recipe.deformation.center_frac)
         nodes = coordinate_nodes(
-            recipe.deformation, shape=self.shape, voxel_size_mm=self.voxel_size_mm,
-            source_voxel_size_mm=head.voxel_size_mm, source_center_vox=center,
-            flip=recipe.flip, device=device,
+            recipe.deformation,
+            shape=self.shape,
+            voxel_size_mm=self.voxel_size_mm,
+            source_voxel_size_mm=head.voxel_size_mm,
+            source_center_vox=center,
+            flip=recipe.flip,
+            device=device,
         )
         # Half a voxel more, so that cutting off the decimals rounds.
         nodes = nodes.transpose(0, 1) + 0.5
@@ -166,7 +172,11 @@ class Generator:
             bias = self._smooth_field(recipe.bias.node_spacing_mm, recipe.bias.seed, device, scale)
         if components > 1:
             texture = self._smooth_field(
-                recipe.texture_scale_mm, recipe.texture_seed, device, 0.6 * components, components / 2
+                recipe.texture_scale_mm,
+                recipe.texture_seed,
+                device,
+                0.6 * components,
+                components / 2,
             )
         image = torch.empty(self.shape, device=device)
         labels = torch.empty(self.shape, dtype=torch.uint8, device=device)
@@ -195,7 +205,10 @@ class Generator:
         mean: float = 0.0,
     ) -> BandedProduct:
         nodes, (to_x, to_y, to_z) = smooth_noise(
-            self.shape, voxel_size_mm=self.voxel_size_mm, node_spacing_mm=node_spacing_mm, seed=seed
+            self.shape,
+            voxel_size_mm=self.voxel_size_mm,
+            node_spacing_mm=node_spacing_mm,
+            seed=seed,
         )
         # B-spline synthesis of white noise has a spread of about a third; make it one. Its
         # weights sum to one, so that the mean may be added to the nodes.
@@ -214,7 +227,7 @@ class Generator:
         return torch.from_numpy(lookup)
 
     def _beyond(self, head: Head, recipe: Recipe):
-        """Function of a slab: which of its voxels lie beyond the cut plane. ``None`` cuts nothing."""
+        """Function of a slab: which voxels lie beyond the cut plane; ``None`` cuts nothing."""
         normal = np.asarray(recipe.view.cut_normal)
         if not normal.any():
             return None
@@ -223,7 +236,9 @@ class Generator:
         shift_mm = (np.asarray(recipe.deformation.center_frac) - 0.5) * extent_mm
         limit_mm = recipe.view.cut_mm - float(normal @ shift_mm)
         parts = [
-            (torch.arange(n, device=head.ranks.device) - (n - 1) / 2) * self.voxel_size_mm * float(c)
+            (torch.arange(n, device=head.ranks.device) - (n - 1) / 2)
+            * self.voxel_size_mm
+            * float(c)
             for n, c in zip(self.shape, normal, strict=True)
         ]
         plane = parts[1][:, None] + parts[2][None]
@@ -231,7 +246,9 @@ class Generator:
 
     def check_codes(self, labels: LabelMap, *, what: str = "label map") -> None:
         """Refuse a label map that holds codes without a translation."""
-        Crosswalk(self._to_target, self.target, name="to the network's labels").codes(labels.voxels, what=what)
+        Crosswalk(self._to_target, self.target, name="to the network's labels").codes(
+            labels.voxels, what=what
+        )
 
 
 def _quantiles(image: Tensor, *wanted: float) -> list[float]:

@@ -32,7 +32,10 @@ def tissue_lookup(recipe: Recipe, table: LabelTable) -> tuple[Tensor, int]:
             continue
         tissue = recipe.tissues[label.name]
         n = len(tissue.mean)
-        rows += [complex(tissue.mean[k * n // components], tissue.sd[k * n // components]) for k in range(components)]
+        rows += [
+            complex(tissue.mean[k * n // components], tissue.sd[k * n // components])
+            for k in range(components)
+        ]
     return torch.tensor(rows, dtype=torch.complex64), components
 
 

@@ -104,12 +104,19 @@ def cubic_matrix(n_fine: int, n_coarse: int, *, positions: Tensor) -> Tensor:
     base = positions.floor().long()
     t = positions - base
     weights = torch.stack(
-        [(1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6]
+        [
+            (1 - t) ** 3 / 6,
+            (3 * t**3 - 6 * t**2 + 4) / 6,
+            (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
+            t**3 / 6,
+        ]
     )
     matrix = torch.zeros(n_fine, n_coarse, dtype=torch.float64)
     rows = torch.arange(n_fine)
     for k in range(4):
-        matrix.index_put_((rows, (base + k - 1).clamp(0, n_coarse - 1)), weights[k], accumulate=True)
+        matrix.index_put_(
+            (rows, (base + k - 1).clamp(0, n_coarse - 1)), weights[k], accumulate=True
+        )
     return matrix.float()
 
 

@@ -111,12 +111,19 @@ class Recipe:
     def from_json(cls, text: str) -> Recipe:
         """Read `to_json`'s text."""
         raw = json.loads(text)
-        raw["tissues"] = {n: Tissue(tuple(t["mean"]), tuple(t["sd"])) for n, t in raw["tissues"].items()}
+        raw["tissues"] = {
+            n: Tissue(tuple(t["mean"]), tuple(t["sd"])) for n, t in raw["tissues"].items()
+        }
         for name, kind in (
-            ("deformation", Deformation), ("bias", Bias), ("resolution", Resolution),
-            ("noise", Noise), ("view", View),
+            ("deformation", Deformation),
+            ("bias", Bias),
+            ("resolution", Resolution),
+            ("noise", Noise),
+            ("view", View),
         ):
-            raw[name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw[name].items()})
+            raw[name] = kind(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in raw[name].items()}
+            )
         return cls(**raw)
 
 
@@ -188,11 +195,16 @@ class RecipeSpace:
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(raw) - known)
         if unknown:
-            raise ValueError(f"{path}: {unknown[0]!r} is no setting of a recipe space; known: {sorted(known)}")
+            raise ValueError(
+                f"{path}: {unknown[0]!r} is no setting of a recipe space; known: {sorted(known)}"
+            )
         tissues = tuple(
             TissueSpace(
-                labels=tuple(t["labels"]), mean=tuple(t["mean"]), sd=tuple(t["sd"]),
-                components=t.get("components", 1), component_spread=t.get("component_spread", 0.0),
+                labels=tuple(t["labels"]),
+                mean=tuple(t["mean"]),
+                sd=tuple(t["sd"]),
+                components=t.get("components", 1),
+                component_spread=t.get("component_spread", 0.0),
             )
             for t in raw.pop("tissues")
         )
@@ -205,7 +217,9 @@ class RecipeSpace:
         folder = resources.files("brainseg_bids") / "data" / "recipes"
         file = folder / f"{name}.toml"
         if not file.is_file():
-            known = sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+            known = sorted(
+                p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")
+            )
             raise ValueError(f"no recipe space {name!r}; known: {', '.join(known)}")
         with resources.as_file(file) as path:
             return cls.read(path)
@@ -271,8 +285,12 @@ class RecipeSpace:
                 z = self.shared_frac * common + np.sqrt(1 - self.shared_frac**2) * rng.normal()
                 mean = centre + self.widen * spread * z
                 sd = rng.normal(*tissue.sd)
-            offsets = np.linspace(-1, 1, tissue.components) if tissue.components > 1 else np.zeros(1)
-            means = mean + tissue.component_spread * rng.uniform(0.3, 1.0) * rng.permutation(offsets)
+            offsets = (
+                np.linspace(-1, 1, tissue.components) if tissue.components > 1 else np.zeros(1)
+            )
+            means = mean + tissue.component_spread * rng.uniform(0.3, 1.0) * rng.permutation(
+                offsets
+            )
             sds = np.full(tissue.components, max(0.0, sd) * sd_frac)
             drawn |= dict.fromkeys(
                 tissue.labels,
@@ -298,7 +316,9 @@ class RecipeSpace:
         if rng.random() < self.cut_p:
             normal = np.array([0.0, rng.uniform(0.3, 1.0), rng.uniform(-1.0, -0.2)])
             normal /= np.linalg.norm(normal)
-            return View(cut_normal=tuple(float(n) for n in normal), cut_mm=float(rng.uniform(60, 95)))
+            return View(
+                cut_normal=tuple(float(n) for n in normal), cut_mm=float(rng.uniform(60, 95))
+            )
         return View()
 
 
@@ -307,5 +327,3 @@ def read_space(name_or_path: str) -> RecipeSpace:
     if name_or_path.endswith(".toml"):
         return RecipeSpace.read(name_or_path)
     return RecipeSpace.packaged(name_or_path)
-
-

@@ -61,7 +61,9 @@ def _sampling(
     if size_mm <= have_mm * 1.001 and width_mm <= 0.1 * have_mm:
         return None
     count = max(2, round(n * have_mm / size_mm))
-    at = (torch.arange(count, dtype=torch.float64) - (count - 1) / 2) * size_mm / have_mm + (n - 1) / 2
+    at = (torch.arange(count, dtype=torch.float64) - (count - 1) / 2) * size_mm / have_mm + (
+        n - 1
+    ) / 2
     distance = torch.arange(n, dtype=torch.float64)[None] - at[:, None]
     sd_vox = max(width_mm / have_mm / FWHM_PER_SD, 0.3)
     profile = torch.exp(-0.5 * (distance / sd_vox) ** 2)

@@ -67,9 +67,14 @@ class TrainPlan:
 def make_task(plan: TrainPlan) -> SegmentationTask:
     """Network and learning rule of a plan, not yet trained."""
     return SegmentationTask(
-        plan.net, LabelTable.packaged(plan.target_table), learning_rate=plan.learning_rate,
-        warmup_steps=plan.warmup_steps, total_steps=plan.total_steps,
-        decay_steps=plan.decay_steps, per_label=plan.per_label, anywhere=plan.anywhere,
+        plan.net,
+        LabelTable.packaged(plan.target_table),
+        learning_rate=plan.learning_rate,
+        warmup_steps=plan.warmup_steps,
+        total_steps=plan.total_steps,
+        decay_steps=plan.decay_steps,
+        per_label=plan.per_label,
+        anywhere=plan.anywhere,
     )
 
 
@@ -77,7 +82,8 @@ def make_generator(plan: TrainPlan) -> Generator:
     """Generator of a plan's pairs."""
     return Generator(
         Crosswalk.packaged(plan.source_table, plan.target_table),
-        LabelTable.packaged(plan.source_table), shape=plan.patch_vox,
+        LabelTable.packaged(plan.source_table),
+        shape=plan.patch_vox,
         voxel_size_mm=plan.voxel_size_mm,
     )
 
@@ -88,10 +94,14 @@ class _ProgressLines(Callback):
     def __init__(self) -> None:
         self.began_s = time.monotonic()
 
-    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    def on_validation_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
         seen = {k: float(v) for k, v in trainer.callback_metrics.items() if "/" not in k}
         shown = ", ".join(f"{k} {v:.3f}" for k, v in seen.items())
-        log.info("step %d, %.0f s: %s", trainer.global_step, time.monotonic() - self.began_s, shown)
+        log.info(
+            "step %d, %.0f s: %s", trainer.global_step, time.monotonic() - self.began_s, shown
+        )
 
 
 def fit(
@@ -126,30 +136,52 @@ def fit(
     done = steps_done(last)
     stream = PairStream(train_heads, spaces, generator, seed=plan.seed, start_step=done)
     held_out = PairStream(
-        validation_heads, [(read_space(plan.validation_space), 1.0)], generator,
-        seed=plan.seed + 1_000_003, stop_step=plan.validation_pairs,
+        validation_heads,
+        [(read_space(plan.validation_space), 1.0)],
+        generator,
+        seed=plan.seed + 1_000_003,
+        stop_step=plan.validation_pairs,
     )
     task = make_task(plan)
     if start_from is not None:
         task.net.load_weights(start_from.weights())
     checkpoints = ModelCheckpoint(
-        dirpath=out_dir, filename="last", every_n_train_steps=plan.validate_every,
-        enable_version_counter=False, save_top_k=1,
+        dirpath=out_dir,
+        filename="last",
+        every_n_train_steps=plan.validate_every,
+        enable_version_counter=False,
+        save_top_k=1,
     )
     trainer = lightning.Trainer(
-        max_steps=min(until_step or plan.total_steps, plan.total_steps), precision=plan.precision, accelerator="auto", devices=1,
-        logger=CSVLogger(out_dir, name="", version=f"log-from-{done}"), log_every_n_steps=25,
-        val_check_interval=plan.validate_every, check_val_every_n_epoch=None,
-        num_sanity_val_steps=0, gradient_clip_val=1.0, enable_progress_bar=False,
+        max_steps=min(until_step or plan.total_steps, plan.total_steps),
+        precision=plan.precision,
+        accelerator="auto",
+        devices=1,
+        logger=CSVLogger(out_dir, name="", version=f"log-from-{done}"),
+        log_every_n_steps=25,
+        val_check_interval=plan.validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+        enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[EMAWeightAveraging(decay=plan.ema_decay), checkpoints, _ProgressLines()],
     )
     parameters = sum(p.numel() for p in task.net.parameters())
-    log.info("%s: %.1f million parameters, %d labels, patch %s at %g mm, %d heads, %d threads",
-             plan.net.architecture, parameters / 1e6, plan.net.n_labels, plan.patch_vox,
-             plan.voxel_size_mm, len(train_heads), torch.get_num_threads())
+    log.info(
+        "%s: %.1f million parameters, %d labels, patch %s at %g mm, %d heads, %d threads",
+        plan.net.architecture,
+        parameters / 1e6,
+        plan.net.n_labels,
+        plan.patch_vox,
+        plan.voxel_size_mm,
+        len(train_heads),
+        torch.get_num_threads(),
+    )
     trainer.fit(
-        task, DataLoader(stream, batch_size=None), DataLoader(held_out, batch_size=None),
+        task,
+        DataLoader(stream, batch_size=None),
+        DataLoader(held_out, batch_size=None),
         ckpt_path=last if done else None,
     )
     return task
@@ -159,11 +191,15 @@ def steps_done(checkpoint: Path) -> int:
     """Steps behind a checkpoint; 0 if there is none."""
     if not checkpoint.exists():
         return 0
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    return int(
+        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    )
 
 
 def averaged_net(plan: TrainPlan, checkpoint: str | Path) -> PackedNet:
     """Network with the averaged weights of a checkpoint that `fit` left."""
     task = make_task(plan)
-    task.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    task.load_state_dict(
+        torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    )
     return task.net

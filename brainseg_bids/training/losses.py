@@ -34,7 +34,10 @@ def choose_voxels(
     uniform = drawn[:anywhere]
     order = torch.argsort(found, stable=True)
     counts = torch.bincount(found.int(), minlength=n_labels)
-    rank = torch.arange(len(found), device=flat.device) - (counts.cumsum(0) - counts)[found[order].long()]
+    rank = (
+        torch.arange(len(found), device=flat.device)
+        - (counts.cumsum(0) - counts)[found[order].long()]
+    )
     balanced = drawn[order[rank < per_label]]
     chosen = torch.cat([uniform, balanced])
     frequency = torch.bincount(flat.int(), minlength=n_labels) / flat.numel()

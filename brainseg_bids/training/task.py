@@ -44,7 +44,11 @@ class SegmentationTask(lightning.LightningModule):
         self.net = build(spec)
         self.table = table
         self.learning_rate = learning_rate
-        self.warmup_steps, self.total_steps, self.decay_steps = warmup_steps, total_steps, decay_steps
+        self.warmup_steps, self.total_steps, self.decay_steps = (
+            warmup_steps,
+            total_steps,
+            decay_steps,
+        )
         self.per_label, self.anywhere = per_label, anywhere
         self.overlap = torch.zeros(3, spec.n_labels)
 
@@ -52,8 +56,11 @@ class SegmentationTask(lightning.LightningModule):
         features = self.net.features(pair["image"])
         labels = pair["labels"]
         voxels, log_odds = choose_voxels(
-            labels, n_labels=self.net.spec.n_labels, per_label=self.per_label,
-            anywhere=self.anywhere, seed=int(pair["step"]),
+            labels,
+            n_labels=self.net.spec.n_labels,
+            per_label=self.per_label,
+            anywhere=self.anywhere,
+            seed=int(pair["step"]),
         )
         with torch.autocast(self.device.type, enabled=False):
             scores = self.net.scores_at(features, voxels)
@@ -61,8 +68,8 @@ class SegmentationTask(lightning.LightningModule):
             loss = chosen_cross_entropy(scores, truth, log_odds)
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"loss is {loss.item()} at step {int(pair['step'])}; its recipe can be drawn again "
-                "from the same seed and step"
+                f"loss is {loss.item()} at step {int(pair['step'])}; its recipe can be drawn "
+                "again from the same seed and step"
             )
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
@@ -70,7 +77,10 @@ class SegmentationTask(lightning.LightningModule):
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_at)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
 
     def rate_at(self, step: int) -> float:
         """Share of the learning rate at a step: up, flat, down (a trapezoid)."""
@@ -92,7 +102,9 @@ class SegmentationTask(lightning.LightningModule):
             dice = 2 * both / (found + truth)
         self.overlap.zero_()
         named = {label.name: dice[rank] for rank, label in enumerate(self.table) if label.index}
-        brain = [v for k, v in named.items() if self.table[k].mapping not in (0, 4, 5, 6) and k != "CSF"]
+        brain = [
+            v for k, v in named.items() if self.table[k].mapping not in (0, 4, 5, 6) and k != "CSF"
+        ]
         self.log("dice_brain", float(np.nanmean(brain)), prog_bar=True)
         for name, value in named.items():
             self.log(f"dice/{name}", float(value))

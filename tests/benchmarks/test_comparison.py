@@ -73,7 +73,8 @@ def test_weights_of_a_tfjs_model_come_out_in_torch_order(tmp_path, rng):
         {"class_name": "Activation", "config": {"activation": "elu"}},
     ]
     entries = [
-        {"name": "conv/kernel", "shape": [3, 3, 3, 1, 2]}, {"name": "conv/bias", "shape": [2]},
+        {"name": "conv/kernel", "shape": [3, 3, 3, 1, 2]},
+        {"name": "conv/bias", "shape": [2]},
     ]
     (tmp_path / "model.bin").write_bytes(kernel.tobytes() + bias.tobytes())
     (tmp_path / "model.json").write_text(

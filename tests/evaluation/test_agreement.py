@@ -78,6 +78,8 @@ def test_maps_on_different_grids_or_of_different_tables_are_refused():
     moved[0, 3] += 0.01
     with pytest.raises(ValueError, match="different grids"):
         compare(cube(), LabelMap(cube().voxels, Grid(GRID.shape, moved), TABLE))
-    other = LabelTable([Label(0, "Background"), Label(3, "Ball"), Label(900, "Plate")], name="other")
+    other = LabelTable(
+        [Label(0, "Background"), Label(3, "Ball"), Label(900, "Plate")], name="other"
+    )
     with pytest.raises(ValueError, match="tables shapes and other differ"):
         compare(cube(), LabelMap(cube().voxels, GRID, other))

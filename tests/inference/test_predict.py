@@ -63,7 +63,9 @@ def test_on_the_networks_own_grid_nothing_is_interpolated(picture):
     assert agree > 0.995  # grey scaling is measured in the head's box only
 
 
-@pytest.mark.parametrize(("order", "signs"), list(product(permutations(range(3)), product((1, -1), repeat=3))))
+@pytest.mark.parametrize(
+    ("order", "signs"), list(product(permutations(range(3)), product((1, -1), repeat=3)))
+)
 def test_turned_copies_of_an_image_give_the_same_labels_turned_back(picture, order, signs):
     image, grid = picture
     affine = grid.affine[:, [*order, 3]].copy()
@@ -77,24 +79,37 @@ def test_turned_copies_of_an_image_give_the_same_labels_turned_back(picture, ord
     np.testing.assert_array_equal(back, run(image, grid).voxels)
 
 
-@pytest.mark.parametrize("sizes", [(2.0, 2.0, 2.0), (1.5, 3.0, 8.0), (4.0, 4.0, 10.0), (3.1, 2.7, 5.2)])
+@pytest.mark.parametrize(
+    "sizes", [(2.0, 2.0, 2.0), (1.5, 3.0, 8.0), (4.0, 4.0, 10.0), (3.1, 2.7, 5.2)]
+)
 def test_any_voxel_size_gives_the_same_anatomy(sizes):
     shape = tuple(int(np.ceil(n / size)) for n, size in zip((160, 196, 180), sizes, strict=True))
     labels = phantom_head(grid=phantom_grid(shape, sizes))
-    found = run(phantom_image(labels, np.random.default_rng(1), noise_sd=1.0), labels.grid, voxel_size_mm=2.0, window=(48, 48, 48))
+    found = run(
+        phantom_image(labels, np.random.default_rng(1), noise_sd=1.0),
+        labels.grid,
+        voxel_size_mm=2.0,
+        window=(48, 48, 48),
+    )
     assert found.voxels.shape == shape
     volume_ml = found.volumes_mm3()[7] / 1000
-    truth_ml = sum(
-        v for code, v in labels.volumes_mm3().items()
-        if code in (2, 41, 16, 511, 10, 49, 507, 12, 51)
-    ) / 1000
+    truth_ml = (
+        sum(
+            v
+            for code, v in labels.volumes_mm3().items()
+            if code in (2, 41, 16, 511, 10, 49, 507, 12, 51)
+        )
+        / 1000
+    )
     assert volume_ml == pytest.approx(truth_ml, rel=0.35 if max(sizes) > 5 else 0.15)
 
 
 def test_an_oblique_image_keeps_its_affine():
     a = np.deg2rad(20)
     affine = phantom_grid((60, 60, 60), 3.5).affine.copy()
-    affine[:3] = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]) @ affine[:3]
+    affine[:3] = (
+        np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]) @ affine[:3]
+    )
     grid = Grid((60, 60, 60), affine)
     labels = phantom_head(grid=grid)
     found = run(phantom_image(labels, np.random.default_rng(0), noise_sd=1.0), grid)

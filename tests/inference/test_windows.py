@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,14 +22,16 @@ def test_windows_cover_the_image_with_the_overlap_asked_for(cells, window_cells,
     assert all(start % 2 == 0 for start in starts)
     if window < size:
         assert starts[-1] == size - window
-        gaps = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(starts)]
         assert max(gaps) <= max(2, int(window * (1 - overlap_frac))) + 2
 
 
 @settings(deadline=None, max_examples=25)
 @given(
-    st.tuples(*[st.integers(2, 20)] * 3), st.tuples(*[st.sampled_from([4, 8, 12])] * 3),
-    st.sampled_from([1, 2]), st.floats(0, 0.6),
+    st.tuples(*[st.integers(2, 20)] * 3),
+    st.tuples(*[st.sampled_from([4, 8, 12])] * 3),
+    st.sampled_from([1, 2]),
+    st.floats(0, 0.6),
 )
 def test_a_network_that_copies_gives_the_image_back(cells, window, stem, overlap_frac):
     shape = tuple(stem * n for n in cells)
@@ -40,8 +44,13 @@ def test_a_network_that_copies_gives_the_image_back(cells, window, stem, overlap
 
 def test_progress_counts_every_window():
     told = []
-    stitch(lambda seen: seen, torch.rand(20, 8, 8), window=(8, 8, 8), stem=1,
-           progress=lambda done, total: told.append((done, total)))
+    stitch(
+        lambda seen: seen,
+        torch.rand(20, 8, 8),
+        window=(8, 8, 8),
+        stem=1,
+        progress=lambda done, total: told.append((done, total)),
+    )
     assert told == [(k, told[-1][1]) for k in range(1, len(told) + 1)]
     assert len(told) == told[-1][1] == 3
 

@@ -63,9 +63,13 @@ def test_packing_loses_nothing_and_keeps_neighbours_together(stem):
     image = torch.arange(6 * 6 * 12.0).view(1, 1, 6, 6, 12)
     cells = pack(image, stem)
     assert torch.equal(unpack(cells, stem), image)
-    assert set(cells[0, :, 0, 0, 0].tolist()) == set(image[0, 0, :stem, :stem, :stem].flatten().tolist())
+    assert set(cells[0, :, 0, 0, 0].tolist()) == set(
+        image[0, 0, :stem, :stem, :stem].flatten().tolist()
+    )
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown architecture 'vnet'; known: dynunet, resenc_unet"):
+    with pytest.raises(
+        ValueError, match="unknown architecture 'vnet'; known: dynunet, resenc_unet"
+    ):
         build(NetSpec("vnet", 3))

@@ -11,7 +11,12 @@ import torch
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.architectures import NetSpec, build
 from brainseg_bids.nets.bundle import (
-    DEFAULT_MODEL, BundleError, ModelBundle, find_bundle, packaged_models, write_bundle,
+    DEFAULT_MODEL,
+    BundleError,
+    ModelBundle,
+    find_bundle,
+    packaged_models,
+    write_bundle,
 )
 
 
@@ -19,9 +24,15 @@ from brainseg_bids.nets.bundle import (
 def bundle(tmp_path) -> ModelBundle:
     torch.manual_seed(0)
     return write_bundle(
-        tmp_path / "mine", name="mine", net=build(NetSpec("dynunet", 43, 2, 8, {"widths": [8, 16, 16]})),
-        table=LabelTable.packaged("brainseg"), voxel_size_mm=4.0, patch_vox=(32, 32, 32),
-        contrasts=("T1w",), card="# mine\n", training={},
+        tmp_path / "mine",
+        name="mine",
+        net=build(NetSpec("dynunet", 43, 2, 8, {"widths": [8, 16, 16]})),
+        table=LabelTable.packaged("brainseg"),
+        voxel_size_mm=4.0,
+        patch_vox=(32, 32, 32),
+        contrasts=("T1w",),
+        card="# mine\n",
+        training={},
     )
 
 
@@ -55,8 +66,10 @@ def test_a_missing_file_is_refused_by_name(bundle):
 
 
 def test_weights_of_another_network_are_refused(bundle):
-    with pytest.raises(ValueError, match="another shape|names differ"):
-        bundle.load().load_weights(build(NetSpec("dynunet", 43, 2, 8, {"widths": [8, 24, 16]})).weights())
+    with pytest.raises(ValueError, match=r"another shape|names differ"):
+        bundle.load().load_weights(
+            build(NetSpec("dynunet", 43, 2, 8, {"widths": [8, 24, 16]})).weights()
+        )
     with pytest.raises(ValueError, match="names differ"):
         bundle.load().load_weights({})
 

@@ -26,9 +26,18 @@ SIDED = [
 ]
 MIDLINE = [("Brain-Stem", (0, -22, -35), (11, 10, 20))]
 INTENSITY = {
-    "Unknown": 3, "Skin": 150, "Other-Tissues": 110, "Bone-Cortical": 25, "CSF": 35,
-    "Cerebral-Cortex": 90, "Cerebral-White-Matter": 145, "Cerebellum-Cortex": 85,
-    "Lateral-Ventricle": 30, "Thalamus": 115, "Putamen": 105, "Brain-Stem": 135,
+    "Unknown": 3,
+    "Skin": 150,
+    "Other-Tissues": 110,
+    "Bone-Cortical": 25,
+    "CSF": 35,
+    "Cerebral-Cortex": 90,
+    "Cerebral-White-Matter": 145,
+    "Cerebellum-Cortex": 85,
+    "Lateral-Ventricle": 30,
+    "Thalamus": 115,
+    "Putamen": 105,
+    "Brain-Stem": 135,
 }
 
 
@@ -62,7 +71,9 @@ def phantom_head(shape=(48, 56, 52), voxel_size_mm=4.0, grid: Grid | None = None
     return LabelMap(voxels.reshape(grid.shape), grid, table)
 
 
-def phantom_image(labels: LabelMap, rng: np.random.Generator, *, noise_sd: float = 4.0) -> np.ndarray:
+def phantom_image(
+    labels: LabelMap, rng: np.random.Generator, *, noise_sd: float = 4.0
+) -> np.ndarray:
     """T1-like picture of `phantom_head`, (X, Y, Z) float32."""
     lookup = np.zeros(int(labels.table.codes[-1]) + 1)
     for label in labels.table:

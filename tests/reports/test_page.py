@@ -115,8 +115,18 @@ def written(path: Path, scans: list[ScanReport], **changes) -> Path:
 def test_the_page_is_well_formed_and_says_what_was_done(scan, tmp_path):
     reader = read(written(tmp_path / "sub-01.html", [scan, scan]))
     for words in (
-        "sub-01", "2 images segmented", "2 warnings", "no errors", "demo-1", "41 s", "1.2.3",
-        "slices are 5 mm thick", scan.source, scan.outputs[0], "threads = 2", "not for diagnosis",
+        "sub-01",
+        "2 images segmented",
+        "2 warnings",
+        "no errors",
+        "demo-1",
+        "41 s",
+        "1.2.3",
+        "slices are 5 mm thick",
+        scan.source,
+        scan.outputs[0],
+        "threads = 2",
+        "not for diagnosis",
     ):
         assert words in reader.text
     identifiers = [attrs["id"] for _, attrs in reader.tags if "id" in attrs]
@@ -146,20 +156,60 @@ def test_the_page_needs_nothing_but_itself(scan, figure, tmp_path):
 def test_what_users_write_is_shown_and_never_run(scan, figure, tmp_path):
     evil = "<script>alert('x')</script>&\"<img src=x onerror=y>"
     bad_row = {
-        "index": 5, "name": evil, "hemisphere": "left", "volume_mm3": 3.0,
+        "index": 5,
+        "name": evil,
+        "hemisphere": "left",
+        "volume_mm3": 3.0,
         "color": "red; background: url(http://example.org/)",
     }
     attacked = ScanReport(evil, evil, figure, [bad_row], {evil: evil}, [evil], [evil])
     path = written(
-        tmp_path / "sub-01.html", [attacked], subject=evil, settings=evil, errors=[evil],
-        methods=evil, version=evil,
+        tmp_path / "sub-01.html",
+        [attacked],
+        subject=evil,
+        settings=evil,
+        errors=[evil],
+        methods=evil,
+        version=evil,
     )
     reader = read(path)
     assert {tag for tag, _ in reader.tags} <= {
-        "html", "head", "meta", "title", "style", "body", "header", "p", "h1", "h2", "h3", "a",
-        "section", "div", "strong", "ul", "li", "table", "thead", "tbody", "tr", "th", "td",
-        "code", "input", "label", "img", "dl", "dt", "dd", "span", "i", "details", "summary",
-        "pre", "footer",
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "header",
+        "p",
+        "h1",
+        "h2",
+        "h3",
+        "a",
+        "section",
+        "div",
+        "strong",
+        "ul",
+        "li",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "code",
+        "input",
+        "label",
+        "img",
+        "dl",
+        "dt",
+        "dd",
+        "span",
+        "i",
+        "details",
+        "summary",
+        "pre",
+        "footer",
     }
     assert sum(tag == "img" for tag, _ in reader.tags) == 1
     assert reader.text.count(evil) >= 10
@@ -229,9 +279,7 @@ def test_a_missing_figure_is_said_in_its_place(scan, figure, tmp_path):
     assert "could not be made" in read(written(tmp_path / "sub-01.html", [scan])).text
 
 
-def test_a_failure_while_writing_leaves_the_old_page_and_nothing_else(
-    scan, tmp_path, monkeypatch
-):
+def test_a_failure_while_writing_leaves_the_old_page_and_nothing_else(scan, tmp_path, monkeypatch):
     folder = tmp_path / "out"
     folder.mkdir()
     path = written(folder / "sub-01.html", [scan])

@@ -16,7 +16,14 @@ from brainseg_bids.synth.deform import flow
 from brainseg_bids.synth.generator import Generator, Head
 from brainseg_bids.synth.interpolate import cubic_matrix, linear_matrix
 from brainseg_bids.synth.recipe import (
-    Bias, Deformation, Noise, Recipe, RecipeSpace, Resolution, Tissue, View,
+    Bias,
+    Deformation,
+    Noise,
+    Recipe,
+    RecipeSpace,
+    Resolution,
+    Tissue,
+    View,
 )
 from tests.phantom.head import INTENSITY, phantom_grid, phantom_head
 
@@ -40,8 +47,10 @@ def ready(head) -> Head:
 
 def generator(shape=(48, 56, 52), crosswalk=None) -> Generator:
     return Generator(
-        crosswalk or Crosswalk.packaged("fullhead", "brainseg"), LabelTable.packaged("fullhead"),
-        shape=shape, voxel_size_mm=VOXEL_MM,
+        crosswalk or Crosswalk.packaged("fullhead", "brainseg"),
+        LabelTable.packaged("fullhead"),
+        shape=shape,
+        voxel_size_mm=VOXEL_MM,
     )
 
 
@@ -86,18 +95,24 @@ def test_a_recipe_that_does_nothing_gives_the_label_map_back(ready, head):
 def test_grey_values_are_those_of_the_recipe_up_to_the_final_scaling(ready, head):
     recipe = plain_recipe(deformation=Deformation(center_frac=centred(ready, head.grid.shape)))
     image = generator().render(ready, recipe).image[0].numpy()
-    grey = {name: np.unique(image[head.voxels == head.table[name].index]) for name in
-            ("Left-Thalamus", "Left-Putamen", "Left-Cerebral-White-Matter", "CSF")}
+    grey = {
+        name: np.unique(image[head.voxels == head.table[name].index])
+        for name in ("Left-Thalamus", "Left-Putamen", "Left-Cerebral-White-Matter", "CSF")
+    }
     assert all(len(values) == 1 for values in grey.values())
-    ratio = (grey["Left-Thalamus"] - grey["CSF"]) / (grey["Left-Cerebral-White-Matter"] - grey["CSF"])
+    ratio = (grey["Left-Thalamus"] - grey["CSF"]) / (
+        grey["Left-Cerebral-White-Matter"] - grey["CSF"]
+    )
     assert ratio[0] == pytest.approx((115 - 35) / (145 - 35), abs=1e-3)
 
 
 def test_painted_noise_has_the_recipes_mean_and_spread(ready, head):
     tissues = plain_recipe().tissues | {
         "Left-Cerebral-White-Matter": Tissue((100.0,), (7.0,)),
-        "Background": Tissue((0.0,), (0.0,)), "Unknown": Tissue((0.0,), (0.0,)),
-        "Skin": Tissue((255.0,), (0.0,)), "Other-Tissues": Tissue((255.0,), (0.0,)),
+        "Background": Tissue((0.0,), (0.0,)),
+        "Unknown": Tissue((0.0,), (0.0,)),
+        "Skin": Tissue((255.0,), (0.0,)),
+        "Other-Tissues": Tissue((255.0,), (0.0,)),
     }
     recipe = plain_recipe(
         tissues=tissues, deformation=Deformation(center_frac=centred(ready, head.grid.shape))
@@ -130,7 +145,8 @@ def test_axis_order_of_the_label_map_does_not_matter(head, ready):
     affine[:3, 3] -= affine[:3, 1] * (head.grid.shape[order[1]] - 1)
     turned = LabelMap(
         np.ascontiguousarray(np.flip(head.voxels.transpose(order), 1)),
-        type(head.grid)(tuple(head.grid.shape[a] for a in order), affine), head.table,
+        type(head.grid)(tuple(head.grid.shape[a] for a in order), affine),
+        head.table,
     )
     again = Head.from_label_map(turned)
     assert torch.equal(again.ranks, ready.ranks)
@@ -139,7 +155,9 @@ def test_axis_order_of_the_label_map_does_not_matter(head, ready):
 
 
 def test_beyond_the_map_is_background_and_nothing_wraps(ready):
-    recipe = plain_recipe(deformation=Deformation(center_frac=(0.5, 0.5, 0.5), scaling=(0.4, 0.4, 0.4)))
+    recipe = plain_recipe(
+        deformation=Deformation(center_frac=(0.5, 0.5, 0.5), scaling=(0.4, 0.4, 0.4))
+    )
     pair = generator().render(ready, recipe)
     border = pair.labels.clone()
     border[8:-8, 8:-8, 8:-8] = 0
@@ -149,8 +167,16 @@ def test_beyond_the_map_is_background_and_nothing_wraps(ready):
 
 def test_scaling_scales_volumes_by_its_cube(ready, head):
     codes = [
-        target_codes(generator().render(ready, plain_recipe(
-            deformation=Deformation(center_frac=centred(ready, head.grid.shape), scaling=(s,) * 3))))
+        target_codes(
+            generator().render(
+                ready,
+                plain_recipe(
+                    deformation=Deformation(
+                        center_frac=centred(ready, head.grid.shape), scaling=(s,) * 3
+                    )
+                ),
+            )
+        )
         for s in (1.0, 0.8)
     ]
     brain = [np.isin(c, (2, 41)).sum() for c in codes]
@@ -181,8 +207,11 @@ def test_a_cut_removes_what_lies_beyond_its_plane(ready, head):
 def test_labels_stay_sharp_and_true_whatever_happens_to_the_image(ready, head):
     where = Deformation(center_frac=centred(ready, head.grid.shape))
     blurred = plain_recipe(
-        deformation=where, resolution=Resolution((4.0, 12.0, 4.0), (4.0, 12.0, 4.0)),
-        noise=Noise(0.1, 3), bias=Bias(0.5, 60, 4), gamma=1.4,
+        deformation=where,
+        resolution=Resolution((4.0, 12.0, 4.0), (4.0, 12.0, 4.0)),
+        noise=Noise(0.1, 3),
+        bias=Bias(0.5, 60, 4),
+        gamma=1.4,
     )
     plain = generator().render(ready, plain_recipe(deformation=where))
     changed = generator().render(ready, blurred)
@@ -193,7 +222,9 @@ def test_labels_stay_sharp_and_true_whatever_happens_to_the_image(ready, head):
 def test_images_lie_between_zero_and_one_and_are_finite(ready):
     for seed in range(6):
         for name in ("agnostic", "t1w"):
-            pair = generator((40, 40, 32)).render(ready, RecipeSpace.packaged(name).draw(np.random.default_rng(seed)))
+            pair = generator((40, 40, 32)).render(
+                ready, RecipeSpace.packaged(name).draw(np.random.default_rng(seed))
+            )
             assert torch.isfinite(pair.image).all()
             assert pair.image.min() >= 0
             assert pair.image.max() <= 1
@@ -202,12 +233,17 @@ def test_images_lie_between_zero_and_one_and_are_finite(ready):
 def test_a_warp_can_be_undone():
     generator_ = torch.Generator().manual_seed(1)
     coarse = torch.randn(3, 4, 4, 4, generator=generator_) * 3
-    velocity = torch.nn.functional.interpolate(coarse[None], size=(24, 24, 24), mode="trilinear", align_corners=True)[0]
+    velocity = torch.nn.functional.interpolate(
+        coarse[None], size=(24, 24, 24), mode="trilinear", align_corners=True
+    )[0]
     there, back = flow(velocity, spacing_mm=4.0), flow(-velocity, spacing_mm=4.0)
     grid = torch.stack(torch.meshgrid(*[torch.arange(24.0)] * 3, indexing="ij"))
     where = (grid + there / 4.0) / 23 * 2 - 1
     returned = torch.nn.functional.grid_sample(
-        back[None], where.flip(0).permute(1, 2, 3, 0)[None], align_corners=True, padding_mode="border"
+        back[None],
+        where.flip(0).permute(1, 2, 3, 0)[None],
+        align_corners=True,
+        padding_mode="border",
     )[0]
     left_mm = (there + returned)[:, 4:-4, 4:-4, 4:-4].abs().max()
     assert there.abs().max() > 3
@@ -216,14 +252,17 @@ def test_a_warp_can_be_undone():
 
 def test_interpolation_matrices_are_partitions_of_one():
     for matrix in (
-        linear_matrix(13, 5), linear_matrix(7, 3, positions=torch.tensor([-1.0, 0, 0.5, 1, 1.7, 2, 9])),
+        linear_matrix(13, 5),
+        linear_matrix(7, 3, positions=torch.tensor([-1.0, 0, 0.5, 1, 1.7, 2, 9])),
         cubic_matrix(9, 6, positions=torch.linspace(1, 4, 9)),
     ):
         torch.testing.assert_close(matrix.sum(1), torch.ones(len(matrix)))
 
 
 def test_an_empty_label_map_is_refused():
-    empty = LabelMap(np.zeros((5, 5, 5), int), phantom_grid((5, 5, 5)), LabelTable.packaged("fullhead"))
+    empty = LabelMap(
+        np.zeros((5, 5, 5), int), phantom_grid((5, 5, 5)), LabelTable.packaged("fullhead")
+    )
     with pytest.raises(ValueError, match="empty"):
         Head.from_label_map(empty)
 

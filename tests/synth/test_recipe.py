@@ -58,8 +58,16 @@ def test_t1w_recipes_show_white_matter_brighter_than_grey_and_csf(rng):
     means = []
     for _ in range(300):
         tissues = space.draw(rng).tissues
-        means.append([tissues[n].mean[0] for n in
-                      ("Left-Cerebral-White-Matter", "Left-Cerebral-Cortex", "Left-Lateral-Ventricle")])
+        means.append(
+            [
+                tissues[n].mean[0]
+                for n in (
+                    "Left-Cerebral-White-Matter",
+                    "Left-Cerebral-Cortex",
+                    "Left-Lateral-Ventricle",
+                )
+            ]
+        )
     white, grey, csf = np.array(means).T
     assert (white > grey).mean() > 0.95
     assert (grey > csf).mean() > 0.95
@@ -70,7 +78,9 @@ def test_t1w_recipes_show_white_matter_brighter_than_grey_and_csf(rng):
 
 def test_a_recipe_file_with_a_wrong_key_is_refused_by_name(tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text('gama_log_sd = 0.1\n[[tissues]]\nlabels = ["Skin"]\nmean = [1.0, 1.0]\nsd = [1.0, 0.0]\n')
+    path.write_text(
+        'gama_log_sd = 0.1\n[[tissues]]\nlabels = ["Skin"]\nmean = [1.0, 1.0]\nsd = [1.0, 0.0]\n'
+    )
     with pytest.raises(ValueError, match=r"mine\.toml: 'gama_log_sd' is no setting"):
         read_space(str(path))
     path.write_text(path.read_text().replace("gama", "gamma"))

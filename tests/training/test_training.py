@@ -17,10 +17,21 @@ from brainseg_bids.training.losses import choose_voxels, chosen_cross_entropy
 from brainseg_bids.training.pairs import PairStream
 
 PLAN = TrainPlan(
-    net=NetSpec("dynunet", 43, 2, 12, {"widths": [12, 16, 24]}), spaces={"t1w": 1.0},
-    patch_vox=(32, 32, 32), voxel_size_mm=6.0, learning_rate=1e-2, warmup_steps=2, total_steps=4,
-    decay_steps=1, per_label=64, anywhere=1024, precision="32-true", seed=3, validate_every=2,
-    validation_pairs=1, ema_decay=0.5,
+    net=NetSpec("dynunet", 43, 2, 12, {"widths": [12, 16, 24]}),
+    spaces={"t1w": 1.0},
+    patch_vox=(32, 32, 32),
+    voxel_size_mm=6.0,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    total_steps=4,
+    decay_steps=1,
+    per_label=64,
+    anywhere=1024,
+    precision="32-true",
+    seed=3,
+    validate_every=2,
+    validation_pairs=1,
+    ema_decay=0.5,
 )
 
 
@@ -69,7 +80,9 @@ def test_bare_scores_are_calibrated_to_true_frequencies():
     scores = torch.zeros(3, requires_grad=True)
     optimizer = torch.optim.Adam([scores], lr=0.1)
     for step in range(300):
-        voxels, log_odds = choose_voxels(labels, n_labels=3, per_label=400, anywhere=500, seed=step)
+        voxels, log_odds = choose_voxels(
+            labels, n_labels=3, per_label=400, anywhere=500, seed=step
+        )
         truth = labels[voxels[:, 0], voxels[:, 1], voxels[:, 2]]
         loss = chosen_cross_entropy(scores.expand(len(truth), 3), truth, log_odds)
         optimizer.zero_grad()
@@ -86,7 +99,13 @@ def test_training_learns_a_phantom(ready, tmp_path):
     loss = log["loss"][~np.isnan(log["loss"])]
     assert loss[-1] < loss[0]
     net = averaged_net(plan, tmp_path / "last.ckpt").eval()
-    pair = next(iter(PairStream([ready], [(RecipeSpace.packaged("t1w"), 1.0)], make_generator(plan), seed=99)))
+    pair = next(
+        iter(
+            PairStream(
+                [ready], [(RecipeSpace.packaged("t1w"), 1.0)], make_generator(plan), seed=99
+            )
+        )
+    )
     with torch.no_grad():
         found = net(pair["image"]).max(1).indices[0]
     head = pair["labels"] > 0

@@ -1,0 +1,41 @@
+# The verbs: demo · test · check · docs · clean.   PYTHON=python3.12 make demo   picks another Python.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint check format clean
+
+demo: $(VENV)/app
+	$(BIN)/python -m brainseg_bids.cli.demo demo/bids
+	$(BIN)/brainseg demo/bids demo/out participant --work-dir demo/work
+	@echo "Open the report: $(CURDIR)/demo/out/sub-MNI152.html"
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+check: lint test
+
+format: $(VENV)/test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# A PyTorch that is already in the environment is kept if its version fits the constraints.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "brainseg-bids needs Python 3.11 or newer, this is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/app: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/test: $(VENV)/app
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf demo build dist .pytest_cache .ruff_cache .hypothesis
