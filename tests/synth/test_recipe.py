@@ -9,7 +9,7 @@ import pytest
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.recipe import Recipe, RecipeSpace, read_space
 
-SPACES = ["agnostic", "t1w"]
+SPACES = ["agnostic", "flair", "t1w", "t2w"]
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -48,7 +48,7 @@ def test_agnostic_draws_stay_in_synthsegs_ranges(rng):
 
 
 def test_agnostic_draws_the_sides_apart_and_t1w_together(rng):
-    agnostic, t1w = (RecipeSpace.packaged(name).draw(rng) for name in SPACES)
+    agnostic, t1w = (RecipeSpace.packaged(name).draw(rng) for name in ("agnostic", "t1w"))
     assert agnostic.tissues["Left-Thalamus"] != agnostic.tissues["Right-Thalamus"]
     assert t1w.tissues["Left-Thalamus"] == t1w.tissues["Right-Thalamus"]
 
@@ -88,5 +88,15 @@ def test_a_recipe_file_with_a_wrong_key_is_refused_by_name(tmp_path):
 
 
 def test_an_unknown_space_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="known: agnostic, t1w"):
+    with pytest.raises(ValueError, match="known: agnostic, flair, t1w, t2w"):
         read_space("t9w")
+
+
+def test_t2w_and_flair_recipes_have_the_signs_of_their_contrasts(rng):
+    for name, csf_is_bright in (("t2w", True), ("flair", False)):
+        tissues = RecipeSpace.packaged(name).draw(rng).tissues
+        csf = tissues["Left-Lateral-Ventricle"].mean[0]
+        grey = tissues["Left-Cerebral-Cortex"].mean[0]
+        white = tissues["Left-Cerebral-White-Matter"].mean[0]
+        assert (csf > grey) == csf_is_bright
+        assert grey > white - 10
