@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -287,6 +288,8 @@ def _check_folders(parser: argparse.ArgumentParser, settings: Settings) -> None:
                 f"{folder}: the {what} cannot be written ({fault}). Choose another"
                 + (" with -w." if what == "scratch folder" else ".")
             )
+    if settings.resource_monitor and importlib.util.find_spec("psutil") is None:
+        parser.error("--resource-monitor needs psutil. Install it: pip install psutil")
     plugin = settings.nipype_plugin_file
     if plugin and not plugin.is_file():
         parser.error(f"--use-plugin {plugin}: there is no such file.")

@@ -259,20 +259,16 @@ def _run_workflow(
             (title for prefix, title in titles.items() if f"{step}.".startswith(prefix)), step
         )
 
-    bar = tqdm(total=to_run, unit="image", disable=not sys.stderr.isatty())
+    with _Progress(to_run) as progress:
 
-    def segmented(step: str, report: dict) -> None:
-        bar.update(1)
-        for note in report["warnings"]:
-            log.warning("%s", note)
-        log.info(
-            "%s: segmented in %.0f s, peak %.1f GiB",
-            title_of(step),
-            report["took_s"],
-            report["peak_gib"],
-        )
+        def segmented(step: str, report: dict) -> None:
+            title = title_of(step)
+            progress(title, 100)
+            for note in report["warnings"]:
+                log.warning("%s", note)
+            took_s, peak_gib = report["took_s"], report["peak_gib"]
+            log.info("%s: segmented in %.0f s, peak %.1f GiB", title, took_s, peak_gib)
 
-    with bar:
         crashed = run_workflow(
             workflow,
             nprocs=settings.nprocs,
@@ -280,6 +276,7 @@ def _run_workflow(
             crash_dir=crash_dir,
             plugin=_read_plugin(settings.nipype_plugin_file),
             on_segmented=segmented,
+            on_progress=lambda step, percent: progress(title_of(step), percent),
         )
     failures: dict[str, str] = {}
     for step, reason in crashed.items():
@@ -288,6 +285,34 @@ def _run_workflow(
             reason = f"{reason}. The disk of {where} is full; make room."
         failures.setdefault(title_of(step), reason)
     return failures
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere a line per image and quarter of the way."""
+
+    def __init__(self, n_images: int) -> None:
+        self.percent: dict[str, int] = {}
+        self.bar = tqdm(
+            total=100 * n_images,
+            disable=not sys.stderr.isatty(),
+            bar_format="{percentage:3.0f} %|{bar}| {elapsed}{postfix}",
+        )
+
+    def __call__(self, title: str, percent: int) -> None:
+        before = self.percent.get(title, 0)
+        if percent <= before:
+            return
+        self.percent[title] = percent
+        self.bar.update(percent - before)
+        self.bar.set_postfix_str(title)
+        if self.bar.disable and percent < 100 and percent // 25 > before // 25:
+            log.info("%s: %d %%", title, percent)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
 
 
 def _write_pages(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import re
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -145,6 +146,7 @@ def run_workflow(
     crash_dir: Path,
     plugin: Mapping | None = None,
     on_segmented: Callable[[str, dict], None] = lambda name, report: None,
+    on_progress: Callable[[str, int], None] = lambda name, percent: None,
 ) -> dict[str, str]:
     """Run; what fails is told and does not stop what does not depend on it.
 
@@ -162,6 +164,9 @@ def run_workflow(
         ``plugin`` and ``plugin_args`` of another Nipype plugin.
     on_segmented : callable
         Told the step's full name and report when an image is segmented.
+    on_progress : callable
+        Told the full name and per cent of each segmentation at work, from a thread, every
+        second.
 
     Returns
     -------
@@ -169,8 +174,16 @@ def run_workflow(
         Full name of each failed step, and the one line that says why.
     """
 
+    working: dict[str, Path] = {}
+
     def told(node, status: str) -> None:
-        if status == "end" and node.name == "segment":
+        if node.name != "segment":
+            return
+        if status == "start":
+            working[node.fullname] = Path(node.output_dir()) / "stderr.nipype"
+            return
+        working.pop(node.fullname, None)
+        if status == "end":
             report = Path(node.output_dir()) / "report.json"
             if report.is_file():
                 on_segmented(node.fullname, json.loads(report.read_text(encoding="utf-8")))
@@ -187,6 +200,9 @@ def run_workflow(
         chosen = SafeMultiProcPlugin(arguments) if name == "MultiProc" else name
     else:
         chosen = SafeMultiProcPlugin(arguments)
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(working, ended, on_progress), daemon=True)
+    watcher.start()
     try:
         workflow.run(plugin=chosen, plugin_args=arguments)
     except Exception as error:  # Nipype raises whatever the first failed step raised
@@ -195,7 +211,24 @@ def run_workflow(
             log.debug("workflow", exc_info=True)
             failures[workflow.name] = _last_line(str(error))
         return failures
+    finally:
+        ended.set()
+        watcher.join()
     return read_crashes(crash_dir)
+
+
+def _watch(
+    working: dict[str, Path], ended: threading.Event, on_progress: Callable[[str, int], None]
+) -> None:
+    """Read what the processes say about their progress: the last ``NN %`` of their stderr."""
+    while not ended.wait(1.0):
+        for name, path in list(working.items()):
+            try:
+                said = re.findall(r"(\d+) ?%", path.read_text(errors="replace"))
+            except OSError:  # not begun yet
+                continue
+            if said and name in working:
+                on_progress(name, int(said[-1]))
 
 
 def read_crashes(crash_dir: Path) -> dict[str, str]:

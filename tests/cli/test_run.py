@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The app from one end to the other, with a stand-in for the network."""
 
+import contextlib
 import csv
 import json
+import os
+import pty
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -164,3 +170,52 @@ def test_a_derivative_inside_the_dataset_names_it_by_a_relative_link(app):
     again = app(output="data/derivatives/brainseg")
     assert "sub-01 T1w" in again.log
     assert "reused" in again.log
+
+
+def start(app, *program, **options):
+    """The app as a process of its own, so that it has a terminal or can be interrupted."""
+    code = (
+        "import sys; from tests.fakes.dataset import PREDICT\n"
+        "from brainseg_bids.cli.parser import parse; from brainseg_bids.cli.run import run\n"
+        f"sys.exit(run(parse(sys.argv[1:]), program=(*PREDICT, *{program})))"
+    )
+    arguments = [app.root / "data", app.root / "out", "participant", "-w", app.root / "work"]
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments), "--model", app.model],
+        cwd=Path(__file__).parents[2], text=True, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_it_with_130_and_leaves_nothing_half_written(app):
+    app.images("sub-01_T1w")
+    process = start(
+        app, "--sleep-s", "60", start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    said = ""
+    while "60 %" not in said:  # progress is told in lines where there is no terminal
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    os.killpg(process.pid, signal.SIGINT)
+    said += process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "run the same command again to go on" in said
+    assert not list((app.root / "out").glob("sub-01/**/*.nii.gz"))
+
+
+@pytest.mark.slow
+def test_on_a_terminal_there_is_a_bar(app):
+    app.images("sub-01_T1w")
+    ours, theirs = pty.openpty()
+    with start(app, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # Linux' way to say that the terminal was closed
+            while part := os.read(ours, 4096):
+                said += part
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"100 %|" in said
+    assert b"sub-01 T1w: segmented in" in said

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--kill")
+    parser.add_argument("--sleep-s", type=float, default=0.0)
     options = parser.parse_args()
     if options.kill and options.kill in str(options.image):
         options.labels.write_bytes(b"half a file")
@@ -41,6 +43,8 @@ def main() -> int:
     except InputError as error:
         print(f"brainseg: ERROR: {error}", file=sys.stderr)
         return 1
+    print(f"brainseg: {options.image.name}: 60 %", file=sys.stderr, flush=True)
+    time.sleep(options.sleep_s)
     bundle = ModelBundle.read(options.model)
     voxels = np.zeros(grid.shape, dtype=np.int16)
     steps = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in grid.shape], indexing="ij"))
