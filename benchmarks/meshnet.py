@@ -159,18 +159,36 @@ def resample_labels(ranks: np.ndarray, grid: Grid, target: Grid) -> np.ndarray:
         return ranks
     best = np.zeros(target.shape, dtype=np.float32)
     out = np.zeros(target.shape, dtype=ranks.dtype)
-    for rank in np.unique(ranks):
-        share = resample((ranks == rank).astype(np.float32), grid, target, order=1)
-        wins = share > best
-        best[wins], out[wins] = share[wins], rank
+    # Background, which is rank 0, wins where no label has any share: its box is everything.
+    for rank, box in enumerate(ndimage.find_objects(ranks + 1)):
+        if box is None:
+            continue
+        inside = _box_on(target, grid, box)
+        there = target.crop(
+            [part.start for part in inside], [part.stop - part.start for part in inside]
+        )
+        share = resample((ranks == rank).astype(np.float32), grid, there, order=1)
+        wins = share > best[inside]
+        best[inside][wins], out[inside][wins] = share[wins], rank
     return out
+
+
+def _box_on(target: Grid, grid: Grid, box: tuple[slice, ...]) -> tuple[slice, ...]:
+    """Voxels of ``target`` that a box of ``grid`` reaches, one voxel around it included."""
+    ends = [(part.start - 1, part.stop) for part in box]
+    corners = np.array(np.meshgrid(*ends)).reshape(3, -1)
+    move = np.linalg.inv(target.affine) @ grid.affine
+    where = move[:3, :3] @ corners + move[:3, 3:]
+    first = np.floor(where.min(1)).astype(int).clip(0, np.array(target.shape) - 1)
+    last = np.ceil(where.max(1)).astype(int).clip(0, np.array(target.shape) - 1)
+    return tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
 
 
 def scale(image: np.ndarray, *, quantiles: bool) -> np.ndarray:
     """Intensities as the network wants them, about 0..1; nothing is cut off."""
     image = image.astype(np.float32)
     low, high = np.quantile(image, (0.05, 0.95)) if quantiles else (image.min(), image.max())
-    return (image - low) / (high - low)
+    return (image - np.float32(low)) / np.float32(high - low)
 
 
 @torch.inference_mode()
