@@ -259,15 +259,17 @@ def count_codes(codes: np.ndarray) -> dict[int, int]:
     >>> count_codes(np.array([[3, 3], [0, -1]]))
     {-1: 1, 0: 1, 3: 2}
     """
-    flat = np.asarray(codes).ravel()
-    if flat.size == 0:
+    codes = np.asarray(codes)
+    if codes.size == 0:
         return {}
-    low = int(flat.min())
-    if low >= 0 and int(flat.max()) <= 65535:  # bincount is 50 times faster than unique
-        counts = np.bincount(flat)
-        return {int(code): int(counts[code]) for code in np.flatnonzero(counts)}
-    values, counts = np.unique(flat, return_counts=True)
-    return {int(code): int(n) for code, n in zip(values, counts, strict=True)}
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high > 65535:
+        values, counts = np.unique(codes, return_counts=True)
+        return {int(code): int(n) for code, n in zip(values, counts, strict=True)}
+    # bincount is 50 times faster than unique, but widens its input to 8 bytes: slab by slab.
+    slabs = codes if codes.ndim > 1 else codes[None]
+    counts = sum(np.bincount(slab.ravel(), minlength=high + 1) for slab in slabs)
+    return {int(code): int(counts[code]) for code in np.flatnonzero(counts)}
 
 
 def _label_from_row(row: dict[str, str]) -> Label:
