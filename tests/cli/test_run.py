@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -209,6 +210,7 @@ def test_an_interrupt_ends_it_with_130_and_leaves_nothing_half_written(app):
 def test_on_a_terminal_there_is_a_bar(app):
     app.images("sub-01_T1w")
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
     with start(app, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         said = b""
