@@ -46,6 +46,7 @@ class TrainPlan:
     decay_steps: int = 2_000
     per_label: int = 256
     anywhere: int = 16_384
+    dice_weight: float = 0.0
     ema_decay: float = 0.998
     precision: str = "bf16-mixed"
     seed: int = 1
@@ -75,6 +76,7 @@ def make_task(plan: TrainPlan) -> SegmentationTask:
         decay_steps=plan.decay_steps,
         per_label=plan.per_label,
         anywhere=plan.anywhere,
+        dice_weight=plan.dice_weight,
     )
 
 

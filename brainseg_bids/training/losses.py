@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-entropy over chosen voxels: rare labels are seen as often as common ones."""
+"""Losses over chosen voxels: rare labels are seen as often as common ones."""
 
 from __future__ import annotations
 
@@ -60,3 +60,26 @@ def chosen_cross_entropy(scores: Tensor, labels: Tensor, log_odds: Tensor) -> Te
         From `choose_voxels`.
     """
     return functional.cross_entropy(scores + log_odds, labels.long())
+
+
+def chosen_dice_loss(scores: Tensor, labels: Tensor, log_odds: Tensor) -> Tensor:
+    """One minus the mean soft Dice of the labels present, estimated from chosen voxels.
+
+    Each voxel stands for ``exp(-log_odds)`` of its label's voxels, so the sums estimate those
+    over the whole image; with all voxels chosen it is the usual soft Dice.
+
+    Parameters
+    ----------
+    scores : (n, n_labels) float
+    labels : (n,) int
+    log_odds : (n_labels,) float
+        From `choose_voxels`.
+    """
+    labels = labels.long()
+    weight = torch.exp(-log_odds)[labels][:, None]
+    predicted = scores.softmax(1)
+    truth = functional.one_hot(labels, scores.shape[1]).to(predicted.dtype)
+    both = (weight * predicted * truth).sum(0)
+    sizes = (weight * (predicted + truth)).sum(0)
+    present = truth.sum(0) > 0
+    return 1 - (2 * both[present] / sizes[present]).mean()

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.architectures import NetSpec, build
-from brainseg_bids.training.losses import choose_voxels, chosen_cross_entropy
+from brainseg_bids.training.losses import (
+    choose_voxels,
+    chosen_cross_entropy,
+    chosen_dice_loss,
+)
 
 
 class SegmentationTask(lightning.LightningModule):
@@ -26,6 +30,9 @@ class SegmentationTask(lightning.LightningModule):
         Rate rises over the first, stays, and falls to zero over the last ``decay_steps``.
     per_label, anywhere : int
         Voxels that a step learns from: of each label, and anywhere.
+    dice_weight : float
+        Of the Dice loss beside cross-entropy. Early on Dice of rare labels is all noise, so
+        it is best joined when cross-entropy has found them.
     """
 
     def __init__(
@@ -39,6 +46,7 @@ class SegmentationTask(lightning.LightningModule):
         decay_steps: int = 2_000,
         per_label: int = 256,
         anywhere: int = 16_384,
+        dice_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.net = build(spec)
@@ -50,6 +58,7 @@ class SegmentationTask(lightning.LightningModule):
             decay_steps,
         )
         self.per_label, self.anywhere = per_label, anywhere
+        self.dice_weight = dice_weight
         self.overlap = torch.zeros(3, spec.n_labels)
 
     def training_step(self, pair: dict[str, Tensor]) -> Tensor:
@@ -66,6 +75,8 @@ class SegmentationTask(lightning.LightningModule):
             scores = self.net.scores_at(features, voxels)
             truth = labels[voxels[:, 0], voxels[:, 1], voxels[:, 2]]
             loss = chosen_cross_entropy(scores, truth, log_odds)
+            if self.dice_weight > 0:
+                loss = loss + self.dice_weight * chosen_dice_loss(scores, truth, log_odds)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"loss is {loss.item()} at step {int(pair['step'])}; its recipe can be drawn "

@@ -13,7 +13,11 @@ from brainseg_bids.nets.architectures import NetSpec
 from brainseg_bids.synth.generator import Head
 from brainseg_bids.synth.recipe import RecipeSpace
 from brainseg_bids.training.fit import TrainPlan, averaged_net, fit, make_generator, steps_done
-from brainseg_bids.training.losses import choose_voxels, chosen_cross_entropy
+from brainseg_bids.training.losses import (
+    choose_voxels,
+    chosen_cross_entropy,
+    chosen_dice_loss,
+)
 from brainseg_bids.training.pairs import PairStream
 
 PLAN = TrainPlan(
@@ -90,6 +94,23 @@ def test_bare_scores_are_calibrated_to_true_frequencies():
         optimizer.step()
     frequency = torch.bincount(labels.flatten().int()) / labels.numel()
     torch.testing.assert_close(scores.softmax(0), frequency, atol=0.02, rtol=0)
+
+
+def test_dice_of_chosen_voxels_estimates_that_of_all():
+    torch.manual_seed(0)
+    labels = torch.zeros(40, 40, 40, dtype=torch.uint8)
+    labels[:12] = 1
+    labels[0, :20, :20] = 2
+    scores = torch.randn(64_000, 3) + 2 * torch.nn.functional.one_hot(labels.flatten().long(), 3)
+    predicted = scores.softmax(1)
+    truth = torch.nn.functional.one_hot(labels.flatten().long(), 3)
+    dense = 1 - (2 * (predicted * truth).sum(0) / (predicted + truth).sum(0)).mean()
+    everything = chosen_dice_loss(scores, labels.flatten(), torch.zeros(3))
+    torch.testing.assert_close(everything, dense)
+    voxels, log_odds = choose_voxels(labels, n_labels=3, per_label=400, anywhere=6000, seed=1)
+    rows = (voxels[:, 0] * 40 + voxels[:, 1]) * 40 + voxels[:, 2]
+    estimate = chosen_dice_loss(scores[rows], labels.flatten()[rows], log_odds)
+    assert estimate == pytest.approx(float(dense), abs=0.02)
 
 
 def test_training_learns_a_phantom(ready, tmp_path):
