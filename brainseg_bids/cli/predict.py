@@ -216,7 +216,7 @@ class _ProbabilityFile:
         header.set_data_dtype(np.uint8)
         header.set_qform(self.grid.affine, code=1)
         header.set_sform(self.grid.affine, code=1)
-        header.set_xyzt_units("mm")
+        header.set_xyzt_units("mm", "sec")
         header["scl_slope"], header["scl_inter"] = 1 / 255, 0
         header["vox_offset"], header["magic"] = 352, b"n+1"
         with (

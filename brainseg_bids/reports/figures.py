@@ -320,9 +320,9 @@ def _write_legend(sheet: _Sheet, legend: dict, rows: int, top: float) -> None:
 
 
 def _write_png(pixels: np.ndarray, path: Path) -> None:
-    Image.fromarray(pixels).save(path, format="PNG", optimize=True)
+    Image.fromarray(pixels).save(path, format="PNG")
     if path.stat().st_size > _LARGEST_BYTES:
         # Noise does not compress. 32 levels of grey are more than anyone tells apart in it.
         page = (pixels == BACKGROUND).all(axis=2, keepdims=True)
         coarse = np.minimum((pixels.astype(np.uint16) + 4) // 8 * 8, 255).astype(np.uint8)
-        Image.fromarray(np.where(page, pixels, coarse)).save(path, format="PNG", optimize=True)
+        Image.fromarray(np.where(page, pixels, coarse)).save(path, format="PNG")
