@@ -191,6 +191,8 @@ def run_workflow(
     arguments = {
         "n_procs": nprocs,
         "raise_insufficient": False,
+        # Small steps first: an image's results are written before the next image is begun.
+        "scheduler": "mem_thread",
         "status_callback": told,
         **({"memory_gb": memory_gb} if memory_gb else {}),
     }

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run comes to its end whatever fails on the way."""
 
+from itertools import pairwise
+
 import pytest
 from nipype.pipeline import engine as pe
 
@@ -50,6 +52,24 @@ def test_a_worker_that_is_killed_once_gets_another_try(run):
     failures, tries = run(unlucky={"deaths": 1})
     assert failures == {}
     assert tries == {"unlucky": 2, "unlucky_then": 1}
+
+
+def test_results_of_one_image_are_written_before_the_next_image_is_begun(tmp_path):
+    configure_nipype(
+        crash_dir=tmp_path / "crash", stop_on_first_crash=False, resource_monitor=False
+    )
+    workflow = pe.Workflow(name="w", base_dir=str(tmp_path / "work"))
+    for image in "abc":
+        heavy = pe.Node(Step(value=1, mark=str(tmp_path / image)), name=image, mem_gb=2)
+        light = pe.Node(
+            Step(mark=str(tmp_path / f"{image}_then")), name=f"{image}_then", mem_gb=0.1
+        )
+        workflow.connect(heavy, "value", light, "value")
+    assert run_workflow(workflow, nprocs=1, memory_gb=4, crash_dir=tmp_path / "crash") == {}
+    order = sorted("abc", key=lambda image: (tmp_path / image).stat().st_mtime)
+    for image, following in pairwise(order):
+        written = (tmp_path / f"{image}_then").stat().st_mtime
+        assert written < (tmp_path / following).stat().st_mtime
 
 
 def test_another_plugin_tells_the_same_failures(run):
