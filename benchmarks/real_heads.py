@@ -164,11 +164,13 @@ def fine(data: Path) -> Iterator[Case]:
 HEADS = {"ecog": ecog, "oasis": oasis, "colin": colin, "fine": fine}
 
 
-def by_ours(image: Path, model: Path, work: Path, threads: int) -> np.ndarray:
-    """Codes of `TABLE` from ``brainseg_bids.cli.predict``."""
+def by_ours(
+    image: Path, model: Path, work: Path, threads: int, *, anew: bool = False
+) -> np.ndarray:
+    """Codes of `TABLE` from ``brainseg_bids.cli.predict``; ``anew`` even if they are there."""
     bundle = ModelBundle.read(model)
     out = work / f"{_stem(image)}_{bundle.name}-{bundle.digest[:12]}.nii.gz"
-    if not out.exists():
+    if anew or not out.exists():
         subprocess.run(
             [
                 sys.executable, "-m", "brainseg_bids.cli.predict", "--image", image,
@@ -309,7 +311,9 @@ def synthetic(options: argparse.Namespace, data: Path) -> None:
                 pair = generator.render(head, replace(recipe, deformation=middle))
                 image = options.work / f"seg{number}_{space}{index}.nii.gz"
                 write_volume(pair.image[0].numpy(), Grid(shape, np.eye(4)), image)
-                predicted = by_ours(image, options.model, options.work, options.threads)
+                predicted = by_ours(
+                    image, options.model, options.work, options.threads, anew=True
+                )
                 reference = TABLE.codes.astype(np.int16)[pair.labels.numpy()]
                 rows.setdefault(space, []).append(
                     scores(count(reference, predicted), "ours", STRUCTURES | GROUPS)
