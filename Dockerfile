@@ -19,6 +19,7 @@ RUN pip install --no-cache-dir --constraint constraints.txt ${TORCH_ARGS} torch
 COPY pyproject.toml README.md LICENSE ./
 COPY brainseg_bids brainseg_bids
 RUN pip install --no-cache-dir --constraint constraints.txt . \
+    && pip install --no-cache-dir --constraint constraints.txt --no-deps dynamic-network-architectures \
     && mkdir -p /home/brainseg && chmod a+rwX /home/brainseg
 
 WORKDIR /tmp

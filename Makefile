@@ -35,6 +35,8 @@ $(VENV)/app: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/test: $(VENV)/app
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	# Without its dependencies: see "nnunet" in pyproject.toml.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps dynamic-network-architectures
 	@touch $@
 
 clean:

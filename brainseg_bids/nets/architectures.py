@@ -114,7 +114,13 @@ def resenc_unet(
     blocks: tuple[int, ...] = (1, 2, 2, 2),
 ) -> nn.Module:
     """Residual-encoder U-Net (Isensee et al., MICCAI 2024), dynamic-network-architectures'."""
-    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+    try:
+        from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+    except ImportError as error:
+        raise ImportError(
+            "architecture resenc_unet needs a package that is not installed: "
+            "pip install --no-deps dynamic-network-architectures"
+        ) from error
 
     n = len(widths)
     net = ResidualEncoderUNet(
