@@ -150,3 +150,11 @@ def test_a_loss_that_is_no_number_names_its_step(ready, tmp_path):
 
 def test_a_plan_survives_json():
     assert TrainPlan.from_json(PLAN.to_json()) == PLAN
+
+
+def test_training_and_inference_scale_grey_values_alike(rng):
+    from brainseg_bids.inference.predict import rescale as at_inference
+    from brainseg_bids.synth.generator import rescale as at_training
+
+    image = torch.from_numpy(rng.gamma(2, 50, (40, 41, 42))).float()
+    torch.testing.assert_close(at_training(image.clone()), at_inference(image), atol=1e-6, rtol=0)
