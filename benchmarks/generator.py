@@ -176,7 +176,9 @@ def main() -> None:
             "TorchIO, crop after the moves": (torchio_chain(labels, size, crop_first=False), n),
             "TorchIO, crop first, moves in one": (torchio_chain(labels, size, crop_first=True), n),
             "cornucopia, gmm_fwhm=False, order=1": (
-                cornucopia_chain(labels, size, gmm_fwhm=False, order=1), n),
+                cornucopia_chain(labels, size, gmm_fwhm=False, order=1),
+                n,
+            ),
         }
         if not options.no_slowest:
             candidates["cornucopia, defaults"] = (cornucopia_chain(labels, size), 1)

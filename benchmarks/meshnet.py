@@ -247,7 +247,8 @@ def main() -> None:
     image, grid = read_volume(options.image)
     conformed, target = conform(image, grid)
     ranks = segment(
-        conformed, model_folder(options.model, shared_data(options.data)),
+        conformed,
+        model_folder(options.model, shared_data(options.data)),
         precision=torch.bfloat16 if options.bf16 else torch.float32,
     )
     write_volume(resample_labels(ranks, target, grid), grid, options.labels)

@@ -173,9 +173,21 @@ def by_ours(
     if anew or not out.exists():
         subprocess.run(
             [
-                sys.executable, "-m", "brainseg_bids.cli.predict", "--image", image,
-                "--model", model, "--labels", out, "--report", out.with_suffix(".json"),
-                "--device", "cpu", "--threads", str(threads),
+                sys.executable,
+                "-m",
+                "brainseg_bids.cli.predict",
+                "--image",
+                image,
+                "--model",
+                model,
+                "--labels",
+                out,
+                "--report",
+                out.with_suffix(".json"),
+                "--device",
+                "cpu",
+                "--threads",
+                str(threads),
             ],
             check=True,
         )
@@ -188,8 +200,19 @@ def by_rival(image: Path, name: str, data: Path, work: Path, threads: int) -> np
     if not out.exists():
         subprocess.run(
             [
-                sys.executable, "-m", "benchmarks.meshnet", "--image", image, "--model", name,
-                "--labels", out, "--threads", str(threads), "--data", data,
+                sys.executable,
+                "-m",
+                "benchmarks.meshnet",
+                "--image",
+                image,
+                "--model",
+                name,
+                "--labels",
+                out,
+                "--threads",
+                str(threads),
+                "--data",
+                data,
             ],
             check=True,
         )
@@ -245,7 +268,8 @@ def table(results: dict[str, list[dict[str, float]]], means: dict[str, tuple[str
             has = all(name in results[method][0] for name in wanted)
             cells.append(
                 _cell([np.nanmean([case[n] for n in wanted]) for case in results[method]])
-                if has else "-"
+                if has
+                else "-"
             )
         lines.append(f"| **{title}** | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -282,10 +306,14 @@ def evaluate(head: str, options: argparse.Namespace, data: Path) -> None:
     n = len(merged["ours"])
     print(f"\n### {head} ({n} {'head' if n == 1 else 'heads'}), sides merged\n")
     common = tuple(s for s in STRUCTURES if s not in VENTRICLES)
-    means = {} if tissue_only else {
-        f"mean of {len(STRUCTURES)} structures": tuple(STRUCTURES),
-        f"mean of {len(common) + 1} that all have": (*common, "All ventricles"),
-    }
+    means = (
+        {}
+        if tissue_only
+        else {
+            f"mean of {len(STRUCTURES)} structures": tuple(STRUCTURES),
+            f"mean of {len(common) + 1} that all have": (*common, "All ventricles"),
+        }
+    )
     print(table(merged, means))
     if not tissue_only:
         names = tuple(TABLE[c[0]].name for c in SIDED)
@@ -311,9 +339,7 @@ def synthetic(options: argparse.Namespace, data: Path) -> None:
                 pair = generator.render(head, replace(recipe, deformation=middle))
                 image = options.work / f"seg{number}_{space}{index}.nii.gz"
                 write_volume(pair.image[0].numpy(), Grid(shape, np.eye(4)), image)
-                predicted = by_ours(
-                    image, options.model, options.work, options.threads, anew=True
-                )
+                predicted = by_ours(image, options.model, options.work, options.threads, anew=True)
                 reference = TABLE.codes.astype(np.int16)[pair.labels.numpy()]
                 rows.setdefault(space, []).append(
                     scores(count(reference, predicted), "ours", STRUCTURES | GROUPS)

@@ -106,6 +106,31 @@ class _ProgressLines(Callback):
         )
 
 
+def _trainer(plan: TrainPlan, out_dir: Path, *, done: int, until_step: int) -> lightning.Trainer:
+    checkpoints = ModelCheckpoint(
+        dirpath=out_dir,
+        filename="last",
+        every_n_train_steps=plan.validate_every,
+        enable_version_counter=False,
+        save_top_k=1,
+    )
+    return lightning.Trainer(
+        max_steps=min(until_step, plan.total_steps),
+        precision=plan.precision,
+        accelerator="auto",
+        devices=1,
+        logger=CSVLogger(out_dir, name="", version=f"log-from-{done}"),
+        log_every_n_steps=25,
+        val_check_interval=plan.validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[EMAWeightAveraging(decay=plan.ema_decay), checkpoints, _ProgressLines()],
+    )
+
+
 def fit(
     plan: TrainPlan,
     train_heads: Sequence[Head],
@@ -147,28 +172,7 @@ def fit(
     task = make_task(plan)
     if start_from is not None:
         task.net.load_weights(start_from.weights())
-    checkpoints = ModelCheckpoint(
-        dirpath=out_dir,
-        filename="last",
-        every_n_train_steps=plan.validate_every,
-        enable_version_counter=False,
-        save_top_k=1,
-    )
-    trainer = lightning.Trainer(
-        max_steps=min(until_step or plan.total_steps, plan.total_steps),
-        precision=plan.precision,
-        accelerator="auto",
-        devices=1,
-        logger=CSVLogger(out_dir, name="", version=f"log-from-{done}"),
-        log_every_n_steps=25,
-        val_check_interval=plan.validate_every,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        gradient_clip_val=1.0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[EMAWeightAveraging(decay=plan.ema_decay), checkpoints, _ProgressLines()],
-    )
+    trainer = _trainer(plan, out_dir, done=done, until_step=until_step or plan.total_steps)
     parameters = sum(p.numel() for p in task.net.parameters())
     log.info(
         "%s: %.1f million parameters, %d labels, patch %s at %g mm, %d heads, %d threads",

@@ -23,7 +23,9 @@ def test_the_same_seed_draws_the_same_recipe_and_json_keeps_it(name):
 
 @pytest.mark.parametrize("name", SPACES)
 def test_a_packaged_space_has_intensities_for_every_label(name):
-    RecipeSpace.packaged(name).covers(LabelTable.packaged("fullhead"))
+    space, table = RecipeSpace.packaged(name), LabelTable.packaged("fullhead")
+    space.covers(table)
+    assert set(space.draw(np.random.default_rng(0)).tissues) >= {label.name for label in table}
 
 
 def test_a_label_without_intensity_is_named():
