@@ -90,6 +90,17 @@ def make_generator(plan: TrainPlan) -> Generator:
     )
 
 
+class _SaveAtEnd(Callback):
+    """The last steps count, too, when they are no multiple of the checkpoint's interval."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_) -> None:
+        if trainer.global_step >= trainer.max_steps:
+            trainer.save_checkpoint(self.path)
+
+
 class _ProgressLines(Callback):
     """One line per validation, for log files."""
 
@@ -127,7 +138,12 @@ def _trainer(plan: TrainPlan, out_dir: Path, *, done: int, until_step: int) -> l
         gradient_clip_val=1.0,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[EMAWeightAveraging(decay=plan.ema_decay), checkpoints, _ProgressLines()],
+        callbacks=[
+            EMAWeightAveraging(decay=plan.ema_decay),
+            checkpoints,
+            _SaveAtEnd(out_dir / "last.ckpt"),
+            _ProgressLines(),
+        ],
     )
 
 

@@ -136,8 +136,9 @@ def test_training_learns_a_phantom(ready, tmp_path):
 
 def test_a_resumed_run_ends_where_a_straight_one_does(ready, tmp_path):
     straight = fit(PLAN, [ready], [ready], tmp_path / "straight")
-    fit(PLAN, [ready], [ready], tmp_path / "stopped", until_step=2)
-    assert steps_done(tmp_path / "stopped" / "last.ckpt") == 2
+    # Three is no multiple of the checkpoint's interval.
+    fit(PLAN, [ready], [ready], tmp_path / "stopped", until_step=3)
+    assert steps_done(tmp_path / "stopped" / "last.ckpt") == 3
     resumed = fit(PLAN, [ready], [ready], tmp_path / "stopped")
     torch.testing.assert_close(weights_of(resumed), weights_of(straight), atol=1e-6, rtol=1e-5)
 
