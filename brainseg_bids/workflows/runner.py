@@ -91,6 +91,16 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         self._task_obj[taskid] = future
         future.add_done_callback(self._async_callback)
 
+    def stop(self) -> None:
+        """End all workers at once.
+
+        Python waits for its workers when it ends, and a worker waits for work: when an
+        interrupt has reached the thread between them, both would wait for ever.
+        """
+        for process in list((self.pool._processes or {}).values()):
+            process.kill()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
     def _renew_pool(self) -> None:
         self.pool.shutdown(wait=False)
         # fork would inherit locks of threads that libraries have started.
@@ -207,6 +217,10 @@ def run_workflow(
     watcher.start()
     try:
         workflow.run(plugin=chosen, plugin_args=arguments)
+    except KeyboardInterrupt:
+        if isinstance(chosen, SafeMultiProcPlugin):
+            chosen.stop()
+        raise
     except Exception as error:  # Nipype raises whatever the first failed step raised
         failures = read_crashes(crash_dir)
         if not failures:
