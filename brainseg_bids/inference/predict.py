@@ -74,6 +74,7 @@ def segment(
     small = turned
     for axis in range(3):
         small = _resample_axis(small, axis, work.shape[axis], *offset[axis])
+    small = _whole_cells(small, net.spec.stem)
     box = head_box(small, voxel_size_mm=voxel_size_mm, multiple=net.spec.stem)
     seen = rescale(small[box].to(device))
     with torch.inference_mode():
@@ -96,19 +97,34 @@ def segment(
 
 def rescale(image: Tensor) -> Tensor:
     """Intensities to 0..1 between the 0.5th and 99.5th percentile, as in training."""
-    sample = image.flatten()[::61][:4_000_000].float()
+    # Every 61st voxel; a prime neighbour where rows are a multiple of it, or whole planes
+    # would be missed.
+    stride = next(step for step in (61, 59, 53, 47) if image.shape[-1] % step)
+    sample = image.flatten()[::stride][:4_000_000].float()
     low, high = torch.quantile(sample, torch.tensor([0.005, 0.995], device=image.device))
-    return ((image - low) / (high - low).clamp(min=1e-6)).clamp_(0, 1)
+    span = high - low if high > low else torch.ones_like(high)
+    return ((image - low) / span).clamp_(0, 1)
+
+
+def _whole_cells(image: Tensor, stem: int) -> Tensor:
+    """Repeat the last plane along each axis until the network's cells fit."""
+    for axis, size in enumerate(image.shape):
+        missing = -size % stem
+        if missing:
+            last = image.narrow(axis, size - 1, 1)
+            image = torch.cat([image, *[last] * missing], dim=axis)
+    return image
 
 
 def head_box(image: Tensor, *, voxel_size_mm: float, multiple: int) -> tuple[slice, slice, slice]:
     """Box around what is brighter than air, with a margin, its edges multiples of ``multiple``.
 
     Cells of about 4 mm are averaged first, so that noise in air does not count. An image
-    without dark surroundings gives the whole image.
+    without dark surroundings gives the whole image. Edges of ``image`` are multiples, too.
     """
     cell = max(1, round(4 / voxel_size_mm))
-    pooled = torch.nn.functional.avg_pool3d(image[None, None], cell, ceil_mode=True)[0, 0]
+    cells = [min(cell, n) for n in image.shape]
+    pooled = torch.nn.functional.avg_pool3d(image[None, None], cells, ceil_mode=True)[0, 0]
     low, high = torch.quantile(pooled.flatten()[:8_000_000], torch.tensor([0.02, 0.98]))
     bright = pooled > low + 0.12 * (high - low)
     margin = int(np.ceil(MARGIN_MM / voxel_size_mm))
@@ -118,18 +134,18 @@ def head_box(image: Tensor, *, voxel_size_mm: float, multiple: int) -> tuple[sli
         # A single bright cell (a vitamin capsule, a spike) does not make the box larger.
         filled = (bright.sum(others) >= 3).nonzero().flatten()
         first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, size)
-        start = max(0, first * cell - margin) // multiple * multiple
-        stop = min(size, (last + 1) * cell + margin)
-        length = min(-(-(stop - start) // multiple) * multiple, size // multiple * multiple)
-        start = min(start, size // multiple * multiple - length)
-        box.append(slice(start, start + length))
+        start = max(0, first * cells[axis] - margin) // multiple * multiple
+        stop = min(size, (last + 1) * cells[axis] + margin)
+        box.append(slice(start, start + -(-(stop - start) // multiple) * multiple))
     return tuple(box)
 
 
 def _looker(net: PackedNet, device: str) -> Callable[[Tensor], Tensor]:
     kind = torch.device(device).type
     # Half precision only where the processor has instructions for it; it is slower elsewhere.
-    half = kind == "cuda" or (kind == "cpu" and _cpu_has_bf16())
+    half = (kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)) or (
+        kind == "cpu" and _cpu_has_bf16()
+    )
 
     def look(window: Tensor) -> Tensor:
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
@@ -139,7 +155,8 @@ def _looker(net: PackedNet, device: str) -> Callable[[Tensor], Tensor]:
 
 
 def _cpu_has_bf16() -> bool:
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # not in older releases
+    return bool(capabilities().get("avx512_bf16", False))
 
 
 def _axis_offsets(ras: Grid, work: Grid) -> list[tuple[float, float]]:

@@ -164,6 +164,34 @@ def test_the_head_box_leaves_air_away_and_keeps_the_head(rng):
 
 
 def test_a_head_that_fills_the_image_is_seen_whole():
-    image = torch.rand(31, 32, 33) * 10 + 100
+    image = torch.rand(30, 32, 34) * 10 + 100
     box = head_box(image, voxel_size_mm=4.0, multiple=2)
-    assert [(part.start, part.stop) for part in box] == [(0, 30), (0, 32), (0, 32)]
+    assert [(part.start, part.stop) for part in box] == [(0, 30), (0, 32), (0, 34)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "voxel_mm", "network_mm"),
+    [
+        ((40, 40, 40), 1.0, 1.5),
+        ((43, 31, 29), 1.0, 1.0),
+        ((80, 63, 50), 0.5, 1.5),
+        ((2, 40, 3), 0.7, 1.5),
+    ],
+)
+def test_the_last_planes_are_labelled_too(shape, voxel_mm, network_mm):
+    # Bright everywhere but for a dark stripe, so that there is something to scale by.
+    image = np.full(shape, 100.0, np.float32)
+    image[:, shape[1] // 2] = 0
+    found = run(image, phantom_grid(shape, voxel_mm), voxel_size_mm=network_mm)
+    for axis in range(3):
+        for end in (0, -1):
+            plane = np.delete(found.voxels, np.s_[shape[1] // 2 - 3 : shape[1] // 2 + 4], axis=1)
+            assert (np.take(plane, end, axis) == 7).all()
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_the_unit_of_grey_values_does_not_matter(picture, unit):
+    image, grid = picture
+    np.testing.assert_array_equal(
+        run(image * np.float32(unit), grid).voxels, run(image, grid).voxels
+    )
