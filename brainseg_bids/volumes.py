@@ -8,6 +8,7 @@ import os
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import nibabel as nib
 import numpy as np
@@ -133,10 +134,14 @@ def warn_about_transforms(file, path: Path) -> list[str]:
     header = file.header
     if not hasattr(header, "get_qform"):
         return []
-    qform, q_code = header.get_qform(coded=True)
-    sform, s_code = header.get_sform(coded=True)
     notes = []
-    if q_code == 0 and s_code == 0:
+    sform, s_code = header.get_sform(coded=True)
+    try:
+        qform, q_code = header.get_qform(coded=True)
+    except ValueError:  # a quaternion longer than one
+        qform, q_code = None, 0
+        notes.append(f"{path}: the qform is damaged; the sform is used. Repair the header.")
+    if q_code == 0 and s_code == 0 and not notes:
         notes.append(
             f"{path}: the header has no orientation (qform and sform are 0); "
             "left and right are a guess."
@@ -173,9 +178,7 @@ def write_mask(mask: np.ndarray, grid: Grid, path: str | Path) -> Path:
 def _save(array: np.ndarray, grid: Grid, path: str | Path, *, intent: str | None = None) -> Path:
     path = Path(path)
     file = nib.Nifti1Image(array, grid.affine)
-    file.set_qform(grid.affine, code=1)
-    file.set_sform(grid.affine, code=1)
-    file.header.set_xyzt_units("mm")
+    place(file.header, grid)
     if intent:
         file.header.set_intent(intent)
     with whole_or_nothing(path) as temporary:
@@ -183,11 +186,21 @@ def _save(array: np.ndarray, grid: Grid, path: str | Path, *, intent: str | None
     return path
 
 
+def place(header: nib.Nifti1Header, grid: Grid) -> None:
+    """Write where the voxels are; a sheared grid has no qform, which cannot hold shear."""
+    header.set_sform(grid.affine, code=1)
+    header.set_qform(grid.affine, code=1)
+    if not np.allclose(header.get_qform(), grid.affine, atol=1e-3):
+        header.set_qform(None, code=0)
+    header.set_xyzt_units("mm", "sec")
+
+
 @contextmanager
 def whole_or_nothing(path: Path):
     """Write to a temporary name beside ``path``; rename when done, remove when it fails."""
     endings = "".join(path.suffixes[-2:]) if path.name.endswith(".nii.gz") else path.suffix
-    temporary = path.with_name(f".{path.name.removesuffix(endings)}.{os.getpid()}{endings}")
+    # Not the process number: in containers on two nodes it is often the same.
+    temporary = path.with_name(f".{path.name.removesuffix(endings)}.{uuid4().hex}{endings}")
     try:
         yield temporary
         os.replace(temporary, path)

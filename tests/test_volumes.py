@@ -141,6 +141,35 @@ def test_an_image_without_orientation_is_told(ramp, tmp_path):
         read_volume(tmp_path / "a.nii.gz")
 
 
+def test_a_damaged_qform_beside_a_sound_sform_is_told(ramp, tmp_path):
+    image = nib.Nifti1Image(ramp, AFFINE)
+    image.set_sform(AFFINE, code=1)
+    image.header["qform_code"] = 1
+    image.header["quatern_b"] = image.header["quatern_c"] = 1.0
+    nib.save(image, tmp_path / "a.nii")
+    with pytest.warns(UserWarning, match="the qform is damaged; the sform is used"):
+        _, grid = read_volume(tmp_path / "a.nii")
+    np.testing.assert_allclose(grid.affine, AFFINE, atol=1e-5)
+
+
+def test_a_sheared_image_is_written_without_a_qform_that_contradicts(ramp, tmp_path, recwarn):
+    sheared = AFFINE.copy()
+    sheared[0, 1] = 0.3
+    path = write_volume(ramp, Grid(ramp.shape, sheared), tmp_path / "a.nii.gz")
+    _, grid = read_volume(path)
+    np.testing.assert_allclose(grid.affine, sheared, atol=1e-5)
+    assert [w for w in recwarn if "qform" in str(w.message)] == []
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "out.json"
+    with whole_or_nothing(path) as first, whole_or_nothing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_nothing_half_written_stays(tmp_path):
     path = tmp_path / "out.nii.gz"
 

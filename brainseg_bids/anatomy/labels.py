@@ -206,11 +206,6 @@ class LabelTable:
         lookup[codes] = np.arange(len(codes), dtype=np.int32)
         return lookup
 
-    def mirror_positions(self) -> np.ndarray:
-        """For each label in order of code, the rank of its counterpart. (n,) int32."""
-        lookup = self.positions()
-        return np.array([lookup[label.mirror] for label in self], dtype=np.int32)
-
     def subset(self, codes: Iterable[int], *, name: str | None = None) -> LabelTable:
         """Table of the given codes only; a counterpart that is left out is replaced by itself."""
         kept = {int(code) for code in codes}

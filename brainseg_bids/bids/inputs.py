@@ -271,5 +271,8 @@ def _subject(label: str, paths: list[Path]) -> Subject:
         except InputError as error:
             faults[title] = str(error)
             continue
+        except OSError as error:
+            faults[title] = f"{path}: cannot be read ({error.strerror}). Check its permissions."
+            continue
         scans.append(scan)
     return Subject(label, tuple(scans), faults)

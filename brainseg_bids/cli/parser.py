@@ -190,7 +190,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stop-on-first-crash", action="store_true", help="do not go on with other images")
     add("--notrack", action="store_true", help="accepted for scripts; nothing is ever tracked")
     add("--debug", action="store_true", help="show tracebacks, keep going as usual")
-    add("-v", "--verbose", action="count", help="tell more; -vv tells all of Nipype")
+    add("-v", "--verbose", action="count", help="tell more")
     return parser
 
 

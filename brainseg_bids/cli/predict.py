@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
+import os
 import resource
 import sys
 import tempfile
@@ -24,7 +26,7 @@ import numpy as np
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
-from brainseg_bids.volumes import InputError, read_volume, whole_or_nothing, write_label_map
+from brainseg_bids.volumes import InputError, place, read_volume, whole_or_nothing, write_label_map
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -99,7 +101,8 @@ def predict(options: argparse.Namespace) -> dict:
             progress=_Progress(options.image.name),
             on_probabilities=probabilities.put if probabilities else None,
         )
-        if not labels.brain_mask().any():
+        brain = [label.index for label in labels.table if label.is_brain]
+        if not np.isin(labels.voxels, brain).any():
             notes.append(f"{options.image}: no brain was found. Look at the picture.")
         if probabilities:
             probabilities.save()
@@ -161,7 +164,7 @@ def _notes_on_voxels(path: Path, grid: Grid, model_mm: float) -> list[str]:
     sizes = grid.voxel_size_mm
     shown = " x ".join(f"{size:.2g}" for size in sizes)
     notes = []
-    if max(sizes) > 2 * model_mm:
+    if max(sizes) > 1.3 * model_mm:
         notes.append(
             f"{path}: voxels of {shown} mm are coarser than the model's {model_mm:g} mm; thin "
             "structures such as cortex are not to be trusted."
@@ -202,7 +205,9 @@ class _ProbabilityFile:
             dir=path.parent, prefix=".probseg", suffix=".raw"
         )
         shape = (n_labels, *grid.shape[::-1])
-        self.data = np.memmap(self.scratch.name, dtype=np.uint8, mode="w+", shape=shape)
+        # A full disk is told now; found out while writing to a sparse map it would be a SIGBUS.
+        os.posix_fallocate(self.scratch.fileno(), 0, math.prod(shape))
+        self.data = np.memmap(self.scratch.name, dtype=np.uint8, mode="r+", shape=shape)
         self.data[0] = 255
         self.turned = grid.array_to_ras(self.data.T)  # (X, Y, Z, label) on RAS axes
 
@@ -214,9 +219,7 @@ class _ProbabilityFile:
         header = nib.Nifti1Header()
         header.set_data_shape((*self.grid.shape, len(self.data)))
         header.set_data_dtype(np.uint8)
-        header.set_qform(self.grid.affine, code=1)
-        header.set_sform(self.grid.affine, code=1)
-        header.set_xyzt_units("mm", "sec")
+        place(header, self.grid)
         header["scl_slope"], header["scl_inter"] = 1 / 255, 0
         header["vox_offset"], header["magic"] = 352, b"n+1"
         with (

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -66,9 +67,10 @@ def run(settings: Settings, *, program: Sequence[str] | None = None) -> int:
                 return INTERRUPTED
     except OSError as error:  # the disk that the log is on is full, or gone
         where = error.filename or settings.output_dir
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        remedy = "Make room or choose another folder" if full else "Check that it is there for you"
         print(
-            f"brainseg: ERROR: {where}: {error.strerror or error}. "
-            "Make room or choose another folder, and run it again.",
+            f"brainseg: ERROR: {where}: {error.strerror or error}. {remedy}, and run it again.",
             file=sys.stderr,
         )
         return FAILED
@@ -108,7 +110,8 @@ def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | No
         log.error("%s: failed: %s", title, reason)
     if failures:
         total = sum(len(plan.scans) + len(plan.faults) for plan in plans)
-        rest = "; the others are complete" if len(failures) < total else ""
+        others = len(failures) < total and not settings.stop_on_first_crash
+        rest = "; the others are complete" if others else ""
         log.error("%d of %d could not be done%s", len(failures), total, rest)
         return FAILED if code == DONE else code
     if code == DONE:

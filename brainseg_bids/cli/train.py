@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from brainseg_bids.anatomy.labels import LabelTable
     from brainseg_bids.synth.generator import Head
-    from brainseg_bids.training.fit import TrainPlan, averaged_net, fit
+    from brainseg_bids.training.fit import TrainPlan, averaged_net, fit, make_generator
     from brainseg_bids.volumes import read_label_map
 
     if options.threads:
@@ -41,8 +41,13 @@ def main(argv: list[str] | None = None) -> int:
     plan = TrainPlan.from_json(options.plan.read_text())
     table = LabelTable.packaged(plan.source_table)
 
+    generator = make_generator(plan)
+
     def read(paths: list[Path]) -> list[Head]:
-        return [Head.from_label_map(read_label_map(path, table)) for path in paths]
+        maps = [read_label_map(path, table) for path in paths]
+        for path, labels in zip(paths, maps, strict=True):
+            generator.check_codes(labels, what=str(path))
+        return [Head.from_label_map(labels) for labels in maps]
 
     start = averaged_net(plan, options.start_from) if options.start_from else None
     fit(plan, read(options.heads), read(options.validation), options.out, start_from=start)

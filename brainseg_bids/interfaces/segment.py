@@ -10,6 +10,8 @@ from pathlib import Path
 
 from nipype.interfaces.base import CommandLine, CommandLineInputSpec, File, TraitedSpec, traits
 
+from brainseg_bids import __version__
+
 PREDICT = (sys.executable, "-m", "brainseg_bids.cli.predict")
 
 
@@ -22,6 +24,8 @@ class _SegmentInputSpec(CommandLineInputSpec):
     model = traits.Str(mandatory=True, argstr="--model %s", desc="bundle folder")
     # Not told to the program: a model changed in place must not be taken from Nipype's cache.
     model_digest = traits.Str(mandatory=True, desc="SHA-256 of the bundle")
+    # Nor this: another version may segment otherwise.
+    version = traits.Str(__version__, usedefault=True, desc="of this package")
     labels = File("dseg.nii.gz", usedefault=True, argstr="--labels %s", desc="to be written")
     probseg = File(argstr="--probseg %s", desc="to be written, 4D")
     report = File("report.json", usedefault=True, argstr="--report %s", desc="to be written")
@@ -95,6 +99,8 @@ def _reason(image: Path, code: int, stderr: str) -> str:
         if line.startswith("brainseg: ERROR: "):
             return line.removeprefix("brainseg: ERROR: ")
     if number > 0:
+        if number == signal.SIGBUS:
+            return f"{image}: the scratch disk is full. Make room, or choose another with -w."
         name = signal.Signals(number).name if number in set(signal.Signals) else number
         return f"{image}: the segmentation was ended by signal {name}. Run it again."
     last = said[-1] if said else f"exit code {code} without a message"

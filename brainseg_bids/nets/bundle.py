@@ -29,6 +29,9 @@ class BundleError(ValueError):
     """A model bundle that cannot be used; the message says why and what to do."""
 
 
+_KEYS = ("name", "label_table", "voxel_size_mm", "patch_vox", "contrasts", "net", "sha256")
+
+
 def packaged_models() -> dict[str, Path]:
     """Models that come with the package, by name."""
     folder = Path(str(resources.files("brainseg_bids"))) / "data" / "models"
@@ -45,12 +48,13 @@ def find_bundle(name_or_path: str | Path) -> Path:
     BundleError
         If there is neither.
     """
-    path = Path(name_or_path)
-    if (path / MANIFEST).is_file():
-        return path.resolve()
+    # A packaged name comes first: a folder that happens to have it is given as ./NAME.
     packaged = packaged_models()
     if str(name_or_path) in packaged:
         return packaged[str(name_or_path)]
+    path = Path(name_or_path)
+    if (path / MANIFEST).is_file():
+        return path.resolve()
     known = ", ".join(packaged) or "none"
     raise BundleError(
         f"{name_or_path}: no model of that name and no folder with a {MANIFEST}. "
@@ -109,10 +113,17 @@ class ModelBundle:
             raise BundleError(
                 f"{path}: {MANIFEST} cannot be read ({error}). Fetch the model again."
             ) from error
+        if not isinstance(manifest, dict):
+            raise BundleError(f"{path}: {MANIFEST} is no bundle's. Fetch the model again.")
         if manifest.get("format") != FORMAT:
             raise BundleError(
                 f"{path}: bundle format {manifest.get('format')} is not {FORMAT}, the one that "
                 "this version reads. Install the version of brainseg-bids that made it."
+            )
+        missing = {*_KEYS} - set(manifest) or {WEIGHTS, LABELS, CARD} - set(manifest["sha256"])
+        if missing:
+            raise BundleError(
+                f"{path}: {MANIFEST} says nothing of {min(missing)}. Fetch the model again."
             )
         for name, expected in manifest["sha256"].items():
             file = path / name

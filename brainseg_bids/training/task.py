@@ -113,9 +113,7 @@ class SegmentationTask(lightning.LightningModule):
             dice = 2 * both / (found + truth)
         self.overlap.zero_()
         named = {label.name: dice[rank] for rank, label in enumerate(self.table) if label.index}
-        brain = [
-            v for k, v in named.items() if self.table[k].mapping not in (0, 4, 5, 6) and k != "CSF"
-        ]
+        brain = [value for name, value in named.items() if self.table[name].is_brain]
         self.log("dice_brain", float(np.nanmean(brain)), prog_bar=True)
         for name, value in named.items():
             self.log(f"dice/{name}", float(value))

@@ -88,10 +88,15 @@ def read_volumes(path: Path, output_dir: Path) -> list[dict]:
     table = LabelTable.read(output_dir / "seg-brainseg_dseg.tsv", name="brainseg")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    for row in rows:
-        label = table[int(row["index"])]
-        row["index"], row["volume_mm3"] = int(row["index"]), float(row["volume_mm3"])
-        row["color"], row["mapping"] = label.color, label.mapping
+    try:
+        for row in rows:
+            label = table[int(row["index"])]
+            row["index"], row["volume_mm3"] = int(row["index"]), float(row["volume_mm3"])
+            row["color"], row["mapping"] = label.color, label.mapping
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: is no volumes table of this derivative ({error}). Remove it and run again."
+        ) from error
     return rows
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from nipype import IdentityInterface
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -74,7 +76,8 @@ derived from these labels.
             model_digest=model_digest,
             device=device,
             threads=threads,
-            use_gpu=device == "cuda",
+            use_gpu=device == "cuda"
+            or (device == "auto" and shutil.which("nvidia-smi") is not None),
         ),
         name="segment",
         n_procs=threads,

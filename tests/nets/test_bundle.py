@@ -81,6 +81,21 @@ def test_a_newer_format_is_refused_with_the_remedy(bundle):
         ModelBundle.read(bundle.path)
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", "not json", '{"format": 1, "sha256": {}}'])
+def test_a_manifest_that_is_none_is_refused(bundle, text):
+    (bundle.path / "bundle.json").write_text(text)
+    with pytest.raises(BundleError, match=r"mine: "):
+        ModelBundle.read(bundle.path)
+
+
+def test_weights_that_the_manifest_leaves_out_are_refused(bundle):
+    manifest = json.loads((bundle.path / "bundle.json").read_text())
+    del manifest["sha256"]["weights.safetensors"]
+    (bundle.path / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"says nothing of weights\.safetensors"):
+        ModelBundle.read(bundle.path)
+
+
 def test_a_model_is_found_by_path_or_refused_with_the_packaged_names(bundle):
     assert find_bundle(bundle.path) == bundle.path.resolve()
     with pytest.raises(BundleError, match="no-such-model"):
