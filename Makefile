@@ -1,4 +1,4 @@
-# The verbs: demo · test · check · docs · clean.   PYTHON=python3.12 make demo   picks another Python.
+# The verbs: demo · test · lint · check · format · clean.   PYTHON=python3.12 make demo   picks another Python.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """brainseg-bids: whole-head segmentation models made for *your* MR images, as a BIDS App.
 
-Inside (arrays, tables, numbers)    ``anatomy`` → ``contrast`` → ``synth`` → ``nets`` →
-                                    ``training`` → ``inference`` → ``evaluation``
+Inside (arrays, tables, numbers)    ``anatomy`` → ``evaluation`` · ``nets`` →
+                                    ``synth`` · ``inference`` → ``training``
 The door for images                 ``volumes``
 Outside (files, programs, pages)    ``bids`` · ``reports`` · ``interfaces`` · ``settings`` ·
                                     ``workflows`` · ``cli``
