@@ -74,9 +74,12 @@ def write_description(bids_dir: Path, output_dir: Path) -> Path:
     if source["DOI"] and not source["DOI"].startswith("doi:"):
         source["DOI"] = None  # a bare DOI does not pass the validator
     made_by: dict = {"Name": "brainseg-bids", "Version": __version__, "CodeURL": CODE_URL}
-    if "IS_DOCKER_8395080871" in os.environ:  # how NiPreps' images say that they are images
+    apptainer = {"APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"} & set(os.environ)
+    # The second is how NiPreps' images say that they are images.
+    if apptainer or "IS_DOCKER_8395080871" in os.environ:
         tag = os.environ.get("BRAINSEG_DOCKER_TAG", __version__)
-        made_by["Container"] = {"Type": "docker", "Tag": f"brainseg-bids:{tag}"}
+        kind = "apptainer" if apptainer else "docker"
+        made_by["Container"] = {"Type": kind, "Tag": f"brainseg-bids:{tag}"}
     write_json(
         output_dir / "dataset_description.json",
         {

@@ -278,10 +278,10 @@ def _check_folders(parser: argparse.ArgumentParser, settings: Settings) -> None:
         parser.error(
             f"{settings.work_dir}: this is output_dir too. Choose another scratch folder with -w."
         )
-    for what, folder in (
-        ("output_dir", settings.output_dir),
-        ("scratch folder", settings.work_dir),
-    ):
+    written = [("output_dir", settings.output_dir)]
+    if settings.analysis_level == "participant" and not settings.reports_only:
+        written.append(("scratch folder", settings.work_dir))
+    for what, folder in written:
         fault = _write_fault(folder)
         if fault:
             parser.error(

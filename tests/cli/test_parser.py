@@ -153,3 +153,14 @@ def test_default_resources_fit_the_machine(data):
     settings = settings_of(data)
     assert 1 <= settings.omp_nthreads <= min(settings.nprocs, 8)
     assert isinstance(settings.work_dir, Path)
+
+
+def test_a_group_run_needs_no_scratch_folder(tmp_path):
+    data, blocked = tmp_path / "data", tmp_path / "blocked"
+    data.mkdir()
+    blocked.write_text("a file, so no folder can be made there")
+    settings = parse([str(data), str(tmp_path / "out"), "group", "-w", str(blocked / "work")])
+    assert settings.stages == ("summary",)
+    with pytest.raises(SystemExit) as ended:
+        parse([str(data), str(tmp_path / "out"), "participant", "-w", str(blocked / "work")])
+    assert ended.value.code == 2
