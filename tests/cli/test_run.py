@@ -193,6 +193,8 @@ def test_an_interrupt_ends_it_with_130_and_leaves_nothing_half_written(app):
     process = start(
         app, "--sleep-s", "60", start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # A shell's background jobs ignore SIGINT, and their children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     said = ""
     while "60 %" not in said:  # progress is told in lines where there is no terminal
