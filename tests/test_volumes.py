@@ -138,7 +138,8 @@ def test_an_image_without_orientation_is_told(ramp, tmp_path):
     image = nib.Nifti1Image(ramp, None)
     nib.save(image, tmp_path / "a.nii.gz")
     with pytest.warns(UserWarning, match="left and right are a guess"):
-        read_volume(tmp_path / "a.nii.gz")
+        read, _ = read_volume(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(read, ramp)
 
 
 def test_a_damaged_qform_beside_a_sound_sform_is_told(ramp, tmp_path):
