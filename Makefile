@@ -1,9 +1,10 @@
-# The verbs: demo · test · lint · check · format · clean.   PYTHON=python3.12 make demo   picks another Python.
+# The verbs: demo · test · lint · check · format · clean · tools-samseg.   PYTHON=python3.12 make demo   picks another Python.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PYTHON_SAMSEG ?= python3.11
 
-.PHONY: demo test lint check format clean
+.PHONY: demo test lint check format clean tools-samseg
 
 demo: $(VENV)/app
 	$(BIN)/python -m brainseg_bids.cli.demo demo/bids
@@ -38,6 +39,13 @@ $(VENV)/test: $(VENV)/app
 	# Without its dependencies: see "nnunet" in pyproject.toml.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps dynamic-network-architectures
 	@touch $@
+
+# SAMSEG's wheels are for Python 3.9 to 3.11 and want an older numpy: it lives by itself, where
+# brainseg finds it. Needs a C compiler and the headers of that Python.
+tools-samseg: $(VENV)/bin/python
+	$(PYTHON_SAMSEG) -m venv $(VENV)/tools/samseg
+	$(VENV)/tools/samseg/bin/python -m pip install --quiet samseg==0.4a0
+	@echo "SAMSEG: $(VENV)/tools/samseg/bin/run_samseg"
 
 clean:
 	rm -rf demo build dist .pytest_cache .ruff_cache .hypothesis

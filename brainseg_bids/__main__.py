@@ -13,8 +13,14 @@ def main(argv: list[str] | None = None) -> int:
     -------
     int
         0 done; 1 some image could not be done; 2 the command line or its data cannot be used;
-        70 the workflow could not be built; 130 interrupted.
+        70 the workflow could not be built; 126 and 127 a tool's licence or a tool is missing;
+        130 interrupted.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["doctor"]:
+        from brainseg_bids.cli.doctor import main as doctor
+
+        return doctor(argv[1:])
     from brainseg_bids.cli.parser import parse
 
     settings = parse(argv)

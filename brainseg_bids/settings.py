@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tomli_w
 
-PARTICIPANT_STAGES = ("segment",)
+PARTICIPANT_STAGES = ("segment", "headlabels")
 GROUP_STAGES = ("summary",)
 
 
@@ -39,6 +39,16 @@ class Settings:
     device : {"auto", "cpu", "cuda", "mps"}
     probseg : bool
         Also write probabilities.
+    head_tool, brain_tool : str
+        What labels the head and the brain in stage ``headlabels``.
+    tools : dict
+        Where a tool lives: name to program and first arguments.
+    derivatives : dict
+        Folders that hold results already: name to path.
+    fs_license_file : Path or None
+        FreeSurfer's licence key, handed on to tools.
+    tool_timeout_h : float
+        An external tool that takes longer is ended.
     nprocs, omp_nthreads : int
         CPUs in all, and threads of one step.
     memory_gb : float or None
@@ -48,7 +58,7 @@ class Settings:
     bids_dir: Path
     output_dir: Path
     analysis_level: str = "participant"
-    stages: tuple[str, ...] = PARTICIPANT_STAGES
+    stages: tuple[str, ...] = ("segment",)
     participant_label: tuple[str, ...] = ()
     session_label: tuple[str, ...] = ()
     contrasts: tuple[str, ...] = ()
@@ -56,6 +66,12 @@ class Settings:
     model: str = ""
     device: str = "auto"
     probseg: bool = False
+    head_tool: str = "model"
+    brain_tool: str = "model"
+    tools: dict = field(default_factory=dict)
+    derivatives: dict = field(default_factory=dict)
+    fs_license_file: Path | None = None
+    tool_timeout_h: float = 24.0
     nprocs: int = 1
     omp_nthreads: int = 1
     memory_gb: float | None = None

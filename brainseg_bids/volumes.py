@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -16,6 +17,7 @@ import numpy as np
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.anatomy.membership import Membership
 
 log = logging.getLogger("brainseg")
 
@@ -81,6 +83,93 @@ def read_label_map(path: str | Path, table: LabelTable) -> LabelMap:
         voxels = whole.astype(np.int32)
     table.check(voxels, what=str(path))
     return LabelMap(np.ascontiguousarray(voxels), grid, table)
+
+
+def read_membership(codes: str | Path, weights: str | Path, table: LabelTable) -> Membership:
+    """Read what `write_membership` wrote.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, or the two do not fit each other.
+    UnknownLabelError
+        If there are codes that the table does not know.
+    """
+    arrays = []
+    for path in (codes, weights):
+        check_present(path)
+        try:
+            file = nib.load(path)
+            arrays.append(np.asanyarray(file.dataobj.get_unscaled()))
+        except Exception as error:  # nibabel raises a dozen kinds for a damaged file
+            raise InputError(
+                f"{path}: cannot be read as an image ({error}). Remove it and run again."
+            ) from error
+    if arrays[0].ndim != 4 or arrays[0].shape != arrays[1].shape:
+        raise InputError(f"{weights}: does not fit {codes}. Remove both and run again.")
+    table.check(arrays[0], what=str(codes))
+    grid = Grid(arrays[0].shape[:3], file.affine)
+    ranked, ranked_weights = (np.ascontiguousarray(np.moveaxis(a, 3, 0)) for a in arrays)
+    return Membership(ranked.astype(np.int16), ranked_weights.astype(np.uint8), grid, table)
+
+
+def read_posteriors(
+    paths: Sequence[str | Path], codes: Sequence[int]
+) -> tuple[Grid, Iterator[tuple[int, np.ndarray]]]:
+    """Probabilities of labels, one volume at a time.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        One 3D file per code, or one 4D file with the codes along its last axis.
+    codes : sequence of int
+
+    Returns
+    -------
+    grid : Grid
+    posteriors : iterator of (code, (X, Y, Z) float32)
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, has another grid than the first, or numbers do not fit.
+    """
+    grid = read_grid(paths[0])
+
+    def each() -> Iterator[tuple[int, np.ndarray]]:
+        if len(paths) == 1 and len(codes) > 1:
+            data = nib.load(paths[0]).dataobj
+            if len(data.shape) != 4 or data.shape[3] != len(codes):
+                raise InputError(f"{paths[0]}: shape {data.shape} is not {len(codes)} volumes.")
+            yield from ((code, np.float32(data[..., i])) for i, code in enumerate(codes))
+            return
+        for code, path in zip(codes, paths, strict=True):
+            data, its_grid = _load(path)
+            if not its_grid.is_close(grid):
+                raise InputError(f"{path}: lies on another grid than {paths[0]}.")
+            yield code, data.astype(np.float32, copy=False)
+
+    return grid, each()
+
+
+def read_grid(path: str | Path) -> Grid:
+    """Where the voxels of an image are; only its header is read.
+
+    Raises
+    ------
+    InputError
+        As `read_volume`, as far as a header tells.
+    """
+    path = Path(path)
+    check_present(path)
+    try:
+        file = nib.load(path)
+        return Grid(file.shape[:3], file.affine)
+    except Exception as error:  # nibabel raises a dozen kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path}: cannot be read as an image ({reason}). Copy or export it again."
+        ) from error
 
 
 def check_present(path: str | Path) -> None:
@@ -170,15 +259,34 @@ def write_volume(image: np.ndarray, grid: Grid, path: str | Path) -> Path:
     return _save(image, grid, path)
 
 
+def write_membership(
+    membership: Membership, codes: str | Path, weights: str | Path
+) -> tuple[Path, Path]:
+    """Write ranks as the last axis: codes as int16, weights as bytes that read as 0..1."""
+    by_rank = np.moveaxis(membership.codes, 0, 3).astype(np.int16)
+    _save(by_rank, membership.grid, codes, intent="label")
+    _save(np.moveaxis(membership.weights, 0, 3), membership.grid, weights, slope=1 / 255)
+    return Path(codes), Path(weights)
+
+
 def write_mask(mask: np.ndarray, grid: Grid, path: str | Path) -> Path:
     """Write a mask as uint8 NIfTI, whole or not at all."""
     return _save(mask.astype(np.uint8), grid, path)
 
 
-def _save(array: np.ndarray, grid: Grid, path: str | Path, *, intent: str | None = None) -> Path:
+def _save(
+    array: np.ndarray,
+    grid: Grid,
+    path: str | Path,
+    *,
+    intent: str | None = None,
+    slope: float | None = None,
+) -> Path:
     path = Path(path)
     file = nib.Nifti1Image(array, grid.affine)
     place(file.header, grid)
+    if slope:  # the stored numbers are taken as they are
+        file.header.set_slope_inter(slope, 0)
     if intent:
         file.header.set_intent(intent)
     with whole_or_nothing(path) as temporary:

@@ -29,6 +29,9 @@ RATIONED = {
     "bids": {"bids"},
     "nipype": {"interfaces", "workflows", "cli"},
     "niworkflows": {"interfaces", "workflows", "reports"},
+    "numba": {"anatomy", "evaluation"},
+    "cc3d": {"anatomy"},
+    "psutil": {"interfaces", "workflows", "cli"},
 }
 
 

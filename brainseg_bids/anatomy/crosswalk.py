@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -24,6 +25,8 @@ class Crosswalk:
         Table that every target code must be in.
     reasons : dict of int to str, optional
         Why, per source code.
+    names : dict of int to str, optional
+        What the source calls each of its codes.
     name : str
         Named in messages.
 
@@ -50,16 +53,18 @@ class Crosswalk:
         target: LabelTable,
         *,
         reasons: dict[int, str] | None = None,
+        names: dict[int, str] | None = None,
         name: str = "crosswalk",
     ) -> None:
         self.name = name
         self.pairs = {int(source): target[int(code)].index for source, code in pairs.items()}
         self.target = target
         self.reasons = dict(reasons or {})
+        self.names = dict(names or {})
 
     @classmethod
     def read(cls, path: str | Path, target: LabelTable, *, name: str | None = None) -> Crosswalk:
-        """Read a TSV with columns ``source``, ``target`` and ``reason``.
+        """Read a TSV with columns ``source``, ``target`` and ``reason``, and ``name`` if it has.
 
         Raises
         ------
@@ -69,6 +74,7 @@ class Crosswalk:
         path = Path(path)
         pairs: dict[int, int] = {}
         reasons: dict[int, str] = {}
+        names: dict[int, str] = {}
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file, delimiter="\t")
             missing = {"source", "target", "reason"} - set(rows.fieldnames or ())
@@ -81,7 +87,9 @@ class Crosswalk:
                 if source in pairs:
                     raise ValueError(f"{path}, line {number}: source code {source} is there twice")
                 pairs[source], reasons[source] = int(row["target"]), row["reason"]
-        return cls(pairs, target, reasons=reasons, name=name or path.stem)
+                if row.get("name"):
+                    names[source] = row["name"]
+        return cls(pairs, target, reasons=reasons, names=names, name=name or path.stem)
 
     @classmethod
     def packaged(cls, source: str, target: str) -> Crosswalk:
@@ -92,6 +100,44 @@ class Crosswalk:
             raise ValueError(f"no crosswalk from {source!r} to {target!r}")
         with resources.as_file(path) as file:
             return cls.read(file, LabelTable.packaged(target), name=name)
+
+    def source_table(self) -> LabelTable:
+        """The source's own codes as a table: the only codes it may have.
+
+        Names are the source's own where the crosswalk has them; colour, side and tissue are
+        those of the target. Two labels are each other's mirror if their names and their targets
+        are.
+
+        Examples
+        --------
+        >>> table = Crosswalk.packaged("fastsurfer", "fullhead").source_table()
+        >>> table[1005].name, table[1005].hemisphere, table[1005].mirror
+        ('ctx-lh-cuneus', 'left', 2005)
+        """
+        names = {code: self._name_of(code) for code in self.pairs}
+        code_of = {name: code for code, name in names.items()}
+        partners = {}
+        for code, name in names.items():
+            partner = code_of.get(_other_side(name), code)
+            mirrored = self.pairs[partner] == self.target[self.pairs[code]].mirror
+            partners[code] = partner if mirrored else code
+        return LabelTable(
+            [
+                replace(
+                    self.target[self.pairs[code]],
+                    index=code,
+                    name=name,
+                    mirror=partners[code] if partners[partners[code]] == code else code,
+                )
+                for code, name in names.items()
+            ],
+            name=self.name.partition("_to_")[0],
+        )
+
+    def _name_of(self, code: int) -> str:
+        target = self.target[self.pairs[code]]
+        plain = target.name if target.index == code else f"{target.name}-{code}"
+        return self.names.get(code, plain)
 
     def codes(self, codes: np.ndarray, *, what: str = "label map") -> np.ndarray:
         """Translate an array of codes; shape is kept, type is int16.
@@ -121,3 +167,17 @@ class Crosswalk:
     def translate(self, labels: LabelMap, *, what: str = "label map") -> LabelMap:
         """The same label map in the target's codes."""
         return LabelMap(self.codes(labels.voxels, what=what), labels.grid, self.target)
+
+
+def _other_side(name: str) -> str:
+    """Name of the counterpart; a name without a side comes back as it is.
+
+    >>> _other_side("Left-Thalamus"), _other_side("ctx-rh-cuneus"), _other_side("CSF")
+    ('Right-Thalamus', 'ctx-lh-cuneus', 'CSF')
+    """
+    for one, other in (("Left-", "Right-"), ("-lh-", "-rh-")):
+        if one in name:
+            return name.replace(one, other)
+        if other in name:
+            return name.replace(other, one)
+    return name

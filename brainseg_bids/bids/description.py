@@ -29,6 +29,10 @@ Whole-head labels of structural MR images, each on its image's own grid.
 - `*_desc-brain_mask.nii.gz`: the brain with its ventricles
 - `*_seg-brainseg_desc-volumes_morph.tsv`: volumes
 - `*_seg-brainseg_probseg.nii.gz`: probabilities (with `--probseg`)
+- `*_seg-fullhead_dseg.nii.gz`: label maps of heads, merged from tools (stage `headlabels`), each
+  tool's own map as `*_seg-TOOL_dseg.nii.gz`, what the merge did as `*_desc-merge_morph.tsv`, and
+  the four most probable labels of each voxel as `*_desc-top4_dseg.nii.gz` with their
+  probabilities in `*_desc-top4_probseg.nii.gz`
 - `sub-*.html`: pages to look at; `logs/CITATION.md`: text for the methods section
 
 A name with `space-T2w` belongs to the T2w image of that participant, and so on; one without
@@ -59,8 +63,17 @@ def raw_uri(path: Path, bids_dir: Path) -> str:
     return f"bids:raw:{path.relative_to(bids_dir).as_posix()}"
 
 
-def write_description(bids_dir: Path, output_dir: Path) -> Path:
-    """Write ``dataset_description.json``, ``.bidsignore`` and ``README.md``."""
+def write_description(
+    bids_dir: Path, output_dir: Path, *, links: Mapping[str, Path] | None = None
+) -> Path:
+    """Write ``dataset_description.json``, ``.bidsignore`` and ``README.md``.
+
+    Parameters
+    ----------
+    bids_dir, output_dir : Path
+    links : mapping of str to Path, optional
+        Further folders that ``Sources`` refer to, by name. Those of earlier runs stay.
+    """
     try:
         raw = json.loads((bids_dir / "dataset_description.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -89,12 +102,23 @@ def write_description(bids_dir: Path, output_dir: Path) -> Path:
             "License": raw.get("License"),
             "GeneratedBy": [made_by],
             "SourceDatasets": [{key: value for key, value in source.items() if value}],
-            "DatasetLinks": {"raw": raw_link(bids_dir, output_dir)},
+            "DatasetLinks": _known_links(output_dir)
+            | {name: path.resolve().as_uri() for name, path in (links or {}).items()}
+            | {"raw": raw_link(bids_dir, output_dir)},
         },
     )
     write_text(output_dir / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
     write_text(output_dir / "README.md", README)
     return output_dir / "dataset_description.json"
+
+
+def _known_links(output_dir: Path) -> dict:
+    """Links that an earlier run has written."""
+    try:
+        known = json.loads((output_dir / "dataset_description.json").read_text(encoding="utf-8"))
+        return dict(known["DatasetLinks"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def write_label_tables(output_dir: Path, tables: Mapping[str, LabelTable]) -> dict[str, Path]:

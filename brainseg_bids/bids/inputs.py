@@ -121,6 +121,7 @@ def find_subjects(
     *,
     sessions: Iterable[str] = (),
     contrasts: Iterable[str] = (),
+    usual: Iterable[str] = STRUCTURAL,
     filters: Mapping[str, Mapping] | None = None,
     database_dir: Path | None = None,
 ) -> list[Subject]:
@@ -135,7 +136,9 @@ def find_subjects(
     sessions : iterable of str
         Keep these sessions only. Images without a session are then left out.
     contrasts : iterable of str
-        Suffixes; empty means `STRUCTURAL`, without parts of images and phase.
+        Suffixes that the user asks for; empty means the usual ones.
+    usual : iterable of str
+        Suffixes taken unless the user says otherwise, without parts of images and phase.
     filters : mapping
         Lower-case suffix to pybids entity to value; None: absent, ``"*"``: any.
     database_dir : Path, optional
@@ -148,7 +151,7 @@ def find_subjects(
     """
     labels, sessions = list(labels), list(sessions)
     asked = list(contrasts)
-    suffixes = asked or list(STRUCTURAL)
+    suffixes = asked or list(usual)
     queries = _queries(suffixes, filters or {})
     layout = _index(bids_dir, labels, database_dir)
     subjects = []

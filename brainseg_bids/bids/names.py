@@ -153,6 +153,64 @@ class OutputNames:
         )
 
 
+TOP = "top4"
+"""Label of ``desc-`` for the most probable labels of each voxel and their probabilities."""
+
+
+@dataclass(frozen=True)
+class ToolNames:
+    """Where one tool's labels of a scan go, below the derivative's root. All `Path`."""
+
+    labels: Path
+    top_codes: Path
+    top_weights: Path
+
+    @classmethod
+    def of(cls, scan: Scan, tool: str) -> ToolNames:
+        """Names for one scan and tool.
+
+        >>> ToolNames.of(Scan.from_path("sub-01_T1w.nii.gz"), "charm").labels.as_posix()
+        'sub-01/anat/sub-01_seg-charm_dseg.nii.gz'
+        """
+        home, top = folder(scan), stem(scan, seg=tool, desc=TOP)
+        return cls(
+            labels=home / f"{stem(scan, seg=tool)}_dseg.nii.gz",
+            top_codes=home / f"{top}_dseg.nii.gz",
+            top_weights=home / f"{top}_probseg.nii.gz",
+        )
+
+
+@dataclass(frozen=True)
+class HeadNames:
+    """Where the merged head labels of a scan go, below the derivative's root. All `Path`."""
+
+    labels: Path
+    top_codes: Path
+    top_weights: Path
+    volumes: Path
+    merge: Path
+    figure: Path
+
+    @classmethod
+    def of(cls, scan: Scan) -> HeadNames:
+        """Names for one scan.
+
+        >>> HeadNames.of(Scan.from_path("sub-01_T1w.nii.gz")).merge.as_posix()
+        'sub-01/anat/sub-01_seg-fullhead_desc-merge_morph.tsv'
+        """
+        home, merged = folder(scan), ToolNames.of(scan, "fullhead")
+        return cls(
+            labels=merged.labels,
+            top_codes=merged.top_codes,
+            top_weights=merged.top_weights,
+            volumes=home / f"{stem(scan, seg='fullhead', desc='volumes')}_morph.tsv",
+            merge=home / f"{stem(scan, seg='fullhead', desc='merge')}_morph.tsv",
+            figure=Path(
+                f"sub-{scan.subject}", "figures", f"{stem(scan, seg='fullhead')}_dseg.png"
+            ),
+        )
+
+
 def sidecar(path: Path) -> Path:
     """JSON beside an image or a table.
 

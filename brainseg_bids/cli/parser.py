@@ -8,11 +8,13 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import tempfile
 from dataclasses import fields
 from pathlib import Path
 
 from brainseg_bids import __version__
+from brainseg_bids.interfaces.tools import tool_names
 from brainseg_bids.settings import (
     GROUP_STAGES,
     PARTICIPANT_STAGES,
@@ -27,7 +29,9 @@ DEFAULT_STAGE = {"participant": ("segment",), "group": ("summary",)}
 EPILOG = """\
 exit codes: 0 all done; 1 some image could not be done (the last lines say which and why);
 2 the command line or the data it names cannot be used; 70 the workflow could not be built;
-130 interrupted. Nothing is downloaded and nothing is sent."""
+126 a tool's licence is missing; 127 a tool is missing; 130 interrupted.
+`brainseg doctor` tells which tools, licences, models and accelerators are there.
+Nothing is downloaded and nothing is sent."""
 
 GIB_PER_UNIT = {"T": 1024.0, "G": 1.0, "M": 1 / 1024, "K": 1 / 1024**2}
 
@@ -46,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "analysis_level",
         choices=("participant", "group"),
-        help="participant: segment images; group: one table of all volumes",
+        help="participant: segment images, label heads; group: one table of all volumes",
     )
     add(
         "--version",
@@ -77,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--stages",
         nargs="+",
         metavar="STAGE",
-        help="participant: segment (default); group: summary (default)",
+        help="participant: segment (default), headlabels; group: summary (default)",
     )
     add(
         "--contrasts",
@@ -135,6 +139,54 @@ def build_parser() -> argparse.ArgumentParser:
         help="where the network runs; auto (default) takes an accelerator if there is one",
     )
     add("--probseg", action="store_true", help="also write the probability of each label")
+
+    heads = parser.add_argument_group("head label maps (--stages headlabels)")
+    add = heads.add_argument
+    names = tool_names()
+    add(
+        "--head-tool",
+        choices=names,
+        metavar="NAME",
+        help=f"what labels the whole head: {', '.join(names)}; default: model, which needs no "
+        "other program",
+    )
+    add(
+        "--brain-tool",
+        choices=names,
+        metavar="NAME",
+        help="what labels the brain in it; default: the head tool alone",
+    )
+    add(
+        "--tool",
+        dest="tools",
+        action="append",
+        type=_tool,
+        metavar="NAME=COMMAND",
+        help='where a tool lives, e.g. samseg="apptainer exec samseg.sif run_samseg"; default: '
+        "PATH, or what make tools-NAME has built",
+    )
+    add(
+        "-d",
+        "--derivatives",
+        nargs="+",
+        action="extend",
+        type=_derivative,
+        metavar="NAME=PATH",
+        help="take a tool's results from there instead of running it, e.g. freesurfer=/data/fs",
+    )
+    add(
+        "--fs-license-file",
+        type=Path,
+        metavar="FILE",
+        help="FreeSurfer's licence key; default: FS_LICENSE, then $FREESURFER_HOME/license.txt",
+    )
+    add(
+        "--tool-timeout",
+        dest="tool_timeout_h",
+        type=_hours,
+        metavar="HOURS",
+        help="end an external tool that takes longer; default: 24",
+    )
 
     resources = parser.add_argument_group("resources")
     add = resources.add_argument
@@ -206,6 +258,9 @@ def parse(argv: list[str] | None = None) -> Settings:
     values |= {
         key: value for key, value in given.items() if value is not None and value is not False
     }
+    for name, flag in (("tools", "--tool"), ("derivatives", "-d")):
+        if given[name]:
+            values[name] = _by_name(parser, flag, given[name])
     level = values["analysis_level"]
     values["stages"] = _stages(parser, given["stages"], values.get("stages"), level)
     known = {item.name: item for item in fields(Settings)}
@@ -214,6 +269,7 @@ def parse(argv: list[str] | None = None) -> Settings:
             values[name] = tuple(value)
         elif str(known[name].type).startswith("Path"):
             values[name] = value.absolute()
+    values.setdefault("brain_tool", values.get("head_tool", Settings.head_tool))
     values.setdefault("nprocs", _cpus())
     values.setdefault("omp_nthreads", min(values["nprocs"], 8))
     values.setdefault("work_dir", Path("work").absolute())
@@ -288,6 +344,13 @@ def _check_folders(parser: argparse.ArgumentParser, settings: Settings) -> None:
                 f"{folder}: the {what} cannot be written ({fault}). Choose another"
                 + (" with -w." if what == "scratch folder" else ".")
             )
+    licence = settings.fs_license_file
+    if licence and not licence.is_file():
+        parser.exit(
+            126,
+            f"{parser.prog}: error: --fs-license-file {licence}: there is no such file. A key is "
+            "free: https://surfer.nmr.mgh.harvard.edu/registration.html\n",
+        )
     if settings.resource_monitor and importlib.util.find_spec("psutil") is None:
         parser.error("--resource-monitor needs psutil. Install it: pip install psutil")
     plugin = settings.nipype_plugin_file
@@ -327,6 +390,53 @@ def _filters(text: str) -> dict:
     if not isinstance(filters, dict):
         raise argparse.ArgumentTypeError(f'{text}: give an object, e.g. {{"t1w": {{"run": 1}}}}')
     return filters
+
+
+def _tool(text: str) -> tuple[str, list[str]]:
+    """Name and command.
+
+    >>> _tool("samseg=apptainer exec 'my image.sif' run_samseg")
+    ('samseg', ['apptainer', 'exec', 'my image.sif', 'run_samseg'])
+    """
+    name, _, command = text.partition("=")
+    if name not in tool_names():
+        known = ", ".join(tool_names())
+        raise argparse.ArgumentTypeError(f"{text!r}: no tool is called {name!r}; known: {known}")
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+    if not words:
+        raise argparse.ArgumentTypeError(f'{text!r}: give a command, e.g. {name}="/opt/{name}"')
+    return name, words
+
+
+def _derivative(text: str) -> tuple[str, str]:
+    """Name and folder; the folder's own name if none is given."""
+    name, found, folder = text.partition("=")
+    path = Path(folder if found else text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no such folder")
+    return (name if found else path.resolve().name), str(path.absolute())
+
+
+def _by_name(parser: argparse.ArgumentParser, flag: str, pairs: list[tuple]) -> dict:
+    by_name: dict = {}
+    for name, value in pairs:
+        if name in by_name:
+            parser.error(f"{flag} {name}: given twice.")
+        by_name[name] = value
+    return by_name
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = 0.0
+    if not 0 < hours < 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of hours above 0")
+    return hours
 
 
 def _positive(text: str) -> int:

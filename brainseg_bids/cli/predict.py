@@ -222,9 +222,13 @@ class _ProbabilityFile:
         place(header, self.grid)
         header["scl_slope"], header["scl_inter"] = 1 / 255, 0
         header["vox_offset"], header["magic"] = 352, b"n+1"
+        # Not compressed, a program that takes one label after another can map it into memory.
+        packed = self.path.suffix == ".gz"
         with (
             whole_or_nothing(self.path) as temporary,
-            gzip.open(temporary, "wb", compresslevel=1) as file,
+            gzip.open(temporary, "wb", compresslevel=1)
+            if packed
+            else temporary.open("wb") as file,
         ):
             file.write(header.binaryblock + b"\0\0\0\0")
             for volume in self.data:

@@ -10,9 +10,12 @@ from nipype.interfaces.base import (
     File,
     SimpleInterface,
     TraitedSpec,
+    isdefined,
+    traits,
 )
 
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.volumes import read_label_map, read_volume
 
 
@@ -40,4 +43,33 @@ class DrawLabels(SimpleInterface):
         labels = read_label_map(self.inputs.labels, table)
         path = Path(runtime.cwd) / "labels.png"
         self._results["out_file"] = str(draw_segmentation(image, labels, path))
+        return runtime
+
+
+class _DrawMergeInputSpec(_DrawLabelsInputSpec):
+    head_tool = traits.Str(mandatory=True)
+    head_labels = File(exists=True, mandatory=True, desc="as ReadTool stores it")
+    brain_tool = traits.Str()
+    brain_labels = File(exists=True)
+
+
+class DrawMerge(SimpleInterface):
+    """Merged labels over the image, and below them each tool's."""
+
+    input_spec = _DrawMergeInputSpec
+    output_spec = _DrawLabelsOutputSpec
+
+    def _run_interface(self, runtime):
+        from brainseg_bids.reports.head_figures import draw_merge  # late: matplotlib
+
+        image, grid = read_volume(self.inputs.image)
+        merged = read_label_map(self.inputs.labels, LabelTable.read(self.inputs.table))
+        sources = [(self.inputs.head_tool, self.inputs.head_labels)]
+        if isdefined(self.inputs.brain_tool):
+            sources.append((self.inputs.brain_tool, self.inputs.brain_labels))
+        drawn = [
+            (tool, read_source(grid, tool=tool, labels=labels).labels) for tool, labels in sources
+        ]
+        path = Path(runtime.cwd) / "merge.png"
+        self._results["out_file"] = str(draw_merge(image, merged, drawn, path))
         return runtime

@@ -30,7 +30,8 @@ class _SaveDerivativeInputSpec(BaseInterfaceInputSpec):
     # A string, not a File: Nipype would hash what an earlier run left there.
     path = traits.Str(mandatory=True, desc="where it goes, with its final name")
     metadata = traits.Dict(desc="for the JSON beside it; none: no JSON")
-    report = File(exists=True, desc="facts of the segmentation, added to the metadata")
+    report = File(exists=True, desc="of the segmentation, added to the metadata")
+    facts = File(exists=True, desc="JSON object, added to the metadata as it is")
 
 
 class _SaveDerivativeOutputSpec(TraitedSpec):
@@ -65,6 +66,8 @@ class SaveDerivative(SimpleInterface):
         return runtime
 
     def _facts(self) -> dict:
+        if isinstance(self.inputs.facts, str):
+            return json.loads(Path(self.inputs.facts).read_text(encoding="utf-8"))
         if not isinstance(self.inputs.report, str):
             return {}
         report = json.loads(Path(self.inputs.report).read_text(encoding="utf-8"))

@@ -9,13 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from brainseg_bids.anatomy.cohort import FEWEST, OUTLIER_Z, Cohort, Outlier, Presence, robust_z
 from brainseg_bids.reports.figures import draw_volumes
-from brainseg_bids.reports.page import anatomical, embedded, render_page
-
-OUTLIER_Z = 3.5
-"""Iglewicz and Hoaglin 1993, *How to Detect and Handle Outliers*: beyond it, look again."""
-FEWEST = 5
-"""Below this number of participants no one is called an outlier."""
+from brainseg_bids.reports.html import embedded, render_page
+from brainseg_bids.reports.rows import anatomical
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Spread:
     median_mm3, low_mm3, high_mm3 : float
         Median and quartiles.
     z : dict of str to float
-        Robust z by participant, see `robust_z`.
+        Robust z by participant, see `brainseg_bids.anatomy.cohort.robust_z`.
     """
 
     name: str
@@ -49,23 +46,6 @@ class Spread:
             return {}
         far = [(who, z) for who, z in self.z.items() if abs(z) > OUTLIER_Z]
         return dict(sorted(far, key=lambda item: -abs(item[1])))
-
-
-def robust_z(values: np.ndarray) -> np.ndarray:
-    """Distance from the median in robust standard deviations, (n,) float.
-
-    ``0.6745 (x - median) / MAD``. Where more than half of the values are equal the MAD is zero
-    and the mean absolute deviation takes its place: ``(x - median) / (1.2533 meanAD)``.
-
-    >>> robust_z(np.array([1.0, 2, 3, 4, 100])).round(2).tolist()
-    [-1.35, -0.67, 0.0, 0.67, 65.43]
-    """
-    values = np.asarray(values, dtype=float)
-    apart = values - np.median(values)
-    scale = np.median(np.abs(apart)) / 0.6745
-    if scale == 0:
-        scale = 1.2533 * np.abs(apart).mean()
-    return apart / scale if scale > 0 else np.zeros_like(values)
 
 
 def spreads(volumes: dict[str, list[dict]]) -> list[Spread]:
@@ -101,7 +81,12 @@ def spreads(volumes: dict[str, list[dict]]) -> list[Spread]:
 
 
 def write_group_page(
-    path: Path, *, title: str, volumes: dict[str, list[dict]], version: str
+    path: Path,
+    *,
+    title: str,
+    volumes: dict[str, list[dict]],
+    version: str,
+    cohort: Cohort | None = None,
 ) -> Path:
     """Write volumes over participants as one self-contained HTML file, whole or not at all.
 
@@ -115,6 +100,9 @@ def write_group_page(
         Participant (or scan) to rows as in `brainseg_bids.reports.page.ScanReport`.
     version : str
         Of this software.
+    cohort : Cohort, optional
+        Head label maps side by side: who lacks what, and whose volumes are far from the rest.
+        ``volumes`` may then be empty.
     """
     lines = spreads(volumes)
     figure = None
@@ -142,8 +130,58 @@ def write_group_page(
         participants=list(volumes),
         lines=lines,
         figure=figure,
+        cohort=None if cohort is None else _cohort(cohort),
         suspects=dict(sorted(suspects.items(), key=lambda item: -len(item[1]))),
         outlier_z=OUTLIER_Z,
         fewest=FEWEST,
         version=version,
     )
+
+
+_NAMED = 12
+"""More subjects than this are counted in a line, and named in a fold."""
+
+
+def _cohort(cohort: Cohort) -> dict:
+    """What the template needs of a cohort."""
+    lines = [_presence(line, cohort) for line in cohort.presence]
+    by_subject: dict[str, list[Outlier]] = {}
+    for outlier in cohort.outliers:  # farthest first: so are the subjects
+        by_subject.setdefault(outlier.subject, []).append(outlier)
+    return {
+        "subjects": cohort.subjects,
+        "missing": cohort.missing,
+        "strange": cohort.strange,
+        "outliers": by_subject,
+        "n_outliers": len(cohort.outliers),
+        "enough": len(cohort.subjects) >= FEWEST,
+        # Core structures that somebody lacks come first, then what most heads have.
+        "partial": sorted(
+            (line for line in lines if 0 < line["n"] < len(cohort.subjects)),
+            key=lambda line: (not line["core"], -line["n"]),
+        ),
+        "everywhere": [line for line in lines if line["n"] == len(cohort.subjects)],
+        "nowhere": [line for line in lines if not line["n"]],
+    }
+
+
+def _presence(line: Presence, cohort: Cohort) -> dict:
+    few_lack = len(line.lacks) <= len(line.has)
+    listed = line.lacks if few_lack else line.has
+    several = len(line.structure.codes) > 1
+    return {
+        "name": line.structure.name,
+        "core": line.structure.core,
+        "reason": line.structure.reason,
+        "color": cohort.table[line.structure.codes[0]].color,
+        "n": len(line.has),
+        "percent": 100 * len(line.has) / max(len(cohort.subjects), 1),
+        "listed": "Missing in" if few_lack else "Only in",
+        "first": listed[:_NAMED],
+        "rest": listed[_NAMED:],
+        "codes": [
+            f"{code} {cohort.table[code].name}: {n}" for code, n in line.by_code.items() if n
+        ]
+        if several
+        else [],
+    }

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,21 +111,22 @@ def arrange(image: np.ndarray, labels: LabelMap, *, n_cuts: int = 7) -> Montage:
         raise ValueError(f"image {image.shape} and labels {labels.voxels.shape} differ in shape")
     if n_cuts < 1:
         raise ValueError(f"n_cuts is {n_cuts}, at least 1 is needed")
-    box_mm = _view(labels)
-    positions = _positions(labels, n_cuts, box_mm)
+    box_mm = view_mm(labels)
+    steps = (np.arange(n_cuts) + 0.7) / (n_cuts + 0.4)
+    positions = cut_positions(labels, [steps] * 3, box_mm)
     px_per_mm = _scale(box_mm, n_cuts)
     cuts = {
-        (plane.name, at_mm): _cut(image, labels, plane, at_mm, box_mm, px_per_mm)
+        (plane.name, at_mm): take_cut(image, labels, plane, at_mm, box_mm, px_per_mm)
         for plane in PLANES
         for at_mm in positions[plane.axis]
     }
-    window = _window(cuts.values(), labels)
+    window = grey_window(cuts.values(), labels)
     tiles = _lay_out(positions, box_mm, px_per_mm, n_cuts)
     height = max(tile.top + tile.height for tile in tiles)
     pixels = np.full((height, WIDTH_PX, 3), BACKGROUND, dtype=np.uint8)
     for tile in tiles:
         cut = cuts[tile.plane.name, tile.at_mm]
-        pixels[tile.top : tile.top + tile.height, tile.left : tile.left + tile.width] = _paint(
+        pixels[tile.top : tile.top + tile.height, tile.left : tile.left + tile.width] = paint_cut(
             cut, labels, window, overlay=tile.overlay
         )
     return Montage(pixels, tiles, box_mm, px_per_mm, window)
@@ -134,7 +135,7 @@ def arrange(image: np.ndarray, labels: LabelMap, *, n_cuts: int = 7) -> Montage:
 # -- where to cut -------------------------------------------------------------------------
 
 
-def _view(labels: LabelMap) -> np.ndarray:
+def view_mm(labels: LabelMap) -> np.ndarray:
     """World box to show, (3, 2) mm: what is labelled and a margin, within the image."""
     whole = _corners_mm(labels.grid)
     whole = np.stack([whole.min(axis=1), whole.max(axis=1)], axis=1)
@@ -149,8 +150,13 @@ def _view(labels: LabelMap) -> np.ndarray:
     return np.stack([np.maximum(low, whole[:, 0]), np.minimum(high, whole[:, 1])], axis=1)
 
 
-def _positions(labels: LabelMap, n_cuts: int, box_mm: np.ndarray) -> list[list[float]]:
-    """World coordinates of the cuts along R, A, S."""
+def cut_positions(
+    labels: LabelMap, steps: Sequence[Sequence[float]], box_mm: np.ndarray
+) -> list[list[float]]:
+    """World coordinates of the cuts along R, A, S.
+
+    ``steps`` are those of each axis in 0..1, from one end of the brain to the other.
+    """
     shown = shown_labels(labels.table)
     brain = [label.index for label in shown if label.is_brain]
     ends = _ends_mm(labels, brain)
@@ -161,9 +167,8 @@ def _positions(labels: LabelMap, n_cuts: int, box_mm: np.ndarray) -> list[list[f
     else:
         # Percentiles: a stray voxel far away must not move the cuts out of the brain.
         low, high = np.percentile(ends, 1, axis=1), np.percentile(ends, 99, axis=1)
-    steps = (np.arange(n_cuts) + 0.7) / (n_cuts + 0.4)
     return [
-        [round(float(at), 1) for at in low[axis] + steps * (high[axis] - low[axis])]
+        [round(float(low[axis] + step * (high[axis] - low[axis])), 1) for step in steps[axis]]
         for axis in range(3)
     ]
 
@@ -203,7 +208,7 @@ def _corners_mm(grid: Grid) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Cut:
+class Cut:
     """Sampled plane, all (height, width).
 
     ``grey`` is interpolated; ``nearest`` and ``codes`` are of one voxel each.
@@ -215,16 +220,16 @@ class _Cut:
     inside: np.ndarray
 
 
-def _cut(
+def take_cut(
     image: np.ndarray,
     labels: LabelMap,
     plane: Plane,
     at_mm: float,
     box_mm: np.ndarray,
     px_per_mm: float,
-) -> _Cut:
+) -> Cut:
     """Sample a world plane: intensities between voxels, labels never."""
-    width, height = _tile_size(plane, box_mm, px_per_mm)
+    width, height = tile_size(plane, box_mm, px_per_mm)
     to_voxel = np.linalg.inv(labels.grid.affine)
     world = np.full(3, _NUDGE_MM)
     world[plane.axis] += at_mm
@@ -243,10 +248,10 @@ def _cut(
     grey = ndimage.map_coordinates(image, at, order=1, mode="nearest", output=np.float32)
     voxel = tuple(np.clip(np.floor(at + 0.5).astype(np.intp), 0, last))
     codes = np.where(inside, labels.voxels[voxel], 0)
-    return _Cut(grey, image[voxel], codes, inside)
+    return Cut(grey, image[voxel], codes, inside)
 
 
-def _window(cuts: Iterable[_Cut], labels: LabelMap) -> tuple[float, float]:
+def grey_window(cuts: Iterable[Cut], labels: LabelMap) -> tuple[float, float]:
     """Intensities of black and white: robust, and not set by fat or vessels outside the brain."""
     cuts = list(cuts)
     # Not interpolated: brain pixels at a border would hold some of the bright fat beside it.
@@ -270,8 +275,8 @@ def _window(cuts: Iterable[_Cut], labels: LabelMap) -> tuple[float, float]:
     return float(low), float(high if high > low else low + 1)
 
 
-def _paint(
-    cut: _Cut, labels: LabelMap, window: tuple[float, float], *, overlay: bool
+def paint_cut(
+    cut: Cut, labels: LabelMap, window: tuple[float, float], *, overlay: bool
 ) -> np.ndarray:
     """Colours of one tile, (height, width, 3) uint8."""
     low, high = window
@@ -290,7 +295,7 @@ def _paint(
 # -- layout -------------------------------------------------------------------------------
 
 
-def _tile_size(plane: Plane, box_mm: np.ndarray, px_per_mm: float) -> tuple[int, int]:
+def tile_size(plane: Plane, box_mm: np.ndarray, px_per_mm: float) -> tuple[int, int]:
     """Width and height in pixels."""
     size_mm = box_mm[:, 1] - box_mm[:, 0]
     return tuple(max(1, round(float(size_mm[a]) * px_per_mm)) for a in (plane.right, plane.up))
@@ -309,11 +314,11 @@ def _lay_out(
     positions: list[list[float]], box_mm: np.ndarray, px_per_mm: float, n_cuts: int
 ) -> tuple[Tile, ...]:
     tiles, top = [], 0
-    widest = max(_tile_size(plane, box_mm, px_per_mm)[0] for plane in PLANES)
+    widest = max(tile_size(plane, box_mm, px_per_mm)[0] for plane in PLANES)
     pitch = min((WIDTH_PX - MARGIN_PX) / n_cuts, widest * 1.15 + _GAP_PX)
     start = MARGIN_PX + (WIDTH_PX - MARGIN_PX - pitch * n_cuts) / 2
     for plane in PLANES:
-        width, height = _tile_size(plane, box_mm, px_per_mm)
+        width, height = tile_size(plane, box_mm, px_per_mm)
         top += _PAIR_HEAD_PX
         for overlay in (False, True):
             for column, at_mm in enumerate(positions[plane.axis]):

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from nipype import IdentityInterface
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -11,7 +13,12 @@ from brainseg_bids.interfaces.sinks import SaveDerivative
 
 
 def init_ds_scan_wf(
-    outputs: dict[str, str], metadata: dict[str, dict], *, name: str = "ds_scan_wf"
+    outputs: dict[str, str],
+    metadata: dict[str, dict],
+    *,
+    facts: str = "report",
+    told: Collection[str] | None = None,
+    name: str = "ds_scan_wf",
 ) -> Workflow:
     """Save the results of one image under their final names.
 
@@ -21,16 +28,20 @@ def init_ds_scan_wf(
         What to save (``labels``, ``tissue``, ...) and where.
     metadata : dict of str to dict
         JSON beside each; what is not named there gets none.
+    facts : {"report", "facts"}
+        Which input of `SaveDerivative` takes what the run itself has to tell.
+    told : collection of str, optional
+        Outputs whose JSON is told that; all if not given.
 
     Inputs
     ------
-    report
-        Facts of the segmentation, added to each JSON.
+    report or facts
+        What is added to the JSON.
     *outputs*
         One field per output, by the same name.
     """
     workflow = Workflow(name=name)
-    inputnode = pe.Node(IdentityInterface(fields=["report", *outputs]), name="inputnode")
+    inputnode = pe.Node(IdentityInterface(fields=[facts, *outputs]), name="inputnode")
     for output, path in outputs.items():
         save = pe.Node(
             SaveDerivative(path=path), name=f"ds_{output}", mem_gb=0.2, run_without_submitting=True
@@ -38,5 +49,6 @@ def init_ds_scan_wf(
         workflow.connect(inputnode, output, save, "in_file")
         if output in metadata:
             save.inputs.metadata = metadata[output]
-            workflow.connect(inputnode, "report", save, "report")
+            if told is None or output in told:
+                workflow.connect(inputnode, facts, save, facts)
     return workflow

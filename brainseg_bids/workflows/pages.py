@@ -9,15 +9,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from brainseg_bids import __version__
+from brainseg_bids.anatomy.cohort import Cohort
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_text
 from brainseg_bids.bids.names import sidecar
 from brainseg_bids.reports.group import write_group_page
+from brainseg_bids.reports.head import HeadReport, ToolRun
 from brainseg_bids.reports.page import ScanReport, write_page
 from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.plan import ScanPlan, SubjectPlan
+from brainseg_bids.workflows.headlabels_plan import GIVEN, HeadPlan, ToolPlan
+from brainseg_bids.workflows.plan import ScanPlan, SubjectPlan, read_object
+from brainseg_bids.workflows.segment_plan import SegmentPlan
 
-GROUP_TABLE = "group_seg-brainseg_desc-volumes_morph.tsv"
+GROUP_PAGES = {"brainseg": "group.html", "fullhead": "group_fullhead.html"}
+"""Page over participants, by the label of ``seg-``."""
 
 
 def write_subject_page(
@@ -28,17 +33,26 @@ def write_subject_page(
     errors: Iterable[str],
     settings: str,
     methods: str,
+    cohort: Cohort | None = None,
 ) -> Path:
-    """Write ``sub-LABEL.html``: every image whose results are there, and what went wrong."""
-    scans = [
-        scan_report(scan, output_dir=output_dir, bids_dir=bids_dir)
-        for scan in plan.scans
-        if scan.has_results
-    ]
+    """Write ``sub-LABEL.html``: every image whose results are there, and what went wrong.
+
+    Maps of heads are compared with a cohort if one is given.
+    """
+    done = [scan for scan in plan.scans if scan.has_results]
+    heads = [scan for scan in done if isinstance(scan, HeadPlan)]
     return write_page(
         output_dir / f"sub-{plan.label}.html",
         subject=plan.label,
-        scans=scans,
+        scans=[
+            scan_report(scan, output_dir=output_dir, bids_dir=bids_dir)
+            for scan in done
+            if isinstance(scan, SegmentPlan)
+        ],
+        heads=[
+            head_report(scan, output_dir=output_dir, bids_dir=bids_dir, cohort=cohort)
+            for scan in heads
+        ],
         settings=settings,
         errors=list(errors),
         methods=methods,
@@ -46,7 +60,7 @@ def write_subject_page(
     )
 
 
-def scan_report(plan: ScanPlan, *, output_dir: Path, bids_dir: Path) -> ScanReport:
+def scan_report(plan: SegmentPlan, *, output_dir: Path, bids_dir: Path) -> ScanReport:
     """What a page says about one image, read from the files that the run left."""
     facts = json.loads(sidecar(plan.outputs["labels"]).read_text(encoding="utf-8"))
     shown = {
@@ -64,15 +78,45 @@ def scan_report(plan: ScanPlan, *, output_dir: Path, bids_dir: Path) -> ScanRepo
         title=plan.scan.title,
         source=plan.scan.path.relative_to(bids_dir).as_posix(),
         figure=plan.outputs["figure"],
-        volumes=read_volumes(plan.outputs["volumes"], output_dir),
+        volumes=read_volumes(plan.outputs["volumes"], output_dir, "brainseg"),
         facts={key: value for key, value in shown.items() if value},
         warnings=facts.get("Warnings", []),
-        outputs=[
-            path.relative_to(output_dir).as_posix()
-            for path in plan.outputs.values()
-            if path.is_file()
-        ],
+        outputs=_written(plan, output_dir),
     )
+
+
+def head_report(
+    plan: HeadPlan, *, output_dir: Path, bids_dir: Path, cohort: Cohort | None
+) -> HeadReport:
+    """What a page says about one map of the head, read from the files that the run left."""
+    merge = json.loads(sidecar(plan.outputs["merge"]).read_text(encoding="utf-8"))
+    image = plan.outputs["volumes"].name.split("_seg-")[0]
+    return HeadReport(
+        title=plan.scan.title,
+        source=plan.scan.path.relative_to(bids_dir).as_posix(),
+        figures={"merged labels, each tool's, and what changed": plan.outputs["figure"]},
+        tools=[_tool_run(role, tool) for role, tool in plan.tools.items()],
+        merge=merge["Merge"],
+        volumes=read_volumes(plan.outputs["volumes"], output_dir, "fullhead"),
+        z=cohort.z.get(image) if cohort else None,
+        missing=cohort.missing.get(image, ()) if cohort else (),
+        facts={"Made by": f"brainseg-bids {merge.get('BrainsegVersion')}"},
+        outputs=_written(plan, output_dir),
+    )
+
+
+def _tool_run(role: str, plan: ToolPlan) -> ToolRun:
+    if plan.action == GIVEN:
+        return ToolRun(plan.tool.name, role=role, reused_from=str(plan.outputs["labels"]))
+    facts = read_object(sidecar(plan.outputs["labels"]))
+    known = ("Tool", "ToolVersion", "Command", "Seconds", "PeakGib", "Threads", "Mode", "Device")
+    return ToolRun.from_facts({key: facts[key] for key in known if key in facts}, role=role)
+
+
+def _written(plan: ScanPlan, output_dir: Path) -> list[str]:
+    return [
+        path.relative_to(output_dir).as_posix() for path in plan.outputs.values() if path.is_file()
+    ]
 
 
 def _format(value, pattern: str) -> str:
@@ -83,9 +127,9 @@ def _format(value, pattern: str) -> str:
     return pattern.format(value)
 
 
-def read_volumes(path: Path, output_dir: Path) -> list[dict]:
-    """Rows of a volumes table with the colours of the label table."""
-    table = LabelTable.read(output_dir / "seg-brainseg_dseg.tsv", name="brainseg")
+def read_volumes(path: Path, output_dir: Path, segmentation: str) -> list[dict]:
+    """Rows of a volumes table with the colours of the label table ``seg-SEGMENTATION``."""
+    table = LabelTable.read(output_dir / f"seg-{segmentation}_dseg.tsv", name=segmentation)
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     try:
@@ -100,32 +144,67 @@ def read_volumes(path: Path, output_dir: Path) -> list[dict]:
     return rows
 
 
+def find_volumes(
+    output_dir: Path, segmentation: str, participants: Iterable[str] = ()
+) -> dict[str, list[dict]]:
+    """Rows of every volumes table of a segmentation, by what the image's results are called."""
+    wanted = set(participants)
+    pattern = f"sub-*/**/*_seg-{segmentation}_desc-volumes_morph.tsv"
+    return {
+        path.name.split("_seg-")[0]: read_volumes(path, output_dir, segmentation)
+        for path in sorted(output_dir.glob(pattern))
+        if not wanted or path.name.split("_")[0].removeprefix("sub-") in wanted
+    }
+
+
+def read_cohort(output_dir: Path, participants: Iterable[str] = ()) -> Cohort:
+    """All maps of heads in the derivative, side by side."""
+    return Cohort.from_rows(find_volumes(output_dir, "fullhead", participants))
+
+
 def write_group(
     output_dir: Path, *, title: str, participants: Iterable[str] = ()
-) -> tuple[Path, int]:
+) -> list[tuple[Path, int]]:
     """Write one table and one page of the volumes of all images in the derivative.
+
+    There is one for segmentations and one for maps of heads, whichever are there; the latter
+    says which structures are missing where, and which volumes are far from the others'.
 
     Returns
     -------
-    page : Path
-    n_images : int
+    list of (Path, int)
+        Each page, and how many images it compares.
 
     Raises
     ------
     InputError
         If there are no volumes.
     """
-    wanted = set(participants)
-    tables = {
-        path.name.split("_seg-brainseg")[0]: path
-        for path in sorted(output_dir.glob("sub-*/**/*_seg-brainseg_desc-volumes_morph.tsv"))
-        if not wanted or path.name.split("_")[0].removeprefix("sub-") in wanted
-    }
-    if not tables:
+    participants = tuple(participants)
+    pages = []
+    for segmentation, name in GROUP_PAGES.items():
+        volumes = find_volumes(output_dir, segmentation, participants)
+        if not volumes:
+            continue
+        _write_table(output_dir / f"group_seg-{segmentation}_desc-volumes_morph.tsv", volumes)
+        cohort = None
+        if segmentation == "fullhead":
+            cohort = Cohort.from_rows(volumes)
+            _write_presence(
+                output_dir / f"group_seg-{segmentation}_desc-presence_morph.tsv", cohort
+            )
+        page = write_group_page(
+            output_dir / name, title=title, volumes=volumes, version=__version__, cohort=cohort
+        )
+        pages.append((page, len(volumes)))
+    if not pages:
         raise InputError(
             f"{output_dir}: no volumes are in it. Run the participant level into it first."
         )
-    volumes = {name: read_volumes(path, output_dir) for name, path in tables.items()}
+    return pages
+
+
+def _write_table(path: Path, volumes: dict[str, list[dict]]) -> None:
     names = list(dict.fromkeys(row["name"] for rows in volumes.values() for row in rows))
     lines = ["\t".join(["participant_id", "session_id", "image", *names])]
     for image, rows in volumes.items():
@@ -134,8 +213,17 @@ def write_group(
         session = f"ses-{entities['ses']}" if "ses" in entities else "n/a"
         values = [by_name.get(name, "n/a") for name in names]
         lines.append("\t".join([f"sub-{entities['sub']}", session, image, *values]))
-    write_text(output_dir / GROUP_TABLE, "\n".join(lines) + "\n")
-    page = write_group_page(
-        output_dir / "group.html", title=title, volumes=volumes, version=__version__
-    )
-    return page, len(volumes)
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _write_presence(path: Path, cohort: Cohort) -> None:
+    """Which structures how many heads have, and who lacks them."""
+    lines = ["\t".join(["structure", "codes", "kind", "n_has", "n_lacks", "lacks", "reason"])]
+    for line in cohort.presence:
+        found = line.structure
+        codes = " ".join(str(code) for code in found.codes)
+        kind = "core" if found.core else "optional"
+        lacks = " ".join(line.lacks) or "n/a"
+        counts = str(len(line.has)), str(len(line.lacks))
+        lines.append("\t".join([found.name, codes, kind, *counts, lacks, found.reason]))
+    write_text(path, "\n".join(lines) + "\n")

@@ -5,44 +5,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from brainseg_bids import __version__
-from brainseg_bids.bids.description import raw_uri
-from brainseg_bids.bids.inputs import Subject
-from brainseg_bids.bids.names import OutputNames, Scan, sidecar
+from brainseg_bids.bids.names import Scan, sidecar
 
 RUN, REUSE = "run", "reuse"
 
-
-@dataclass(frozen=True)
-class Model:
-    """What a plan has to know of a bundle.
-
-    Parameters
-    ----------
-    path : Path
-        Bundle folder.
-    name, digest : str
-    contrasts : tuple of str
-        Suffixes it was made for.
-    label_names : tuple of str
-        In the order of codes.
-    """
-
-    path: Path
-    name: str
-    digest: str
-    contrasts: tuple[str, ...]
-    label_names: tuple[str, ...]
+CHANGES = {
+    "InputSHA256": "the input has changed",
+    "ModelDigest": "another model made it",
+    "HeadTool": "another head tool made it",
+    "BrainTool": "another brain tool made it",
+    "HeadSource": "another head map is given",
+    "BrainSource": "another brain map is given",
+    "HeadSourceSHA256": "the given head map has changed",
+    "BrainSourceSHA256": "the given brain map has changed",
+    "BrainsegVersion": "another version made it",
+    "Input": "another input made it",
+}
+"""Facts in the JSON of a result that must be as the plan wants them, and what to say if not."""
 
 
 @dataclass(frozen=True)
 class ScanPlan:
-    """What becomes of one image.
+    """What a stage makes of one image.
 
     Parameters
     ----------
@@ -50,7 +39,7 @@ class ScanPlan:
     action : {"run", "reuse"}
     reason : str
     outputs : dict of str to Path
-        Fields of `OutputNames` to absolute paths; ``probseg`` only if wanted.
+        What it is to absolute paths; ``labels`` and ``volumes`` are among them.
     provenance : dict
         Goes into the JSON beside every output; a run that would write the same is not needed.
     """
@@ -61,24 +50,27 @@ class ScanPlan:
     outputs: dict[str, Path]
     provenance: dict
 
+    stage = ""
+    """Name of the stage, set by each kind of plan."""
+
     @property
     def name(self) -> str:
         """Its workflow's name, unique within a subject."""
-        stem = self.outputs["labels"].name.split("_seg-brainseg")[0]
+        stem = self.outputs["labels"].name.split("_seg-")[0]
         own = [part for part in stem.split("_") if not part.startswith(("sub-", "space-"))]
-        words = "_".join([*own, self.scan.suffix]).replace("+", "plus").replace("-", "_")
-        return f"{words}_wf"
+        words = "_".join([self.stage, *own, self.scan.suffix])
+        return words.replace("+", "plus").replace("-", "_") + "_wf"
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return self.scan.title
 
     @property
     def has_results(self) -> bool:
-        """Whether labels and volumes of this input by this model are there."""
+        """Whether labels and volumes of this input are there, as this plan would make them."""
         shown = {name: self.outputs[name] for name in ("labels", "volumes")}
-        return not _why_run(shown, self.provenance)
-
-    @property
-    def with_probseg(self) -> bool:
-        """Whether probabilities are wanted."""
-        return "probseg" in self.outputs
+        return not why_run(shown, self.provenance)
 
 
 @dataclass(frozen=True)
@@ -90,6 +82,7 @@ class SubjectPlan:
     label : str
         Without ``sub-``.
     scans : tuple of ScanPlan
+        Of all stages.
     faults : dict of str to str
         Images that cannot be taken, and the one line that says why.
     """
@@ -105,7 +98,7 @@ class SubjectPlan:
 
     @property
     def to_run(self) -> tuple[ScanPlan, ...]:
-        """Images that have to be segmented."""
+        """What has to be run."""
         return tuple(plan for plan in self.scans if plan.action == RUN)
 
     def redone(self) -> SubjectPlan:
@@ -113,49 +106,18 @@ class SubjectPlan:
         return replace(self, scans=tuple(replace(plan, action=RUN) for plan in self.scans))
 
 
-def plan_subject(
-    subject: Subject, *, bids_dir: Path, output_dir: Path, model: Model, probseg: bool = False
-) -> SubjectPlan:
-    """Decide for each image whether its results are there already.
-
-    Results are reused if every output and its JSON are there, and each JSON names the same
-    input (by size and SHA-256), model digest and version of this package.
-
-    Raises
-    ------
-    OSError
-        If an input cannot be read.
-    """
-    plans, faults = [], dict(subject.faults)
-    for scan in subject.scans:
-        try:
-            plans.append(_plan_scan(scan, bids_dir, output_dir, model, probseg))
-        except OSError as error:
-            faults[scan.title] = (
-                f"{scan.path}: cannot be read ({error.strerror}). Check its permissions."
-            )
-    return SubjectPlan(subject.label, tuple(plans), faults)
+def joined(plans: Iterable[SubjectPlan]) -> list[SubjectPlan]:
+    """Plans of several stages, one `SubjectPlan` per participant."""
+    by_label: dict[str, SubjectPlan] = {}
+    for plan in plans:
+        known = by_label.get(plan.label, SubjectPlan(plan.label, (), {}))
+        by_label[plan.label] = SubjectPlan(
+            plan.label, known.scans + plan.scans, known.faults | plan.faults
+        )
+    return list(by_label.values())
 
 
-def _plan_scan(
-    scan: Scan, bids_dir: Path, output_dir: Path, model: Model, probseg: bool
-) -> ScanPlan:
-    names = OutputNames.of(scan)
-    wanted = ["labels", "tissue", "mask", "volumes", "figure", *(["probseg"] if probseg else [])]
-    outputs = {name: output_dir / getattr(names, name) for name in wanted}
-    provenance = {
-        "ModelName": model.name,
-        "ModelDigest": model.digest,
-        "BrainsegVersion": __version__,
-        "Input": raw_uri(scan.path, bids_dir),
-        **_fingerprint(scan.path, known=_read(sidecar(outputs["labels"]))),
-    }
-    reason = _why_run(outputs, provenance)
-    action = RUN if reason else REUSE
-    return ScanPlan(scan, action, reason or "results are there already", outputs, provenance)
-
-
-def _why_run(outputs: dict[str, Path], provenance: dict) -> str:
+def why_run(outputs: Mapping[str, Path], provenance: Mapping) -> str:
     """Why results on disk do not do, or nothing if they do."""
     there = [path.is_file() for path in outputs.values()]
     if not any(there):
@@ -168,21 +130,16 @@ def _why_run(outputs: dict[str, Path], provenance: dict) -> str:
     for name, path in outputs.items():
         if name == "figure":  # has no JSON
             continue
-        found = _read(sidecar(path))
+        found = read_object(sidecar(path))
         if not found:
             return f"{sidecar(path).name} is missing or damaged"
-        for key, what in (
-            ("InputSHA256", "the input has changed"),
-            ("ModelDigest", "another model made it"),
-            ("BrainsegVersion", "another version made it"),
-            ("Input", "another input made it"),
-        ):
-            if found.get(key) != provenance[key]:
+        for key, what in CHANGES.items():
+            if key in provenance and found.get(key) != provenance[key]:
                 return f"{what} ({path.name})"
     return ""
 
 
-def _read(path: Path) -> dict:
+def read_object(path: Path) -> dict:
     """A JSON object, empty if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -191,72 +148,34 @@ def _read(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def _fingerprint(path: Path, *, known: dict) -> dict:
+def fingerprint(path: Path, *, known: Mapping) -> dict:
     """Size, time and SHA-256 of an input; it is not read if size and time are as ``known``."""
     stat = path.stat()
     modified = datetime.fromtimestamp(stat.st_mtime, tz=UTC).isoformat(timespec="microseconds")
     seen = {"InputBytes": stat.st_size, "InputModified": modified}
     if "InputSHA256" in known and all(known.get(key) == value for key, value in seen.items()):
         return seen | {"InputSHA256": known["InputSHA256"]}
+    return seen | {"InputSHA256": sha256(path)}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hex."""
     with path.open("rb") as file:
-        return seen | {"InputSHA256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def metadata(plan: ScanPlan, model: Model, *, output_dir: Path) -> dict[str, dict]:
-    """JSON of each output, less what only the run can tell (time, memory, warnings)."""
-    raw = plan.provenance["Input"]
-    own = f"bids::{plan.outputs['labels'].relative_to(output_dir).as_posix()}"
-    where = {"SpatialReference": raw}
-    made_for = f"Made for {', '.join(model.contrasts)}. " if model.contrasts else ""
-    what = {
-        "labels": {
-            "Description": f"Head and brain labels by model {model.name}. {made_for}"
-            "Codes are explained in seg-brainseg_dseg.tsv.",
-            "Manual": False,
-            "Sources": [raw],
-            **where,
-        },
-        "tissue": {
-            "Description": "Labels merged to BIDS' standard tissues.",
-            "Manual": False,
-            "Sources": [own],
-            **where,
-        },
-        "mask": {
-            "Description": "Brain with its ventricles, without the fluid around.",
-            "Type": "Brain",
-            "Sources": [own],
-            **where,
-        },
-        "probseg": {
-            "Description": f"Probability of each label by model {model.name}; the last axis is in "
-            "the order of LabelMap.",
-            "LabelMap": list(model.label_names),
-            "Sources": [raw],
-            **where,
-        },
-        "volumes": {
-            "Description": "Volume of each label: voxels times the volume of a voxel.",
-            "Sources": [own],
-            "index": {"Description": "Code in seg-brainseg_dseg.tsv."},
-            "name": {"Description": "Structure."},
-            "hemisphere": {
-                "Description": "Side of the structure.",
-                "Levels": {"left": "left", "right": "right", "none": "midline or both sides"},
-            },
-            "n_voxels": {"Description": "Number of voxels with this label."},
-            "volume_mm3": {"Description": "Volume.", "Units": "mm^3"},
-        },
-    }
-    return {name: what[name] | plan.provenance for name in plan.outputs if name in what}
+def unreadable(path: Path, error: OSError) -> str:
+    """One line for an input that cannot be read."""
+    return f"{path}: cannot be read ({error.strerror}). Check its permissions."
 
 
 def describe_plans(plans: Iterable[SubjectPlan]) -> list[str]:
-    """One line per image that is not simply run."""
+    """One line per image and stage."""
+    verbs = {"segment": "to be segmented", "headlabels": "head labels to be made"}
     return [
-        f"{scan.scan.title}: {scan.reason}, reused"
+        f"{scan.title}: {scan.reason}, reused"
         if scan.action == REUSE
-        else f"{scan.scan.title}: to be segmented ({scan.reason})"
+        else f"{scan.title}: {verbs[scan.stage]} ({scan.reason})"
         for plan in plans
         for scan in plan.scans
     ]

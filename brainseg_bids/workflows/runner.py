@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -12,7 +13,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
 from nipype import config
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
 
@@ -23,17 +26,32 @@ KILLED = (
     "or run fewer at a time with --nprocs or --mem."
 )
 
+WATCHED = {"segment": "report.json", "run": "facts.json"}
+"""Steps that take long, by the last part of their name, and the file with what they have to
+tell in the end."""
+
+EXIT_CODES = {"LicenceError": 126, "MissingToolError": 127}
+"""Kinds of failure that have an exit code of their own."""
+
 NIPYPES_NOTES = ("When creating this crashfile", "During the creation of this crashfile")
 """What Nipype adds below a traceback."""
 
 PRELOADED = [
+    "brainseg_bids.interfaces.headlabels",
     "brainseg_bids.interfaces.labels",
     "brainseg_bids.interfaces.reportlets",
     "brainseg_bids.interfaces.segment",
-    "brainseg_bids.reports.figures",
+    "brainseg_bids.reports.head_figures",
     "nipype.pipeline.plugins.multiproc",
 ]
 """Imported once and shared by all workers. None of them imports torch."""
+
+
+class Crash(NamedTuple):
+    """Why a step failed: one line, and the exit code of this kind of failure, or 0."""
+
+    reason: str
+    exit_code: int = 0
 
 
 class SafeMultiProcPlugin(MultiProcPlugin):
@@ -98,6 +116,10 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         interrupt has reached the thread between them, both would wait for ever.
         """
         for process in list((self.pool._processes or {}).values()):
+            # A worker's program, and what that has started, would go on without it.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
             process.kill()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
@@ -155,9 +177,9 @@ def run_workflow(
     memory_gb: float | None,
     crash_dir: Path,
     plugin: Mapping | None = None,
-    on_segmented: Callable[[str, dict], None] = lambda name, report: None,
+    on_end: Callable[[str, dict], None] = lambda name, facts: None,
     on_progress: Callable[[str, int], None] = lambda name, percent: None,
-) -> dict[str, str]:
+) -> dict[str, Crash]:
     """Run; what fails is told and does not stop what does not depend on it.
 
     Parameters
@@ -172,31 +194,31 @@ def run_workflow(
         Where Nipype leaves what it knows of a failed step.
     plugin : mapping, optional
         ``plugin`` and ``plugin_args`` of another Nipype plugin.
-    on_segmented : callable
-        Told the step's full name and report when an image is segmented.
+    on_end : callable
+        Told the full name and the facts of each step of `WATCHED` when it has ended well.
     on_progress : callable
         Told the full name and per cent of each segmentation at work, from a thread, every
         second.
 
     Returns
     -------
-    dict of str to str
-        Full name of each failed step, and the one line that says why.
+    dict of str to Crash
+        By full name of each failed step.
     """
 
     working: dict[str, Path] = {}
 
     def told(node, status: str) -> None:
-        if node.name != "segment":
+        if node.name not in WATCHED:
             return
         if status == "start":
             working[node.fullname] = Path(node.output_dir()) / "stderr.nipype"
             return
         working.pop(node.fullname, None)
         if status == "end":
-            report = Path(node.output_dir()) / "report.json"
-            if report.is_file():
-                on_segmented(node.fullname, json.loads(report.read_text(encoding="utf-8")))
+            facts = Path(node.output_dir()) / WATCHED[node.name]
+            if facts.is_file():
+                on_end(node.fullname, json.loads(facts.read_text(encoding="utf-8")))
 
     arguments = {
         "n_procs": nprocs,
@@ -225,7 +247,7 @@ def run_workflow(
         failures = read_crashes(crash_dir)
         if not failures:
             log.debug("workflow", exc_info=True)
-            failures[workflow.name] = _last_line(str(error))
+            failures[workflow.name] = Crash(_last_line(str(error))[1])
         return failures
     finally:
         ended.set()
@@ -247,7 +269,7 @@ def _watch(
                 on_progress(name, int(said[-1]))
 
 
-def read_crashes(crash_dir: Path) -> dict[str, str]:
+def read_crashes(crash_dir: Path) -> dict[str, Crash]:
     """Failed steps by full name, with the last line of their traceback."""
     failures = {}
     for path in sorted(crash_dir.glob("crash-*.txt")):
@@ -260,21 +282,23 @@ def read_crashes(crash_dir: Path) -> dict[str, str]:
             ),
             path.stem,
         )
-        failures[name] = _last_line(text)
+        kind, message = _last_line(text)
+        failures[name] = Crash(message, EXIT_CODES.get(kind, 0))
     return failures
 
 
-def _last_line(text: str) -> str:
-    """The message of a traceback's last exception.
+def _last_line(text: str) -> tuple[str, str]:
+    """Kind and message of a traceback's last exception.
 
     >>> _last_line("Traceback\\n  File x\\n\\tmodule.SaveError: out.nii: the disk is full.\\n")
-    'out.nii: the disk is full.'
+    ('SaveError', 'out.nii: the disk is full.')
     """
     for note in NIPYPES_NOTES:
         text = text.partition(note)[0]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        return "no message"
+        return "", "no message"
     kind, found, message = lines[-1].partition(": ")
-    is_exception = found and all(part.isidentifier() for part in kind.split("."))
-    return message if is_exception else lines[-1]
+    if found and all(part.isidentifier() for part in kind.split(".")):
+        return kind.split(".")[-1], message
+    return "", lines[-1]

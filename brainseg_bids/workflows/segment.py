@@ -12,9 +12,40 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 from brainseg_bids.interfaces.labels import BrainMask, Tissue, Volumes
 from brainseg_bids.interfaces.reportlets import DrawLabels
 from brainseg_bids.interfaces.segment import PREDICT, Segment
+from brainseg_bids.workflows.how import HowToRun
+from brainseg_bids.workflows.outputs import init_ds_scan_wf
+from brainseg_bids.workflows.segment_plan import SegmentPlan, metadata
 
 SEGMENT_GIB = 4.0
 """Memory set aside for one segmentation: what a 256³ head may take (``docs/performance.md``)."""
+
+
+def init_segment_scan_wf(plan: SegmentPlan, how: HowToRun) -> Workflow:
+    """One image: segment it, save what came out."""
+    workflow = Workflow(name=plan.name)
+    inputnode = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
+    inputnode.inputs.image = str(plan.scan.path)
+    segment_wf = init_segment_wf(
+        model=str(how.model.path),
+        model_name=how.model.name,
+        model_digest=how.model.digest,
+        table=str(how.tables["brainseg"]),
+        device=how.device,
+        threads=how.threads,
+        probseg=plan.with_probseg,
+        program=how.program,
+    )
+    ds_scan_wf = init_ds_scan_wf(
+        {output: str(path) for output, path in plan.outputs.items()},
+        metadata(plan, how.model, output_dir=how.output_dir),
+    )
+    workflow.connect([
+        (inputnode, segment_wf, [("image", "inputnode.image")]),
+        (segment_wf, ds_scan_wf, [
+            (f"outputnode.{field}", f"inputnode.{field}") for field in ["report", *plan.outputs]
+        ]),
+    ])  # fmt: skip
+    return workflow
 
 
 def init_segment_wf(
@@ -76,8 +107,7 @@ derived from these labels.
             model_digest=model_digest,
             device=device,
             threads=threads,
-            use_gpu=device == "cuda"
-            or (device == "auto" and shutil.which("nvidia-smi") is not None),
+            use_gpu=takes_gpu(device),
         ),
         name="segment",
         n_procs=threads,
@@ -101,3 +131,8 @@ derived from these labels.
         segment.inputs.probseg = "probseg.nii.gz"
         workflow.connect(segment, "probseg", outputnode, "probseg")
     return workflow
+
+
+def takes_gpu(device: str) -> bool:
+    """Whether a step on ``device`` needs one of Nipype's GPU slots."""
+    return device == "cuda" or (device == "auto" and shutil.which("nvidia-smi") is not None)

@@ -13,9 +13,10 @@ from PIL import Image
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.reports import figures
-from brainseg_bids.reports.figures import HEADER_PX, draw_segmentation, draw_volumes
+from brainseg_bids.reports import figures, sheet
+from brainseg_bids.reports.figures import draw_segmentation, draw_volumes
 from brainseg_bids.reports.montage import arrange
+from brainseg_bids.reports.sheet import HEADER_PX
 
 TABLE = LabelTable.packaged("brainseg")
 
@@ -34,13 +35,13 @@ def head() -> tuple[np.ndarray, LabelMap]:
 def words_on(monkeypatch, *drawn) -> list[str]:
     """Texts that a picture would hold."""
     written = []
-    original = figures._Sheet.text
+    original = sheet.Sheet.text
 
-    def note(sheet, x, y, text, **options):
+    def note(self, x, y, text, **options):
         written.append(text)
-        original(sheet, x, y, text, **options)
+        original(self, x, y, text, **options)
 
-    monkeypatch.setattr(figures._Sheet, "text", note)
+    monkeypatch.setattr(sheet.Sheet, "text", note)
     draw_segmentation(*drawn)
     return written
 
@@ -119,7 +120,7 @@ def test_a_failure_while_writing_leaves_the_old_picture_and_nothing_else(
         path.write_bytes(b"\x89PNG half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(figures, "_write_png", half)
+    monkeypatch.setattr(figures, "write_png", half)
     with pytest.raises(OSError, match="No space"):
         draw_segmentation(*head, path, n_cuts=2)
     assert path.read_bytes() == before

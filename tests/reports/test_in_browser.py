@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.reports.figures import draw_segmentation
+from brainseg_bids.reports.head import HeadReport, ToolRun
+from brainseg_bids.reports.head_figures import draw_merge
 from brainseg_bids.reports.page import ScanReport, write_page
 
 BROWSER = next(
@@ -18,34 +22,33 @@ BROWSER = next(
 )
 
 
-@pytest.mark.skipif(
+needs_browser = pytest.mark.skipif(
     BROWSER is None, reason="no Chromium on this machine (Debian: apt install chromium)"
 )
-def test_the_report_opens_offline_and_shows_the_picture(head, head_image, tmp_path):
-    figure = draw_segmentation(head_image, head, tmp_path / "figure.png", n_cuts=3)
-    volumes = [
+
+
+def rows(labels: LabelMap) -> list[dict]:
+    volumes = labels.volumes_mm3()
+    return [
         {
             "index": label.index,
             "name": label.name,
             "hemisphere": label.hemisphere,
             "color": label.color,
-            "volume_mm3": head.volumes_mm3()[label.index],
+            "volume_mm3": volumes[label.index],
         }
-        for label in head.table
+        for label in labels.table
     ]
-    scan = ScanReport(
-        title="sub-01 T1w", source="sub-01_T1w.nii.gz", figure=figure, volumes=volumes
-    )
-    page = write_page(
-        tmp_path / "sub-01.html",
-        subject="01",
-        scans=[scan],
-        settings="",
-        errors=[],
-        methods="",
-        version="0",
-    )
-    shot = tmp_path / "shot.png"
+
+
+def page_of(folder: Path, **content) -> Path:
+    given = {"subject": "01", "scans": [], "settings": "", "errors": [], "methods": ""}
+    return write_page(folder / "sub-01.html", version="0", **(given | content))
+
+
+def screenshot(page: Path, folder: Path) -> np.ndarray:
+    """Pixels of a page as a browser without a network shows it, (n, 3) int."""
+    shot = folder / "shot.png"
     subprocess.run(
         [
             BROWSER,
@@ -58,7 +61,7 @@ def test_the_report_opens_offline_and_shows_the_picture(head, head_image, tmp_pa
             "--disable-component-update",
             "--disable-sync",
             "--host-resolver-rules=MAP * ~NOTFOUND",
-            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--user-data-dir={folder / 'profile'}",
             "--window-size=1200,2400",
             f"--screenshot={shot}",
             page.as_uri(),
@@ -67,8 +70,36 @@ def test_the_report_opens_offline_and_shows_the_picture(head, head_image, tmp_pa
         capture_output=True,
         timeout=120,
     )
-    pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3).astype(int)
+    return np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3).astype(int)
+
+
+@needs_browser
+def test_the_report_opens_offline_and_shows_the_picture(head, head_image, tmp_path):
+    figure = draw_segmentation(head_image, head, tmp_path / "figure.png", n_cuts=3)
+    scan = ScanReport(
+        title="sub-01 T1w", source="sub-01_T1w.nii.gz", figure=figure, volumes=rows(head)
+    )
+    pixels = screenshot(page_of(tmp_path, scans=[scan]), tmp_path)
     red, green, blue = pixels.T
     # The cortex of the overlay is reddish; a page without its picture or style has no such pixels.
     assert ((red > 90) & (red > green + 40) & (red > blue + 30)).mean() > 0.01
     assert len(np.unique(pixels, axis=0)) > 1000
+
+
+@needs_browser
+def test_a_head_label_map_opens_offline_with_its_warning_in_sight(head, head_image, tmp_path):
+    figure = draw_merge(head_image, head, [("charm", head)], tmp_path / "merge.png")
+    report = HeadReport(
+        title="T1w",
+        source="sub-01_T1w.nii.gz",
+        figures={"Merged labels": figure},
+        tools=[ToolRun("charm")],
+        merge={"head": "charm", "flags": ["The head is cut."]},
+        volumes=rows(head),
+    )
+    pixels = screenshot(page_of(tmp_path, heads=[report]), tmp_path)
+    red, green, blue = pixels.T
+    assert ((red > 90) & (red > green + 40) & (red > blue + 30)).mean() > 0.01
+    # The box of the flags, in the light or the dark palette.
+    boxes = [(0xFF, 0xF6, 0xE5), (0x2D, 0x25, 0x16)]
+    assert max((pixels == box).all(axis=1).mean() for box in boxes) > 0.01

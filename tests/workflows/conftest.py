@@ -5,8 +5,8 @@ import pytest
 
 from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.nets.bundle import ModelBundle
-from brainseg_bids.workflows.base import HowToRun
-from brainseg_bids.workflows.plan import Model, plan_subject
+from brainseg_bids.workflows.how import HowToRun
+from brainseg_bids.workflows.segment_plan import Model, plan_segment
 from tests.fakes import dataset
 
 
@@ -30,7 +30,7 @@ def plans(data, model, tmp_path):
 
     def make(*labels, probseg=False, model=model):
         return [
-            plan_subject(
+            plan_segment(
                 subject, bids_dir=data, output_dir=tmp_path / "out", model=model, probseg=probseg
             )
             for subject in find_subjects(data, labels or ["01", "02"])
@@ -42,6 +42,6 @@ def plans(data, model, tmp_path):
 @pytest.fixture
 def how(model, tmp_path):
     return HowToRun(
-        model=model, table=model.path / "labels.tsv", output_dir=tmp_path / "out",
+        model=model, tables={"brainseg": model.path / "labels.tsv"}, output_dir=tmp_path / "out",
         program=dataset.PREDICT,
     )  # fmt: skip

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from brainseg_bids.bids.names import sidecar
-from brainseg_bids.workflows.plan import RUN, describe_plans, metadata
+from brainseg_bids.workflows.plan import RUN, describe_plans
+from brainseg_bids.workflows.segment_plan import metadata
 from tests.fakes import dataset
 
 
@@ -74,7 +75,7 @@ def test_another_model_is_run(done, model):
 
 
 def test_another_version_is_run(done, monkeypatch):
-    monkeypatch.setattr("brainseg_bids.workflows.plan.__version__", "99")
+    monkeypatch.setattr("brainseg_bids.workflows.segment_plan.__version__", "99")
     assert "another version" in reasons(done())["sub-01 T1w"]
 
 
@@ -96,12 +97,12 @@ def test_probabilities_wanted_later_are_made(done):
 
 
 def test_an_input_that_cannot_be_read_is_a_fault(plans, data, monkeypatch):
-    from brainseg_bids.workflows import plan as module
+    from brainseg_bids.workflows import segment_plan as module
 
     def refuse(path, **_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module, "_fingerprint", refuse)
+    monkeypatch.setattr(module, "fingerprint", refuse)
     (first, _) = plans()
     assert not first.scans
     assert "Permission denied" in first.faults["sub-01 T1w"]

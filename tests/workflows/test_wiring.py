@@ -7,9 +7,9 @@ from nipype.interfaces.base import isdefined
 from nipype.pipeline import engine as pe
 
 from brainseg_bids.interfaces.labels import Tissue
-from brainseg_bids.workflows.base import init_brainseg_wf, init_scan_wf, init_subject_wf
+from brainseg_bids.workflows.base import init_brainseg_wf, init_subject_wf
 from brainseg_bids.workflows.outputs import init_ds_scan_wf
-from brainseg_bids.workflows.segment import init_segment_wf
+from brainseg_bids.workflows.segment import init_segment_scan_wf, init_segment_wf
 
 
 def wiring_faults(workflow):
@@ -47,10 +47,14 @@ def test_the_whole_workflow_is_sound(plans, how, probseg):
 @pytest.mark.parametrize("probseg", [False, True])
 def test_each_part_is_sound(plans, how, probseg):
     (plan, _) = plans(probseg=probseg)
-    for workflow in (init_subject_wf(plan, how), init_scan_wf(plan.scans[0], how)):
+    for workflow in (init_subject_wf(plan, how), init_segment_scan_wf(plan.scans[0], how)):
         assert list(wiring_faults(workflow)) == []
     segment_wf = init_segment_wf(
-        model="m", model_name="m", model_digest="d", table=str(how.table), probseg=probseg
+        model="m",
+        model_name="m",
+        model_digest="d",
+        table=str(how.tables["brainseg"]),
+        probseg=probseg,
     )
     assert list(wiring_faults(segment_wf)) == []
     assert list(wiring_faults(init_ds_scan_wf({"labels": "/x.nii.gz"}, {"labels": {}}))) == []
@@ -67,7 +71,7 @@ def test_what_is_reused_is_not_wired(plans, how):
 def test_every_output_of_a_plan_is_saved_under_its_name(plans, how):
     (plan,) = plans("01", probseg=True)
     scan = plan.scans[0]
-    workflow = init_scan_wf(scan, how)
+    workflow = init_segment_scan_wf(scan, how)
     saved = {
         node.inputs.path for node in workflow._create_flat_graph().nodes
         if node.name.startswith("ds_")

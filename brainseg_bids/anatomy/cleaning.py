@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cleaning of a label map: undecided codes, strays on the wrong side, islands.
+
+Arrays are on axes towards R, A, S (`Grid.to_ras`), so that one head gives one result in any axis
+order; ties are settled by votes in whole numbers, so that a mirrored head gives a mirrored result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import cc3d
+import numpy as np
+from scipy import ndimage
+
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.anatomy.rules import IslandRule, Resolution
+
+OFFSETS = np.array([o for o in product((-1, 0, 1), repeat=3) if any(o)])
+OPEN = -1  # a voxel that waits for its label
+
+
+def code_lookup(codes: frozenset[int] | set[int], table: LabelTable) -> np.ndarray:
+    """Lookup from code to membership of ``codes``, (largest code + 1,) bool."""
+    lookup = np.zeros(int(table.codes[-1]) + 1, dtype=bool)
+    lookup[list(codes)] = True
+    return lookup
+
+
+def fill_nearest(voxels: np.ndarray, at: np.ndarray, allowed: np.ndarray, grid: Grid) -> int:
+    """Give voxels the label that reaches them first, in place.
+
+    Labels grow from all sides into the voxels asked for, one layer at a time; where several
+    arrive at once, the 26 neighbours vote with one over their distance. What no allowed label can
+    reach this way (others lie between) takes the nearest allowed label straight through.
+
+    Parameters
+    ----------
+    voxels : (X, Y, Z) int16, C order
+        Changed in place.
+    at : (n,) int
+        Flat indices of the voxels to be filled, ascending.
+    allowed : (codes,) bool
+        By code: labels that may grow.
+    grid : Grid
+        For distances; axes as ``voxels``.
+
+    Returns
+    -------
+    int
+        Voxels for which there is no allowed label at all; they keep their code.
+
+    Examples
+    --------
+    >>> row = np.array([[[7, 7, 0, 0, 0, 9]]], dtype=np.int16)
+    >>> fill_nearest(row, np.array([2, 3, 4]), np.arange(10) > 0, Grid((1, 1, 6), np.eye(4)))
+    0
+    >>> row
+    array([[[7, 7, 7, 7, 9, 9]]], dtype=int16)
+    """
+    before = voxels.ravel()[at].copy()
+    lookup = np.append(allowed, False)  # index -1 is OPEN
+    flat = voxels.reshape(-1)
+    flat[at] = OPEN
+    weights = np.rint(1000 / np.linalg.norm(OFFSETS * np.array(grid.voxel_size_mm), axis=1))
+    left = np.asarray(at)
+    while len(left):
+        neighbours = _neighbours(flat, left, voxels.shape)
+        labels = np.where(lookup[neighbours], neighbours, OPEN)
+        reached = (labels != OPEN).any(axis=0)
+        if not reached.any():
+            break
+        flat[left[reached]] = _vote(labels[:, reached], weights.astype(np.int64))
+        left = left[~reached]
+    if not len(left):
+        return 0
+    flat[left] = before[np.searchsorted(at, left)]
+    return _fill_straight(voxels, left, allowed, grid)
+
+
+def _neighbours(flat: np.ndarray, at: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Codes of the 26 neighbours, (26, n); `OPEN` beyond the border, nothing wraps around."""
+    place = np.stack(np.unravel_index(at, shape))
+    strides = np.array([shape[1] * shape[2], shape[2], 1])
+    found = np.full((len(OFFSETS), len(at)), OPEN, dtype=flat.dtype)
+    for row, offset in zip(found, OFFSETS, strict=True):
+        there = place + offset[:, None]
+        inside = ((there >= 0) & (there < np.array(shape)[:, None])).all(axis=0)
+        row[inside] = flat[at[inside] + int(offset @ strides)]
+    return found
+
+
+def _vote(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Label with most votes among (26, n) neighbours; a tie goes to the lower code."""
+    score = np.zeros(labels.shape, dtype=np.int64)
+    for row, weight in zip(labels, weights, strict=True):
+        score += weight * (labels == row)
+    score[labels == OPEN] = -1
+    best = score == score.max(axis=0)
+    return np.where(best, labels, np.iinfo(labels.dtype).max).min(axis=0)
+
+
+def _fill_straight(voxels: np.ndarray, at: np.ndarray, allowed: np.ndarray, grid: Grid) -> int:
+    """Nearest allowed label by distance, searched in a box that grows until it holds one."""
+    found = allowed[voxels]
+    found.reshape(-1)[at] = False
+    if not found.any():
+        return len(at)
+    shape = np.array(voxels.shape)
+    place = np.stack(np.unravel_index(at, voxels.shape), axis=1)
+    low, high = place.min(axis=0), place.max(axis=0) + 1
+    margin = 4
+    while True:
+        start, stop = np.maximum(low - margin, 0), np.minimum(high + margin, shape)
+        box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        whole = (start == 0).all() and (stop == shape).all()
+        if found[box].any():
+            distance, nearest = ndimage.distance_transform_edt(
+                ~found[box], sampling=grid.voxel_size_mm, return_indices=True
+            )
+            here = tuple((place - start).T)
+            # A nearer one may lie outside the box if it is further away than the margin.
+            if whole or distance[here].max() <= margin * min(grid.voxel_size_mm):
+                voxels.reshape(-1)[at] = voxels[box][tuple(nearest[(slice(None), *here)])]
+                return 0
+        margin *= 2
+
+
+def resolve(
+    voxels: np.ndarray, line: Resolution, table: LabelTable, grid: Grid
+) -> tuple[int, int]:
+    """Replace undecided codes by the nearest candidate, in place.
+
+    Returns
+    -------
+    changed, left : int
+        Voxels replaced, and voxels for which the map holds no candidate.
+    """
+    at = np.flatnonzero(code_lookup(line.codes, table)[voxels])
+    left = fill_nearest(voxels, at, code_lookup(line.candidates, table), grid) if len(at) else 0
+    return len(at) - left, left
+
+
+@dataclass(frozen=True)
+class SagittalPlane:
+    """The plane between left and right, as the labels themselves see it.
+
+    Parameters
+    ----------
+    normal : (3,) float
+        World direction from left to right, length 1.
+    offset_mm : float
+        ``normal @ point`` of the plane's points.
+    """
+
+    normal: np.ndarray
+    offset_mm: float
+
+    @property
+    def tilt_deg(self) -> float:
+        """Angle between left→right of the labels and of the world; above 90 they are swapped."""
+        return float(np.degrees(np.arccos(np.clip(self.normal[0], -1, 1))))
+
+    def right_of_mm(self, points_mm: np.ndarray) -> np.ndarray:
+        """Signed distance of (n, 3) world points, positive on the labels' right."""
+        return points_mm @ self.normal - self.offset_mm
+
+
+def fit_sagittal_plane(
+    voxels: np.ndarray, table: LabelTable, grid: Grid, *, smallest_mm3: float = 50.0
+) -> SagittalPlane | None:
+    """Plane from the centres of paired labels; None with fewer than three pairs.
+
+    The normal is the mean direction from left to right centres, weighted by distance and by the
+    root of the smaller volume; the offset is the weighted median of the midpoints.
+    """
+    sided = {label.index for label in table if label.hemisphere != "none"}
+    at = np.flatnonzero(code_lookup(sided, table)[voxels]) if sided else np.zeros(0, int)
+    counts, centres = _centres(at, voxels.reshape(-1)[at], voxels.shape, int(table.codes[-1]) + 1)
+    apart, middles, weights = [], [], []
+    for label in table:
+        pair = (label.index, label.mirror)
+        if label.hemisphere != "left":
+            continue
+        volume = min(counts[code] for code in pair) * grid.voxel_volume_mm3
+        if volume < smallest_mm3 or table[label.mirror].hemisphere != "right":
+            continue
+        left, right = (world(grid, centres[code][None])[0] for code in pair)
+        apart.append((right - left) * np.sqrt(volume))
+        middles.append((right + left) / 2)
+        weights.append(np.sqrt(volume))
+    if len(apart) < 3:
+        return None
+    normal = np.sum(apart, axis=0)
+    length = float(np.linalg.norm(normal))
+    if length == 0:
+        return None
+    normal = normal / length
+    along = np.array(middles) @ normal
+    order = np.argsort(along)
+    share = np.cumsum(np.array(weights)[order]) / np.sum(weights)
+    return SagittalPlane(normal, float(along[order][np.searchsorted(share, 0.5)]))
+
+
+def _centres(
+    at: np.ndarray, number: np.ndarray, shape: tuple[int, ...], n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels (n,) and mean voxel index (n, 3) of each number among the flat indices ``at``."""
+    counts = np.bincount(number, minlength=n)
+    place = np.unravel_index(at, shape)
+    sums = [np.bincount(number, weights=axis, minlength=n) for axis in place]
+    return counts, np.stack(sums, axis=1) / np.maximum(counts, 1)[:, None]
+
+
+def world(grid: Grid, place: np.ndarray) -> np.ndarray:
+    """World coordinates of (n, 3) voxel indices."""
+    return place @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """Connected pieces of all labels: voxels that share a face, edge or corner and a code.
+
+    Parameters
+    ----------
+    numbers : (X, Y, Z) uint32
+        Piece of each voxel; 0 is code 0.
+    codes, sizes : (n + 1,) int
+        Code and voxels of each piece.
+    """
+
+    numbers: np.ndarray
+    codes: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, voxels: np.ndarray) -> Pieces:
+        """Find all pieces."""
+        numbers, n = cc3d.connected_components(
+            voxels.astype(np.uint16, copy=False), connectivity=26, return_N=True
+        )
+        sizes = np.bincount(numbers.ravel(), minlength=n + 1)
+        codes = np.zeros(n + 1, dtype=np.int64)
+        codes[numbers.ravel()] = voxels.ravel()
+        return cls(numbers, codes, sizes)
+
+    def largest(self) -> np.ndarray:
+        """By code: size of its largest piece, (largest code + 1,)."""
+        sizes = np.zeros(int(self.codes.max()) + 1, dtype=np.int64)
+        np.maximum.at(sizes, self.codes[1:], self.sizes[1:])
+        return sizes
+
+    def voxels_of(self, wanted: np.ndarray) -> np.ndarray:
+        """Flat indices of the voxels of pieces (n + 1,) bool."""
+        if not wanted.any():
+            return np.zeros(0, dtype=np.int64)
+        return np.flatnonzero(wanted[self.numbers])
+
+
+def swap_strays(
+    voxels: np.ndarray,
+    plane: SagittalPlane,
+    table: LabelTable,
+    grid: Grid,
+    *,
+    margin_mm: float = 3.0,
+) -> tuple[int, list[str]]:
+    """Pieces of a sided label that lie wholly on the other side change sides, in place.
+
+    A piece that is not its label's largest, and whose every voxel is more than ``margin_mm``
+    beyond the plane, becomes its mirror label where it touches that, else its surroundings.
+
+    Returns
+    -------
+    changed : int
+        Voxels.
+    wrong : list of str
+        Names of labels whose largest piece itself is on the other side; these are left.
+    """
+    pieces = Pieces.of(voxels)
+    sides = np.zeros(int(table.codes[-1]) + 1, dtype=np.int8)
+    for label in table:
+        sides[label.index] = {"left": -1, "right": 1, "none": 0}[label.hemisphere]
+    side = sides[pieces.codes]
+    main = pieces.sizes == pieces.largest()[pieces.codes]
+    at = pieces.voxels_of((side != 0) & ~main)
+    changed = 0
+    if len(at):
+        number = pieces.numbers.reshape(-1)[at]
+        deepest = _deepest_mm(at, number, side, plane, voxels.shape, grid, len(side))
+        wrong = deepest < -margin_mm
+        at, number = at[wrong[number]], number[wrong[number]]
+        changed = _change_sides(voxels, at, number, pieces, table, grid)
+    return changed, _misplaced(pieces, main & (side != 0), side, plane, table, grid, margin_mm)
+
+
+def _deepest_mm(at, number, side, plane, shape, grid, n_pieces: int) -> np.ndarray:
+    """For each piece the largest distance into its own side, mm; -inf for pieces not asked for."""
+    place = np.stack(np.unravel_index(at, shape), axis=1)
+    distance = plane.right_of_mm(world(grid, place)) * side[number]
+    deepest = np.full(n_pieces, np.inf)
+    deepest[np.unique(number)] = -np.inf
+    np.maximum.at(deepest, number, distance)
+    return deepest
+
+
+def _change_sides(voxels, at, number, pieces: Pieces, table: LabelTable, grid: Grid) -> int:
+    if not len(at):
+        return 0
+    flat = voxels.reshape(-1)
+    mirror = np.arange(int(table.codes[-1]) + 1)
+    for label in table:
+        mirror[label.index] = label.mirror
+    wanted = mirror[pieces.codes]
+    touches = (_neighbours(flat, at, voxels.shape) == wanted[number]).any(axis=0)
+    meets = np.zeros(len(pieces.codes), dtype=bool)
+    meets[number[touches]] = True
+    turned = meets[number]
+    flat[at[turned]] = wanted[number[turned]]
+    rest = at[~turned]
+    if len(rest):
+        allowed = code_lookup(set(table.codes.tolist()), table)
+        fill_nearest(voxels, rest, allowed, grid)
+    return len(at)
+
+
+def _misplaced(pieces, main, side, plane, table, grid, margin_mm) -> list[str]:
+    """Names of labels whose main piece has its centre on the other side."""
+    wanted = np.flatnonzero(main)
+    at = pieces.voxels_of(main)
+    number = pieces.numbers.reshape(-1)[at]
+    _, centres = _centres(at, number, pieces.numbers.shape, len(main))
+    centres = centres[wanted]
+    distance = plane.right_of_mm(world(grid, centres)) * side[wanted]
+    return [table[int(pieces.codes[p])].name for p in wanted[distance < -margin_mm]]
+
+
+def remove_islands(
+    voxels: np.ndarray, rules: tuple[IslandRule, ...], table: LabelTable, grid: Grid
+) -> list[int]:
+    """Pieces that a rule calls too small take the nearest surrounding label, in place.
+
+    What surrounds them may be code 0: specks of skin in the air become air.
+
+    Returns
+    -------
+    list of int
+        Voxels that each rule removed.
+    """
+    pieces = Pieces.of(voxels)
+    largest = pieces.largest()
+    gone = np.zeros(len(pieces.codes), dtype=bool)
+    by_rule = []
+    for rule in rules:
+        asked = code_lookup(rule.codes, table)[pieces.codes]
+        limit = np.maximum(
+            rule.smallest_mm3 / grid.voxel_volume_mm3,
+            rule.smallest_share * largest[pieces.codes],
+        )
+        small = asked & (pieces.sizes < limit) & (pieces.sizes < largest[pieces.codes])
+        small[0] = False
+        by_rule.append(int(pieces.sizes[small].sum()))
+        gone |= small
+    at = pieces.voxels_of(gone)
+    if len(at):
+        fill_nearest(voxels, at, code_lookup(set(table.codes.tolist()), table), grid)
+    return by_rule

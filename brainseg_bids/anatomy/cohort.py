@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Cohort``: which label is in whom, how large it is, and who is unlike the others.
+
+Label maps of many heads need not have the same labels: a lesion, an open cavum or a vein is in
+some only. What every head has is listed in ``data/labels/presence.tsv``. A head that lacks some
+of it, or is far from the others, is named; nothing is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import numpy as np
+
+from brainseg_bids.anatomy.labels import LabelTable
+
+OUTLIER_Z = 3.5
+"""Iglewicz and Hoaglin 1993, *How to Detect and Handle Outliers*: beyond it, look again."""
+FEWEST = 5
+"""Below this number of heads that have a label no one is called an outlier."""
+
+KINDS = ("core", "optional", "background")
+
+
+def robust_z(values: np.ndarray) -> np.ndarray:
+    """Distance from the median in robust standard deviations, (n,) float.
+
+    ``0.6745 (x - median) / MAD``. Where more than half of the values are equal the MAD is zero
+    and the mean absolute deviation takes its place: ``(x - median) / (1.2533 meanAD)``.
+
+    >>> robust_z(np.array([1.0, 2, 3, 4, 100])).round(2).tolist()
+    [-1.35, -0.67, 0.0, 0.67, 65.43]
+    """
+    values = np.asarray(values, dtype=float)
+    apart = values - np.median(values)
+    scale = np.median(np.abs(apart)) / 0.6745
+    if scale == 0:
+        scale = 1.2533 * np.abs(apart).mean()
+    return apart / scale if scale > 0 else np.zeros_like(values)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One thing that a head has or may lack, under one label or under one of several.
+
+    Parameters
+    ----------
+    name : str
+        The label's, or the group's: bone is 165 to one tool, and 515 and 516 to another.
+    codes : tuple of int
+        Any one of them is enough.
+    core : bool
+        Whether every head has it.
+    reason : str
+        Why it may be absent, or under which code it goes.
+    """
+
+    name: str
+    codes: tuple[int, ...]
+    core: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Presence:
+    """In whom a structure is.
+
+    Parameters
+    ----------
+    structure : Structure
+    has, lacks : tuple of str
+        Subjects, in the order of the cohort.
+    by_code : dict of int to int
+        How many subjects have each of the structure's codes.
+    """
+
+    structure: Structure
+    has: tuple[str, ...]
+    lacks: tuple[str, ...]
+    by_code: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """A volume that is far from the others.
+
+    Parameters
+    ----------
+    subject, name : str
+    code : int
+    volume_mm3, median_mm3 : float
+    z : float
+        See `robust_z`.
+    """
+
+    subject: str
+    name: str
+    code: int
+    volume_mm3: float
+    median_mm3: float
+    z: float
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Label volumes of many heads, side by side; see `of`.
+
+    Parameters
+    ----------
+    table : LabelTable
+    volumes_mm3 : dict of str to dict of int to float
+        Subject to code to volume, only what is there.
+    presence : tuple of Presence
+        Every structure of ``table``, in order of its lowest code.
+    outliers : tuple of Outlier
+        Farthest first.
+    z : dict of str to dict of int to float
+        Subject to code to robust z among the heads that have the label; labels that fewer than
+        `FEWEST` heads have are left out.
+    strange : dict of str to tuple of str
+        Subject to what in its volumes could not be used.
+    """
+
+    table: LabelTable
+    volumes_mm3: dict[str, dict[int, float]]
+    presence: tuple[Presence, ...]
+    outliers: tuple[Outlier, ...]
+    z: dict[str, dict[int, float]]
+    strange: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def of(
+        cls, volumes_mm3: Mapping[str, Mapping[int, float]], table: LabelTable | None = None
+    ) -> Cohort:
+        """Compare the heads of a cohort. No head is refused.
+
+        Parameters
+        ----------
+        volumes_mm3 : dict of str to dict of int to float
+            Subject (or image) to code to mm³, as from `LabelMap.volumes_mm3`; zero is absent.
+        table : LabelTable, optional
+            Of the codes; ``fullhead`` if not given.
+
+        Raises
+        ------
+        ValueError
+            If ``presence.tsv`` does not say of a label of ``table`` whether a head may lack it.
+
+        Examples
+        --------
+        >>> table = LabelTable.packaged("fullhead").subset([0, 16, 72, 165, 515])
+        >>> heads = {"sub-01": {16: 2e4, 165: 6e5}, "sub-02": {16: 2e4, 515: 5e5, 72: 9.0},
+        ...     "sub-03": {515: 5e5}}
+        >>> cohort = Cohort.of(heads, table)
+        >>> for line in cohort.presence:
+        ...     print(line.structure.name, line.structure.core, line.lacks, line.by_code)
+        Brain-Stem True ('sub-03',) {16: 2}
+        5th-Ventricle False ('sub-01', 'sub-03') {72: 1}
+        Bone True () {165: 1, 515: 2}
+        >>> cohort.missing
+        {'sub-03': ('Brain-Stem',)}
+        """
+        table = table or LabelTable.packaged("fullhead")
+        known, strange = {}, {}
+        for subject, volumes in volumes_mm3.items():
+            known[subject], odd = _usable(volumes, table)
+            if odd:
+                strange[subject] = odd
+        z, outliers = _compare(known, table)
+        presence = tuple(_presence(structure, known) for structure in structures(table))
+        return cls(table, known, presence, outliers, z, strange)
+
+    @classmethod
+    def from_rows(
+        cls, rows: Mapping[str, Iterable[Mapping]], table: LabelTable | None = None
+    ) -> Cohort:
+        """The same from rows of volumes tables, with columns ``index`` and ``volume_mm3``.
+
+        >>> rows = {"sub-01": [{"index": "16", "volume_mm3": "21000.0"}]}
+        >>> Cohort.from_rows(rows).volumes_mm3
+        {'sub-01': {16: 21000.0}}
+        """
+        return cls.of(
+            {
+                subject: {row.get("index"): row.get("volume_mm3") for row in lines}
+                for subject, lines in rows.items()
+            },
+            table,
+        )
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """All of them, in the given order."""
+        return tuple(self.volumes_mm3)
+
+    @property
+    def missing(self) -> dict[str, tuple[str, ...]]:
+        """Subjects to the core structures that they lack; only subjects that lack any."""
+        lacking: dict[str, list[str]] = {}
+        for line in self.presence:
+            for subject in line.lacks if line.structure.core else ():
+                lacking.setdefault(subject, []).append(line.structure.name)
+        return {who: tuple(lacking[who]) for who in self.subjects if who in lacking}
+
+
+def structures(table: LabelTable) -> tuple[Structure, ...]:
+    """What a head labelled by ``table`` has or may lack, in order of the lowest code.
+
+    Raises
+    ------
+    ValueError
+        If ``presence.tsv`` has no line for a label of ``table``.
+
+    Examples
+    --------
+    >>> [s.name for s in structures(LabelTable.packaged("fullhead")) if 515 in s.codes]
+    ['Bone']
+    """
+    rows = _rows()
+    unknown = [label for label in table if label.index not in rows]
+    if unknown:
+        raise ValueError(
+            f"label table {table.name}: data/labels/presence.tsv does not say whether a head may "
+            f"lack {unknown[0].index} {unknown[0].name}; add a line"
+        )
+    found: dict[str, list[int]] = {}
+    for label in table:
+        if rows[label.index]["kind"] != "background":
+            found.setdefault(rows[label.index]["group"] or label.name, []).append(label.index)
+    return tuple(
+        Structure(
+            name,
+            tuple(codes),
+            rows[codes[0]]["kind"] == "core",
+            "; ".join(dict.fromkeys(rows[code]["reason"] for code in codes)),
+        )
+        for name, codes in found.items()
+    )
+
+
+@cache
+def _rows() -> dict[int, dict[str, str]]:
+    """Lines of ``presence.tsv`` by code; the group is empty where there is none."""
+    path = resources.files("brainseg_bids") / "data" / "labels" / "presence.tsv"
+    rows: dict[int, dict[str, str]] = {}
+    kinds: dict[str, str] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file, delimiter="\t"), start=2):
+            row["group"] = "" if row["group"] == "n/a" else row["group"]
+            kind = kinds.setdefault(row["group"], row["kind"]) if row["group"] else row["kind"]
+            if row["kind"] not in KINDS or kind != row["kind"] or int(row["code"]) in rows:
+                raise ValueError(
+                    f"{path}, line {number}: a code has one line, and a group one kind of {KINDS}"
+                )
+            rows[int(row["code"])] = row
+    return rows
+
+
+def _usable(volumes: Mapping, table: LabelTable) -> tuple[dict[int, float], tuple[str, ...]]:
+    """Volumes above zero of known labels, and words about what was none."""
+    found: dict[int, float] = {}
+    odd = []
+    for key, value in volumes.items():
+        try:
+            code, volume = int(key), float(value)
+        except (TypeError, ValueError, OverflowError):
+            odd.append(f"label {key!r} has the volume {value!r}")
+            continue
+        if not math.isfinite(volume) or volume < 0:
+            odd.append(f"label {code} has a volume of {volume:g} mm³")
+        elif code not in table:
+            odd.append(f"code {code} ({volume:g} mm³) is not in label table {table.name}")
+        elif volume > 0:
+            found[code] = volume
+    return found, tuple(odd)
+
+
+def _presence(structure: Structure, volumes: dict[str, dict[int, float]]) -> Presence:
+    sides: tuple[list[str], list[str]] = ([], [])
+    for who, found in volumes.items():
+        sides[found.keys().isdisjoint(structure.codes)].append(who)
+    by_code = {code: sum(code in found for found in volumes.values()) for code in structure.codes}
+    return Presence(structure, tuple(sides[0]), tuple(sides[1]), by_code)
+
+
+def _compare(
+    volumes: dict[str, dict[int, float]], table: LabelTable
+) -> tuple[dict[str, dict[int, float]], tuple[Outlier, ...]]:
+    """Robust z of every label that enough heads have, and the outliers among them."""
+    all_z: dict[str, dict[int, float]] = {who: {} for who in volumes}
+    outliers = []
+    for structure in structures(table):
+        for code in structure.codes:
+            who = [subject for subject, found in volumes.items() if code in found]
+            if len(who) < FEWEST:
+                continue
+            sizes = np.array([volumes[subject][code] for subject in who])
+            median = float(np.median(sizes))
+            for subject, size, z in zip(
+                who, sizes.tolist(), robust_z(sizes).tolist(), strict=True
+            ):
+                all_z[subject][code] = z
+                if abs(z) > OUTLIER_Z:
+                    outliers.append(Outlier(subject, table[code].name, code, size, median, z))
+    return all_z, tuple(sorted(outliers, key=lambda found: -abs(found.z)))

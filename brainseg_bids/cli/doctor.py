@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``brainseg doctor``: which tools, models and accelerators can be seen from here.
+
+Nothing is run, downloaded or changed. Files are looked at, versions are read where they lie.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from brainseg_bids import __version__
+
+PACKAGES = ("torch", "monai", "lightning", "nipype", "niworkflows", "pybids", "nibabel", "numpy")
+NEEDED = ("torch", "monai", "safetensors", "nibabel", "numpy", "scipy")
+"""Modules without which the packaged model cannot segment."""
+UNLIMITED_BYTES = 2**60
+"""Version 1 of control groups says a number near 2**63 where there is no limit."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print what there is.
+
+    Returns
+    -------
+    int
+        0, or 1 if the packaged model cannot run here or a ``--tool`` names no program.
+    """
+    parser = argparse.ArgumentParser(
+        prog="brainseg doctor", description=__doc__.splitlines()[0].partition(": ")[2]
+    )
+    parser.add_argument(
+        "--tool",
+        action="append",
+        default=[],
+        type=_named_command,
+        metavar="NAME=COMMAND",
+        help='look whether this command can be run, e.g. samseg="apptainer exec s.sif run_samseg"',
+    )
+    commands = dict(parser.parse_args(argv).tool)
+    tools, absent = tool_rows(commands)
+    models, faults = model_rows()
+    print(f"brainseg {__version__}, {platform.platform()}\n")
+    for title, rows in (
+        ("Tools for --stages headlabels", tools),
+        ("FreeSurfer licence key", [(licence_state(os.environ),)]),
+        ("Packaged models", models),
+        ("Accelerators", accelerator_rows()),
+        ("Machine", machine_rows()),
+        ("Packages", package_rows()),
+    ):
+        print(f"{title}\n{_aligned(rows)}\n", flush=True)
+    for fault in faults + absent:
+        print(f"brainseg: ERROR: {fault}", file=sys.stderr)
+    if not faults:
+        print("The packaged model can run here.")
+    return 1 if faults or absent else 0
+
+
+def _named_command(text: str) -> tuple[str, tuple[str, ...]]:
+    from brainseg_bids.interfaces.tools import tool_names
+
+    name, found, command = text.partition("=")
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+    if not found or not words:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=COMMAND")
+    if name not in tool_names():
+        raise argparse.ArgumentTypeError(
+            f"there is no tool {name!r}; known: {', '.join(tool_names())}"
+        )
+    return name, words
+
+
+def tool_rows(
+    commands: Mapping[str, Sequence[str]],
+) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Two lines a tool: name, state and licence, then its place or how to get it.
+
+    And what is wrong with the given commands.
+    """
+    from brainseg_bids.interfaces.tools import find_tool, tool_names  # late: nipype
+    from brainseg_bids.interfaces.tools.base import ToolError, find_program
+
+    rows, faults = [], []
+    for name in tool_names():
+        tool = find_tool(name)
+        if not tool.program and name not in commands:
+            rows += [(name, "results are reused", tool.licence), ("", tool.how_to_get)]
+            continue
+        try:
+            program = find_program(tool, commands.get(name, ()))
+        except ToolError as error:
+            if name in commands:
+                faults.append(str(error))
+            rows += [(name, "not found", tool.licence), ("", tool.how_to_get)]
+            continue
+        version = tool.interface.version(program)
+        rows += [(name, f"found {version}".strip(), tool.licence), ("", shlex.join(program))]
+    return rows, faults
+
+
+def licence_state(environment: Mapping[str, str]) -> str:
+    """Where FreeSurfer's programs would find a licence key. None of the tools we run wants one.
+
+    >>> licence_state({"FS_LICENSE": "/nowhere/license.txt"})
+    'FS_LICENSE is /nowhere/license.txt, but there is no such file'
+    """
+    named = environment.get("FS_LICENSE")
+    if named:
+        there = Path(named).is_file()
+        return f"FS_LICENSE is {named}" + ("" if there else ", but there is no such file")
+    home = environment.get("FREESURFER_HOME")
+    for name in ("license.txt", ".license"):
+        if home and (Path(home) / name).is_file():
+            return f"{Path(home) / name}"
+    return "none seen; only some programs of FreeSurfer want one (--fs-license-file, FS_LICENSE)"
+
+
+def model_rows() -> tuple[list[tuple[str, ...]], list[str]]:
+    """Name, digest and contrasts of each packaged model; and why the default cannot run."""
+    from brainseg_bids.nets.bundle import (
+        DEFAULT_MODEL,
+        BundleError,
+        ModelBundle,
+        packaged_models,
+    )
+
+    rows, faults = [], []
+    models = packaged_models()
+    for name, path in models.items():
+        try:
+            bundle = ModelBundle.read(path)
+        except BundleError as error:
+            rows.append((name, "damaged"))
+            faults.append(str(error))
+            continue
+        contrasts = ", ".join(bundle.contrasts) or "any contrast"
+        rows.append((name, f"digest {bundle.digest[:12]}", contrasts, f"{bundle.voxel_size_mm} mm"))
+    if DEFAULT_MODEL not in models:
+        faults.append(f"model {DEFAULT_MODEL} is not in this installation. Install it again.")
+    faults += [
+        f"Python package {name} is missing. Install it: pip install {name}"
+        for name in NEEDED
+        if importlib.util.find_spec(name) is None
+    ]
+    return rows or [("none",)], faults
+
+
+def accelerator_rows() -> list[tuple[str, ...]]:
+    """Name and memory of each accelerator that PyTorch sees."""
+    if importlib.util.find_spec("torch") is None:
+        return [("PyTorch is missing",)]
+    import torch
+
+    rows = []
+    if torch.cuda.is_available():
+        kind = "rocm" if torch.version.hip else "cuda"
+        for number in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(number)
+            rows.append((kind, device.name, f"{device.total_memory / 2**30:.0f} GiB"))
+    if torch.backends.mps.is_available():
+        rows.append(("mps", platform.processor() or "Apple GPU"))
+    built = torch.version.cuda and "CUDA" or torch.version.hip and "ROCm" or "the CPU"
+    return rows or [(f"none; PyTorch is built for {built}",)]
+
+
+def machine_rows() -> list[tuple[str, ...]]:
+    """CPUs and memory, and what a container or a job allows of them."""
+    everything = os.cpu_count() or 1
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else everything
+    )
+    cpus = f"{allowed}" + (f" of {everything}" if allowed < everything else "")
+    rows = [("CPUs", cpus), ("memory", f"{total_memory_gib():.1f} GiB")]
+    limit = memory_limit_gib()
+    if limit is not None and limit < total_memory_gib():
+        rows.append(("memory limit of this container or job", f"{limit:.1f} GiB"))
+    return rows
+
+
+def total_memory_gib() -> float:
+    """Memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def memory_limit_gib(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """What a control group allows this process, if anything limits it."""
+    for path in (root / "memory.max", root / "memory" / "memory.limit_in_bytes"):
+        try:
+            limit = int(path.read_text())
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+        return limit / 2**30 if limit < UNLIMITED_BYTES else None
+    return None
+
+
+def package_rows() -> list[tuple[str, ...]]:
+    """Versions."""
+    rows = [("Python", f"{platform.python_version()} ({sys.executable})")]
+    for name in PACKAGES:
+        try:
+            rows.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((name, "missing"))
+    return rows
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width; the last of a row may be as long as it is.
+
+    >>> print(_aligned([("a", "1"), ("longer", "2")]))
+      a       1
+      longer  2
+    """
+    columns = [[row[i] for row in rows if i < len(row) - 1] for i in range(max(map(len, rows)))]
+    widths = [max(map(len, column), default=0) for column in columns]
+    return "\n".join(
+        "".join(f"  {cell.ljust(width)}" for cell, width in zip(row[:-1], widths, strict=False))
+        + f"  {row[-1]}"
+        for row in rows
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

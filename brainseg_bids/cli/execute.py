@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans to a finished Nipype workflow, with progress and failures told in one line each."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+from brainseg_bids.bids.description import write_text
+from brainseg_bids.cli.console import Progress
+from brainseg_bids.settings import Settings
+from brainseg_bids.volumes import InputError
+from brainseg_bids.workflows.plan import SubjectPlan
+from brainseg_bids.workflows.segment_plan import Model
+
+log = logging.getLogger("brainseg")
+
+DONE, FAILED, UNUSABLE, NOT_BUILT, INTERRUPTED = 0, 1, 2, 70, 130
+"""Exit codes; 126 and 127 (a licence, a program is missing) come with the error that has them."""
+
+
+def run_plans(
+    settings: Settings,
+    plans: list[SubjectPlan],
+    model: Model,
+    tables: Mapping[str, Path],
+    run_dir: Path,
+    program: Sequence[str] | None,
+) -> tuple[dict[str, str], int]:
+    """Build and run; failures by title, and an exit code."""
+    faults = {title: why for plan in plans for title, why in plan.faults.items()}
+    citation = settings.output_dir / "logs" / "CITATION.md"
+    to_run = sum(len(plan.to_run) for plan in plans)
+    if (
+        (settings.reports_only or not to_run)
+        and citation.is_file()
+        and not settings.boilerplate_only
+    ):
+        return faults, DONE
+    if settings.fs_license_file:
+        os.environ["FS_LICENSE"] = str(settings.fs_license_file)  # tools look there
+    crash_dir = _prepare(settings, run_dir)
+    try:
+        workflow, description = _build(settings, plans, model, tables, program)
+    except Exception as error:  # whatever it is, it is ours to mend
+        log.error(
+            "the workflow could not be built (%s: %s). This is a fault of brainseg; "
+            "please report it.",
+            type(error).__name__,
+            error,
+        )
+        log.debug("workflow", exc_info=True)
+        return faults, NOT_BUILT
+    _write_citation(citation, description)
+    if settings.write_graph:
+        _draw_graph(workflow, run_dir / "graph.dot")
+    if settings.boilerplate_only or settings.reports_only or not to_run:
+        return faults, DONE
+    workflow.base_dir = str(settings.work_dir)
+    failures, code = _run_workflow(settings, workflow, plans, crash_dir, to_run)
+    with contextlib.suppress(OSError):
+        shutil.copytree(crash_dir, run_dir / "crash") if failures else shutil.rmtree(crash_dir)
+    return faults | failures, code
+
+
+def _prepare(settings: Settings, run_dir: Path) -> Path:
+    """Scratch folder and Nipype's settings; where crashes are told."""
+    from brainseg_bids.workflows.runner import configure_nipype  # late: nipype
+
+    if settings.clean_workdir:
+        _empty(settings.work_dir)
+    # In the scratch folder: the disk of the results may be what is full.
+    crash_dir = settings.work_dir / f"crash_{run_dir.name}"
+    configure_nipype(
+        crash_dir=crash_dir,
+        stop_on_first_crash=settings.stop_on_first_crash,
+        resource_monitor=settings.resource_monitor,
+    )
+    return crash_dir
+
+
+def _build(
+    settings: Settings,
+    plans: list[SubjectPlan],
+    model: Model,
+    tables: Mapping[str, Path],
+    program: Sequence[str] | None,
+):
+    """The workflow, and the methods text of all that these plans stand for."""
+    from brainseg_bids.interfaces.segment import PREDICT  # late: nipype
+    from brainseg_bids.workflows.base import init_brainseg_wf
+    from brainseg_bids.workflows.how import HowToRun
+
+    if settings.omp_nthreads > settings.nprocs:
+        log.warning(
+            "--omp-nthreads %d is more than --nprocs %d", settings.omp_nthreads, settings.nprocs
+        )
+    how = HowToRun(
+        model=model,
+        tables=dict(tables),
+        output_dir=settings.output_dir,
+        device=settings.device,
+        threads=min(settings.omp_nthreads, settings.nprocs),
+        tool_timeout_s=3600 * settings.tool_timeout_h,
+        program=tuple(program or PREDICT),
+    )
+    everything = init_brainseg_wf([plan.redone() for plan in plans], how)
+    return init_brainseg_wf(plans, how), everything.visit_desc()
+
+
+def _run_workflow(
+    settings: Settings, workflow, plans: list[SubjectPlan], crash_dir: Path, to_run: int
+) -> tuple[dict[str, str], int]:
+    """Failures by title, and the exit code that their kind asks for, or 0."""
+    from brainseg_bids.workflows.runner import run_workflow
+
+    titles = {
+        f"{workflow.name}.{plan.name}.{scan.name}.": scan.title
+        for plan in plans
+        for scan in plan.to_run
+    }
+
+    def title_of(step: str) -> str:
+        return next(
+            (title for prefix, title in titles.items() if f"{step}.".startswith(prefix)), step
+        )
+
+    with Progress(to_run) as progress:
+
+        def ended(step: str, facts: dict) -> None:
+            title = title_of(step)
+            if "Tool" in facts:
+                log.info("%s: %s took %.0f s", title, facts["Tool"], facts["Seconds"])
+                return
+            progress(title, 100)
+            for note in facts["warnings"]:
+                log.warning("%s", note)
+            took_s, peak_gib = facts["took_s"], facts["peak_gib"]
+            log.info("%s: segmented in %.0f s, peak %.1f GiB", title, took_s, peak_gib)
+
+        crashed = run_workflow(
+            workflow,
+            nprocs=settings.nprocs,
+            memory_gb=settings.memory_gb,
+            crash_dir=crash_dir,
+            plugin=_read_plugin(settings.nipype_plugin_file),
+            on_end=ended,
+            on_progress=lambda step, percent: progress(title_of(step), percent),
+        )
+    failures: dict[str, str] = {}
+    for step, crash in crashed.items():
+        reason = crash.reason
+        if "No space left on device" in reason:
+            where = f"{settings.work_dir} or {settings.output_dir}"
+            reason = f"{reason}. The disk of {where} is full; make room."
+        failures.setdefault(title_of(step), reason)
+    return failures, max((crash.exit_code for crash in crashed.values()), default=DONE)
+
+
+def _draw_graph(workflow, path: Path) -> None:
+    try:
+        workflow.write_graph(str(path), graph2use="colored", format="png")
+    except OSError as error:  # the text is written before Graphviz is called
+        log.warning("%s: not drawn (%s); install Graphviz", path, _one_line(error))
+
+
+def _write_citation(path: Path, description: str) -> None:
+    paragraphs = "\n".join(
+        ["# Methods", "", description.strip(), "", "References: `CITATION.bib`.", ""]
+    )
+    write_text(path, paragraphs)
+    source = resources.files("brainseg_bids") / "data" / "methods.bib"
+    write_text(path.with_suffix(".bib"), source.read_text(encoding="utf-8"))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _read_plugin(path: Path | None) -> dict | None:
+    if path is None:
+        return None
+    import yaml
+
+    try:
+        plugin = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"--use-plugin {path}: this is no YAML ({_one_line(error)}).") from error
+    if not isinstance(plugin, dict) or "plugin" not in plugin:
+        raise InputError(f"--use-plugin {path}: the key plugin is missing.")
+    if str(plugin["plugin"]).endswith("Graph"):
+        raise InputError(
+            f"--use-plugin {path}: {plugin['plugin']} returns before its jobs have ended. "
+            "Run one job per participant with --participant-label instead."
+        )
+    return plugin
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,487 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Tool`` and ``ToolInterface``: what is known of an external tool, and how each is run.
+
+A tool is run without a shell, in the folder of its Nipype node, with all it says in
+``NAME.log`` there. The program can be anything that takes the tool's arguments: the tool
+itself, ``apptainer exec image.sif run_samseg``, or a script of the user's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nipype.interfaces.base import (
+    CommandLine,
+    CommandLineInputSpec,
+    File,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+from brainseg_bids.anatomy.crosswalk import Crosswalk
+from brainseg_bids.interfaces.tools._process import Ended, run_program
+
+MISSING, NO_LICENCE, FAILED = 127, 126, 1
+"""Exit codes of the app for what can be wrong with a tool."""
+
+PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
+"""Paths that no tool chokes on. Some split at spaces, or take a bracket for a pattern."""
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+
+SUBJECT = re.compile(r"[A-Za-z0-9+_-]+")
+LOG_TAIL_BYTES = 64 * 1024
+
+
+class ToolError(RuntimeError):
+    """A tool cannot be run, or did not do its work; the message is one line for the user.
+
+    Parameters
+    ----------
+    message : str
+    exit_code : int
+        127: not found; 126: no licence; 1: anything else.
+    """
+
+    def __init__(self, message: str, *, exit_code: int = FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Tool:
+    """What is known of an external tool.
+
+    Parameters
+    ----------
+    name : str
+        As in ``--head-tool`` and in ``seg-NAME``; the name of its file.
+    program : tuple of str
+        Default command; empty for tools whose results are only reused.
+    regions : frozenset of str
+        What it is trusted for: ``"head"``, ``"brain"``.
+    same_grid : bool
+        Its result must lie on the image's grid.
+    posteriors : bool
+        It gives probabilities.
+    licence : str
+    needs_key : bool
+        It wants a FreeSurfer licence key.
+    how_to_get : str
+        One sentence.
+    mem_base_gb, mem_gb_per_mvox : float
+        Memory it needs: a line through what was measured, and a margin.
+    max_threads : int
+        More do not help.
+    gpu : bool
+        It can use one.
+    existing : tuple of str
+        Where its results lie below a folder given by ``-d NAME=PATH``, best first: patterns
+        with ``{id}`` (what the subject may be called) or ``{bids}`` (BIDS folder and first
+        entities).
+    interface : type
+        Nipype interface.
+    """
+
+    name: str
+    program: tuple[str, ...]
+    regions: frozenset[str]
+    same_grid: bool
+    posteriors: bool
+    licence: str
+    needs_key: bool
+    how_to_get: str
+    mem_base_gb: float
+    mem_gb_per_mvox: float
+    max_threads: int
+    gpu: bool
+    existing: tuple[str, ...]
+    interface: type[ToolInterface]
+
+    def mem_gb(self, n_voxels: int) -> float:
+        """Memory to set aside for an image of so many voxels."""
+        return round(self.mem_base_gb + self.mem_gb_per_mvox * n_voxels / 1e6, 2)
+
+    def crosswalk(self) -> Crosswalk:
+        """Its codes in terms of ``fullhead``; codes that are not there are errors."""
+        return Crosswalk.packaged(self.name, "fullhead")
+
+
+def find_program(tool: Tool, command: Sequence[str] = ()) -> tuple[str, ...]:
+    """Program and first arguments, the program by its absolute path.
+
+    Parameters
+    ----------
+    tool : Tool
+    command : sequence of str
+        From ``--tool NAME=COMMAND``. Without one: ``tools/NAME/bin`` beside this Python (where
+        ``make tools-samseg`` puts SAMSEG), then PATH.
+
+    Raises
+    ------
+    ToolError
+        With ``exit_code`` 127 and how to get the tool, if there is no such program.
+    """
+    if command:
+        found = shutil.which(command[0])
+        if found is None:
+            raise ToolError(
+                f"--tool {tool.name}: there is no program {command[0]!r}. Give one that is on "
+                "PATH, or its full path.",
+                exit_code=MISSING,
+            )
+        # The program runs in another folder: an image file named after `exec` must be found.
+        rest = [os.path.abspath(w) if os.path.isfile(w) else w for w in command[1:]]
+        return (os.path.abspath(found), *rest)
+    if not tool.program:
+        raise ToolError(
+            f"{tool.name} is never run here, only its results are used. {tool.how_to_get}",
+            exit_code=MISSING,
+        )
+    beside = Path(sys.prefix) / "tools" / tool.name / "bin" / tool.program[0]
+    found = shutil.which(beside) or shutil.which(tool.program[0])
+    if found is None:
+        raise ToolError(
+            f"{tool.name}: there is no program {tool.program[0]} on PATH. {tool.how_to_get} "
+            f'Or say how it is called: --tool {tool.name}="COMMAND".',
+            exit_code=MISSING,
+        )
+    return (os.path.abspath(found), *tool.program[1:])
+
+
+class ToolInputSpec(CommandLineInputSpec):
+    """What every tool is told; tools add ``argstr`` and inputs of their own."""
+
+    image = File(exists=True, mandatory=True, desc="image, 3D")
+    subject = traits.Str(mandatory=True, desc="what files are named after, e.g. sub-01_ses-A")
+    command = traits.List(traits.Str(), desc="program and first arguments; default: the tool's")
+    threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads")
+    timeout_s = traits.Float(nohash=True, desc="end it after this time")
+    # Nipype counts a node with this input as one that needs a GPU slot.
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True)
+
+
+class ToolOutputSpec(TraitedSpec):
+    """What every tool leaves."""
+
+    labels = File(exists=True, desc="the tool's own codes on its own grid")
+    posteriors = traits.List(File(exists=True), desc="probabilities, one 3D file a code or one 4D")
+    posterior_codes = traits.List(traits.Int(), desc="the tool's code of each")
+    log = File(exists=True, desc="all it said")
+    facts = File(exists=True, desc="tool, version, command, time, memory: JSON")
+
+
+class ToolInterface(CommandLine):
+    """Runs one tool on one image.
+
+    A tool's class says its name, where it leaves its labels, and what it needs prepared.
+    """
+
+    input_spec = ToolInputSpec
+    output_spec = ToolOutputSpec
+    _cmd = "tool"
+    _folder: Path | None = None
+    name = ""
+    labels_file = ""
+    """Where the labels are, below the node's folder; ``{subject}`` is filled in."""
+
+    def __init__(self, command: Sequence[str] = (), **inputs) -> None:
+        super().__init__(**inputs)  # Nipype's own `command` is a string and no input
+        if command:
+            self.inputs.command = list(command)
+
+    @property
+    def tool(self) -> Tool:
+        """What is known of the tool."""
+        from brainseg_bids.interfaces.tools import find_tool
+
+        return find_tool(self.name)
+
+    # What tools may say otherwise
+
+    @classmethod
+    def version(cls, program: Sequence[str]) -> str:
+        """Version of an installed tool if files beside it tell; it is not started."""
+        return ""
+
+    def prepare(self, folder: Path) -> None:
+        """Lay out what the tool needs; leave nothing of an earlier try."""
+
+    def commands(self) -> list[list[str]]:
+        """Command lines, run one after another."""
+        return [[*self.program(), *self.arguments()]]
+
+    def environment(self) -> dict[str, str]:
+        """Variables that this tool needs beside the numbers of threads."""
+        return {}
+
+    def finish(self, folder: Path) -> None:
+        """Make of the tool's files what the outputs promise."""
+
+    def posterior_files(self, folder: Path) -> dict[int, Path]:
+        """File of each code's probabilities; the same file for all if it is 4D."""
+        return {}
+
+    def facts(self, folder: Path) -> dict:
+        """What else is worth recording."""
+        return {}
+
+    # The same for all
+
+    @property
+    def cmd(self) -> str:
+        """Program and first arguments, quoted."""
+        return shlex.join(self.inputs.command or self.tool.program)
+
+    def program(self) -> tuple[str, ...]:
+        """Program and first arguments; `ToolError` if there is none."""
+        return find_program(self.tool, self.inputs.command or ())
+
+    def arguments(self) -> list[str]:
+        """What the tool is told."""
+        return shlex.split(" ".join(self._parse_inputs()))
+
+    @property
+    def image(self) -> str:
+        """The image's path, or that of a plain link in the node's folder."""
+        path = os.path.abspath(self.inputs.image)
+        return path if PLAIN.fullmatch(path) else f"input{ending(path)}"
+
+    def _format_arg(self, name, spec, value):
+        if name == "image":
+            value = self.image
+        elif name == "threads":
+            value = min(value, self.tool.max_threads)
+        return super()._format_arg(name, spec, shlex.quote(value) if type(value) is str else value)
+
+    def _run_interface(self, runtime, correct_return_codes=(0,)):
+        self._check_mandatory_inputs()
+        if not SUBJECT.fullmatch(self.inputs.subject):
+            raise ToolError(
+                f"{self.inputs.image}: files cannot be named after {self.inputs.subject!r}; use "
+                "letters, digits, +, - and _."
+            )
+        folder = self._folder = Path(runtime.cwd)
+        log = folder / f"{self.name}.log"
+        log.write_bytes(b"")
+        self._link_image(folder)
+        self.prepare(folder)
+        environment = {**runtime.environ, **self.inputs.environ, **self._environment()}
+        runtime.stdout = runtime.stderr = runtime.merged = ""
+        runtime.success_codes = correct_return_codes
+        ended = Ended(0)
+        for command in self.commands():
+            runtime.cmdline = shlex.join(command)
+            last = run_program(
+                command,
+                folder=folder,
+                log=log,
+                timeout_s=self.inputs.timeout_s if isdefined(self.inputs.timeout_s) else None,
+                environment=environment,
+            )
+            ended = Ended(
+                last.code,
+                last.timed_out,
+                ended.seconds + last.seconds,
+                max(ended.peak_gib, last.peak_gib),
+            )
+            runtime.returncode = ended.code
+            if ended.code or ended.timed_out:
+                raise self._failure(ended, log)
+        self._require(folder, log)
+        self.finish(folder)
+        self._write_facts(folder, ended)
+        return runtime
+
+    def _failure(self, ended: Ended, log: Path) -> ToolError:
+        return failure(self.tool, self.inputs.image, ended, log)
+
+    def _environment(self) -> dict[str, str]:
+        threads = str(min(self.inputs.threads, self.tool.max_threads))
+        return dict.fromkeys(THREAD_VARIABLES, threads) | self.environment()
+
+    def _link_image(self, folder: Path) -> None:
+        link = folder / f"input{ending(self.inputs.image)}"
+        link.unlink(missing_ok=True)
+        if self.image == link.name:
+            link.symlink_to(os.path.abspath(self.inputs.image))
+
+    def _written(self, folder: Path) -> Path:
+        return folder / self.labels_file.format(subject=self.inputs.subject)
+
+    def _require(self, folder: Path, log: Path) -> None:
+        for path in [self._written(folder), *self.posterior_files(folder).values()]:
+            if not path.is_file() or path.stat().st_size == 0:
+                raise ToolError(
+                    f"{self.inputs.image}: {self.name} ended without a fault but wrote no "
+                    f"{path.relative_to(folder)}{_said(log)}. Its log: {log}"
+                )
+
+    def _write_facts(self, folder: Path, ended: Ended) -> None:
+        commands = self.commands()
+        facts = {
+            "Tool": self.name,
+            "ToolVersion": self.version(self.program()),
+            "Command": "; ".join(shlex.join(command) for command in commands),
+            "Seconds": round(ended.seconds, 1),
+            "PeakGib": ended.peak_gib,
+            "Threads": min(self.inputs.threads, self.tool.max_threads),
+        } | self.facts(folder)
+        text = json.dumps(facts, indent=1, ensure_ascii=False)
+        (folder / "facts.json").write_text(text + "\n", encoding="utf-8")
+
+    def _list_outputs(self):
+        folder = self._folder or Path.cwd()
+        posteriors = self.posterior_files(folder)
+        return self.output_spec().get() | {
+            "labels": str(self.labels_output(folder)),
+            # A 4D file stands once for all codes.
+            "posteriors": list(dict.fromkeys(str(path) for path in posteriors.values())),
+            "posterior_codes": list(posteriors),
+            "log": str(folder / f"{self.name}.log"),
+            "facts": str(folder / "facts.json"),
+        }
+
+    def labels_output(self, folder: Path) -> Path:
+        """The labels that are handed on: the tool's file as it is."""
+        return self._written(folder)
+
+
+def ending(path: str | Path) -> str:
+    """What tells the format.
+
+    >>> ending("/data/sub-01_T1w.nii.gz"), ending("orig.mgz")
+    ('.nii.gz', '.mgz')
+    """
+    return ".nii.gz" if str(path).endswith(".nii.gz") else Path(path).suffix
+
+
+def installed_version(home: Path, distribution: str) -> str:
+    """Version of a Python distribution in the environment ``home``.
+
+    >>> installed_version(Path("/nowhere"), "samseg")
+    ''
+    """
+    found = sorted(home.glob(f"lib/python3*/site-packages/{distribution}-*.dist-info"))
+    return found[-1].name.removesuffix(".dist-info").partition("-")[2] if found else ""
+
+
+def freesurfer_version(home: Path) -> str:
+    """What the build stamp of a FreeSurfer installation says.
+
+    >>> freesurfer_version(Path("/nowhere"))
+    ''
+    """
+    stamp = home / "build-stamp.txt"
+    return stamp.read_text(errors="replace").strip() if stamp.is_file() else ""
+
+
+def failure(tool: Tool, image: str | Path, ended: Ended, log: Path) -> ToolError:
+    """One line from how a tool ended and what it said."""
+    where = f" Its log: {log}"
+    number = -ended.code if ended.code < 0 else ended.code - 128  # shells say 128 + n
+    tail = log_tail(log)
+    if ended.timed_out:
+        return ToolError(
+            f"{image}: {tool.name} was ended because it took longer than "
+            f"{shown_time(ended.seconds)}. Give it longer with --tool-timeout.{where}"
+        )
+    if any(NO_KEY.search(line) for line in tail):
+        return ToolError(
+            f"{image}: {tool.name} found no valid FreeSurfer licence key. Give yours with "
+            "--fs-license-file FILE or FS_LICENSE=FILE; it is free: "
+            f"https://surfer.nmr.mgh.harvard.edu/registration.html.{where}",
+            exit_code=NO_LICENCE,
+        )
+    if number == signal.SIGKILL or any(NO_MEMORY.search(line) for line in tail):
+        how = "was killed, most likely because memory ran out" if number == signal.SIGKILL else (
+            f"ran out of memory{_said(log)}"
+        )
+        return ToolError(
+            f"{image}: {tool.name} {how}. Give the job more memory, or run fewer at a time with "
+            f"--nprocs or --mem.{where}"
+        )
+    if ended.code in (126, 127):
+        return ToolError(
+            f"{image}: {tool.name} could not be started{_said(log)}. {tool.how_to_get}{where}",
+            exit_code=MISSING,
+        )
+    if number > 0 and number in set(signal.Signals):
+        name = signal.Signals(number).name
+        return ToolError(
+            f"{image}: {tool.name} was ended by signal {name}{_said(log)}. Run it again.{where}"
+        )
+    return ToolError(
+        f"{image}: {tool.name} failed with exit code {ended.code}{_said(log)}.{where}"
+    )
+
+
+NO_KEY = re.compile(
+    r"(?i)licen[cs]e (key|file)\b.*(not found|missing|invalid|required|does not exist)"
+    r"|\b(no|invalid|missing) (valid )?(free ?surfer )?licen[cs]e"
+)
+"""FreeSurfer says ``ERROR: FreeSurfer license file .../license.txt not found.``"""
+NO_MEMORY = re.compile(
+    r"MemoryError|bad_alloc|Unable to allocate|[Oo]ut of memory|[Cc]annot allocate memory"
+    r"|OutOfMemoryError|^Killed$|: Killed$"
+)
+TELLING = re.compile(r"(?i)\b\w*(error|exception|fatal|critical|abort(ed)?|no space left)\b")
+
+
+def log_tail(log: Path) -> list[str]:
+    """Last lines of a log, without blank ones and terminal colours."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+    return [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+
+
+def telling_line(lines: Sequence[str]) -> str:
+    """The line that says most likely what went wrong: the last one with an error, or the last.
+
+    >>> telling_line(["Traceback", "ValueError: no atlas", "cleaning up"])
+    'ValueError: no atlas'
+    >>> telling_line(["reading", "gave up"])
+    'gave up'
+    """
+    if not lines:
+        return ""
+    line = next((line for line in reversed(lines) if TELLING.search(line)), lines[-1])
+    return line if len(line) <= 300 else f"{line[:300]} ..."
+
+
+def _said(log: Path) -> str:
+    line = telling_line(log_tail(log)).rstrip(".")
+    return f" ({line})" if line else ""
+
+
+def shown_time(seconds: float) -> str:
+    """A time as people say it.
+
+    >>> shown_time(5400), shown_time(90), shown_time(2.0)
+    ('1.5 h', '1.5 min', '2 s')
+    """
+    for unit, length_s in (("h", 3600), ("min", 60)):
+        if seconds >= length_s:
+            return f"{seconds / length_s:.3g} {unit}"
+    return f"{seconds:.3g} s"

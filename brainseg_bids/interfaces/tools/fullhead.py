@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label maps of the whole head that the user has already, in codes of ``fullhead``."""
+
+from __future__ import annotations
+
+from brainseg_bids.interfaces.tools.base import Tool, ToolInterface
+
+
+class Fullhead(ToolInterface):
+    """Only says that there is nothing to run."""
+
+    name = "fullhead"
+
+
+TOOL = Tool(
+    name="fullhead",
+    program=(),
+    regions=frozenset({"head", "brain"}),
+    same_grid=False,
+    posteriors=False,
+    licence="the user's",
+    needs_key=False,
+    how_to_get="Give the folder of your label maps: -d fullhead=FOLDER.",
+    mem_base_gb=1.0,
+    mem_gb_per_mvox=0.0,
+    max_threads=1,
+    gpu=False,
+    existing=("{id}_seg.nii.gz", "{id}_labels.nii.gz", "{id}.nii.gz", "{id}.mgz"),
+    interface=Fullhead,
+)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GOUHFI: brain structures at ultra-high field, any contrast and resolution (Fortin et al. 2025).
+
+Three programs (four in version 1) that work on folders of ``ID_0000.nii.gz``: conforming to LIA
+at the smallest voxel edge, brain extraction, segmentation. Version 2 does the first two in
+``run_preprocessing``; which version there is, is told by that program. The labels are counted
+1 to 35 on the conformed grid.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from nipype.interfaces.base import traits
+
+from brainseg_bids.interfaces.tools.base import (
+    Tool,
+    ToolError,
+    ToolInputSpec,
+    ToolInterface,
+    ending,
+)
+from brainseg_bids.volumes import InputError, read_volume, write_volume
+
+MAIN, FIRST_OF_2 = "run_gouhfi", "run_preprocessing"
+RAW, CONFORMED, MASKED, OUTPUT = "gouhfi_raw", "gouhfi_conformed", "gouhfi_masked", "gouhfi"
+RESULTS = ("outputs_seg_postpro", "outputs_postpro", ".")
+"""Where the labels may lie below the output folder: version 2, late and early version 1."""
+PROBE_S = 60.0
+
+
+class _GouhfiInputSpec(ToolInputSpec):
+    folds = traits.Str("", usedefault=True, desc='e.g. "0": faster; default: its own five')
+
+
+class Gouhfi(ToolInterface):
+    """Run GOUHFI's programs one after another."""
+
+    input_spec = _GouhfiInputSpec
+    name = "gouhfi"
+    _generation: int = 0
+
+    def sibling(self, name: str) -> list[str]:
+        """Command of another of its programs, which lies beside ``run_gouhfi``."""
+        words = list(self.program())
+        place = _place_of_main(words)
+        beside = Path(words[place])
+        words[place] = str(beside.with_name(name + beside.suffix))
+        return words
+
+    @property
+    def generation(self) -> int:
+        """1 or 2: whether there is a ``run_preprocessing``."""
+        if not self._generation:
+            command = self.sibling(FIRST_OF_2)
+            place = _place_of_main(list(self.program()))
+            program = command[place]
+            if os.sep in program:
+                there = os.path.exists(program)
+            else:  # within a container
+                there = _knows([*command[:place], "which", program])
+            self._generation = 2 if there else 1
+        return self._generation
+
+    def prepare(self, folder: Path) -> None:
+        for name in (RAW, CONFORMED, MASKED, OUTPUT):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / RAW).mkdir()
+        raw = folder / RAW / f"{self.inputs.subject}_0000.nii.gz"
+        if ending(self.inputs.image) == ".nii.gz":
+            raw.symlink_to(os.path.abspath(self.inputs.image))
+            return
+        try:
+            write_volume(*read_volume(self.inputs.image), raw)
+        except InputError as error:
+            raise ToolError(str(error)) from error
+
+    def commands(self) -> list[list[str]]:
+        threads = str(min(self.inputs.threads, self.tool.max_threads))
+        main = [*self.sibling(MAIN), "-i", MASKED, "-o", OUTPUT, "--np", threads]
+        main += ["--folds", self.inputs.folds] if self.inputs.folds else []
+        main += [] if self.inputs.use_gpu else ["--cpu"]
+        if self.generation == 2:
+            first = [[*self.sibling(FIRST_OF_2), "-i", RAW, "-o", MASKED]]
+            return [*first, [*main, "--skip_parc"]]
+        return [
+            [*self.sibling("run_conforming"), "-i", RAW, "-o", CONFORMED],
+            [*self.sibling("run_brain_extraction"), "-i", CONFORMED, "-o", MASKED],
+            main,
+        ]
+
+    def _written(self, folder: Path) -> Path:
+        # The only image there: versions differ in what they add to its name.
+        for place in RESULTS:
+            found = sorted((folder / OUTPUT / place).glob("*.nii.gz"))
+            if len(found) == 1:
+                return found[0]
+        return folder / OUTPUT / RESULTS[0] / f"{self.inputs.subject}.nii.gz"
+
+    def facts(self, folder: Path) -> dict:
+        return {"Generation": self.generation, "Device": "cuda" if self.inputs.use_gpu else "cpu"}
+
+
+def _place_of_main(words: Sequence[str]) -> int:
+    """Which word of a command is ``run_gouhfi``; its siblings' names go there.
+
+    >>> _place_of_main(["apptainer", "exec", "g.sif", "run_gouhfi"])
+    3
+    """
+    for place, word in enumerate(words):
+        if Path(word).stem == MAIN:
+            return place
+    raise ToolError(
+        f"--tool gouhfi: the command must name {MAIN}, e.g. \"apptainer exec gouhfi.sif {MAIN}\": "
+        "its other programs are found beside it.",
+        exit_code=127,
+    )
+
+
+def _knows(command: Sequence[str]) -> bool:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+TOOL = Tool(
+    name="gouhfi",
+    program=(MAIN,),
+    regions=frozenset({"brain"}),
+    same_grid=False,
+    posteriors=False,
+    licence="Apache-2.0",
+    needs_key=False,
+    how_to_get="Install GOUHFI (https://github.com/mafortin/GOUHFI), or use its container.",
+    # 36 probabilities of 4 bytes a voxel, twice at the seams of windows. Not measured.
+    mem_base_gb=8.0,
+    mem_gb_per_mvox=0.35,
+    max_threads=8,
+    gpu=True,
+    existing=(
+        "outputs_seg_postpro/{id}.nii.gz",
+        "{id}/outputs_seg_postpro/{id}.nii.gz",
+        "outputs_postpro/{id}.nii.gz",
+        "{id}.nii.gz",
+    ),
+    interface=Gouhfi,
+)

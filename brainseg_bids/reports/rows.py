@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a volumes table, put in order for the eye."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from brainseg_bids.reports.groups import GROUPS, group_of_row, plain_name
+
+_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
+
+
+def anatomical(rows: list[dict]) -> list[dict]:
+    """Rows without background, sorted by group; left and right of a structure are neighbours."""
+    cleaned = [
+        {
+            **row,
+            "index": int(row["index"]),
+            "volume_mm3": float(row["volume_mm3"]),
+            "hemisphere": str(row.get("hemisphere") or "none"),
+            "color": row["color"] if _COLOR.fullmatch(str(row.get("color"))) else "#808080",
+            "group": group_of_row(row),
+        }
+        for row in rows
+        if int(row["index"]) != 0
+    ]
+    first: dict[tuple[str, str], int] = {}
+    for row in cleaned:
+        key = (row["group"], plain_name(str(row["name"])))
+        first[key] = min(row["index"], first.get(key, row["index"]))
+    return sorted(
+        cleaned,
+        key=lambda row: (
+            GROUPS.index(row["group"]),
+            first[row["group"], plain_name(str(row["name"]))],
+            row["hemisphere"],
+            row["index"],
+        ),
+    )
+
+
+def grouped(rows: list[dict]) -> list[dict]:
+    """Rows from `anatomical` by group: ``name``, ``rows`` and ``total_mm3`` of each."""
+    groups = []
+    for name in GROUPS:
+        members = [row for row in rows if row["group"] == name]
+        if members:
+            total = math.fsum(row["volume_mm3"] for row in members)
+            groups.append({"name": name, "rows": members, "total_mm3": total})
+    return groups
+
+
+@dataclass(frozen=True)
+class Asymmetry:
+    """One structure on both sides.
+
+    Parameters
+    ----------
+    name : str
+        Without the side.
+    group : str
+    left_mm3, right_mm3 : float or None
+        None where the table has no row for that side.
+    percent : float or None
+        ``100 (L - R) / ((L + R) / 2)``: positive where the left is larger, ±200 where one side
+        is empty; None where a side is missing or both are empty.
+    """
+
+    name: str
+    group: str
+    left_mm3: float | None
+    right_mm3: float | None
+    percent: float | None
+
+
+def asymmetries(rows: list[dict]) -> list[Asymmetry]:
+    """Pair left and right rows that share a name but for the side, in anatomical order.
+
+    >>> rows = [{"index": 10, "name": "Left-Thalamus", "hemisphere": "left", "volume_mm3": 110},
+    ...     {"index": 49, "name": "Right-Thalamus", "hemisphere": "right", "volume_mm3": 90}]
+    >>> asymmetries(rows)
+    [Asymmetry(name='Thalamus', group='Brain', left_mm3=110.0, right_mm3=90.0, percent=20.0)]
+    """
+    pairs: dict[tuple[str, str], dict[str, float]] = {}
+    for row in anatomical(rows):
+        if row["hemisphere"] in ("left", "right"):
+            pair = pairs.setdefault((plain_name(str(row["name"])), group_of_row(row)), {})
+            pair[row["hemisphere"]] = float(row["volume_mm3"])
+    found = []
+    for (name, group), pair in pairs.items():
+        left, right = pair.get("left"), pair.get("right")
+        percent = None
+        if left is not None and right is not None and left + right > 0:
+            percent = 100 * (left - right) / ((left + right) / 2)
+        found.append(Asymmetry(name, group, left, right, percent))
+    return found
+
+
+def widest_percent(pairs: list[Asymmetry]) -> float:
+    """One bar scale for all pairs; 20 % at least, so that small differences look small."""
+    return max([20.0, *(abs(pair.percent) for pair in pairs if pair.percent is not None)])

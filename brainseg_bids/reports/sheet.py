@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A dark sheet to put tiles, words and a legend on.
+
+No pyplot: figures made in several threads or workers share nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from PIL import Image
+
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import Label
+from brainseg_bids.reports.groups import GROUPS, group_of_mapping, plain_name, shown_labels
+from brainseg_bids.reports.montage import BACKGROUND, MARGIN_PX, WIDTH_PX, Plane, slabs
+
+DPI = 100
+INK, FAINT, LINE, RED, BLUE = "#e8eaed", "#9aa0a6", "#5f6368", "#f28b82", "#8ab4f8"
+PAGE = tuple(value / 255 for value in BACKGROUND)
+FONT = {"family": "DejaVu Sans", "parse_math": False}
+HEADER_PX = 74
+"""Height of the lines above the tiles."""
+LEGEND_ROW_PX = 22
+
+_LEGEND_COLUMNS = 6
+_LARGEST_BYTES = 2_000_000
+
+
+class Sheet:
+    """A dark page addressed in pixels from its upper left corner."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.height = height
+        size = (width / DPI, height / DPI)
+        self.figure = Figure(figsize=size, dpi=DPI, facecolor=PAGE)
+        self.canvas = FigureCanvasAgg(self.figure)
+
+    def image(self, pixels: np.ndarray, top: int) -> None:
+        self.figure.figimage(pixels, 0, self.height - top - pixels.shape[0], origin="upper")
+
+    def text(self, x: float, y: float, text: str, *, size_px: float = 14, **options) -> None:
+        options = FONT | {"color": INK, "ha": "left", "va": "center"} | options
+        width = self.figure.get_figwidth() * DPI
+        self.figure.text(
+            x / width, 1 - y / self.height, text, fontsize=size_px * 72 / DPI, **options
+        )
+
+    def box(self, x: float, y: float, width: float, height: float, color) -> None:
+        page = self.figure.get_figwidth() * DPI
+        self.figure.add_artist(
+            Rectangle(
+                (x / page, 1 - (y + height) / self.height),
+                width / page,
+                height / self.height,
+                transform=self.figure.transFigure,
+                facecolor=color,
+                edgecolor=LINE,
+                linewidth=0.6,
+            )
+        )
+
+    def line(self, x: float, y: float, length: float) -> None:
+        page = self.figure.get_figwidth() * DPI
+        level = 1 - y / self.height
+        self.figure.add_artist(
+            Line2D(
+                [x / page, (x + length) / page],
+                [level, level],
+                color=INK,
+                linewidth=2.5,
+                transform=self.figure.transFigure,
+                solid_capstyle="butt",
+            )
+        )
+
+    def pixels(self) -> np.ndarray:
+        """(height, width, 3) uint8."""
+        self.canvas.draw()
+        return np.asarray(self.canvas.buffer_rgba())[..., :3]
+
+
+def write_header(
+    sheet: Sheet, grid: Grid, window: tuple[float, float], px_per_mm: float, *, empty: bool
+) -> None:
+    """Convention, grid, grey scale and a bar of known length, in the first `HEADER_PX`."""
+    shape = " × ".join(str(n) for n in grid.shape)
+    size = " × ".join(f"{size:.2f}" for size in grid.voxel_size_mm)
+    convention = "Left of the picture is the person's left (neurological convention)"
+    sheet.text(MARGIN_PX, 22, convention, size_px=19, weight="bold")
+    notes = [
+        f"{shape} voxels of {size} mm",
+        f"cuts at world coordinates in mm (RAS+){_tilt_note(grid)}",
+        f"black to white: {window[0]:.3g} to {window[1]:.3g}",
+    ]
+    sheet.text(MARGIN_PX, 50, "   ·   ".join(notes), color=FAINT)
+    if empty:
+        sheet.text(MARGIN_PX, 70, "Nothing is labelled in this image.", color=RED, weight="bold")
+    length_mm = next((n for n in (50, 20, 10, 5) if n * px_per_mm < 260), 1)
+    length_px = length_mm * px_per_mm
+    right = WIDTH_PX - 20
+    sheet.line(right - length_px, 48, length_px)
+    sheet.text(right - length_px / 2, 30, f"{length_mm} mm", ha="center")
+
+
+def write_ends(sheet: Sheet, plane: Plane, left: int, top: int, width: int) -> None:
+    """Letters of the directions in the upper corners of a tile."""
+    low, high = plane.ends
+    halo = withStroke(linewidth=3, foreground="black")
+    mark = {"size_px": 13, "weight": "bold", "color": "#ffd54f", "path_effects": [halo]}
+    sheet.text(left + 4, top + 11, low, **mark)
+    sheet.text(left + width - 4, top + 11, high, ha="right", **mark)
+
+
+def _tilt_note(grid: Grid) -> str:
+    """Words for a grid that is turned against the world axes by more than a degree."""
+    cosines = np.abs(grid.affine[:3, :3] / np.array(grid.voxel_size_mm))
+    angle = np.degrees(np.arccos(np.clip(cosines.max(axis=0).min(), -1, 1)))
+    return f"; voxel axes are tilted by {angle:.0f}°" if angle > 1 else ""
+
+
+def signed(at_mm: float) -> str:
+    """Whole millimetres with a sign, and none for zero."""
+    return f"{round(at_mm):+d}".replace("-", "−") if round(at_mm) else "0"
+
+
+# -- legend -------------------------------------------------------------------------------
+
+
+def present_labels(labels: LabelMap) -> list[Label]:
+    """Labels that a map has and a picture shows."""
+    present = np.zeros(int(labels.table.codes[-1]) + 1, dtype=bool)
+    for slab in slabs(labels.voxels):
+        present[np.flatnonzero(np.bincount(slab.ravel()))] = True
+    return [label for label in shown_labels(labels.table) if present[label.index]]
+
+
+def legend_groups(present: list[Label]) -> dict[str, list[tuple[str, list[Label]]]]:
+    """For each group, its structures; left and right share a line, left first."""
+    groups: dict[str, dict[str, list[Label]]] = {}
+    for label in present:
+        group = groups.setdefault(group_of_mapping(label.mapping), {})
+        name = plain_name(label.name) if label.hemisphere != "none" else label.name
+        group.setdefault(name.replace("-", " ").replace("_", " "), []).append(label)
+    return {
+        group: [
+            (name, sorted(sides, key=lambda label: label.hemisphere))
+            for name, sides in groups[group].items()
+        ]
+        for group in GROUPS
+        if group in groups
+    }
+
+
+def legend_rows(legend: dict) -> int:
+    """Fewest rows with which all groups fit beside each other."""
+    rows = 1
+    while sum(-(-len(entries) // rows) for entries in legend.values()) > max(
+        _LEGEND_COLUMNS, len(legend)
+    ):
+        rows += 1
+    return rows
+
+
+def write_legend(sheet: Sheet, legend: dict, rows: int, top: float) -> None:
+    pitch = (WIDTH_PX - MARGIN_PX) / max(_LEGEND_COLUMNS, len(legend))
+    column = 0
+    for group, entries in legend.items():
+        sheet.text(MARGIN_PX + column * pitch, top + 8, group, weight="bold", size_px=16)
+        sides = any(label.hemisphere != "none" for _, found in entries for label in found)
+        if sides:
+            sheet.text(MARGIN_PX + column * pitch + 64, top + 8, "(left | right)", color=FAINT)
+        for number, (name, found) in enumerate(entries):
+            x = MARGIN_PX + (column + number // rows) * pitch
+            y = top + (number % rows + 1.6) * LEGEND_ROW_PX
+            for label in found:
+                shift = 20 if label.hemisphere == "right" else 0
+                width = 38 if label.hemisphere == "none" else 18
+                sheet.box(x + shift, y - 7, width, 14, label.rgb)
+            sheet.text(x + 46, y, name if len(name) <= 26 else name[:25] + "…")
+        column += -(-len(entries) // rows)
+
+
+def write_png(pixels: np.ndarray, path: Path) -> None:
+    Image.fromarray(pixels).save(path, format="PNG")
+    if path.stat().st_size > _LARGEST_BYTES:
+        # Noise does not compress. 32 levels of grey are more than anyone tells apart in it.
+        page = (pixels == BACKGROUND).all(axis=2, keepdims=True)
+        coarse = np.minimum((pixels.astype(np.uint16) + 4) // 8 * 8, 255).astype(np.uint8)
+        Image.fromarray(np.where(page, pixels, coarse)).save(path, format="PNG")

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label one head with the chosen tools and merge what they say."""
+
+from __future__ import annotations
+
+from nipype import IdentityInterface
+from nipype.pipeline import engine as pe
+from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+from brainseg_bids.bids.names import Scan
+from brainseg_bids.interfaces.headlabels import MergeHead, ReadTool
+from brainseg_bids.interfaces.labels import Volumes
+from brainseg_bids.interfaces.reportlets import DrawMerge
+from brainseg_bids.workflows.headlabels_plan import (
+    GIVEN,
+    HeadPlan,
+    ToolPlan,
+    head_metadata,
+    tool_metadata,
+)
+from brainseg_bids.workflows.how import HowToRun
+from brainseg_bids.workflows.outputs import init_ds_scan_wf
+from brainseg_bids.workflows.plan import REUSE
+from brainseg_bids.workflows.segment import takes_gpu
+
+MERGE_GIB = 3.0
+"""Memory set aside for one merge: what a 256³ head may take (``docs/performance.md``)."""
+
+
+def init_headlabels_scan_wf(plan: HeadPlan, how: HowToRun) -> Workflow:
+    """One head: its tools, the merge of their maps, volumes, a picture; all of it saved.
+
+    Each tool is a workflow of its own (`init_tool_wf`), whatever its labels come from.
+    """
+    workflow = Workflow(name=plan.name)
+    names = [tool.tool.name for tool in plan.tools.values()]
+    workflow.__desc__ = _describe(names)
+    image = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
+    image.inputs.image = str(plan.scan.path)
+    table = str(how.tables["fullhead"])
+    merge = pe.Node(MergeHead(), name="merge", mem_gb=MERGE_GIB)
+    volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=0.5)
+    figure = pe.Node(DrawMerge(table=table), name="figure", mem_gb=1.5)
+    ds_head_wf = init_ds_scan_wf(
+        {output: str(path) for output, path in plan.outputs.items()},
+        head_metadata(plan, output_dir=how.output_dir),
+        facts="facts",
+        told=("merge",),
+        name="ds_head_wf",
+    )
+    merged = ["labels", "merge", *(name for name in plan.outputs if name.startswith("top_"))]
+    workflow.connect([
+        (image, merge, [("image", "image")]),
+        (image, figure, [("image", "image")]),
+        (merge, volumes, [("labels", "labels")]),
+        (merge, figure, [("labels", "labels")]),
+        (merge, ds_head_wf, [("facts", "inputnode.facts")]),
+        (merge, ds_head_wf, [(name, f"inputnode.{name}") for name in merged]),
+        (volumes, ds_head_wf, [("out_file", "inputnode.volumes")]),
+        (figure, ds_head_wf, [("out_file", "inputnode.figure")]),
+    ])  # fmt: skip
+    for role, tool in plan.tools.items():
+        tool_wf = init_tool_wf(tool, plan.scan, how, name=f"{role}_wf")
+        for step in (merge, figure):
+            setattr(step.inputs, f"{role}_tool", tool.tool.name)
+        workflow.connect([
+            (image, tool_wf, [("image", "inputnode.image")]),
+            (tool_wf, figure, [("outputnode.labels", f"{role}_labels")]),
+            (tool_wf, merge, [
+                (f"outputnode.{name}", f"{role}_{name}") for name in tool.outputs
+            ]),
+        ])  # fmt: skip
+    return workflow
+
+
+def init_tool_wf(plan: ToolPlan, scan: Scan, how: HowToRun, *, name: str) -> Workflow:
+    """One tool's labels of one head, run, reused or given.
+
+    Inputs
+    ------
+    image
+        The image, as it lies in the dataset.
+
+    Outputs
+    -------
+    labels, and if the tool gives probabilities top_codes, top_weights
+        As `ReadTool` stores them.
+    """
+    workflow = Workflow(name=name)
+    inputnode = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
+    outputnode = pe.Node(IdentityInterface(fields=list(plan.outputs)), name="outputnode")
+    if plan.action == REUSE:
+        outputnode.inputs.trait_set(**{key: str(path) for key, path in plan.outputs.items()})
+        workflow.add_nodes([inputnode, outputnode])
+        return workflow
+    read = pe.Node(ReadTool(tool=plan.tool.name), name="read", mem_gb=MERGE_GIB)
+    workflow.connect([
+        (inputnode, read, [("image", "image")]),
+        (read, outputnode, [(field, field) for field in plan.outputs]),
+    ])  # fmt: skip
+    if plan.action == GIVEN:
+        read.inputs.labels = str(plan.outputs["labels"])
+        return workflow
+    run = _init_run_node(plan, scan, how)
+    ds_tool_wf = init_ds_scan_wf(
+        {output: str(path) for output, path in plan.outputs.items()},
+        tool_metadata(plan),
+        facts="facts",
+        name="ds_tool_wf",
+    )
+    posteriors = ("posteriors", "posterior_codes") if plan.tool.posteriors else ()
+    workflow.connect([
+        (inputnode, run, [("image", "image")]),
+        (run, read, [(field, field) for field in ("labels", "log", *posteriors)]),
+        (run, ds_tool_wf, [("facts", "inputnode.facts")]),
+        (read, ds_tool_wf, [(field, f"inputnode.{field}") for field in plan.outputs]),
+    ])  # fmt: skip
+    return workflow
+
+
+def _init_run_node(plan: ToolPlan, scan: Scan, how: HowToRun) -> pe.Node:
+    """The node that runs the program; inputs that this tool does not have are left out."""
+    threads = min(how.threads, plan.tool.max_threads)
+    interface = plan.tool.interface(
+        subject="_".join(
+            f"{key}-{label}" for key, label in scan.entities.items() if key in ("sub", "ses")
+        ),
+        command=list(plan.command),
+        threads=threads,
+        timeout_s=how.tool_timeout_s,
+        use_gpu=plan.tool.gpu and takes_gpu(how.device),
+    )
+    known = set(interface.inputs.copyable_trait_names())
+    of_this_tool = {
+        "model": str(how.model.path),
+        "model_digest": how.model.digest,
+        "device": how.device,
+    }
+    interface.inputs.trait_set(**{k: v for k, v in of_this_tool.items() if k in known})
+    return pe.Node(interface, name="run", n_procs=threads, mem_gb=plan.mem_gb)
+
+
+def _describe(names: list[str]) -> str:
+    """Methods text."""
+    cited = {
+        "charm": "SimNIBS' *charm* [@puonti2020]",
+        "samseg": "*SAMSEG* [@puonti2016]",
+        "synthseg": "FreeSurfer's *mri_synthseg* [@billot2023robust]",
+        "fastsurfer": "*FastSurfer* [@henschel2020]",
+        "gouhfi": "*GOUHFI* [@fortin2025]",
+        "freesurfer": "*FreeSurfer* [@fischl2012]",
+        "model": "this app's own network",
+        "fullhead": "label maps provided by the user",
+    }
+    tools = " and ".join(cited.get(name, f"*{name}*") for name in names)
+    return f"""\
+Label maps of the whole head were made with {tools}. Codes were translated into one table, maps
+were brought to the grid of the image by their affines, and merged by a table of rules; what no
+tool labelled inside the head was told apart into tissue and air, islands were removed, and the
+voxels that each rule changed were counted.
+"""
