@@ -45,6 +45,13 @@ class Settings:
         Where a tool lives: name to program and first arguments.
     derivatives : dict
         Folders that hold results already: name to path.
+    target_voxel_size_mm : tuple of float
+        What label maps are brought to in stage ``upsample``: one number, or one per axis.
+    upsample_kernel : {"fitted", "linear", "lossless"}
+    smoothing_mm : float
+        Standard deviation; 0: none.
+    keep_thin : bool
+        Guard thin structures while upsampling.
     fs_license_file : Path or None
         FreeSurfer's licence key, handed on to tools.
     tool_timeout_h : float
@@ -70,6 +77,10 @@ class Settings:
     brain_tool: str = "model"
     tools: dict = field(default_factory=dict)
     derivatives: dict = field(default_factory=dict)
+    target_voxel_size_mm: tuple[float, ...] = (0.5,)
+    upsample_kernel: str = "fitted"
+    smoothing_mm: float = 0.0
+    keep_thin: bool = False
     fs_license_file: Path | None = None
     tool_timeout_h: float = 24.0
     nprocs: int = 1
@@ -147,13 +158,16 @@ def read_values(text: str, *, what: str = "settings") -> dict:
             elif kind.startswith("tuple"):
                 if isinstance(value, str):
                     raise TypeError("a list is expected")
-                values[name] = tuple(str(item) for item in value)
+                item_kind = float if "float" in kind else str
+                values[name] = tuple(item_kind(item) for item in value)
             elif kind == "dict":
                 values[name] = json.loads(value) if isinstance(value, str) else dict(value)
             elif kind == "bool" and not isinstance(value, bool):
                 raise TypeError("true or false is expected")
             elif kind == "int" and type(value) is not int:
                 raise TypeError("a whole number is expected")
+            elif kind.startswith("float"):
+                values[name] = float(value)
         except (TypeError, ValueError) as error:
             raise SettingsError(f"{what}: {name} = {value!r}: {error}.") from error
     return values

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from brainseg_bids.anatomy import upsample_band as band
 from brainseg_bids.anatomy import upsample_kernels as kernels
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
@@ -110,6 +111,112 @@ def regrid_membership(membership: Membership, grid: Grid) -> Membership:
 
     _in_slabs(work, grid.shape)
     return Membership(out_codes, out_weights, grid, membership.table)
+
+
+def upsample(
+    labels: LabelMap,
+    grid: Grid | float | tuple[float, float, float],
+    *,
+    kernel: str = "fitted",
+    smoothing_mm: float = 0.0,
+    keep_thin: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    threads: int | None = None,
+) -> LabelMap:
+    """X."""
+    if not isinstance(grid, Grid):
+        grid = labels.grid.with_voxel_size(grid)
+    matrix, shift = _index_map(labels.grid, grid)
+    turned = _parallel(matrix)
+    order, signs = turned
+    source = labels.voxels.transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
+    steps = [abs(matrix[axis, to]) for to, axis in enumerate(order)]
+    starts = [
+        shift[axis] if sign > 0 else labels.grid.shape[axis] - 1 - shift[axis]
+        for axis, sign in zip(order, signs, strict=True)
+    ]
+    profile, reach = PROFILES[kernel]
+    axes = tuple(
+        _axis(n, n_out, step, start, profile, reach, ONE[kernel])
+        for n, n_out, step, start in zip(source.shape, grid.shape, steps, starts, strict=True)
+    )
+    out = np.zeros(grid.shape, np.int16)
+    _fill(source, axes, band.ALL if kernel == "lossless" else band.THIN if keep_thin else band.FREE, out, progress, threads)
+    return LabelMap(out, grid, labels.table)
+
+
+ONE = {"linear": 1024, "fitted": 512, "lossless": 512}
+
+
+def _linear(distance):
+    return np.maximum(0, 1 - np.abs(distance))
+
+
+def _fit(distance, knots=(1, .55, .2, -.1, -.1)):
+    return np.interp(np.abs(distance), np.arange(6) / 2, [*knots, 0])
+
+
+def _lanczos3(distance):
+    return np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
+
+
+PROFILES = {"linear": (_linear, 1), "fitted": (_fit, 2), "lossless": (_lanczos3, 3)}
+
+
+def _parallel(matrix):
+    """Order and signs of the source's axes along the target's; None if they are not parallel."""
+    turn = np.abs(matrix) > 1e-4 * np.abs(matrix).max()
+    if not (turn.sum(0) == 1).all() or not (turn.sum(1) == 1).all():
+        return None
+    order = turn.argmax(0).tolist()
+    return order, [1 if matrix[axis, to] > 0 else -1 for to, axis in enumerate(order)]
+
+
+def _axis(n_source, n_target, step, start, profile, reach, one) -> band.Axis:
+    places = start + step * np.arange(n_target)
+    owner = np.clip(np.rint(places), 0, n_source - 1).astype(np.int64)
+    inside = (places >= -0.5 - 1e-6) & (places <= n_source - 0.5 + 1e-6)
+    key = np.where(inside, owner, np.where(places < 0, -1, n_source))
+    offsets = np.arange(-reach, reach + 1)
+    values = profile(places[:, None] - owner[:, None] - offsets)
+    values = values / values.sum(1, keepdims=True)
+    weights = np.rint(values * one).astype(np.int32)
+    weights[np.arange(n_target), values.argmax(1)] += one - weights.sum(1, dtype=np.int32)
+    midway = np.abs(places - np.floor(places) - 0.5) < 1e-6
+    return band.Axis(
+        np.searchsorted(key, np.arange(n_source + 1)).astype(np.int64),
+        weights,
+        (midway & (np.arange(n_target) % 2 == 1)).astype(np.uint8),
+        one,
+    )
+
+
+def _fill(source, axes, hold, out, progress, threads) -> None:
+    """Fill ``out`` from ``source``, some planes at once."""
+    reach = axes[0].reach
+    edges = [(reach, reach), (reach, reach), (reach, reach + band.WIDTH)]
+    padded = np.ascontiguousarray(np.pad(source, edges, mode="edge"), dtype=np.int16)
+    radius = band.sure_radius(axes)
+    wz, odd_z = axes[2].by_owner(band.WIDTH)
+    x, y, z = axes
+    planes = 8
+    starts = range(0, source.shape[0], planes)
+    done = iter(range(1, len(starts) + 1))
+
+    def work(start: int) -> None:
+        stop = min(start + planes, source.shape[0])
+        if kernels.HAS_NUMBA:
+            band.fill_planes(
+                padded, x.one, radius, hold, x.first, y.first, z.first, x.weights, y.weights, wz,
+                x.midway, y.midway, odd_z, start, stop, out,
+            )  # fmt: skip
+        else:
+            band.fill_planes_numpy(padded, axes, radius, hold, start, stop, out)
+        if progress:
+            progress(next(done), len(starts))
+
+    with ThreadPoolExecutor(threads or _threads()) as pool:
+        list(pool.map(work, starts))
 
 
 def _index_map(source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:

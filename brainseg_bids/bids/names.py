@@ -211,6 +211,15 @@ class HeadNames:
         )
 
 
+def finer_name(path: Path, resolution: str) -> Path:
+    """Name of a segmentation at another voxel size; BIDS wants ``res-`` behind ``seg-``.
+
+    >>> finer_name(Path("sub-01_seg-fullhead_dseg.nii.gz"), "0p5mm").name
+    'sub-01_seg-fullhead_res-0p5mm_dseg.nii.gz'
+    """
+    return path.with_name(path.name.replace("_dseg.", f"_res-{resolution}_dseg."))
+
+
 def sidecar(path: Path) -> Path:
     """JSON beside an image or a table.
 

@@ -145,7 +145,9 @@ def model_rows() -> tuple[list[tuple[str, ...]], list[str]]:
             faults.append(str(error))
             continue
         contrasts = ", ".join(bundle.contrasts) or "any contrast"
-        rows.append((name, f"digest {bundle.digest[:12]}", contrasts, f"{bundle.voxel_size_mm} mm"))
+        rows.append(
+            (name, f"digest {bundle.digest[:12]}", contrasts, f"{bundle.voxel_size_mm} mm")
+        )
     if DEFAULT_MODEL not in models:
         faults.append(f"model {DEFAULT_MODEL} is not in this installation. Install it again.")
     faults += [
@@ -170,16 +172,14 @@ def accelerator_rows() -> list[tuple[str, ...]]:
             rows.append((kind, device.name, f"{device.total_memory / 2**30:.0f} GiB"))
     if torch.backends.mps.is_available():
         rows.append(("mps", platform.processor() or "Apple GPU"))
-    built = torch.version.cuda and "CUDA" or torch.version.hip and "ROCm" or "the CPU"
+    built = (torch.version.cuda and "CUDA") or (torch.version.hip and "ROCm") or "the CPU"
     return rows or [(f"none; PyTorch is built for {built}",)]
 
 
 def machine_rows() -> list[tuple[str, ...]]:
     """CPUs and memory, and what a container or a job allows of them."""
     everything = os.cpu_count() or 1
-    allowed = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else everything
-    )
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else everything
     cpus = f"{allowed}" + (f" of {everything}" if allowed < everything else "")
     rows = [("CPUs", cpus), ("memory", f"{total_memory_gib():.1f} GiB")]
     limit = memory_limit_gib()

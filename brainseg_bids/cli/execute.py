@@ -27,12 +27,16 @@ DONE, FAILED, UNUSABLE, NOT_BUILT, INTERRUPTED = 0, 1, 2, 70, 130
 def run_plans(
     settings: Settings,
     plans: list[SubjectPlan],
+    so_far: list[SubjectPlan],
     model: Model,
     tables: Mapping[str, Path],
     run_dir: Path,
     program: Sequence[str] | None,
 ) -> tuple[dict[str, str], int]:
-    """Build and run; failures by title, and an exit code."""
+    """Build and run; failures by title, and an exit code.
+
+    ``so_far`` are these plans and those of earlier passes, for the methods text.
+    """
     faults = {title: why for plan in plans for title, why in plan.faults.items()}
     citation = settings.output_dir / "logs" / "CITATION.md"
     to_run = sum(len(plan.to_run) for plan in plans)
@@ -46,7 +50,7 @@ def run_plans(
         os.environ["FS_LICENSE"] = str(settings.fs_license_file)  # tools look there
     crash_dir = _prepare(settings, run_dir)
     try:
-        workflow, description = _build(settings, plans, model, tables, program)
+        workflow, description = _build(settings, plans, so_far, model, tables, program)
     except Exception as error:  # whatever it is, it is ours to mend
         log.error(
             "the workflow could not be built (%s: %s). This is a fault of brainseg; "
@@ -87,11 +91,12 @@ def _prepare(settings: Settings, run_dir: Path) -> Path:
 def _build(
     settings: Settings,
     plans: list[SubjectPlan],
+    so_far: list[SubjectPlan],
     model: Model,
     tables: Mapping[str, Path],
     program: Sequence[str] | None,
 ):
-    """The workflow, and the methods text of all that these plans stand for."""
+    """The workflow, and the methods text of all that the plans so far stand for."""
     from brainseg_bids.interfaces.segment import PREDICT  # late: nipype
     from brainseg_bids.workflows.base import init_brainseg_wf
     from brainseg_bids.workflows.how import HowToRun
@@ -109,7 +114,7 @@ def _build(
         tool_timeout_s=3600 * settings.tool_timeout_h,
         program=tuple(program or PREDICT),
     )
-    everything = init_brainseg_wf([plan.redone() for plan in plans], how)
+    everything = init_brainseg_wf([plan.redone() for plan in so_far], how)
     return init_brainseg_wf(plans, how), everything.visit_desc()
 
 
@@ -138,6 +143,9 @@ def _run_workflow(
                 log.info("%s: %s took %.0f s", title, facts["Tool"], facts["Seconds"])
                 return
             progress(title, 100)
+            if "Certificate" in facts:
+                log.info("%s: made in %.0f s from %s", title, facts["Seconds"], facts["Method"])
+                return
             for note in facts["warnings"]:
                 log.warning("%s", note)
             took_s, peak_gib = facts["took_s"], facts["peak_gib"]

@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--stages",
         nargs="+",
         metavar="STAGE",
-        help="participant: segment (default), headlabels; group: summary (default)",
+        help="participant: segment (default), headlabels, upsample; group: summary (default)",
     )
     add(
         "--contrasts",
@@ -188,6 +188,31 @@ def build_parser() -> argparse.ArgumentParser:
         help="end an external tool that takes longer; default: 24",
     )
 
+    finer = parser.add_argument_group("finer label maps (--stages upsample)")
+    add = finer.add_argument
+    add(
+        "--target-voxel-size",
+        dest="target_voxel_size_mm",
+        nargs="+",
+        type=_millimetres,
+        metavar="MM",
+        help="one number, or one per axis; default: 0.5",
+    )
+    add(
+        "--upsample-kernel",
+        choices=("fitted", "linear", "lossless"),
+        help="fitted (default): most faithful; lossless: taken back to its grid, the map is "
+        "what it was. Where probabilities were kept, they are interpolated instead",
+    )
+    add(
+        "--smoothing",
+        dest="smoothing_mm",
+        type=_millimetres,
+        metavar="MM",
+        help="also smooth borders by a Gaussian of this standard deviation",
+    )
+    add("--keep-thin", action="store_true", help="guard thin structures, e.g. the optic nerve")
+
     resources = parser.add_argument_group("resources")
     add = resources.add_argument
     add(
@@ -269,6 +294,8 @@ def parse(argv: list[str] | None = None) -> Settings:
             values[name] = tuple(value)
         elif str(known[name].type).startswith("Path"):
             values[name] = value.absolute()
+    if len(values.get("target_voxel_size_mm", (1,))) not in (1, 3):
+        parser.error("--target-voxel-size: give one number, or three.")
     values.setdefault("brain_tool", values.get("head_tool", Settings.head_tool))
     values.setdefault("nprocs", _cpus())
     values.setdefault("omp_nthreads", min(values["nprocs"], 8))
@@ -333,6 +360,11 @@ def _check_folders(parser: argparse.ArgumentParser, settings: Settings) -> None:
     if work_dir == output_dir:
         parser.error(
             f"{settings.work_dir}: this is output_dir too. Choose another scratch folder with -w."
+        )
+    if re.search(r"[][*?]", str(work_dir)):  # Nipype looks for its files there by patterns
+        parser.error(
+            f"{settings.work_dir}: brackets, * and ? cannot be in the scratch folder's path. "
+            "Choose another with -w."
         )
     written = [("output_dir", settings.output_dir)]
     if settings.analysis_level == "participant" and not settings.reports_only:
@@ -437,6 +469,16 @@ def _hours(text: str) -> float:
     if not 0 < hours < 10_000:
         raise argparse.ArgumentTypeError(f"{text!r}: give a number of hours above 0")
     return hours
+
+
+def _millimetres(text: str) -> float:
+    try:
+        size_mm = float(text)
+    except ValueError:
+        size_mm = 0.0
+    if not 0 < size_mm < 100:
+        raise argparse.ArgumentTypeError(f"{text!r}: give millimetres above 0")
+    return size_mm
 
 
 def _positive(text: str) -> int:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_description, write_label_tables, write_text
 from brainseg_bids.cli.console import logging_to
 from brainseg_bids.cli.execute import (
@@ -21,11 +22,11 @@ from brainseg_bids.cli.execute import (
     UNUSABLE,
     run_plans,
 )
-from brainseg_bids.cli.stages import Refused, plan_stages, read_model, tables_of
+from brainseg_bids.cli.stages import Refused, passes, plan_stages, read_model, tables_of
 from brainseg_bids.nets.bundle import DEFAULT_MODEL, BundleError
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.plan import SubjectPlan
+from brainseg_bids.workflows.plan import SubjectPlan, joined
 
 log = logging.getLogger("brainseg")
 
@@ -84,24 +85,28 @@ def _group(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> 
 
 def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:
     model, table = read_model(settings.model or DEFAULT_MODEL)
-    plans = plan_stages(settings, model, program)
-    if not any(plan.scans or plan.faults for plan in plans):
-        wanted = ", ".join(settings.contrasts) or "structural"
-        raise InputError(
-            f"{settings.bids_dir}: no {wanted} image was found for {len(plans)} participant(s). "
-            "Check --contrasts, --session-label and --bids-filter-file."
-        )
-    output_dir = settings.output_dir
-    links = {name: Path(path) for name, path in settings.derivatives.items()}
-    write_description(settings.bids_dir, output_dir, links=links)
-    tables = write_label_tables(output_dir, tables_of(settings, table))
+    plans: list[SubjectPlan] = []
     failures: dict[str, str] = {}  # what messages call it: why
     code = NOT_BUILT
     try:
-        failures, code = run_plans(settings, plans, model, tables, run_dir, program)
+        for stages in passes(settings.stages):
+            new = plan_stages(settings, stages, model, program)
+            tables = _write_root(settings, table)
+            plans = joined([*plans, *new])
+            failed, code = run_plans(settings, new, plans, model, tables, run_dir, program)
+            failures |= failed
+            if code == NOT_BUILT or (failures and settings.stop_on_first_crash):
+                break
     finally:
         failures |= _write_pages(settings, plans, failures)
     return _conclude(settings, plans, failures, code)
+
+
+def _write_root(settings: Settings, table: LabelTable) -> dict[str, Path]:
+    """Files that the derivative's root has to hold; the label tables among them by name."""
+    links = {name: Path(path) for name, path in settings.derivatives.items()}
+    write_description(settings.bids_dir, settings.output_dir, links=links)
+    return write_label_tables(settings.output_dir, tables_of(settings, table))
 
 
 def _conclude(
@@ -127,7 +132,7 @@ def _write_pages(
     settings: Settings, plans: list[SubjectPlan], failures: Mapping[str, str]
 ) -> dict[str, str]:
     """One page per participant; returns what could not be written."""
-    if settings.boilerplate_only:
+    if settings.boilerplate_only or not plans:
         return {}
     from brainseg_bids.workflows.pages import read_cohort, write_subject_page  # late: jinja2
 

@@ -18,6 +18,7 @@ from brainseg_bids.bids.inputs import (
 )
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.settings import Settings
+from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import SubjectPlan, describe_plans, joined
 from brainseg_bids.workflows.resources import memory_gb
 from brainseg_bids.workflows.segment_plan import Model, plan_segment
@@ -53,26 +54,97 @@ def read_model(name: str) -> tuple[Model, LabelTable]:
     return Model(bundle.path, bundle.name, bundle.digest, bundle.contrasts, names), bundle.table
 
 
+PASSES = (("segment", "headlabels"), ("upsample",))
+"""Stages that read the dataset are planned and run together; those that read what these leave
+come after them."""
+
+
+def passes(stages: Sequence[str]) -> list[tuple[str, ...]]:
+    """The chosen stages in the order they are run in.
+
+    >>> passes(["upsample", "headlabels"])
+    [('headlabels',), ('upsample',)]
+    """
+    chosen = [tuple(stage for stage in known if stage in stages) for known in PASSES]
+    return [stages for stages in chosen if stages]
+
+
 def plan_stages(
-    settings: Settings, model: Model, program: Sequence[str] | None = None
+    settings: Settings,
+    stages: Sequence[str],
+    model: Model,
+    program: Sequence[str] | None = None,
 ) -> list[SubjectPlan]:
-    """Plans of all chosen stages, one per participant; what is odd is logged."""
+    """Plans of the stages of one pass, one per participant; what is odd is logged.
+
+    Raises
+    ------
+    InputError
+        If there is nothing for anyone.
+    Refused
+        If a program or a licence is missing.
+    """
+    if stages == ("upsample",):
+        plans = _plan_upsample(settings)
+    else:
+        plans = _plan_from_dataset(settings, stages, model, program)
+    for line in describe_plans(plans):
+        log.info("%s", line)
+    return plans
+
+
+def _plan_from_dataset(
+    settings: Settings, stages: Sequence[str], model: Model, program: Sequence[str] | None
+) -> list[SubjectPlan]:
     if not settings.skip_bids_validation:
         for note in dataset_notes(settings.bids_dir):
             log.warning("%s", note)
     labels = find_participants(settings.bids_dir, settings.participant_label)
     plans: list[SubjectPlan] = []
-    if "segment" in settings.stages:
+    if "segment" in stages:
         plans += _plan_segment(settings, labels, model)
-    if "headlabels" in settings.stages:
+    if "headlabels" in stages:
         plans += _plan_headlabels(settings, labels, model, program)
     plans = joined(plans)
+    if not any(plan.scans or plan.faults for plan in plans):
+        wanted = ", ".join(settings.contrasts) or "structural"
+        raise InputError(
+            f"{settings.bids_dir}: no {wanted} image was found for {len(plans)} participant(s). "
+            "Check --contrasts, --session-label and --bids-filter-file."
+        )
     for plan in plans:
         if not plan.scans and not plan.faults:
             log.warning("sub-%s: no image was found, skipped", plan.label)
-    for line in describe_plans(plans):
-        log.info("%s", line)
     return plans
+
+
+def _plan_upsample(settings: Settings) -> list[SubjectPlan]:
+    from brainseg_bids.workflows.upsample_plan import Target, find_maps, plan_upsample
+
+    maps = find_maps(
+        settings.output_dir, settings.participant_label, sessions=settings.session_label
+    )
+    if not maps:
+        raise InputError(
+            f"{settings.output_dir}: no label maps of heads are in it. Run --stages headlabels "
+            "first, or together with upsample."
+        )
+    target = Target(
+        voxel_size_mm=settings.target_voxel_size_mm,
+        kernel=settings.upsample_kernel,
+        smoothing_mm=settings.smoothing_mm,
+        keep_thin=settings.keep_thin,
+    )
+    return [
+        plan_upsample(
+            label,
+            scans,
+            output_dir=settings.output_dir,
+            target=target,
+            memory_gb=settings.memory_gb or memory_gb(),
+        )
+        for label, scans in maps.items()
+    ]
 
 
 def _find(settings: Settings, labels: list[str], usual: Sequence[str]) -> list[Subject]:
@@ -154,6 +226,8 @@ def tables_of(settings: Settings, model_table: LabelTable) -> dict[str, LabelTab
     tables = {}
     if "segment" in settings.stages:
         tables |= {"brainseg": model_table, "tissue": LabelTable.packaged("tissue")}
+    if "upsample" in settings.stages:
+        tables["fullhead"] = LabelTable.packaged("fullhead")
     if "headlabels" in settings.stages:
         from brainseg_bids.interfaces.tools import find_tool  # late: nipype
 

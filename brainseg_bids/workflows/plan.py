@@ -23,6 +23,10 @@ CHANGES = {
     "BrainSource": "another brain map is given",
     "HeadSourceSHA256": "the given head map has changed",
     "BrainSourceSHA256": "the given brain map has changed",
+    "TargetVoxelSizeMm": "it has other voxels",
+    "Kernel": "another kernel made it",
+    "SmoothingMm": "it is smoothed otherwise",
+    "KeepThin": "thin structures are guarded otherwise",
     "BrainsegVersion": "another version made it",
     "Input": "another input made it",
 }
@@ -171,7 +175,7 @@ def unreadable(path: Path, error: OSError) -> str:
 
 def describe_plans(plans: Iterable[SubjectPlan]) -> list[str]:
     """One line per image and stage."""
-    verbs = {"segment": "to be segmented", "headlabels": "head labels to be made"}
+    verbs = {"segment": "to be segmented", "headlabels": "to be made", "upsample": "to be made"}
     return [
         f"{scan.title}: {scan.reason}, reused"
         if scan.action == REUSE

@@ -26,7 +26,7 @@ KILLED = (
     "or run fewer at a time with --nprocs or --mem."
 )
 
-WATCHED = {"segment": "report.json", "run": "facts.json"}
+WATCHED = {"segment": "report.json", "run": "facts.json", "upsample": "facts.json"}
 """Steps that take long, by the last part of their name, and the file with what they have to
 tell in the end."""
 

@@ -57,6 +57,38 @@ def test_every_spelling_sets_its_setting(data, spellings, value, field, expected
         assert getattr(settings_of(data, *arguments), field) == expected
 
 
+def test_tools_and_derivatives_are_named(data, said, tmp_path):
+    settings = settings_of(
+        data, "--head-tool", "samseg", "--tool", "samseg=apptainer exec 'my image.sif' run_samseg",
+        "--tool", "charm=/opt/charm", "-d", "freesurfer=data", tmp_path, "--tool-timeout", "1.5",
+    )  # fmt: skip
+    assert settings.tools["samseg"] == ["apptainer", "exec", "my image.sif", "run_samseg"]
+    assert settings.derivatives == {
+        "freesurfer": str(tmp_path / "data"), tmp_path.name: str(tmp_path)
+    }  # fmt: skip
+    assert settings.tool_timeout_h == 1.5
+    assert Settings.from_toml(settings.to_toml()) == settings
+    assert "no tool is called 'sam'" in said("--tool", "sam=x")
+    assert "give a command" in said("--tool", "samseg=")
+    assert "given twice" in said("-d", "a=data", "a=data")
+    assert "no such folder" in said("-d", "a=nowhere")
+    assert "hours above 0" in said("--tool-timeout", "-1")
+
+
+def test_the_brain_tool_is_the_head_tool_unless_said_otherwise(data):
+    assert settings_of(data).brain_tool == "model"
+    assert settings_of(data, "--head-tool", "samseg").brain_tool == "samseg"
+    both = settings_of(data, "--head-tool", "charm", "--brain-tool", "synthseg")
+    assert (both.head_tool, both.brain_tool) == ("charm", "synthseg")
+
+
+def test_a_licence_file_that_is_not_there_is_126(data, capsys):
+    with pytest.raises(SystemExit) as ended:
+        settings_of(data, "--fs-license-file", "none.txt")
+    assert ended.value.code == 126
+    assert "none.txt: there is no such file" in capsys.readouterr().err
+
+
 def test_what_other_apps_accept_is_accepted(data):
     settings = settings_of(data, "--notrack", "--md-only-boilerplate")
     assert settings == settings_of(data)
@@ -105,6 +137,7 @@ def test_stages_belong_to_their_level(data, said):
     assert settings_of(data, level="group").stages == ("summary",)
     assert "group level" in said("--stages", "summary")
     assert "participant level" in said("--stages", "segment", level="group")
+    assert settings_of(data, "--stages", "headlabels").stages == ("headlabels",)
     assert "no such stage" in said("--stages", "upsample")
     assert "no such stage" in said("--stages", "train", level="group")
 
@@ -138,6 +171,7 @@ def test_a_link_to_the_input_is_seen_through(data, said, tmp_path):
 def test_a_scratch_folder_inside_the_input_or_at_the_output_is_refused(data, said, tmp_path):
     assert "-w" in said("-w", data / "work")
     assert "-w" in said("-w", tmp_path / "out")
+    assert "brackets" in said("-w", tmp_path / "work[1]")
 
 
 def test_folders_that_are_not_there_or_cannot_be_written_are_refused(said, tmp_path, capsys):

@@ -108,7 +108,9 @@ def _fits(candidate: Scan, scan: Scan, tool: str) -> bool:
     ours = {"seg", "desc", "space", "res", "label", "atlas"}
     if any(scan.entities.get(key, label) != label for key, label in said.items()):
         return False
-    if {"res", "label"} & said.keys() or any(k not in scan.entities for k in said if k not in ours):
+    if {"res", "label"} & said.keys() or any(
+        k not in scan.entities for k in said if k not in ours
+    ):
         return False
     own_space = OWN_SPACE | {scan.suffix}
     if scan.suffix != "T1w":  # without space- it lies on the T1w

@@ -123,9 +123,17 @@ def _end_when_alone(program: subprocess.Popen) -> None:
     end_tree(program)
 
 
+_ending = threading.Lock()
+"""Held while a tree is ended: this process must not end before what it has begun to end."""
+
+
 def end_tree(program: subprocess.Popen) -> None:
     """End a program and whatever it has started: first asked, then killed."""
-    family = _descendants(program.pid)
+    with _ending:
+        _end(program, _descendants(program.pid))
+
+
+def _end(program: subprocess.Popen, family: list) -> None:
     for number, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, 1.0)):
         with contextlib.suppress(OSError):
             os.killpg(program.pid, number)

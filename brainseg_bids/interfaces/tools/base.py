@@ -410,8 +410,10 @@ def failure(tool: Tool, image: str | Path, ended: Ended, log: Path) -> ToolError
             exit_code=NO_LICENCE,
         )
     if number == signal.SIGKILL or any(NO_MEMORY.search(line) for line in tail):
-        how = "was killed, most likely because memory ran out" if number == signal.SIGKILL else (
-            f"ran out of memory{_said(log)}"
+        how = (
+            "was killed, most likely because memory ran out"
+            if number == signal.SIGKILL
+            else (f"ran out of memory{_said(log)}")
         )
         return ToolError(
             f"{image}: {tool.name} {how}. Give the job more memory, or run fewer at a time with "

@@ -122,7 +122,9 @@ class Charm(ToolInterface):
             values, grid = read_volume(written)
             codes = np.rint(values)
             if np.abs(values - codes).max() > ROUNDING:
-                raise InputError(f"{written}: voxels are not whole numbers, so these are no labels.")
+                raise InputError(
+                    f"{written}: voxels are not whole numbers, so these are no labels."
+                )
             table = self.tool.crosswalk().source_table()
             labels = LabelMap(codes.astype(np.int32), grid, table)
         except ValueError as error:  # unknown codes too

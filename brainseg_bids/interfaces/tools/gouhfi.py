@@ -115,7 +115,7 @@ def _place_of_main(words: Sequence[str]) -> int:
         if Path(word).stem == MAIN:
             return place
     raise ToolError(
-        f"--tool gouhfi: the command must name {MAIN}, e.g. \"apptainer exec gouhfi.sif {MAIN}\": "
+        f'--tool gouhfi: the command must name {MAIN}, e.g. "apptainer exec gouhfi.sif {MAIN}": '
         "its other programs are found beside it.",
         exit_code=127,
     )

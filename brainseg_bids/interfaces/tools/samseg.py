@@ -60,7 +60,9 @@ class Samseg(ToolInterface):
         if not self.inputs.save_posteriors:
             return {}
         names = self.tool.crosswalk().names
-        return {code: folder / OUTPUT / "posteriors" / f"{name}.mgz" for code, name in names.items()}
+        return {
+            code: folder / OUTPUT / "posteriors" / f"{name}.mgz" for code, name in names.items()
+        }
 
 
 TOOL = Tool(

@@ -38,16 +38,22 @@ def main() -> None:
     parser.add_argument("subid")
     parser.add_argument("t1")
     parser.add_argument("t2", nargs="?")
-    for name in ("forceqform", "forcesform", "forcerun", "initatlas", "segment", "surfaces", "mesh"):
+    for name in (
+        "forceqform",
+        "forcesform",
+        "forcerun",
+        "initatlas",
+        "segment",
+        "surfaces",
+        "mesh",
+    ):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--usesettings")
     options = parser.parse_args(switches.arguments)
     print("[ simnibs ]INFO: simnibs version 4.1.0")
     m2m = Path(f"m2m_{options.subid}")
     if m2m.exists() and not options.forcerun:
-        raise RuntimeError(
-            f"ERROR: --forcerun has to be set to overwrite existing {m2m} folder."
-        )
+        raise RuntimeError(f"ERROR: --forcerun has to be set to overwrite existing {m2m} folder.")
     m2m.mkdir(exist_ok=True)
     (m2m / "segmentation").mkdir()
     scan = nib.load(options.t1)

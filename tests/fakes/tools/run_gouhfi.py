@@ -51,7 +51,9 @@ def conform(argv: list[str]) -> None:
 def main(version: int) -> None:
     switches = Switches(sys.argv[1:])
     options = folders(switches.arguments)
-    switches.fail_early(options.input_dir.parent / "gouhfi_raw" / inputs(options.input_dir)[0].name)
+    switches.fail_early(
+        options.input_dir.parent / "gouhfi_raw" / inputs(options.input_dir)[0].name
+    )
     if version == 1 and options.skip_parc:
         sys.exit("run_gouhfi: error: unrecognized arguments: --skip_parc")
     for path in inputs(options.input_dir):

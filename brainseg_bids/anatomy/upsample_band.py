@@ -1,0 +1,509 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finer labels on parallel axes: only voxels near a boundary are worked on.
+
+Each source voxel owns the target voxels whose centres lie in it. A voxel with one label around it
+copies; in the others every label around gets a score for each owned target voxel,
+
+    score(label) = sum of wx * wy * wz over the source voxels that have the label,
+
+and the highest wins. There is no one-hot volume: sixteen columns of voxels along the last axis are
+in work at a time, and only labels seen there. Weights are whole numbers, so sums are exact, and
+the numpy version gives the same labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy import ndimage
+
+from brainseg_bids.anatomy.upsample_kernels import jit
+
+WIDTH = 16
+"""Columns in work at once: one AVX-512 register of 32-bit numbers, so that loops unroll."""
+MAX_REACH = 7
+"""Source voxels to each side; beyond, no target voxel is left of sixteen columns."""
+FREE, THIN, ALL = 0, 1, 2
+"""Which source voxels keep the majority of the target voxels that they own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One axis of a finer grid.
+
+    Parameters
+    ----------
+    first : (n_source + 1,) int64
+        Source voxel ``s`` owns target voxels ``first[s]`` to ``first[s + 1] - 1``.
+    weights : (n_target, 2 * reach + 1) int32
+        Of the source voxels around the owner; each row sums to ``one``.
+    midway : (n_target,) uint8
+        1 where the index is odd and the centre lies midway between two source voxels.
+    one : int
+        Weight 1.
+    """
+
+    first: np.ndarray
+    weights: np.ndarray
+    midway: np.ndarray
+    one: int
+
+    @property
+    def reach(self) -> int:
+        """Source voxels to each side of the owner."""
+        return self.weights.shape[1] // 2
+
+    def by_owner(self, pad: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (most owned, taps, n_source + pad) and `midway` in the same order, (.., ..)."""
+        owned = np.diff(self.first)
+        most = max(1, int(owned.max()))
+        weights = np.zeros((most, self.weights.shape[1], len(owned) + pad), np.int32)
+        midway = np.zeros((most, len(owned) + pad), np.uint8)
+        for rank in range(most):
+            owners = np.flatnonzero(owned > rank)
+            weights[rank][:, owners] = self.weights[self.first[owners] + rank].T
+            midway[rank, owners] = self.midway[self.first[owners] + rank]
+        return weights, midway
+
+
+def sure_radius(axes: tuple[Axis, Axis, Axis]) -> int:
+    """Smallest radius such that a voxel with one label within it is sure to keep its label.
+
+    With all positive weights outside the box in favour of one other label and all negative ones
+    on the own, the own label still wins if the products over axes of the inner sums, plus those
+    of the absolute inner sums, exceed those of all absolute weights.
+    """
+    reach = axes[0].reach
+    for radius in range(1, reach):
+        inner = slice(reach - radius, reach + radius + 1)
+        sums = [axis.weights[:, inner].sum(1).min() / axis.one for axis in axes]
+        sizes = [np.abs(axis.weights[:, inner]).sum(1).min() / axis.one for axis in axes]
+        whole = [np.abs(axis.weights).sum(1).max() / axis.one for axis in axes]
+        if min(sums) > 0 and np.prod(sums) + np.prod(sizes) > np.prod(whole):
+            return radius
+    return max(1, reach)
+
+
+@jit
+def _box_range(plane, offset, width, low, high, row_low, row_high):
+    """Smallest and largest code in the square around each voxel of a plane."""
+    n_y, n_z = low.shape
+    for y in range(plane.shape[0]):
+        a, b = row_low[y], row_high[y]
+        row = plane[y, offset : offset + n_z]
+        for z in range(n_z):
+            a[z] = row[z]
+            b[z] = row[z]
+        for t in range(1, width):
+            row = plane[y, offset + t : offset + t + n_z]
+            for z in range(n_z):
+                a[z] = min(a[z], row[z])
+                b[z] = max(b[z], row[z])
+    for y in range(n_y):
+        a, b = low[y], high[y]
+        c, d = row_low[y + offset], row_high[y + offset]
+        for z in range(n_z):
+            a[z] = c[z]
+            b[z] = d[z]
+        for t in range(1, width):
+            c, d = row_low[y + offset + t], row_high[y + offset + t]
+            for z in range(n_z):
+                a[z] = min(a[z], c[z])
+                b[z] = max(b[z], d[z])
+
+
+@jit
+def _see(padded, s, y, z, taps, tile, mixed, seen, found):
+    """Copy sixteen columns: rows with several labels to ``tile``; labels to ``found``."""
+    reach = taps // 2
+    own = padded[s + reach, y + reach, z + reach]
+    found[0] = own
+    seen[own] = 1
+    n_found, n_mixed = 1, 0
+    for a in range(taps):
+        for b in range(taps):
+            differs = np.int16(0)
+            row = padded[s + a, y + b, z : z + WIDTH]
+            for t in range(WIDTH):
+                code = row[t]
+                tile[n_mixed, t] = code
+                differs |= code ^ own
+            if differs == 0:
+                continue
+            mixed[n_mixed] = a * taps + b
+            for t in range(WIDTH):
+                code = tile[n_mixed, t]
+                if seen[code] == 0:
+                    seen[code] = 1
+                    found[n_found] = code
+                    n_found += 1
+            n_mixed += 1
+    for n in range(n_found):
+        seen[found[n]] = 0
+    return n_found, n_mixed
+
+
+@jit
+def _columns(tile, mixed, n_mixed, code, across, n_fours, columns):
+    """Sum of wx * wy over the voxels with a label in each column, for four lanes at a time."""
+    for p in range(n_fours):
+        for q in range(4):
+            for z in range(WIDTH):
+                columns[p, q, z] = 0
+    for r in range(n_mixed):
+        for p in range(n_fours):
+            w = across[mixed[r], p]
+            w0, w1, w2, w3 = w[0], w[1], w[2], w[3]
+            for z in range(WIDTH):
+                here = tile[r, z] == code
+                columns[p, 0, z] += w0 if here else np.int32(0)
+                columns[p, 1, z] += w1 if here else np.int32(0)
+                columns[p, 2, z] += w2 if here else np.int32(0)
+                columns[p, 3, z] += w3 if here else np.int32(0)
+
+
+@jit
+def _scores(along, columns, lane, score):
+    """Weighted sum along the last axis: the score of one label for one lane."""
+    c = columns[lane // 4, lane % 4]
+    if along.shape[0] == 3:
+        for z in range(WIDTH):
+            score[z] = np.int32(
+                along[0, z] * c[z] + along[1, z] * c[z + 1] + along[2, z] * c[z + 2]
+            )
+    elif along.shape[0] == 5:
+        for z in range(WIDTH):
+            score[z] = np.int32(
+                along[0, z] * c[z]
+                + along[1, z] * c[z + 1]
+                + along[2, z] * c[z + 2]
+                + along[3, z] * c[z + 3]
+                + along[4, z] * c[z + 4]
+            )
+    else:
+        for z in range(WIDTH):
+            score[z] = 0
+        for t in range(along.shape[0]):
+            for z in range(WIDTH):
+                score[z] += along[t, z] * c[z + t]
+
+
+@jit
+def _challenge(score, code, best, label, rest, odd):
+    """Keep the better label; of equals the lowest code where ``odd`` is 0, else the highest."""
+    for z in range(WIDTH):
+        rest[z] -= score[z]
+        higher = (code > label[z]) == (odd[z] != 0)
+        better = (score[z] > best[z]) | ((score[z] == best[z]) & higher)
+        best[z] = score[z] if better else best[z]
+        label[z] = code if better else label[z]
+
+
+@jit
+def _is_thin(padded, x, y, z):
+    """Whether no 2x2x2 block of one label holds the voxel."""
+    own = padded[x, y, z]
+    for block in range(8):
+        whole = True
+        for corner in range(8):
+            dx = (corner >> 2) - (block >> 2)
+            dy = ((corner >> 1) & 1) - ((block >> 1) & 1)
+            dz = (corner & 1) - (block & 1)
+            if padded[x + dx, y + dy, z + dz] != own:
+                whole = False
+                break
+        if whole:
+            return False
+    return True
+
+
+@jit
+def _hold(own, codes, margins, n):
+    """Give an owner the nearest misses until no label has as many of its target voxels."""
+    while True:
+        n_own, n_other = 0, 0
+        for a in range(n):
+            same = 0
+            for b in range(n):
+                same += codes[a] == codes[b]
+            if codes[a] == own:
+                n_own = same
+            else:
+                n_other = max(n_other, same)
+        if n_own > n_other:
+            return
+        nearest = -1
+        for a in range(n):
+            if codes[a] != own and (nearest < 0 or margins[a] < margins[nearest]):
+                nearest = a
+        codes[nearest] = own
+
+
+@jit
+def _owned(out, padded, s, y, z, reach, x0, x1, y0, y1, z0, z1, codes, margins, best, mine, at):
+    """Let one source voxel keep the majority of what it owns."""
+    own = padded[s + reach, y + reach, z + reach]
+    n, gy = 0, y1 - y0
+    lanes = (x1 - x0) * gy
+    for i in range(x0, x1):
+        for j in range(y0, y1):
+            for k in range(z0, z1):
+                g = (k - z0) * lanes + (i - x0) * gy + j - y0
+                codes[n] = out[i, j, k]
+                margins[n] = best[g, at] - mine[g, at]
+                n += 1
+    _hold(own, codes, margins, n)
+    n = 0
+    for i in range(x0, x1):
+        for j in range(y0, y1):
+            for k in range(z0, z1):
+                out[i, j, k] = codes[n]
+                n += 1
+
+
+@jit
+def _copy_rows(padded, s, y, reach, first_z, line, out, x0, x1, y0, y1):
+    """Every target voxel of a row gets its owner's label."""
+    n_z = len(first_z) - 1
+    for z in range(n_z):
+        code = padded[s + reach, y + reach, z + reach]
+        for k in range(first_z[z], first_z[z + 1]):
+            line[k] = code
+    low, high = first_z[0], first_z[n_z]
+    for i in range(x0, x1):
+        for j in range(y0, y1):
+            out[i, j, low:high] = line[low:high]
+
+
+@jit
+def fill_planes(padded, one, radius, hold, first_x, first_y, first_z, wx, wy, wz, odd_x, odd_y,
+                odd_z, start, stop, out):  # fmt: skip
+    """Target voxels owned by the source planes ``start`` to ``stop``.
+
+    Parameters
+    ----------
+    padded : (X + 2 reach, Y + 2 reach, Z + 2 reach + 16) int16
+        Source with its edges repeated.
+    one : int
+        Weight 1 of an axis.
+    radius : int
+        Of `sure_radius`.
+    hold : {0, 1, 2}
+        Which source voxels keep the majority of what they own: none, thin ones, all.
+    first_x, first_y, first_z, wx, wy, odd_x, odd_y
+        Fields of `Axis`.
+    wz, odd_z
+        Of `Axis.by_owner`, for the last axis.
+    out : (X', Y', Z') int16
+        Filled in; voxels outside are left as they are.
+    """
+    taps, most = wz.shape[1], wz.shape[0]
+    reach = taps // 2
+    n_y, n_z = len(first_y) - 1, len(first_z) - 1
+    width, offset, step = 2 * radius + 1, reach - radius, WIDTH - 2 * reach
+    low = np.empty((width, n_y, n_z), np.int16)
+    high = np.empty((width, n_y, n_z), np.int16)
+    row_low = np.empty((n_y + 2 * reach, n_z), np.int16)
+    row_high = np.empty((n_y + 2 * reach, n_z), np.int16)
+    flag, line = np.zeros(n_z, np.uint8), np.zeros(out.shape[2], np.int16)
+    lanes = 1
+    for first in (first_x, first_y):
+        lanes *= max(1, np.max(first[1:] - first[:-1]))
+    fours = (lanes + 3) // 4
+    across = np.zeros((taps * taps, fours, 4), np.int32)
+    columns = np.zeros((fours, 4, 2 * WIDTH), np.int32)
+    tile = np.empty((taps * taps + 1, WIDTH), np.int16)
+    mixed = np.empty(taps * taps + 1, np.int64)
+    seen, found = np.zeros(32768, np.uint8), np.empty(taps * taps * WIDTH + 1, np.int16)
+    along, score = np.empty((taps, WIDTH), np.int32), np.empty(WIDTH, np.int32)
+    best = np.empty((most * lanes, WIDTH), np.int32)
+    rest, mine = np.empty_like(best), np.empty_like(best)
+    label = np.empty((most * lanes, WIDTH), np.int16)
+    odd = np.zeros((most * lanes, WIDTH), np.uint8)
+    codes, margins = np.empty(most * lanes, np.int16), np.empty(most * lanes, np.int32)
+    for s in range(start - radius, start + radius):
+        at = (s + reach) % width
+        _box_range(padded[s + reach], offset, width, low[at], high[at], row_low, row_high)
+    for s in range(start, stop):
+        at = (s + radius + reach) % width
+        plane = padded[s + radius + reach]
+        _box_range(plane, offset, width, low[at], high[at], row_low, row_high)
+        x0, x1 = first_x[s], first_x[s + 1]
+        for y in range(n_y if x1 > x0 else 0):
+            y0, y1 = first_y[y], first_y[y + 1]
+            if y1 == y0:
+                continue
+            _copy_rows(padded, s, y, reach, first_z, line, out, x0, x1, y0, y1)
+            for z in range(n_z):
+                a, b = low[0, y, z], high[0, y, z]
+                for t in range(1, width):
+                    a, b = min(a, low[t, y, z]), max(b, high[t, y, z])
+                flag[z] = a != b
+            gy, ready, z = y1 - y0, False, 0
+            n_lanes = (x1 - x0) * gy
+            n_fours = (n_lanes + 3) // 4
+            while z < n_z:
+                if flag[z] == 0:
+                    z += 1
+                    continue
+                if not ready:
+                    ready = True
+                    for lane in range(n_lanes):
+                        i, j = x0 + lane // gy, y0 + lane % gy
+                        for a in range(taps):
+                            for b in range(taps):
+                                across[a * taps + b, lane // 4, lane % 4] = wx[i, a] * wy[j, b]
+                n_found, n_mixed = _see(padded, s, y, z, taps, tile, mixed, seen, found)
+                for k in range(most):
+                    for lane in range(n_lanes):
+                        g = k * n_lanes + lane
+                        turn = odd_x[x0 + lane // gy] ^ odd_y[y0 + lane % gy]
+                        for t in range(WIDTH):
+                            best[g, t] = -2147483647
+                            rest[g, t] = one * one * one
+                            label[g, t] = 32767
+                            odd[g, t] = turn ^ odd_z[k, z + t]
+                for n in range(1, n_found):
+                    _columns(tile, mixed, n_mixed, found[n], across, n_fours, columns)
+                    for k in range(most):
+                        for a in range(taps):
+                            for t in range(WIDTH):
+                                along[a, t] = wz[k, a, z + t]
+                        for lane in range(n_lanes):
+                            g = k * n_lanes + lane
+                            _scores(along, columns, lane, score)
+                            _challenge(score, found[n], best[g], label[g], rest[g], odd[g])
+                            if hold:
+                                for t in range(min(step, n_z - z)):
+                                    if padded[s + reach, y + reach, z + t + reach] == found[n]:
+                                        mine[g, t] = score[t]
+                end = min(z + step, n_z)
+                for k in range(most):
+                    for lane in range(n_lanes):
+                        g = k * n_lanes + lane
+                        row = out[x0 + lane // gy, y0 + lane % gy]
+                        if hold:
+                            for t in range(end - z):
+                                if padded[s + reach, y + reach, z + t + reach] == found[0]:
+                                    mine[g, t] = rest[g, t]
+                        for t in range(WIDTH):
+                            score[t] = rest[g, t]
+                        _challenge(score, found[0], best[g], label[g], rest[g], odd[g])
+                        for t in range(end - z):
+                            if first_z[z + t] + k < first_z[z + t + 1]:
+                                row[first_z[z + t] + k] = label[g, t]
+                if hold:
+                    for t in range(end - z):
+                        z0, z1 = first_z[z + t], first_z[z + t + 1]
+                        if (
+                            flag[z + t]
+                            and z1 > z0
+                            and (
+                                hold == ALL
+                                or _is_thin(padded, s + reach, y + reach, z + t + reach)
+                            )
+                        ):
+                            _owned(out, padded, s, y, z + t, reach, x0, x1, y0, y1, z0, z1,
+                                   codes, margins, best, mine, t)  # fmt: skip
+                z = end
+
+
+def fill_planes_numpy(padded, axes, radius, hold, start, stop, out):
+    """As `fill_planes`, with numpy alone."""
+    reach = axes[0].reach
+    inner = padded[start : stop + 2 * reach, :, : padded.shape[2] - WIDTH]
+    size = 2 * radius + 1
+    cut = slice(reach, -reach)
+    low = ndimage.minimum_filter(inner, size)[cut, cut, cut]
+    flags = low != ndimage.maximum_filter(inner, size)[cut, cut, cut]
+    x, y, z = (axis.first for axis in axes)
+    for s in range(start, stop):
+        if x[s + 1] == x[s]:
+            continue
+        rows = inner[s - start + reach, cut, cut]
+        rows = rows.repeat(np.diff(y), 0).repeat(np.diff(z), 1)
+        out[x[s] : x[s + 1], y[0] : y[-1], z[0] : z[-1]] = rows
+        where = np.argwhere(flags[s - start]).T
+        for some in np.array_split(where, max(1, where.shape[1] // 2048), axis=1):
+            if some.size:
+                window = inner[s - start : s - start + 2 * reach + 1]
+                _fill_voxels(window, axes, s, some, hold, out)
+
+
+def _fill_voxels(window, axes, s, where, hold, out):
+    """Target voxels of some flagged voxels of one plane."""
+    taps, reach = window.shape[0], window.shape[0] // 2
+    x = axes[0]
+    views = sliding_window_view(window, (taps, taps), axis=(1, 2))
+    blocks = views[:, where[0], where[1]]  # taps, N, taps, taps
+    wx = x.weights[x.first[s] : x.first[s + 1]].astype(np.float64)
+    wy, odd_y = (part[..., where[0]] for part in axes[1].by_owner())
+    wz, odd_z = (part[..., where[1]] for part in axes[2].by_owner())
+    wy = wy.transpose(2, 0, 1).astype(np.float64)  # N, owned, taps
+    wz = wz.transpose(2, 1, 0).astype(np.float64)  # N, taps, owned
+    odd_x = x.midway[x.first[s] : x.first[s + 1]]
+    odd = (odd_x[:, None, None, None] ^ odd_y.T[None, :, :, None] ^ odd_z.T[None, :, None]) != 0
+    own = blocks[reach, :, reach, reach]
+    best, mine = np.full(odd.shape, -np.inf), np.zeros(odd.shape)
+    label = np.zeros(odd.shape, np.int16)
+    code, live = blocks.min((0, 2, 3)), np.arange(where.shape[1])
+    while live.size:
+        here = blocks[:, live] == code[live, None, None]
+        score = np.tensordot(wx, here.astype(np.float64), 1)
+        score = wy[live] @ (score @ wz[live])
+        old = best[:, live]
+        better = (score > old) | ((score == old) & odd[:, live])  # codes ascend
+        best[:, live] = np.where(better, score, old)
+        label[:, live] = np.where(better, code[live, None, None], label[:, live])
+        mine[:, live] = np.where((code == own)[live, None, None], score, mine[:, live])
+        left = blocks[:, live] > code[live, None, None]
+        following = np.where(left, blocks[:, live], 32767).min((0, 2, 3))
+        live, following = live[left.any((0, 2, 3))], following[left.any((0, 2, 3))]
+        code[live] = following
+    y, z = axes[1].first, axes[2].first
+    first = np.stack([y[where[0]], z[where[1]]])
+    owned = np.stack([y[where[0] + 1], z[where[1] + 1]]) - first
+    exists = (np.arange(label.shape[2])[:, None] < owned[0][:, None, None]) & (
+        np.arange(label.shape[3]) < owned[1][:, None, None]
+    )
+    exists = np.broadcast_to(exists, label.shape)
+    if hold:
+        held = np.ones(len(own), bool) if hold == ALL else _thin(blocks)
+        _hold_numpy(own, label, best - mine, exists, held)
+    i, n, j, k = np.nonzero(exists)
+    out[x.first[s] + i, first[0, n] + j, first[1, n] + k] = label[exists]
+
+
+def _thin(blocks):
+    """As `_is_thin`, for blocks (taps, N, taps, taps)."""
+    c = blocks.shape[0] // 2
+    same = blocks[c - 1 : c + 2, :, c - 1 : c + 2, c - 1 : c + 2] == blocks[c, :, c, c, None, None]
+    thick = np.zeros(same.shape[1], bool)
+    for a in range(2):
+        for b in range(2):
+            for t in range(2):
+                thick |= same[a : a + 2, :, b : b + 2, t : t + 2].all((0, 2, 3))
+    return ~thick
+
+
+def _hold_numpy(own, label, margin, exists, held):
+    """As `_hold`, for label (owned, N, owned, owned), in place."""
+    shape = (label.shape[1], -1)
+    codes, there = label.swapaxes(0, 1).reshape(shape), exists.swapaxes(0, 1).reshape(shape)
+    margin = np.where(there, margin.swapaxes(0, 1).reshape(shape), np.inf)
+    todo = np.flatnonzero(held)
+    while todo.size:
+        some, valid = codes[todo], there[todo]
+        same = ((some[:, :, None] == some[:, None]) & valid[:, None]).sum(2)
+        is_own = some == own[todo, None]
+        n_own = np.where(is_own & valid, same, 0).max(1)
+        n_other = np.where(~is_own & valid, same, 0).max(1)
+        lacking = n_own <= n_other
+        todo, is_own = todo[lacking], is_own[lacking]
+        if todo.size:
+            nearest = np.where(is_own, np.inf, margin[todo]).argmin(1)
+            codes[todo, nearest] = own[todo]
+    # (N, ...) is a copy where axes were swapped
+    label[...] = codes.reshape(label.shape[1], label.shape[0], *label.shape[2:]).swapaxes(0, 1)

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``--stages headlabels`` from one end to the other, with stand-ins for the external tools."""
+
+import csv
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.volumes import read_label_map, read_membership, write_label_map, write_volume
+from tests.fakes import dataset
+from tests.fakes.tools import fake_command
+from tests.phantom.head import phantom_grid, phantom_head, phantom_image
+
+GOLDEN = Path(__file__).parents[1] / "outputs" / "headlabels.txt"
+FULLHEAD = LabelTable.packaged("fullhead")
+
+
+def write_heads(root: Path, *names: str) -> Path:
+    """A BIDS dataset of phantom heads."""
+    dataset.write_dataset(root, *names)
+    head = phantom_head()
+    for seed, path in enumerate(sorted(root.rglob("*.nii.gz"))):
+        image = phantom_image(head, np.random.default_rng(seed))
+        write_volume(image.round(), head.grid, path)
+    return root
+
+
+def tools(*names: str, **switches: list[str]) -> list[str]:
+    """``--tool`` for stand-ins; ``switches`` make them fail."""
+    return [
+        word
+        for name in names
+        for word in ("--tool", f"{name}={fake_command(name, *switches.get(name, []))}")
+    ]
+
+
+BOTH = ("--stages", "headlabels", "--head-tool", "charm", "--brain-tool", "synthseg")
+SAMSEG = ("--stages", "headlabels", "--head-tool", "samseg")
+
+
+@pytest.fixture(scope="module")
+def finished(lasting_app):
+    write_heads(lasting_app.root / "data", "sub-01_T1w", "sub-01_T2w", "sub-02_ses-A_T1w")
+    return lasting_app(*BOTH, *tools("charm", "synthseg"))
+
+
+def labels_of(done, name: str):
+    return read_label_map(done.output / "sub-01" / "anat" / name, FULLHEAD)
+
+
+def test_it_succeeds_and_leaves_exactly_the_files_it_promises(finished):
+    assert finished.code == 0, finished.log
+    assert finished.files == GOLDEN.read_text().split()
+
+
+def test_the_derivative_passes_the_bids_validator(finished):
+    dataset.assert_valid_bids(finished.output)
+
+
+def test_the_merged_map_lies_on_the_images_grid_and_is_nearly_the_truth(finished):
+    image = nib.load(finished.data / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    merged = labels_of(finished, "sub-01_seg-fullhead_dseg.nii.gz")
+    assert merged.grid.shape == image.shape
+    assert np.allclose(merged.grid.affine, image.affine)
+    truth = phantom_head()
+    brain = np.isin(truth.voxels, [label.index for label in FULLHEAD if label.is_brain])
+    assert (merged.voxels == truth.voxels)[brain].mean() > 0.9
+
+
+def test_nothing_inside_the_head_is_unlabelled(finished):
+    merge = finished.output / "sub-01" / "anat" / "sub-01_seg-fullhead_desc-merge_morph.json"
+    report = json.loads(merge.read_text())["Merge"]
+    assert report["holes"]["after_voxels"] == 0
+    assert (report["head"], report["brain"]) == ("charm", "synthseg")
+    assert any(line["structure"] for line in report["conflicts"])
+
+
+def test_each_tools_map_is_kept_in_its_own_codes_and_grid_with_its_table(finished):
+    path = finished.output / "sub-01" / "anat" / "sub-01_seg-synthseg_dseg.nii.gz"
+    table = LabelTable.read(finished.output / "seg-synthseg_dseg.tsv")
+    labels = read_label_map(path, table)
+    assert labels.grid.voxel_size_mm == pytest.approx((1, 1, 1))
+    said = json.loads(path.with_name("sub-01_seg-synthseg_dseg.json").read_text())
+    assert said["Tool"] == "synthseg"
+    assert "synthseg.py" in said["Command"]
+    assert said["Seconds"] >= 0
+    assert said["Mode"]
+
+
+def test_the_page_shows_both_tools_and_the_group_page_compares_the_heads(finished, lasting_app):
+    page = (finished.output / "sub-01.html").read_text()
+    for word in ("charm", "synthseg", "data:image/png", "brain-is-the-brain-tools"):
+        assert word in page
+    assert lasting_app(level="group").code == 0
+    with (finished.output / "group_seg-fullhead_desc-presence_morph.tsv").open() as file:
+        rows = {row["structure"]: row for row in csv.DictReader(file, delimiter="\t")}
+    assert rows["Brain-Stem"]["n_has"] == "2"
+    assert (finished.output / "group_fullhead.html").is_file()
+    for path in finished.output.glob("group*"):
+        path.unlink()
+
+
+def test_a_second_run_starts_no_tool(finished, lasting_app):
+    again = lasting_app(*BOTH, *tools("charm", "synthseg", charm=["exit1"], synthseg=["exit1"]))
+    assert again.code == 0, again.log
+    assert "sub-01 T1w head labels: results are there already, reused" in again.log
+    assert again.files == finished.files
+
+
+def test_a_merge_that_is_missing_is_made_again_from_the_tools_maps(finished, lasting_app):
+    (finished.output / "sub-01" / "anat" / "sub-01_seg-fullhead_dseg.nii.gz").unlink()
+    again = lasting_app(
+        *BOTH, *tools("charm", "synthseg", charm=["exit1"], synthseg=["exit1"]), work="other"
+    )
+    assert again.code == 0, again.log
+    assert "charm is not run: an earlier run's labels are reused" in again.log
+    assert again.files == finished.files
+
+
+def test_probabilities_are_kept_and_agree_with_the_labels(app):
+    write_heads(app.root / "data", "sub-01_T1w")
+    done = app(*SAMSEG, *tools("samseg"))
+    assert done.code == 0, done.log
+    merged = labels_of(done, "sub-01_seg-fullhead_dseg.nii.gz")
+    stem = done.output / "sub-01" / "anat" / "sub-01_seg-fullhead_desc-top4"
+    top = read_membership(f"{stem}_dseg.nii.gz", f"{stem}_probseg.nii.gz", FULLHEAD)
+    assert np.array_equal(top.hard().voxels, merged.voxels)
+    assert (np.diff(top.weights.astype(int), axis=0) <= 0).all()
+    shown = nib.load(f"{stem}_probseg.nii.gz").get_fdata()
+    assert shown.max() == pytest.approx(1)
+    assert (shown[..., 1] > 0).any()
+    dataset.assert_valid_bids(done.output)
+
+
+def test_the_packaged_way_needs_no_external_program(app, monkeypatch):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    write_heads(app.root / "data", "sub-01_T1w")
+    done = app("--stages", "headlabels", "segment")
+    assert done.code == 0, done.log
+    folder = done.output / "sub-01" / "anat"
+    assert (folder / "sub-01_seg-fullhead_dseg.nii.gz").is_file()
+    assert (folder / "sub-01_seg-brainseg_dseg.nii.gz").is_file()
+
+
+def test_results_the_user_has_are_taken_instead_of_running_the_tool(app):
+    write_heads(app.root / "data", "sub-01_T1w")
+    theirs = app.root / "simnibs" / "m2m_sub-01" / "segmentation" / "labeling.nii.gz"
+    theirs.parent.mkdir(parents=True)
+    write_label_map(phantom_head(), theirs)
+    head = ("--stages", "headlabels", "--head-tool", "charm")
+    done = app(*head, "-d", f"charm={app.root / 'simnibs'}")
+    assert done.code == 0, done.log
+    assert f"charm is not run: found in {app.root / 'simnibs'}" in done.log
+    said = json.loads(
+        (done.output / "sub-01" / "anat" / "sub-01_seg-fullhead_dseg.json").read_text()
+    )
+    assert "bids:charm:m2m_sub-01/segmentation/labeling.nii.gz" in said["Sources"]
+    links = json.loads((done.output / "dataset_description.json").read_text())["DatasetLinks"]
+    assert links["charm"] == (app.root / "simnibs").as_uri()
+    dataset.assert_valid_bids(done.output)
+
+
+def test_a_map_of_another_place_or_with_strange_codes_is_refused_by_name(app):
+    write_heads(app.root / "data", "sub-01_T1w", "sub-02_T1w")
+    away = phantom_grid()
+    away = type(away)(away.shape, away.affine + np.eye(4)[:, [3]] * [[0, 0, 0, 900.0]])
+    head = phantom_head()
+    for subject, labels in (("01", type(head)(head.voxels, away, head.table)), ("02", head)):
+        path = app.root / "maps" / f"m2m_sub-{subject}" / "segmentation" / "labeling.nii.gz"
+        path.parent.mkdir(parents=True)
+        write_label_map(labels, path)
+    strange = nib.load(path)
+    voxels = np.asarray(strange.dataobj).copy()
+    voxels[20, 20, 20] = 999
+    nib.save(nib.Nifti1Image(voxels, strange.affine), path)
+    done = app(
+        "--stages", "headlabels", "--head-tool", "charm", "-d", f"charm={app.root / 'maps'}"
+    )
+    assert done.code == 1
+    (first,) = [line for line in done.log.splitlines() if "ERROR: sub-01 T1w head labels" in line]
+    (second,) = [line for line in done.log.splitlines() if "ERROR: sub-02 T1w head labels" in line]
+    assert "labeling.nii.gz" in first
+    assert "another image, or its header is wrong" in first or "was to label the grid" in first
+    assert "999 (1 voxel)" in second
+    assert not list(done.output.glob("sub-*/anat/*"))
+
+
+@pytest.mark.parametrize(
+    ("switch", "code", "words"),
+    [
+        ("exit1", 1, "samseg failed with exit code 1"),
+        ("sigkill", 1, "was killed, most likely because memory ran out"),
+        ("nothing", 1, "wrote no"),
+        ("grid", 1, "was to label the grid of"),
+        ("code", 1, "no translation for codes"),
+        ("licence", 126, "--fs-license-file"),
+    ],
+)
+def test_a_tool_that_fails_is_one_line_that_names_its_log(app, switch, code, words):
+    write_heads(app.root / "data", "sub-01_T1w")
+    done = app(*SAMSEG, *tools("samseg", samseg=[switch]))
+    (line,) = [line for line in done.log.splitlines() if "ERROR: sub-01 T1w head labels" in line]
+    assert words in line or "does not know: " in line
+    assert "samseg.log" in line
+    assert done.code == code
+    assert not list(done.output.glob("sub-01/anat/*"))
+    assert words in (done.output / "sub-01.html").read_text() or switch == "code"
+
+
+def test_a_tool_that_fails_for_one_subject_leaves_the_others_complete(app):
+    write_heads(app.root / "data", "sub-01_T1w", "sub-02_T1w")
+    done = app(*SAMSEG, *tools("samseg", samseg=["exit1", "only=sub-02"]))
+    assert done.code == 1
+    assert "1 of 2 could not be done; the others are complete" in done.log
+    assert (done.output / "sub-01" / "anat" / "sub-01_seg-fullhead_dseg.nii.gz").is_file()
+    mended = app(*SAMSEG, *tools("samseg", samseg=["exit1", "only=sub-01"]))
+    assert mended.code == 0, mended.log
+
+
+def test_a_tool_that_takes_too_long_is_ended_with_all_it_started(app):
+    write_heads(app.root / "data", "sub-01_T1w")
+    done = app(*SAMSEG, *tools("samseg", samseg=["hang"]), "--tool-timeout", "0.0008")
+    assert done.code == 1
+    assert "took longer than" in done.log
+    assert "--tool-timeout" in done.log
+    assert running(app.root) == []
+
+
+def test_a_missing_tool_is_127_and_says_how_to_get_it(app, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    write_heads(app.root / "data", "sub-01_T1w")
+    done = app("--stages", "headlabels", "--head-tool", "charm")
+    assert done.code == 127
+    assert "SimNIBS" in done.log
+    assert not (done.output / "sub-01").exists()
+
+
+def test_odd_paths_work_for_every_tool(app):
+    odd = app.root / 'it\'s a "folder" ü $HOME'
+    write_heads(odd / "data", "sub-01_T1w")
+    moved = type(app)(odd, app.capture)
+    dataset.write_bundle(odd / "model")
+    done = moved(*BOTH, *tools("charm", "synthseg"))
+    assert done.code == 0, done.log
+    assert moved(*SAMSEG, *tools("samseg")).code == 0
+
+
+def test_a_head_that_is_cut_is_done_and_flagged(app):
+    root = write_heads(app.root / "data", "sub-01_T1w")
+    path = root / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    whole = nib.load(path)
+    nib.save(whole.slicer[:, :, :36], path)
+    done = app(*SAMSEG, *tools("samseg"))
+    assert done.code == 0, done.log
+    merge = done.output / "sub-01" / "anat" / "sub-01_seg-fullhead_desc-merge_morph.json"
+    flags = " ".join(json.loads(merge.read_text())["Merge"]["flags"])
+    assert "cut at the superior face" in flags
+    assert "cut at the superior face" in (done.output / "sub-01.html").read_text()
+
+
+def running(root: Path) -> list[str]:
+    """Stand-ins at work below a folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "fakes/tools" in "".join(words[1:2]) and str(root) in "".join(words):
+            found.append(shlex.join(words))
+    return found
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_tools_too(app):
+    write_heads(app.root / "data", "sub-01_T1w")
+    code = (
+        "import sys; from brainseg_bids.cli.parser import parse\n"
+        "from brainseg_bids.cli.run import run; sys.exit(run(parse(sys.argv[1:])))"
+    )
+    arguments = [
+        app.root / "data", app.root / "out", "participant", "-w", app.root / "work",
+        "--model", app.model, *SAMSEG, *tools("samseg", samseg=["hang"]),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+        cwd=Path(__file__).parents[2], start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    until_s = time.monotonic() + 60
+    while not running(app.root) and time.monotonic() < until_s:
+        time.sleep(0.2)
+    assert running(app.root)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    until_s = time.monotonic() + 10
+    while running(app.root) and time.monotonic() < until_s:
+        time.sleep(0.2)
+    assert running(app.root) == []
