@@ -22,6 +22,10 @@ from brainseg_bids.anatomy.membership import Membership
 log = logging.getLogger("brainseg")
 
 
+WHOLE = 0.01
+"""Label voxels may be this far from a whole number; an interpolated map is farther."""
+
+
 class InputError(ValueError):
     """Something is wrong with a user's file; the message names file, fault and remedy."""
 
@@ -63,7 +67,7 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
 
 
 def read_label_map(path: str | Path, table: LabelTable) -> LabelMap:
-    """Read a label map; voxels stored as floats are accepted if they are whole numbers.
+    """Read a label map; voxels stored as floats are accepted if they are whole within `WHOLE`.
 
     Raises
     ------
@@ -75,7 +79,8 @@ def read_label_map(path: str | Path, table: LabelTable) -> LabelMap:
     voxels, grid = _load(path)
     if not np.issubdtype(voxels.dtype, np.integer):
         whole = np.rint(voxels)
-        if not np.array_equal(whole, voxels):
+        # CHARM's maps went through floating point; codes lie this close to whole numbers.
+        if not (np.abs(whole - voxels) <= WHOLE).all():
             raise InputError(
                 f"{path}: voxels are not whole numbers, so this is no label map "
                 "(was it resampled with interpolation?)."

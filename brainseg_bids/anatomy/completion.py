@@ -48,7 +48,7 @@ class CompletionSettings:
 
     coarse_mm: float = 2.5
     closing_mm: float = 10.0
-    rim_mm: float = 3.0
+    rim_mm: float = 5.0
     tissue_frac: float = 0.35
     smooth_mm: float = 0.8
     rind_mm: float = 2.0
@@ -253,7 +253,8 @@ def find_outline(
     near = _grow(labelled, 1.01 * max(coarse.cell_mm), coarse.cell_mm)
     unlabelled = _grow(seen & ~near, 2.51 * max(coarse.cell_mm), coarse.cell_mm)
     head = _fill_cells(_close(labelled | seen, settings.closing_mm, coarse.cell_mm))
-    deep = _shrink(head, settings.rim_mm, coarse.cell_mm)
+    rim_mm = max(settings.rim_mm, 1.01 * max(coarse.cell_mm))
+    deep = _shrink(head, rim_mm, coarse.cell_mm)
     return Outline(head, deep, unlabelled, level, flags)
 
 

@@ -86,8 +86,8 @@ class Membership:
     ) -> Membership:
         """Keep the k largest of any number of posterior volumes.
 
-        One volume is held at a time, beside k running arrays; a tie goes to the volume that came
-        first. A voxel that no volume speaks of is code 0 for certain.
+        One volume is held at a time, beside k running arrays; a tie goes to the lower code. A
+        voxel that no volume speaks of is code 0 for certain.
 
         Parameters
         ----------
@@ -187,11 +187,11 @@ def _fine(posterior: np.ndarray, grid: Grid, name: str) -> np.ndarray:
 
 def _insert(codes: np.ndarray, values: np.ndarray, code: int, new: np.ndarray) -> None:
     """Put one volume into the running ranks, in place; only voxels where it ranks are touched."""
-    at = np.flatnonzero(new > values[-1])
+    at = np.flatnonzero((new > 0) & (new >= values[-1]))
     value, code_here = new[at], np.full(len(at), code, dtype=np.int16)
     for rank in range(len(codes)):
         held, held_code = values[rank, at], codes[rank, at]
-        wins = value > held
+        wins = (value > held) | ((value == held) & (value > 0) & (code_here < held_code))
         values[rank, at], codes[rank, at] = (
             np.where(wins, value, held),
             np.where(wins, code_here, held_code),

@@ -518,7 +518,7 @@ def _flag_sides(
 
 def _flag_disagreement(report: MergeReport) -> None:
     dice = report.conflicts[0].dice
-    if dice is not None and dice < LEAST_BRAIN_DICE:
+    if dice is not None and report.conflicts[0].head_mm3 and dice < LEAST_BRAIN_DICE:
         report.flags.append(
             f"{report.head} and {report.brain} disagree about the brain: Dice {dice:.2f}"
         )

@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label maps on another grid: no label is invented, none moves."""
+"""Label maps on another grid: no label is invented, none moves.
+
+`regrid` for any grid, `upsample` for a finer one with the best kernel, `upsample_membership` from
+kept posteriors. All are one-hot interpolation and arg-max, done only where labels meet.
+"""
 
 from __future__ import annotations
 
+import csv
+import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import resources
+from itertools import count
+from pathlib import Path
 
 import numpy as np
 
@@ -15,20 +25,33 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.membership import Membership
 
+log = logging.getLogger("brainseg")
+
+KERNELS = ("fitted", "linear", "lossless")
+ORDERS = ("cubic", "linear")
 SLAB_VOXELS = 1 << 20
-"""Target voxels in work at once and by each thread."""
+"""Target voxels in work at once and by each thread, on turned grids."""
 SLAB_VOXELS_NUMPY = 1 << 15
 """The same without numba, where every voxel needs some hundred bytes on the way."""
+BAND_PLANES, BAND_PLANES_NUMPY = 8, 4
+"""Source planes in work at once and by each thread, on parallel grids."""
 WHOLE_VOXEL_TOLERANCE = 0.02
 """Voxels; below, the linear arg-max is the nearest voxel's label anyway (0.98³ > 1/2)."""
+PARALLEL_TOLERANCE = 0.01
+"""Voxels by which the far corner may miss for two grids to count as parallel."""
+REPAIRS = 8
+"""Rounds of putting back voxels that a lossless map loses on the way down again."""
+
+Profile = Callable[[np.ndarray], np.ndarray]
+Progress = Callable[[int, int], None]
 
 
 def regrid(labels: LabelMap, grid: Grid) -> LabelMap:
     """Label map on another grid, by the affines in world space.
 
     Where the grids differ by axis turns and whole voxels only, voxels are copied. Elsewhere a
-    voxel gets the label with the largest trilinear weight, summed over points within the voxel
-    where the target is coarser, so that its whole volume has a say. Outside the source: code 0.
+    voxel gets the label with the largest trilinear weight; where the target is coarser, the label
+    that fills most of it. Outside the source: code 0.
 
     Parameters
     ----------
@@ -44,9 +67,8 @@ def regrid(labels: LabelMap, grid: Grid) -> LabelMap:
 
     Notes
     -----
-    Of labels with equal weight the lowest code wins where the sum of the target indices is even
-    and the highest elsewhere: no label grows at the cost of another, whatever the source's axis
-    order.
+    Of labels with equal weight the lowest code wins, in odd target voxels midway between source
+    voxels the highest: no label grows at the cost of another.
 
     Examples
     --------
@@ -59,22 +81,93 @@ def regrid(labels: LabelMap, grid: Grid) -> LabelMap:
     ((8, 8, 8), 7.0)
     """
     matrix, shift = _index_map(labels.grid, grid)
-    out = np.zeros(grid.shape, labels.voxels.dtype)
     steps = _whole_steps(matrix, shift, grid.shape)
     if steps is not None:
+        out = np.zeros(grid.shape, labels.voxels.dtype)
         _copy_turned(labels.voxels, out, *steps)
         return LabelMap(out, grid, labels.table)
-    codes = np.ascontiguousarray(labels.voxels, dtype=np.int16)
-    points = _points(matrix)
-    pull = kernels.pull_labels if kernels.HAS_NUMBA else kernels.pull_labels_numpy
+    found = upsample(labels, grid, kernel="linear")
+    voxels = found.voxels.astype(labels.voxels.dtype, copy=False)
+    return LabelMap(voxels, grid, labels.table)
 
-    def work(planes: slice) -> None:
-        part = np.empty((planes.stop - planes.start, *grid.shape[1:]), np.int16)
-        pull(codes, matrix, shift, points, planes.start, part)
-        out[planes] = part
 
-    _in_slabs(work, grid.shape)
-    return LabelMap(out, grid, labels.table)
+def upsample(
+    labels: LabelMap,
+    grid: Grid | float | tuple[float, float, float],
+    *,
+    kernel: str = "fitted",
+    smoothing_mm: float = 0.0,
+    keep_thin: bool = False,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> LabelMap:
+    """Label map on a finer grid, as true to the anatomy as hard labels allow.
+
+    Along axes that become coarser, a voxel's label is the one that fills most of it.
+
+    Parameters
+    ----------
+    labels : LabelMap
+    grid : Grid, or voxel size in mm
+        A size means the same box and axes.
+    kernel : {"fitted", "linear", "lossless"}
+        ``fitted``: five-tap kernel with negative lobes, fitted on maps that were taken down and
+        up again; best overlap, smoothest. ``linear``: trilinear one-hot. ``lossless``: Lanczos,
+        and every source voxel keeps the majority of its own volume, so that going down again
+        gives the source back.
+    smoothing_mm : float
+        Standard deviation of a Gaussian over the labels' masks; eats thin structures.
+    keep_thin : bool
+        Voxels that are in no 2x2x2 block of their label keep the majority of their own volume.
+    progress : callable, optional
+        Called with parts done and parts in all. The first call of all compiles for a minute.
+    threads : int, optional
+        By default one for each core.
+
+    Returns
+    -------
+    LabelMap
+        int16, same table.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kernel, smoothing is negative or too wide, or ``lossless`` or
+        ``keep_thin`` is asked for on a coarser grid or one with other axes.
+    MemoryError
+        If the target needs more memory than is free; says how much, before anything is done.
+
+    Examples
+    --------
+    >>> from brainseg_bids.anatomy.labels import Label, LabelTable
+    >>> table = LabelTable([Label(0, "Background"), Label(7, "Cube")])
+    >>> voxels = np.zeros((4, 4, 4), np.int16); voxels[1:3, 1:3, 1:3] = 7
+    >>> cube = LabelMap(voxels, Grid((4, 4, 4), np.eye(4)), table)
+    >>> finer = upsample(cube, 0.5, kernel="lossless")
+    >>> finer.grid.shape, bool((regrid(finer, cube.grid).voxels == cube.voxels).all())
+    ((8, 8, 8), True)
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"no upsampling kernel {kernel!r}; known: {', '.join(KERNELS)}")
+    if not (np.isfinite(smoothing_mm) and smoothing_mm >= 0):
+        raise ValueError(f"smoothing of {smoothing_mm} mm is not a length")
+    if not isinstance(grid, Grid):
+        grid = labels.grid.with_voxel_size(grid)
+    check_memory(grid, labels.grid)
+    hold = band.ALL if kernel == "lossless" else band.THIN if keep_thin else band.FREE
+    matrix, _ = _index_map(labels.grid, grid)
+    turn = _parallel(matrix, grid.shape)
+    if hold and (turn is None or np.abs(matrix).max() > 1 + 1e-3):
+        raise ValueError(
+            "voxels can keep their own volume only on a finer grid with the source's axes: "
+            "use kernel 'fitted' without keep_thin, or upsample first and turn afterwards"
+        )
+    if turn is not None and np.abs(matrix).max() < 2 * band.MAX_REACH:
+        out = _upsample_parallel(labels, grid, turn, kernel, smoothing_mm, hold, progress, threads)
+    else:
+        out = _upsample_turned(labels, grid, kernel, smoothing_mm, progress, threads)
+    result = LabelMap(out, grid, labels.table)
+    return _repaired(labels, result) if kernel == "lossless" else result
 
 
 def regrid_membership(membership: Membership, grid: Grid) -> Membership:
@@ -93,96 +186,149 @@ def regrid_membership(membership: Membership, grid: Grid) -> Membership:
     out_weights = np.zeros((keep, *grid.shape), np.uint8)
     steps = _whole_steps(matrix, shift, grid.shape)
     if steps is not None:
-        out_weights[0] = 255
+        out_weights[0] = kernels.CERTAIN
         for rank in range(keep):
             _copy_turned(membership.codes[rank], out_codes[rank], *steps)
             _copy_turned(membership.weights[rank], out_weights[rank], *steps)
-        return Membership(out_codes, out_weights, grid, membership.table)
-    codes = np.ascontiguousarray(membership.codes, dtype=np.int16)
-    weights = np.ascontiguousarray(membership.weights, dtype=np.uint8)
-    points = _points(matrix)
-    pull = kernels.pull_membership if kernels.HAS_NUMBA else kernels.pull_membership_numpy
-
-    def work(planes: slice) -> None:
-        shape = (keep, planes.stop - planes.start, *grid.shape[1:])
-        some_codes, some_weights = np.empty(shape, np.int16), np.empty(shape, np.uint8)
-        pull(codes, weights, matrix, shift, points, planes.start, some_codes, some_weights)
-        out_codes[:, planes], out_weights[:, planes] = some_codes, some_weights
-
-    _in_slabs(work, grid.shape)
+    else:
+        tables = np.stack([kernels.weight_table(_linear, 1)] * 3)
+        source = membership.codes, membership.weights
+        _pull(source, tables, matrix, shift, (out_codes, out_weights), None, None)
     return Membership(out_codes, out_weights, grid, membership.table)
 
 
-def upsample(
-    labels: LabelMap,
+def upsample_membership(
+    membership: Membership,
     grid: Grid | float | tuple[float, float, float],
     *,
-    kernel: str = "fitted",
-    smoothing_mm: float = 0.0,
-    keep_thin: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    order: str = "cubic",
+    progress: Progress | None = None,
     threads: int | None = None,
 ) -> LabelMap:
-    """X."""
+    """Label map on a finer grid from kept partial volumes: far closer to the truth than labels.
+
+    Parameters
+    ----------
+    membership : Membership
+    grid : Grid, or voxel size in mm
+    order : {"cubic", "linear"}
+        Of the interpolation of the weights; cubic is Catmull and Rom's.
+    progress, threads
+        As for `upsample`.
+
+    Returns
+    -------
+    LabelMap
+        int16, same table. Outside the source: code 0.
+
+    Raises
+    ------
+    ValueError
+        If there is no such order.
+    MemoryError
+        As `upsample`.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"no interpolation order {order!r}; known: {', '.join(ORDERS)}")
     if not isinstance(grid, Grid):
-        grid = labels.grid.with_voxel_size(grid)
+        grid = membership.grid.with_voxel_size(grid)
+    check_memory(grid, membership.grid)
+    matrix, shift = _index_map(membership.grid, grid)
+    profile, reach = (_cubic, 2) if order == "cubic" else (_linear, 1)
+    if np.linalg.norm(matrix, axis=0).max() > 1 + 1e-3:
+        profile, reach = _linear, 1  # a coarser voxel is looked at in many points instead
+    out = np.zeros((1, *grid.shape), np.int16)
+    tables = np.stack([kernels.weight_table(profile, reach)] * 3)
+    source = membership.codes, membership.weights
+    _pull(source, tables, matrix, shift, (out, None), progress, threads)
+    return LabelMap(out[0], grid, membership.table)
+
+
+def needed_gib(grid: Grid, source: Grid | None = None) -> float:
+    """Memory that upsampling to ``grid`` takes at its peak, the result included.
+
+    Examples
+    --------
+    >>> round(needed_gib(Grid((512, 512, 512), np.eye(4)), Grid((256, 256, 256), np.eye(4))), 2)
+    0.32
+    """
+    voxels = 2 * np.prod(grid.shape, dtype=float)
+    if source is not None:
+        voxels += 2 * np.prod([n + 14 for n in source.shape], dtype=float)
+    working = 32 * 2**20 if kernels.HAS_NUMBA else 400 * 2**20
+    return float((voxels + working) / 2**30)
+
+
+def check_memory(grid: Grid, source: Grid | None = None) -> None:
+    """Raise `MemoryError` if `needed_gib` is more than is free; where that is unknown, do nothing.
+
+    Examples
+    --------
+    >>> check_memory(Grid((10**5, 10**5, 10**5), np.eye(4)))
+    Traceback (most recent call last):
+    MemoryError: a label map of 100000 x 100000 x 100000 voxels needs ...
+    """
+    needed, free = needed_gib(grid, source), _free_gib()
+    if free is not None and needed > free:
+        shape = " x ".join(str(n) for n in grid.shape)
+        raise MemoryError(
+            f"a label map of {shape} voxels needs {needed:.1f} GiB of memory, {free:.1f} GiB are "
+            "free: choose larger voxels or crop"
+        )
+
+
+def _free_gib() -> float | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    free = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    return free[0] / 2**20 if free else None
+
+
+# Grids with the source's axes ------------------------------------------------------------------
+
+
+def _upsample_parallel(labels, grid, turn, kernel, smoothing_mm, hold, progress, threads):
+    order, signs = turn
     matrix, shift = _index_map(labels.grid, grid)
-    turned = _parallel(matrix)
-    order, signs = turned
     source = labels.voxels.transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
-    steps = [abs(matrix[axis, to]) for to, axis in enumerate(order)]
-    starts = [
-        shift[axis] if sign > 0 else labels.grid.shape[axis] - 1 - shift[axis]
-        for axis, sign in zip(order, signs, strict=True)
-    ]
-    profile, reach = PROFILES[kernel]
+    sizes = [labels.grid.voxel_size_mm[axis] for axis in order]
+    one = 1024 if kernel == "linear" else 512
+    plans = []
+    for to, (axis, sign) in enumerate(zip(order, signs, strict=True)):
+        step, start = abs(matrix[axis, to]), shift[axis]
+        if sign < 0:
+            start = labels.grid.shape[axis] - 1 - start
+        plans.append((step, start, *_profile(kernel, step, smoothing_mm / sizes[to])))
+    reach = max(plan[3] for plan in plans)
     axes = tuple(
-        _axis(n, n_out, step, start, profile, reach, ONE[kernel])
-        for n, n_out, step, start in zip(source.shape, grid.shape, steps, starts, strict=True)
+        _axis(n, n_out, step, start, profile, reach, one)
+        for n, n_out, (step, start, profile, _) in zip(
+            source.shape, grid.shape, plans, strict=True
+        )
     )
     out = np.zeros(grid.shape, np.int16)
-    _fill(source, axes, band.ALL if kernel == "lossless" else band.THIN if keep_thin else band.FREE, out, progress, threads)
-    return LabelMap(out, grid, labels.table)
+    _fill(source, axes, hold, out, progress, threads)
+    return out
 
 
-ONE = {"linear": 1024, "fitted": 512, "lossless": 512}
-
-
-def _linear(distance):
-    return np.maximum(0, 1 - np.abs(distance))
-
-
-def _fit(distance, knots=(1, .55, .2, -.1, -.1)):
-    return np.interp(np.abs(distance), np.arange(6) / 2, [*knots, 0])
-
-
-def _lanczos3(distance):
-    return np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
-
-
-PROFILES = {"linear": (_linear, 1), "fitted": (_fit, 2), "lossless": (_lanczos3, 3)}
-
-
-def _parallel(matrix):
-    """Order and signs of the source's axes along the target's; None if they are not parallel."""
-    turn = np.abs(matrix) > 1e-4 * np.abs(matrix).max()
-    if not (turn.sum(0) == 1).all() or not (turn.sum(1) == 1).all():
-        return None
-    order = turn.argmax(0).tolist()
-    return order, [1 if matrix[axis, to] > 0 else -1 for to, axis in enumerate(order)]
-
-
-def _axis(n_source, n_target, step, start, profile, reach, one) -> band.Axis:
-    places = start + step * np.arange(n_target)
+def _axis(
+    n_source: int, n_target: int, step: float, start: float, profile: Profile, reach: int, one: int
+) -> band.Axis:
+    """Who owns which target voxel of an axis, and the weights around the owner."""
+    places = np.round(start + step * np.arange(n_target), 6)
     owner = np.clip(np.rint(places), 0, n_source - 1).astype(np.int64)
-    inside = (places >= -0.5 - 1e-6) & (places <= n_source - 0.5 + 1e-6)
+    inside = (places >= -0.5) & (places <= n_source - 0.5)
     key = np.where(inside, owner, np.where(places < 0, -1, n_source))
     offsets = np.arange(-reach, reach + 1)
-    values = profile(places[:, None] - owner[:, None] - offsets)
+    within = np.clip(places, -0.5, n_source - 0.5)  # what is outside is never looked at
+    values = profile(np.abs((within - owner)[:, None] - offsets))
     values = values / values.sum(1, keepdims=True)
     weights = np.rint(values * one).astype(np.int32)
+    # The largest weight takes the rounding, so that each row sums to one.
     weights[np.arange(n_target), values.argmax(1)] += one - weights.sum(1, dtype=np.int32)
-    midway = np.abs(places - np.floor(places) - 0.5) < 1e-6
+    midway = places - np.floor(places) == 0.5
     return band.Axis(
         np.searchsorted(key, np.arange(n_source + 1)).astype(np.int64),
         weights,
@@ -192,37 +338,220 @@ def _axis(n_source, n_target, step, start, profile, reach, one) -> band.Axis:
 
 
 def _fill(source, axes, hold, out, progress, threads) -> None:
-    """Fill ``out`` from ``source``, some planes at once."""
-    reach = axes[0].reach
-    edges = [(reach, reach), (reach, reach), (reach, reach + band.WIDTH)]
-    padded = np.ascontiguousarray(np.pad(source, edges, mode="edge"), dtype=np.int16)
-    radius = band.sure_radius(axes)
-    wz, odd_z = axes[2].by_owner(band.WIDTH)
+    """Fill ``out`` from ``source`` (a view on the target's axes), some planes at once."""
     x, y, z = axes
-    planes = 8
-    starts = range(0, source.shape[0], planes)
-    done = iter(range(1, len(starts) + 1))
+    edges = [(x.reach, x.reach), (x.reach, x.reach), (x.reach, x.reach + band.WIDTH)]
+    # Codes fit int16; padding a narrower copy keeps the peak low.
+    padded = np.pad(source.astype(np.int16, copy=False), edges, mode="edge")
+    padded = np.ascontiguousarray(padded)
+    radius = band.sure_radius(axes)
+    along, odd = z.by_owner(band.WIDTH)
+    planes = BAND_PLANES if kernels.HAS_NUMBA else BAND_PLANES_NUMPY
 
     def work(start: int) -> None:
         stop = min(start + planes, source.shape[0])
-        if kernels.HAS_NUMBA:
-            band.fill_planes(
-                padded, x.one, radius, hold, x.first, y.first, z.first, x.weights, y.weights, wz,
-                x.midway, y.midway, odd_z, start, stop, out,
-            )  # fmt: skip
-        else:
+        if not kernels.HAS_NUMBA:
             band.fill_planes_numpy(padded, axes, radius, hold, start, stop, out)
-        if progress:
-            progress(next(done), len(starts))
+            return
+        band.fill_planes(
+            padded, x.one, radius, hold, x.first, y.first, z.first, x.weights, y.weights, along,
+            x.midway, y.midway, odd, start, stop, out,
+        )  # fmt: skip
 
-    with ThreadPoolExecutor(threads or _threads()) as pool:
-        list(pool.map(work, starts))
+    if kernels.HAS_NUMBA and not band.fill_planes.signatures:
+        log.info("compiling the loops of the upsampler; they are kept for the next time")
+    _spread(work, list(range(0, source.shape[0], planes)), progress, threads)
+
+
+def _repaired(labels: LabelMap, result: LabelMap) -> LabelMap:
+    """Give back the volume of voxels that are lost on the way down again.
+
+    Where the factor is no whole number, a target voxel belongs to several source voxels, so that
+    keeping the majority of the owned ones is not always enough.
+    """
+    matrix, shift = _index_map(result.grid, labels.grid)
+    half = np.abs(matrix).sum(1) / 2
+    for number in range(REPAIRS):
+        lost = np.argwhere(regrid(result, labels.grid).voxels != labels.voxels)
+        if not len(lost):
+            break
+        # Voxels that lie in the lost one for the most part first, then those that touch it.
+        reach = half - 0.5 + number / REPAIRS
+        for index in lost:
+            middle = matrix @ index + shift
+            low = np.maximum(0, np.ceil(middle - reach - 0.5)).astype(int)
+            high = np.floor(middle + reach + 0.5).astype(int)
+            box = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
+            result.voxels[box] = labels.voxels[tuple(index)]
+    return result
+
+
+# Grids at any angle ----------------------------------------------------------------------------
+
+
+def _upsample_turned(labels, grid, kernel, smoothing_mm, progress, threads):
+    matrix, shift = _index_map(labels.grid, grid)
+    steps = np.linalg.norm(matrix, axis=0)
+    factor = 1 / float(np.prod(steps)) ** (1 / 3)
+    coarser = steps.max() > 1 + 1e-3
+    tables = []
+    for size_mm in labels.grid.voxel_size_mm:
+        name = "linear" if coarser else kernel
+        profile, _ = _profile(name, min(1.0, 1 / factor), smoothing_mm / size_mm)
+        tables.append(kernels.weight_table(profile, band.MAX_REACH))
+    # All tables are as long as the longest needs.
+    taps = np.flatnonzero(np.any(tables, axis=(0, 1)))
+    used = max(band.MAX_REACH - taps[0], taps[-1] + 1 - band.MAX_REACH)
+    cut = slice(band.MAX_REACH - used, band.MAX_REACH + used)
+    tables = np.ascontiguousarray(np.stack(tables)[:, :, cut])
+    out = np.zeros((1, *grid.shape), np.int16)
+    codes = labels.voxels.astype(np.int16, copy=False)[None]
+    _pull((codes, None), tables, matrix, shift, (out, None), progress, threads)
+    return out[0]
+
+
+def _pull(source, tables, matrix, shift, out, progress, threads) -> None:
+    """Fill ``out`` (codes, weights or None) from ``source`` (codes, weights or None)."""
+    codes, soft = np.ascontiguousarray(source[0]), source[1] is not None
+    weights = np.ascontiguousarray(source[1]) if soft else np.zeros((1, 1, 1, 1), np.uint8)
+    points, sure = _points(matrix), _is_sure(tables)
+    pull = kernels.pull if kernels.HAS_NUMBA else kernels.pull_numpy
+
+    def work(planes: slice) -> None:
+        shape = (len(out[0]), planes.stop - planes.start, *out[0].shape[2:])
+        some_codes, some_weights = np.empty(shape, np.int16), np.empty(shape, np.uint8)
+        pull(
+            codes, weights, soft, tables, sure, matrix, shift, points, planes.start,
+            some_codes, some_weights,
+        )  # fmt: skip
+        out[0][:, planes] = some_codes
+        if out[1] is not None:
+            out[1][:, planes] = some_weights
+
+    _spread(work, list(_slabs(out[0].shape[1:])), progress, threads)
+
+
+def _is_sure(tables: np.ndarray) -> bool:
+    """Whether eight voxels that agree settle a place, whatever is around; see `sure_radius`."""
+    middle = tables.shape[2] // 2
+    tables = tables / kernels.ONE
+    inner = tables[:, :, middle - 1 : middle + 1]
+    sums, sizes = inner.sum(2).min(1), np.abs(inner).sum(2).min(1)
+    whole = np.abs(tables).sum(2).max(1)
+    return bool(sums.min() > 0 and sums.prod() + sizes.prod() > whole.prod())
+
+
+def _points(matrix: np.ndarray) -> np.ndarray:
+    """Where to look within a target voxel: its centre, or a lattice if it is coarser. (n, 3)."""
+    steps = np.linalg.norm(matrix, axis=0)
+    counts = [1 if step <= 1 + 1e-3 else int(np.ceil(step - 1e-3)) for step in steps]
+    lattice = np.meshgrid(*[(np.arange(n) + 0.5) / n - 0.5 for n in counts], indexing="ij")
+    return np.stack([axis.ravel() for axis in lattice], axis=1)
+
+
+# Kernels ---------------------------------------------------------------------------------------
+
+
+def _linear(distance: np.ndarray) -> np.ndarray:
+    return np.maximum(0, 1 - distance)
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+    """Interpolation through four points after Catmull and Rom (1974)."""
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return np.where(distance < 1, near, np.where(distance < 2, far, 0))
+
+
+def _lanczos(distance: np.ndarray) -> np.ndarray:
+    """Lanczos window of three lobes (Duchon 1979)."""
+    return np.where(distance < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
+
+
+@cache
+def fitted_kernels() -> tuple[np.ndarray, np.ndarray]:
+    """Factors, (n,), and weights at 0, 0.5, ..., 2.5 source voxels, (n, 6), of the package."""
+    source = resources.files("brainseg_bids") / "data" / "upsampling_kernels.tsv"
+    with source.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    columns = ("w0", "w0.5", "w1", "w1.5", "w2", "w2.5")
+    weights = np.array([[float(row[name]) for name in columns] for row in rows])
+    return np.array([float(row["factor"]) for row in rows]), weights
+
+
+def _fitted(factor: float) -> Profile:
+    """Fitted kernel of the nearest factors, in between by interpolation."""
+    factors, weights = fitted_kernels()
+    knots = [np.interp(factor, factors, column) for column in weights.T]
+    return lambda distance: np.interp(distance, np.arange(len(knots)) / 2, knots)
+
+
+def _profile(kernel: str, step: float, sigma: float) -> tuple[Profile, int]:
+    """Weight as a function of distance in source voxels, and how many voxels it reaches.
+
+    Parameters
+    ----------
+    kernel : str
+        One of `KERNELS`.
+    step : float
+        Target voxel in source voxels; above 1, the overlap with the target voxel is taken.
+    sigma : float
+        Of a Gaussian on top, in source voxels.
+    """
+    if step > 1 + 1e-3:
+        support = step / 2 + 0.5
+        profile = lambda distance: np.clip(support - distance, 0, min(1, step))  # noqa: E731
+    elif kernel == "linear":
+        support, profile = 1.0, _linear
+    elif kernel == "fitted":
+        support, profile = 2.5, _fitted(1 / step)
+    else:
+        support, profile = 3.0, _lanczos
+    if sigma > 0:
+        profile, support = _smoothed(profile, sigma), support + 2.5 * sigma
+    reach = int(np.ceil(support - 0.5 - 1e-6))
+    if reach > band.MAX_REACH:
+        raise ValueError(
+            f"smoothing reaches {reach} source voxels, at most {band.MAX_REACH} can be used: "
+            "smooth less"
+        )
+    return profile, reach
+
+
+def _smoothed(profile: Profile, sigma: float) -> Profile:
+    """Convolved with a Gaussian that is cut at 2.5 standard deviations."""
+    offsets = np.linspace(-2.5, 2.5, 101) * sigma
+    weights = np.exp(-((offsets / sigma) ** 2) / 2)
+    weights /= weights.sum()
+
+    def smooth(distance: np.ndarray) -> np.ndarray:
+        parts = zip(weights, offsets, strict=True)
+        return sum(w * profile(np.abs(distance - offset)) for w, offset in parts)
+
+    return smooth
+
+
+# Geometry and threads --------------------------------------------------------------------------
 
 
 def _index_map(source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Matrix (3, 3) and shift (3,) from target index to source index."""
     affine = np.linalg.inv(source.affine) @ target.affine
     return np.ascontiguousarray(affine[:3, :3]), np.ascontiguousarray(affine[:3, 3])
+
+
+def _parallel(
+    matrix: np.ndarray, shape: tuple[int, int, int]
+) -> tuple[list[int], list[int]] | None:
+    """For each target axis its source axis and sign; None if axes are not parallel."""
+    order = np.abs(matrix).argmax(0)
+    if sorted(order) != [0, 1, 2]:
+        return None
+    rest = matrix.copy()
+    rest[order, np.arange(3)] = 0
+    if (np.abs(rest) @ np.array(shape)).max() > PARALLEL_TOLERANCE:
+        return None
+    return order.tolist(), [1 if matrix[axis, to] > 0 else -1 for to, axis in enumerate(order)]
 
 
 def _whole_steps(
@@ -256,18 +585,20 @@ def _copy_turned(source, out, axes, signs, first) -> None:
     out[tuple(here)] = source[tuple(there)]
 
 
-def _points(matrix: np.ndarray) -> np.ndarray:
-    """Where to look within a target voxel: its centre, or a lattice if it is coarser. (n, 3)."""
-    steps = np.linalg.norm(matrix, axis=0)
-    counts = [1 if step <= 1 + 1e-3 else int(np.ceil(step - 1e-3)) for step in steps]
-    lattice = np.meshgrid(*[(np.arange(n) + 0.5) / n - 0.5 for n in counts], indexing="ij")
-    return np.stack([axis.ravel() for axis in lattice], axis=1)
+def _spread(work, parts: list, progress: Progress | None, threads: int | None) -> None:
+    """Do ``work`` for all parts, some at once."""
+    done = count(1)
 
+    def one(part) -> None:
+        work(part)
+        if progress:
+            progress(next(done), len(parts))
 
-def _in_slabs(work: Callable[[slice], None], shape: tuple[int, int, int]) -> None:
-    """Do ``work`` for all planes, some at once."""
-    with ThreadPoolExecutor(_threads()) as pool:
-        list(pool.map(work, _slabs(shape)))
+    if progress:
+        progress(0, len(parts))
+    with ThreadPoolExecutor(threads or _cores()) as pool:
+        for _ in pool.map(one, parts):
+            pass
 
 
 def _slabs(shape: tuple[int, int, int]) -> Iterator[slice]:
@@ -277,7 +608,7 @@ def _slabs(shape: tuple[int, int, int]) -> Iterator[slice]:
         yield slice(start, min(start + planes, shape[0]))
 
 
-def _threads() -> int:
+def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inner loops of `upsample`: with numba where it is there, with numpy alone elsewhere.
+"""Labels at any place of a source: inner loops for grids that are turned against each other.
 
-Positions are rounded to 1/4096 of a source voxel and every weight is a whole number, so sums are
-exact: the result depends neither on the order of axes nor on threads, and the two versions agree
-to the last voxel.
+With numba where it is there, with numpy alone elsewhere. Positions are rounded to 1/4096 of a
+source voxel and weights are whole numbers, so sums are exact: the result depends neither on the
+order of axes nor on threads, and the two versions agree to the last voxel.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ BITS = 12
 ONE = 1 << BITS
 """Weight 1 of one axis, and a step of one source voxel."""
 HALF = ONE // 2
+CERTAIN = 255
 
 try:
     if os.environ.get("BRAINSEG_NO_NUMBA"):
@@ -38,9 +39,36 @@ def jit(function: Callable) -> Callable:
         return numba.njit(nogil=True)(function)
 
 
+def weight_table(profile: Callable[[np.ndarray], np.ndarray], reach: int) -> np.ndarray:
+    """Weights of the source voxels around a place, for each fraction of a voxel.
+
+    Parameters
+    ----------
+    profile : function of distance in source voxels
+    reach : int
+        Voxels below the place; as many are above.
+
+    Returns
+    -------
+    (4096, 2 * reach) int64
+        Each row sums to 4096.
+
+    Examples
+    --------
+    >>> weight_table(lambda distance: np.maximum(0, 1 - abs(distance)), 1)[1024].tolist()
+    [3072, 1024]
+    """
+    fractions = np.arange(ONE) / ONE
+    values = profile(np.abs(fractions[:, None] - np.arange(1 - reach, reach + 1)))
+    values = values / values.sum(1, keepdims=True)
+    weights = np.rint(values * ONE).astype(np.int64)
+    weights[np.arange(ONE), values.argmax(1)] += ONE - weights.sum(1)
+    return weights
+
+
 @jit
 def _locate(matrix, shift, i, j, k, sizes, low, frac):
-    """Fill the lower corner and the fractions of a target position; whether it is inside."""
+    """Fill the voxel below a target position and the fractions; whether it is inside."""
     inside = True
     for a in range(3):
         place = matrix[a, 0] * i + matrix[a, 1] * j + matrix[a, 2] * k + shift[a]
@@ -52,18 +80,8 @@ def _locate(matrix, shift, i, j, k, sizes, low, frac):
 
 
 @jit
-def _corner(low, frac, sizes, number):
-    """Index, clamped to the volume, and weight of one of the eight corners."""
-    d0, d1, d2 = number >> 2, (number >> 1) & 1, number & 1
-    weight = (
-        (frac[0] if d0 else ONE - frac[0])
-        * (frac[1] if d1 else ONE - frac[1])
-        * (frac[2] if d2 else ONE - frac[2])
-    )
-    x0 = min(max(low[0] + d0, 0), sizes[0] - 1)
-    x1 = min(max(low[1] + d1, 0), sizes[1] - 1)
-    x2 = min(max(low[2] + d2, 0), sizes[2] - 1)
-    return x0, x1, x2, weight
+def _clamp(x, size):
+    return min(max(x, 0), size - 1)
 
 
 @jit
@@ -91,57 +109,78 @@ def _best(found, scores, n_found, even):
 
 
 @jit
-def pull_labels(codes, matrix, shift, points, start, out):
-    """Label with the largest linear weight, for the planes from ``start`` on.
+def _agreed(codes, weights, soft, low, sizes):
+    """Whether the eight voxels around a place have one label for certain."""
+    first = np.int16(0)
+    for number in range(8):
+        x = _clamp(low[0] + (number >> 2), sizes[0])
+        y = _clamp(low[1] + ((number >> 1) & 1), sizes[1])
+        z = _clamp(low[2] + (number & 1), sizes[2])
+        code = codes[0, x, y, z]
+        if number == 0:
+            first = code
+        if code != first or (soft and weights[0, x, y, z] != CERTAIN):
+            return False
+    return True
+
+
+@jit
+def _gather(codes, weights, soft, tables, low, frac, sizes, found, scores, n_found):
+    """Add the weights of all voxels around a place to the scores of their labels."""
+    taps = tables.shape[2]
+    below = taps // 2 - 1
+    for a in range(taps):
+        wa = tables[0, frac[0], a]
+        x = _clamp(low[0] + a - below, sizes[0])
+        for b in range(taps if wa else 0):
+            wb = wa * tables[1, frac[1], b]
+            y = _clamp(low[1] + b - below, sizes[1])
+            for c in range(taps if wb else 0):
+                weight = wb * tables[2, frac[2], c]
+                z = _clamp(low[2] + c - below, sizes[2])
+                if weight == 0:
+                    continue
+                if not soft:
+                    n_found = _add(found, scores, n_found, codes[0, x, y, z], weight)
+                    continue
+                for rank in range(len(codes)):
+                    part = weight * weights[rank, x, y, z]
+                    if part:
+                        n_found = _add(found, scores, n_found, codes[rank, x, y, z], part)
+    return n_found
+
+
+@jit
+def pull(codes, weights, soft, tables, sure, matrix, shift, points, start, out_codes, out_weights):
+    """The most probable labels of some planes of a target.
 
     Parameters
     ----------
-    codes : (X, Y, Z) int16
+    codes : (k, X, Y, Z) int16
+    weights : (k, X, Y, Z) uint8, or (1, 1, 1, 1) if not ``soft``
+        255 is certain.
+    soft : bool
+        Whether there are weights; without, ``k`` is 1 and every label is certain.
+    tables : (3, 4096, taps) int64
+        `weight_table` of each source axis.
+    sure : bool
+        Whether eight voxels around a place that agree settle its label.
     matrix, shift : (3, 3), (3,) float
         Target index to source index.
     points : (n, 3) float
         Where in a target voxel the source is looked at, in target voxels around its centre.
     start : int
-        Target index of the first plane of ``out``.
-    out : (planes, Y', Z') int16
-        Filled in.
-    """
-    sizes = np.array(codes.shape)
-    low, frac = np.zeros(3, np.int64), np.zeros(3, np.int64)
-    found = np.zeros(8 * len(points) + 1, np.int16)
-    scores = np.zeros(8 * len(points) + 1, np.int64)
-    for i in range(start, start + out.shape[0]):
-        for j in range(out.shape[1]):
-            for k in range(out.shape[2]):
-                n_found = 0
-                for p in range(len(points)):
-                    u, v, w = i + points[p, 0], j + points[p, 1], k + points[p, 2]
-                    if not _locate(matrix, shift, u, v, w, sizes, low, frac):
-                        n_found = _add(found, scores, n_found, np.int16(0), ONE**3)
-                        continue
-                    for number in range(8):
-                        x0, x1, x2, weight = _corner(low, frac, sizes, number)
-                        if weight:
-                            n_found = _add(found, scores, n_found, codes[x0, x1, x2], weight)
-                best = _best(found, scores, n_found, (i + j + k) % 2 == 0) if n_found > 1 else 0
-                out[i - start, j, k] = found[best]
-
-
-@jit
-def pull_membership(codes, weights, matrix, shift, points, start, out_codes, out_weights):
-    """As `pull_labels`, for several labels a voxel with their weights.
-
-    Parameters
-    ----------
-    codes, weights : (k, X, Y, Z) int16, uint8
-    out_codes, out_weights : (k, planes, Y', Z') int16, uint8
+        Target index of the first plane.
+    out_codes, out_weights : (m, planes, Y', Z') int16, uint8
         Filled in, descending weight.
     """
-    keep, sizes = len(codes), np.array(codes.shape[1:])
+    keep, sizes = len(out_codes), np.array(codes.shape[1:])
     low, frac = np.zeros(3, np.int64), np.zeros(3, np.int64)
-    found = np.zeros(8 * keep * len(points) + 1, np.int16)
-    scores = np.zeros(8 * keep * len(points) + 1, np.int64)
+    room = len(codes) * tables.shape[2] ** 3 * len(points) + 1
+    found, scores = np.zeros(room, np.int16), np.zeros(room, np.int64)
     unit = ONE**3 * len(points)
+    certain = np.int64(CERTAIN if soft else 1) * ONE**3
+    scale = 1 if soft else CERTAIN
     for i in range(start, start + out_codes.shape[1]):
         for j in range(out_codes.shape[2]):
             for k in range(out_codes.shape[3]):
@@ -149,61 +188,101 @@ def pull_membership(codes, weights, matrix, shift, points, start, out_codes, out
                 for p in range(len(points)):
                     u, v, w = i + points[p, 0], j + points[p, 1], k + points[p, 2]
                     if not _locate(matrix, shift, u, v, w, sizes, low, frac):
-                        n_found = _add(found, scores, n_found, np.int16(0), 255 * ONE**3)
-                        continue
-                    for number in range(8):
-                        x0, x1, x2, weight = _corner(low, frac, sizes, number)
-                        for rank in range(keep):
-                            part = weight * weights[rank, x0, x1, x2]
-                            if part:
-                                n_found = _add(
-                                    found, scores, n_found, codes[rank, x0, x1, x2], part
-                                )
+                        n_found = _add(found, scores, n_found, np.int16(0), certain)
+                    elif sure and _agreed(codes, weights, soft, low, sizes):
+                        x, y, z = low
+                        code = codes[
+                            0, _clamp(x, sizes[0]), _clamp(y, sizes[1]), _clamp(z, sizes[2])
+                        ]
+                        n_found = _add(found, scores, n_found, code, certain)
+                    else:
+                        n_found = _gather(
+                            codes, weights, soft, tables, low, frac, sizes, found, scores, n_found
+                        )
                 even = (i + j + k) % 2 == 0
                 for rank in range(keep):
                     best = _best(found, scores, n_found, even) if n_found else 0
-                    part = (2 * scores[best] + unit) // (2 * unit) if n_found else 0
-                    named = n_found > 0 and (part > 0 or (rank == 0 and scores[best] > 0))
+                    score = max(0, scores[best]) * scale if n_found else 0
+                    part = min(CERTAIN, (2 * score + unit) // (2 * unit))
+                    named = n_found > 0 and (part > 0 or (rank == 0 and score > 0))
                     out_codes[rank, i - start, j, k] = found[best] if named else 0
                     out_weights[rank, i - start, j, k] = part
                     scores[best] = 0
 
 
-def gather(codes, weights, matrix, shift, points, start, shape):
-    """What every target voxel of some planes sees: labels and their exact weights.
-
-    Parameters
-    ----------
-    codes : (k, X, Y, Z) int16
-    weights : (k, X, Y, Z) uint8 or None
-        None means weight 1 for ``k = 1``.
-    shape : (planes, Y', Z')
-
-    Returns
-    -------
-    seen, parts : (n, planes * Y' * Z') int16, int64
-    """
-    sizes = np.array(codes.shape[1:])
+def pull_numpy(
+    codes, weights, soft, tables, sure, matrix, shift, points, start, out_codes, out_weights
+):
+    """As `pull`, with numpy alone."""
+    shape = out_codes.shape[1:]
     index = np.indices(shape).reshape(3, -1)
     index[0] += start
-    full = ONE**3 if weights is None else 255 * ONE**3
-    seen, parts = [], []
+    even = index.sum(0) % 2 == 0
+    settled, code = _settled(codes, weights, soft, matrix, shift, points, index)
+    settled &= sure
+    best = np.zeros((len(out_codes), len(even)), np.int16)
+    sums = np.zeros(best.shape, np.int64)
+    best[0] = code
+    sums[0] = ONE**3 * len(points) * (CERTAIN if soft else 1)
+    rest = np.flatnonzero(~settled)
+    for some in np.array_split(rest, max(1, len(rest) // 2048)):
+        if some.size:
+            seen, parts = _look(
+                codes, weights, soft, tables, matrix, shift, points, index[:, some]
+            )
+            best[:, some], sums[:, some] = rank_labels(seen, parts, even[some], len(best))
+    scale, unit = 1 if soft else CERTAIN, ONE**3 * len(points)
+    rounded = np.minimum(CERTAIN, (2 * sums * scale + unit) // (2 * unit))
+    best[1:][rounded[1:] == 0] = 0
+    out_codes[...] = best.reshape(out_codes.shape)
+    out_weights[...] = rounded.reshape(out_weights.shape)
+
+
+def _places(matrix, shift, point, index):
+    """As `_locate`, for many target voxels: voxels below and fractions, (3, n) each."""
+    # The same order of additions as in the compiled loop, so that rounding is the same.
+    u, v, w = (index[a] + point[a] for a in range(3))
+    place = [m[0] * u + m[1] * v + m[2] * w + s for m, s in zip(matrix, shift, strict=True)]
+    x = np.rint(ONE * np.stack(place)).astype(np.int64)
+    return x, x >> BITS, x & (ONE - 1)
+
+
+def _settled(codes, weights, soft, matrix, shift, points, index):
+    """Target voxels around all of whose points one label is certain, and that label."""
+    sizes = np.array(codes.shape[1:])[:, None]
+    settled, code = np.ones(index.shape[1], bool), None
     for point in points:
-        # The same order of additions as in the compiled loop, so that rounding is the same.
-        u, v, w = (index[a] + point[a] for a in range(3))
-        place = [m[0] * u + m[1] * v + m[2] * w + s for m, s in zip(matrix, shift, strict=True)]
-        x = np.rint(ONE * np.stack(place)).astype(np.int64)
-        inside = ((x >= -HALF) & (x <= sizes[:, None] * ONE - HALF)).all(0)
-        low, frac = x >> BITS, x & (ONE - 1)
+        x, low, _ = _places(matrix, shift, point, index)
+        inside = ((x >= -HALF) & (x <= sizes * ONE - HALF)).all(0)
         for number in range(8):
             step = np.array([number >> 2, number >> 1 & 1, number & 1])[:, None]
-            weight = np.where(step, frac, ONE - frac).prod(0)
-            at = tuple(np.clip(low + step, 0, sizes[:, None] - 1))
+            at = tuple(np.clip(low + step, 0, sizes - 1))
+            here = np.where(inside, codes[0][at], 0)
+            code = here if code is None else code
+            settled &= here == code
+            if soft:
+                settled &= ~inside | (weights[0][at] == CERTAIN)
+    return settled, code
+
+
+def _look(codes, weights, soft, tables, matrix, shift, points, index):
+    """Labels that target voxels see, and their exact weights, (n, voxels) int16 and int64."""
+    sizes, taps = np.array(codes.shape[1:])[:, None], tables.shape[2]
+    certain = ONE**3 * (CERTAIN if soft else 1)
+    seen, parts = [], []
+    for point in points:
+        x, low, frac = _places(matrix, shift, point, index)
+        inside = ((x >= -HALF) & (x <= sizes * ONE - HALF)).all(0)
+        seen.append(np.zeros(len(inside), np.int16))
+        parts.append(np.where(inside, 0, certain))
+        for step in np.ndindex(taps, taps, taps):
+            weight = np.prod([tables[a][frac[a], step[a]] for a in range(3)], axis=0)
+            near = low + np.array(step)[:, None] - (taps // 2 - 1)
+            at = tuple(np.clip(near, 0, sizes - 1))
             for rank in range(len(codes)):
-                part = weight if weights is None else weight * weights[rank][at]
-                seen.append(np.where(inside, codes[rank][at], 0).astype(np.int16))
-                whole = full if number == 0 and rank == 0 else 0
-                parts.append(np.where(inside, part, whole))
+                part = weight * weights[rank][at] if soft else weight
+                seen.append(codes[rank][at])
+                parts.append(np.where(inside, part, 0))
     return np.stack(seen), np.stack(parts)
 
 
@@ -222,7 +301,7 @@ def rank_labels(seen, parts, even, keep):
     """
     codes = np.zeros((keep, seen.shape[1]), np.int16)
     sums = np.zeros((keep, seen.shape[1]), np.int64)
-    for code in np.unique(seen[parts > 0]):
+    for code in np.unique(seen[parts != 0]):
         score = np.where(seen == code, parts, 0).sum(0)
         for rank in reversed(range(keep)):
             # Codes come in ascending order: of equals, the later one wins at odd voxels only.
@@ -232,34 +311,3 @@ def rank_labels(seen, parts, even, keep):
                 sums[rank + 1][ahead] = sums[rank][ahead]
             codes[rank][ahead], sums[rank][ahead] = code, score[ahead]
     return codes, sums
-
-
-def pull_labels_numpy(codes, matrix, shift, points, start, out):
-    """As `pull_labels`, with numpy alone: only voxels that see several labels are worked on."""
-    where = (codes[None], None, matrix, shift, points, start, out.shape)
-    seen, parts = gather(*where)
-    counted = np.where(parts > 0, seen, seen[parts.argmax(0), np.arange(seen.shape[1])])
-    mixed = (counted != counted[0]).any(0)
-    result = counted[0]
-    even = parity(start, out.shape)
-    best, _ = rank_labels(seen[:, mixed], parts[:, mixed], even[mixed], 1)
-    result[mixed] = best[0]
-    out[...] = result.reshape(out.shape)
-
-
-def pull_membership_numpy(codes, weights, matrix, shift, points, start, out_codes, out_weights):
-    """As `pull_membership`, with numpy alone."""
-    seen, parts = gather(codes, weights, matrix, shift, points, start, out_codes.shape[1:])
-    even = parity(start, out_codes.shape[1:])
-    best, sums = rank_labels(seen, parts, even, len(codes))
-    unit = ONE**3 * len(points)
-    rounded = (2 * sums + unit) // (2 * unit)
-    best[1:][rounded[1:] == 0] = 0
-    out_codes[...] = best.reshape(out_codes.shape)
-    out_weights[...] = rounded.reshape(out_weights.shape)
-
-
-def parity(start, shape):
-    """Whether the sum of the target indices is even, (planes * Y' * Z',) bool."""
-    index = np.indices(shape, sparse=True)
-    return ((index[0] + index[1] + index[2] + start) % 2 == 0).ravel()

@@ -89,7 +89,7 @@ def tool_rows(
     And what is wrong with the given commands.
     """
     from brainseg_bids.interfaces.tools import find_tool, tool_names  # late: nipype
-    from brainseg_bids.interfaces.tools.base import ToolError, find_program
+    from brainseg_bids.interfaces.tools.base import ToolError, find_program, tool_version
 
     rows, faults = [], []
     for name in tool_names():
@@ -104,7 +104,7 @@ def tool_rows(
                 faults.append(str(error))
             rows += [(name, "not found", tool.licence), ("", tool.how_to_get)]
             continue
-        version = tool.interface.version(program)
+        version = tool_version(tool, program)
         rows += [(name, f"found {version}".strip(), tool.licence), ("", shlex.join(program))]
     return rows, faults
 

@@ -68,6 +68,8 @@ class ReadTool(SimpleInterface):
         log = f" Its log: {self.inputs.log}" if isdefined(self.inputs.log) else ""
         try:
             labels = read_label_map(self.inputs.labels, table)
+            if not labels.voxels.any():
+                raise InputError(f"{self.inputs.labels}: {tool.name} labelled nothing.")
             self._check_place(labels, tool.same_grid)
             self._results["labels"] = str(write_label_map(labels, folder / "tool_dseg.nii.gz"))
             if isdefined(self.inputs.posteriors) and self.inputs.posteriors:

@@ -41,6 +41,7 @@ PRELOADED = [
     "brainseg_bids.interfaces.labels",
     "brainseg_bids.interfaces.reportlets",
     "brainseg_bids.interfaces.segment",
+    "brainseg_bids.interfaces.tools.base",
     "brainseg_bids.reports.head_figures",
     "nipype.pipeline.plugins.multiproc",
 ]

@@ -24,6 +24,7 @@ from brainseg_bids.interfaces.tools import find_tool, tool_names
 from brainseg_bids.interfaces.tools.base import (
     NO_KEY,
     Ended,
+    MissingToolError,
     ToolError,
     failure,
     find_program,
@@ -120,6 +121,14 @@ def test_samseg_keeps_probabilities(image):
     assert command_line(interface("samseg", image, threads=2)) == [
         "-i", "input.nii.gz", "-o", "samseg", "--threads", "2", "--save-posteriors"
     ]  # fmt: skip
+
+
+def test_words_with_spaces_and_quotes_stay_whole(image, bundle):
+    options = Path("it's so.json").absolute()
+    options.write_text("{}")
+    made = interface("samseg", image, options=str(options))
+    assert made.arguments()[-2:] == ["--options", str(options)]
+    assert str(bundle.path) in own(bundle, image).arguments()
 
 
 def test_an_image_with_a_plain_path_is_given_by_that_path(image):
@@ -562,7 +571,7 @@ def test_a_signal_has_a_name(tmp_path):
 def test_an_error_survives_the_way_between_processes():
     import pickle
 
-    error = pickle.loads(pickle.dumps(ToolError("T1w: no.", exit_code=127)))
+    error = pickle.loads(pickle.dumps(MissingToolError("T1w: no.")))
     assert (str(error), error.exit_code) == ("T1w: no.", 127)
 
 

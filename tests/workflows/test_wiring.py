@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every workflow and every variant of a plan: nothing undeclared, unfed or empty."""
 
+import sys
+from dataclasses import replace
+
 import pytest
 from nipype import IdentityInterface
 from nipype.interfaces.base import isdefined
 from nipype.pipeline import engine as pe
 
+from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.interfaces.labels import Tissue
 from brainseg_bids.workflows.base import init_brainseg_wf, init_subject_wf
+from brainseg_bids.workflows.headlabels import init_headlabels_scan_wf
+from brainseg_bids.workflows.headlabels_plan import ToolChoice, plan_headlabels
 from brainseg_bids.workflows.outputs import init_ds_scan_wf
 from brainseg_bids.workflows.segment import init_segment_scan_wf, init_segment_wf
 
@@ -58,6 +64,56 @@ def test_each_part_is_sound(plans, how, probseg):
     )
     assert list(wiring_faults(segment_wf)) == []
     assert list(wiring_faults(init_ds_scan_wf({"labels": "/x.nii.gz"}, {"labels": {}}))) == []
+
+
+@pytest.mark.parametrize(
+    ("head", "brain", "given"),
+    [
+        ("samseg", "samseg", ()),
+        ("charm", "synthseg", ()),
+        ("samseg", "model", ()),
+        ("charm", "fastsurfer", ("charm",)),
+        ("fullhead", "fullhead", ("fullhead",)),
+        ("charm", "freesurfer", ("charm", "freesurfer")),
+    ],
+)
+def test_heads_are_wired_for_every_source_of_labels(
+    data, model, how, tmp_path, head, brain, given
+):
+    found = {
+        "charm": "m2m_sub-01/segmentation/labeling.nii.gz",
+        "freesurfer": "sub-01/mri/aseg.mgz",
+        "fullhead": "sub-01.nii.gz",
+    }
+    for name in given:
+        path = tmp_path / name / found[name]
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"labels")
+    runnable = ("samseg", "charm", "synthseg", "fastsurfer", "model")
+    choice = ToolChoice(
+        head=head, brain=brain, model=model, memory_gb=64,
+        commands=dict.fromkeys(runnable, (sys.executable,)),
+        derivatives={name: tmp_path / name for name in given},
+    )  # fmt: skip
+    (subject,) = find_subjects(data, ["01"], usual=("T1w",))
+    plan = plan_headlabels(subject, bids_dir=data, output_dir=tmp_path / "out", choice=choice)
+    assert not plan.faults
+    (scan,) = plan.scans
+    workflow = init_headlabels_scan_wf(scan, how)
+    assert list(wiring_faults(workflow)) == []
+    ran = [node for node in workflow._create_flat_graph().nodes if node.name == "run"]
+    assert len(ran) == len({head, brain} - set(given))
+    assert all(node.mem_gb > 0 for node in ran)
+    reused = replace(
+        scan,
+        tools={
+            role: tool if tool.action == "given" else replace(tool, action="reuse")
+            for role, tool in scan.tools.items()
+        },
+    )
+    workflow = init_headlabels_scan_wf(reused, how)
+    assert list(wiring_faults(workflow)) == []
+    assert "run" not in {node.name for node in workflow._create_flat_graph().nodes}
 
 
 def test_what_is_reused_is_not_wired(plans, how):

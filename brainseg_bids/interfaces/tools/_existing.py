@@ -42,9 +42,9 @@ def find_existing(tool: Tool, root: str | Path, scan: Scan) -> Path | None:
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"-d {tool.name}={root}: there is no such folder.")
-    for patterns in _by_preference(tool):
+    for pattern in _by_preference(tool):
         for name in names_of(scan):
-            found = _matches(root, patterns, scan, name, tool.name)
+            found = _matches(root, pattern, scan, name, tool.name)
             if len(found) > 1:
                 raise InputError(
                     f"{found[0]} and {found[1]}: both may be {tool.name}'s labels of "
@@ -82,10 +82,8 @@ def _sessions(scan: Scan) -> set[str]:
 def _by_preference(tool: Tool) -> list[str]:
     return [
         *tool.existing,
-        f"{{bids}}_seg-{tool.name}_dseg.nii*",
-        f"{{bids}}_*_seg-{tool.name}_dseg.nii*",
-        "{bids}_dseg.nii*",
-        "{bids}_*_dseg.nii*",
+        f"{{bids}}*_seg-{tool.name}_dseg.nii*",
+        "{bids}*_dseg.nii*",
     ]
 
 
@@ -93,13 +91,19 @@ def _matches(root: Path, pattern: str, scan: Scan, name: str, tool: str) -> list
     first = [f"sub-{scan.subject}"] + ([f"ses-{scan.session}"] if scan.session else [])
     bids = (folder(scan) / "_".join(first)).as_posix()
     filled = pattern.replace("{id}", glob.escape(name)).replace("{bids}", glob.escape(bids))
-    found = sorted(path for path in root.glob(filled) if path.is_file() or path.is_symlink())
+    # Not Path.glob, which leaves out links whose content was not fetched.
+    found = [root / path for path in sorted(glob.glob(filled, root_dir=root))]
     if "{bids}" not in pattern:
-        return found
+        return [path for path in found if not path.is_dir()]
     exact = [path for path in found if _fits(Scan.from_path(path), scan, tool)]
-    # Of several, those that name the most of what the scan's name says.
-    ranks = [len(Scan.from_path(p).entities.keys() & scan.entities.keys()) for p in exact]
+    ranks = [_closeness(Scan.from_path(path), scan) for path in exact]
     return [path for path, rank in zip(exact, ranks, strict=True) if rank == max(ranks)]
+
+
+def _closeness(candidate: Scan, scan: Scan) -> tuple[int, int]:
+    """How much of a scan's name a derivative's name repeats, then how little it adds."""
+    shared = len(candidate.entities.keys() & scan.entities.keys())
+    return shared, shared - len(candidate.entities)
 
 
 def _fits(candidate: Scan, scan: Scan, tool: str) -> bool:

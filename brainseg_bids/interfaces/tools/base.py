@@ -31,9 +31,6 @@ from nipype.interfaces.base import (
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.interfaces.tools._process import Ended, run_program
 
-MISSING, NO_LICENCE, FAILED = 127, 126, 1
-"""Exit codes of the app for what can be wrong with a tool."""
-
 PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
 """Paths that no tool chokes on. Some split at spaces, or take a bracket for a pattern."""
 
@@ -50,18 +47,24 @@ LOG_TAIL_BYTES = 64 * 1024
 
 
 class ToolError(RuntimeError):
-    """A tool cannot be run, or did not do its work; the message is one line for the user.
+    """A tool did not do its work; the message is one line for the user.
 
-    Parameters
-    ----------
-    message : str
-    exit_code : int
-        127: not found; 126: no licence; 1: anything else.
+    ``exit_code`` is what the app ends with; a failed step is known by the name of its error.
     """
 
-    def __init__(self, message: str, *, exit_code: int = FAILED) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    exit_code = 1
+
+
+class LicenceError(ToolError):
+    """A tool found no licence."""
+
+    exit_code = 126
+
+
+class MissingToolError(ToolError):
+    """There is no such program."""
+
+    exit_code = 127
 
 
 @dataclass(frozen=True)
@@ -141,27 +144,21 @@ def find_program(tool: Tool, command: Sequence[str] = ()) -> tuple[str, ...]:
     if command:
         found = shutil.which(command[0])
         if found is None:
-            raise ToolError(
+            raise MissingToolError(
                 f"--tool {tool.name}: there is no program {command[0]!r}. Give one that is on "
-                "PATH, or its full path.",
-                exit_code=MISSING,
-            )
+                "PATH, or its full path.")
         # The program runs in another folder: an image file named after `exec` must be found.
         rest = [os.path.abspath(w) if os.path.isfile(w) else w for w in command[1:]]
         return (os.path.abspath(found), *rest)
     if not tool.program:
-        raise ToolError(
-            f"{tool.name} is never run here, only its results are used. {tool.how_to_get}",
-            exit_code=MISSING,
-        )
+        raise MissingToolError(
+            f"{tool.name} is never run here, only its results are used. {tool.how_to_get}")
     beside = Path(sys.prefix) / "tools" / tool.name / "bin" / tool.program[0]
     found = shutil.which(beside) or shutil.which(tool.program[0])
     if found is None:
-        raise ToolError(
+        raise MissingToolError(
             f"{tool.name}: there is no program {tool.program[0]} on PATH. {tool.how_to_get} "
-            f'Or say how it is called: --tool {tool.name}="COMMAND".',
-            exit_code=MISSING,
-        )
+            f'Or say how it is called: --tool {tool.name}="COMMAND".')
     return (os.path.abspath(found), *tool.program[1:])
 
 
@@ -217,7 +214,7 @@ class ToolInterface(CommandLine):
 
     @classmethod
     def version(cls, program: Sequence[str]) -> str:
-        """Version of an installed tool if files beside it tell; it is not started."""
+        """Version if files beside the program, the last word, tell; it is not started."""
         return ""
 
     def prepare(self, folder: Path) -> None:
@@ -268,7 +265,9 @@ class ToolInterface(CommandLine):
             value = self.image
         elif name == "threads":
             value = min(value, self.tool.max_threads)
-        return super()._format_arg(name, spec, shlex.quote(value) if type(value) is str else value)
+        if isinstance(value, str) and not spec.is_trait_type(File):  # Nipype quotes files only
+            value = shlex.quote(value)
+        return super()._format_arg(name, spec, value)
 
     def _run_interface(self, runtime, correct_return_codes=(0,)):
         self._check_mandatory_inputs()
@@ -337,7 +336,7 @@ class ToolInterface(CommandLine):
         commands = self.commands()
         facts = {
             "Tool": self.name,
-            "ToolVersion": self.version(self.program()),
+            "ToolVersion": tool_version(self.tool, self.program()),
             "Command": "; ".join(shlex.join(command) for command in commands),
             "Seconds": round(ended.seconds, 1),
             "PeakGib": ended.peak_gib,
@@ -372,6 +371,16 @@ def ending(path: str | Path) -> str:
     return ".nii.gz" if str(path).endswith(".nii.gz") else Path(path).suffix
 
 
+def tool_version(tool: Tool, program: Sequence[str]) -> str:
+    """Version of an installed tool, or nothing where it cannot be told, as in a container.
+
+    >>> from brainseg_bids.interfaces.tools import find_tool
+    >>> tool_version(find_tool("samseg"), ["/bin/apptainer", "exec", "s.sif", "run_samseg"])
+    ''
+    """
+    return tool.interface.version(program) if os.path.isabs(program[-1]) else ""
+
+
 def installed_version(home: Path, distribution: str) -> str:
     """Version of a Python distribution in the environment ``home``.
 
@@ -403,12 +412,10 @@ def failure(tool: Tool, image: str | Path, ended: Ended, log: Path) -> ToolError
             f"{shown_time(ended.seconds)}. Give it longer with --tool-timeout.{where}"
         )
     if any(NO_KEY.search(line) for line in tail):
-        return ToolError(
+        return LicenceError(
             f"{image}: {tool.name} found no valid FreeSurfer licence key. Give yours with "
             "--fs-license-file FILE or FS_LICENSE=FILE; it is free: "
-            f"https://surfer.nmr.mgh.harvard.edu/registration.html.{where}",
-            exit_code=NO_LICENCE,
-        )
+            f"https://surfer.nmr.mgh.harvard.edu/registration.html.{where}")
     if number == signal.SIGKILL or any(NO_MEMORY.search(line) for line in tail):
         how = (
             "was killed, most likely because memory ran out"
@@ -420,10 +427,8 @@ def failure(tool: Tool, image: str | Path, ended: Ended, log: Path) -> ToolError
             f"--nprocs or --mem.{where}"
         )
     if ended.code in (126, 127):
-        return ToolError(
-            f"{image}: {tool.name} could not be started{_said(log)}. {tool.how_to_get}{where}",
-            exit_code=MISSING,
-        )
+        return MissingToolError(
+            f"{image}: {tool.name} could not be started{_said(log)}. {tool.how_to_get}{where}")
     if number > 0 and number in set(signal.Signals):
         name = signal.Signals(number).name
         return ToolError(

@@ -229,7 +229,7 @@ def transform_to_force(path: str | Path) -> str:
 TOOL = Tool(
     name="charm",
     program=("charm",),
-    regions=frozenset({"head"}),
+    regions=frozenset({"head", "brain"}),
     same_grid=True,
     posteriors=False,
     licence="GPL-3.0 (called as a program)",

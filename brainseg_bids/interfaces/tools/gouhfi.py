@@ -18,6 +18,7 @@ from pathlib import Path
 from nipype.interfaces.base import traits
 
 from brainseg_bids.interfaces.tools.base import (
+    MissingToolError,
     Tool,
     ToolError,
     ToolInputSpec,
@@ -114,10 +115,9 @@ def _place_of_main(words: Sequence[str]) -> int:
     for place, word in enumerate(words):
         if Path(word).stem == MAIN:
             return place
-    raise ToolError(
+    raise MissingToolError(
         f'--tool gouhfi: the command must name {MAIN}, e.g. "apptainer exec gouhfi.sif {MAIN}": '
-        "its other programs are found beside it.",
-        exit_code=127,
+        "its other programs are found beside it."
     )
 
 

@@ -47,10 +47,6 @@ class Model(ToolInterface):
     name = "model"
     labels_file = "dseg.nii.gz"
 
-    @classmethod
-    def version(cls, program) -> str:
-        return __version__
-
     def prepare(self, folder: Path) -> None:
         for name in ("dseg.nii.gz", "probseg.nii", "report.json"):
             (folder / name).unlink(missing_ok=True)
@@ -63,6 +59,7 @@ class Model(ToolInterface):
     def facts(self, folder: Path) -> dict:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         return {
+            "ToolVersion": __version__,
             "Model": report["model"],
             "ModelDigest": report["model_digest"],
             "Device": report["device"],

@@ -56,7 +56,9 @@ def main() -> None:
         else np.zeros(labels.shape, np.float32)
         for code in NAMES
     }
-    total = sum(posteriors.values())
+    total = np.maximum(sum(posteriors.values()), 1e-9)
+    for values in posteriors.values():  # where it has not looked, nothing is probable
+        values[heights_mm < BOTTOM_MM] = 0
     codes = np.array(list(posteriors))
     best = codes[np.argmax(list(posteriors.values()), axis=0)]
     save(best.astype(np.int32), grid, out / "seg.mgz", switches)

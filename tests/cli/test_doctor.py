@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``brainseg doctor`` says what can be seen, and touches nothing."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pytest
+
+from brainseg_bids.cli import doctor
+from brainseg_bids.interfaces.tools import tool_names
+from brainseg_bids.nets import bundle as bundles
+from brainseg_bids.nets.bundle import DEFAULT_MODEL, ModelBundle, find_bundle
+from tests.fakes.tools import fake_command, install, on_path
+
+
+def said(capsys, *argv: str) -> tuple[int, list[str], str]:
+    """Exit code, lines on stdout, stderr."""
+    code = doctor.main(list(argv))
+    shown = capsys.readouterr()
+    return code, shown.out.splitlines(), shown.err
+
+
+def about(lines: list[str], name: str) -> tuple[list[str], str]:
+    """The words of a tool's line, and the line below it."""
+    at = next(i for i, line in enumerate(lines) if line.split()[:1] == [name])
+    return lines[at].split(), lines[at + 1].strip()
+
+
+def test_every_tool_is_there_with_its_licence(capsys):
+    code, lines, _ = said(capsys)
+    assert code == 0
+    for name in tool_names():
+        words, _ = about(lines, name)
+        assert len(words) > 2
+    assert "MIT" in about(lines, "samseg")[0]
+
+
+def test_a_tool_on_path_is_found_and_one_that_is_not_comes_with_a_remedy(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    on_path(monkeypatch, install(tmp_path / "bin", "charm"))
+    _, lines, _ = said(capsys)
+    words, below = about(lines, "charm")
+    assert words[1] == "found"
+    assert below == str(tmp_path / "bin" / "charm")
+    words, below = about(lines, "samseg")
+    assert words[1:3] == ["not", "found"]
+    assert "make tools-samseg" in below
+
+
+def test_versions_are_read_from_files_beside_a_tool(capsys, tmp_path, monkeypatch):
+    on_path(monkeypatch, install(tmp_path / "env" / "bin", "samseg"))
+    (tmp_path / "env/lib/python3.11/site-packages/samseg-0.4a0.dist-info").mkdir(parents=True)
+    on_path(monkeypatch, install(tmp_path / "freesurfer" / "bin", "synthseg"))
+    (tmp_path / "freesurfer" / "build-stamp.txt").write_text("freesurfer-linux-7.4.1\n")
+    on_path(monkeypatch, install(tmp_path / "FastSurfer", "fastsurfer"))
+    (tmp_path / "FastSurfer" / "BUILD.info").write_text("2.4.2+abc\n[branch]\n")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    _, lines, _ = said(capsys)
+    assert about(lines, "samseg")[0][1:3] == ["found", "0.4a0"]
+    assert about(lines, "synthseg")[0][1:3] == ["found", "freesurfer-linux-7.4.1"]
+    assert about(lines, "fastsurfer")[0][1:3] == ["found", "2.4.2+abc"]
+
+
+def test_a_given_command_is_looked_at(capsys):
+    code, lines, _ = said(capsys, "--tool", f"gouhfi={fake_command('gouhfi')}")
+    assert code == 0
+    assert about(lines, "gouhfi")[1] == fake_command("gouhfi")
+
+
+def test_a_given_command_without_a_program_is_a_fault(capsys):
+    code, _, stderr = said(capsys, "--tool", "charm=no-such-program exec x.sif charm")
+    assert code == 1
+    assert "--tool charm: there is no program 'no-such-program'" in stderr
+
+
+@pytest.mark.parametrize("given", ["charm", "nope=x", "charm=", "charm='unclosed"])
+def test_what_is_no_command_is_refused(given):
+    with pytest.raises(SystemExit) as caught:
+        doctor.main(["--tool", given])
+    assert caught.value.code == 2
+
+
+def test_the_packaged_model_is_told_by_its_digest(capsys):
+    _, lines, _ = said(capsys)
+    digest = ModelBundle.read(find_bundle(DEFAULT_MODEL)).digest
+    words, _ = about(lines, DEFAULT_MODEL)
+    assert words[1:3] == ["digest", digest[:12]]
+    assert lines[-1] == "The packaged model can run here."
+
+
+def test_a_damaged_model_is_an_error(capsys, tmp_path, monkeypatch):
+    folder = shutil.copytree(find_bundle(DEFAULT_MODEL), tmp_path / DEFAULT_MODEL)
+    (folder / "labels.tsv").write_text("index\tname\n0\tBackground\n")
+    monkeypatch.setattr(bundles, "packaged_models", lambda: {DEFAULT_MODEL: folder})
+    code, _, stderr = said(capsys)
+    assert code == 1
+    assert "labels.tsv is not the file that this bundle was made with" in stderr
+
+
+def test_a_missing_model_or_package_is_an_error(capsys, monkeypatch):
+    monkeypatch.setattr(bundles, "packaged_models", dict)
+    monkeypatch.setattr(doctor, "NEEDED", ("numpy", "no_such_package"))
+    code, _, stderr = said(capsys)
+    assert code == 1
+    assert f"model {DEFAULT_MODEL} is not in this installation" in stderr
+    assert "pip install no_such_package" in stderr
+
+
+@pytest.mark.parametrize("name", ["license.txt", ".license"])
+def test_freesurfers_key_is_found_where_freesurfer_looks(tmp_path, name):
+    (tmp_path / name).write_text("key")
+    assert doctor.licence_state({"FREESURFER_HOME": str(tmp_path)}) == str(tmp_path / name)
+    assert doctor.licence_state({"FS_LICENSE": str(tmp_path / name)}).endswith(name)
+    assert "none seen" in doctor.licence_state({"FREESURFER_HOME": "/nowhere"})
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "limit_gib"),
+    [
+        ("memory.max", f"{16 * 2**30}\n", 16),
+        ("memory.max", "max\n", None),
+        ("memory/memory.limit_in_bytes", f"{8 * 2**30}\n", 8),
+        ("memory/memory.limit_in_bytes", "9223372036854771712\n", None),
+        ("other", "", None),
+    ],
+)
+def test_limits_of_containers_are_read(tmp_path, file, text, limit_gib):
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    assert doctor.memory_limit_gib(tmp_path) == limit_gib
