@@ -29,11 +29,14 @@ def code_lookup(codes: frozenset[int] | set[int], table: LabelTable) -> np.ndarr
     return lookup
 
 
-def fill_nearest(voxels: np.ndarray, at: np.ndarray, allowed: np.ndarray, grid: Grid) -> int:
+def fill_nearest(
+    voxels: np.ndarray, at: np.ndarray, allowed: np.ndarray, grid: Grid, table: LabelTable
+) -> int:
     """Give voxels the label that reaches them first, in place.
 
     Labels grow from all sides into the voxels asked for, one layer at a time; where several
-    arrive at once, the 26 neighbours vote with one over their distance. What no allowed label can
+    arrive at once, the 26 neighbours vote with one over their distance; a tie goes to the lower
+    code, the right side counted by the left's codes, left before right. What no allowed label can
     reach this way (others lie between) takes the nearest allowed label straight through.
 
     Parameters
@@ -46,6 +49,8 @@ def fill_nearest(voxels: np.ndarray, at: np.ndarray, allowed: np.ndarray, grid: 
         By code: labels that may grow.
     grid : Grid
         For distances; axes as ``voxels``.
+    table : LabelTable
+        For the order of ties.
 
     Returns
     -------
@@ -54,17 +59,20 @@ def fill_nearest(voxels: np.ndarray, at: np.ndarray, allowed: np.ndarray, grid: 
 
     Examples
     --------
-    >>> row = np.array([[[7, 7, 0, 0, 0, 9]]], dtype=np.int16)
-    >>> fill_nearest(row, np.array([2, 3, 4]), np.arange(10) > 0, Grid((1, 1, 6), np.eye(4)))
+    >>> row = np.array([[[7, 7, 0, 0, 0, 8]]], dtype=np.int16)
+    >>> allowed = np.arange(531) > 0
+    >>> table = LabelTable.packaged("fullhead")
+    >>> fill_nearest(row, np.array([2, 3, 4]), allowed, Grid((1, 1, 6), np.eye(4)), table)
     0
     >>> row
-    array([[[7, 7, 7, 7, 9, 9]]], dtype=int16)
+    array([[[7, 7, 7, 7, 8, 8]]], dtype=int16)
     """
     before = voxels.ravel()[at].copy()
     lookup = np.append(allowed, False)  # index -1 is OPEN
     flat = voxels.reshape(-1)
     flat[at] = OPEN
     weights = np.rint(1000 / np.linalg.norm(OFFSETS * np.array(grid.voxel_size_mm), axis=1))
+    order = _tie_order(table)
     left = np.asarray(at)
     while len(left):
         neighbours = _neighbours(flat, left, voxels.shape)
@@ -72,7 +80,7 @@ def fill_nearest(voxels: np.ndarray, at: np.ndarray, allowed: np.ndarray, grid: 
         reached = (labels != OPEN).any(axis=0)
         if not reached.any():
             break
-        flat[left[reached]] = _vote(labels[:, reached], weights.astype(np.int64))
+        flat[left[reached]] = _vote(labels[:, reached], weights.astype(np.int64), order)
         left = left[~reached]
     if not len(left):
         return 0
@@ -92,14 +100,23 @@ def _neighbours(flat: np.ndarray, at: np.ndarray, shape: tuple[int, ...]) -> np.
     return found
 
 
-def _vote(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Label with most votes among (26, n) neighbours; a tie goes to the lower code."""
+def _tie_order(table: LabelTable) -> np.ndarray:
+    """Lookup from code to its order in ties: mirror labels side by side, so that no side is
+    favoured against a third label."""
+    order = np.full(int(table.codes[-1]) + 2, np.iinfo(np.int32).max, dtype=np.int32)
+    for label in table:
+        order[label.index] = 2 * min(label.index, label.mirror) + (label.index > label.mirror)
+    return order
+
+
+def _vote(labels: np.ndarray, weights: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Label with most votes among (26, n) neighbours; a tie goes to the first by ``order``."""
     score = np.zeros(labels.shape, dtype=np.int64)
     for row, weight in zip(labels, weights, strict=True):
         score += weight * (labels == row)
     score[labels == OPEN] = -1
-    best = score == score.max(axis=0)
-    return np.where(best, labels, np.iinfo(labels.dtype).max).min(axis=0)
+    first = np.where(score == score.max(axis=0), order[labels], order[OPEN]).argmin(axis=0)
+    return labels[first, np.arange(labels.shape[1])]
 
 
 def _fill_straight(voxels: np.ndarray, at: np.ndarray, allowed: np.ndarray, grid: Grid) -> int:
@@ -139,7 +156,11 @@ def resolve(
         Voxels replaced, and voxels for which the map holds no candidate.
     """
     at = np.flatnonzero(code_lookup(line.codes, table)[voxels])
-    left = fill_nearest(voxels, at, code_lookup(line.candidates, table), grid) if len(at) else 0
+    left = (
+        fill_nearest(voxels, at, code_lookup(line.candidates, table), grid, table)
+        if len(at)
+        else 0
+    )
     return len(at) - left, left
 
 
@@ -322,7 +343,7 @@ def _change_sides(voxels, at, number, pieces: Pieces, table: LabelTable, grid: G
     rest = at[~turned]
     if len(rest):
         allowed = code_lookup(set(table.codes.tolist()), table)
-        fill_nearest(voxels, rest, allowed, grid)
+        fill_nearest(voxels, rest, allowed, grid, table)
     return len(at)
 
 
@@ -365,5 +386,5 @@ def remove_islands(
         gone |= small
     at = pieces.voxels_of(gone)
     if len(at):
-        fill_nearest(voxels, at, code_lookup(set(table.codes.tolist()), table), grid)
+        fill_nearest(voxels, at, code_lookup(set(table.codes.tolist()), table), grid, table)
     return by_rule

@@ -34,6 +34,11 @@ class CompletionSettings:
         Unlabelled voxels open to the outside count as inside the head only deeper than this.
     tissue_frac : float
         Tissue is brighter than this share of the way from background to Otsu's threshold.
+    far_frac : float
+        Beyond the labels tissue has at least this share of the labelled head's usual
+        brightness: ghosts of the head have less.
+    hollow_frac : float
+        As ``tissue_frac``, for hollows that labels enclose.
     smooth_mm : float
         Standard deviation of the smoothing before the image is asked.
     rind_mm : float
@@ -50,6 +55,8 @@ class CompletionSettings:
     closing_mm: float = 10.0
     rim_mm: float = 5.0
     tissue_frac: float = 0.35
+    far_frac: float = 0.25
+    hollow_frac: float = 0.6
     smooth_mm: float = 0.8
     rind_mm: float = 2.0
     tiny_mm3: float = 20.0
@@ -111,13 +118,14 @@ def complete(
     inside = np.ascontiguousarray(voxels[box])
     hollows = Hollows.of(inside)
     done.holes_before = hollows.enclosed_voxels
-    deep, bright = outline.at_voxels(box, coarse, image, settings)
+    deep, bright, strong, beyond = outline.at_voxels(box, coarse, image, settings)
     empty = inside == 0
-    bright &= ~_rind(bright, hollows, grid, settings)
-    beyond = empty & bright & coarse.spread(outline.unlabelled, box)
+    hollow = hollows.enclosed[hollows.numbers]
+    # A tool that left a hollow saw little signal there: only what is plainly bright is tissue.
+    bright = np.where(hollow, _without_rind(strong & hollow, grid, settings), bright)
     # Specks beyond the labels are noise of the image.
-    beyond = _without_specks(beyond, settings.tiny_mm3 / grid.voxel_volume_mm3)
-    at = np.flatnonzero((hollows.enclosed[hollows.numbers] | deep | beyond) & empty)
+    beyond = _without_specks(empty & beyond, settings.tiny_mm3 / grid.voxel_volume_mm3)
+    at = np.flatnonzero((hollow | deep | beyond) & empty)
     if len(at):
         lit = bright.ravel()[at] if outline.lit else None
         _decide(inside, at, lit, hollows, grid, rules, settings, done)
@@ -194,6 +202,8 @@ class Outline:
         Around bright cells that no label is near: head beyond the labels.
     level : (cells) float32 or None
         What is brighter than this is tissue; None where the image does not tell.
+    dark, far : float
+        The background, and what tissue beyond the labels is brighter than.
     flags : list of str
     """
 
@@ -201,6 +211,8 @@ class Outline:
     deep: np.ndarray
     unlabelled: np.ndarray
     level: np.ndarray | None
+    dark: float
+    far: float
     flags: list[str]
 
     @property
@@ -214,11 +226,13 @@ class Outline:
         coarse: CoarseGrid,
         image: np.ndarray | None,
         settings: CompletionSettings,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Whether each voxel of a box is deep in the head, and whether it is bright."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Whether each voxel of a box is deep in the head, bright, plainly bright, and bright
+        head beyond the labels.
+        """
         deep = coarse.spread(self.deep, box)
         if not self.lit:
-            return deep, np.zeros(deep.shape, dtype=bool)
+            return deep, *np.zeros((3, *deep.shape), dtype=bool)
         smooth = _finite(image[box])
         voxel_mm = [
             cell * cells / n
@@ -226,7 +240,12 @@ class Outline:
         ]
         sigma = [settings.smooth_mm / size for size in voxel_mm]
         ndimage.gaussian_filter(smooth, sigma, output=smooth, truncate=3, mode="nearest")
-        return deep, smooth > coarse.spread(self.level, box)
+        level = coarse.spread(self.level, box)
+        bright = smooth > level
+        beyond = bright & (smooth > self.far) & coarse.spread(self.unlabelled, box)
+        level -= self.dark
+        level *= settings.hollow_frac / settings.tissue_frac
+        return deep, bright, smooth > level + self.dark, beyond
 
 
 def find_outline(
@@ -242,9 +261,9 @@ def find_outline(
     """
     labelled = coarse.mean(voxels != 0) > 0.4999
     flags: list[str] = []
-    level, seen = None, np.zeros(coarse.shape, dtype=bool)
+    level, dark, far, seen = None, 0.0, 0.0, np.zeros(coarse.shape, dtype=bool)
     if image is not None:
-        level, seen = _seen(coarse.mean(_finite(image)), labelled, coarse, settings)
+        level, dark, far, seen = _seen(coarse.mean(_finite(image)), labelled, coarse, settings)
         if level is None:
             flags.append(
                 "the image does not tell head from background: unlabelled voxels were decided by "
@@ -255,20 +274,22 @@ def find_outline(
     head = _fill_cells(_close(labelled | seen, settings.closing_mm, coarse.cell_mm))
     rim_mm = max(settings.rim_mm, 1.01 * max(coarse.cell_mm))
     deep = _shrink(head, rim_mm, coarse.cell_mm)
-    return Outline(head, deep, unlabelled, level, flags)
+    return Outline(head, deep, unlabelled, level, dark, far, flags)
 
 
 def _seen(
     image: np.ndarray, labelled: np.ndarray, coarse: CoarseGrid, settings: CompletionSettings
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """Level above which cells are tissue, and the largest bright piece; (None, empty) if unfit."""
-    nothing = np.zeros(image.shape, dtype=bool)
+) -> tuple[np.ndarray | None, float, float, np.ndarray]:
+    """Level of tissue, background, level beyond the labels, and the largest bright piece; no
+    level and no piece if the image is unfit.
+    """
+    unfit = None, 0.0, 0.0, np.zeros(image.shape, dtype=bool)
     otsu = otsu_threshold(image)
     outside = image[~_grow(labelled, 4 * max(coarse.cell_mm), coarse.cell_mm)]
     dark = float(np.median(outside)) if len(outside) > 100 else float(image.min())
     inside = float(np.median(image[labelled])) if labelled.any() else otsu
     if not dark < otsu or inside - dark < 0.5 * (otsu - dark):
-        return None, nothing
+        return unfit
     span = settings.tissue_frac * (otsu - dark)
     rough = labelled | (image > dark + span)
     # Signal falls off towards the neck: there tissue is judged by its own surroundings.
@@ -278,16 +299,21 @@ def _seen(
     local = np.divide(local, weight, out=np.zeros_like(local), where=weight > 1e-3)
     usual = float(np.median(local[labelled])) if labelled.any() else 1.0
     level = dark + span * np.clip(local / max(usual, 1e-6), 0.4, 1)
-    pieces, n = cc3d.connected_components(image > level, connectivity=6, return_N=True)
+    bright, far = image > level, dark
+    if (bright & labelled).any():
+        usual = float(np.median(image[bright & labelled]))
+        far = dark + settings.far_frac * (usual - dark)
+        bright &= labelled | (image > far)
+    pieces, n = cc3d.connected_components(bright, connectivity=6, return_N=True)
     if not n:
-        return None, nothing
+        return unfit
     seen = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
     edges = _edges(image.shape) & ~labelled
     if not (seen & labelled).any() or (
         edges.any() and seen[edges].mean() > settings.swallowed_share
     ):
-        return None, nothing
-    return level.astype(np.float32), seen
+        return unfit
+    return level.astype(np.float32), dark, far, seen
 
 
 def otsu_threshold(image: np.ndarray) -> float:
@@ -396,15 +422,12 @@ def _decide(
     done.tissue, done.air, done.nearest = int(tissue.sum()), int(air.sum()), int(near.sum())
 
 
-def _rind(
-    bright: np.ndarray, hollows: Hollows, grid: Grid, settings: CompletionSettings
-) -> np.ndarray:
-    """Thin bright layers along the walls of hollows: half bone, half air, not tissue."""
-    inside = bright & hollows.enclosed[hollows.numbers]
+def _without_rind(bright: np.ndarray, grid: Grid, settings: CompletionSettings) -> np.ndarray:
+    """Bright parts of hollows but for thin layers: half wall, half air is grey too."""
     turns = round(settings.rind_mm / 2 / min(grid.voxel_size_mm))
-    if not turns or not inside.any():
-        return np.zeros(bright.shape, dtype=bool)
-    return inside & ~ndimage.binary_opening(inside, iterations=turns)
+    if not turns or not bright.any():
+        return bright
+    return ndimage.binary_opening(bright, iterations=turns)
 
 
 def _in_brain(voxels, at, piece, hollows: Hollows, rules: MergeRules) -> np.ndarray:
@@ -434,7 +457,7 @@ def _fill(voxels: np.ndarray, mask: np.ndarray, rules: MergeRules, grid: Grid) -
 def _fill_at(voxels: np.ndarray, at: np.ndarray, rules: MergeRules, grid: Grid) -> None:
     if len(at):
         labels = set(rules.table.codes.tolist()) - {0}
-        fill_nearest(voxels, at, code_lookup(labels, rules.table), grid)
+        fill_nearest(voxels, at, code_lookup(labels, rules.table), grid, rules.table)
 
 
 def _without_specks(mask: np.ndarray, smallest_vox: float) -> np.ndarray:

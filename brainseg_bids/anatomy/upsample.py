@@ -39,8 +39,14 @@ WHOLE_VOXEL_TOLERANCE = 0.02
 """Voxels; below, the linear arg-max is the nearest voxel's label anyway (0.98³ > 1/2)."""
 PARALLEL_TOLERANCE = 0.01
 """Voxels by which the far corner may miss for two grids to count as parallel."""
-REPAIRS = 8
+REPAIRS = 6
 """Rounds of putting back voxels that a lossless map loses on the way down again."""
+REPAIRABLE = 200_000
+"""Voxels lost beyond which putting back would take minutes."""
+
+CUBIC = -1.1
+"""Keys' parameter. A partial volume is a mean over its voxel; lobes that are deeper than Catmull
+and Rom's (-0.5) take that mean back in part (`benchmarks.upsampling`, GOUHFI 0.7 mm)."""
 
 Profile = Callable[[np.ndarray], np.ndarray]
 Progress = Callable[[int, int], None]
@@ -97,7 +103,7 @@ def upsample(
     *,
     kernel: str = "fitted",
     smoothing_mm: float = 0.0,
-    keep_thin: bool = False,
+    keep_thin: bool | None = None,
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> LabelMap:
@@ -117,8 +123,9 @@ def upsample(
         gives the source back.
     smoothing_mm : float
         Standard deviation of a Gaussian over the labels' masks; eats thin structures.
-    keep_thin : bool
+    keep_thin : bool, optional
         Voxels that are in no 2x2x2 block of their label keep the majority of their own volume.
+        By default so for ``fitted`` without smoothing, where the grids allow it.
     progress : callable, optional
         Called with parts done and parts in all. The first call of all compiles for a minute.
     threads : int, optional
@@ -154,10 +161,13 @@ def upsample(
     if not isinstance(grid, Grid):
         grid = labels.grid.with_voxel_size(grid)
     check_memory(grid, labels.grid)
-    hold = band.ALL if kernel == "lossless" else band.THIN if keep_thin else band.FREE
     matrix, _ = _index_map(labels.grid, grid)
     turn = _parallel(matrix, grid.shape)
-    if hold and (turn is None or np.abs(matrix).max() > 1 + 1e-3):
+    can_hold = turn is not None and np.abs(matrix).max() <= 1 + 1e-3
+    if keep_thin is None:
+        keep_thin = kernel == "fitted" and smoothing_mm == 0 and can_hold
+    hold = band.ALL if kernel == "lossless" else band.THIN if keep_thin else band.FREE
+    if hold and not can_hold:
         raise ValueError(
             "voxels can keep their own volume only on a finer grid with the source's axes: "
             "use kernel 'fitted' without keep_thin, or upsample first and turn afterwards"
@@ -212,7 +222,8 @@ def upsample_membership(
     membership : Membership
     grid : Grid, or voxel size in mm
     order : {"cubic", "linear"}
-        Of the interpolation of the weights; cubic is Catmull and Rom's.
+        Of the interpolation of the weights; cubic is Keys' with lobes that undo part of the
+        averaging over a voxel.
     progress, threads
         As for `upsample`.
 
@@ -367,23 +378,45 @@ def _repaired(labels: LabelMap, result: LabelMap) -> LabelMap:
     """Give back the volume of voxels that are lost on the way down again.
 
     Where the factor is no whole number, a target voxel belongs to several source voxels, so that
-    keeping the majority of the owned ones is not always enough.
+    keeping the majority of the owned ones is not always enough. What one voxel gets, another may
+    lose: rounds go on until none is lost, and the best one counts.
     """
     matrix, shift = _index_map(result.grid, labels.grid)
     half = np.abs(matrix).sum(1) / 2
-    for number in range(REPAIRS):
-        lost = np.argwhere(regrid(result, labels.grid).voxels != labels.voxels)
-        if not len(lost):
+    best, fewest = result.voxels, labels.voxels.size + 1
+    voxels = result.voxels.copy()
+    for _ in range(REPAIRS):
+        down = regrid(LabelMap(voxels, result.grid, labels.table), labels.grid)
+        lost = np.argwhere(down.voxels != labels.voxels)
+        if len(lost) < fewest:
+            best, fewest = voxels.copy(), len(lost)
+        if not len(lost) or len(lost) > REPAIRABLE:
             break
-        # Voxels that lie in the lost one for the most part first, then those that touch it.
-        reach = half - 0.5 + number / REPAIRS
         for index in lost:
-            middle = matrix @ index + shift
-            low = np.maximum(0, np.ceil(middle - reach - 0.5)).astype(int)
-            high = np.floor(middle + reach + 0.5).astype(int)
-            box = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
-            result.voxels[box] = labels.voxels[tuple(index)]
-    return result
+            _give_back(voxels, labels.voxels[tuple(index)], matrix @ index + shift, half)
+    if fewest:
+        log.warning("%d of %d voxels do not come back from the finer map", fewest, best.size)
+    return LabelMap(best, result.grid, labels.table)
+
+
+def _give_back(voxels: np.ndarray, code: int, middle: np.ndarray, half: np.ndarray) -> None:
+    """Paint the target voxels that lie in one source voxel, most of them first, until it wins."""
+    low = np.maximum(0, np.ceil(middle - half - 0.5 + 1e-6)).astype(int)
+    high = np.minimum(np.floor(middle + half + 0.5 - 1e-6), np.array(voxels.shape) - 1).astype(int)
+    box = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
+    shares = [
+        np.minimum(np.arange(a, b + 1) + 0.5, m + h) - np.maximum(np.arange(a, b + 1) - 0.5, m - h)
+        for a, b, m, h in zip(low, high, middle, half, strict=True)
+    ]
+    share = np.einsum("a,b,c->abc", *shares).ravel()
+    codes = voxels[box].ravel()
+    for at in np.argsort(-share, kind="stable"):
+        areas = {other: share[codes == other].sum() for other in np.unique(codes).tolist()}
+        mine = areas.pop(int(code), 0.0)
+        if mine > max(areas.values(), default=0.0) + 0.01 * share.sum():
+            break
+        codes[at] = code
+    voxels[box] = codes.reshape(voxels[box].shape)
 
 
 # Grids at any angle ----------------------------------------------------------------------------
@@ -432,13 +465,9 @@ def _pull(source, tables, matrix, shift, out, progress, threads) -> None:
 
 
 def _is_sure(tables: np.ndarray) -> bool:
-    """Whether eight voxels that agree settle a place, whatever is around; see `sure_radius`."""
+    """Whether eight voxels that agree settle a place, whatever is around them."""
     middle = tables.shape[2] // 2
-    tables = tables / kernels.ONE
-    inner = tables[:, :, middle - 1 : middle + 1]
-    sums, sizes = inner.sum(2).min(1), np.abs(inner).sum(2).min(1)
-    whole = np.abs(tables).sum(2).max(1)
-    return bool(sums.min() > 0 and sums.prod() + sizes.prod() > whole.prod())
+    return band.is_sure([(table[:, middle - 1 : middle + 1], table) for table in tables])
 
 
 def _points(matrix: np.ndarray) -> np.ndarray:
@@ -457,9 +486,10 @@ def _linear(distance: np.ndarray) -> np.ndarray:
 
 
 def _cubic(distance: np.ndarray) -> np.ndarray:
-    """Interpolation through four points after Catmull and Rom (1974)."""
-    near = (1.5 * distance - 2.5) * distance**2 + 1
-    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    """Cubic convolution over four points (Keys 1981)."""
+    a = CUBIC
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     return np.where(distance < 1, near, np.where(distance < 2, far, 0))
 
 

@@ -71,19 +71,27 @@ class Axis:
 def sure_radius(axes: tuple[Axis, Axis, Axis]) -> int:
     """Smallest radius such that a voxel with one label within it is sure to keep its label.
 
-    With all positive weights outside the box in favour of one other label and all negative ones
-    on the own, the own label still wins if the products over axes of the inner sums, plus those
-    of the absolute inner sums, exceed those of all absolute weights.
+    The own label has at least ``I - N``, any other at most ``P``, where I is the sum of the
+    weights in the box and N and P are those of the negative and positive ones outside. ``N + P``
+    is what all absolute weights W exceed those in the box by, at most ``W - I``; so ``W < 2 I``
+    is enough, and both are products over the axes.
     """
     reach = axes[0].reach
     for radius in range(1, reach):
         inner = slice(reach - radius, reach + radius + 1)
-        sums = [axis.weights[:, inner].sum(1).min() / axis.one for axis in axes]
-        sizes = [np.abs(axis.weights[:, inner]).sum(1).min() / axis.one for axis in axes]
-        whole = [np.abs(axis.weights).sum(1).max() / axis.one for axis in axes]
-        if min(sums) > 0 and np.prod(sums) + np.prod(sizes) > np.prod(whole):
+        if is_sure([(axis.weights[:, inner], axis.weights) for axis in axes]):
             return radius
     return max(1, reach)
+
+
+def is_sure(parts: list[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether inner weights outweigh the rest; (inner, all) of each axis, a row for each place."""
+    ratio = 1.0
+    for inner, whole in parts:
+        if inner.sum(1).min() <= 0:
+            return False
+        ratio *= (np.abs(whole).sum(1) / inner.sum(1)).max()
+    return bool(ratio < 2)
 
 
 @jit
@@ -191,14 +199,15 @@ def _scores(along, columns, lane, score):
 
 
 @jit
-def _challenge(score, code, best, label, rest, odd):
+def _challenge(g, score, code, best, label, rest, odd):
     """Keep the better label; of equals the lowest code where ``odd`` is 0, else the highest."""
     for z in range(WIDTH):
-        rest[z] -= score[z]
-        higher = (code > label[z]) == (odd[z] != 0)
-        better = (score[z] > best[z]) | ((score[z] == best[z]) & higher)
-        best[z] = score[z] if better else best[z]
-        label[z] = code if better else label[z]
+        new, old, named = score[z], best[g, z], label[g, z]
+        higher = (code > named) == (odd[g, z] != 0)
+        better = (new > old) | ((new == old) & higher)
+        rest[g, z] = rest[g, z] - new
+        best[g, z] = max(new, old)
+        label[g, z] = code if better else named
 
 
 @jit
@@ -320,8 +329,9 @@ def fill_planes(padded, one, radius, hold, first_x, first_y, first_z, wx, wy, wz
     along, score = np.empty((taps, WIDTH), np.int32), np.empty(WIDTH, np.int32)
     best = np.empty((most * lanes, WIDTH), np.int32)
     rest, mine = np.empty_like(best), np.empty_like(best)
-    label = np.empty((most * lanes, WIDTH), np.int16)
-    odd = np.zeros((most * lanes, WIDTH), np.uint8)
+    label = np.empty((most * lanes, WIDTH), np.int32)
+    odd = np.zeros((most * lanes, WIDTH), np.int32)
+    ties = np.any(odd_x) or np.any(odd_y) or np.any(odd_z)
     codes, margins = np.empty(most * lanes, np.int16), np.empty(most * lanes, np.int32)
     for s in range(start - radius, start + radius):
         at = (s + reach) % width
@@ -359,12 +369,14 @@ def fill_planes(padded, one, radius, hold, first_x, first_y, first_z, wx, wy, wz
                 for k in range(most):
                     for lane in range(n_lanes):
                         g = k * n_lanes + lane
-                        turn = odd_x[x0 + lane // gy] ^ odd_y[y0 + lane % gy]
                         for t in range(WIDTH):
                             best[g, t] = -2147483647
                             rest[g, t] = one * one * one
                             label[g, t] = 32767
-                            odd[g, t] = turn ^ odd_z[k, z + t]
+                        if ties:
+                            turn = odd_x[x0 + lane // gy] ^ odd_y[y0 + lane % gy]
+                            for t in range(WIDTH):
+                                odd[g, t] = turn ^ odd_z[k, z + t]
                 for n in range(1, n_found):
                     _columns(tile, mixed, n_mixed, found[n], across, n_fours, columns)
                     for k in range(most):
@@ -374,7 +386,7 @@ def fill_planes(padded, one, radius, hold, first_x, first_y, first_z, wx, wy, wz
                         for lane in range(n_lanes):
                             g = k * n_lanes + lane
                             _scores(along, columns, lane, score)
-                            _challenge(score, found[n], best[g], label[g], rest[g], odd[g])
+                            _challenge(g, score, np.int32(found[n]), best, label, rest, odd)
                             if hold:
                                 for t in range(min(step, n_z - z)):
                                     if padded[s + reach, y + reach, z + t + reach] == found[n]:
@@ -390,7 +402,7 @@ def fill_planes(padded, one, radius, hold, first_x, first_y, first_z, wx, wy, wz
                                     mine[g, t] = rest[g, t]
                         for t in range(WIDTH):
                             score[t] = rest[g, t]
-                        _challenge(score, found[0], best[g], label[g], rest[g], odd[g])
+                        _challenge(g, score, np.int32(found[0]), best, label, rest, odd)
                         for t in range(end - z):
                             if first_z[z + t] + k < first_z[z + t + 1]:
                                 row[first_z[z + t] + k] = label[g, t]

@@ -18,6 +18,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from brainseg_bids import __version__
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
@@ -107,6 +108,8 @@ class ReadTool(SimpleInterface):
 
 
 class _MergeHeadInputSpec(BaseInterfaceInputSpec):
+    # Another version may merge otherwise: nothing is taken from Nipype's cache then.
+    version = traits.Str(__version__, usedefault=True, desc="of this package")
     image = File(exists=True, mandatory=True, desc="the image whose grid the result has")
     head_tool = traits.Str(mandatory=True)
     head_labels = File(exists=True, mandatory=True, desc="as ReadTool stores it")

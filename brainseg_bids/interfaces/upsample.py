@@ -16,6 +16,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from brainseg_bids import __version__
 from brainseg_bids.anatomy.certificate import certificate
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.upsample import upsample, upsample_membership
@@ -32,6 +33,8 @@ class _UpsampleInputSpec(BaseInterfaceInputSpec):
     smoothing_mm = traits.Float(0.0, usedefault=True)
     keep_thin = traits.Bool(False, usedefault=True)
     threads = traits.Int(1, usedefault=True, nohash=True)
+    # Another version may do it otherwise: nothing is taken from Nipype's cache then.
+    version = traits.Str(__version__, usedefault=True, desc="of this package")
 
 
 class _UpsampleOutputSpec(TraitedSpec):

@@ -126,6 +126,19 @@ def test_noise_around_the_head_is_not_head(fine, picture):
     assert any("does not tell head from background" in flag for flag in done.flags)
 
 
+def test_a_ghost_of_the_head_is_not_head(fine, picture):
+    """Seen in a real head: noise above the scalp, dimmer than tissue, joined with it."""
+    image = picture.copy()
+    above = ball(FINE, (0, 0, 100), 25) & (fine.voxels == 0)
+    image[above] = 25  # tissue has 85 to 150, the level that tells it from air is below 20
+    voxels, done = completed(fine.voxels, image=image)
+    # One layer beside the scalp may count as tissue: smoothed, it is as bright as half a scalp.
+    ghost = above & ~ndimage.binary_dilation(fine.voxels != 0)
+    assert ghost.sum() > 1000
+    assert not voxels[ghost].any()
+    assert not done.flags
+
+
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_an_image_without_contrast_is_left_aside(fine, value):
     labels = np.where(ball(FINE, (0, 84, -20), 6), 0, fine.voxels)

@@ -341,15 +341,15 @@ def test_a_code_without_any_candidate_stays_and_is_flagged():
 
 def test_labels_grow_around_what_may_not_grow():
     row = np.array([[[2, 0, 5, 0, 3]]], dtype=np.int16)
-    allowed = np.isin(np.arange(6), (2, 3))
+    allowed = np.isin(np.arange(531), (2, 3))
     grid = Grid(row.shape, np.eye(4))
-    assert fill_nearest(row, np.array([1, 3]), allowed, grid) == 0
+    assert fill_nearest(row, np.array([1, 3]), allowed, grid, TABLE) == 0
     assert row.ravel().tolist() == [2, 2, 5, 3, 3]
     lone = np.array([[[2, 5, 0, 5, 5, 5, 3]]], dtype=np.int16)
-    assert fill_nearest(lone, np.array([2]), allowed, Grid(lone.shape, np.eye(4))) == 0
+    assert fill_nearest(lone, np.array([2]), allowed, Grid(lone.shape, np.eye(4)), TABLE) == 0
     assert lone.ravel().tolist() == [2, 5, 2, 5, 5, 5, 3]
     none = np.array([[[5, 0, 5]]], dtype=np.int16)
-    assert fill_nearest(none, np.array([1]), allowed, Grid(none.shape, np.eye(4))) == 1
+    assert fill_nearest(none, np.array([1]), allowed, Grid(none.shape, np.eye(4)), TABLE) == 1
     assert none.ravel().tolist() == [5, 0, 5]
 
 
@@ -357,7 +357,7 @@ def test_growing_knows_that_voxels_are_longer_than_wide():
     plane = np.array([[[3, 0, 3], [0, 0, 0], [3, 2, 3]]], dtype=np.int16)
     plane[0, 1] = (2, 0, 2)
     grid = Grid(plane.shape, np.diag([1, 5.0, 0.5, 1]))
-    fill_nearest(plane, np.flatnonzero(plane == 0), np.arange(4) > 0, grid)
+    fill_nearest(plane, np.flatnonzero(plane == 0), np.arange(531) > 0, grid, TABLE)
     assert plane[0, 1, 1] == 2
 
 

@@ -295,3 +295,316 @@ def test_a_turned_membership_is_a_copy():
     back = regrid_membership(there, labels.grid)
     np.testing.assert_array_equal(back.codes, soft.codes)
     np.testing.assert_array_equal(back.weights, soft.weights)
+
+
+# Upsampling ------------------------------------------------------------------------------------
+
+
+def dense_fine(labels: LabelMap, grid: Grid, profile, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """One-hot times a separable kernel in float64, arg-max; and the margin of the first."""
+    scores = np.zeros((6, *grid.shape))
+    matrices = []
+    for axis in range(3):
+        size = labels.grid.affine[axis, axis]
+        step = grid.affine[axis, axis] / size
+        start = (grid.affine[axis, 3] - labels.grid.affine[axis, 3]) / labels.grid.affine[
+            axis, axis
+        ]
+        places = start + step * np.arange(grid.shape[axis])
+        n = labels.grid.shape[axis]
+        matrix = np.zeros((len(places), n))
+        for offset in range(-reach - 1, reach + 2):
+            near = np.rint(places).astype(int) + offset
+            np.add.at(
+                matrix,
+                (np.arange(len(places)), np.clip(near, 0, n - 1)),
+                profile(np.abs(places - near)),
+            )
+        matrices.append(matrix / matrix.sum(1, keepdims=True))
+    for code in range(6):
+        volume = (labels.voxels == code) * 1.0
+        scores[code] = np.einsum("xyz,ax,by,cz->abc", volume, *matrices, optimize=True)
+    top = np.sort(scores, axis=0)
+    return scores.argmax(0), top[-1] - top[-2]
+
+
+@pytest.mark.parametrize("size_mm", [0.5, 0.7, 0.8, (0.5, 1.0, 0.4)])
+@pytest.mark.parametrize("kernel", ["linear", "fitted"])
+@BOTH
+def test_the_band_gives_what_a_dense_one_hot_gives(kernel, size_mm, numba, monkeypatch):
+    monkeypatch.setattr(upsample.kernels, "HAS_NUMBA", numba and upsample_kernels.HAS_NUMBA)
+    labels = random_map(4, (12, 11, 10), phantom_grid((12, 11, 10), 1.0))
+    grid = labels.grid.with_voxel_size(size_mm)
+    # Otherwise an anisotropic grid has a kernel for each axis.
+    monkeypatch.setattr(upsample, "_fitted", lambda factor: fitted_at_two)
+    profile = fitted_at_two if kernel == "fitted" else upsample._linear
+    found = upsample.upsample(labels, grid, kernel=kernel, keep_thin=False).voxels
+    best, margin = dense_fine(labels, grid, profile, 2)
+    clear = margin > 0.02  # weights are rounded to 1/512
+    assert clear.mean() > 0.8
+    np.testing.assert_array_equal(found[clear], best[clear])
+
+
+fitted_at_two = upsample._fitted(2.0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 99),
+    st.sampled_from(["fitted", "linear", "lossless"]),
+    st.sampled_from([0.5, 0.6, 0.7, 0.8, 1 / 3, 1.0, (0.5, 1.0, 2.0), (0.3, 0.9, 0.5)]),
+    st.booleans(),
+    st.sampled_from([0.0, 0.4]),
+    st.booleans(),
+)
+def test_upsampling_is_the_same_with_and_without_numba(
+    seed, kernel, size_mm, keep_thin, smoothing_mm, oblique
+):
+    if not upsample_kernels.HAS_NUMBA:
+        pytest.skip("numba is not installed")
+    labels = random_map(seed, grid=phantom_grid((9, 8, 7), 1.0))
+    grid = labels.grid.with_voxel_size(size_mm)
+    if oblique:
+        grid, keep_thin = oblique_grid((9, 10, 8), np.broadcast_to(size_mm, 3)), False
+        kernel = "fitted" if kernel == "lossless" else kernel
+    if np.max(size_mm) > 1 and (kernel == "lossless" or keep_thin):
+        return
+    how = {"kernel": kernel, "keep_thin": keep_thin, "smoothing_mm": smoothing_mm}
+    fast = upsample.upsample(labels, grid, **how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upsample.kernels, "HAS_NUMBA", False)
+        slow = upsample.upsample(labels, grid, **how)
+    np.testing.assert_array_equal(fast.voxels, slow.voxels)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 999),
+    st.sampled_from(["fitted", "linear", "lossless"]),
+    st.floats(0.35, 1.0),
+    st.sampled_from([0.0, 0.5]),
+)
+def test_upsampling_never_invents_a_label(seed, kernel, size_mm, smoothing_mm):
+    labels = random_map(seed, (6, 7, 8), phantom_grid((6, 7, 8), 1.0))
+    sparse = LabelMap(np.where(labels.voxels % 2, labels.voxels, 0), labels.grid, TABLE)
+    fine = upsample.upsample(sparse, size_mm, kernel=kernel, smoothing_mm=smoothing_mm)
+    assert set(np.unique(fine.voxels)) <= set(np.unique(sparse.voxels)) | {0}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([0.5, 1 / 3, 0.25, (0.5, 1.0, 1 / 3)]))
+def test_a_lossless_map_goes_down_to_its_source(seed, size_mm):
+    rng = np.random.default_rng(seed)
+    voxels = rng.integers(0, 6, (7, 6, 5)).astype(np.int16)
+    labels = LabelMap(voxels, phantom_grid((7, 6, 5), 1.0), TABLE)
+    fine = upsample.upsample(labels, size_mm, kernel="lossless")
+    np.testing.assert_array_equal(regrid(fine, labels.grid).voxels, voxels)
+
+
+@pytest.mark.parametrize(("size_mm", "most_lost"), [(0.6, 0), (0.7, 0), (0.8, 20)])
+def test_a_head_goes_down_to_its_source_at_broken_factors_too(head, size_mm, most_lost):
+    fine = upsample.upsample(head, 4 * size_mm, kernel="lossless")
+    lost = np.count_nonzero(regrid(fine, head.grid).voxels != head.voxels)
+    assert lost <= most_lost  # of 140 thousand
+
+
+@pytest.mark.parametrize("kernel", ["fitted", "linear", "lossless"])
+@pytest.mark.parametrize("size_mm", [2.0, 2.4, 2.9])
+def test_upsampling_keeps_sides_extent_and_place(head, kernel, size_mm):
+    fine = upsample.upsample(head, size_mm, kernel=kernel)
+    assert fine.grid.extent_mm == pytest.approx(head.grid.extent_mm, abs=size_mm)
+    before, after = centroids_mm(head), centroids_mm(fine)
+    assert before.keys() == after.keys()
+    for label in head.table:
+        if label.index in before and label.hemisphere != "none":
+            assert (after[label.index][0] < 0) == (label.hemisphere == "left"), label.name
+    solid = [2, 41, 4, 43, 8, 47]
+    moved = np.array([after[code] - before[code] for code in solid]) / 4  # source voxels
+    np.testing.assert_allclose(moved.mean(0), 0, atol=0.03)
+
+
+@pytest.mark.parametrize("kernel", ["fitted", "linear", "lossless"])
+def test_a_symmetric_head_stays_symmetric(head, kernel):
+    fine = upsample.upsample(head, 2.0, kernel=kernel)
+    # Three labels may tie, and the lowest code, which wins, is another one in the mirror.
+    assert np.mean(fine.mirrored().voxels != fine.voxels) < 1e-5
+
+
+@pytest.mark.parametrize(("order", "signs"), TURNS[::7])
+def test_axis_turns_of_the_source_change_nothing(order, signs):
+    labels = balls()
+    grid = labels.grid.with_voxel_size(0.5)
+    expected = upsample.upsample(labels, grid).voxels
+    found = upsample.upsample(turned(labels, order, signs), grid).voxels
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kernel", ["fitted", "linear"])
+def test_on_a_slightly_turned_grid_labels_are_nearly_those_of_the_straight_one(kernel):
+    labels = balls()
+    straight = labels.grid.with_voxel_size(0.5)
+    tilt = np.eye(4)
+    tilt[:3, :3] = rotation(0, 0, 2e-3)
+    expected = upsample.upsample(labels, straight, kernel=kernel).voxels
+    found = upsample.upsample(labels, Grid(straight.shape, tilt @ straight.affine), kernel=kernel)
+    assert np.mean(found.voxels == expected) > 0.998
+
+
+def test_an_empty_voxel_between_labels_is_no_hole_after_smoothing():
+    """Defect S12: voxels whose scores were all 0 stayed unlabelled."""
+    voxels = np.full((8, 8, 8), 3, np.int16)
+    voxels[:, :4] = 2
+    labels = LabelMap(voxels, phantom_grid((8, 8, 8), 1.0), TABLE)
+    fine = upsample.upsample(labels, 0.5, smoothing_mm=1.0)
+    assert set(np.unique(fine.voxels)) == {2, 3}
+
+
+def test_smoothing_changes_the_labels_and_more_of_it_more():
+    """Defect S4: the parameter was read and never passed on."""
+    labels = random_map(2, (14, 13, 12), phantom_grid((14, 13, 12), 1.0))
+    maps = [upsample.upsample(labels, 0.5, smoothing_mm=s).voxels for s in (0, 0.3, 0.6, 0.9)]
+    changed = [np.mean(maps[0] != other) for other in maps[1:]]
+    assert 0 < changed[0] < changed[1] < changed[2]
+
+
+def test_smoothing_is_in_millimetres_along_each_axis():
+    voxels = np.zeros((12, 24, 12), np.int16)
+    voxels[5:7, 10:14, 5:7] = 1  # a cube of 2 mm in voxels of 1 x 0.5 x 1 mm
+    labels = LabelMap(voxels, phantom_grid((12, 24, 12), (1.0, 0.5, 1.0)), TABLE)
+    fine = upsample.upsample(labels, 0.25, kernel="linear", smoothing_mm=0.5).voxels == 1
+    extents = [np.ptp(np.flatnonzero(fine.any(tuple({0, 1, 2} - {axis})))) for axis in range(3)]
+    assert fine.any()
+    assert np.ptp(extents) <= 2
+
+
+def test_a_thin_sheet_survives_smoothing_where_it_is_to_be_kept():
+    voxels = np.zeros((16, 16, 16), np.int16)
+    voxels[6] = 4  # a skull table of one voxel
+    voxels[9:13, 4:12, 4:12] = 2
+    labels = LabelMap(voxels, phantom_grid((16, 16, 16), 1.0), TABLE)
+    eaten = upsample.upsample(labels, 0.5, smoothing_mm=0.9).volumes_mm3()
+    kept = upsample.upsample(labels, 0.5, smoothing_mm=0.9, keep_thin=True).volumes_mm3()
+    assert eaten[4] < 0.2 * 256
+    assert kept[4] > 0.5 * 256
+    assert kept[2] == eaten[2]
+
+
+def test_a_coarser_grid_is_taken_by_majority_by_the_same_call():
+    voxels = np.kron(np.arange(6).reshape(2, 3, 1), np.ones((4, 4, 4))).astype(np.int16)
+    labels = LabelMap(voxels, phantom_grid(voxels.shape, 1.0), TABLE)
+    coarse = upsample.upsample(labels, 4.0)
+    np.testing.assert_array_equal(coarse.voxels, np.arange(6).reshape(2, 3, 1))
+    very = upsample.upsample(labels, Grid((1, 1, 1), np.diag([40.0, 40, 40, 1])))
+    assert very.voxels.item() == 0  # most of that voxel is outside
+
+
+def test_upsampling_in_threads_and_shares_gives_the_same_labels(head, monkeypatch):
+    once = upsample.upsample(head, 2.0, threads=1).voxels
+    monkeypatch.setattr(upsample, "BAND_PLANES", 3)
+    np.testing.assert_array_equal(upsample.upsample(head, 2.0, threads=4).voxels, once)
+
+
+def test_progress_runs_from_none_to_all(head):
+    seen = []
+    upsample.upsample(
+        head, 2.0, threads=1, progress=lambda done, total: seen.append((done, total))
+    )
+    total = seen[0][1]
+    assert seen == [(n, total) for n in range(total + 1)]
+
+
+def test_a_target_that_does_not_fit_says_what_it_needs_before_starting(head, monkeypatch):
+    monkeypatch.setattr(upsample, "_free_gib", lambda: 0.05)
+    with pytest.raises(MemoryError, match=r"960 x 1120 x 1040 voxels needs 2\.\d GiB.* 0\.1 GiB"):
+        upsample.upsample(head, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"kernel": "spline"}, "fitted, linear, lossless"),
+        ({"smoothing_mm": -1.0}, "not a length"),
+        ({"smoothing_mm": float("nan")}, "not a length"),
+        ({"smoothing_mm": 50.0}, "smooth less"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_sentence(head, how, message):
+    with pytest.raises(ValueError, match=message):
+        upsample.upsample(head, 2.0, **how)
+
+
+def test_voxels_cannot_keep_their_volume_where_there_is_none(head):
+    for grid in (8.0, oblique_grid((9, 9, 9), (2, 2, 2))):
+        for how in ({"kernel": "lossless"}, {"keep_thin": True}):
+            with pytest.raises(ValueError, match="keep their own volume"):
+                upsample.upsample(head, grid, **how)
+
+
+def fractions(truth: LabelMap, factor: int) -> Membership:
+    shape = tuple(n // factor for n in truth.grid.shape)
+    blocks = truth.voxels.reshape(shape[0], factor, shape[1], factor, shape[2], factor)
+    parts = [
+        (int(code), (blocks == code).mean((1, 3, 5))) for code in np.unique(truth.voxels).tolist()
+    ]
+    affine = truth.grid.affine @ np.diag([factor, factor, factor, 1.0])
+    affine[:3, 3] += truth.grid.affine[:3, :3] @ ([(factor - 1) / 2] * 3)
+    return Membership.from_posteriors(parts, Grid(shape, affine), truth.table)
+
+
+def test_volume_fractions_give_back_more_than_labels():
+    truth = balls()
+    soft = fractions(truth, 2)
+    errors = [
+        np.mean(found.voxels != truth.voxels)
+        for found in (
+            upsample.upsample_membership(soft, truth.grid),
+            upsample.upsample_membership(soft, truth.grid, order="linear"),
+            upsample.upsample(soft.hard(), truth.grid),
+        )
+    ]
+    assert errors[0] < errors[2] / 2
+    assert errors[1] < errors[2] / 2
+
+
+@pytest.mark.parametrize("order", ["cubic", "linear"])
+def test_fractions_give_the_same_labels_with_and_without_numba(order):
+    if not upsample_kernels.HAS_NUMBA:
+        pytest.skip("numba is not installed")
+    labels = random_map()
+    soft = two_labels(labels, 5)
+    for grid in (labels.grid.with_voxel_size(0.6), oblique_grid((9, 8, 9), (0.5, 3, 0.7))):
+        fast = upsample.upsample_membership(soft, grid, order=order).voxels
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(upsample.kernels, "HAS_NUMBA", False)
+            slow = upsample.upsample_membership(soft, grid, order=order).voxels
+        np.testing.assert_array_equal(fast, slow)
+
+
+def test_an_unknown_order_is_refused(head):
+    with pytest.raises(ValueError, match="cubic, linear"):
+        upsample.upsample_membership(Membership.certain(head), 2.0, order="quintic")
+
+
+def test_the_table_of_kernels_is_sound():
+    factors, weights = upsample.fitted_kernels()
+    assert (np.diff(factors) > 0).all()
+    assert (weights[:, 0] == 1).all()
+    assert (weights[:, -1] == 0).all()
+
+
+@pytest.mark.shared_data
+def test_real_labels_stay_where_they_are(shared_data):
+    nib = pytest.importorskip("nibabel")
+    path = shared_data / "synthseg_training_labels" / "training_seg_15.nii.gz"
+    image = nib.load(path)
+    voxels = np.asanyarray(image.dataobj).astype(np.int16)
+    labels = LabelMap(voxels, Grid(voxels.shape, image.affine), LabelTable.packaged("fullhead"))
+    fine = upsample.upsample(labels, 0.5)
+    before, after = centroids_mm(labels), centroids_mm(fine)
+    assert before.keys() == after.keys()
+    volumes = labels.volumes_mm3()
+    moved = {c: np.linalg.norm(after[c] - before[c]) for c in before if volumes[c] > 2000}
+    large = [c for c in moved if volumes[c] > 50_000]
+    assert max(moved[c] for c in large if labels.table[c].is_brain) <= 0.1
+    assert max(moved.values()) <= 0.5
+    assert np.abs(np.mean([after[c] - before[c] for c in large], axis=0)).max() <= 0.02

@@ -16,6 +16,8 @@ import numpy as np
 import psutil
 import pytest
 
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.volumes import read_label_map, read_membership, write_label_map, write_volume
 from tests.fakes import dataset
@@ -173,10 +175,10 @@ def test_results_the_user_has_are_taken_instead_of_running_the_tool(app):
 
 def test_a_map_of_another_place_or_with_strange_codes_is_refused_by_name(app):
     write_heads(app.root / "data", "sub-01_T1w", "sub-02_T1w")
-    away = phantom_grid()
-    away = type(away)(away.shape, away.affine + np.eye(4)[:, [3]] * [[0, 0, 0, 900.0]])
-    head = phantom_head()
-    for subject, labels in (("01", type(head)(head.voxels, away, head.table)), ("02", head)):
+    head, affine = phantom_head(), phantom_grid().affine.copy()
+    affine[2, 3] += 900
+    away = LabelMap(head.voxels, Grid(head.grid.shape, affine), head.table)
+    for subject, labels in (("01", away), ("02", head)):
         path = app.root / "maps" / f"m2m_sub-{subject}" / "segmentation" / "labeling.nii.gz"
         path.parent.mkdir(parents=True)
         write_label_map(labels, path)

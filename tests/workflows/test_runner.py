@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from nipype.pipeline import engine as pe
 
-from brainseg_bids.workflows.runner import configure_nipype, run_workflow
+from brainseg_bids.workflows.runner import Crash, configure_nipype, run_workflow
 from tests.workflows.steps import Step
 
 
@@ -36,14 +36,14 @@ def run(tmp_path):
 
 def test_a_step_that_fails_is_told_in_its_own_words_and_stops_only_its_followers(run):
     failures, tries = run(good={}, bad={"message": "x.nii.gz: it is broken: mend it."})
-    assert failures == {"w.bad": "x.nii.gz: it is broken: mend it."}
+    assert failures == {"w.bad": Crash("x.nii.gz: it is broken: mend it.")}
     assert tries == {"good": 1, "good_then": 1, "bad": 1, "bad_then": 0}
 
 
 def test_a_worker_that_is_always_killed_is_a_failure_not_a_hang(run):
     failures, tries = run(good={}, doomed={"deaths": 9, "sleep_s": 1.0})
     assert set(failures) == {"w.doomed"}
-    assert "killed" in failures["w.doomed"]
+    assert "killed" in failures["w.doomed"].reason
     assert tries["doomed"] == 2
     assert tries["good_then"] >= 1
 
@@ -76,5 +76,5 @@ def test_another_plugin_tells_the_same_failures(run):
     failures, tries = run(
         plugin={"plugin": "Linear", "plugin_args": {}}, bad={"message": "mend it"}, good={}
     )
-    assert failures == {"w.bad": "mend it"}
+    assert failures == {"w.bad": Crash("mend it")}
     assert tries["good_then"] == 1
