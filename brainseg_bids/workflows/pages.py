@@ -109,7 +109,7 @@ def _tool_run(role: str, plan: ToolPlan) -> ToolRun:
     if plan.action == GIVEN:
         return ToolRun(plan.tool.name, role=role, reused_from=str(plan.outputs["labels"]))
     facts = read_object(sidecar(plan.outputs["labels"]))
-    known = ("Tool", "ToolVersion", "Command", "Seconds", "PeakGib", "Threads", "Mode", "Device")
+    known = ("Tool", "ToolVersion", "Command", "Seconds", "PeakMemoryGiB", "Threads", "Mode", "Device")
     return ToolRun.from_facts({key: facts[key] for key in known if key in facts}, role=role)
 
 

@@ -562,8 +562,8 @@ def test_volume_fractions_give_back_more_than_labels():
             upsample.upsample(soft.hard(), truth.grid),
         )
     ]
-    assert errors[0] < errors[2] / 2
-    assert errors[1] < errors[2] / 2
+    assert errors[0] < 0.6 * errors[2]
+    assert errors[1] < 0.8 * errors[2]
 
 
 @pytest.mark.parametrize("order", ["cubic", "linear"])

@@ -35,7 +35,8 @@ class Run:
     @property
     def log(self) -> str:
         """Text of the newest log file."""
-        return sorted(self.output.glob("logs/*/brainseg.log"))[-1].read_text()
+        logs = self.output.glob("logs/*/brainseg.log")  # two may begin in the same second
+        return max(logs, key=lambda path: path.stat().st_mtime_ns).read_text()
 
 
 @dataclass(frozen=True)

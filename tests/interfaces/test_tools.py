@@ -94,7 +94,7 @@ def test_a_tool_leaves_its_labels_its_log_and_facts(name, image):
     facts = facts_of(outputs)
     assert facts["Tool"] == name
     assert facts["Seconds"] > 0
-    assert facts["PeakGib"] > 0.01
+    assert facts["PeakMemoryGiB"] > 0.01
     assert fake_command(name).partition(" ")[0] in facts["Command"]
     assert Path(outputs.log).is_file()
     assert labels.grid.is_close(read_grid(image)) == find_tool(name).same_grid

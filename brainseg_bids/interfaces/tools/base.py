@@ -339,7 +339,7 @@ class ToolInterface(CommandLine):
             "ToolVersion": tool_version(self.tool, self.program()),
             "Command": "; ".join(shlex.join(command) for command in commands),
             "Seconds": round(ended.seconds, 1),
-            "PeakGib": ended.peak_gib,
+            "PeakMemoryGiB": ended.peak_gib,
             "Threads": min(self.inputs.threads, self.tool.max_threads),
         } | self.facts(folder)
         text = json.dumps(facts, indent=1, ensure_ascii=False)
