@@ -251,25 +251,97 @@ def _hold(own, codes, margins, n):
 
 
 @jit
-def _owned(out, padded, s, y, z, reach, x0, x1, y0, y1, z0, z1, codes, margins, best, mine, at):
-    """Let one source voxel keep the majority of what it owns."""
-    own = padded[s + reach, y + reach, z + reach]
-    n, gy = 0, y1 - y0
-    lanes = (x1 - x0) * gy
-    for i in range(x0, x1):
-        for j in range(y0, y1):
-            for k in range(z0, z1):
-                g = (k - z0) * lanes + (i - x0) * gy + j - y0
-                codes[n] = out[i, j, k]
+def _keep(cell, own, n_lanes, codes, margins, best, mine, at):
+    """Let a source voxel keep the majority of what it owns: ``cell``, (owned x, y, z)."""
+    n = 0
+    for i in range(cell.shape[0]):
+        for j in range(cell.shape[1]):
+            for k in range(cell.shape[2]):
+                g = k * n_lanes + i * cell.shape[1] + j
+                codes[n] = cell[i, j, k]
                 margins[n] = best[g, at] - mine[g, at]
                 n += 1
     _hold(own, codes, margins, n)
     n = 0
-    for i in range(x0, x1):
-        for j in range(y0, y1):
-            for k in range(z0, z1):
-                out[i, j, k] = codes[n]
+    for i in range(cell.shape[0]):
+        for j in range(cell.shape[1]):
+            for k in range(cell.shape[2]):
+                cell[i, j, k] = codes[n]
                 n += 1
+
+
+@jit
+def _flag_row(low, high, y, flag):
+    """Mark voxels of a row that have several labels around them."""
+    for z in range(len(flag)):
+        a, b = low[0, y, z], high[0, y, z]
+        for t in range(1, low.shape[0]):
+            a, b = min(a, low[t, y, z]), max(b, high[t, y, z])
+        flag[z] = a != b
+
+
+@jit
+def _cross(wx, wy, across):
+    """Products of the weights of the first two axes, a lane for each pair of target indices."""
+    taps, gy = wx.shape[1], wy.shape[0]
+    for i in range(wx.shape[0]):
+        for j in range(gy):
+            lane = i * gy + j
+            for a in range(taps):
+                for b in range(taps):
+                    across[a * taps + b, lane // 4, lane % 4] = wx[i, a] * wy[j, b]
+
+
+@jit
+def _start(n, total, best, rest, label):
+    """No label yet, and all of the score left."""
+    for g in range(n):
+        for t in range(WIDTH):
+            best[g, t] = -2147483647
+            rest[g, t] = total
+            label[g, t] = 32767
+
+
+@jit
+def _duel(along, columns, n_lanes, total, found, odd, score, best, label):
+    """Two labels share the score: one of them needs to be summed."""
+    own, other = np.int32(found[0]), np.int32(found[1])
+    for g in range(n_lanes * len(along)):
+        _scores(along[g // n_lanes], columns, g % n_lanes, score)
+        for t in range(WIDTH):
+            lead = 2 * score[t] - total
+            wins = (lead > 0) | ((lead == 0) & ((other > own) == (odd[g, t] != 0)))
+            label[g, t] = other if wins else own
+            best[g, t] = score[t] if wins else total - score[t]
+
+
+@jit
+def _own_of_two(own_row, n, label, best, mine, total):
+    """Score of each voxel's own label, of two."""
+    for g in range(n):
+        for t in range(len(own_row)):
+            mine[g, t] = best[g, t] if label[g, t] == own_row[t] else total - best[g, t]
+
+
+@jit
+def _own_score(own_row, code, g, score, mine):
+    """Note the score where the label is the voxel's own."""
+    for t in range(len(own_row)):
+        if own_row[t] == code:
+            mine[g, t] = score[t]
+
+
+@jit
+def _write(owned, first_z, z, end, most, label):
+    """Labels of the sixteen columns to the target rows ``owned``, (owned x, y, Z')."""
+    gy = owned.shape[1]
+    n_lanes = owned.shape[0] * gy
+    for k in range(most):
+        for lane in range(n_lanes):
+            row = owned[lane // gy, lane % gy]
+            for t in range(end - z):
+                if first_z[z + t] + k < first_z[z + t + 1]:
+                    row[first_z[z + t] + k] = label[k * n_lanes + lane, t]
 
 
 @jit
@@ -326,10 +398,9 @@ def fill_planes(padded, one, radius, hold, first_x, first_y, first_z, wx, wy, wz
     tile = np.empty((taps * taps + 1, WIDTH), np.int16)
     mixed = np.empty(taps * taps + 1, np.int64)
     seen, found = np.zeros(32768, np.uint8), np.empty(taps * taps * WIDTH + 1, np.int16)
-    along, score = np.empty((taps, WIDTH), np.int32), np.empty(WIDTH, np.int32)
+    along, score = np.empty((most, taps, WIDTH), np.int32), np.empty(WIDTH, np.int32)
     best = np.empty((most * lanes, WIDTH), np.int32)
-    rest, mine = np.empty_like(best), np.empty_like(best)
-    label = np.empty((most * lanes, WIDTH), np.int32)
+    rest, mine, label = np.empty_like(best), np.empty_like(best), np.empty_like(best)
     odd = np.zeros((most * lanes, WIDTH), np.int32)
     ties = np.any(odd_x) or np.any(odd_y) or np.any(odd_z)
     codes, margins = np.empty(most * lanes, np.int16), np.empty(most * lanes, np.int32)
@@ -346,79 +417,59 @@ def fill_planes(padded, one, radius, hold, first_x, first_y, first_z, wx, wy, wz
             if y1 == y0:
                 continue
             _copy_rows(padded, s, y, reach, first_z, line, out, x0, x1, y0, y1)
-            for z in range(n_z):
-                a, b = low[0, y, z], high[0, y, z]
-                for t in range(1, width):
-                    a, b = min(a, low[t, y, z]), max(b, high[t, y, z])
-                flag[z] = a != b
-            gy, ready, z = y1 - y0, False, 0
-            n_lanes = (x1 - x0) * gy
-            n_fours = (n_lanes + 3) // 4
+            _flag_row(low, high, y, flag)
+            owned = out[x0:x1, y0:y1]
+            n_lanes, ready, z = (x1 - x0) * (y1 - y0), False, 0
             while z < n_z:
                 if flag[z] == 0:
                     z += 1
                     continue
                 if not ready:
                     ready = True
-                    for lane in range(n_lanes):
-                        i, j = x0 + lane // gy, y0 + lane % gy
-                        for a in range(taps):
-                            for b in range(taps):
-                                across[a * taps + b, lane // 4, lane % 4] = wx[i, a] * wy[j, b]
+                    _cross(wx[x0:x1], wy[y0:y1], across)
+                end = min(z + step, n_z)
+                own_row = padded[s + reach, y + reach, z + reach : end + reach]
                 n_found, n_mixed = _see(padded, s, y, z, taps, tile, mixed, seen, found)
                 for k in range(most):
-                    for lane in range(n_lanes):
-                        g = k * n_lanes + lane
+                    for a in range(taps):
                         for t in range(WIDTH):
-                            best[g, t] = -2147483647
-                            rest[g, t] = one * one * one
-                            label[g, t] = 32767
-                        if ties:
-                            turn = odd_x[x0 + lane // gy] ^ odd_y[y0 + lane % gy]
-                            for t in range(WIDTH):
-                                odd[g, t] = turn ^ odd_z[k, z + t]
-                for n in range(1, n_found):
-                    _columns(tile, mixed, n_mixed, found[n], across, n_fours, columns)
+                            along[k, a, t] = wz[k, a, z + t]
+                if ties:
                     for k in range(most):
-                        for a in range(taps):
-                            for t in range(WIDTH):
-                                along[a, t] = wz[k, a, z + t]
                         for lane in range(n_lanes):
-                            g = k * n_lanes + lane
-                            _scores(along, columns, lane, score)
-                            _challenge(g, score, np.int32(found[n]), best, label, rest, odd)
+                            turn = odd_x[x0 + lane // (y1 - y0)] ^ odd_y[y0 + lane % (y1 - y0)]
+                            for t in range(WIDTH):
+                                odd[k * n_lanes + lane, t] = turn ^ odd_z[k, z + t]
+                if n_found == 2:
+                    _columns(tile, mixed, n_mixed, found[1], across, (n_lanes + 3) // 4, columns)
+                    _duel(along, columns, n_lanes, one**3, found, odd, score, best, label)
+                    if hold:
+                        _own_of_two(own_row, n_lanes * most, label, best, mine, one**3)
+                else:
+                    _start(n_lanes * most, one**3, best, rest, label)
+                    for n in range(1, n_found):
+                        _columns(
+                            tile, mixed, n_mixed, found[n], across, (n_lanes + 3) // 4, columns
+                        )
+                        for g in range(n_lanes * most):
+                            _scores(along[g // n_lanes], columns, g % n_lanes, score)
                             if hold:
-                                for t in range(min(step, n_z - z)):
-                                    if padded[s + reach, y + reach, z + t + reach] == found[n]:
-                                        mine[g, t] = score[t]
-                end = min(z + step, n_z)
-                for k in range(most):
-                    for lane in range(n_lanes):
-                        g = k * n_lanes + lane
-                        row = out[x0 + lane // gy, y0 + lane % gy]
-                        if hold:
-                            for t in range(end - z):
-                                if padded[s + reach, y + reach, z + t + reach] == found[0]:
-                                    mine[g, t] = rest[g, t]
+                                _own_score(own_row, found[n], g, score, mine)
+                            _challenge(g, score, np.int32(found[n]), best, label, rest, odd)
+                    for g in range(n_lanes * most):
                         for t in range(WIDTH):
                             score[t] = rest[g, t]
+                        if hold:
+                            _own_score(own_row, found[0], g, score, mine)
                         _challenge(g, score, np.int32(found[0]), best, label, rest, odd)
-                        for t in range(end - z):
-                            if first_z[z + t] + k < first_z[z + t + 1]:
-                                row[first_z[z + t] + k] = label[g, t]
-                if hold:
-                    for t in range(end - z):
-                        z0, z1 = first_z[z + t], first_z[z + t + 1]
-                        if (
-                            flag[z + t]
-                            and z1 > z0
-                            and (
-                                hold == ALL
-                                or _is_thin(padded, s + reach, y + reach, z + t + reach)
-                            )
-                        ):
-                            _owned(out, padded, s, y, z + t, reach, x0, x1, y0, y1, z0, z1,
-                                   codes, margins, best, mine, t)  # fmt: skip
+                _write(owned, first_z, z, end, most, label)
+                for t in range(end - z if hold else 0):
+                    z0, z1 = first_z[z + t], first_z[z + t + 1]
+                    if flag[z + t] == 0 or z1 == z0:
+                        continue
+                    if hold == ALL or _is_thin(padded, s + reach, y + reach, z + t + reach):
+                        cell = owned[:, :, z0:z1]
+                        _keep(cell, own_row[t], n_lanes, codes, margins, best, mine, t)
                 z = end
 
 

@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from brainseg_bids import __version__
+from brainseg_bids.cli.parser import named_command
+from brainseg_bids.workflows.resources import memory_limit_gib, total_memory_gib
 
 PACKAGES = ("torch", "monai", "lightning", "nipype", "niworkflows", "pybids", "nibabel", "numpy")
 NEEDED = ("torch", "monai", "safetensors", "nibabel", "numpy", "scipy")
 """Modules without which the packaged model cannot segment."""
-UNLIMITED_BYTES = 2**60
-"""Version 1 of control groups says a number near 2**63 where there is no limit."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         "--tool",
         action="append",
         default=[],
-        type=_named_command,
+        type=named_command,
         metavar="NAME=COMMAND",
         help='look whether this command can be run, e.g. samseg="apptainer exec s.sif run_samseg"',
     )
@@ -64,27 +64,10 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if faults or absent else 0
 
 
-def _named_command(text: str) -> tuple[str, tuple[str, ...]]:
-    from brainseg_bids.interfaces.tools import tool_names
-
-    name, found, command = text.partition("=")
-    try:
-        words = tuple(shlex.split(command))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
-    if not found or not words:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=COMMAND")
-    if name not in tool_names():
-        raise argparse.ArgumentTypeError(
-            f"there is no tool {name!r}; known: {', '.join(tool_names())}"
-        )
-    return name, words
-
-
 def tool_rows(
     commands: Mapping[str, Sequence[str]],
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Two lines a tool: name, state and licence, then its place or how to get it.
+    """Two lines a tool: name, state, what it labels and licence, then its place or how to get it.
 
     And what is wrong with the given commands.
     """
@@ -94,18 +77,20 @@ def tool_rows(
     rows, faults = [], []
     for name in tool_names():
         tool = find_tool(name)
+        regions = "for " + " and ".join(sorted(tool.regions, reverse=True))
         if not tool.program and name not in commands:
-            rows += [(name, "results are reused", tool.licence), ("", tool.how_to_get)]
+            rows += [(name, "results are reused", regions, tool.licence), ("", tool.how_to_get)]
             continue
         try:
             program = find_program(tool, commands.get(name, ()))
         except ToolError as error:
             if name in commands:
                 faults.append(str(error))
-            rows += [(name, "not found", tool.licence), ("", tool.how_to_get)]
+            rows += [(name, "not found", regions, tool.licence), ("", tool.how_to_get)]
             continue
         version = tool_version(tool, program)
-        rows += [(name, f"found {version}".strip(), tool.licence), ("", shlex.join(program))]
+        found = f"found {version}".strip()
+        rows += [(name, found, regions, tool.licence), ("", shlex.join(program))]
     return rows, faults
 
 
@@ -186,22 +171,6 @@ def machine_rows() -> list[tuple[str, ...]]:
     if limit is not None and limit < total_memory_gib():
         rows.append(("memory limit of this container or job", f"{limit:.1f} GiB"))
     return rows
-
-
-def total_memory_gib() -> float:
-    """Memory of the machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-
-
-def memory_limit_gib(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """What a control group allows this process, if anything limits it."""
-    for path in (root / "memory.max", root / "memory" / "memory.limit_in_bytes"):
-        try:
-            limit = int(path.read_text())
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-        return limit / 2**30 if limit < UNLIMITED_BYTES else None
-    return None
 
 
 def package_rows() -> list[tuple[str, ...]]:

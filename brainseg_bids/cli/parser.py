@@ -160,7 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--tool",
         dest="tools",
         action="append",
-        type=_tool,
+        type=named_command,
         metavar="NAME=COMMAND",
         help='where a tool lives, e.g. samseg="apptainer exec samseg.sif run_samseg"; default: '
         "PATH, or what make tools-NAME has built",
@@ -424,10 +424,10 @@ def _filters(text: str) -> dict:
     return filters
 
 
-def _tool(text: str) -> tuple[str, list[str]]:
-    """Name and command.
+def named_command(text: str) -> tuple[str, list[str]]:
+    """Name and command of a tool.
 
-    >>> _tool("samseg=apptainer exec 'my image.sif' run_samseg")
+    >>> named_command("samseg=apptainer exec 'my image.sif' run_samseg")
     ('samseg', ['apptainer', 'exec', 'my image.sif', 'run_samseg'])
     """
     name, _, command = text.partition("=")

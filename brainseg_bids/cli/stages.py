@@ -20,7 +20,7 @@ from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import SubjectPlan, describe_plans, joined
-from brainseg_bids.workflows.resources import memory_gb
+from brainseg_bids.workflows.resources import memory_gib
 from brainseg_bids.workflows.segment_plan import Model, plan_segment
 
 log = logging.getLogger("brainseg")
@@ -141,7 +141,7 @@ def _plan_upsample(settings: Settings) -> list[SubjectPlan]:
             scans,
             output_dir=settings.output_dir,
             target=target,
-            memory_gb=settings.memory_gb or memory_gb(),
+            memory_gb=settings.memory_gb or memory_gib(),
         )
         for label, scans in maps.items()
     ]
@@ -201,7 +201,7 @@ def _plan_headlabels(
         model=model,
         commands=commands,
         derivatives={name: Path(path) for name, path in settings.derivatives.items()},
-        memory_gb=settings.memory_gb or memory_gb(),
+        memory_gb=settings.memory_gb or memory_gib(),
     )
     choice.check()
     try:

@@ -21,6 +21,11 @@ from brainseg_bids.workflows.headlabels_plan import GIVEN, HeadPlan, ToolPlan
 from brainseg_bids.workflows.plan import ScanPlan, SubjectPlan, read_object
 from brainseg_bids.workflows.segment_plan import SegmentPlan
 
+SHOWN = (
+    "Tool", "ToolVersion", "Command", "Seconds", "PeakMemoryGiB", "Threads", "Mode", "Device"
+)  # fmt: skip
+"""Facts of a tool's run that its page tells, as they stand in the JSON beside its labels."""
+
 GROUP_PAGES = {"brainseg": "group.html", "fullhead": "group_fullhead.html"}
 """Page over participants, by the label of ``seg-``."""
 
@@ -109,7 +114,16 @@ def _tool_run(role: str, plan: ToolPlan) -> ToolRun:
     if plan.action == GIVEN:
         return ToolRun(plan.tool.name, role=role, reused_from=str(plan.outputs["labels"]))
     facts = read_object(sidecar(plan.outputs["labels"]))
-    known = ("Tool", "ToolVersion", "Command", "Seconds", "PeakMemoryGiB", "Threads", "Mode", "Device")
+    known = (
+        "Tool",
+        "ToolVersion",
+        "Command",
+        "Seconds",
+        "PeakMemoryGiB",
+        "Threads",
+        "Mode",
+        "Device",
+    )
     return ToolRun.from_facts({key: facts[key] for key in known if key in facts}, role=role)
 
 

@@ -7,20 +7,26 @@ from pathlib import Path
 
 import psutil
 
-CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),  # version 2
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
-)
+UNLIMITED_BYTES = 2**60
+"""A control group that limits nothing says a number beyond this."""
 
 
-def memory_gb() -> float:
-    """Memory that this process may use, GiB: the machine's, or less if a container or a batch
-    job has a limit.
-    """
-    there = [psutil.virtual_memory().total]
-    for path in CGROUP_LIMITS:
+def total_memory_gib() -> float:
+    """Memory of the machine."""
+    return psutil.virtual_memory().total / 2**30
+
+
+def memory_limit_gib(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """What a control group (of a container or a batch job) allows, if anything limits it."""
+    for path in (root / "memory.max", root / "memory" / "memory.limit_in_bytes"):
         try:
-            there.append(int(path.read_text()))
-        except (OSError, ValueError):  # no such file, or "max"
+            limit = int(path.read_text())
+        except (OSError, ValueError):  # not there, or "max"
             continue
-    return min(there) / 2**30
+        return limit / 2**30 if limit < UNLIMITED_BYTES else None
+    return None
+
+
+def memory_gib() -> float:
+    """What this process may use."""
+    return min(total_memory_gib(), memory_limit_gib() or float("inf"))

@@ -12,6 +12,7 @@ from brainseg_bids.cli import doctor
 from brainseg_bids.interfaces.tools import tool_names
 from brainseg_bids.nets import bundle as bundles
 from brainseg_bids.nets.bundle import DEFAULT_MODEL, ModelBundle, find_bundle
+from brainseg_bids.workflows import resources
 from tests.fakes.tools import fake_command, install, on_path
 
 
@@ -133,4 +134,4 @@ def test_limits_of_containers_are_read(tmp_path, file, text, limit_gib):
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
-    assert doctor.memory_limit_gib(tmp_path) == limit_gib
+    assert resources.memory_limit_gib(tmp_path) == limit_gib
