@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tomli_w
 
-PARTICIPANT_STAGES = ("segment", "headlabels")
+PARTICIPANT_STAGES = ("segment", "headlabels", "upsample")
 GROUP_STAGES = ("summary",)
 
 

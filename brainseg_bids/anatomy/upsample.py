@@ -45,6 +45,8 @@ REPAIRS = 6
 REPAIRABLE = 200_000
 """Voxels lost beyond which putting back would take minutes."""
 
+THIN_FACTOR = 1.6
+"""Below, thin voxels own so few target voxels that keeping most of them costs accuracy."""
 CUBIC = -1.1
 """Keys' parameter. A partial volume is a mean over its voxel; lobes that are deeper than Catmull
 and Rom's (-0.5) take that mean back in part (`benchmarks.upsampling`, GOUHFI 0.7 mm)."""
@@ -126,7 +128,8 @@ def upsample(
         Standard deviation of a Gaussian over the labels' masks; eats thin structures.
     keep_thin : bool, optional
         Voxels that are in no 2x2x2 block of their label keep the majority of their own volume.
-        By default so for ``fitted`` without smoothing, where the grids allow it.
+        By default so for ``fitted`` without smoothing, where the axes are the same and each
+        becomes at least 1.6 times finer.
     progress : callable, optional
         Called with parts done and parts in all. The first call of all compiles for a minute.
     threads : int, optional
@@ -166,7 +169,8 @@ def upsample(
     turn = _parallel(matrix, grid.shape)
     can_hold = turn is not None and np.abs(matrix).max() <= 1 + 1e-3
     if keep_thin is None:
-        keep_thin = kernel == "fitted" and smoothing_mm == 0 and can_hold
+        finer = np.abs(matrix).max() <= 1 / THIN_FACTOR
+        keep_thin = kernel == "fitted" and smoothing_mm == 0 and can_hold and bool(finer)
     hold = band.ALL if kernel == "lossless" else band.THIN if keep_thin else band.FREE
     if hold and not can_hold:
         raise ValueError(

@@ -63,6 +63,16 @@ def raw_uri(path: Path, bids_dir: Path) -> str:
     return f"bids:raw:{path.relative_to(bids_dir).as_posix()}"
 
 
+def raw_path(uri: str, bids_dir: Path) -> Path | None:
+    """Input that a `raw_uri` stands for; None if it is none.
+
+    >>> raw_path("bids:raw:sub-01/anat/sub-01_T1w.nii.gz", Path("/data")).as_posix()
+    '/data/sub-01/anat/sub-01_T1w.nii.gz'
+    """
+    prefix, found, inside = uri.partition("bids:raw:")
+    return bids_dir / inside if found and not prefix else None
+
+
 def write_description(
     bids_dir: Path, output_dir: Path, *, links: Mapping[str, Path] | None = None
 ) -> Path:

@@ -134,14 +134,15 @@ def _write_pages(
     """One page per participant; returns what could not be written."""
     if settings.boilerplate_only or not plans:
         return {}
-    from brainseg_bids.workflows.pages import read_cohort, write_subject_page  # late: jinja2
+    from brainseg_bids.workflows.found import with_found  # late: jinja2, nipype
+    from brainseg_bids.workflows.pages import read_cohort, write_subject_page
 
     citation = settings.output_dir / "logs" / "CITATION.md"
     methods = citation.read_text(encoding="utf-8") if citation.is_file() else ""
     # Read once: each page compares its head with all of them.
-    cohort = read_cohort(settings.output_dir) if "headlabels" in settings.stages else None
+    cohort = read_cohort(settings.output_dir)
     missed = {}
-    for plan in plans:
+    for plan in with_found(plans, bids_dir=settings.bids_dir, output_dir=settings.output_dir):
         own = {scan.title for scan in plan.scans} | set(plan.faults)
         errors = [f"{title}: {why}" for title, why in failures.items() if title in own]
         if not plan.scans and not errors:

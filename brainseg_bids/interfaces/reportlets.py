@@ -73,3 +73,26 @@ class DrawMerge(SimpleInterface):
         path = Path(runtime.cwd) / "merge.png"
         self._results["out_file"] = str(draw_merge(image, merged, drawn, path))
         return runtime
+
+
+class _DrawFinerInputSpec(BaseInterfaceInputSpec):
+    source = File(exists=True, mandatory=True, desc="label map")
+    labels = File(exists=True, mandatory=True, desc="the same at finer voxels")
+    table = File(exists=True, mandatory=True, desc="label table, dseg.tsv")
+
+
+class DrawFiner(SimpleInterface):
+    """A label map beside its finer version."""
+
+    input_spec = _DrawFinerInputSpec
+    output_spec = _DrawLabelsOutputSpec
+
+    def _run_interface(self, runtime):
+        from brainseg_bids.reports.finer_figures import draw_finer  # late: matplotlib
+
+        table = LabelTable.read(self.inputs.table)
+        source = read_label_map(self.inputs.source, table)
+        finer = read_label_map(self.inputs.labels, table)
+        path = Path(runtime.cwd) / "finer.png"
+        self._results["out_file"] = str(draw_finer(source, finer, path))
+        return runtime

@@ -68,7 +68,7 @@ class Upsample(SimpleInterface):
                 grid,
                 kernel=self.inputs.kernel,
                 smoothing_mm=self.inputs.smoothing_mm,
-                keep_thin=self.inputs.keep_thin,
+                keep_thin=self.inputs.keep_thin or None,
                 threads=self.inputs.threads,
             )
         facts = {

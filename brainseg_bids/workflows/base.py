@@ -12,10 +12,12 @@ from brainseg_bids.workflows.headlabels import init_headlabels_scan_wf
 from brainseg_bids.workflows.how import HowToRun
 from brainseg_bids.workflows.plan import SubjectPlan
 from brainseg_bids.workflows.segment import init_segment_scan_wf
+from brainseg_bids.workflows.upsample import init_upsample_scan_wf
 
 SCAN_WORKFLOWS = {
     "segment": init_segment_scan_wf,
     "headlabels": init_headlabels_scan_wf,
+    "upsample": init_upsample_scan_wf,
 }
 """What a stage does with one image."""
 

@@ -20,6 +20,7 @@ from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.headlabels_plan import GIVEN, HeadPlan, ToolPlan
 from brainseg_bids.workflows.plan import ScanPlan, SubjectPlan, read_object
 from brainseg_bids.workflows.segment_plan import SegmentPlan
+from brainseg_bids.workflows.upsample_plan import UpsamplePlan
 
 SHOWN = (
     "Tool", "ToolVersion", "Command", "Seconds", "PeakMemoryGiB", "Threads", "Mode", "Device"
@@ -53,6 +54,11 @@ def write_subject_page(
             scan_report(scan, output_dir=output_dir, bids_dir=bids_dir)
             for scan in done
             if isinstance(scan, SegmentPlan)
+        ]
+        + [
+            finer_report(scan, output_dir=output_dir)
+            for scan in done
+            if isinstance(scan, UpsamplePlan)
         ],
         heads=[
             head_report(scan, output_dir=output_dir, bids_dir=bids_dir, cohort=cohort)
@@ -106,6 +112,33 @@ def head_report(
         z=cohort.z.get(image) if cohort else None,
         missing=cohort.missing.get(image, ()) if cohort else (),
         facts={"Made by": f"brainseg-bids {merge.get('BrainsegVersion')}"},
+        outputs=_written(plan, output_dir),
+    )
+
+
+def finer_report(plan: UpsamplePlan, *, output_dir: Path) -> ScanReport:
+    """What a page says about a label map at finer voxels."""
+    said = json.loads(sidecar(plan.outputs["labels"]).read_text(encoding="utf-8"))
+    proof = said["Certificate"]
+    lost = ", ".join(f"{row['name']} ({row['voxels']} voxels)" for row in proof["labels_lost"])
+    changed = [row for row in proof["labels"] if row["index"] and row["volume_change"] is not None]
+    widest = max(changed, key=lambda row: abs(row["volume_change"]), default=None)
+    facts = {
+        "Method": said.get("Method"),
+        "Time": _format(said.get("Seconds"), "{:.0f} s"),
+        "Dice when taken back": _format(proof["round_trip_mean_dice"], "{:.4f}"),
+        "Voxels equal when taken back": _format(proof["round_trip_equal_voxels"], "{:.2%}"),
+        "Largest change of a volume": widest
+        and f"{widest['volume_change']:+.1%} ({widest['name']})",
+        "Made by": f"brainseg-bids {said.get('BrainsegVersion')}",
+    }
+    return ScanReport(
+        title=plan.title,
+        source=plan.scan.path.relative_to(output_dir).as_posix(),
+        figure=plan.outputs["figure"],
+        volumes=read_volumes(plan.outputs["volumes"], output_dir, "fullhead"),
+        facts={key: value for key, value in facts.items() if value},
+        warnings=[f"These labels are lost at these voxels: {lost}."] if lost else [],
         outputs=_written(plan, output_dir),
     )
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.upsample import needed_gib
 from brainseg_bids.bids.names import TOP, Scan, finer_name, sidecar
@@ -23,6 +25,8 @@ from brainseg_bids.workflows.plan import (
 )
 from brainseg_bids.workflows.segment_plan import VOLUMES_COLUMNS
 
+CERTIFICATE_BYTES = 12
+"""Memory per finer voxel that components and volumes of all labels take."""
 MAPS = "_seg-fullhead_dseg.nii.gz"
 """What the names of label maps of heads end in."""
 
@@ -136,14 +140,37 @@ def plan_upsample(
     return SubjectPlan(label, tuple(plans), faults)
 
 
-def _plan_map(scan: Scan, output_dir: Path, target: Target, memory_gb: float) -> UpsamplePlan:
-    labels = finer_name(scan.path, target.resolution)
+def finer_outputs(labels: Path, output_dir: Path) -> dict[str, Path]:
+    """What belongs to a finer label map."""
     stem = labels.name.removesuffix("_dseg.nii.gz")
-    outputs = {
+    subject = labels.name.split("_")[0]
+    return {
         "labels": labels,
         "volumes": labels.with_name(f"{stem}_desc-volumes_morph.tsv"),
-        "figure": output_dir / f"sub-{scan.subject}" / "figures" / f"{stem}_dseg.png",
+        "figure": output_dir / subject / "figures" / f"{stem}_dseg.png",
     }
+
+
+def finer_plan(beside: Path, said: dict, output_dir: Path) -> UpsamplePlan | None:
+    """Plan of a finer map that is there already, from the JSON beside it; None if it is stale."""
+    labels = beside.with_name(beside.name.replace(".json", ".nii.gz"))
+    outputs = finer_outputs(labels, output_dir)
+    source = output_dir / str(said.get("Input", "")).removeprefix("bids::")
+    if not source.is_file() or not all(path.is_file() for path in outputs.values()):
+        return None
+    if fingerprint(source, known=said)["InputSHA256"] != said.get("InputSHA256"):
+        return None
+    target = Target(
+        tuple(said["TargetVoxelSizeMm"]), said["Kernel"], said["SmoothingMm"], said["KeepThin"]
+    )
+    return UpsamplePlan(
+        Scan.from_path(source), REUSE, "found", outputs, {"Input": said["Input"]}, target, (), 0.0
+    )
+
+
+def _plan_map(scan: Scan, output_dir: Path, target: Target, memory_gb: float) -> UpsamplePlan:
+    labels = finer_name(scan.path, target.resolution)
+    outputs = finer_outputs(labels, output_dir)
     provenance = {
         "BrainsegVersion": __version__,
         "Input": f"bids::{scan.path.relative_to(output_dir).as_posix()}",
@@ -158,7 +185,9 @@ def _plan_map(scan: Scan, output_dir: Path, target: Target, memory_gb: float) ->
     grid = read_grid(scan.path)
     sizes = target.voxel_size_mm
     finer = grid.with_voxel_size(sizes[0] if len(sizes) == 1 else sizes)
-    mem_gb = needed_gib(grid, finer)
+    mem_gb = (
+        needed_gib(finer, grid) + CERTIFICATE_BYTES * np.prod(finer.shape, dtype=float) / 2**30
+    )
     if reason and mem_gb > memory_gb:
         raise InputError(
             f"{scan.path}: at {target.shown} it has {finer.shape[0]}x{finer.shape[1]}x"
