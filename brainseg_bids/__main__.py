@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
@@ -24,6 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     from brainseg_bids.cli.parser import parse
 
     settings = parse(argv)
+    # What a batch system sends at the end of its time is to end all that was started, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from brainseg_bids.cli.run import run  # late: `--help` shall not wait for it
 
     return run(settings)

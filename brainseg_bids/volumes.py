@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import warnings
@@ -252,6 +253,12 @@ def warn_about_transforms(file, path: Path) -> list[str]:
         log.warning(note)
         warnings.warn(note, stacklevel=2)
     return notes
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_label_map(labels: LabelMap, path: str | Path) -> Path:

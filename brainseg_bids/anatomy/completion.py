@@ -22,7 +22,7 @@ from brainseg_bids.anatomy.rules import MergeRules
 
 @dataclass(frozen=True)
 class CompletionSettings:
-    """Numbers of the completion; see docs/explanation/merging.md for how they were found.
+    """Numbers of the completion; docs/explanation/merging.md says how they were chosen.
 
     Parameters
     ----------

@@ -88,6 +88,23 @@ class Grid:
         corners = np.vstack([corners, np.ones(corners.shape[1])])
         return bool(np.abs((self.affine - other.affine) @ corners).max() <= tolerance_mm)
 
+    def covers(self, other: Grid) -> np.ndarray:
+        """Which voxels of another grid have their centre in this one's box, (X, Y, Z) bool.
+
+        >>> Grid((2, 1, 1), np.eye(4)).covers(Grid((3, 1, 1), np.eye(4))).ravel().tolist()
+        [True, True, False]
+        """
+        to_own = np.linalg.inv(self.affine) @ other.affine
+        inside = np.ones(other.shape, dtype=bool)
+        for axis, n in enumerate(self.shape):
+            place = np.float32(to_own[axis, 3])
+            for along, m in enumerate(other.shape):
+                steps = (to_own[axis, along] * np.arange(m)).astype(np.float32)
+                place = place + steps.reshape([-1 if a == along else 1 for a in range(3)])
+            # A thousandth of a voxel: a box of the same edge is inside whatever the rounding.
+            inside &= (place > -0.501) & (place < n - 0.499)
+        return inside
+
     def orientation(self) -> tuple[tuple[int, int], ...]:
         """For each world axis R, A, S: the voxel axis nearest to it, and the sign.
 

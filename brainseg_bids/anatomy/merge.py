@@ -37,11 +37,16 @@ STRAY_MARGIN_MM = 3.0
 """A sided piece is on the wrong side if all of it is further than this beyond the middle."""
 BRAIN_ML = (600.0, 2200.0)
 """Volume of adult brains with ventricles, with room on both sides."""
-FACES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
-"""Names of a box's faces, low and high, along R, A, S."""
-BRAIN_ON_FACE_MM2, HEAD_ON_FACE_MM2 = 25.0, 400.0
-"""Areas on a face of the field of view from which a cut is worth a flag (the tip of a nose or an
-ear is not)."""
+SHELL_SHARE = 0.15
+"""A brain with less bone and soft tissue around it than this share of its own volume has been
+taken out of its head; around a whole head's brain there is more than half of its volume."""
+UNSEEN_BRAIN_ML = 5.0
+"""Brain beyond a tool's field of view that is worth a flag; less is the end of the brain stem."""
+EDGES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
+"""Names of an image's outermost planes, low and high, along R, A, S."""
+BRAIN_ON_EDGE_MM2, HEAD_ON_EDGE_MM2 = 25.0, 400.0
+"""Areas on an edge of the image from which a cut is worth a flag (the tip of a nose or an ear is
+not)."""
 LEAST_BRAIN_DICE = 0.9
 COUNTERPART_MM3 = 50.0
 
@@ -57,11 +62,15 @@ class Source:
     labels : LabelMap
     membership : Membership, optional
         Posteriors of the tool, compressed.
+    seen : (X, Y, Z) bool, optional
+        Where the tool's own grid covers the image's; everywhere if not given. Elsewhere the tool
+        has not looked, and its 0 says nothing.
     """
 
     name: str
     labels: LabelMap
     membership: Membership | None = None
+    seen: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,8 @@ class RuleCount:
 
 @dataclass(frozen=True)
 class Conflict:
-    """One structure as both tools see it; ``dice`` is None where neither has a voxel of it."""
+    """One structure as both tools see it, where both have looked; ``dice`` is None where neither
+    has a voxel of it."""
 
     structure: str
     head_mm3: float
@@ -211,12 +221,13 @@ def merge(
     turned, ras = (lambda array: grid.array_to_ras(array)), grid.to_ras()
     report = MergeReport(head.name, brain and brain.name, grid.voxel_volume_mm3)
     head_voxels, *rest = [_plain(turned(source.labels.voxels)) for source in sources]
+    seen = [None if source.seen is None else turned(source.seen) for source in sources]
     brain_voxels = rest[0] if rest else None
     _drop_background(head_voxels, brain_voxels, rules, report)
     origin = None
     if any(source.membership is not None for source in sources):
         origin = np.zeros(ras.shape, dtype=np.uint8)
-    voxels = _win(head_voxels, brain_voxels, ras, rules, report, origin)
+    voxels = _win(head_voxels, brain_voxels, seen, ras, rules, report, origin)
     box = _box(voxels)
     if box is not None:
         inside = np.ascontiguousarray(voxels[box])
@@ -242,6 +253,11 @@ def _check(sources: list[Source], image: np.ndarray | None, table: LabelTable) -
         soft = source.membership
         if soft is not None and soft.grid.shape != source.labels.grid.shape:
             raise ValueError(f"{source.name}: labels and memberships are on different grids.")
+        if source.seen is not None and source.seen.shape != source.labels.grid.shape:
+            raise ValueError(
+                f"{source.name}: seen of shape {source.seen.shape} is not on the labels' grid, "
+                f"{source.labels.grid.shape}."
+            )
     if image is not None and image.shape != head.labels.grid.shape:
         raise ValueError(
             f"image of shape {image.shape} is not on the grid of {head.name}, "
@@ -286,12 +302,16 @@ def _drop_background(
 def _win(
     head: np.ndarray,
     brain: np.ndarray | None,
+    seen: list[np.ndarray | None],
     grid: Grid,
     rules: MergeRules,
     report: MergeReport,
     origin: np.ndarray | None,
 ) -> np.ndarray:
-    """Precedence: the winner of each voxel; ``origin`` gets 0 head, 1 brain, 2 neither."""
+    """Precedence: the winner of each voxel; ``origin`` gets 0 head, 1 brain, 2 neither.
+
+    ``seen`` is the head's and the brain's.
+    """
     is_brain = code_lookup(rules.groups["brain"], rules.table)
     if brain is not None and not is_brain[brain].any():
         report.flags.append(f"{report.brain} labels no brain: {report.head} was used alone")
@@ -306,13 +326,20 @@ def _win(
     head_in, brain_in = np.ascontiguousarray(head[box]), np.ascontiguousarray(brain[box])
     for name, voxels in ((report.head, head_in), (report.brain, brain_in)):
         _flag_sides(name, voxels, inside, rules, report)
+    seen_in = [None if mask is None else mask[box] for mask in seen]
+    place = places(is_brain[brain_in], inside)
+    if seen_in[1] is not None:
+        # A label is proof that the tool has looked (voxels on the border of its grid).
+        place[~seen_in[1] & (brain_in == 0)] = PLACES.index("unseen")
     compiled = CompiledPrecedence.of(rules)
-    index = compiled.index(places(is_brain[brain_in], inside), brain_in, head_in)
+    index = compiled.index(place, brain_in, head_in)
     counts = compiled.counts(index)
     for line, voxels in zip(rules.precedence, compiled.decided(counts), strict=True):
         report.count(line.rule, voxels, line.reason)
-    report.conflicts += _conflicts(counts.sum(axis=0), rules, grid.voxel_volume_mm3)
+    looked = np.array([place != "unseen" for place in PLACES])
+    report.conflicts += _conflicts(counts[looked].sum(axis=0), rules, grid.voxel_volume_mm3)
     _flag_disagreement(report)
+    _flag_unseen(report, is_brain, (head_in, brain_in), seen_in)
     if origin is not None:
         origin[box] = compiled.origin.ravel()[index]
     head[box] = compiled.result.ravel()[index]
@@ -410,13 +437,13 @@ class CompiledPrecedence:
         return cls(ranks, codes, line, result, origin)
 
     def index(self, place: np.ndarray, brain: np.ndarray, head: np.ndarray) -> np.ndarray:
-        """Flat index into the lookups for each voxel."""
-        n = len(self.codes)
-        small = self.ranks.astype(np.uint16)
-        index = small[brain]
-        index += place * np.uint16(n)
-        index *= np.uint16(n)
-        index += small[head]
+        """Flat index into the lookups for each voxel, in the smallest type that holds it."""
+        small = np.promote_types(np.uint16, np.min_scalar_type(self.line.size - 1))
+        n, ranks = small.type(len(self.codes)), self.ranks.astype(small)
+        index = ranks[brain]
+        index += place * n
+        index *= n
+        index += ranks[head]
         return index
 
     def counts(self, index: np.ndarray) -> np.ndarray:
@@ -524,6 +551,26 @@ def _flag_disagreement(report: MergeReport) -> None:
         )
 
 
+def _flag_unseen(
+    report: MergeReport,
+    is_brain: np.ndarray,
+    voxels: tuple[np.ndarray, np.ndarray],
+    seen: list[np.ndarray | None],
+) -> None:
+    """Brain that one tool labels where the other has not looked."""
+    names = (report.head, report.brain)
+    for number, mask in enumerate(seen):
+        if mask is None:
+            continue
+        beyond = np.count_nonzero(is_brain[voxels[1 - number]] & ~mask)
+        beyond_ml = beyond * report.voxel_volume_mm3 / 1000
+        if beyond_ml > UNSEEN_BRAIN_ML:
+            report.flags.append(
+                f"{names[number]}'s field of view ends inside the brain: {names[1 - number]} "
+                f"labels {beyond_ml:.0f} mL of brain beyond it"
+            )
+
+
 def _flag_result(voxels: np.ndarray, grid: Grid, rules: MergeRules, report: MergeReport) -> None:
     """What a human should look at in the finished map."""
     counts = count_codes(voxels)
@@ -532,6 +579,13 @@ def _flag_result(voxels: np.ndarray, grid: Grid, rules: MergeRules, report: Merg
     low, high = BRAIN_ML
     if not low <= brain_ml <= high:
         report.flags.append(f"brain of {brain_ml:.0f} mL, expected {low:.0f} to {high:.0f} mL")
+    shell = rules.groups["bone"] | rules.groups["soft"]
+    shell_ml = sum(volume.get(code, 0) for code in shell) / 1000
+    if brain_ml >= low and shell_ml < SHELL_SHARE * brain_ml:
+        report.flags.append(
+            "nearly no bone and soft tissue around the brain: is the image skull-stripped? "
+            "Label maps of whole heads need whole heads"
+        )
     if not rules.groups["air"] & set(counts):
         report.flags.append("no air was found inside the head")
     for label in rules.table:
@@ -543,18 +597,18 @@ def _flag_result(voxels: np.ndarray, grid: Grid, rules: MergeRules, report: Merg
 
 
 def _cuts(voxels: np.ndarray, grid: Grid, is_brain: np.ndarray) -> Iterator[str]:
-    """Sentences about faces of the field of view that cut brain or head."""
+    """Sentences about edges of the image that cut brain or head."""
     sizes = grid.voxel_size_mm
-    for axis, names in enumerate(FACES):
+    for axis, names in enumerate(EDGES):
         area_mm2 = float(np.prod([size for a, size in enumerate(sizes) if a != axis]))
         for end, name in zip((0, -1), names, strict=True):
-            face = np.take(voxels, end, axis)
-            brain = np.count_nonzero(is_brain[face]) * area_mm2
-            if brain >= BRAIN_ON_FACE_MM2:
-                yield f"the head is cut at the {name} face: brain labels touch it"
+            edge = np.take(voxels, end, axis)
+            brain = np.count_nonzero(is_brain[edge]) * area_mm2
+            if brain >= BRAIN_ON_EDGE_MM2:
+                yield f"the head is cut at the {name} edge of the image: brain labels touch it"
             # Every field of view ends somewhere in the neck.
-            elif name != "inferior" and np.count_nonzero(face) * area_mm2 >= HEAD_ON_FACE_MM2:
-                yield f"the head is cut at the {name} face"
+            elif name != "inferior" and np.count_nonzero(edge) * area_mm2 >= HEAD_ON_EDGE_MM2:
+                yield f"the head is cut at the {name} edge of the image"
 
 
 def _membership(labels: LabelMap, sources: list[Source], origin: np.ndarray) -> Membership:

@@ -12,16 +12,18 @@ from pathlib import Path
 
 from brainseg_bids.anatomy.labels import Label, LabelTable
 
-PLACES = ("outside_hull", "below", "inside_hull", "enclosed")
+PLACES = ("outside_hull", "unseen", "below", "inside_hull", "enclosed")
 """Where a voxel lies as seen from the brain tool's brain; each voxel has one place.
 
-``enclosed``: in a cavity of the brain. ``inside_hull``: in a sulcus or fissure. ``below``: lower
-than its lowest voxel. ``outside_hull``: anywhere else.
+``unseen``: outside of the brain tool's own grid, and without a label of it. ``enclosed``: in a
+cavity of the brain. ``inside_hull``: in a sulcus or fissure. ``below``: lower than its lowest
+voxel. ``outside_hull``: anywhere else.
 """
 WHERE = {
     "anywhere": frozenset(PLACES),
     "inside_hull": frozenset({"inside_hull", "enclosed"}),
     "outside_hull": frozenset({"outside_hull", "below"}),
+    "unseen": frozenset({"unseen"}),
     "enclosed": frozenset({"enclosed"}),
     "below": frozenset({"below"}),
 }

@@ -16,6 +16,7 @@ from brainseg_bids.cli.console import Progress
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import SubjectPlan
+from brainseg_bids.workflows.resources import memory_gib
 from brainseg_bids.workflows.segment_plan import Model
 
 log = logging.getLogger("brainseg")
@@ -38,13 +39,12 @@ def run_plans(
     ``so_far`` are these plans and those of earlier passes, for the methods text.
     """
     faults = {title: why for plan in plans for title, why in plan.faults.items()}
+    if settings.reports_only:
+        missing = "there are no results of it. Run without --reports-only."
+        return faults | {scan.title: missing for plan in plans for scan in plan.to_run}, DONE
     citation = settings.output_dir / "logs" / "CITATION.md"
     to_run = sum(len(plan.to_run) for plan in plans)
-    if (
-        (settings.reports_only or not to_run)
-        and citation.is_file()
-        and not settings.boilerplate_only
-    ):
+    if not to_run and citation.is_file() and not settings.boilerplate_only:
         return faults, DONE
     if settings.fs_license_file:
         os.environ["FS_LICENSE"] = str(settings.fs_license_file)  # tools look there
@@ -63,7 +63,7 @@ def run_plans(
     _write_citation(citation, description)
     if settings.write_graph:
         _draw_graph(workflow, run_dir / "graph.dot")
-    if settings.boilerplate_only or settings.reports_only or not to_run:
+    if settings.boilerplate_only or not to_run:
         return faults, DONE
     workflow.base_dir = str(settings.work_dir)
     failures, code = _run_workflow(settings, workflow, plans, crash_dir, to_run)
@@ -143,6 +143,12 @@ def _run_workflow(
                 log.info("%s: %s took %.0f s", title, facts["Tool"], facts["Seconds"])
                 return
             progress(title, 100)
+            for note in facts.get("Warnings", []):
+                log.warning("%s", note)
+            if "Merge" in facts:
+                for flag in facts["Merge"]["flags"]:
+                    log.warning("%s: %s", title, flag)
+                return
             if "Certificate" in facts:
                 log.info("%s: made in %.0f s from %s", title, facts["Seconds"], facts["Method"])
                 return
@@ -154,7 +160,8 @@ def _run_workflow(
         crashed = run_workflow(
             workflow,
             nprocs=settings.nprocs,
-            memory_gb=settings.memory_gb,
+            # Nipype's own guess does not know the limit of a container or a batch job.
+            memory_gb=settings.memory_gb or 0.9 * memory_gib(),
             crash_dir=crash_dir,
             plugin=_read_plugin(settings.nipype_plugin_file),
             on_end=ended,

@@ -294,6 +294,7 @@ def parse(argv: list[str] | None = None) -> Settings:
             values[name] = tuple(value)
         elif str(known[name].type).startswith("Path"):
             values[name] = value.absolute()
+    _check_stage_flags(parser, given, values["stages"])
     if len(values.get("target_voxel_size_mm", (1,))) not in (1, 3):
         parser.error("--target-voxel-size: give one number, or three.")
     values.setdefault("brain_tool", values.get("head_tool", Settings.head_tool))
@@ -439,7 +440,9 @@ def named_command(text: str) -> tuple[str, list[str]]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
     if not words:
-        raise argparse.ArgumentTypeError(f'{text!r}: give a command, e.g. {name}="/opt/{name}"')
+        raise argparse.ArgumentTypeError(
+            f'{text!r}: give a command, e.g. {name}="/opt/{name}/bin/run"'
+        )
     return name, words
 
 
@@ -450,6 +453,31 @@ def _derivative(text: str) -> tuple[str, str]:
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r}: there is no such folder")
     return (name if found else path.resolve().name), str(path.absolute())
+
+
+STAGE_FLAGS = {
+    "headlabels": {
+        "head_tool": "--head-tool",
+        "brain_tool": "--brain-tool",
+        "tools": "--tool",
+        "derivatives": "-d",
+        "tool_timeout_h": "--tool-timeout",
+    },
+    "upsample": {
+        "target_voxel_size_mm": "--target-voxel-size",
+        "upsample_kernel": "--upsample-kernel",
+        "smoothing_mm": "--smoothing",
+        "keep_thin": "--keep-thin",
+    },
+}
+"""What would have no effect in a run without its stage."""
+
+
+def _check_stage_flags(parser: argparse.ArgumentParser, given: dict, stages: tuple) -> None:
+    for stage, flags in STAGE_FLAGS.items():
+        said = [flag for name, flag in flags.items() if given[name]]
+        if said and stage not in stages:
+            parser.error(f"{said[0]} belongs to --stages {stage}, which was not asked for.")
 
 
 def _by_name(parser: argparse.ArgumentParser, flag: str, pairs: list[tuple]) -> dict:

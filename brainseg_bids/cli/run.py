@@ -87,15 +87,21 @@ def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | No
     model, table = read_model(settings.model or DEFAULT_MODEL)
     plans: list[SubjectPlan] = []
     failures: dict[str, str] = {}  # what messages call it: why
-    code = NOT_BUILT
+    code = DONE
     try:
         for stages in passes(settings.stages):
-            new = plan_stages(settings, stages, model, program)
+            try:
+                new = plan_stages(settings, stages, model, program)
+            except InputError:
+                if not failures:
+                    raise
+                break  # nothing came out of the pass before, and that has been told
             tables = _write_root(settings, table)
             plans = joined([*plans, *new])
-            failed, code = run_plans(settings, new, plans, model, tables, run_dir, program)
+            failed, ended = run_plans(settings, new, plans, model, tables, run_dir, program)
             failures |= failed
-            if code == NOT_BUILT or (failures and settings.stop_on_first_crash):
+            code = ended if code == NOT_BUILT else max(code, ended)
+            if ended == NOT_BUILT or (failures and settings.stop_on_first_crash):
                 break
     finally:
         failures |= _write_pages(settings, plans, failures)
@@ -121,7 +127,9 @@ def _conclude(
         rest = "; the others are complete" if others else ""
         log.error("%d of %d could not be done%s", len(failures), total, rest)
         return FAILED if code == DONE else code
-    if code == DONE:
+    if code == DONE and settings.boilerplate_only:
+        log.info("methods text: %s", settings.output_dir / "logs" / "CITATION.md")
+    elif code == DONE:
         log.info("finished successfully!")
         page = f"sub-{plans[0].label}.html" if len(plans) == 1 else "sub-*.html"
         log.info("report: %s", settings.output_dir / page)
@@ -140,8 +148,12 @@ def _write_pages(
     citation = settings.output_dir / "logs" / "CITATION.md"
     methods = citation.read_text(encoding="utf-8") if citation.is_file() else ""
     # Read once: each page compares its head with all of them.
-    cohort = read_cohort(settings.output_dir)
     missed = {}
+    try:
+        cohort = read_cohort(settings.output_dir)
+    except (OSError, ValueError) as error:  # a table of whichever other subject
+        log.warning("heads are not compared: %s", error)
+        cohort = None
     for plan in with_found(plans, bids_dir=settings.bids_dir, output_dir=settings.output_dir):
         own = {scan.title for scan in plan.scans} | set(plan.faults)
         errors = [f"{title}: {why}" for title, why in failures.items() if title in own]

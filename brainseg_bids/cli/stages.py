@@ -107,7 +107,8 @@ def _plan_from_dataset(
         plans += _plan_headlabels(settings, labels, model, program)
     plans = joined(plans)
     if not any(plan.scans or plan.faults for plan in plans):
-        wanted = ", ".join(settings.contrasts) or "structural"
+        usual = "structural" if "segment" in stages else "T1w"
+        wanted = ", ".join(settings.contrasts) or usual
         raise InputError(
             f"{settings.bids_dir}: no {wanted} image was found for {len(plans)} participant(s). "
             "Check --contrasts, --session-label and --bids-filter-file."
@@ -202,6 +203,7 @@ def _plan_headlabels(
         commands=commands,
         derivatives={name: Path(path) for name, path in settings.derivatives.items()},
         memory_gb=settings.memory_gb or memory_gib(),
+        will_run=not (settings.reports_only or settings.boilerplate_only),
     )
     choice.check()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from brainseg_bids.volumes import (
     read_membership,
     read_posteriors,
     read_volume,
+    sha256,
     write_label_map,
     write_membership,
 )
@@ -49,6 +51,7 @@ class _ReadToolInputSpec(BaseInterfaceInputSpec):
     posteriors = InputMultiPath(File(exists=True), desc="probabilities, 3D each or one 4D")
     posterior_codes = traits.List(traits.Int(), desc="the tool's code of each")
     log = File(desc="the tool's log, named in messages")
+    given = traits.Bool(False, usedefault=True, desc="the user's own: its grid may be another")
 
 
 class _ReadToolOutputSpec(TraitedSpec):
@@ -71,7 +74,7 @@ class ReadTool(SimpleInterface):
             labels = read_label_map(self.inputs.labels, table)
             if not labels.voxels.any():
                 raise InputError(f"{self.inputs.labels}: {tool.name} labelled nothing.")
-            self._check_place(labels, tool.same_grid)
+            self._check_place(labels, tool.same_grid and not self.inputs.given)
             self._results["labels"] = str(write_label_map(labels, folder / "tool_dseg.nii.gz"))
             if isdefined(self.inputs.posteriors) and self.inputs.posteriors:
                 self._keep_top(table, folder)
@@ -119,6 +122,7 @@ class _MergeHeadInputSpec(BaseInterfaceInputSpec):
     brain_labels = File(exists=True)
     brain_top_codes = File(exists=True)
     brain_top_weights = File(exists=True)
+    made = traits.List(traits.Str(), desc="roles whose map was made in this run")
 
 
 class _MergeHeadOutputSpec(TraitedSpec):
@@ -126,7 +130,8 @@ class _MergeHeadOutputSpec(TraitedSpec):
     top_codes = File(exists=True, desc="most probable labels, by rank")
     top_weights = File(exists=True, desc="their probabilities")
     merge = File(exists=True, desc="voxels changed by each rule, TSV")
-    facts = File(exists=True, desc="the whole merge report, JSON")
+    facts = File(exists=True, desc="SHA-256 of the maps made in this run, JSON")
+    report = File(exists=True, desc="the same, and the whole merge report, JSON")
 
 
 class MergeHead(SimpleInterface):
@@ -137,16 +142,25 @@ class MergeHead(SimpleInterface):
 
     def _run_interface(self, runtime):
         folder = Path(runtime.cwd)
-        image, _ = read_volume(self.inputs.image)
+        with warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("always")
+            image, _ = read_volume(self.inputs.image)
+        notes = [str(w.message) for w in noted if self.inputs.image in str(w.message)]
         head = self._source("head")
         brain = self._source("brain") if isdefined(self.inputs.brain_tool) else None
         merged = merge(head, brain, image=image)
-        report = merged.report.to_json()
-        (folder / "facts.json").write_text(json.dumps({"Merge": report}), encoding="utf-8")
+        facts = {
+            f"{role.capitalize()}SHA256": sha256(getattr(self.inputs, f"{role}_labels"))
+            for role in self.inputs.made or ()
+        }
+        report = facts | {"Merge": merged.report.to_json(), "Warnings": notes}
+        (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
         self._results |= {
             "labels": str(write_label_map(merged.labels, folder / "head_dseg.nii.gz")),
             "merge": str(write_rules(merged.report, folder / "merge_morph.tsv")),
             "facts": str(folder / "facts.json"),
+            "report": str(folder / "report.json"),
         }
         if merged.membership is not None:
             paths = folder / "top_dseg.nii.gz", folder / "top_probseg.nii.gz"

@@ -33,6 +33,8 @@ class _SaveDerivativeInputSpec(BaseInterfaceInputSpec):
     report = File(exists=True, desc="of the segmentation, added to the metadata")
     facts = File(exists=True, desc="JSON object, added to the metadata as it is")
 
+    outdated = traits.List(traits.Str(), desc="files of an earlier run that go, with their JSON")
+
 
 class _SaveDerivativeOutputSpec(TraitedSpec):
     out_file = File(exists=True)
@@ -56,6 +58,9 @@ class SaveDerivative(SimpleInterface):
         source, path = Path(self.inputs.in_file), Path(self.inputs.path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            for old in map(Path, self.inputs.outdated or ()):
+                old.unlink(missing_ok=True)
+                sidecar(old).unlink(missing_ok=True)
             with whole_or_nothing(path) as temporary:
                 shutil.copyfile(source, temporary)
             if isinstance(self.inputs.metadata, dict):

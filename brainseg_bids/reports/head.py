@@ -175,11 +175,13 @@ def head_section(head: HeadReport) -> dict:
 
 
 def _tool(tool: ToolRun) -> dict:
+    others = dict(tool.facts)
     facts = {
         "Version": tool.version,
         "Time": "" if tool.seconds is None else _duration(tool.seconds),
+        "Peak memory": _gib(others.pop("PeakMemoryGiB", None)),
         "Reused from": tool.reused_from,
-        **{str(key): _plain(value) for key, value in tool.facts.items()},
+        **{str(key): _plain(value) for key, value in others.items()},
         "Log": tool.log,
     }
     return {
@@ -194,6 +196,15 @@ def _plain(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return "" if value is None else str(value)
+
+
+def _gib(value: object) -> str:
+    """Memory for the eye; empty for what is no number.
+
+    >>> _gib(5.7123), _gib(None)
+    ('5.7 GiB', '')
+    """
+    return f"{value:.1f} GiB" if isinstance(value, int | float) else _plain(value)
 
 
 def _duration(seconds: float) -> str:

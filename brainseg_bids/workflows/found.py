@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from brainseg_bids.bids.description import raw_path
-from brainseg_bids.bids.names import HeadNames, OutputNames, Scan, ToolNames, sidecar
+from brainseg_bids.bids.names import HeadNames, OutputNames, Scan, ToolNames
 from brainseg_bids.interfaces.tools import find_tool, tool_names
 from brainseg_bids.workflows.headlabels_plan import GIVEN, HeadPlan, ToolPlan
 from brainseg_bids.workflows.plan import (
+    CHANGES,
     REUSE,
     ScanPlan,
     SubjectPlan,
@@ -70,7 +71,8 @@ def _unchanged(said: dict, scan: Scan, outputs: dict[str, Path]) -> bool:
     except OSError:
         return False
     shown = {name: outputs.get(name, scan.path / "missing") for name in ("labels", "volumes")}
-    return not why_run(shown, {"InputSHA256": now["InputSHA256"]})
+    as_said = {key: said[key] for key in CHANGES if key in said}
+    return not why_run(shown, as_said | {"InputSHA256": now["InputSHA256"]})
 
 
 def _segmented(said: dict, bids_dir: Path, output_dir: Path) -> SegmentPlan | None:

@@ -20,11 +20,11 @@ from brainseg_bids.workflows.headlabels_plan import (
 )
 from brainseg_bids.workflows.how import HowToRun
 from brainseg_bids.workflows.outputs import init_ds_scan_wf
-from brainseg_bids.workflows.plan import REUSE
+from brainseg_bids.workflows.plan import REUSE, RUN
 from brainseg_bids.workflows.segment import takes_gpu
 
-MERGE_GIB = 3.0
-"""Memory set aside for one merge: what a 256³ head may take (``docs/performance.md``)."""
+MERGE_GIB = 1.5
+"""Memory set aside for one merge: a 256³ head takes up to 1 GiB (``docs/performance.md``)."""
 
 
 def init_headlabels_scan_wf(plan: HeadPlan, how: HowToRun) -> Workflow:
@@ -41,24 +41,31 @@ def init_headlabels_scan_wf(plan: HeadPlan, how: HowToRun) -> Workflow:
     merge = pe.Node(MergeHead(), name="merge", mem_gb=MERGE_GIB)
     volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=0.5)
     figure = pe.Node(DrawMerge(table=table), name="figure", mem_gb=1.5)
+    said = head_metadata(plan, output_dir=how.output_dir)
+    paths = {output: str(path) for output, path in plan.outputs.items()}
+    ds_merge_wf = init_ds_scan_wf(
+        {"merge": paths.pop("merge")}, said, facts="facts", name="ds_merge_wf"
+    )
     ds_head_wf = init_ds_scan_wf(
-        {output: str(path) for output, path in plan.outputs.items()},
-        head_metadata(plan, output_dir=how.output_dir),
+        paths,
+        said,
         facts="facts",
-        told=("merge",),
+        outdated=[str(path) for path in plan.outdated],
         name="ds_head_wf",
     )
-    merged = ["labels", "merge", *(name for name in plan.outputs if name.startswith("top_"))]
+    merged = ["labels", *(name for name in plan.outputs if name.startswith("top_"))]
     workflow.connect([
         (image, merge, [("image", "image")]),
         (image, figure, [("image", "image")]),
         (merge, volumes, [("labels", "labels")]),
         (merge, figure, [("labels", "labels")]),
+        (merge, ds_merge_wf, [("merge", "inputnode.merge"), ("report", "inputnode.facts")]),
         (merge, ds_head_wf, [("facts", "inputnode.facts")]),
         (merge, ds_head_wf, [(name, f"inputnode.{name}") for name in merged]),
         (volumes, ds_head_wf, [("out_file", "inputnode.volumes")]),
         (figure, ds_head_wf, [("out_file", "inputnode.figure")]),
     ])  # fmt: skip
+    merge.inputs.made = [role for role, tool in plan.tools.items() if tool.action == RUN]
     for role, tool in plan.tools.items():
         tool_wf = init_tool_wf(tool, plan.scan, how, name=f"{role}_wf")
         for step in (merge, figure):
@@ -99,7 +106,7 @@ def init_tool_wf(plan: ToolPlan, scan: Scan, how: HowToRun, *, name: str) -> Wor
         (read, outputnode, [(field, field) for field in plan.outputs]),
     ])  # fmt: skip
     if plan.action == GIVEN:
-        read.inputs.labels = str(plan.outputs["labels"])
+        read.inputs.trait_set(labels=str(plan.outputs["labels"]), given=True)
         return workflow
     run = _init_run_node(plan, scan, how)
     ds_tool_wf = init_ds_scan_wf(

@@ -11,9 +11,9 @@ from brainseg_bids import __version__
 from brainseg_bids.bids.description import raw_uri
 from brainseg_bids.bids.inputs import Subject
 from brainseg_bids.bids.names import HeadNames, Scan, ToolNames, sidecar
-from brainseg_bids.interfaces.tools import find_existing, find_tool
-from brainseg_bids.interfaces.tools.base import Tool, find_program
-from brainseg_bids.volumes import InputError, read_grid
+from brainseg_bids.interfaces.tools import check_origin, find_existing, find_tool
+from brainseg_bids.interfaces.tools.base import MissingToolError, Tool, find_program
+from brainseg_bids.volumes import InputError, read_grid, sha256
 from brainseg_bids.workflows.plan import (
     REUSE,
     RUN,
@@ -21,13 +21,17 @@ from brainseg_bids.workflows.plan import (
     SubjectPlan,
     fingerprint,
     read_object,
-    sha256,
     unreadable,
     why_run,
 )
 from brainseg_bids.workflows.segment_plan import VOLUMES_COLUMNS, Model
 
 GIVEN = "given"
+WHAT_IS_DONE = {
+    RUN: "run: {}",
+    GIVEN: "not run: {}",
+    REUSE: "not run: an earlier run's labels are reused",
+}
 ROLES = ("head", "brain")
 
 
@@ -75,6 +79,14 @@ class HeadPlan(ScanPlan):
     stage = "headlabels"
 
     @property
+    def outdated(self) -> list[Path]:
+        """What an earlier merge may have left and this one does not make: it goes."""
+        beside = self.outputs["labels"].parent
+        names = HeadNames.of(self.scan)
+        top = [beside / names.top_codes.name, beside / names.top_weights.name]
+        return [path for path in top if path not in self.outputs.values()]
+
+    @property
     def title(self) -> str:
         """How messages call it."""
         return f"{self.scan.title} head labels"
@@ -96,6 +108,8 @@ class ToolChoice:
         Folders that hold results, by name of the tool.
     memory_gb : float
         What there is.
+    will_run : bool
+        Programs are looked for only if they are to be run now.
     """
 
     head: str
@@ -104,6 +118,7 @@ class ToolChoice:
     commands: Mapping[str, tuple[str, ...]]
     derivatives: Mapping[str, Path]
     memory_gb: float
+    will_run: bool = True
 
     def check(self) -> None:
         """Raise `InputError` if this choice can never give a result."""
@@ -188,9 +203,10 @@ def _sources(tools: Mapping[str, ToolPlan]) -> dict:
     for role, plan in tools.items():
         key = role.capitalize()
         facts[f"{key}Tool"] = plan.tool.name
-        for fact in ("Source", "SourceSHA256"):
-            if fact in plan.provenance:
-                facts[f"{key}{fact}"] = plan.provenance[fact]
+        if "Source" in plan.provenance:
+            facts[f"{key}Source"] = plan.provenance["Source"]
+        if plan.action != RUN:  # of a map that is to be made, the run tells it
+            facts[f"{key}SHA256"] = plan.provenance["SHA256"]
         if "ModelDigest" in plan.provenance:
             facts["ModelDigest"] = plan.provenance["ModelDigest"]
     return facts
@@ -203,6 +219,7 @@ def _plan_tool(
     if root is not None:
         found = find_existing(tool, root, scan)
         if found is not None:
+            check_origin(found, tool, scan, source["InputSHA256"])
             return _given(tool, found, root)
         if not tool.program:
             raise InputError(
@@ -220,15 +237,19 @@ def _plan_tool(
             "BrainsegVersion": __version__,
         }
     reason = why_run(outputs, provenance)
-    plan = ToolPlan(tool, RUN if reason else REUSE, reason, outputs, provenance)
-    return _ready(plan, scan, choice) if reason else plan
+    if not reason:
+        provenance |= {"SHA256": sha256(outputs["labels"])}
+        return ToolPlan(tool, REUSE, reason, outputs, provenance)
+    if root is not None:
+        reason = f"no result of {tool.name} was found below {root}"
+    return _ready(ToolPlan(tool, RUN, reason, outputs, provenance), scan, choice)
 
 
 def _given(tool: Tool, found: Path, root: Path) -> ToolPlan:
     provenance = {
         "Tool": tool.name,
         "Source": f"bids:{tool.name}:{found.relative_to(root).as_posix()}",
-        "SourceSHA256": sha256(found),
+        "SHA256": sha256(found),
     }
     return ToolPlan(tool, GIVEN, f"found in {root}", {"labels": found}, provenance)
 
@@ -238,7 +259,7 @@ def _ready(plan: ToolPlan, scan: Scan, choice: ToolChoice) -> ToolPlan:
     grid = read_grid(scan.path)
     n_voxels = grid.shape[0] * grid.shape[1] * grid.shape[2]
     mem_gb = plan.tool.mem_gb(n_voxels)
-    if mem_gb > choice.memory_gb:
+    if choice.will_run and mem_gb > choice.memory_gb:
         raise InputError(
             f"{scan.path}: {plan.tool.name} needs about {mem_gb:.0f} GB for its "
             f"{n_voxels / 1e6:.0f} million voxels, and {choice.memory_gb:.0f} GB are there. Crop "
@@ -246,7 +267,15 @@ def _ready(plan: ToolPlan, scan: Scan, choice: ToolChoice) -> ToolPlan:
             "tool."
         )
     command = tuple(choice.commands.get(plan.tool.name, ()))
-    return replace(plan, command=find_program(plan.tool, command), mem_gb=mem_gb)
+    if not choice.will_run:
+        return replace(plan, command=command or plan.tool.program, mem_gb=mem_gb)
+    try:
+        command = find_program(plan.tool, command)
+    except MissingToolError as error:
+        if plan.tool.name not in choice.derivatives:
+            raise  # for everyone
+        raise InputError(f"{scan.path}: {plan.reason}, and it cannot be run: {error}") from error
+    return replace(plan, command=command, mem_gb=mem_gb)
 
 
 def head_metadata(plan: HeadPlan, *, output_dir: Path) -> dict[str, dict]:
@@ -326,13 +355,11 @@ def _source_uri(plan: ToolPlan, output_dir: Path) -> str:
 
 
 def describe_tools(plans: Iterable[SubjectPlan]) -> list[str]:
-    """One line per tool that is not run."""
+    """One line per tool: run or not, and why."""
     return [
-        f"{scan.title}: {tool.tool.name} is not run: "
-        + (tool.reason if tool.action == GIVEN else "an earlier run's labels are reused")
+        f"{scan.title}: {tool.tool.name} is {WHAT_IS_DONE[tool.action].format(tool.reason)}"
         for plan in plans
         for scan in plan.scans
         if isinstance(scan, HeadPlan) and scan.action == RUN
         for tool in scan.tools.values()
-        if tool.action != RUN
     ]

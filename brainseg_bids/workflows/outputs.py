@@ -18,6 +18,7 @@ def init_ds_scan_wf(
     *,
     facts: str = "report",
     told: Collection[str] | None = None,
+    outdated: Collection[str] = (),
     name: str = "ds_scan_wf",
 ) -> Workflow:
     """Save the results of one image under their final names.
@@ -32,6 +33,8 @@ def init_ds_scan_wf(
         Which input of `SaveDerivative` takes what the run itself has to tell.
     told : collection of str, optional
         Outputs whose JSON is told that; all if not given.
+    outdated : collection of str
+        Files of an earlier run that go when the labels are saved.
 
     Inputs
     ------
@@ -47,6 +50,8 @@ def init_ds_scan_wf(
             SaveDerivative(path=path), name=f"ds_{output}", mem_gb=0.2, run_without_submitting=True
         )
         workflow.connect(inputnode, output, save, "in_file")
+        if output == "labels":
+            save.inputs.outdated = list(outdated)
         if output in metadata:
             save.inputs.metadata = metadata[output]
             if told is None or output in told:

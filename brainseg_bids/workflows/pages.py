@@ -112,6 +112,7 @@ def head_report(
         z=cohort.z.get(image) if cohort else None,
         missing=cohort.missing.get(image, ()) if cohort else (),
         facts={"Made by": f"brainseg-bids {merge.get('BrainsegVersion')}"},
+        warnings=merge.get("Warnings", []),
         outputs=_written(plan, output_dir),
     )
 

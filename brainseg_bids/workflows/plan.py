@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from brainseg_bids.bids.names import Scan, sidecar
+from brainseg_bids.volumes import sha256
 
 RUN, REUSE = "run", "reuse"
 
@@ -21,8 +21,8 @@ CHANGES = {
     "BrainTool": "another brain tool made it",
     "HeadSource": "another head map is given",
     "BrainSource": "another brain map is given",
-    "HeadSourceSHA256": "the given head map has changed",
-    "BrainSourceSHA256": "the given brain map has changed",
+    "HeadSHA256": "the head tool's map has changed",
+    "BrainSHA256": "the brain tool's map has changed",
     "TargetVoxelSizeMm": "it has other voxels",
     "Kernel": "another kernel made it",
     "SmoothingMm": "it is smoothed otherwise",
@@ -138,7 +138,8 @@ def why_run(outputs: Mapping[str, Path], provenance: Mapping) -> str:
         if not found:
             return f"{sidecar(path).name} is missing or damaged"
         for key, what in CHANGES.items():
-            if key in provenance and found.get(key) != provenance[key]:
+            # Either way: a result that names a brain tool is not one of the head tool alone.
+            if found.get(key) != provenance.get(key):
                 return f"{what} ({path.name})"
     return ""
 
@@ -160,12 +161,6 @@ def fingerprint(path: Path, *, known: Mapping) -> dict:
     if "InputSHA256" in known and all(known.get(key) == value for key, value in seen.items()):
         return seen | {"InputSHA256": known["InputSHA256"]}
     return seen | {"InputSHA256": sha256(path)}
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unreadable(path: Path, error: OSError) -> str:

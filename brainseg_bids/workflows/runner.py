@@ -7,7 +7,9 @@ import contextlib
 import json
 import logging
 import multiprocessing
+import os
 import re
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,6 +20,7 @@ from typing import NamedTuple
 import psutil
 from nipype import config
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
+from brainseg_bids.interfaces.tools._process import GRACE_S, end_children
 
 log = logging.getLogger("brainseg")
 
@@ -26,7 +29,12 @@ KILLED = (
     "or run fewer at a time with --nprocs or --mem."
 )
 
-WATCHED = {"segment": "report.json", "run": "facts.json", "upsample": "facts.json"}
+WATCHED = {
+    "segment": "report.json",
+    "run": "facts.json",
+    "merge": "report.json",
+    "upsample": "facts.json",
+}
 """Steps that take long, by the last part of their name, and the file with what they have to
 tell in the end."""
 
@@ -116,13 +124,17 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         Python waits for its workers when it ends, and a worker waits for work: when an
         interrupt has reached the thread between them, both would wait for ever.
         """
+        watchers = []
         for process in list((self.pool._processes or {}).values()):
             # A worker's program, and what that has started, would go on without it.
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for child in psutil.Process(process.pid).children(recursive=True):
-                    child.kill()
+            watchers += end_children(process.pid)
             process.kill()
         self.pool.shutdown(wait=False, cancel_futures=True)
+        _, left = psutil.wait_procs(watchers, timeout=2 * GRACE_S)
+        for watcher in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in [*watcher.children(recursive=True), watcher]:
+                    process.kill()
 
     def _renew_pool(self) -> None:
         self.pool.shutdown(wait=False)
@@ -142,6 +154,21 @@ def _start_worker(folder: str) -> None:
     process_initializer(folder)
     for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
         logging.getLogger(name).handlers[:] = [logging.NullHandler()]
+    threading.Thread(target=_end_when_orphaned, daemon=True).start()
+
+
+def _end_when_orphaned() -> None:
+    """End this worker, and what it has started, when the app itself was killed.
+
+    The worker's parent is the server that forked it, so no signal tells; a pipe that the app
+    alone holds open does.
+    """
+    app = multiprocessing.parent_process()
+    if app is None:  # not a worker
+        return
+    app.join()
+    end_children(os.getpid())
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def configure_nipype(

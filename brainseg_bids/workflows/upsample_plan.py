@@ -178,10 +178,6 @@ def _plan_map(scan: Scan, output_dir: Path, target: Target, memory_gb: float) ->
         **target.facts(),
     }
     reason = why_run(outputs, provenance)
-    source = scan.path.name.removesuffix("_dseg.nii.gz")
-    top = tuple(
-        scan.path.with_name(f"{source}_desc-{TOP}_{what}.nii.gz") for what in ("dseg", "probseg")
-    )
     grid = read_grid(scan.path)
     sizes = target.voxel_size_mm
     finer = grid.with_voxel_size(sizes[0] if len(sizes) == 1 else sizes)
@@ -202,9 +198,21 @@ def _plan_map(scan: Scan, output_dir: Path, target: Target, memory_gb: float) ->
         outputs,
         provenance,
         target,
-        top if all(path.is_file() for path in top) else (),
+        _kept_top(scan),
         mem_gb,
     )
+
+
+def _kept_top(scan: Scan) -> tuple[Path, ...]:
+    """Codes and weights of the most probable labels, if they belong to this very map."""
+    stem = scan.path.name.removesuffix("_dseg.nii.gz")
+    top = tuple(
+        scan.path.with_name(f"{stem}_desc-{TOP}_{what}.nii.gz") for what in ("dseg", "probseg")
+    )
+    said = [read_object(sidecar(path)) for path in (scan.path, *top)]
+    keys = ("HeadTool", "BrainTool", "HeadSHA256", "BrainSHA256", "InputSHA256")
+    belongs = all(one.get(key) == said[0].get(key) for one in said for key in keys)
+    return top if belongs and all(path.is_file() for path in top) else ()
 
 
 def upsample_metadata(plan: UpsamplePlan, *, output_dir: Path) -> dict[str, dict]:

@@ -114,3 +114,16 @@ def test_the_brain_mask_holds_ventricles_and_no_scalp(head):
         assert mask[head.voxels == table[name].index].all()
     for name in ("Skin", "Bone-Cortical", "CSF"):
         assert not mask[head.voxels == table[name].index].any()
+
+
+def test_what_a_grid_covers_is_where_its_box_is_whatever_its_axes():
+    turned = Grid(
+        (20, 30, 40), np.array([[0, 0, -1, 30], [2, 0, 0, -10], [0, 1, 0, 5], [0, 0, 0, 1.0]])
+    )
+    other = Grid((50, 60, 45), np.eye(4))
+    world = np.indices(other.shape).reshape(3, -1)
+    own = np.linalg.inv(turned.affine) @ np.vstack([world, np.ones(world.shape[1])])
+    limits = np.array(turned.shape)[:, None]
+    expected = ((own[:3] >= -0.5) & (own[:3] <= limits - 0.5)).all(axis=0)
+    assert np.array_equal(turned.covers(other).ravel(), expected)
+    assert turned.covers(turned).all()

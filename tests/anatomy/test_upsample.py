@@ -598,13 +598,17 @@ def test_real_labels_stay_where_they_are(shared_data):
     path = shared_data / "synthseg_training_labels" / "training_seg_15.nii.gz"
     image = nib.load(path)
     voxels = np.asanyarray(image.dataobj).astype(np.int16)
-    labels = LabelMap(voxels, Grid(voxels.shape, image.affine), LabelTable.packaged("fullhead"))
+    whole = Grid(voxels.shape, image.affine)
+    start, shape = (60, 50, 60), (128, 128, 128)  # the brain, in seconds rather than minutes
+    voxels = voxels[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]
+    labels = LabelMap(voxels, whole.crop(start, shape), LabelTable.packaged("fullhead"))
     fine = upsample.upsample(labels, 0.5)
     before, after = centroids_mm(labels), centroids_mm(fine)
     assert before.keys() == after.keys()
     volumes = labels.volumes_mm3()
-    moved = {c: np.linalg.norm(after[c] - before[c]) for c in before if volumes[c] > 2000}
-    large = [c for c in moved if volumes[c] > 50_000]
-    assert max(moved[c] for c in large if labels.table[c].is_brain) <= 0.1
-    assert max(moved.values()) <= 0.5
-    assert np.abs(np.mean([after[c] - before[c] for c in large], axis=0)).max() <= 0.02
+    large = [c for c in before if volumes[c] > 2000 and labels.table[c].is_brain]
+    moved = np.array([after[c] - before[c] for c in large])
+    assert len(large) > 15
+    assert np.abs(moved.mean(0)).max() <= 0.02
+    # A ragged label becomes smooth, which may move its centroid a little.
+    assert np.linalg.norm(moved, axis=1).max() <= 0.1

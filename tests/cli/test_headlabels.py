@@ -220,6 +220,82 @@ def test_a_tool_that_fails_is_one_line_that_names_its_log(app, switch, code, wor
     assert words in (done.output / "sub-01.html").read_text() or switch == "code"
 
 
+def test_what_an_earlier_merge_left_beside_does_not_stay(app):
+    write_heads(app.root / "data", "sub-01_T1w")
+    assert app(*SAMSEG, *tools("samseg")).code == 0
+    top = app.root / "out" / "sub-01" / "anat" / "sub-01_seg-fullhead_desc-top4_probseg.nii.gz"
+    assert top.is_file()
+    done = app("--stages", "headlabels", "--head-tool", "charm", *tools("charm"))
+    assert done.code == 0, done.log
+    assert not list(top.parent.glob("*_seg-fullhead_desc-top4_*"))
+    assert (top.parent / "sub-01_seg-samseg_desc-top4_probseg.nii.gz").is_file()
+
+
+def test_a_map_of_another_image_is_refused_by_what_its_json_says(app):
+    write_heads(app.root / "data", "sub-01_T1w", "sub-02_T1w")
+    done = app(*SAMSEG, *tools("samseg"), "--participant-label", "01")
+    theirs = app.root / "theirs" / "sub-02" / "anat"
+    theirs.mkdir(parents=True)
+    for ending in ("dseg.nii.gz", "dseg.json"):
+        source = done.output / "sub-01" / "anat" / f"sub-01_seg-samseg_{ending}"
+        (theirs / f"sub-02_seg-samseg_{ending}").write_bytes(source.read_bytes())
+    given = ("-d", f"samseg={app.root / 'theirs'}", "--participant-label", "02")
+    again = app(*SAMSEG, *given, output="other")
+    assert again.code == 1
+    (line,) = [line for line in again.log.splitlines() if "ERROR: sub-02 T1w" in line]
+    assert "sub-02_seg-samseg_dseg" in line
+
+
+def test_a_given_map_in_another_axis_order_is_brought_to_the_image(app):
+    write_heads(app.root / "data", "sub-01_T1w")
+    done = app(*SAMSEG, *tools("samseg"))
+    labels = done.output / "sub-01" / "anat" / "sub-01_seg-samseg_dseg.nii.gz"
+    turned = nib.as_closest_canonical(nib.load(labels)).slicer[::-1, :, ::-1]
+    path = app.root / "theirs" / "sub-01" / "anat" / labels.name
+    path.parent.mkdir(parents=True)
+    nib.save(turned, path)
+    again = app(*SAMSEG, "-d", f"samseg={app.root / 'theirs'}", output="other")
+    assert again.code == 0, again.log
+    name = "sub-01_seg-fullhead_dseg.nii.gz"
+    assert np.array_equal(labels_of(done, name).voxels, labels_of(again, name).voxels)
+
+
+def test_pages_alone_do_not_turn_a_failure_into_a_success(app, monkeypatch):
+    write_heads(app.root / "data", "sub-01_T1w", "sub-02_T1w")
+    done = app(*SAMSEG, *tools("samseg", samseg=["exit1", "only=sub-02"]))
+    assert done.code == 1
+    monkeypatch.setenv("PATH", "")  # the tool need not be here to look at what it made
+    again = app(*SAMSEG, "--reports-only")
+    assert again.code == 1
+    assert "sub-02 T1w head labels: failed: there are no results of it" in again.log
+    assert "data:image/png" in (again.output / "sub-01.html").read_text()
+
+
+def test_a_page_shows_what_earlier_stages_left(app):
+    write_heads(app.root / "data", "sub-01_T1w")
+    assert app("--stages", "segment").code == 0
+    assert app(*SAMSEG, *tools("samseg")).code == 0
+    page = (app.root / "out" / "sub-01.html").read_text()
+    assert "seg-brainseg" in page
+    assert "seg-fullhead" in page
+    done = app("--stages", "upsample", "--target-voxel-size", "3")
+    assert done.code == 0, done.log
+    page = (app.root / "out" / "sub-01.html").read_text()
+    for name in ("seg-brainseg", "seg-fullhead_dseg", "seg-fullhead_res-3mm_dseg"):
+        assert name in page
+
+
+def test_a_damaged_table_of_another_subject_costs_nothing_but_the_comparison(app):
+    write_heads(app.root / "data", "sub-01_T1w")
+    other = app.root / "out" / "sub-99" / "anat" / "sub-99_seg-fullhead_desc-volumes_morph.tsv"
+    other.parent.mkdir(parents=True)
+    other.write_text("nonsense\n1\n")
+    done = app(*SAMSEG, *tools("samseg"))
+    assert done.code == 0, done.log
+    assert "heads are not compared" in done.log
+    assert (done.output / "sub-01.html").is_file()
+
+
 def test_a_tool_that_fails_for_one_subject_leaves_the_others_complete(app):
     write_heads(app.root / "data", "sub-01_T1w", "sub-02_T1w")
     done = app(*SAMSEG, *tools("samseg", samseg=["exit1", "only=sub-02"]))
@@ -267,8 +343,8 @@ def test_a_head_that_is_cut_is_done_and_flagged(app):
     assert done.code == 0, done.log
     merge = done.output / "sub-01" / "anat" / "sub-01_seg-fullhead_desc-merge_morph.json"
     flags = " ".join(json.loads(merge.read_text())["Merge"]["flags"])
-    assert "cut at the superior face" in flags
-    assert "cut at the superior face" in (done.output / "sub-01.html").read_text()
+    assert "cut at the superior edge" in flags
+    assert "cut at the superior edge" in (done.output / "sub-01.html").read_text()
 
 
 def running(root: Path) -> list[str]:

@@ -59,7 +59,8 @@ def test_every_spelling_sets_its_setting(data, spellings, value, field, expected
 
 def test_tools_and_derivatives_are_named(data, said, tmp_path):
     settings = settings_of(
-        data, "--head-tool", "samseg", "--tool", "samseg=apptainer exec 'my image.sif' run_samseg",
+        data, "--stages", "headlabels", "--head-tool", "samseg",
+        "--tool", "samseg=apptainer exec 'my image.sif' run_samseg",
         "--tool", "charm=/opt/charm", "-d", "freesurfer=data", tmp_path, "--tool-timeout", "1.5",
     )  # fmt: skip
     assert settings.tools["samseg"] == ["apptainer", "exec", "my image.sif", "run_samseg"]
@@ -77,9 +78,16 @@ def test_tools_and_derivatives_are_named(data, said, tmp_path):
 
 def test_the_brain_tool_is_the_head_tool_unless_said_otherwise(data):
     assert settings_of(data).brain_tool == "model"
-    assert settings_of(data, "--head-tool", "samseg").brain_tool == "samseg"
-    both = settings_of(data, "--head-tool", "charm", "--brain-tool", "synthseg")
+    heads = ("--stages", "headlabels", "--head-tool")
+    assert settings_of(data, *heads, "samseg").brain_tool == "samseg"
+    both = settings_of(data, *heads, "charm", "--brain-tool", "synthseg")
     assert (both.head_tool, both.brain_tool) == ("charm", "synthseg")
+
+
+def test_a_flag_of_a_stage_that_is_not_run_is_refused(said):
+    assert "belongs to --stages headlabels" in said("--head-tool", "samseg")
+    assert "belongs to --stages upsample" in said("--target-voxel-size", "0.5")
+    assert "belongs to --stages upsample" in said("--stages", "headlabels", "--keep-thin")
 
 
 def test_a_licence_file_that_is_not_there_is_126(data, capsys):

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from brainseg_bids.bids.names import Scan
-from brainseg_bids.interfaces.tools import find_existing, find_tool
+from brainseg_bids.interfaces.tools import check_origin, find_existing, find_tool
 from brainseg_bids.volumes import InputError
 
 PLAIN = "sub-01_T1w"
@@ -135,3 +136,108 @@ def test_a_result_that_was_not_fetched_is_found_so_that_it_can_be_told(tmp_path)
     link.parent.mkdir(parents=True)
     link.symlink_to("../../.git/annex/objects/nothing")
     assert find_existing(find_tool("freesurfer"), root, scan_of(tmp_path, PLAIN)) == link
+
+
+# Several images of one session
+
+
+@pytest.mark.parametrize(
+    ("tool", "file", "better"),
+    [
+        ("charm", "m2m_sub-01/segmentation/labeling.nii.gz", "m2m_sub-01_run-1"),
+        ("charm", "m2m_01/segmentation/labeling.nii.gz", "m2m_sub-01_run-1"),
+        ("freesurfer", "sub-01/mri/aseg.mgz", "sub-01_run-1"),
+        ("fullhead", "sub-01_seg.nii.gz", "sub-01_run-1_seg.nii.gz"),
+        ("samseg", "sub-01/anat/sub-01_seg-samseg_dseg.nii.gz", "sub-01_run-1_seg-samseg_dseg"),
+    ],
+)
+def test_one_result_is_not_taken_for_two_images(tmp_path, tool, file, better):
+    scan_of(tmp_path, "sub-01_run-2_T1w")
+    with pytest.raises(InputError) as caught:
+        found(tmp_path, tool, "sub-01_run-1_T1w", file)
+    said = str(caught.value)
+    assert "\n" not in said
+    for word in (file, "sub-01_run-1_T1w.nii.gz, sub-01_run-2_T1w.nii.gz", better):
+        assert word in said
+
+
+def test_an_image_whose_name_is_the_subjects_has_no_better_claim(tmp_path):
+    scan_of(tmp_path, "sub-01_acq-x_T1w")
+    with pytest.raises(InputError, match="m2m_sub-01_acq-x, m2m_sub-01_T1w"):
+        found(tmp_path, "charm", PLAIN, "m2m_sub-01/segmentation/labeling.nii.gz")
+
+
+def test_results_of_sessions_are_told_apart_by_run_too(tmp_path):
+    scan_of(tmp_path, "sub-01_ses-A_run-2_T1w")
+    with pytest.raises(InputError, match="sub-01_ses-A_run-1, sub-01_ses-A_run-2"):
+        found(tmp_path, "freesurfer", "sub-01_ses-A_run-1_T1w", "sub-01_ses-A/mri/aseg.mgz")
+
+
+@pytest.mark.parametrize("other", ["sub-01_run-1_T2w", "sub-02_T1w", "sub-01_ses-A_T1w"])
+def test_images_of_another_kind_or_folder_do_not_count(tmp_path, other):
+    file = "m2m_sub-01/segmentation/labeling.nii.gz"
+    scan_of(tmp_path, other)
+    assert found(tmp_path, "charm", "sub-01_run-1_T1w", file) == file
+
+
+@pytest.mark.parametrize("scan", ["sub-01_run-1_T1w", "sub-01_run-2_T1w"])
+def test_results_that_name_the_run_are_taken_whatever_else_there_is(tmp_path, scan):
+    scan_of(tmp_path, "sub-01_run-1_T1w")
+    scan_of(tmp_path, "sub-01_run-2_T1w")
+    name = scan.removesuffix("_T1w")
+    files = [f"m2m_{x}/segmentation/labeling.nii.gz" for x in ("sub-01", name)]
+    files[1] = f"{name}/{files[1]}"  # a place that is looked at later
+    assert found(tmp_path, "charm", scan, *files) == files[1]
+
+
+def test_a_derivative_with_an_images_whole_name_is_that_images_only(tmp_path):
+    file = "sub-01/anat/sub-01_seg-charm_dseg.nii.gz"
+    scan_of(tmp_path, "sub-01_run-2_T1w")
+    assert found(tmp_path, "charm", PLAIN, file) == file
+    run_2 = scan_of(tmp_path, "sub-01_run-2_T1w")
+    assert find_existing(find_tool("charm"), tmp_path / "results", run_2) is None
+
+
+# What a derivative says of itself
+
+
+def origin(tmp_path, text: str | None, name="sub-01_seg-charm_dseg.nii.gz") -> None:
+    path = tmp_path / name
+    path.touch()
+    if text is not None:
+        (tmp_path / f"{name.split('.')[0]}.json").write_text(text)
+    check_origin(path, find_tool("charm"), scan_of(tmp_path, PLAIN), "ab12")
+
+
+@pytest.mark.parametrize(
+    "said", [None, {}, {"Tool": "charm"}, {"InputSHA256": "ab12"}, {"RawSources": ["x"]}]
+)
+def test_a_derivative_that_says_nothing_against_it_is_taken(tmp_path, said):
+    origin(tmp_path, said if said is None else json.dumps(said))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"InputSHA256": "cd34"}', "was made from another image than"),
+        ('{"Tool": "samseg", "InputSHA256": "ab12"}', "says that samseg made it, not charm"),
+        ('{"Tool": ', "sub-01_seg-charm_dseg.json: cannot be read"),
+        ("[1]", "it is no JSON object"),
+        ("", "the file is empty"),
+    ],
+)
+def test_a_derivative_of_another_image_or_tool_is_refused(tmp_path, text, words):
+    with pytest.raises(InputError, match="sub-01_seg-charm_dseg") as caught:
+        origin(tmp_path, text)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sidecar_that_was_not_fetched_is_told(tmp_path):
+    (tmp_path / "sub-01_seg-charm_dseg.json").symlink_to(".git/annex/objects/nothing")
+    with pytest.raises(InputError, match="datalad get"):
+        origin(tmp_path, None)
+
+
+def test_json_beside_a_tools_own_file_is_no_sidecar(tmp_path):
+    origin(tmp_path, '{"Tool": "samseg"}', name="labeling.nii.gz")

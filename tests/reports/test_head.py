@@ -54,7 +54,7 @@ def merge_report(**changes) -> dict:
             conflict("Left-Amygdala", 0.41),
         ],
         "holes": {"before_voxels": 1500, "before_mm3": 3000.0, "after_voxels": 0},
-        "flags": ["The head is cut at the inferior face."],
+        "flags": ["The head is cut at the inferior edge of the image."],
     } | changes
 
 
@@ -144,7 +144,7 @@ def test_flags_come_before_everything_else_and_are_never_folded(head, tmp_path):
     shown = outside_of_folds(written(tmp_path / "sub-01.html", [flagged]))
     summary, section = shown.split('<section id="head-1">')
     for part in (summary, section[: section.index("<img")]):
-        for words in ("cut at the inferior face", "5 mm thick", "Brain-Stem, Eyes"):
+        for words in ("cut at the inferior edge", "5 mm thick", "Brain-Stem, Eyes"):
             assert words in part
     assert "Nothing was flagged" not in shown
 

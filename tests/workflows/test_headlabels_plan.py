@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tool is run on which head, what is taken from elsewhere, and what is refused."""
 
+import hashlib
 import json
 import sys
 from dataclasses import replace
@@ -57,7 +58,12 @@ def planned(data, tmp_path, choose):
 def leave_results(plan, output_dir):
     """Files as a run leaves them; what is in the images does not matter to a plan."""
     for scan in plan.scans:
-        described = [(scan.outputs, head_metadata(scan, output_dir=output_dir))]
+        merged = head_metadata(scan, output_dir=output_dir)
+        for role, tool in scan.tools.items():
+            if tool.action == RUN:
+                told = {f"{role.capitalize()}SHA256": hashlib.sha256(b"result").hexdigest()}
+                merged = {name: said | told for name, said in merged.items()}
+        described = [(scan.outputs, merged)]
         described += [
             (tool.outputs, tool_metadata(tool))
             for tool in scan.tools.values()
@@ -95,8 +101,30 @@ def test_another_brain_tool_reuses_the_head_tools_labels_and_merges_again(planne
     leave_results(planned("samseg", "samseg"), tmp_path / "out")
     plan = planned("samseg", "model")
     assert actions(plan) == (RUN, {"head": REUSE, "brain": RUN})
-    (line,) = describe_tools([plan])
-    assert "samseg is not run: an earlier run's labels are reused" in line
+    lines = describe_tools([plan])
+    assert "samseg is not run: an earlier run's labels are reused" in lines[0]
+    assert "model is run: no results yet" in lines[1]
+    leave_results(plan, tmp_path / "out")
+    assert actions(planned("samseg", "model")) == (REUSE, {"head": REUSE, "brain": REUSE})
+    assert actions(planned("samseg", "samseg")) == (RUN, {"head": REUSE})
+
+
+def test_a_merge_is_made_again_when_a_tools_map_was_made_again_since(planned, tmp_path):
+    leave_results(planned(), tmp_path / "out")
+    assert actions(planned()) == (REUSE, {"head": REUSE})
+    (scan,) = planned().scans
+    scan.tools["head"].outputs["labels"].write_bytes(b"another result")
+    assert actions(planned()) == (RUN, {"head": REUSE})
+
+
+def test_a_merge_of_a_given_map_is_not_one_of_the_tools_own(planned, tmp_path):
+    leave_results(planned("charm", "charm"), tmp_path / "out")
+    found = tmp_path / "m2m" / "m2m_sub-01" / "segmentation" / "labeling.nii.gz"
+    dataset.write_image(found)
+    given = planned("charm", "charm", derivatives={"charm": tmp_path / "m2m"})
+    assert actions(given) == (RUN, {"head": GIVEN})
+    leave_results(given, tmp_path / "out")
+    assert actions(planned("charm", "charm")) == (RUN, {"head": REUSE})
 
 
 def test_a_newer_version_of_this_app_merges_again_but_runs_no_external_tool(

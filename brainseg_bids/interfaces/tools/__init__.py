@@ -50,3 +50,10 @@ def find_existing(tool: Tool, root: str | Path, scan: Scan) -> Path | None:
     from brainseg_bids.interfaces.tools import _existing  # late: nibabel
 
     return _existing.find_existing(tool, root, scan)
+
+
+def check_origin(found: Path, tool: Tool, scan: Scan, input_sha256: str) -> None:
+    """Refuse a derivative that says it is of another image; see `_existing.check_origin`."""
+    from brainseg_bids.interfaces.tools import _existing  # late: nibabel
+
+    _existing.check_origin(found, tool, scan, input_sha256)

@@ -147,6 +147,31 @@ def _end(program: subprocess.Popen, family: list) -> None:
             time.sleep(0.02)
 
 
+def end_children(pid: int) -> list:
+    """Kill what a process has started, but for watchers: they end their programs in order.
+
+    A watcher does so when the process itself is gone, which is for the caller to see to.
+
+    Returns
+    -------
+    list of psutil.Process
+        The watchers.
+    """
+    import psutil
+
+    watchers = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if __file__ in child.cmdline():
+                    watchers.append(child)
+                    continue
+                for process in [*child.children(recursive=True), child]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+    return watchers
+
+
 def _descendants(pid: int) -> list:
     """Children of children too, some of which may have left the process group."""
     try:

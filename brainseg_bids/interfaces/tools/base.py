@@ -30,6 +30,7 @@ from nipype.interfaces.base import (
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.interfaces.tools._process import Ended, run_program
+from brainseg_bids.volumes import read_volume
 
 PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
 """Paths that no tool chokes on. Some split at spaces, or take a bracket for a pattern."""
@@ -84,8 +85,8 @@ class Tool:
     posteriors : bool
         It gives probabilities.
     licence : str
-    needs_key : bool
-        It wants a FreeSurfer licence key.
+    about : str
+        How the methods text calls it: Markdown, with the BibTeX key of its paper.
     how_to_get : str
         One sentence.
     mem_base_gb, mem_gb_per_mvox : float
@@ -108,7 +109,7 @@ class Tool:
     same_grid: bool
     posteriors: bool
     licence: str
-    needs_key: bool
+    about: str
     how_to_get: str
     mem_base_gb: float
     mem_gb_per_mvox: float
@@ -143,6 +144,11 @@ def find_program(tool: Tool, command: Sequence[str] = ()) -> tuple[str, ...]:
     """
     if command:
         found = shutil.which(command[0])
+        if found is None and os.path.isfile(command[0]):
+            raise MissingToolError(
+                f"--tool {tool.name}: {command[0]} is not executable. Allow it with chmod +x, or "
+                "give the program that runs it first."
+            )
         if found is None:
             raise MissingToolError(
                 f"--tool {tool.name}: there is no program {command[0]!r}. Give one that is on "
@@ -276,6 +282,7 @@ class ToolInterface(CommandLine):
                 f"{self.inputs.image}: files cannot be named after {self.inputs.subject!r}; use "
                 "letters, digits, +, - and _."
             )
+        read_volume(self.inputs.image)  # what is wrong with it is told now, not after hours
         folder = self._folder = Path(runtime.cwd)
         log = folder / f"{self.name}.log"
         log.write_bytes(b"")
@@ -291,7 +298,7 @@ class ToolInterface(CommandLine):
                 command,
                 folder=folder,
                 log=log,
-                timeout_s=self.inputs.timeout_s if isdefined(self.inputs.timeout_s) else None,
+                timeout_s=self._limit_s,
                 environment=environment,
             )
             ended = Ended(
@@ -309,7 +316,11 @@ class ToolInterface(CommandLine):
         return runtime
 
     def _failure(self, ended: Ended, log: Path) -> ToolError:
-        return failure(self.tool, self.inputs.image, ended, log)
+        return failure(self.tool, self.inputs.image, ended, log, limit_s=self._limit_s)
+
+    @property
+    def _limit_s(self) -> float | None:
+        return self.inputs.timeout_s if isdefined(self.inputs.timeout_s) else None
 
     def _environment(self) -> dict[str, str]:
         threads = str(min(self.inputs.threads, self.tool.max_threads))
@@ -401,15 +412,20 @@ def freesurfer_version(home: Path) -> str:
     return stamp.read_text(errors="replace").strip() if stamp.is_file() else ""
 
 
-def failure(tool: Tool, image: str | Path, ended: Ended, log: Path) -> ToolError:
-    """One line from how a tool ended and what it said."""
+def failure(
+    tool: Tool, image: str | Path, ended: Ended, log: Path, *, limit_s: float | None = None
+) -> ToolError:
+    """One line from how a tool ended and what it said.
+
+    ``limit_s`` is the time that it was given; it takes some more to end.
+    """
     where = f" Its log: {log}"
     number = -ended.code if ended.code < 0 else ended.code - 128  # shells say 128 + n
     tail = log_tail(log)
     if ended.timed_out:
         return ToolError(
             f"{image}: {tool.name} was ended because it took longer than "
-            f"{shown_time(ended.seconds)}. Give it longer with --tool-timeout.{where}"
+            f"{shown_time(limit_s or ended.seconds)}. Give it longer with --tool-timeout.{where}"
         )
     if any(NO_KEY.search(line) for line in tail):
         return LicenceError(

@@ -233,7 +233,7 @@ TOOL = Tool(
     same_grid=True,
     posteriors=False,
     licence="GPL-3.0 (called as a program)",
-    needs_key=False,
+    about="SimNIBS' *charm* [@puonti2020]",
     how_to_get="Install SimNIBS 4: https://simnibs.github.io/simnibs.",
     # SimNIBS asks for 8 GB; by its kinship with SAMSEG more below a millimetre. Not measured.
     mem_base_gb=6.5,

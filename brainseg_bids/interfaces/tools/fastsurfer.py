@@ -86,7 +86,7 @@ TOOL = Tool(
     same_grid=False,
     posteriors=False,
     licence="Apache-2.0",
-    needs_key=False,
+    about="*FastSurfer* [@henschel2020]",
     how_to_get=(
         "Install FastSurfer 2.3 or later (https://github.com/Deep-MI/FastSurfer), or use its "
         "container deepmi/fastsurfer."

@@ -22,7 +22,7 @@ TOOL = Tool(
     same_grid=False,
     posteriors=False,
     licence="FreeSurfer",
-    needs_key=True,
+    about="*FreeSurfer* [@fischl2012]",
     how_to_get="Run recon-all yourself and give its folder: -d freesurfer=SUBJECTS_DIR.",
     mem_base_gb=1.0,
     mem_gb_per_mvox=0.0,

@@ -19,7 +19,7 @@ TOOL = Tool(
     same_grid=False,
     posteriors=False,
     licence="the user's",
-    needs_key=False,
+    about="label maps provided by the user",
     how_to_get="Give the folder of your label maps: -d fullhead=FOLDER.",
     mem_base_gb=1.0,
     mem_gb_per_mvox=0.0,

@@ -20,12 +20,11 @@ from nipype.interfaces.base import traits
 from brainseg_bids.interfaces.tools.base import (
     MissingToolError,
     Tool,
-    ToolError,
     ToolInputSpec,
     ToolInterface,
     ending,
 )
-from brainseg_bids.volumes import InputError, read_volume, write_volume
+from brainseg_bids.volumes import read_volume, write_volume
 
 MAIN, FIRST_OF_2 = "run_gouhfi", "run_preprocessing"
 RAW, CONFORMED, MASKED, OUTPUT = "gouhfi_raw", "gouhfi_conformed", "gouhfi_masked", "gouhfi"
@@ -75,10 +74,7 @@ class Gouhfi(ToolInterface):
         if ending(self.inputs.image) == ".nii.gz":
             raw.symlink_to(os.path.abspath(self.inputs.image))
             return
-        try:
-            write_volume(*read_volume(self.inputs.image), raw)
-        except InputError as error:
-            raise ToolError(str(error)) from error
+        write_volume(*read_volume(self.inputs.image), raw)
 
     def commands(self) -> list[list[str]]:
         threads = str(min(self.inputs.threads, self.tool.max_threads))
@@ -138,7 +134,7 @@ TOOL = Tool(
     same_grid=False,
     posteriors=False,
     licence="Apache-2.0",
-    needs_key=False,
+    about="*GOUHFI* [@fortin2025]",
     how_to_get="Install GOUHFI (https://github.com/mafortin/GOUHFI), or use its container.",
     # 36 probabilities of 4 bytes a voxel, twice at the seams of windows. Not measured.
     mem_base_gb=8.0,

@@ -72,7 +72,7 @@ TOOL = Tool(
     same_grid=True,
     posteriors=True,
     licence="MIT",
-    needs_key=False,
+    about="*SAMSEG* [@puonti2016]",
     how_to_get=(
         "Get it with `make tools-samseg`, which needs Python 3.9 to 3.11, or install FreeSurfer "
         "7.2 or later."

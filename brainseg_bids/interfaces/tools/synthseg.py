@@ -17,6 +17,7 @@ import numpy as np
 from nipype.interfaces.base import File, traits
 from scipy import ndimage
 
+from brainseg_bids.anatomy.completion import otsu_threshold
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.interfaces.tools.base import (
     Tool,
@@ -29,9 +30,9 @@ from brainseg_bids.volumes import read_volume
 LARGEST_VOXEL_MM = 2.0
 """Edge above which slices are thick: structures of a few millimetres are blurred."""
 SMALLEST_SNR = 7.0
+"""Below it noise is more than a seventh of the signal."""
 SMALLEST_CNR = 2.0
-"""Both are reached when noise of a sixth of the signal is added to a good scan. Ten good scans
-at 1.5 and 3 T had an SNR of 17 to 51 and a CNR of 6 to 21; halves of noise alone are 1.6 apart."""
+"""Little more than noise alone has: the means of its two halves are 1.6 of its spread apart."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def measure_quality(image: np.ndarray, grid: Grid) -> Quality:
     Quality
     """
     image = np.asarray(image, dtype=np.float32)
-    head = ndimage.binary_erosion(image > otsu(image))
+    head = ndimage.binary_erosion(image > otsu_threshold(image))
     largest_mm = max(grid.voxel_size_mm)
     if head.sum() < 100:
         return Quality(largest_mm, 0.0, 0.0)
@@ -103,7 +104,7 @@ def measure_quality(image: np.ndarray, grid: Grid) -> Quality:
         return Quality(largest_mm, signal / noise_sd, 0.0)
     low, high = np.percentile(tissue, [2, 98])
     tissue = tissue[(tissue >= low) & (tissue <= high)]
-    bright = tissue > otsu(tissue)
+    bright = tissue > otsu_threshold(tissue)
     if not 0 < bright.sum() < tissue.size:
         return Quality(largest_mm, signal / noise_sd, 0.0)
     apart = float(tissue[bright].mean() - tissue[~bright].mean())
@@ -120,25 +121,6 @@ def _noise_sd(image: np.ndarray, head: np.ndarray, axis: int) -> float:
     if inside.size == 0:
         return float("inf")
     return float(1.4826 * np.median(np.abs(inside - np.median(inside))) / np.sqrt(6))
-
-
-def otsu(values: np.ndarray) -> float:
-    """Threshold that parts values into the two classes that differ most (Otsu 1979).
-
-    >>> bool(1 < otsu(np.array([0.0, 0, 1, 1, 9, 9, 10])) < 9)
-    True
-    """
-    counts, edges = np.histogram(values, bins=256)
-    middles = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)[:-1].astype(float)
-    above = counts.sum() - below
-    sums = np.cumsum(counts * middles)
-    apart = sums[-1] * below / counts.sum() - sums[:-1]
-    # Zero where all values lie on one side.
-    between = np.divide(apart**2, below * above, out=np.zeros(255), where=below * above > 0)
-    # Thresholds in the gap between two classes are equally good: its middle.
-    best = np.flatnonzero(between >= between.max() * (1 - 1e-9))
-    return float(edges[int(np.mean(best)) + 1])
 
 
 class _SynthsegInputSpec(ToolInputSpec):
@@ -219,7 +201,7 @@ TOOL = Tool(
     same_grid=False,
     posteriors=False,
     licence="FreeSurfer (the models: Apache-2.0)",
-    needs_key=False,
+    about="FreeSurfer's *mri_synthseg* [@billot2023robust]",
     how_to_get="Install FreeSurfer 7.3 or later, or use its container freesurfer/freesurfer.",
     mem_base_gb=14.0,  # reported, not measured: up to 16, 13 with our environment
     mem_gb_per_mvox=0.05,
