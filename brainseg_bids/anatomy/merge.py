@@ -233,8 +233,9 @@ def merge(
         inside = np.ascontiguousarray(voxels[box])
         _clean(inside, _cropped(ras, box), rules, report)
         voxels[box] = inside
-    _complete(voxels, ras, None if image is None else turned(image), rules, report)
-    _flag_result(voxels, ras, rules, report)
+    image = None if image is None else turned(image)
+    _complete(voxels, ras, image, rules, report)
+    _flag_result(voxels, ras, image, rules, report)
     labels = LabelMap(np.ascontiguousarray(grid.array_from_ras(voxels)), grid, rules.table)
     if origin is None:
         return Merged(labels, None, report)
@@ -571,7 +572,13 @@ def _flag_unseen(
             )
 
 
-def _flag_result(voxels: np.ndarray, grid: Grid, rules: MergeRules, report: MergeReport) -> None:
+def _flag_result(
+    voxels: np.ndarray,
+    grid: Grid,
+    image: np.ndarray | None,
+    rules: MergeRules,
+    report: MergeReport,
+) -> None:
     """What a human should look at in the finished map."""
     counts = count_codes(voxels)
     volume = {code: n * grid.voxel_volume_mm3 for code, n in counts.items()}
@@ -579,8 +586,7 @@ def _flag_result(voxels: np.ndarray, grid: Grid, rules: MergeRules, report: Merg
     low, high = BRAIN_ML
     if not low <= brain_ml <= high:
         report.flags.append(f"brain of {brain_ml:.0f} mL, expected {low:.0f} to {high:.0f} mL")
-    shell = rules.groups["bone"] | rules.groups["soft"]
-    shell_ml = sum(volume.get(code, 0) for code in shell) / 1000
+    shell_ml = _shell_voxels(voxels, image, rules) * grid.voxel_volume_mm3 / 1000
     if brain_ml >= low and shell_ml < SHELL_SHARE * brain_ml:
         report.flags.append(
             "nearly no bone and soft tissue around the brain: is the image skull-stripped? "
@@ -594,6 +600,16 @@ def _flag_result(voxels: np.ndarray, grid: Grid, rules: MergeRules, report: Merg
             missing = rules.table[label.mirror].name
             report.flags.append(f"{label.name} is there and {missing} is not")
     report.flags += _cuts(voxels, grid, code_lookup(rules.groups["brain"], rules.table))
+
+
+def _shell_voxels(voxels: np.ndarray, image: np.ndarray | None, rules: MergeRules) -> int:
+    """Voxels of bone and soft tissue, but for those that the image leaves blank: a tool whose
+    atlas has a skull may find one around a stripped brain."""
+    shell = code_lookup(rules.groups["bone"] | rules.groups["soft"], rules.table)[voxels]
+    if image is not None:
+        shell &= image != 0
+        shell &= np.isfinite(image)
+    return np.count_nonzero(shell)
 
 
 def _cuts(voxels: np.ndarray, grid: Grid, is_brain: np.ndarray) -> Iterator[str]:

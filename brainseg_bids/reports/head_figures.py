@@ -48,7 +48,7 @@ MARKS = {
     2: ("tools differ: structure only", (1.0, 0.76, 0.03)),
     3: ("air that no tool had labelled", (0.16, 0.71, 0.96)),
     4: ("tissue that no tool had labelled", (0.40, 0.85, 0.35)),
-    5: ("air that a tool had labelled", (0.69, 0.45, 0.98)),
+    5: ("air that a tool had labelled", (0.72, 0.28, 0.86)),
 }
 """What the last row marks: words and colour. Nothing is drawn for air in the rows above."""
 

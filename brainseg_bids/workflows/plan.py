@@ -74,7 +74,8 @@ class ScanPlan:
     def has_results(self) -> bool:
         """Whether labels and volumes of this input are there, as this plan would make them."""
         shown = {name: self.outputs[name] for name in ("labels", "volumes")}
-        return not why_run(shown, self.provenance)
+        # What the run itself has added to the JSON is not known to the plan.
+        return not why_run(shown, self.provenance, both_ways=False)
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,12 @@ def joined(plans: Iterable[SubjectPlan]) -> list[SubjectPlan]:
     return list(by_label.values())
 
 
-def why_run(outputs: Mapping[str, Path], provenance: Mapping) -> str:
-    """Why results on disk do not do, or nothing if they do."""
+def why_run(outputs: Mapping[str, Path], provenance: Mapping, *, both_ways: bool = True) -> str:
+    """Why results on disk do not do, or nothing if they do.
+
+    With ``both_ways`` the results may not name what the provenance does not name either: one
+    that names a brain tool is not one of the head tool alone.
+    """
     there = [path.is_file() for path in outputs.values()]
     if not any(there):
         return "no results yet"
@@ -138,7 +143,8 @@ def why_run(outputs: Mapping[str, Path], provenance: Mapping) -> str:
         if not found:
             return f"{sidecar(path).name} is missing or damaged"
         for key, what in CHANGES.items():
-            # Either way: a result that names a brain tool is not one of the head tool alone.
+            if not both_ways and key not in provenance:
+                continue
             if found.get(key) != provenance.get(key):
                 return f"{what} ({path.name})"
     return ""

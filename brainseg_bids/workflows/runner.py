@@ -20,6 +20,7 @@ from typing import NamedTuple
 import psutil
 from nipype import config
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
+
 from brainseg_bids.interfaces.tools._process import GRACE_S, end_children
 
 log = logging.getLogger("brainseg")

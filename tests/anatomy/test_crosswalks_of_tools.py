@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,79 @@ def test_the_source_table_has_sides_and_mirrors_that_fit_its_names(tool, tmp_pat
         if label.mirror != label.index:
             assert {label.hemisphere, table[label.mirror].hemisphere} == {"left", "right"}
     assert LabelTable.read(table.write(tmp_path / "t.tsv"), name=tool) == table
+
+
+OWN_CODES = {"gouhfi"}
+"""Tools that count their labels; all others write FreeSurfer's codes."""
+CHANGED = {
+    "charm": {517: 0, 520: 24},
+    "fullhead": {517: 0, 520: 24},
+    "fastsurfer": {},
+    "freesurfer": {},
+    "model": {},
+    "samseg": {},
+    "synthseg": {},
+}
+"""Codes that become another one, beside parcels of the cortex (1000 to 1035, 2000 to 2035)."""
+OTHER_NAMES = {
+    ("charm", 0): "Unknown",
+    ("charm", 24): "CSF",
+    ("charm", 517): "Unknown",
+    ("charm", 520): "CSF",
+    ("fullhead", 517): "Unknown",
+    ("fullhead", 520): "CSF",
+    ("model", 0): "Unknown",
+    ("model", 507): "Other-Tissues",
+    ("model", 530): "Optic-Nerve",
+}
+"""Lines whose two names are not one: what the target is called."""
+
+
+def faults(tool: str, crosswalk: Crosswalk) -> list[str]:
+    """Lines of a tool's table that say another structure, side or code than they should."""
+    found = []
+    for code, target in crosswalk.pairs.items():
+        name, meant = crosswalk.names[code], crosswalk.target[target].name
+        parcel = code in range(1000, 1036) or code in range(2000, 2036)
+        if plain(name) != plain(meant) and OTHER_NAMES.get((tool, code)) != meant:
+            found.append(f"{code} {name} becomes {target} {meant}")
+        elif parcel and target != (3 if code < 2000 else 42):
+            found.append(f"{code} {name} becomes {target}")
+        elif tool not in OWN_CODES and not parcel and target != CHANGED[tool].get(code, code):
+            found.append(f"{code} becomes {target}")
+    return found
+
+
+def plain(name: str) -> str:
+    """Side and structure of a label's name; parcels are cortex.
+
+    >>> plain("ctx-lh-cuneus"), plain("Soft_Nonbrain_Tissue")
+    ('left-cerebral-cortex', 'soft-nonbrain-tissue')
+    """
+    for start, side in (("ctx-lh-", "left"), ("ctx-rh-", "right")):
+        if name.startswith(start):
+            return f"{side}-cerebral-cortex"
+    return name.lower().replace("_", "-")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_line_keeps_side_structure_and_code(tool):
+    crosswalk = Crosswalk.packaged(tool, "fullhead")
+    assert faults(tool, crosswalk) == []
+    used = {code for name, code in OTHER_NAMES if name == tool} | set(CHANGED.get(tool, ()))
+    assert used <= set(crosswalk.pairs)  # no exception is left over
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_two_neighbouring_lines_that_were_swapped_would_be_seen(tool):
+    made = Crosswalk.packaged(tool, "fullhead")
+    by_target = {target: code for code, target in made.pairs.items()}
+    codes = list(by_target.values())
+    for one, other in pairwise(codes):
+        pairs = made.pairs | {one: made.pairs[other], other: made.pairs[one]}
+        assert faults(tool, Crosswalk(pairs, made.target, names=made.names)), (one, other)
+        names = made.names | {one: made.names[other], other: made.names[one]}
+        assert faults(tool, Crosswalk(made.pairs, made.target, names=names)), (one, other)
 
 
 def test_parcels_are_each_others_mirror_although_their_target_is_one():

@@ -552,6 +552,9 @@ def test_a_brain_without_a_head_around_it_is_flagged(head):
         voxels.flat[kept] = head.voxels.flat[kept]
         flags = merge(Source("samseg", changed(head, voxels))).report.flags
         assert (STRIPPED in flags) == stripped
+    for blank in (0, np.nan):  # a tool whose atlas has a skull finds one in a stripped image too
+        image = np.where(bare.voxels > 0, 100.0, blank)
+        assert STRIPPED in merge(Source("samseg", head), image=image).report.flags
     # A brain far too small is another fault.
     tiny = Grid(head.grid.shape, head.grid.affine @ np.diag([0.5, 0.5, 0.5, 1]))
     flags = merge(Source("samseg", LabelMap(bare.voxels, tiny, TABLE))).report.flags

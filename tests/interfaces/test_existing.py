@@ -163,7 +163,7 @@ def test_one_result_is_not_taken_for_two_images(tmp_path, tool, file, better):
 
 def test_an_image_whose_name_is_the_subjects_has_no_better_claim(tmp_path):
     scan_of(tmp_path, "sub-01_acq-x_T1w")
-    with pytest.raises(InputError, match="m2m_sub-01_acq-x, m2m_sub-01_T1w"):
+    with pytest.raises(InputError, match="m2m_sub-01_T1w, m2m_sub-01_acq-x"):
         found(tmp_path, "charm", PLAIN, "m2m_sub-01/segmentation/labeling.nii.gz")
 
 

@@ -274,7 +274,27 @@ def test_facts_of_a_tool_are_read_from_what_its_interface_writes():
     assert (run.name, run.version, run.command, run.seconds) == ("samseg", "", "run -i x", None)
 
 
+def test_the_memory_that_a_tool_took_is_said_in_words(head, tmp_path):
+    run = ToolRun("samseg", facts={"PeakMemoryGiB": 5.7123, "Threads": 2})
+    text = read(written(tmp_path / "sub-01.html", [changed(head, tools=[run])])).text
+    assert "Peak memory" in text
+    assert "5.7 GiB" in text
+    assert "PeakMemoryGiB" not in text
+
+
 # -- the group page -----------------------------------------------------------------------
+
+
+def test_the_volumes_of_heads_are_not_called_segmentations(tmp_path):
+    page = write_group_page(
+        tmp_path / "group.html",
+        title="Demo",
+        volumes={f"sub-{k}": rows({16: 1000.0 + k}) for k in range(3)},
+        version="1",
+        cohort=cohort(),
+    )
+    found = re.findall(r"<h2[^>]*>(.*?)</h2>", page.read_text(encoding="utf-8"))
+    assert found == ["Head label maps", "Volumes", "Structures"]
 
 
 def cohort(**odd: dict[int, float]) -> Cohort:

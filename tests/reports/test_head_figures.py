@@ -121,6 +121,12 @@ def test_what_the_merge_added_is_marked_in_its_colour(merged, head_image, tmp_pa
     assert green(added) > green(same) + 2000
 
 
+def test_the_colours_of_the_marks_are_told_apart():
+    colors = [np.array(rgb) for _, rgb in MARKS.values()]
+    apart = [np.linalg.norm(a - b) for n, a in enumerate(colors) for b in colors[:n]]
+    assert min(apart) > 0.5
+
+
 def test_no_sources_leave_image_and_merged_labels(merged, head_image, tmp_path, monkeypatch):
     words = words_on(monkeypatch, head_image, merged, [], tmp_path / "merge.png")
     assert "merged" in words

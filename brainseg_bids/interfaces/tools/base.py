@@ -152,19 +152,22 @@ def find_program(tool: Tool, command: Sequence[str] = ()) -> tuple[str, ...]:
         if found is None:
             raise MissingToolError(
                 f"--tool {tool.name}: there is no program {command[0]!r}. Give one that is on "
-                "PATH, or its full path.")
+                "PATH, or its full path."
+            )
         # The program runs in another folder: an image file named after `exec` must be found.
         rest = [os.path.abspath(w) if os.path.isfile(w) else w for w in command[1:]]
         return (os.path.abspath(found), *rest)
     if not tool.program:
         raise MissingToolError(
-            f"{tool.name} is never run here, only its results are used. {tool.how_to_get}")
+            f"{tool.name} is never run here, only its results are used. {tool.how_to_get}"
+        )
     beside = Path(sys.prefix) / "tools" / tool.name / "bin" / tool.program[0]
     found = shutil.which(beside) or shutil.which(tool.program[0])
     if found is None:
         raise MissingToolError(
             f"{tool.name}: there is no program {tool.program[0]} on PATH. {tool.how_to_get} "
-            f'Or say how it is called: --tool {tool.name}="COMMAND".')
+            f'Or say how it is called: --tool {tool.name}="COMMAND".'
+        )
     return (os.path.abspath(found), *tool.program[1:])
 
 
@@ -431,7 +434,8 @@ def failure(
         return LicenceError(
             f"{image}: {tool.name} found no valid FreeSurfer licence key. Give yours with "
             "--fs-license-file FILE or FS_LICENSE=FILE; it is free: "
-            f"https://surfer.nmr.mgh.harvard.edu/registration.html.{where}")
+            f"https://surfer.nmr.mgh.harvard.edu/registration.html.{where}"
+        )
     if number == signal.SIGKILL or any(NO_MEMORY.search(line) for line in tail):
         how = (
             "was killed, most likely because memory ran out"
@@ -444,7 +448,8 @@ def failure(
         )
     if ended.code in (126, 127):
         return MissingToolError(
-            f"{image}: {tool.name} could not be started{_said(log)}. {tool.how_to_get}{where}")
+            f"{image}: {tool.name} could not be started{_said(log)}. {tool.how_to_get}{where}"
+        )
     if number > 0 and number in set(signal.Signals):
         name = signal.Signals(number).name
         return ToolError(
