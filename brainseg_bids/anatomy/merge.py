@@ -327,11 +327,14 @@ def _win(
     head_in, brain_in = np.ascontiguousarray(head[box]), np.ascontiguousarray(brain[box])
     for name, voxels in ((report.head, head_in), (report.brain, brain_in)):
         _flag_sides(name, voxels, inside, rules, report)
-    seen_in = [None if mask is None else mask[box] for mask in seen]
+    # A label is proof that the tool has looked (voxels on the border of its grid).
+    seen_in = [
+        None if mask is None else mask[box] | (own != 0)
+        for mask, own in zip(seen, (head_in, brain_in), strict=True)
+    ]
     place = places(is_brain[brain_in], inside)
     if seen_in[1] is not None:
-        # A label is proof that the tool has looked (voxels on the border of its grid).
-        place[~seen_in[1] & (brain_in == 0)] = PLACES.index("unseen")
+        place[~seen_in[1]] = PLACES.index("unseen")
     compiled = CompiledPrecedence.of(rules)
     index = compiled.index(place, brain_in, head_in)
     counts = compiled.counts(index)

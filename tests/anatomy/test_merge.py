@@ -293,6 +293,8 @@ def test_a_label_on_the_border_of_the_brain_tools_grid_is_still_its_own(head):
     nowhere = np.zeros(head.grid.shape, dtype=bool)
     merged = merge(Source("charm", head), Source("synthseg", recoloured, seen=nowhere))
     assert (merged.labels.voxels[brain.voxels == 3] == 2).all()
+    assert merged.report.conflicts[0].dice == 1
+    assert not any("field of view" in flag for flag in merged.report.flags)
 
 
 def test_a_head_tool_whose_field_of_view_cuts_the_brain_is_flagged(head):
