@@ -11,6 +11,7 @@ from brainseg_bids.bids.names import Scan
 from brainseg_bids.interfaces.headlabels import MergeHead, ReadTool
 from brainseg_bids.interfaces.labels import Volumes
 from brainseg_bids.interfaces.reportlets import DrawMerge
+from brainseg_bids.interfaces.tools import find_tool
 from brainseg_bids.workflows.headlabels_plan import (
     GIVEN,
     HeadPlan,
@@ -149,17 +150,7 @@ def _init_run_node(plan: ToolPlan, scan: Scan, how: HowToRun) -> pe.Node:
 
 def _describe(names: list[str]) -> str:
     """Methods text."""
-    cited = {
-        "charm": "SimNIBS' *charm* [@puonti2020]",
-        "samseg": "*SAMSEG* [@puonti2016]",
-        "synthseg": "FreeSurfer's *mri_synthseg* [@billot2023robust]",
-        "fastsurfer": "*FastSurfer* [@henschel2020]",
-        "gouhfi": "*GOUHFI* [@fortin2025]",
-        "freesurfer": "*FreeSurfer* [@fischl2012]",
-        "model": "this app's own network",
-        "fullhead": "label maps provided by the user",
-    }
-    tools = " and ".join(cited.get(name, f"*{name}*") for name in names)
+    tools = " and ".join(find_tool(name).about for name in names)
     return f"""\
 Label maps of the whole head were made with {tools}. Codes were translated into one table, maps
 were brought to the grid of the image by their affines, and merged by a table of rules; what no
