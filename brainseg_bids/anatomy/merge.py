@@ -353,7 +353,8 @@ def _win(
 def places(brain: np.ndarray, grid: Grid) -> np.ndarray:
     """Where each voxel lies as seen from the brain tool's brain: rank in `rules.PLACES`.
 
-    The brain's largest piece counts. Its hull is closed over sulci and filled.
+    The brain's largest piece counts. Its hull is closed over sulci and filled. Where the tool has
+    not looked (``unseen``) is not known here.
 
     Parameters
     ----------

@@ -186,12 +186,13 @@ def read_source(grid: Grid, *, tool: str, labels: str, top_codes="", top_weights
     table = crosswalk.source_table()
     own = crosswalk.translate(read_label_map(labels, table), what=labels)
     same = own.grid.is_close(grid, tolerance_mm=0.01)
+    seen = None if same else own.grid.covers(grid)
     if not (isdefined(top_codes) and top_codes):
-        return Source(tool, _placed(own, grid) if same else regrid(own, grid))
+        return Source(tool, _placed(own, grid) if same else regrid(own, grid), seen=seen)
     top = read_membership(top_codes, top_weights, table).translate(crosswalk)
     if not (same and top.grid.is_close(grid, tolerance_mm=0.01)):
         top = regrid_membership(top, grid)
-        return Source(tool, top.hard(), top)
+        return Source(tool, top.hard(), top, seen)
     top = Membership(top.codes, top.weights, grid, top.table)
     return Source(tool, _placed(own, grid), top)
 

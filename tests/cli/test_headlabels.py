@@ -348,6 +348,26 @@ def test_a_head_that_is_cut_is_done_and_flagged(app):
     assert "cut at the superior edge" in (done.output / "sub-01.html").read_text()
 
 
+def test_where_a_given_brain_map_has_not_looked_the_head_tools_brain_stays(app):
+    write_heads(app.root / "data", "sub-01_T1w")
+    path = app.root / "fs" / "sub-01" / "mri" / "aseg.mgz"
+    path.parent.mkdir(parents=True)
+    head = phantom_head()
+    known = [label.index for label in FULLHEAD if label.is_brain]
+    brain = np.where(np.isin(head.voxels, known), head.voxels, 0)[:, :, :36]
+    nib.save(nib.MGHImage(brain.astype(np.int32), head.grid.affine), path)
+    done = app(
+        "--stages", "headlabels", "--head-tool", "samseg", "--brain-tool", "freesurfer",
+        *tools("samseg"), "-d", f"freesurfer={app.root / 'fs'}",
+    )  # fmt: skip
+    assert done.code == 0, done.log
+    merged = labels_of(done, "sub-01_seg-fullhead_dseg.nii.gz").voxels
+    above = np.isin(head.voxels, known)
+    above[:, :, :36] = False
+    assert np.isin(merged[above], known).mean() > 0.95
+    assert "freesurfer's field of view ends inside the brain" in done.log
+
+
 def running(root: Path) -> list[str]:
     """Stand-ins at work below a folder."""
     found = []
