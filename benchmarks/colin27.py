@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Merged head maps of Colin27 beside its own tissue map.
 
-``python -m benchmarks.colin27 samseg=out1/sub-colin27/anat/sub-colin27_seg-fullhead_dseg.nii.gz ...``
+``python -m benchmarks.colin27 samseg=OUT/sub-colin27/anat/sub-colin27_seg-fullhead_dseg.nii.gz``
 
 The tissue map (``colin27_v3_on_ch2_grid_seg``) has scalp, skull, CSF, grey matter, white matter
 and air. It was made by other software from the same image: agreement with it is no accuracy.
