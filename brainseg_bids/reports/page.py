@@ -36,6 +36,8 @@ class ScanReport:
     warnings : list of str
     outputs : list of str
         Files that were written.
+    what, caption : str
+        What ``source`` is, and what the figure shows.
     """
 
     title: str
@@ -45,6 +47,8 @@ class ScanReport:
     facts: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    what: str = "Segmented image"
+    caption: str = "Each cut twice: the image alone, and beneath it the image with its labels."
 
 
 def write_page(
@@ -108,6 +112,8 @@ def _scan(scan: ScanReport) -> dict:
     return {
         "title": scan.title,
         "source": scan.source,
+        "what": scan.what,
+        "caption": scan.caption,
         "figure": embedded(Path(scan.figure)),
         "groups": groups,
         "brain_mm3": totals.get(BRAIN),

@@ -141,6 +141,8 @@ def finer_report(plan: UpsamplePlan, *, output_dir: Path) -> ScanReport:
         facts={key: value for key, value in facts.items() if value},
         warnings=[f"These labels are lost at these voxels: {lost}."] if lost else [],
         outputs=_written(plan, output_dir),
+        what="Label map",
+        caption="Above the label map, below the same at finer voxels.",
     )
 
 
