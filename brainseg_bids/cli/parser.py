@@ -57,7 +57,20 @@ def build_parser() -> argparse.ArgumentParser:
         action="version",
         version=f"brainseg {__version__} (distribution brainseg-bids)",
     )
+    for add_group in (
+        _add_choice,
+        _add_segmentation,
+        _add_heads,
+        _add_finer,
+        _add_resources,
+        _add_other,
+    ):
+        add_group(parser)
+    return parser
 
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """What to do and on what."""
     choose = parser.add_argument_group("what to do")
     add = choose.add_argument
     add(
@@ -87,7 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--contrasts",
         nargs="+",
         metavar="SUFFIX",
-        help="BIDS suffixes to take, e.g. T1w UNIT1; default: every structural one, without "
+        help="BIDS suffixes to take, e.g. T1w UNIT1; default: every structural one (headlabels: "
+        "T1w), without "
         "parts such as inv-1 and without phase",
     )
     add(
@@ -126,6 +140,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="accepted for scripts; the methods text is always Markdown alone",
     )
 
+
+def _add_segmentation(parser: argparse.ArgumentParser) -> None:
+    """How images are segmented."""
     network = parser.add_argument_group("segmentation")
     add = network.add_argument
     add(
@@ -140,6 +157,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--probseg", action="store_true", help="also write the probability of each label")
 
+
+def _add_heads(parser: argparse.ArgumentParser) -> None:
+    """Head label maps."""
     heads = parser.add_argument_group("head label maps (--stages headlabels)")
     add = heads.add_argument
     names = tool_names()
@@ -188,6 +208,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="end an external tool that takes longer; default: 24",
     )
 
+
+def _add_finer(parser: argparse.ArgumentParser) -> None:
+    """Finer label maps."""
     finer = parser.add_argument_group("finer label maps (--stages upsample)")
     add = finer.add_argument
     add(
@@ -213,6 +236,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--keep-thin", action="store_true", help="guard thin structures, e.g. the optic nerve")
 
+
+def _add_resources(parser: argparse.ArgumentParser) -> None:
+    """CPUs, memory, batch systems."""
     resources = parser.add_argument_group("resources")
     add = resources.add_argument
     add(
@@ -253,6 +279,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="record memory and CPU of each step (needs psutil)",
     )
 
+
+def _add_other(parser: argparse.ArgumentParser) -> None:
+    """All else."""
     other = parser.add_argument_group("other")
     add = other.add_argument
     add("-w", "--work-dir", type=Path, metavar="PATH", help="scratch folder; default: ./work")
@@ -268,7 +297,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--notrack", action="store_true", help="accepted for scripts; nothing is ever tracked")
     add("--debug", action="store_true", help="show tracebacks, keep going as usual")
     add("-v", "--verbose", action="count", help="tell more")
-    return parser
 
 
 def parse(argv: list[str] | None = None) -> Settings:
