@@ -203,7 +203,7 @@ def _add_heads(parser: argparse.ArgumentParser) -> None:
     add(
         "--tool-timeout",
         dest="tool_timeout_h",
-        type=_hours,
+        type=_above_zero("a number of hours", below=10_000),
         metavar="HOURS",
         help="end an external tool that takes longer; default: 24",
     )
@@ -217,7 +217,7 @@ def _add_finer(parser: argparse.ArgumentParser) -> None:
         "--target-voxel-size",
         dest="target_voxel_size_mm",
         nargs="+",
-        type=_millimetres,
+        type=_above_zero("millimetres", below=100),
         metavar="MM",
         help="one number, or one per axis; default: 0.5",
     )
@@ -230,7 +230,7 @@ def _add_finer(parser: argparse.ArgumentParser) -> None:
     add(
         "--smoothing",
         dest="smoothing_mm",
-        type=_millimetres,
+        type=_above_zero("millimetres", below=100),
         metavar="MM",
         help="also smooth borders by a Gaussian of this standard deviation",
     )
@@ -517,24 +517,17 @@ def _by_name(parser: argparse.ArgumentParser, flag: str, pairs: list[tuple]) -> 
     return by_name
 
 
-def _hours(text: str) -> float:
-    try:
-        hours = float(text)
-    except ValueError:
-        hours = 0.0
-    if not 0 < hours < 10_000:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number of hours above 0")
-    return hours
+def _above_zero(what: str, *, below: float):
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < below:
+            raise argparse.ArgumentTypeError(f"{text!r}: give {what} above 0")
+        return value
 
-
-def _millimetres(text: str) -> float:
-    try:
-        size_mm = float(text)
-    except ValueError:
-        size_mm = 0.0
-    if not 0 < size_mm < 100:
-        raise argparse.ArgumentTypeError(f"{text!r}: give millimetres above 0")
-    return size_mm
+    return number
 
 
 def _positive(text: str) -> int:

@@ -206,14 +206,14 @@ def origin(tmp_path, text: str | None, name="sub-01_seg-charm_dseg.nii.gz") -> N
     path.touch()
     if text is not None:
         (tmp_path / f"{name.split('.')[0]}.json").write_text(text)
-    check_origin(path, find_tool("charm"), scan_of(tmp_path, PLAIN), "ab12")
+    return check_origin(path, find_tool("charm"), scan_of(tmp_path, PLAIN), "ab12")
 
 
 @pytest.mark.parametrize(
     "said", [None, {}, {"Tool": "charm"}, {"InputSHA256": "ab12"}, {"RawSources": ["x"]}]
 )
 def test_a_derivative_that_says_nothing_against_it_is_taken(tmp_path, said):
-    origin(tmp_path, said if said is None else json.dumps(said))
+    assert origin(tmp_path, said if said is None else json.dumps(said)) is None
 
 
 @pytest.mark.parametrize(
@@ -240,4 +240,4 @@ def test_a_sidecar_that_was_not_fetched_is_told(tmp_path):
 
 
 def test_json_beside_a_tools_own_file_is_no_sidecar(tmp_path):
-    origin(tmp_path, '{"Tool": "samseg"}', name="labeling.nii.gz")
+    assert origin(tmp_path, '{"Tool": "samseg"}', name="labeling.nii.gz") is None
