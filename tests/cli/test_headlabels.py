@@ -379,18 +379,15 @@ def running(root: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_an_interrupt_ends_the_tools_too(app):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_or_the_end_of_a_job_ends_the_tools_too(app, number):
     write_heads(app.root / "data", "sub-01_T1w")
-    code = (
-        "import sys; from brainseg_bids.cli.parser import parse\n"
-        "from brainseg_bids.cli.run import run; sys.exit(run(parse(sys.argv[1:])))"
-    )
     arguments = [
         app.root / "data", app.root / "out", "participant", "-w", app.root / "work",
         "--model", app.model, *SAMSEG, *tools("samseg", samseg=["hang"]),
     ]  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+        [sys.executable, "-W", "ignore", "-m", "brainseg_bids", *map(str, arguments)],
         cwd=Path(__file__).parents[2], start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -399,7 +396,7 @@ def test_an_interrupt_ends_the_tools_too(app):
     while not running(app.root) and time.monotonic() < until_s:
         time.sleep(0.2)
     assert running(app.root)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     assert process.wait(timeout=60) == 130
     until_s = time.monotonic() + 10
     while running(app.root) and time.monotonic() < until_s:
