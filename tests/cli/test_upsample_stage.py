@@ -124,6 +124,15 @@ def test_a_target_that_does_not_fit_is_refused_with_its_size_before_it_begins(ap
     assert not list(done.output.rglob("*res-*"))
 
 
+def test_a_target_coarser_than_the_map_is_refused(finished, lasting_app):
+    done = lasting_app("--stages", "upsample", "--target-voxel-size", "5")
+    assert done.code == 1
+    lines = [line for line in done.log.splitlines() if "ERROR: sub-01 at 5 mm" in line]
+    assert len(lines) == 1
+    assert "its voxels are 4 x 4 x 4 mm, and 5 mm is coarser" in lines[0]
+    assert not list(done.output.rglob("*res-5mm*"))
+
+
 def test_a_damaged_map_is_one_clear_line(finished, lasting_app):
     path = finished.output / "sub-02" / "anat" / "sub-02_seg-fullhead_dseg.nii.gz"
     whole = path.read_bytes()
