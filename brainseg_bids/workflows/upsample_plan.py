@@ -184,8 +184,8 @@ def _plan_map(scan: Scan, output_dir: Path, target: Target, memory_gb: float) ->
     if finer.voxel_volume_mm3 > grid.voxel_volume_mm3 * 1.001:
         shown = " x ".join(f"{size:.3g}" for size in grid.voxel_size_mm)
         raise InputError(
-            f"{scan.path}: its voxels are {shown} mm, and {target.shown} is coarser. Choose smaller "
-            "voxels with --target-voxel-size."
+            f"{scan.path}: its voxels are {shown} mm, and {target.shown} is coarser. Choose "
+            "smaller voxels with --target-voxel-size."
         )
     mem_gb = (
         needed_gib(finer, grid) + CERTIFICATE_BYTES * np.prod(finer.shape, dtype=float) / 2**30
