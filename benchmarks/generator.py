@@ -27,7 +27,7 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.generator import Generator, Head
-from brainseg_bids.synth.recipe import RecipeSpace
+from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.volumes import read_label_map
 
 EIGHT = (0, 2, 3, 4, 8, 16, 507, 515)

@@ -33,7 +33,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.evaluation.agreement import confusion
 from brainseg_bids.nets.bundle import ModelBundle, find_bundle
 from brainseg_bids.synth.generator import Generator, Head
-from brainseg_bids.synth.recipe import RecipeSpace
+from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.volumes import read_label_map, write_volume
 
 CROSSWALKS = Path(__file__).parent / "crosswalks"

@@ -172,8 +172,8 @@ class Generator:
             bias = self._smooth_field(recipe.bias.node_spacing_mm, recipe.bias.seed, device, scale)
         if components > 1:
             texture = self._smooth_field(
-                recipe.texture_scale_mm,
-                recipe.texture_seed,
+                recipe.texture.scale_mm,
+                recipe.texture.seed,
                 device,
                 0.6 * components,
                 components / 2,

@@ -1,31 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``RecipeSpace`` and ``Recipe``: every random number of a synthetic pair is drawn here.
-
-The ranges follow SynthSeg (Billot et al., Medical Image Analysis 86, 2023) unless a recipe
-file says otherwise; each file in ``data/recipes`` names the source of its numbers.
-"""
+"""``Recipe``: every number that makes one synthetic pair. `RecipeSpace.draw` draws them."""
 
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import asdict, dataclass, fields
-from importlib import resources
-from pathlib import Path
-
-import numpy as np
-
-from brainseg_bids.anatomy.labels import LabelTable
 
 Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Tissue:
-    """Intensities of one label: components of (mean, sd), told apart by a smooth random field."""
+    """Intensities of one label: components told apart by a smooth random field.
+
+    Parameters
+    ----------
+    mean, sd : tuple of float
+        Of each component, in the units of the recipe space (255: bright).
+    weight : tuple of float
+        Share of the label's voxels that each component has; equal shares if empty.
+    """
 
     mean: tuple[float, ...]
     sd: tuple[float, ...]
+    weight: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Texture:
+    """Structure within a label.
+
+    Parameters
+    ----------
+    scale_mm : float
+        Distance between the nodes of the field that chooses among a tissue's components.
+    seed : int
+    grain_mm : float
+        Distance between the nodes of a second field, the tissue's grain.
+    grain_frac : float
+        Share of a component's variance that is grain instead of white noise; 0: none.
+    grain_seed : int
+    """
+
+    scale_mm: float = 12.0
+    seed: int = 0
+    grain_mm: float = 3.0
+    grain_frac: float = 0.0
+    grain_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,11 +64,98 @@ class Deformation:
 
 @dataclass(frozen=True)
 class Bias:
-    """Receive field: exp of a smooth field with the given spread."""
+    """Receive field B1-: exp of a smooth field with the given spread."""
 
     log_sd: float = 0.0
     node_spacing_mm: float = 60.0
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Transmit:
+    """Transmit field B1+: the flip angle reached, relative to the one that was asked for.
+
+    Parameters
+    ----------
+    sequence : {"none", "mprage", "mp2rage"}
+        How the field shows in the image; ``none``: not at all.
+    center, edge : float
+        Relative field in the middle of the head and at the temporal lobes and cerebellum.
+    log_sd, node_spacing_mm, seed
+        A smooth random field on top, as of `Bias`.
+    field_t : float
+        Field strength that the relaxation times belong to.
+    """
+
+    sequence: str = "none"
+    center: float = 1.0
+    edge: float = 1.0
+    log_sd: float = 0.0
+    node_spacing_mm: float = 80.0
+    seed: int = 0
+    field_t: float = 7.0
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """MP2RAGE's UNI image: the ratio of two noisy inversions.
+
+    Parameters
+    ----------
+    noise_frac : float
+        Noise of each inversion's real and imaginary part, as a share of the second inversion's
+        signal in grey matter; 0: no ratio is taken.
+    low, high : float
+        Painted intensities that stand for ratios of -0.5 and +0.5.
+    seed : int
+    """
+
+    noise_frac: float = 0.0
+    low: float = 0.0
+    high: float = 255.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Susceptibility:
+    """Signal lost to field gradients near air in the head.
+
+    Parameters
+    ----------
+    echo_time_ms : float
+        0: nothing is lost.
+    field_t : float
+    """
+
+    echo_time_ms: float = 0.0
+    field_t: float = 7.0
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Moves of the head while k-space was filled along one axis.
+
+    Parameters
+    ----------
+    times_frac : tuple of float
+        When it moved, as a share of the lines that were read; empty: it lay still.
+    translations_mm, rotations_deg : tuple of (3,) float
+        Pose after each move.
+    axis : int
+        Slow phase-encoding axis.
+    """
+
+    times_frac: tuple[float, ...] = ()
+    translations_mm: tuple[Triple, ...] = ()
+    rotations_deg: tuple[Triple, ...] = ()
+    axis: int = 1
+
+
+@dataclass(frozen=True)
+class Gibbs:
+    """Ringing: share of k-space that was read along each axis, the rest is zero; 1: all of it."""
+
+    kept_frac: Triple = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -60,32 +168,52 @@ class Resolution:
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise of the acquired voxels, as a share of the image's 99th percentile."""
+    """Noise of the acquired voxels.
+
+    Parameters
+    ----------
+    sd_frac : float
+        Of each channel's real and imaginary part, as a share of the image's 99th percentile.
+    seed : int
+    channels : int
+        1: Rician; more: root of the sum of squares over channels, non-central chi.
+    """
 
     sd_frac: float = 0.0
     seed: int = 0
+    channels: int = 1
 
 
 @dataclass(frozen=True)
 class View:
-    """What of the head is in the image: ``head``, ``brain`` or ``brain+csf``, and a cut plane.
+    """What of the head is in the image.
 
-    ``cut_normal`` points away from what is kept (RAS); voxels further along it than ``cut_mm``
-    from the middle of the head are gone, as after defacing. A zero normal cuts nothing.
+    Parameters
+    ----------
+    kept : {"head", "brain", "brain+csf"}
+    cut_normal, cut_mm : (3,) float, float
+        The normal points away from what is kept (RAS); voxels further along it than ``cut_mm``
+        from the middle of the head are gone, as after defacing. A zero normal cuts nothing.
+    low_mm, high_mm : (3,) float
+        Field of view about the middle of the head (RAS); what lies outside is gone.
     """
 
     kept: str = "head"
     cut_normal: Triple = (0.0, 0.0, 0.0)
     cut_mm: float = 0.0
+    low_mm: Triple = (-1000.0, -1000.0, -1000.0)
+    high_mm: Triple = (1000.0, 1000.0, 1000.0)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Every number that makes one pair. Same recipe, same labels: same pair.
 
+    What is not said is switched off.
+
     Examples
     --------
-    >>> recipe = RecipeSpace.packaged("agnostic").draw(np.random.default_rng(0))
+    >>> recipe = Recipe({"Skin": Tissue((90.0,), (5.0,))}, bias=Bias(0.3, seed=4))
     >>> Recipe.from_json(recipe.to_json()) == recipe
     True
     """
@@ -93,13 +221,17 @@ class Recipe:
     tissues: dict[str, Tissue]
     flip: bool = False
     deformation: Deformation = Deformation()
+    texture: Texture = Texture()
     bias: Bias = Bias()
-    gamma: float = 1.0
+    transmit: Transmit = Transmit()
+    ratio: Ratio = Ratio()
+    susceptibility: Susceptibility = Susceptibility()
+    motion: Motion = Motion()
+    gibbs: Gibbs = Gibbs()
     resolution: Resolution = Resolution()
     noise: Noise = Noise()
     view: View = View()
-    texture_scale_mm: float = 12.0
-    texture_seed: int = 0
+    gamma: float = 1.0
     paint_seed: int = 0
     space: str = "by hand"
 
@@ -111,219 +243,17 @@ class Recipe:
     def from_json(cls, text: str) -> Recipe:
         """Read `to_json`'s text."""
         raw = json.loads(text)
-        raw["tissues"] = {
-            n: Tissue(tuple(t["mean"]), tuple(t["sd"])) for n, t in raw["tissues"].items()
-        }
-        for name, kind in (
-            ("deformation", Deformation),
-            ("bias", Bias),
-            ("resolution", Resolution),
-            ("noise", Noise),
-            ("view", View),
-        ):
-            raw[name] = kind(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in raw[name].items()}
-            )
+        raw["tissues"] = {name: Tissue(**_frozen(t)) for name, t in raw["tissues"].items()}
+        for item in fields(cls):
+            if isinstance(raw.get(item.name), dict) and item.name != "tissues":
+                raw[item.name] = type(item.default)(**_frozen(raw[item.name]))
         return cls(**raw)
 
 
-@dataclass(frozen=True)
-class TissueSpace:
-    """Where the intensities of one class come from.
+def _frozen(values: dict) -> dict:
+    """JSON's lists as tuples, however deep."""
 
-    ``mean`` is (centre, spread); normal draws for ``law = "normal"``, centre ± spread
-    uniformly for ``"uniform"``; ``sd`` likewise. ``components`` Gaussians are drawn,
-    ``component_spread`` apart.
-    """
+    def tuples(value):
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
 
-    labels: tuple[str, ...]
-    mean: tuple[float, float]
-    sd: tuple[float, float]
-    components: int = 1
-    component_spread: float = 0.0
-
-
-@dataclass(frozen=True)
-class RecipeSpace:
-    """The ranges that one may draw from. One field per number of a recipe.
-
-    Ranges are (low, high) and uniform unless the name says ``_sd`` (normal about no change)
-    or ``_p`` (probability). Lengths in mm, angles in degrees.
-    """
-
-    tissues: tuple[TissueSpace, ...]
-    name: str = "by hand"
-    law: str = "uniform"
-    widen: float = 1.0
-    shared_frac: float = 0.0
-    sd_frac: tuple[float, float] = (1.0, 1.0)
-    background_dark_p: float = 1.0
-    background_noisy_mean: tuple[float, float] = (0.0, 250.0)
-    background_noisy_sd: tuple[float, float] = (0.0, 30.0)
-    flip_p: float = 0.5
-    rotation_deg: tuple[float, float] = (-15.0, 15.0)
-    scaling: tuple[float, float] = (0.8, 1.2)
-    shearing: tuple[float, float] = (-0.012, 0.012)
-    center_frac: tuple[float, float] = (0.2, 0.8)
-    velocity_sd_mm: tuple[float, float] = (0.0, 4.0)
-    velocity_node_spacing_mm: float = 25.0
-    bias_log_sd: tuple[float, float] = (0.0, 0.7)
-    bias_node_spacing_mm: float = 60.0
-    gamma_log_sd: float = 0.5
-    resolution_native_p: float = 0.1
-    resolution_isotropic_mm: tuple[float, float] = (1.0, 4.0)
-    resolution_slice_p: float = 0.5
-    resolution_slice_mm: tuple[float, float] = (1.0, 8.0)
-    resolution_thickness_frac: tuple[float, float] = (0.6, 1.2)
-    noise_sd_frac: tuple[float, float] = (0.0, 0.0)
-    texture_scale_mm: tuple[float, float] = (6.0, 24.0)
-    stripped_p: float = 0.0
-    cut_p: float = 0.0
-
-    @classmethod
-    def read(cls, path: str | Path) -> RecipeSpace:
-        """Read a TOML recipe file.
-
-        Raises
-        ------
-        ValueError
-            If a key is not known; the message lists the known ones.
-        """
-        path = Path(path)
-        with path.open("rb") as file:
-            raw = tomllib.load(file)
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(raw) - known)
-        if unknown:
-            raise ValueError(
-                f"{path}: {unknown[0]!r} is no setting of a recipe space; known: {sorted(known)}"
-            )
-        tissues = tuple(
-            TissueSpace(
-                labels=tuple(t["labels"]),
-                mean=tuple(t["mean"]),
-                sd=tuple(t["sd"]),
-                components=t.get("components", 1),
-                component_spread=t.get("component_spread", 0.0),
-            )
-            for t in raw.pop("tissues")
-        )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        return cls(tissues=tissues, **{"name": path.stem} | values)
-
-    @classmethod
-    def packaged(cls, name: str) -> RecipeSpace:
-        """Recipe space that comes with the package, e.g. ``agnostic`` or ``t1w``."""
-        folder = resources.files("brainseg_bids") / "data" / "recipes"
-        file = folder / f"{name}.toml"
-        if not file.is_file():
-            known = sorted(
-                p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")
-            )
-            raise ValueError(f"no recipe space {name!r}; known: {', '.join(known)}")
-        with resources.as_file(file) as path:
-            return cls.read(path)
-
-    def covers(self, table: LabelTable) -> None:
-        """Raise ``ValueError`` naming the labels of ``table`` for which there is no intensity."""
-        given = {label for tissue in self.tissues for label in tissue.labels}
-        missing = [label.name for label in table if label.name not in given]
-        if missing:
-            raise ValueError(f"recipe space {self.name} says nothing about: {', '.join(missing)}")
-
-    def draw(self, rng: np.random.Generator) -> Recipe:
-        """Draw one recipe; all randomness of a pair comes from ``rng`` here."""
-
-        def within(bounds: tuple[float, float]) -> float:
-            return float(rng.uniform(*bounds))
-
-        def triple(bounds: tuple[float, float]) -> Triple:
-            return tuple(float(x) for x in rng.uniform(*bounds, size=3))
-
-        def seed() -> int:
-            return int(rng.integers(2**31))
-
-        return Recipe(
-            tissues=self._draw_tissues(rng),
-            flip=bool(rng.random() < self.flip_p),
-            deformation=Deformation(
-                rotation_deg=triple(self.rotation_deg),
-                scaling=triple(self.scaling),
-                shearing=triple(self.shearing),
-                center_frac=triple(self.center_frac),
-                velocity_sd_mm=within(self.velocity_sd_mm),
-                node_spacing_mm=self.velocity_node_spacing_mm,
-                seed=seed(),
-            ),
-            bias=Bias(within(self.bias_log_sd), self.bias_node_spacing_mm, seed()),
-            gamma=float(np.exp(rng.normal(0, self.gamma_log_sd))),
-            resolution=self._draw_resolution(rng),
-            noise=Noise(within(self.noise_sd_frac), seed()),
-            view=self._draw_view(rng),
-            texture_scale_mm=within(self.texture_scale_mm),
-            texture_seed=seed(),
-            paint_seed=seed(),
-            space=self.name,
-        )
-
-    def _draw_tissues(self, rng: np.random.Generator) -> dict[str, Tissue]:
-        drawn: dict[str, Tissue] = {}
-        common = rng.normal()
-        sd_frac = rng.uniform(*self.sd_frac)
-        dark = rng.random() < self.background_dark_p
-        for tissue in self.tissues:
-            centre, spread = tissue.mean
-            if "Background" in tissue.labels and not dark:
-                centre = rng.uniform(*self.background_noisy_mean)
-                mean, sd = centre, rng.uniform(*self.background_noisy_sd)
-            elif self.law == "uniform":
-                mean = rng.uniform(centre - spread, centre + spread)
-                sd = rng.uniform(max(0, tissue.sd[0] - tissue.sd[1]), tissue.sd[0] + tissue.sd[1])
-            else:
-                # One draw is common to all classes: sequences are brighter or darker as a whole,
-                # so white matter stays above grey far more often than independent draws allow.
-                z = self.shared_frac * common + np.sqrt(1 - self.shared_frac**2) * rng.normal()
-                mean = centre + self.widen * spread * z
-                sd = rng.normal(*tissue.sd)
-            offsets = (
-                np.linspace(-1, 1, tissue.components) if tissue.components > 1 else np.zeros(1)
-            )
-            means = mean + tissue.component_spread * rng.uniform(0.3, 1.0) * rng.permutation(
-                offsets
-            )
-            sds = np.full(tissue.components, max(0.0, sd) * sd_frac)
-            drawn |= dict.fromkeys(
-                tissue.labels,
-                Tissue(tuple(float(max(0.0, m)) for m in means), tuple(float(s) for s in sds)),
-            )
-        return drawn
-
-    def _draw_resolution(self, rng: np.random.Generator) -> Resolution:
-        if rng.random() < self.resolution_native_p:
-            return Resolution()
-        if rng.random() < self.resolution_slice_p:
-            size = np.ones(3)
-            size[rng.integers(3)] = rng.uniform(*self.resolution_slice_mm)
-        else:
-            size = np.full(3, rng.uniform(*self.resolution_isotropic_mm))
-        # Slices are thinner than their spacing (gaps) or a little thicker (profiles overlap).
-        thickness = size * rng.uniform(*self.resolution_thickness_frac)
-        return Resolution(tuple(float(s) for s in size), tuple(float(t) for t in thickness))
-
-    def _draw_view(self, rng: np.random.Generator) -> View:
-        if rng.random() < self.stripped_p:
-            return View(kept=str(rng.choice(["brain", "brain+csf"])))
-        if rng.random() < self.cut_p:
-            normal = np.array([0.0, rng.uniform(0.3, 1.0), rng.uniform(-1.0, -0.2)])
-            normal /= np.linalg.norm(normal)
-            return View(
-                cut_normal=tuple(float(n) for n in normal), cut_mm=float(rng.uniform(60, 95))
-            )
-        return View()
-
-
-def read_space(name_or_path: str) -> RecipeSpace:
-    """Recipe space by the name of a packaged one, or from a TOML file."""
-    if name_or_path.endswith(".toml"):
-        return RecipeSpace.read(name_or_path)
-    return RecipeSpace.packaged(name_or_path)
+    return {name: tuples(value) for name, value in values.items()}

@@ -20,7 +20,7 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.architectures import NetSpec, PackedNet
 from brainseg_bids.synth.generator import Generator, Head
-from brainseg_bids.synth.recipe import read_space
+from brainseg_bids.synth.space import read_space
 from brainseg_bids.training.pairs import PairStream
 from brainseg_bids.training.task import SegmentationTask
 

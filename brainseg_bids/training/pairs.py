@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from brainseg_bids.synth.generator import Generator, Head
-from brainseg_bids.synth.recipe import Recipe, RecipeSpace
+from brainseg_bids.synth.recipe import Recipe
+from brainseg_bids.synth.space import RecipeSpace
 
 
 class PairStream(IterableDataset):

@@ -20,11 +20,11 @@ from brainseg_bids.synth.recipe import (
     Deformation,
     Noise,
     Recipe,
-    RecipeSpace,
     Resolution,
     Tissue,
     View,
 )
+from brainseg_bids.synth.space import RecipeSpace
 from tests.phantom.head import INTENSITY, phantom_grid, phantom_head
 
 VOXEL_MM = 4.0

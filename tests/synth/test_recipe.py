@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.synth.recipe import Recipe, RecipeSpace, read_space
+from brainseg_bids.synth.recipe import Recipe
+from brainseg_bids.synth.space import RecipeSpace, read_space
 
 SPACES = ["agnostic", "flair", "t1w", "t2w"]
 

@@ -11,7 +11,7 @@ import torch
 
 from brainseg_bids.nets.architectures import NetSpec
 from brainseg_bids.synth.generator import Head
-from brainseg_bids.synth.recipe import RecipeSpace
+from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.fit import TrainPlan, averaged_net, fit, make_generator, steps_done
 from brainseg_bids.training.losses import (
     choose_voxels,
