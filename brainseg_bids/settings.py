@@ -10,8 +10,8 @@ from pathlib import Path
 
 import tomli_w
 
-PARTICIPANT_STAGES = ("segment", "headlabels", "upsample")
-GROUP_STAGES = ("summary",)
+PARTICIPANT_STAGES = ("segment", "headlabels", "upsample", "contrast")
+GROUP_STAGES = ("summary", "priors", "synth")
 
 
 class SettingsError(ValueError):
@@ -46,12 +46,26 @@ class Settings:
     derivatives : dict
         Folders that hold results already: name to path.
     target_voxel_size_mm : tuple of float
-        What label maps are brought to in stage ``upsample``: one number, or one per axis.
+        What label maps are brought to in stage ``upsample`` (empty: 0.5 mm), and voxels of pairs
+        in stage ``synth`` (empty: the contrast's own): one number, or one per axis.
     upsample_kernel : {"fitted", "linear", "lossless"}
     smoothing_mm : float
         Standard deviation; 0: none.
     keep_thin : bool
         Guard thin structures while upsampling.
+    labels : str
+        What labels images are measured with in stage ``contrast``: ``fullhead``, ``brainseg`` or
+        a name in ``derivatives``; empty: the first there is.
+    contrast_by : tuple of str
+        What makes two images one contrast in stage ``priors``.
+    prior : str
+        Contrast that stage ``synth`` draws from; empty: all there are.
+    kappa : float
+        Contrast dial of stage ``synth``: 0 any contrast, 1 the measured one.
+    pairs : int
+        How many image-label pairs stage ``synth`` exports.
+    seed : int
+        Of the pairs.
     fs_license_file : Path or None
         FreeSurfer's licence key, handed on to tools.
     tool_timeout_h : float
@@ -77,10 +91,21 @@ class Settings:
     brain_tool: str = "model"
     tools: dict = field(default_factory=dict)
     derivatives: dict = field(default_factory=dict)
-    target_voxel_size_mm: tuple[float, ...] = (0.5,)
+    target_voxel_size_mm: tuple[float, ...] = ()
     upsample_kernel: str = "fitted"
     smoothing_mm: float = 0.0
     keep_thin: bool = False
+    labels: str = ""
+    contrast_by: tuple[str, ...] = (
+        "Suffix",
+        "MagneticFieldStrength",
+        "Sequence",
+        "VoxelSizeMm",
+    )
+    prior: str = ""
+    kappa: float = 1.0
+    pairs: int = 0
+    seed: int = 1
     fs_license_file: Path | None = None
     tool_timeout_h: float = 24.0
     nprocs: int = 1

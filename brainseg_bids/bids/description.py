@@ -17,7 +17,8 @@ BIDS_VERSION = "1.10.1"
 
 # Without trailing slashes: the validator does not match a folder by "figures/".
 # morph: BIDS has no suffix for volumes yet; BEP011 and others use this one.
-BIDSIGNORE = ("*.html", "figures", "*_morph.*")
+# priors, synth: priors are no BIDS files, and the synthetic pairs a dataset of their own.
+BIDSIGNORE = ("*.html", "figures", "*_morph.*", "priors", "synth")
 
 README = """\
 # Segmentations by brainseg-bids
@@ -33,6 +34,8 @@ Whole-head labels of structural MR images, each on its image's own grid.
   tool's own map as `*_seg-TOOL_dseg.nii.gz`, what the merge did as `*_desc-merge_morph.tsv`, and
   the four most probable labels of each voxel as `*_desc-top4_dseg.nii.gz` with their
   probabilities in `*_desc-top4_probseg.nii.gz`
+- `*_desc-contrast_morph.tsv`: how each label looks in the image (stage `contrast`);
+  `priors/`: the same pooled over images of one contrast, for synthetic images (stage `priors`)
 - `sub-*.html`: pages to look at; `logs/CITATION.md`: text for the methods section
 
 A name with `space-T2w` belongs to the T2w image of that participant, and so on; one without

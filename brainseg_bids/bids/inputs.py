@@ -174,6 +174,30 @@ def _is_picture(path: Path, query: Mapping) -> bool:
     return not parts and not phase
 
 
+def read_metadata(path: Path, bids_dir: Path) -> dict:
+    """What the JSON files that apply to an image say; the nearer to it wins (BIDS' inheritance).
+
+    Files that cannot be read are passed over: nothing here is needed to go on.
+    """
+    own = Scan.from_path(path)
+    inside = path.parent.relative_to(bids_dir).parts
+    merged: dict = {}
+    for depth in range(len(inside) + 1):
+        folder = bids_dir.joinpath(*inside[:depth])
+        fitting = []
+        for candidate in folder.glob(f"*{own.suffix}.json"):
+            scan = Scan.from_path(candidate.with_suffix(""))
+            if scan.suffix == own.suffix and scan.entities.items() <= own.entities.items():
+                fitting.append((len(scan.entities), candidate))
+        for _, candidate in sorted(fitting):
+            try:
+                said = json.loads(candidate.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            merged |= said if isinstance(said, dict) else {}
+    return merged
+
+
 def _queries(suffixes: list[str], filters: Mapping[str, Mapping]) -> dict[str, dict]:
     from bids.layout import Query  # late: pybids takes a second to import
 

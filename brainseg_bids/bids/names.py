@@ -211,6 +211,27 @@ class HeadNames:
         )
 
 
+@dataclass(frozen=True)
+class ContrastNames:
+    """Where the contrast statistics of a scan go, below the derivative's root. All `Path`."""
+
+    statistics: Path
+    figure: Path
+
+    @classmethod
+    def of(cls, scan: Scan, labels: str) -> ContrastNames:
+        """Names for one scan and the labels that it was measured with.
+
+        >>> ContrastNames.of(Scan.from_path("sub-01_T2w.nii.gz"), "brainseg").statistics.as_posix()
+        'sub-01/anat/sub-01_space-T2w_seg-brainseg_desc-contrast_morph.tsv'
+        """
+        own = stem(scan, seg=labels, desc="contrast")
+        return cls(
+            statistics=folder(scan) / f"{own}_morph.tsv",
+            figure=Path(f"sub-{scan.subject}", "figures", f"{own}_morph.png"),
+        )
+
+
 def finer_name(path: Path, resolution: str) -> Path:
     """Name of a segmentation at another voxel size; BIDS wants ``res-`` behind ``seg-``.
 

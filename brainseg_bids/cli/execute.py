@@ -152,6 +152,9 @@ def _run_workflow(
             if "Certificate" in facts:
                 log.info("%s: made in %.0f s from %s", title, facts["Seconds"], facts["Method"])
                 return
+            if "Statistics" in facts:
+                log.info("%s: measured in %.0f s", title, facts["Seconds"])
+                return
             for note in facts["warnings"]:
                 log.warning("%s", note)
             took_s, peak_gib = facts["took_s"], facts["peak_gib"]

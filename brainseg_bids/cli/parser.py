@@ -50,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "analysis_level",
         choices=("participant", "group"),
-        help="participant: segment images, label heads; group: one table of all volumes",
+        help="participant: segment images, label heads, measure contrast; group: one table of all "
+        "volumes, contrast priors, synthetic pairs",
     )
     add(
         "--version",
@@ -62,6 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
         _add_segmentation,
         _add_heads,
         _add_finer,
+        _add_contrast,
+        _add_synth,
         _add_resources,
         _add_other,
     ):
@@ -94,7 +97,8 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         "--stages",
         nargs="+",
         metavar="STAGE",
-        help="participant: segment (default), headlabels, upsample; group: summary (default)",
+        help="participant: segment (default), headlabels, upsample, contrast; group: summary "
+        "(default), priors, synth",
     )
     add(
         "--contrasts",
@@ -192,7 +196,8 @@ def _add_heads(parser: argparse.ArgumentParser) -> None:
         action="extend",
         type=_derivative,
         metavar="NAME=PATH",
-        help="take a tool's results from there instead of running it, e.g. freesurfer=/data/fs",
+        help="take a tool's results from there instead of running it, e.g. freesurfer=/data/fs; "
+        "stage contrast: measure with these labels; synth: make pairs from these",
     )
     add(
         "--fs-license-file",
@@ -219,7 +224,7 @@ def _add_finer(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=_above_zero("millimetres", below=100),
         metavar="MM",
-        help="one number, or one per axis; default: 0.5",
+        help="one number, or one per axis; default: 0.5, for synthetic pairs the contrast's own",
     )
     add(
         "--upsample-kernel",
@@ -235,6 +240,50 @@ def _add_finer(parser: argparse.ArgumentParser) -> None:
         help="also smooth borders by a Gaussian of this standard deviation",
     )
     add("--keep-thin", action="store_true", help="guard thin structures, e.g. the optic nerve")
+
+
+def _add_contrast(parser: argparse.ArgumentParser) -> None:
+    """Contrast statistics and priors."""
+    contrast = parser.add_argument_group("contrast (--stages contrast; group: priors)")
+    add = contrast.add_argument
+    add(
+        "--labels",
+        metavar="NAME",
+        help="measure with these labels: fullhead (of stage headlabels), brainseg (of segment) or "
+        "a NAME given with -d; default: the first there is of -d, fullhead, brainseg",
+    )
+    add(
+        "--contrast-by",
+        nargs="+",
+        metavar="KEY",
+        help="images are of one contrast if these agree: Suffix, VoxelSizeMm, Sequence, a key of "
+        "the images' JSON, or an entity such as acq; default: Suffix MagneticFieldStrength "
+        "Sequence VoxelSizeMm",
+    )
+
+
+def _add_synth(parser: argparse.ArgumentParser) -> None:
+    """Synthetic pairs."""
+    synth = parser.add_argument_group("synthetic pairs (group: --stages synth)")
+    add = synth.add_argument
+    add(
+        "--prior",
+        metavar="NAME",
+        help="contrast to draw from, as stage priors has named it; default: each there is",
+    )
+    add(
+        "--kappa",
+        type=_share,
+        metavar="K",
+        help="contrast dial from 0, any contrast, to 1 (default), the measured one",
+    )
+    add(
+        "--pairs",
+        type=_positive,
+        metavar="N",
+        help="also write N image-label pairs as a BIDS derivative; default: previews only",
+    )
+    add("--seed", type=_whole, metavar="S", help="other pairs for another number; default: 1")
 
 
 def _add_resources(parser: argparse.ArgumentParser) -> None:
@@ -323,7 +372,7 @@ def parse(argv: list[str] | None = None) -> Settings:
         elif str(known[name].type).startswith("Path"):
             values[name] = value.absolute()
     _check_stage_flags(parser, given, values["stages"])
-    if len(values.get("target_voxel_size_mm", (1,))) not in (1, 3):
+    if len(values.get("target_voxel_size_mm", ())) not in (0, 1, 3):
         parser.error("--target-voxel-size: give one number, or three.")
     values.setdefault("brain_tool", values.get("head_tool", Settings.head_tool))
     values.setdefault("nprocs", _cpus())
@@ -484,28 +533,32 @@ def _derivative(text: str) -> tuple[str, str]:
 
 
 STAGE_FLAGS = {
-    "headlabels": {
-        "head_tool": "--head-tool",
-        "brain_tool": "--brain-tool",
-        "tools": "--tool",
-        "derivatives": "-d",
-        "tool_timeout_h": "--tool-timeout",
-    },
-    "upsample": {
-        "target_voxel_size_mm": "--target-voxel-size",
-        "upsample_kernel": "--upsample-kernel",
-        "smoothing_mm": "--smoothing",
-        "keep_thin": "--keep-thin",
-    },
+    "head_tool": ("--head-tool", ("headlabels",)),
+    "brain_tool": ("--brain-tool", ("headlabels",)),
+    "tools": ("--tool", ("headlabels",)),
+    "derivatives": ("-d", ("headlabels", "contrast", "synth")),
+    "tool_timeout_h": ("--tool-timeout", ("headlabels",)),
+    "target_voxel_size_mm": ("--target-voxel-size", ("upsample", "synth")),
+    "upsample_kernel": ("--upsample-kernel", ("upsample",)),
+    "smoothing_mm": ("--smoothing", ("upsample",)),
+    "keep_thin": ("--keep-thin", ("upsample",)),
+    "labels": ("--labels", ("contrast",)),
+    "contrast_by": ("--contrast-by", ("priors",)),
+    "prior": ("--prior", ("synth",)),
+    "kappa": ("--kappa", ("synth",)),
+    "pairs": ("--pairs", ("synth",)),
+    "seed": ("--seed", ("synth",)),
 }
-"""What would have no effect in a run without its stage."""
+"""What would have no effect in a run without one of its stages."""
 
 
 def _check_stage_flags(parser: argparse.ArgumentParser, given: dict, stages: tuple) -> None:
-    for stage, flags in STAGE_FLAGS.items():
-        said = [flag for name, flag in flags.items() if given[name]]
-        if said and stage not in stages:
-            parser.error(f"{said[0]} belongs to --stages {stage}, which was not asked for.")
+    for name, (flag, wanted) in STAGE_FLAGS.items():
+        said = given[name] is not None and given[name] is not False
+        if said and not set(wanted) & set(stages):
+            parser.error(
+                f"{flag} belongs to --stages {' or '.join(wanted)}, which was not asked for."
+            )
 
 
 def _by_name(parser: argparse.ArgumentParser, flag: str, pairs: list[tuple]) -> dict:
@@ -528,6 +581,22 @@ def _above_zero(what: str, *, below: float):
         return value
 
     return number
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 0 to 1")
+    return value
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 0")
+    return int(text)
 
 
 def _positive(text: str) -> int:

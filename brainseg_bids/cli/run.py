@@ -22,6 +22,7 @@ from brainseg_bids.cli.execute import (
     UNUSABLE,
     run_plans,
 )
+from brainseg_bids.cli.group import run_group
 from brainseg_bids.cli.stages import Refused, passes, plan_stages, read_model, tables_of
 from brainseg_bids.nets.bundle import DEFAULT_MODEL, BundleError
 from brainseg_bids.settings import Settings
@@ -74,12 +75,7 @@ def run(settings: Settings, *, program: Sequence[str] | None = None) -> int:
 
 
 def _group(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:
-    from brainseg_bids.workflows.pages import write_group  # late: matplotlib
-
-    for page, n_images in write_group(
-        settings.output_dir, title=settings.bids_dir.name, participants=settings.participant_label
-    ):
-        log.info("%d images compared: %s", n_images, page)
+    run_group(settings)
     return DONE
 
 
@@ -91,7 +87,7 @@ def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | No
     try:
         for stages in passes(settings.stages):
             try:
-                new = plan_stages(settings, stages, model, program)
+                new = plan_stages(settings, stages, model, program, failed=failures)
             except InputError:
                 if not failures:
                     raise

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
@@ -54,7 +54,8 @@ def read_model(name: str) -> tuple[Model, LabelTable]:
     return Model(bundle.path, bundle.name, bundle.digest, bundle.contrasts, names), bundle.table
 
 
-PASSES = (("segment", "headlabels"), ("upsample",))
+DEFAULT_TARGET_MM = (0.5,)
+PASSES = (("segment", "headlabels"), ("upsample", "contrast"))
 """Stages that read the dataset are planned and run together; those that read what these leave
 come after them."""
 
@@ -74,8 +75,12 @@ def plan_stages(
     stages: Sequence[str],
     model: Model,
     program: Sequence[str] | None = None,
+    *,
+    failed: Collection[str] = (),
 ) -> list[SubjectPlan]:
     """Plans of the stages of one pass, one per participant; what is odd is logged.
+
+    ``failed`` are the titles of what an earlier pass could not do.
 
     Raises
     ------
@@ -84,10 +89,10 @@ def plan_stages(
     Refused
         If a program or a licence is missing.
     """
-    if stages == ("upsample",):
-        plans = _plan_upsample(settings)
-    else:
+    if set(stages) <= set(PASSES[0]):
         plans = _plan_from_dataset(settings, stages, model, program)
+    else:
+        plans = _plan_from_results(settings, stages, failed)
     for line in describe_plans(plans):
         log.info("%s", line)
     return plans
@@ -119,6 +124,61 @@ def _plan_from_dataset(
     return plans
 
 
+def _plan_from_results(
+    settings: Settings, stages: Sequence[str], failed: Collection[str]
+) -> list[SubjectPlan]:
+    """Plans of stages that work on what others have left; one of them may have nothing to do."""
+    plan_of = {
+        "upsample": lambda: _plan_upsample(settings),
+        "contrast": lambda: _plan_contrast(settings, failed),
+    }
+    plans: list[SubjectPlan] = []
+    empty = None
+    for stage in stages:
+        try:
+            plans += plan_of[stage]()
+        except InputError as error:
+            empty = error
+            log.warning("%s", error)
+    if empty and not plans:
+        raise empty
+    return joined(plans)
+
+
+def _plan_contrast(settings: Settings, failed: Collection[str]) -> list[SubjectPlan]:
+    from brainseg_bids.interfaces.tools import tool_names  # late: nipype
+    from brainseg_bids.workflows.contrast_plan import LabelChoice, plan_contrast
+
+    given = {name: Path(path) for name, path in settings.derivatives.items()}
+    strange = sorted(set(given) - set(tool_names()))
+    if strange:
+        raise InputError(
+            f"-d {strange[0]}=...: no tool is called {strange[0]!r}, so its codes are not known. "
+            "Give label maps in codes of this app as -d fullhead=FOLDER."
+        )
+    choice = LabelChoice(settings.labels, given)
+    choice.check()
+    labels = find_participants(settings.bids_dir, settings.participant_label)
+    # An image that could not be segmented, or whose head could not be labelled, has been told.
+    barred = frozenset(title.removesuffix(" head labels") for title in failed)
+    plans = [
+        plan_contrast(
+            subject,
+            bids_dir=settings.bids_dir,
+            output_dir=settings.output_dir,
+            choice=choice,
+            barred=barred,
+        )
+        for subject in _find(settings, labels, STRUCTURAL)
+    ]
+    if not any(plan.scans or plan.faults for plan in plans) and not barred:
+        raise InputError(
+            f"{settings.bids_dir}: no image was found to measure. Check --contrasts, "
+            "--session-label and --bids-filter-file."
+        )
+    return plans
+
+
 def _plan_upsample(settings: Settings) -> list[SubjectPlan]:
     from brainseg_bids.workflows.upsample_plan import Target, find_maps, plan_upsample
 
@@ -131,7 +191,7 @@ def _plan_upsample(settings: Settings) -> list[SubjectPlan]:
             "first, or together with upsample."
         )
     target = Target(
-        voxel_size_mm=settings.target_voxel_size_mm,
+        voxel_size_mm=settings.target_voxel_size_mm or DEFAULT_TARGET_MM,
         kernel=settings.upsample_kernel,
         smoothing_mm=settings.smoothing_mm,
         keep_thin=settings.keep_thin,
@@ -201,7 +261,13 @@ def _plan_headlabels(
         brain=settings.brain_tool,
         model=model,
         commands=commands,
-        derivatives={name: Path(path) for name, path in settings.derivatives.items()},
+        derivatives={
+            name: Path(path)
+            for name, path in settings.derivatives.items()
+            # Others may be the labels that contrast is measured with.
+            if "contrast" not in settings.stages
+            or name in (settings.head_tool, settings.brain_tool)
+        },
         memory_gb=settings.memory_gb or memory_gib(),
         will_run=not (settings.reports_only or settings.boilerplate_only),
     )
@@ -229,6 +295,8 @@ def tables_of(settings: Settings, model_table: LabelTable) -> dict[str, LabelTab
     if "segment" in settings.stages:
         tables |= {"brainseg": model_table, "tissue": LabelTable.packaged("tissue")}
     if "upsample" in settings.stages:
+        tables["fullhead"] = LabelTable.packaged("fullhead")
+    if "contrast" in settings.stages:  # statistics are in its names
         tables["fullhead"] = LabelTable.packaged("fullhead")
     if "headlabels" in settings.stages:
         from brainseg_bids.interfaces.tools import find_tool  # late: nipype

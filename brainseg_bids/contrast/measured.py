@@ -142,6 +142,9 @@ class ContrastStatistics:
         Edges of the histograms' bins, in units of the image.
     warnings : tuple of str
         One sentence each, for people.
+    fwhm_method : str
+        What ``fwhm_mm`` was measured from: ``edges``, ``noise``, ``edges and noise``, or
+        ``voxel size`` where neither served.
     """
 
     table: str
@@ -154,6 +157,7 @@ class ContrastStatistics:
     head_high: float
     edges: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
+    fwhm_method: str = "edges"
 
     def __getitem__(self, name: str) -> LabelStatistics:
         return self.labels[name]

@@ -3,11 +3,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import csv
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
+from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.measured import Component
+
+VERSION = 1
+"""Of the files; a reader of another version refuses them."""
+UNITS = (
+    "magnitude images: 0 is the image's zero, 255 the 99.5th percentile of a head's voxels in a "
+    "usual image; ratio images (MP2RAGE UNI): 0 is -0.5, 255 is +0.5"
+)
+COLUMNS = (
+    *("index", "name", "mean", "mean_sd", "sd_median", "sd_log_sd", "tissue_sd_median"),
+    *("tissue_sd_log_sd", "components", "grain_mm", "grain_frac", "images", "source"),
+)
+AGAIN = "Pool the contrast again (--stages priors)."
 
 
 @dataclass(frozen=True)
@@ -44,7 +62,12 @@ class LabelPrior:
     images : int
         That it was measured in.
     source : str
-        ``measured`` or ``borrowed from NAME``.
+        ``measured``, ``borrowed from NAME``, or ``noise law`` for air that no map has as a label.
+    index : int
+        Code in the label table.
+    tissue_sd : Spread or None
+        Of the scale within one image without the image's noise; ``sd`` holds both. None: as
+        ``sd``.
     """
 
     mean: float
@@ -55,6 +78,8 @@ class LabelPrior:
     grain_frac: float = 0.0
     images: int = 0
     source: str = "measured"
+    index: int = -1
+    tissue_sd: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +123,8 @@ class ContrastPrior:
         Where it comes from: ``image`` (BIDS URI), ``sha256``, ``subject``.
     metadata : dict
         What BIDS metadata say the contrast is: suffix, field strength, sequence, ...
+    warnings : tuple of str
+        One sentence each, for people: images that are unlike the others, ...
     """
 
     name: str
@@ -114,6 +141,236 @@ class ContrastPrior:
     n_subjects: int
     images: tuple[dict, ...] = ()
     metadata: dict | None = None
+    warnings: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> LabelPrior:
         return self.labels[name]
+
+    @property
+    def is_ratio(self) -> bool:
+        """Whether the images are ratios of two inversions, as MP2RAGE's UNI."""
+        return "ratio" in self.noise.kinds
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Of the labels' locations over images, (n, n), in the order of ``labels``."""
+        sd = np.array([label.mean_sd for label in self.labels.values()])
+        return self.correlation * np.outer(sd, sd)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that synthetic images depend on, as 64 hexadecimal digits.
+
+        Numbers count with nine digits, so neither the file's formatting nor the last bits of a
+        platform's arithmetic matter; provenance and warnings do not count.
+        """
+        content = {"labels": [_line(name, label) for name, label in self.labels.items()]}
+        content |= {key: value for key, value in _rest(self).items() if key not in _PROVENANCE}
+        text = json.dumps(_rounded(content), sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def check_table(self, table: LabelTable) -> None:
+        """Raise ``ValueError`` unless the prior has exactly the labels of ``table``."""
+        mine = {name: label.index for name, label in self.labels.items()}
+        theirs = {label.name: label.index for label in table}
+        odd = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+        if odd:
+            raise ValueError(
+                f"contrast {self.name}: prior for another label table ({self.table}, not "
+                f"{table.name}; they differ in {', '.join(odd[:3])}{', ...' if odd[3:] else ''}). "
+                f"Pool statistics of maps with labels of {table.name} (--stages contrast priors)."
+            )
+
+    def write(self, folder: str | Path, *, brainseg_version: str = "n/a") -> Path:
+        """Write ``contrast-NAME_prior.tsv``, a row a label, and ``.json``, all the rest.
+
+        Returns
+        -------
+        Path
+            Of the JSON file, which `read` takes.
+
+        Raises
+        ------
+        ValueError
+            If the name has other characters than letters, digits and plus, which BIDS does not allow.
+        """
+        if not re.fullmatch("[0-9A-Za-z+]+", self.name):
+            raise ValueError(
+                f"contrast {self.name!r}: a contrast is called by letters, digits and plus only, for "
+                "it becomes part of file names. Give it another name."
+            )
+        path = Path(folder) / f"contrast-{self.name}_prior.json"
+        with path.with_suffix(".tsv").open("w", newline="", encoding="utf-8") as file:
+            rows = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
+            rows.writeheader()
+            rows.writerows(_cells(_line(*item)) for item in self.labels.items())
+        head = {"PriorVersion": VERSION, "BrainsegVersion": brainseg_version, "Units": UNITS}
+        content = head | {"Digest": self.digest} | _rest(self)
+        path.write_text(_json(content) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, path: str | Path) -> ContrastPrior:
+        """Read what `write` wrote; ``path`` is the JSON file, the TSV lies beside it.
+
+        Raises
+        ------
+        ValueError
+            If a file is missing, of another version, damaged, or changed since; one line.
+        """
+        path = Path(path)
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            version = raw["PriorVersion"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: this is no contrast prior ({_one(error)}). {AGAIN}"
+            ) from error
+        if version != VERSION:
+            raise ValueError(
+                f"{path}: contrast prior of version {version}, not {VERSION} that this program "
+                f"reads. {AGAIN}"
+            )
+        table = path.with_suffix(".tsv")
+        try:
+            with table.open(newline="", encoding="utf-8") as file:
+                labels = dict(map(_label, csv.DictReader(file, delimiter="\t")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{table}: damaged or missing ({_one(error)}). {AGAIN}") from error
+        try:
+            prior = _prior(cls, raw, labels)
+            _check(prior)
+        except (AttributeError, ValueError, KeyError, TypeError, LookupError) as error:
+            raise ValueError(f"{path}: damaged ({_one(error)}). {AGAIN}") from error
+        if prior.digest != raw.get("Digest"):
+            raise ValueError(f"{path}: it or its TSV was changed after it was written. {AGAIN}")
+        return prior
+
+
+_PROVENANCE = ("Images", "Metadata", "Warnings")
+
+
+def _one(error: Exception) -> str:
+    """What went wrong in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _json(content: dict) -> str:
+    """JSON with a line a key, so that a matrix takes a line."""
+    lines = [f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in content.items()]
+    return "{\n" + ",\n".join(lines) + "\n}"
+
+
+def _rounded(value):
+    """Numbers as text of nine digits, however deep."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    return f"{float(value) + 0.0:.9g}"
+
+
+def _line(name: str, label: LabelPrior) -> dict:
+    """One label as a row of the table."""
+    own = label.tissue_sd
+    return {
+        "index": label.index,
+        "name": name,
+        "mean": float(label.mean),
+        "mean_sd": float(label.mean_sd),
+        "sd_median": float(label.sd.median),
+        "sd_log_sd": float(label.sd.log_sd),
+        "tissue_sd_median": None if own is None else float(own.median),
+        "tissue_sd_log_sd": None if own is None else float(own.log_sd),
+        "components": [[float(p.weight), float(p.mean), float(p.sd)] for p in label.components],
+        "grain_mm": float(label.grain_mm),
+        "grain_frac": float(label.grain_frac),
+        "images": label.images,
+        "source": label.source,
+    }
+
+
+def _cells(line: dict) -> dict:
+    return {
+        key: "n/a" if value is None else json.dumps(value) if isinstance(value, list) else value
+        for key, value in line.items()
+    }
+
+
+def _label(row: dict[str, str]) -> tuple[str, LabelPrior]:
+    """Name and prior of a row of the table."""
+    own = None
+    if row["tissue_sd_median"] != "n/a":
+        own = Spread(float(row["tissue_sd_median"]), float(row["tissue_sd_log_sd"]))
+    return row["name"], LabelPrior(
+        mean=float(row["mean"]),
+        mean_sd=float(row["mean_sd"]),
+        sd=Spread(float(row["sd_median"]), float(row["sd_log_sd"])),
+        components=tuple(Component(*part) for part in json.loads(row["components"])),
+        grain_mm=float(row["grain_mm"]),
+        grain_frac=float(row["grain_frac"]),
+        images=int(row["images"]),
+        source=row["source"],
+        index=int(row["index"]),
+        tissue_sd=own,
+    )
+
+
+def _rest(prior: ContrastPrior) -> dict:
+    """All but the labels, as JSON has it."""
+    return {
+        "Name": prior.name,
+        "LabelTable": prior.table,
+        "Noise": asdict(prior.noise),
+        "BiasLogSd": asdict(prior.bias_log_sd),
+        "BiasSmoothness_mm": asdict(prior.bias_smoothness_mm),
+        "Fwhm_mm": [asdict(axis) for axis in prior.fwhm_mm],
+        "VoxelSize_mm": list(prior.voxel_size_mm),
+        "HeadLow": prior.head_low,
+        "NumberOfImages": prior.n_images,
+        "NumberOfSubjects": prior.n_subjects,
+        "Labels": list(prior.labels),
+        "Correlation": np.asarray(prior.correlation, dtype=float).tolist(),
+        "Metadata": prior.metadata,
+        "Images": list(prior.images),
+        "Warnings": list(prior.warnings),
+    }
+
+
+def _prior(cls: type[ContrastPrior], raw: dict, labels: dict[str, LabelPrior]) -> ContrastPrior:
+    if list(labels) != raw["Labels"]:
+        raise ValueError("the labels of the JSON file are not those of the TSV file")
+    noise = raw["Noise"]
+    return cls(
+        name=raw["Name"],
+        table=raw["LabelTable"],
+        labels=labels,
+        correlation=np.array(raw["Correlation"], dtype=float),
+        noise=NoisePrior(noise["kinds"], Spread(**noise["sigma"]), noise["channels"]),
+        bias_log_sd=Spread(**raw["BiasLogSd"]),
+        bias_smoothness_mm=Spread(**raw["BiasSmoothness_mm"]),
+        fwhm_mm=tuple(Spread(**axis) for axis in raw["Fwhm_mm"]),
+        voxel_size_mm=tuple(raw["VoxelSize_mm"]),
+        head_low=raw["HeadLow"],
+        n_images=raw["NumberOfImages"],
+        n_subjects=raw["NumberOfSubjects"],
+        images=tuple(raw["Images"]),
+        metadata=raw["Metadata"],
+        warnings=tuple(raw["Warnings"]),
+    )
+
+
+def _check(prior: ContrastPrior) -> None:
+    """Raise ``ValueError`` unless it can be drawn from."""
+    count = len(prior.labels)
+    matrix = prior.correlation
+    if matrix.shape != (count, count) or not np.array_equal(matrix, matrix.T):
+        raise ValueError(f"the correlation is no symmetric matrix of {count} labels")
+    if not np.all(np.diag(matrix) == 1) or np.linalg.eigvalsh(matrix)[0] <= 0:
+        raise ValueError("the correlation is not positive definite")
+    for name, label in prior.labels.items():
+        numbers = (label.mean, label.mean_sd, label.sd.median, label.sd.log_sd)
+        if not np.isfinite(numbers).all() or min(numbers[1:]) < 0 or not label.components:
+            raise ValueError(f"{name}: numbers are missing, negative or infinite")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -18,9 +19,13 @@ from nipype.interfaces.base import (
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.certificate import certificate
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.upsample import upsample, upsample_membership
 from brainseg_bids.volumes import read_label_map, read_membership, write_label_map
+
+log = logging.getLogger("brainseg")
 
 
 class _UpsampleInputSpec(BaseInterfaceInputSpec):
@@ -33,13 +38,19 @@ class _UpsampleInputSpec(BaseInterfaceInputSpec):
     smoothing_mm = traits.Float(0.0, usedefault=True)
     keep_thin = traits.Bool(False, usedefault=True)
     threads = traits.Int(1, usedefault=True, nohash=True)
+    # Labels are the same on every device.
+    device = traits.Enum("auto", "cpu", "cuda", "mps", usedefault=True, nohash=True)
+    # Nipype counts a node with this input as one that needs a GPU slot.
+    use_gpu = traits.Bool(
+        False, usedefault=True, nohash=True, desc="whether 'auto' may look for a GPU"
+    )
     # Another version may do it otherwise: nothing is taken from Nipype's cache then.
     version = traits.Str(__version__, usedefault=True, desc="of this package")
 
 
 class _UpsampleOutputSpec(TraitedSpec):
     labels = File(exists=True)
-    facts = File(exists=True, desc="method, time, certificate: JSON")
+    facts = File(exists=True, desc="method, device, time, certificate: JSON")
 
 
 class Upsample(SimpleInterface):
@@ -50,29 +61,21 @@ class Upsample(SimpleInterface):
 
     def _run_interface(self, runtime):
         folder, began_s = Path(runtime.cwd), time.monotonic()
-        table = LabelTable.read(self.inputs.table)
-        labels = read_label_map(self.inputs.labels, table)
+        labels = read_label_map(self.inputs.labels, LabelTable.read(self.inputs.table))
         sizes = self.inputs.voxel_size_mm
         grid = labels.grid.with_voxel_size(sizes[0] if len(sizes) == 1 else tuple(sizes))
-        # Lossless is a promise about labels, smoothing and the guard work on labels.
-        by_labels = (
-            self.inputs.kernel == "lossless" or self.inputs.smoothing_mm or self.inputs.keep_thin
-        )
-        if isdefined(self.inputs.top_codes) and not by_labels:
-            top = read_membership(self.inputs.top_codes, self.inputs.top_weights, table)
-            finer, method = upsample_membership(top, grid), "probabilities, cubic"
-        else:
-            method = f"labels, {self.inputs.kernel}"
-            finer = upsample(
-                labels,
-                grid,
-                kernel=self.inputs.kernel,
-                smoothing_mm=self.inputs.smoothing_mm,
-                keep_thin=self.inputs.keep_thin or None,
-                threads=self.inputs.threads,
-            )
+        device = self._device()
+        try:
+            finer, method = self._finer(labels, grid, device)
+        except MemoryError:
+            if device == "cpu" or self.inputs.device != "auto":
+                raise
+            log.warning("memory of %s is too small or in use: upsampling on cpu", device)
+            device = "cpu"
+            finer, method = self._finer(labels, grid, device)
         facts = {
             "Method": method,
+            "Device": device,
             "Seconds": round(time.monotonic() - began_s, 2),
             "Certificate": certificate(labels, finer),
         }
@@ -80,3 +83,37 @@ class Upsample(SimpleInterface):
         self._results["labels"] = str(write_label_map(finer, folder / "finer_dseg.nii.gz"))
         self._results["facts"] = str(folder / "facts.json")
         return runtime
+
+    def _device(self) -> str:
+        """Where to do the sums; PyTorch is imported only where a GPU is asked for or likely."""
+        wanted = self.inputs.device
+        if wanted != "auto":
+            return "cuda" if wanted == "cuda" else "cpu"  # on Apple's, the processor is used
+        if not self.inputs.use_gpu:
+            return "cpu"
+        from brainseg_bids.inference.upsample_device import has_cuda
+
+        return "cuda" if has_cuda() else "cpu"
+
+    def _finer(self, labels: LabelMap, grid: Grid, device: str) -> tuple[LabelMap, str]:
+        """The finer map, and how it was made."""
+        on_labels, on_membership, where = upsample, upsample_membership, {}
+        if device == "cpu":
+            where["threads"] = self.inputs.threads
+        else:
+            from brainseg_bids.inference import upsample_device
+
+            on_labels = upsample_device.upsample_on
+            on_membership = upsample_device.upsample_membership_on
+            where["device"] = device
+        kernel, smoothing_mm = self.inputs.kernel, self.inputs.smoothing_mm
+        # Lossless is a promise about labels, smoothing and the guard work on labels.
+        by_labels = kernel == "lossless" or smoothing_mm or self.inputs.keep_thin
+        if isdefined(self.inputs.top_codes) and not by_labels:
+            top = read_membership(self.inputs.top_codes, self.inputs.top_weights, labels.table)
+            return on_membership(top, grid, **where), "probabilities, cubic"
+        keep_thin = self.inputs.keep_thin or None
+        finer = on_labels(
+            labels, grid, kernel=kernel, smoothing_mm=smoothing_mm, keep_thin=keep_thin, **where
+        )
+        return finer, f"labels, {kernel}"

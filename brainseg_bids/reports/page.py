@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from brainseg_bids.reports.contrast import ContrastReport, contrast_section
 from brainseg_bids.reports.groups import BRAIN, CSF
 from brainseg_bids.reports.head import HeadReport, head_section
 from brainseg_bids.reports.html import embedded, render_page
@@ -61,6 +62,7 @@ def write_page(
     methods: str,
     version: str,
     heads: Sequence[HeadReport] = (),
+    contrasts: Sequence[ContrastReport] = (),
 ) -> Path:
     """Write one subject's report as a single HTML file, whole or not at all.
 
@@ -86,16 +88,20 @@ def write_page(
         Of this software.
     heads : sequence of HeadReport
         Head label maps, shown before the segmentations.
+    contrasts : sequence of ContrastReport
+        How images look, shown after the segmentations.
     """
     head_sections = [head_section(head) for head in heads]
+    contrast_sections = [contrast_section(contrast) for contrast in contrasts]
     return render_page(
         path,
         "report.html.j2",
         subject=subject.removeprefix("sub-"),
         scans=[_scan(scan) for scan in scans],
         heads=head_sections,
+        contrasts=contrast_sections,
         n_warnings=sum(len(scan.warnings) for scan in scans)
-        + sum(len(head["flags"]) for head in head_sections),
+        + sum(len(section["flags"]) for section in (*head_sections, *contrast_sections)),
         settings=settings,
         errors=errors,
         methods=_paragraphs(methods),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from brainseg_bids import __version__
+from brainseg_bids.workflows.contrast import init_contrast_scan_wf
 from brainseg_bids.workflows.headlabels import init_headlabels_scan_wf
 from brainseg_bids.workflows.how import HowToRun
 from brainseg_bids.workflows.plan import SubjectPlan
@@ -18,6 +19,7 @@ SCAN_WORKFLOWS = {
     "segment": init_segment_scan_wf,
     "headlabels": init_headlabels_scan_wf,
     "upsample": init_upsample_scan_wf,
+    "contrast": init_contrast_scan_wf,
 }
 """What a stage does with one image."""
 

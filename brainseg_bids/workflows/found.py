@@ -9,6 +9,7 @@ from pathlib import Path
 from brainseg_bids.bids.description import raw_path
 from brainseg_bids.bids.names import HeadNames, OutputNames, Scan, ToolNames
 from brainseg_bids.interfaces.tools import find_tool, tool_names
+from brainseg_bids.workflows.contrast_plan import ContrastPlan, found_contrast
 from brainseg_bids.workflows.headlabels_plan import GIVEN, HeadPlan, ToolPlan
 from brainseg_bids.workflows.plan import (
     CHANGES,
@@ -22,6 +23,7 @@ from brainseg_bids.workflows.plan import (
 from brainseg_bids.workflows.segment_plan import SegmentPlan
 from brainseg_bids.workflows.upsample_plan import finer_plan
 
+MEASURED = "_desc-contrast_morph.json"
 SEGMENTED, MERGED, FINER = "_seg-brainseg_dseg.json", "_seg-fullhead_dseg.json", "_res-"
 
 
@@ -34,13 +36,13 @@ def with_found(
     """
     complete = []
     for plan in plans:
-        own = {scan.outputs["labels"] for scan in plan.scans}
+        own = {scan.main for scan in plan.scans}
         # What could not be taken this time is not shown as if it could.
         barred = {title.removesuffix(" head labels") for title in plan.faults}
         found = [
             scan
             for scan in _find(plan.label, bids_dir, output_dir)
-            if scan.outputs["labels"] not in own and scan.scan.title not in barred
+            if scan.main not in own and scan.scan.title not in barred
         ]
         complete.append(SubjectPlan(plan.label, (*plan.scans, *found), plan.faults))
     return complete
@@ -56,6 +58,8 @@ def _find(label: str, bids_dir: Path, output_dir: Path) -> list[ScanPlan]:
             found.append(_merged(said, bids_dir, output_dir))
         elif FINER in path.name and "_seg-fullhead_" in path.name:
             found.append(finer_plan(path, said, output_dir))
+    for path in sorted(output_dir.glob(f"sub-{label}/**/anat/*{MEASURED}")):
+        found.append(_measured(path, bids_dir, output_dir))
     return [plan for plan in found if plan is not None]
 
 
@@ -84,6 +88,20 @@ def _segmented(said: dict, bids_dir: Path, output_dir: Path) -> SegmentPlan | No
     if not _unchanged(said, scan, outputs) or "figure" not in outputs:
         return None
     return SegmentPlan(scan, REUSE, "found", outputs, {"Input": said["Input"]})
+
+
+def _measured(path: Path, bids_dir: Path, output_dir: Path) -> ContrastPlan | None:
+    said = read_object(path)
+    image = raw_path(said.get("Input", ""), bids_dir)
+    if image is None:
+        return None
+    try:
+        now = fingerprint(image, known=said)
+    except OSError:
+        return None
+    if now["InputSHA256"] != said.get("InputSHA256"):
+        return None
+    return found_contrast(path, said, Scan.from_path(image), output_dir)
 
 
 def _merged(said: dict, bids_dir: Path, output_dir: Path) -> HeadPlan | None:

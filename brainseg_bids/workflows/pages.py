@@ -13,10 +13,13 @@ from brainseg_bids.anatomy.cohort import Cohort
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_text
 from brainseg_bids.bids.names import sidecar
+from brainseg_bids.contrast.measured import ContrastStatistics
+from brainseg_bids.reports.contrast import ContrastReport
 from brainseg_bids.reports.group import write_group_page
 from brainseg_bids.reports.head import HeadReport, ToolRun
 from brainseg_bids.reports.page import ScanReport, write_page
 from brainseg_bids.volumes import InputError
+from brainseg_bids.workflows.contrast_plan import ContrastPlan
 from brainseg_bids.workflows.headlabels_plan import GIVEN, HeadPlan, ToolPlan
 from brainseg_bids.workflows.plan import ScanPlan, SubjectPlan, read_object
 from brainseg_bids.workflows.segment_plan import SegmentPlan
@@ -63,6 +66,11 @@ def write_subject_page(
         heads=[
             head_report(scan, output_dir=output_dir, bids_dir=bids_dir, cohort=cohort)
             for scan in heads
+        ],
+        contrasts=[
+            contrast_report(scan, output_dir=output_dir, bids_dir=bids_dir)
+            for scan in done
+            if isinstance(scan, ContrastPlan)
         ],
         settings=settings,
         errors=list(errors),
@@ -143,6 +151,24 @@ def finer_report(plan: UpsamplePlan, *, output_dir: Path) -> ScanReport:
         outputs=_written(plan, output_dir),
         what="Label map",
         caption="Above the label map, below the same at finer voxels.",
+    )
+
+
+def contrast_report(plan: ContrastPlan, *, output_dir: Path, bids_dir: Path) -> ContrastReport:
+    """What a page says about the contrast of an image."""
+    said = json.loads(sidecar(plan.outputs["statistics"]).read_text(encoding="utf-8"))
+    return ContrastReport(
+        title=plan.title,
+        source=plan.scan.path.relative_to(bids_dir).as_posix(),
+        figure=plan.outputs["figure"],
+        statistics=ContrastStatistics.from_json(json.dumps(said["Statistics"])),
+        facts={
+            "Labels": said.get("LabelsOf"),
+            "Time": _format(said.get("Seconds"), "{:.0f} s"),
+            "Made by": f"brainseg-bids {said.get('BrainsegVersion')}",
+        },
+        warnings=said.get("Warnings", []),
+        outputs=_written(plan, output_dir),
     )
 
 

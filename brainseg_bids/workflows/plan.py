@@ -27,10 +27,15 @@ CHANGES = {
     "Kernel": "another kernel made it",
     "SmoothingMm": "it is smoothed otherwise",
     "KeepThin": "thin structures are guarded otherwise",
+    "LabelsSHA256": "its label map has changed",
+    "LabelsOf": "another label map was taken",
     "BrainsegVersion": "another version made it",
     "Input": "another input made it",
 }
 """Facts in the JSON of a result that must be as the plan wants them, and what to say if not."""
+
+
+VERBS = {"segment": "to be segmented", "contrast": "to be measured"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class ScanPlan:
     action : {"run", "reuse"}
     reason : str
     outputs : dict of str to Path
-        What it is to absolute paths; ``labels`` and ``volumes`` are among them.
+        What it is to absolute paths.
     provenance : dict
         Goes into the JSON beside every output; a run that would write the same is not needed.
     """
@@ -56,11 +61,13 @@ class ScanPlan:
 
     stage = ""
     """Name of the stage, set by each kind of plan."""
+    shown = ("labels", "volumes")
+    """Outputs that results cannot be shown without; the first one names them."""
 
     @property
     def name(self) -> str:
         """Its workflow's name, unique within a subject."""
-        stem = self.outputs["labels"].name.split("_seg-")[0]
+        stem = self.main.name.split("_seg-")[0]
         own = [part for part in stem.split("_") if not part.startswith(("sub-", "space-"))]
         words = "_".join([self.stage, *own, self.scan.suffix])
         return words.replace("+", "plus").replace("-", "_") + "_wf"
@@ -71,9 +78,14 @@ class ScanPlan:
         return self.scan.title
 
     @property
+    def main(self) -> Path:
+        """The output that the others belong to."""
+        return self.outputs[self.shown[0]]
+
+    @property
     def has_results(self) -> bool:
-        """Whether labels and volumes of this input are there, as this plan would make them."""
-        shown = {name: self.outputs[name] for name in ("labels", "volumes")}
+        """Whether what can be shown of this input is there, as this plan would make it."""
+        shown = {name: self.outputs[name] for name in self.shown}
         # What the run itself has added to the JSON is not known to the plan.
         return not why_run(shown, self.provenance, both_ways=False)
 
@@ -176,11 +188,10 @@ def unreadable(path: Path, error: OSError) -> str:
 
 def describe_plans(plans: Iterable[SubjectPlan]) -> list[str]:
     """One line per image and stage."""
-    verbs = {"segment": "to be segmented", "headlabels": "to be made", "upsample": "to be made"}
     return [
         f"{scan.title}: {scan.reason}, reused"
         if scan.action == REUSE
-        else f"{scan.title}: {verbs[scan.stage]} ({scan.reason})"
+        else f"{scan.title}: {VERBS.get(scan.stage, 'to be made')} ({scan.reason})"
         for plan in plans
         for scan in plan.scans
     ]

@@ -35,6 +35,7 @@ WATCHED = {
     "run": "facts.json",
     "merge": "report.json",
     "upsample": "facts.json",
+    "measure": "facts.json",
 }
 """Steps that take long, by the last part of their name, and the file with what they have to
 tell in the end."""

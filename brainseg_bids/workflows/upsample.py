@@ -12,7 +12,11 @@ from brainseg_bids.interfaces.reportlets import DrawFiner
 from brainseg_bids.interfaces.upsample import Upsample
 from brainseg_bids.workflows.how import HowToRun
 from brainseg_bids.workflows.outputs import init_ds_scan_wf
+from brainseg_bids.workflows.segment import takes_gpu
 from brainseg_bids.workflows.upsample_plan import UpsamplePlan, upsample_metadata
+
+CUDA_GIB = 2.0
+"""Host memory set aside for PyTorch and CUDA's libraries where a GPU is used (not measured)."""
 
 
 def init_upsample_scan_wf(plan: UpsamplePlan, how: HowToRun) -> Workflow:
@@ -26,6 +30,7 @@ voxel got the label with the largest weight under a separable kernel (*{target.k
 maps' world extent was kept. Each map has a certificate of what it is when taken back to its
 source's voxels.
 """
+    on_gpu = takes_gpu(how.device)
     inputnode = pe.Node(IdentityInterface(fields=["labels"]), name="inputnode")
     inputnode.inputs.labels = str(plan.scan.path)
     upsample = pe.Node(
@@ -36,11 +41,13 @@ source's voxels.
             smoothing_mm=target.smoothing_mm,
             keep_thin=target.keep_thin,
             threads=how.threads,
+            device=how.device,
+            use_gpu=on_gpu,
             **dict(zip(("top_codes", "top_weights"), map(str, plan.top), strict=False)),
         ),
         name="upsample",
         n_procs=how.threads,
-        mem_gb=plan.mem_gb,
+        mem_gb=plan.mem_gb + on_gpu * CUDA_GIB,
     )
     volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=plan.mem_gb)
     figure = pe.Node(DrawFiner(table=table), name="figure", mem_gb=plan.mem_gb)

@@ -81,7 +81,7 @@ def spoilt(lasting_app):
         ("series", "not one 3D volume"),
         ("nan", "NaN or infinite"),
         ("infinite", "NaN or infinite"),
-        ("zero", "nothing to segment"),
+        ("zero", "the image is constant"),
         ("slice", "single slice"),
         ("killed", "was killed, most likely because memory ran out"),
         ("twice", "would both become"),

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done over all participants: tables, priors, synthetic pairs."""
+
+from __future__ import annotations
+
+import logging
+
+from brainseg_bids.bids.description import write_description
+from brainseg_bids.settings import GROUP_STAGES, Settings
+
+log = logging.getLogger("brainseg")
+
+
+def run_group(settings: Settings) -> None:
+    """Run the chosen stages, in their order.
+
+    Raises
+    ------
+    InputError
+        If what a stage needs is not there.
+    """
+    stages = {"summary": _summary, "priors": _priors, "synth": _synth}
+    for name in GROUP_STAGES:
+        if name in settings.stages:
+            stages[name](settings)
+    log.info("finished successfully!")
+
+
+def _summary(settings: Settings) -> None:
+    from brainseg_bids.workflows.pages import write_group  # late: matplotlib
+
+    for page, n_images in write_group(
+        settings.output_dir, title=settings.bids_dir.name, participants=settings.participant_label
+    ):
+        log.info("%d images compared: %s", n_images, page)
+
+
+def _priors(settings: Settings) -> None:
+    from brainseg_bids.workflows.priors import make_priors, write_dials, write_page
+
+    write_description(settings.bids_dir, settings.output_dir)
+    made = make_priors(
+        settings.output_dir,
+        keys=settings.contrast_by,
+        participants=settings.participant_label,
+        suffixes=settings.contrasts,
+    )
+    for name, (prior, group) in made.items():
+        log.info(
+            "contrast %s: pooled over %d image(s) of %d subject(s)",
+            name,
+            len(group),
+            prior.n_subjects,
+        )
+        for note in prior.warnings:
+            log.warning("contrast %s: %s", name, note)
+    write_dials(settings.output_dir, made)
+    log.info("report: %s", write_page(settings.output_dir, settings.bids_dir.name))
+
+
+def _synth(settings: Settings) -> None:
+    from brainseg_bids.cli.synthesise import synthesise  # late: torch
+
+    write_description(settings.bids_dir, settings.output_dir)
+    synthesise(settings)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intensities of many images in common units.
+
+Magnitude images have arbitrary units: each is multiplied by one factor, so its zero stays zero.
+The factor is the one at which its labels agree best with everybody's, which leaves the
+differences between labels to the contrast and takes only the common gain away; a percentile of
+the image would follow fat, vessels and the field of view instead. MP2RAGE's UNI has units:
+a ratio of -0.5 to +0.5, whatever whole numbers a scanner stores it as.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from brainseg_bids.contrast.weighted import shrunk_deviation, weighted_deviation, weighted_median
+
+TOP = 255.0
+"""In the prior's units: the 99.5th percentile of a usual head, or a ratio of +0.5."""
+RATIO_RANGES = (
+    *((-0.5, 0.5), (0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)),
+    *((0.0, 4095.0), (-2048.0, 2047.0)),
+)
+"""Ranges that a ratio of -0.5 to +0.5 is stored as; 0..4095 is Siemens'."""
+
+FAINT = 0.03
+"""Labels darker than this share of the head's 99.5th percentile say little about its gain."""
+FEWEST = 3
+"""Brain labels that an image needs; with fewer, all its labels count."""
+USUAL_LOG_SD = 0.1
+"""Of one label about the common gain, before anything was measured."""
+ROUNDS, MEDIAN_ROUNDS = 50, 5
+CLIP = 2.0
+"""Spreads beyond which a label pulls no more at its image's gain."""
+
+
+def gains(
+    locations: np.ndarray,
+    errors: np.ndarray,
+    *,
+    brain: np.ndarray,
+    head_high: np.ndarray,
+    weights: np.ndarray,
+) -> np.ndarray:
+    """Factor of each image that brings magnitude images to common units.
+
+    Log locations are the sum of an image's gain, a label's usual level and a rest. Median polish
+    (Tukey 1977, *Exploratory Data Analysis*) gives a start that half of an image's labels being
+    wrong cannot spoil; Huber's M-estimator (1981, *Robust Statistics*) from there. Medians alone
+    jump where white matter goes one way and grey the other. Labels weigh by inverse variance:
+    their own over images and the error of the location in this image. The common factor puts
+    the median 99.5th percentile of the heads at `TOP`.
+
+    Parameters
+    ----------
+    locations : (n, p) float
+        Of images and labels, in units of each image; NaN where it was not measured.
+    errors : (n, p) float
+        Standard error of the locations, same units.
+    brain : (p,) bool
+    head_high : (n,) float
+        99.5th percentile of the head's voxels.
+    weights : (n,) float
+        Subjects that an image stands for.
+
+    Returns
+    -------
+    (n,) float
+        Positive.
+
+    Examples
+    --------
+    >>> one = np.array([20.0, 60, 100])
+    >>> two = gains(np.stack([one, 4 * one]), np.ones((2, 3)), brain=np.ones(3, bool),
+    ...     head_high=np.array([102.0, 408.0]), weights=np.ones(2))
+    >>> two.round(3).tolist()
+    [2.5, 0.625]
+    """
+    logs, precision_of = _logarithms(locations, errors, brain, head_high)
+    known = np.isfinite(logs)
+    gain = np.log(head_high)
+    subjects = weights @ known
+    for turn in range(ROUNDS):
+        apart = logs - gain[:, None]
+        own_sd = _own_sd(weighted_deviation(apart, weights), subjects)
+        apart = apart - weighted_median(apart, weights)
+        precision = precision_of(own_sd)
+        if turn < MEDIAN_ROUNDS:
+            step = weighted_median(apart.T, precision.T)
+        else:
+            clipped = np.clip(np.where(known, apart, 0.0), -CLIP * own_sd, CLIP * own_sd)
+            step = (precision * clipped).sum(axis=1) / np.maximum(precision.sum(axis=1), 1e-12)
+        step = np.where(np.isfinite(step), step, 0.0)
+        gain = gain + step
+        if turn >= MEDIAN_ROUNDS and np.abs(step).max() < 1e-9:
+            break
+    aligned = head_high * np.exp(-gain)
+    return TOP / weighted_median(aligned, weights) * np.exp(-gain)
+
+
+def _own_sd(deviation: np.ndarray, subjects: np.ndarray) -> np.ndarray:
+    """Spread of each label about the gain, (p,)."""
+    own = shrunk_deviation(np.nan_to_num(deviation), USUAL_LOG_SD, subjects)
+    # Else the steadiest label would weigh ever more, until it alone were the gain.
+    known = subjects > 0
+    return np.maximum(own, np.median(own[known]) / 2) if known.any() else own
+
+
+def _logarithms(
+    locations: np.ndarray, errors: np.ndarray, brain: np.ndarray, head_high: np.ndarray
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """Log locations that say something about gain, (n, p), and their precision given own sd."""
+    clear = np.nan_to_num(locations, nan=-np.inf) > FAINT * head_high[:, None]
+    enough = (clear & brain).sum(axis=1) >= FEWEST
+    clear &= brain | ~enough[:, None]
+    safe = np.where(clear, locations, 1.0)
+    error = np.where(clear, errors / safe, 0.0)
+
+    def precision_of(own_sd: np.ndarray) -> np.ndarray:
+        return np.where(clear, 1 / (own_sd**2 + error**2), 0.0)
+
+    return np.where(clear, np.log(safe), np.nan), precision_of
+
+
+def ratio_range(low: float, high: float) -> tuple[float, float]:
+    """What ratios of -0.5 and +0.5 are stored as, in an image with values ``low`` to ``high``.
+
+    The narrowest of `RATIO_RANGES` that holds them (2 % of its width aside), the one that starts
+    higher where two are as narrow; the values themselves where none does.
+
+    Examples
+    --------
+    >>> ratio_range(-0.49, 0.45), ratio_range(3, 4090), ratio_range(0.02, 0.9)
+    ((-0.5, 0.5), (0.0, 4095.0), (0.0, 1.0))
+    """
+    fitting = [
+        (top - bottom, -bottom, (bottom, top))
+        for bottom, top in RATIO_RANGES
+        if low >= bottom - 0.02 * (top - bottom) and high <= top + 0.02 * (top - bottom)
+    ]
+    return min(fitting)[2] if fitting else (float(low), float(high))

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Smooth field that multiplies an image, from labels that should each be of one brightness.
+
+Means of the labels and cosine coefficients of the logarithm of the field are estimated together
+by penalised least squares, with weights that make wrong labels harmless (iterated, biweight). The
+model is that of Ashburner and Friston 2005 (NeuroImage 26:839), with labels given.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from scipy.interpolate import BSpline
+
+from brainseg_bids.contrast.measured import BiasField
+from brainseg_bids.contrast.robust import location_scale
+
+SHORTEST_MM = 70.0
+"""Shortest wavelength: half of it is about that of 7 T's radio waves in the brain (13 cm)."""
+
+MARGIN_MM = 25.0
+"""The cosines' box around the head: their flat ends lie in the air."""
+
+NODE_MM = 16.0
+
+SAMPLES_PER_LABEL = 3000
+INDEPENDENT_SAMPLES = 4000
+"""Errors of neighbours go together: the samples count as if there were so many."""
+
+LEAST_SPREAD = 0.03
+BIWEIGHT = 4.685
+ROUNDS = 12
+
+
+@dataclass(frozen=True)
+class LogField:
+    """Sum of cosines over a box, in voxels of the array that it was fitted in.
+
+    Parameters
+    ----------
+    coefficients : (kx, ky, kz) float
+    start, length : (3,) float
+        The box, in voxels. Beyond it the field stays as it is at the box's faces.
+    """
+
+    coefficients: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+
+    def matrix(self, axis: int, positions: np.ndarray) -> np.ndarray:
+        """Cosines at voxel positions along one axis, (n, k)."""
+        at = np.clip((positions - self.start[axis]) / self.length[axis], 0, 1)
+        orders = np.arange(self.coefficients.shape[axis])
+        return np.cos(np.pi * orders * at[:, None])
+
+    def on_grid(self, *positions: np.ndarray) -> np.ndarray:
+        """Log field where three axes of voxel positions cross, (X, Y, Z) float32."""
+        mx, my, mz = (self.matrix(a, np.asarray(p)) for a, p in enumerate(positions))
+        field = np.einsum("xi,yj,ijk->xyk", mx, my, self.coefficients, optimize=True)
+        return (field.astype(np.float32)) @ mz.T.astype(np.float32)
+
+    def at_voxels(self, places: np.ndarray) -> np.ndarray:
+        """Log field at voxels (n, 3), (n,) float64."""
+        mx, my, mz = (self.matrix(a, places[:, a]) for a in range(3))
+        return np.einsum("ni,nj,nk,ijk->n", mx, my, mz, self.coefficients, optimize=True)
+
+    def shifted(self, by: float) -> LogField:
+        """The field less a constant."""
+        coefficients = self.coefficients.copy()
+        coefficients[0, 0, 0] -= by
+        return LogField(coefficients, self.start, self.length)
+
+
+def flat_field() -> LogField:
+    """No field: 0 everywhere."""
+    return LogField(np.zeros((1, 1, 1)), np.zeros(3), np.ones(3))
+
+
+def fit_field(
+    values: np.ndarray,
+    places: np.ndarray,
+    starts: np.ndarray,
+    *,
+    voxel_size_mm: tuple[float, float, float],
+    head: tuple[slice, slice, slice],
+    rng: np.random.Generator,
+) -> LogField:
+    """Fit means of groups of voxels and a smooth log field together.
+
+    Parameters
+    ----------
+    values : (n,) float
+        Positive intensities of trusted voxels, group after group.
+    places : (n, 3) int
+        Their voxels.
+    starts : (groups + 1,) int
+        Group g is ``starts[g]:starts[g + 1]``: a label, or a left-right pair of labels.
+    head : three slices
+        Box of the head in voxels.
+    rng : numpy.random.Generator
+        Chooses samples of large groups.
+
+    Returns
+    -------
+    LogField
+        Its mean is arbitrary.
+    """
+    size = np.asarray(voxel_size_mm)
+    margin = MARGIN_MM / size
+    start = np.array([s.start for s in head]) - margin
+    length = np.array([s.stop - s.start for s in head]) + 2 * margin
+    most = np.maximum(1, (2 * length * size / SHORTEST_MM).astype(int))
+    orders = np.stack(np.meshgrid(*(np.arange(m + 1) for m in most), indexing="ij"), -1)
+    frequency = np.linalg.norm(orders / (2 * length * size), axis=-1)
+    used = (frequency > 0) & (frequency <= 1 / SHORTEST_MM)
+    coefficients = np.zeros(used.shape)
+    chosen, groups = _choose(starts, rng)
+    field = LogField(coefficients, start, length)
+    basis = _basis(field, places[chosen], orders[used])
+    # Prior of a coefficient: 0.05 at the shortest wavelength, falling as bending energy does.
+    prior_sd = 0.05 * (1 / (SHORTEST_MM * frequency[used])) ** 2
+    coefficients[used] = _solve(basis, np.log(values[chosen]), groups, prior_sd)
+    return field
+
+
+def _choose(starts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of samples, and the group of each."""
+    chosen = []
+    for first, last in pairwise(starts.tolist()):
+        n = min(last - first, SAMPLES_PER_LABEL)
+        chosen.append(np.sort(rng.choice(last - first, n, replace=False)) + first)
+    groups = np.repeat(np.arange(len(chosen)), [len(c) for c in chosen])
+    return np.concatenate(chosen), groups
+
+
+def _basis(field: LogField, places: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    tables = [field.matrix(a, places[:, a]).astype(np.float32) for a in range(3)]
+    basis = tables[0][:, orders[:, 0]]
+    basis *= tables[1][:, orders[:, 1]]
+    basis *= tables[2][:, orders[:, 2]]
+    return basis
+
+
+def _solve(
+    basis: np.ndarray, target: np.ndarray, groups: np.ndarray, prior_sd: np.ndarray
+) -> np.ndarray:
+    """Coefficients; each group's mean is free and solved for with them."""
+    n = int(groups[-1]) + 1
+    coefficients = np.zeros(basis.shape[1])
+    penalty = np.diag(prior_sd**-2.0)
+    bounds = np.flatnonzero(np.append(True, np.diff(groups) > 0))
+    evidence = min(1.0, INDEPENDENT_SAMPLES / len(target))
+    for turn in range(ROUNDS):
+        rest = target - basis @ coefficients.astype(np.float32)
+        moments = [location_scale(rest[groups == g]) for g in range(n)]
+        mean, spread = (np.array(m)[groups] for m in zip(*moments, strict=True))
+        spread = np.maximum(spread, LEAST_SPREAD)
+        off = (rest - mean) / (BIWEIGHT * spread)
+        weight = np.where(np.abs(off) < 1, (1 - off**2) ** 2, 0) / spread**2 * evidence
+        before = coefficients
+        # Taking each group's weighted mean from all sides solves for the means as well.
+        total = np.maximum(np.add.reduceat(weight, bounds), 1e-12)
+        weighted = basis * weight[:, None].astype(np.float32)
+        middle = np.add.reduceat(weighted, bounds, axis=0) / total[:, None]
+        normal = (weighted.T @ basis).astype(np.float64)
+        normal -= (middle * total[:, None]).T @ middle
+        right = weighted.T @ target - (middle * total[:, None]).T @ (
+            np.add.reduceat(weight * target, bounds) / total
+        )
+        coefficients = np.linalg.solve(normal + penalty, right)
+        if turn > 2 and np.abs(coefficients - before).max() < 1e-3:
+            break
+    return coefficients
+
+
+def summarise(
+    field: LogField,
+    *,
+    offset: tuple[float, float, float],
+    shape: tuple[int, int, int],
+    voxel_size_mm: tuple[float, float, float],
+    head_places: np.ndarray,
+) -> BiasField:
+    """The field on a coarse grid over the whole image, its strength and its smoothness.
+
+    Parameters
+    ----------
+    field : LogField
+        Mean 0 in the head.
+    offset : (3,) float
+        Voxel of the field's array at which the image begins.
+    shape : tuple of 3 int
+        Of the image, RAS axes.
+    head_places : (n, 3) float
+        Some voxels of the head.
+    """
+    size = np.asarray(voxel_size_mm)
+    extent = (np.array(shape) - 1) * size
+    counts = np.maximum(2, np.rint(extent / NODE_MM).astype(int) + 1)
+    axes = [o + np.linspace(0, n - 1, c) for o, n, c in zip(offset, shape, counts, strict=True)]
+    nodes = np.round(field.on_grid(*axes).astype(np.float64), 4)
+    log_sd = float(field.at_voxels(head_places).std())
+    return BiasField(
+        log_sd=log_sd,
+        smoothness_mm=smoothness_mm(field, head_places, voxel_size_mm) if log_sd > 0 else 60.0,
+        nodes=tuple(tuple(tuple(row) for row in plane) for plane in nodes.tolist()),
+        node_spacing_mm=tuple(float(e / (c - 1)) for e, c in zip(extent, counts, strict=True)),
+        spectrum=_spectrum(field, voxel_size_mm),
+    )
+
+
+def smoothness_mm(
+    field: LogField, places: np.ndarray, voxel_size_mm: tuple[float, float, float]
+) -> float:
+    """Spacing of the nodes of random B-spline fields that are as steep for their strength.
+
+    The ratio of slope and spread depends on the head's size, too, as its mean is taken out: it is
+    looked up among random fields seen at the same places.
+    """
+    size = np.asarray(voxel_size_mm)
+    places = places[:: max(1, len(places) // 1500)].astype(float)
+    steps = np.eye(3) * 4 / size
+    here = field.at_voxels(places)
+    slopes = [(field.at_voxels(places + s) - here) / 4 for s in steps]
+    ratio = math.sqrt(sum((s**2).mean() for s in slopes) / max(here.var(), 1e-12))
+    candidates = np.geomspace(25, 200, 10)
+    rng = np.random.default_rng(0)
+    around = [places * size, *((places + s) * size for s in steps)]
+    expected = [_steepness(around, spacing, rng) for spacing in candidates]
+    logs = np.minimum.accumulate(np.log(expected))  # falls with the spacing, up to chance
+    return float(np.exp(np.interp(-math.log(ratio), -logs, np.log(candidates))))
+
+
+def _steepness(around: list[np.ndarray], spacing_mm: float, rng: np.random.Generator) -> float:
+    """Median ratio of slope and spread of random B-spline fields (median of 9)."""
+    low = np.min([a.min(0) for a in around], axis=0)
+    high = np.max([a.max(0) for a in around], axis=0)
+    counts = ((high - low) / spacing_mm).astype(int) + 4
+    nodes = rng.standard_normal((*counts, 9))
+    seen = []
+    for points in around:
+        tables = [_splines((points[:, a] - low[a]) / spacing_mm, counts[a]) for a in range(3)]
+        field = np.einsum("ijkf,nk->nijf", nodes, tables[2], optimize=True)
+        field = np.einsum("nijf,nj->nif", field, tables[1], optimize=True)
+        seen.append(np.einsum("nif,ni->nf", field, tables[0], optimize=True))
+    slope = sum((((other - seen[0]) / 4) ** 2).mean(0) for other in seen[1:])
+    return float(np.median(np.sqrt(slope / seen[0].var(0))))
+
+
+def _splines(at: np.ndarray, count: int) -> np.ndarray:
+    """Uniform cubic B-splines at positions in node spacings, (n, count)."""
+    knots = np.arange(count + 4) - 3.0
+    at = np.clip(at, 0, count - 3 - 1e-9)
+    return BSpline.design_matrix(at, knots, 3).toarray()
+
+
+def _spectrum(
+    field: LogField, voxel_size_mm: tuple[float, float, float]
+) -> tuple[tuple[float, float], ...]:
+    """Share of the power in octaves and half octaves of wavelength."""
+    size = np.asarray(voxel_size_mm)
+    orders = np.stack(np.indices(field.coefficients.shape), -1)
+    frequency = np.linalg.norm(orders / (2 * field.length * size), axis=-1)
+    # A cosine of order k > 0 has a mean square of one half along its axis.
+    power = field.coefficients**2 * 0.5 ** (orders > 0).sum(-1)
+    seen = frequency > 0
+    if not power[seen].any():
+        return ()
+    bands = SHORTEST_MM * 2 ** (np.arange(0, 9) / 2)
+    band = np.clip(np.searchsorted(bands, 1 / frequency[seen] * 1.0001) - 1, 0, len(bands) - 2)
+    share = np.bincount(band, power[seen], minlength=len(bands) - 1) / power[seen].sum()
+    middle = np.sqrt(bands[1:] * bands[:-1])
+    return tuple(
+        (round(float(w), 1), round(float(s), 4)) for w, s in zip(middle, share, strict=True)
+    )

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who lends to labels that no image has: mirror, class, nearest tissue."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from brainseg_bids.anatomy.labels import Label, LabelTable
+
+NEAREST = {
+    0: (4, 3, 5, 6),
+    1: (8, 9, 11, 10, 2),
+    2: (10, 9, 11, 8),
+    3: (6, 4, 9),
+    4: (5, 3, 6),
+    5: (6, 9, 8),
+    6: (5, 9, 8),
+    7: (2, 9, 8),
+    8: (9, 11, 1, 10, 2),
+    9: (8, 11, 1, 10, 2),
+    10: (2, 9, 8),
+    11: (8, 9, 1, 10, 2),
+}
+"""BIDS standard codes by how alike they look, the most alike first."""
+
+
+LIKE = {
+    "Optic-Nerve": ("Optic-Chiasm", "Left-Cerebral-White-Matter", "Brain-Stem"),
+    "Optic-Chiasm": ("Optic-Nerve",),
+    "Spinal-Cord": ("Brain-Stem",),
+    "Artery": ("Vein",),
+    "Vein": ("Artery",),
+    "Eyes": ("Fluid-Inside-Eyes", "CSF", "Left-Lateral-Ventricle"),
+    "Fluid-Inside-Eyes": ("Eyes", "CSF", "Left-Lateral-Ventricle"),
+    "Left-Lesion": ("WM-hypointensities", "Left-WM-hypointensities"),
+    "Right-Lesion": ("WM-hypointensities", "Right-WM-hypointensities"),
+}
+"""Labels that look alike though their class does not say so: nerves and cord are white matter,
+the eye is a fluid, lesions of one name are those of the other. The first that there is lends."""
+NO_CLASS = 6
+"""BIDS standard code of what is not brain, from eyes to arteries: only its name tells more."""
+
+
+@dataclass(frozen=True)
+class Loan:
+    """Where a label's statistics come from.
+
+    Parameters
+    ----------
+    lender : str
+        A label that was measured.
+    likeness : float
+        Correlation of the borrower's location with the lender's.
+    widen : float
+        Factor on the lender's spread over images.
+    """
+
+    lender: str
+    likeness: float
+    widen: float
+
+
+MIRROR, CLASS, KIND = (0.95, 1.0), (0.8, 1.5), (0.6, 2.0)
+"""Likeness and widening: from the other side, the same class, another one."""
+
+
+def loans(table: LabelTable, images: Mapping[str, int]) -> dict[str, Loan]:
+    """Lender of every label of ``table`` that was not measured.
+
+    Its mirror image; or one that is known to be `LIKE` it; or of its class in the BIDS standard
+    table the label whose name begins alike or has most words in common, then of its side, then
+    the one that most images have; or the like of the nearest class (`NEAREST`).
+
+    Parameters
+    ----------
+    table : LabelTable
+    images : mapping of str to int
+        Number of images that each measured label is in.
+
+    Examples
+    --------
+    >>> table = LabelTable.packaged("fullhead")
+    >>> found = loans(table, {"Left-Putamen": 3, "Eyes": 3, "Skin": 3, "Unknown": 3})
+    >>> [found[name].lender for name in ("Right-Putamen", "Fluid-Inside-Eyes", "Mucosa")]
+    ['Left-Putamen', 'Eyes', 'Skin']
+    """
+    measured = [label for label in table if label.name in images]
+    return {
+        label.name: _loan(label, table, measured, images)
+        for label in table
+        if label.name not in images
+    }
+
+
+def _loan(
+    label: Label, table: LabelTable, measured: list[Label], images: Mapping[str, int]
+) -> Loan:
+    mirror = table[label.mirror].name
+    if mirror in images:
+        return Loan(mirror, *MIRROR)
+    for name in LIKE.get(label.name, ()):
+        if name in images:
+            return Loan(name, *CLASS)
+    for mapping in (label.mapping, *NEAREST.get(label.mapping, ())):
+        same = [other for other in measured if other.mapping == mapping]
+        if mapping == NO_CLASS:
+            words = set(_words(label.name))
+            same = [other for other in same if words & set(_words(other.name))]
+        if same:
+            lender = _most_alike(label, same, images)
+            return Loan(lender, *(CLASS if mapping == label.mapping else KIND))
+    tissue = [other for other in measured if other.mapping] or measured
+    return Loan(_most_alike(label, tissue, images), *KIND)
+
+
+def _most_alike(label: Label, others: list[Label], images: Mapping[str, int]) -> str:
+    def rank(other: Label) -> tuple:
+        first, second = _words(label.name), _words(other.name)
+        differ = [a != b for a, b in zip(first, second, strict=False)]
+        begin = differ.index(True) if True in differ else len(differ)
+        side = other.hemisphere != label.hemisphere
+        return (-begin, -len(set(first) & set(second)), side, -images[other.name], other.index)
+
+    return min(others, key=rank).name
+
+
+def _words(name: str) -> list[str]:
+    """Words of a label's name but its side.
+
+    >>> _words("Left-choroid-plexus")
+    ['choroid', 'plexus']
+    """
+    return [word for word in re.split("[-_ ]", name.lower()) if word not in ("left", "right")]

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is doubtful about an image, its labels and what was measured, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from brainseg_bids.anatomy.cohort import structures
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.contrast.interior import FEWEST_VOXELS
+from brainseg_bids.contrast.measured import LabelStatistics, NoiseLaw
+
+INTEGER_LIMITS = (32767.0, 65535.0)
+
+SPIKE_SHARE = 1e-3
+"""More voxels than this at the highest value: it was cut there."""
+
+FEW_VALUES = 32
+
+EMPTY_SHARE = 0.3
+
+
+def of_image(image: np.ndarray) -> Iterator[str]:
+    """Doubts about the voxels' values.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float
+
+    Examples
+    --------
+    >>> print(*of_image(np.linspace(-0.1, 1, 1100).reshape(11, 10, 10)))
+    9.1 % of the voxels are negative.
+    """
+    finite = np.isfinite(image)
+    lost = image.size - int(np.count_nonzero(finite))
+    if lost:
+        yield f"{lost} voxels are NaN or infinite; they are left out."
+        image = image[finite]
+    negative = np.count_nonzero(image < 0) / image.size
+    if negative:
+        share = f"{100 * negative:.1f} %" if negative >= 5e-4 else "Fewer than 0.1 %"
+        yield f"{share} of the voxels are negative."
+    low, high = float(image.min()), float(image.max())
+    some = image.reshape(-1)[:: max(1, image.size // 500_000)]
+    values = np.unique(some)
+    top = np.count_nonzero(image == high) / image.size
+    whole = bool((values == np.rint(values)).all())
+    if whole and high in INTEGER_LIMITS and top > 1e-5:
+        yield f"The highest value is {high:g}, the limit of its integers: brighter ones were lost."
+    elif top > SPIKE_SHARE and len(values) > 2:
+        share = f"{100 * top:.1f} %"
+        yield f"{share} of the voxels have the highest value, {high:g}: it was cut there."
+    if whole and low <= -32767:
+        yield f"The lowest value is {low:g}: integers have overflowed."
+    if len(values) < FEW_VALUES:
+        yield f"There are only {len(values)} different values."
+
+
+def of_labels(
+    table: LabelTable,
+    described: Mapping[str, LabelStatistics],
+    image: np.ndarray,
+    ranks: np.ndarray,
+) -> Iterator[str]:
+    """Doubts about the label map and how it lies on the image.
+
+    Parameters
+    ----------
+    table : LabelTable
+    described : dict of str to LabelStatistics
+        Labels that are there.
+    image, ranks : (X, Y, Z)
+        Crop around the head; rank 0 is air.
+    """
+    present = {table[name].index for name in described if name in table}
+    present = {code for code in present if described[table[code].name].voxels > 0}
+    try:
+        lacking = [s.name for s in structures(table) if s.core and not present & set(s.codes)]
+    except ValueError:  # a table of the user's own: nobody knows what a head has to have
+        lacking = []
+    if lacking:
+        shown = ", ".join(lacking[:8]) + (", ..." if len(lacking) > 8 else "")
+        yield f"The label map lacks {len(lacking)} core labels: {shown}."
+    few = [n for n, s in described.items() if n in table and table[n].index != 0]
+    few = [n for n in few if described[n].interior_voxels < FEWEST_VOXELS]
+    if few:
+        shown = ", ".join(few[:8]) + (", ..." if len(few) > 8 else "")
+        yield (
+            f"{len(few)} labels have fewer than {FEWEST_VOXELS} voxels away from borders: {shown}."
+        )
+    inside = image[ranks > 0]
+    inside = inside[:: max(1, len(inside) // 500_000)]
+    lowest = float(np.nanmin(image))
+    empty = float(np.mean(inside == lowest))
+    if empty > EMPTY_SHARE:
+        yield (
+            f"{100 * empty:.0f} % of the labelled voxels are empty in the image ({lowest:g}): "
+            "the label map lies partly outside it."
+        )
+
+
+def of_noise(
+    noise: NoiseLaw, in_tissue: float, *, ratio: bool, masked_share: float
+) -> Iterator[str]:
+    """Doubts about the noise.
+
+    Parameters
+    ----------
+    noise : NoiseLaw
+    in_tissue : float
+        Standard deviation of the noise within tissue, in units of the image.
+    ratio : bool
+        Whether the image is a ratio.
+    masked_share : float
+        Share of the background that is constant.
+    """
+    if ratio:
+        return
+    if noise.voxels == 0:
+        why = "is constant" if masked_share > 0.5 else "does not serve"
+        yield f"The background {why}: noise was measured within tissue."
+    elif in_tissue > 0 and not 1 / 3 < noise.sigma / in_tissue < 3:
+        yield (
+            f"Noise in the background ({noise.sigma:.3g}) and within tissue ({in_tissue:.3g}) "
+            "differ: the image was filtered, or coils were combined."
+        )

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interior: voxels of a label away from its borders, where no other tissue shares the voxel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+DEPTH_MM = 2.3
+"""As deep as is looked; the sphere holds a voxel's 26 neighbours and some more at 1 mm."""
+
+ENOUGH_VOXELS = (300, 4000)
+ENOUGH_SHARE = 0.04
+"""A depth is enough for a label where this share of its voxels lies as deep, or so many if the
+share is fewer or more."""
+
+FEWEST_VOXELS = 30
+
+
+@dataclass(frozen=True)
+class Interior:
+    """Voxels to be trusted, label by label.
+
+    Parameters
+    ----------
+    flat : (n,) int32 or int64
+        C-order indices, label after label, ascending within each.
+    starts : (labels + 1,) int
+        Those of the label of rank r are ``flat[starts[r]:starts[r + 1]]``.
+    weights : (n,) float32
+        Trust, 0..1: depth below the border.
+    """
+
+    flat: np.ndarray
+    starts: np.ndarray
+    weights: np.ndarray
+
+    def of(self, rank: int) -> slice:
+        """Where the voxels of one label are."""
+        return slice(int(self.starts[rank]), int(self.starts[rank + 1]))
+
+    def counts(self) -> np.ndarray:
+        """Voxels of each label, (labels,) int."""
+        return np.diff(self.starts)
+
+    def ranks(self) -> np.ndarray:
+        """Rank of the label of each voxel, (n,) int."""
+        return np.repeat(np.arange(len(self.starts) - 1), self.counts())
+
+
+def steps_around(
+    voxel_size_mm: tuple[float, float, float], reach_mm: float
+) -> dict[float, list[tuple[int, int, int]]]:
+    """Voxel steps within reach by their length in mm, ascending; one of each pair of opposites.
+
+    The six nearest neighbours are always among them, and in voxels coarser than 1.3 mm all 26.
+
+    >>> {d: len(steps) for d, steps in steps_around((1.0, 1.0, 1.0), 2.0).items()}
+    {1.0: 3, 1.414: 6, 1.732: 4, 2.0: 3}
+    """
+    size = np.asarray(voxel_size_mm, dtype=float)
+    reach_mm = max(reach_mm, 1.75 * float(size.prod() ** (1 / 3)))
+    most = [max(1, int(reach_mm / s)) for s in size]
+    steps: dict[float, list[tuple[int, int, int]]] = {}
+    for step in product(*(range(-m, m + 1) for m in most)):
+        length = float(np.linalg.norm(size * step))
+        nearest = sum(map(abs, step)) == 1
+        if step > (0, 0, 0) and (nearest or length <= reach_mm * 1.001):
+            steps.setdefault(round(length, 3), []).append(step)
+    return dict(sorted(steps.items()))
+
+
+def border_depth(
+    ranks: np.ndarray, voxel_size_mm: tuple[float, float, float], *, reach_mm: float = DEPTH_MM
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far from each voxel everything has the voxel's label.
+
+    The box's own edge is no border.
+
+    Parameters
+    ----------
+    ranks : (X, Y, Z) uint8 or uint16
+
+    Returns
+    -------
+    level : (X, Y, Z) uint8
+        Number of distances that were passed; 0: a neighbour has another label.
+    depth_mm : (levels,) float
+        Distance that belongs to each level.
+
+    Examples
+    --------
+    >>> line = np.array([1, 1, 1, 1, 2, 2], dtype=np.uint8).reshape(-1, 1, 1)
+    >>> level, depth_mm = border_depth(line, (1.0, 1.0, 1.0), reach_mm=2.0)
+    >>> depth_mm[level].ravel().tolist()
+    [2.0, 2.0, 1.732, 0.0, 0.0, 1.732]
+    """
+    steps = steps_around(voxel_size_mm, reach_mm)
+    level = np.zeros(ranks.shape, dtype=np.uint8)
+    alive = np.ones(ranks.shape, dtype=bool)
+    for group in steps.values():
+        for step in group:
+            here = tuple(
+                slice(max(0, -s), n - max(0, s)) for s, n in zip(step, ranks.shape, strict=True)
+            )
+            there = tuple(
+                slice(max(0, s), n - max(0, -s)) for s, n in zip(step, ranks.shape, strict=True)
+            )
+            if any(s.stop <= s.start for s in (*here, *there)):
+                continue
+            same = ranks[here] == ranks[there]
+            alive[here] &= same
+            alive[there] &= same
+        level += alive
+    return level, np.array([0.0, *steps])
+
+
+def find_interior(
+    ranks: np.ndarray,
+    n_labels: int,
+    voxel_size_mm: tuple[float, float, float],
+    *,
+    usable: np.ndarray | None = None,
+    partners: np.ndarray | None = None,
+) -> tuple[Interior, np.ndarray]:
+    """The innermost voxels of every label but that of rank 0.
+
+    Thick labels keep what lies deep; a thin one keeps the deepest layer that still holds
+    enough of it (`ENOUGH_SHARE`), else the deepest with `FEWEST_VOXELS`. Voxels at
+    the border itself are never taken. Trust grows with the square of the depth.
+
+    Parameters
+    ----------
+    ranks : (X, Y, Z) uint8 or uint16
+        0..n_labels-1; rank 0 is what is not of interest.
+    usable : (X, Y, Z) bool, optional
+        Voxels with a number in them.
+    partners : (labels,) int, optional
+        Rank of each label's counterpart on the other side, its own if there is none.
+
+    Returns
+    -------
+    interior : Interior
+    level : (X, Y, Z) uint8
+        See `border_depth`.
+    """
+    level, depth_mm = border_depth(ranks, voxel_size_mm)
+    n_levels = len(depth_mm)
+    joint = ranks.astype(np.uint16) * np.uint16(n_levels) + level
+    table = sum(np.bincount(slab.ravel(), minlength=n_labels * n_levels) for slab in joint)
+    table = table.reshape(n_labels, n_levels)
+    as_deep = table[:, ::-1].cumsum(1)[:, ::-1]
+    least = np.array([_least_level(row) for row in as_deep], dtype=np.uint8)
+    if partners is not None:  # left and right are treated alike
+        least = np.minimum(least, least[partners])
+    least[0] = n_levels
+    taken = level >= least[ranks]
+    if usable is not None:
+        taken &= usable
+    flat = np.flatnonzero(taken)
+    if ranks.size < 2**31:
+        flat = flat.astype(np.int32)
+    rank = ranks.ravel()[flat]
+    order = np.argsort(rank, kind="stable")
+    flat, rank = flat[order], rank[order]
+    starts = np.searchsorted(rank, np.arange(n_labels + 1))
+    trust = (depth_mm / depth_mm[-1]) ** 2
+    return Interior(flat, starts, trust[level.ravel()[flat]].astype(np.float32)), level
+
+
+def _least_level(as_deep: np.ndarray) -> int:
+    """Level from which on a label's voxels are taken; beyond the last: none."""
+    enough = min(max(ENOUGH_VOXELS[0], ENOUGH_SHARE * as_deep[0]), ENOUGH_VOXELS[1])
+    for fewest in (enough, FEWEST_VOXELS):
+        levels = np.flatnonzero(as_deep[1:] >= fewest)
+        if len(levels):
+            return int(levels[-1]) + 1
+    return 1

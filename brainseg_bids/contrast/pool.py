@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of many images -> one `ContrastPrior`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from brainseg_bids.anatomy.labels import Label, LabelTable
+from brainseg_bids.contrast import joint
+from brainseg_bids.contrast.alignment import FEWEST, TOP, gains, ratio_range
+from brainseg_bids.contrast.borrow import Loan, loans
+from brainseg_bids.contrast.measured import (
+    Component,
+    ContrastStatistics,
+    LabelStatistics,
+    NoiseLaw,
+)
+from brainseg_bids.contrast.prior import ContrastPrior, LabelPrior, NoisePrior, Spread
+from brainseg_bids.contrast.weighted import log_spread, weighted_median
+
+USUAL_LOG_SD = {"sd": 0.35, "bias": 0.4, "smoothness": 0.25, "fwhm": 0.15, "sigma": 0.4}
+"""Spread of logarithms over images before more than one subject was measured. ``sd``: the
+median over the classes of the T1 priors published with SynthSeg (Billot et al. 2023); the
+others are our choice."""
+LEAST_LOG_SD = {"sd": 0.1, "bias": 0.15, "smoothness": 0.1, "fwhm": 0.05, "sigma": 0.15}
+"""However alike the images are."""
+
+LEAST_SD = 0.05
+"""Of a label within one image, in units of 255: finer than the steps of any stored image."""
+LEAST_BIAS = 1e-3
+OWN_FRAC = 0.1
+"""A label's scale is at least this share its own, whatever the noise is said to be."""
+UNMEASURED_NOISE_FRAC = 0.5
+"""Noise that no image tells, as a share of the scale of the most even tissue of the brain."""
+GAUSSIAN = (Component(1.0, 0.0, 1.0),)
+LAW = "noise law"
+
+
+@dataclass(frozen=True)
+class _Units:
+    """How each of n images becomes units of 255: ``(value - zero) * factor``.
+
+    ``noise`` is its noise in those units, NaN where it is not known.
+    """
+
+    zero: np.ndarray
+    factor: np.ndarray
+    noise: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Labels of n images, (n, p) each, in units of each image; NaN where not measured."""
+
+    labels: tuple[Label, ...]
+    location: np.ndarray
+    scale: np.ndarray
+    interior: np.ndarray
+
+
+def pool(
+    statistics: Mapping[str, ContrastStatistics],
+    *,
+    name: str,
+    table: LabelTable,
+    subjects: Mapping[str, str],
+    metadata: dict | None = None,
+    images: Sequence[dict] = (),
+) -> ContrastPrior:
+    """What images of one contrast look like, from what each of them looks like.
+
+    Parameters
+    ----------
+    statistics : mapping of str to ContrastStatistics
+        By image. Their order does not matter.
+    name : str
+        Of the contrast.
+    table : LabelTable
+        The one that the statistics' names belong to.
+    subjects : mapping of str to str
+        Subject of each image. Several images of a subject count as one.
+    metadata : dict, optional
+        What the contrast is.
+    images : sequence of dict
+        Provenance, see `ContrastPrior`; image and subject if not given.
+
+    Returns
+    -------
+    ContrastPrior
+        With every label of the table.
+
+    Raises
+    ------
+    ValueError
+        If there are no statistics, they are of another label table, an image has no subject or
+        no label, or as many images are ratios as are not. One line.
+
+    Notes
+    -----
+    Magnitude images are brought to common units by one factor each (`alignment.gains`), ratio
+    images by their range (`alignment.ratio_range`). Locations get a joint law (`joint.fit`),
+    everything that is positive a median and a spread of its logarithm (`weighted.log_spread`).
+    ``docs/explanation/contrast.md`` has the formulas.
+    """
+    _check(statistics, table, subjects)
+    chosen, warnings = _one_kind({image: statistics[image] for image in sorted(statistics)}, name)
+    share = Counter(subjects[image] for image in chosen)
+    weights = np.array([1 / share[subjects[image]] for image in chosen])
+    rows = _tabulate(chosen, table)
+    units = _units(chosen, rows, weights)
+    located = (rows.location - units.zero[:, None]) * units.factor[:, None]
+    law = joint.fit(
+        located, weights, labels=rows.labels, target=joint.usual_correlation(rows.labels)
+    )
+    warnings += _few_labels(chosen, rows) + _outliers(list(chosen), law)
+    measured = _measured(chosen, rows, units, law)
+    lent = loans(table, {label: prior.images for label, prior in measured.items()})
+    labels = {
+        label.name: measured.get(label.name) or _borrowed(label, lent[label.name], measured)
+        for label in table
+    }
+    head_low = np.array([image.head_low for image in chosen.values()])
+    noise, unknown = _noise(chosen, units, law.weights, measured, table)
+    return ContrastPrior(
+        name=name,
+        table=table.name,
+        labels=labels,
+        correlation=_with_borrowed(law.correlation, rows.labels, list(labels), lent),
+        noise=noise,
+        **_acquisition(list(chosen.values()), law.weights),
+        head_low=_median((head_low - units.zero) * units.factor, law.weights),
+        n_images=len(chosen),
+        n_subjects=len(share),
+        images=_provenance(images, chosen, subjects),
+        metadata=metadata,
+        warnings=tuple(warnings + unknown),
+    )
+
+
+def _check(
+    statistics: Mapping[str, ContrastStatistics], table: LabelTable, subjects: Mapping[str, str]
+) -> None:
+    if not statistics:
+        raise ValueError("there are no images to pool. Run --stages contrast first.")
+    for image in sorted(statistics):
+        found = statistics[image]
+        odd = [name for name in found.labels if name not in table]
+        if found.table != table.name or odd:
+            raise ValueError(
+                f"{image}: statistics for another label table ({found.table}"
+                f"{f', with {odd[0]}' if odd else ''}), not {table.name}. "
+                "Run --stages contrast again with labels of that table."
+            )
+        if image not in subjects:
+            raise ValueError(f"{image}: nobody said which subject it is of. Name its subject.")
+        if not any(label.source == "measured" for label in found.labels.values()):
+            raise ValueError(f"{image}: no label was measured in it. Check its label map.")
+
+
+def _one_kind(
+    statistics: dict[str, ContrastStatistics], name: str
+) -> tuple[dict[str, ContrastStatistics], list[str]]:
+    """Images of the more frequent kind, ratio or magnitude, and a sentence on the others."""
+    ratio = [image for image, found in statistics.items() if _is_ratio(found)]
+    if 2 * len(ratio) == len(statistics):
+        raise ValueError(
+            f"contrast {name}: {len(ratio)} images are ratios (MP2RAGE UNI) and as many are not, "
+            f"such as {ratio[0]}. Pool them as two contrasts."
+        )
+    is_ratio = 2 * len(ratio) > len(statistics)
+    chosen = {image: found for image, found in statistics.items() if _is_ratio(found) == is_ratio}
+    kind = "a ratio (MP2RAGE UNI)" if is_ratio else "a magnitude image"
+    left = sorted(set(statistics) - set(chosen))
+    return chosen, [
+        f"{image} was left out: it is not {kind} as most images of {name} are. "
+        "Check its metadata, or give it a contrast of its own."
+        for image in left
+    ]
+
+
+def _is_ratio(found: ContrastStatistics) -> bool:
+    return found.noise.kind == "ratio"
+
+
+def _tabulate(chosen: dict[str, ContrastStatistics], table: LabelTable) -> _Rows:
+    """What was measured, and air by the noise law where it was not."""
+    filled = [_with_air(found, table) for found in chosen.values()]
+    names = set().union(*filled)
+    labels = tuple(label for label in table if label.name in names)
+    numbers = np.full((3, len(filled), len(labels)), np.nan)
+    for i, image in enumerate(filled):
+        for j, label in enumerate(labels):
+            if (found := image.get(label.name)) is not None:
+                numbers[:, i, j] = found.location, found.scale, found.interior_voxels
+    return _Rows(labels, *numbers)
+
+
+def _with_air(found: ContrastStatistics, table: LabelTable) -> dict[str, LabelStatistics]:
+    """Measured labels of an image; the one with code 0 from the noise law if it is not there."""
+    labels = {n: label for n, label in found.labels.items() if label.source == "measured"}
+    if 0 in table and table[0].name not in labels:
+        mean, sd = air(found.noise)
+        if _is_ratio(found):
+            low, high = _range_of(found)
+            mean, sd = low + (mean + 0.5) * (high - low), sd * (high - low)
+        labels[table[0].name] = LabelStatistics(0, 0, mean, sd, mean, sd, source=LAW)
+    return labels
+
+
+def air(noise: NoiseLaw) -> tuple[float, float]:
+    """Mean and standard deviation of voxels without signal.
+
+    Magnitudes of n channels of complex noise are chi with 2 n degrees of freedom (Constantinides
+    et al. 1997, Magn. Reson. Med. 38). UNI of two inversions that are noise alone, as loud as
+    each other, is uniform on -0.5..0.5: it is half the difference of the two shares of a
+    chi-square power that splits uniformly.
+
+    Examples
+    --------
+    >>> tuple(round(x, 3) for x in air(NoiseLaw("rician", 10.0)))
+    (12.533, 6.551)
+    >>> tuple(round(x, 3) for x in air(NoiseLaw("ratio", 0.01)))
+    (0.0, 0.289)
+    """
+    if noise.kind in ("rician", "chi"):
+        channels = noise.channels if noise.kind == "chi" else 1.0
+        log_ratio = math.lgamma(channels + 0.5) - math.lgamma(channels)
+        mean = noise.sigma * math.sqrt(2) * math.exp(log_ratio)
+        return mean, math.sqrt(max(2 * channels * noise.sigma**2 - mean**2, 0.0))
+    if noise.kind == "ratio":
+        return 0.0, 1 / math.sqrt(12)
+    return 0.0, noise.sigma if noise.kind == "gaussian" else 0.0
+
+
+def _range_of(found: ContrastStatistics) -> tuple[float, float]:
+    values = (*found.edges, found.head_low, found.head_high)
+    return ratio_range(min(values), max(values))
+
+
+def _units(chosen: dict[str, ContrastStatistics], rows: _Rows, weights: np.ndarray) -> _Units:
+    found = list(chosen.values())
+    sigma = np.array([image.noise.sigma for image in found])
+    sigma = np.where(sigma > 0, sigma, np.nan)
+    if _is_ratio(found[0]):
+        low, high = np.array([_range_of(image) for image in found]).T
+        return _Units(low, TOP / np.maximum(high - low, 1e-12), sigma * TOP)
+    factor = gains(
+        rows.location,
+        rows.scale / np.sqrt(np.maximum(rows.interior, 1)),
+        brain=np.array([label.is_brain for label in rows.labels]),
+        head_high=_tops(found, rows),
+        weights=weights,
+    )
+    return _Units(np.zeros(len(found)), factor, sigma * factor)
+
+
+def _tops(found: list[ContrastStatistics], rows: _Rows) -> np.ndarray:
+    """99.5th percentiles of the heads; the brightest label where that is not positive."""
+    high = np.array([image.head_high for image in found], dtype=float)
+    brightest = np.nanmax(rows.location, axis=1)
+    return np.where(high > 0, high, np.where(brightest > 0, brightest, 1.0))
+
+
+def _few_labels(chosen: dict[str, ContrastStatistics], rows: _Rows) -> list[str]:
+    brain = [label.is_brain for label in rows.labels]
+    counts = np.isfinite(rows.location[:, brain]).sum(axis=1)
+    return [
+        f"{image}: only {count} labels of the brain were measured, so its brightness is less "
+        "certain. Check its label map."
+        for image, count in zip(chosen, counts, strict=True)
+        if count < FEWEST and len(chosen) > 1
+    ]
+
+
+def _outliers(images: list[str], law: joint.Joint) -> list[str]:
+    if len(images) < 3:
+        return []
+    return [
+        f"{image}: intensities of its labels are {far:.1f} times as far from the other images' "
+        f"as is usual, so it counts {(joint.FAR / far) ** 2:.2f}. Look at its segmentation."
+        for image, far in zip(images, law.outlyingness, strict=True)
+        if far > joint.OUTLYING
+    ]
+
+
+def _measured(
+    chosen: dict[str, ContrastStatistics], rows: _Rows, units: _Units, law: joint.Joint
+) -> dict[str, LabelPrior]:
+    """Priors of the labels that at least one image has."""
+    known = np.isfinite(rows.location)
+    scale = rows.scale * units.factor[:, None]
+    scale = np.where(known, np.maximum(scale, LEAST_SD), np.nan)
+    noise = np.nan_to_num(units.noise)[:, None]
+    own = np.sqrt(np.maximum(scale**2 - noise**2, (OWN_FRAC * scale) ** 2))
+    widths = {"before": USUAL_LOG_SD["sd"], "least": LEAST_LOG_SD["sd"]}
+    total, total_log_sd = log_spread(scale, law.weights, **widths)
+    tissue, tissue_log_sd = log_spread(own, law.weights, **widths)
+    priors = {}
+    for j, label in enumerate(rows.labels):
+        found = [image.labels.get(label.name) for image in chosen.values()]
+        has = [i for i, one in enumerate(found) if one is not None and one.source == "measured"]
+        is_law = not has
+        grains = [found[i].grain_mm for i in has]
+        priors[label.name] = LabelPrior(
+            mean=float(law.mean[j]),
+            mean_sd=float(law.sd[j]),
+            sd=Spread(float(total[j]), float(total_log_sd[j])),
+            components=_components([found[i] for i in has], law.weights[has]),
+            grain_mm=_median([np.nan if g is None else g for g in grains], law.weights[has], 3.0),
+            grain_frac=_median([found[i].grain_frac for i in has], law.weights[has], 0.0),
+            images=len(has),
+            source=LAW if is_law else "measured",
+            index=label.index,
+            # Air is noise and nothing else.
+            tissue_sd=None
+            if joint.is_background(label)
+            else Spread(float(tissue[j]), float(tissue_log_sd[j])),
+        )
+    return priors
+
+
+def _components(found: list[LabelStatistics], weights: np.ndarray) -> tuple[Component, ...]:
+    """The usual mixture, as `LabelPrior` has it.
+
+    Of the number of components that most subjects have (the fewer if two are as frequent), in
+    order of brightness, the median of each.
+    """
+    votes: Counter[int] = Counter()
+    for one, weight in zip(found, weights, strict=True):
+        votes[max(len(one.components), 1)] += weight
+    count = min(votes, key=lambda n: (-round(votes[n], 9), n), default=1)
+    if count == 1:
+        return GAUSSIAN
+    has = [i for i, one in enumerate(found) if len(one.components) == count]
+    parts = np.array([_offsets(found[i]) for i in has])
+    usual = weighted_median(parts, weights[has])
+    usual[:, 0] /= usual[:, 0].sum()
+    return tuple(Component(*map(float, part)) for part in usual)
+
+
+def _offsets(one: LabelStatistics) -> list[tuple[float, float, float]]:
+    """Weight, offset and sd of each component, dark to bright, in units of the label's scale."""
+    scale = one.scale if one.scale > 0 else 1.0
+    ordered = sorted(one.components, key=lambda part: (part.mean, part.sd))
+    return [(p.weight, (p.mean - one.location) / scale, p.sd / scale) for p in ordered]
+
+
+def _borrowed(label: Label, loan: Loan, measured: dict[str, LabelPrior]) -> LabelPrior:
+    lender = measured[loan.lender]
+    return replace(
+        lender,
+        mean_sd=lender.mean_sd * loan.widen,
+        images=0,
+        source=f"borrowed from {loan.lender}",
+        index=label.index,
+    )
+
+
+def _with_borrowed(
+    correlation: np.ndarray,
+    labels: Sequence[Label],
+    names: Sequence[str],
+    lent: Mapping[str, Loan],
+) -> np.ndarray:
+    """Correlation of all labels: a borrower is its lender, by its likeness, and its own."""
+    at = {label.name: i for i, label in enumerate(labels)}
+    lender = [at[lent[name].lender if name in lent else name] for name in names]
+    likeness = np.array([lent[name].likeness if name in lent else 1.0 for name in names])
+    whole = correlation[np.ix_(lender, lender)] * np.outer(likeness, likeness)
+    np.fill_diagonal(whole, 1.0)
+    return whole
+
+
+def _noise(
+    chosen: dict[str, ContrastStatistics],
+    units: _Units,
+    weights: np.ndarray,
+    measured: dict[str, LabelPrior],
+    table: LabelTable,
+) -> tuple[NoisePrior, list[str]]:
+    laws = [found.noise for found in chosen.values()]
+    shares: Counter[str] = Counter()
+    for law, weight in zip(laws, weights, strict=True):
+        shares[law.kind] += float(weight / weights.sum())
+    kinds = {kind: shares[kind] for kind in sorted(shares)}
+    sigma, log_sd = _positive(units.noise, weights, "sigma")
+    warnings = []
+    if not math.isfinite(sigma):
+        even = [prior.sd.median for name, prior in measured.items() if table[name].is_brain]
+        even = even or [prior.sd.median for prior in measured.values()]
+        sigma = UNMEASURED_NOISE_FRAC * min(even)
+        warnings.append(
+            "No image tells its noise: half the spread of the most even label is taken for it."
+        )
+    # Noise of ratios is said in UNI's own units.
+    per_unit = TOP if "ratio" in kinds else 1.0
+    multi = [law.channels if law.kind == "chi" else np.nan for law in laws]
+    channels = _median(multi, weights, 1.0)
+    return NoisePrior(kinds, Spread(sigma / per_unit, log_sd), channels), warnings
+
+
+def _acquisition(found: list[ContrastStatistics], weights: np.ndarray) -> dict:
+    """Bias field, point spread and voxels over images."""
+    strength = [max(image.bias.log_sd, LEAST_BIAS) for image in found]
+    smoothness = [image.bias.smoothness_mm for image in found]
+    fwhm = np.array([image.fwhm_mm for image in found])
+    voxels = np.array([image.voxel_size_mm for image in found])
+    return {
+        "bias_log_sd": Spread(*_positive(strength, weights, "bias")),
+        "bias_smoothness_mm": Spread(*_positive(smoothness, weights, "smoothness")),
+        "fwhm_mm": tuple(Spread(*_positive(axis, weights, "fwhm")) for axis in fwhm.T),
+        "voxel_size_mm": tuple(_median(axis, weights) for axis in voxels.T),
+    }
+
+
+def _positive(values: Sequence[float], weights: np.ndarray, what: str) -> tuple[float, float]:
+    values = np.asarray(values, dtype=float)
+    spread = log_spread(values, weights, before=USUAL_LOG_SD[what], least=LEAST_LOG_SD[what])
+    return float(spread[0]), float(spread[1])
+
+
+def _median(values: Sequence[float], weights: np.ndarray, otherwise: float = 0.0) -> float:
+    """Weighted median; ``otherwise`` if there is nothing."""
+    if not len(values):
+        return otherwise
+    found = float(weighted_median(np.asarray(values, dtype=float), weights))
+    return found if math.isfinite(found) else otherwise
+
+
+def _provenance(
+    images: Sequence[dict], chosen: dict[str, ContrastStatistics], subjects: Mapping[str, str]
+) -> tuple[dict, ...]:
+    if not images:
+        return tuple({"image": image, "subject": subjects[image]} for image in chosen)
+    return tuple(sorted(images, key=lambda image: str(image.get("image", ""))))

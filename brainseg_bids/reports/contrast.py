@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a page says about how one image looks: each label's intensities, noise, field, blur."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from brainseg_bids.anatomy.labels import Label, LabelTable
+from brainseg_bids.contrast.measured import BiasField, ContrastStatistics, NoiseLaw
+from brainseg_bids.reports.densities import CLASSES, class_labels, parts
+from brainseg_bids.reports.groups import GROUPS
+from brainseg_bids.reports.html import embedded
+from brainseg_bids.reports.rows import anatomical
+
+_LAWS = {
+    "rician": "Rician",
+    "chi": "non-central chi",
+    "gaussian": "Gaussian",
+    "ratio": "ratio of two noisy inversions (MP2RAGE)",
+    "none": "no law",
+}
+POOR_FIT = 0.1
+"""Where data and components are further apart than this (Kolmogorov-Smirnov), look again."""
+
+
+@dataclass(frozen=True)
+class ContrastReport:
+    """What the page says about the contrast of one image.
+
+    Parameters
+    ----------
+    title : str
+        Heading, e.g. ``T1w, session 1``.
+    source : str
+        The image that was measured.
+    figure : Path
+        PNG of `brainseg_bids.reports.contrast_figures.draw_contrast`; it is copied into the
+        page. A missing file is said in its place.
+    statistics : ContrastStatistics
+        Its warnings are shown first.
+    labels : str
+        The label map that it was measured with.
+    facts : dict of str to str
+        Shown in the given order; what is empty is not.
+    warnings : list of str
+        Of the run, beside those of the statistics; what is in both is said once.
+    outputs : list of str
+        Files that were written.
+    """
+
+    title: str
+    source: str
+    figure: Path
+    statistics: ContrastStatistics
+    labels: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+    @property
+    def flags(self) -> list[str]:
+        """Everything that a person should look at; nothing twice."""
+        said = list(self.warnings)
+        # The run may have put the image's name before a warning.
+        new = [own for own in self.statistics.warnings if not any(own in run for run in said)]
+        return [*new, *said]
+
+
+def contrast_rows(statistics: ContrastStatistics, table: LabelTable | None = None) -> list[dict]:
+    """One row per label that was measured, in anatomical order, left and right neighbours.
+
+    Parameters
+    ----------
+    statistics : ContrastStatistics
+    table : LabelTable, optional
+        That the names belong to; the packaged one of that name if it is not given.
+
+    Returns
+    -------
+    list of dict
+        ``index``, ``name``, ``hemisphere``, ``color``, ``group``, ``volume_mm3``, ``voxels``,
+        ``interior_voxels``, ``location``, ``scale``, ``components`` (list of Component),
+        ``grain_mm``, ``fit``, ``poor`` (whether the fit is), ``source``, ``borrowed``.
+
+    Raises
+    ------
+    UnknownLabelError
+        If the table lacks a name.
+
+    Examples
+    --------
+    >>> from brainseg_bids.contrast.measured import LabelStatistics
+    >>> own = LabelStatistics(9, 4, 80.0, 5.0, 79.0, 6.0)
+    >>> flat, none = BiasField(0.0, 60.0, (((0.0,),),), (1, 1, 1)), NoiseLaw("none", 0.0)
+    >>> found = ContrastStatistics("fullhead", {"Right-Putamen": own, "Left-Putamen": own},
+    ...     none, flat, (1, 1, 1), (1, 1, 1), 0.0, 100.0)
+    >>> [(row["name"], row["location"], row["borrowed"]) for row in contrast_rows(found)]
+    [('Left-Putamen', 80.0, False), ('Right-Putamen', 80.0, False)]
+    """
+    table = table or LabelTable.packaged(statistics.table)
+    voxel_mm3 = math.prod(statistics.voxel_size_mm)
+    rows = []
+    for name, own in statistics.labels.items():
+        measured = own.source == "measured"
+        rows.append(
+            label_row(table[name], own.voxels * voxel_mm3)
+            | {
+                "voxels": own.voxels,
+                "interior_voxels": own.interior_voxels,
+                "location": own.location,
+                "scale": own.scale,
+                "components": list(parts(own)),
+                "grain_mm": own.grain_mm,
+                "fit": own.fit,
+                "poor": measured and own.fit > POOR_FIT,
+                "source": own.source,
+                "borrowed": not measured,
+            }
+        )
+    return anatomical(rows)
+
+
+def label_row(label: Label, volume_mm3: float) -> dict:
+    """What `brainseg_bids.reports.rows` needs of a label."""
+    return {
+        "index": label.index,
+        "name": label.name,
+        "hemisphere": label.hemisphere,
+        "color": label.color,
+        "mapping": label.mapping,
+        "volume_mm3": volume_mm3,
+    }
+
+
+def in_groups(rows: list[dict]) -> list[dict]:
+    """Rows by anatomical group: ``name`` and ``rows`` of each group that has some."""
+    found = [{"name": n, "rows": [row for row in rows if row["group"] == n]} for n in GROUPS]
+    return [group for group in found if group["rows"]]
+
+
+# -- in words -----------------------------------------------------------------------------
+
+
+def noise_words(noise: NoiseLaw, *, short: bool = False) -> str:
+    """Law of the noise for people, and what it rests on unless ``short``.
+
+    >>> noise_words(NoiseLaw("rician", 4.23, voxels=120000, fit=0.021))
+    'Rician, sigma 4.23; from 120,000 background voxels, fit 0.02'
+    >>> noise_words(NoiseLaw("chi", 4.23, channels=3.96), short=True)
+    'non-central chi of 4.0 channels, sigma 4.23'
+    >>> noise_words(NoiseLaw("none", 2.0))
+    'background is a constant: no law; sigma 2'
+    """
+    if noise.kind == "none":
+        sigma = f"; sigma {number(noise.sigma)}" if noise.sigma > 0 else ""
+        return f"background is a constant: no law{sigma}"
+    law = _LAWS.get(noise.kind, noise.kind)
+    if noise.kind == "chi":
+        law += f" of {noise.channels:.1f} channels"
+    if short:
+        return f"{law}, sigma {number(noise.sigma)}"
+    unit = " of UNI (−0.5 to 0.5) in white matter" if noise.kind == "ratio" else ""
+    origin = f"; from {noise.voxels:,} background voxels" if noise.voxels else ""
+    fit = f", fit {noise.fit:.2f}" if noise.voxels else ""
+    return f"{law}, sigma {number(noise.sigma)}{unit}{origin}{fit}"
+
+
+def noise_kinds(kinds: Mapping[str, float]) -> str:
+    """Laws of the noise of many images, most frequent first.
+
+    >>> noise_kinds({"chi": 0.25, "rician": 0.75})
+    'Rician 75 %, non-central chi 25 %'
+    """
+    ordered = sorted(kinds.items(), key=lambda item: -item[1])
+    words = [f"{_LAWS.get(kind, kind)} {100 * share:.0f} %" for kind, share in ordered]
+    return ", ".join(words) or "unknown"
+
+
+def bias_words(bias: BiasField) -> str:
+    """Strength of the smooth field for people.
+
+    >>> bias_words(BiasField(0.1, 62.0, (((0.0,),),), (1.0, 1.0, 1.0)))
+    'factor 0.82 to 1.22 in 95 % of the head (log sd 0.10), nodes 62 mm apart'
+    """
+    low, high = math.exp(-1.96 * bias.log_sd), math.exp(1.96 * bias.log_sd)
+    return (
+        f"factor {low:.2f} to {high:.2f} in 95 % of the head (log sd {bias.log_sd:.2f}), "
+        f"nodes {bias.smoothness_mm:.0f} mm apart"
+    )
+
+
+def times_words(sizes_mm) -> str:
+    """Three lengths along the axes.
+
+    >>> times_words((1, 1.25, 0.9))
+    '1.00 × 1.25 × 0.90 mm'
+    """
+    return " × ".join(f"{size:.2f}" for size in sizes_mm) + " mm"
+
+
+def contrast_facts(statistics: ContrastStatistics, table: LabelTable) -> dict[str, str]:
+    """Noise, blur and field of an image, in words."""
+    facts = {
+        "Noise (units of the image)": noise_words(statistics.noise),
+        "Point spread (FWHM, R × A × S)": times_words(statistics.fwhm_mm),
+        "Voxel size (R × A × S)": times_words(statistics.voxel_size_mm),
+        "Smooth field": bias_words(statistics.bias),
+        "Head's intensities (0.5 to 99.5 %)": (
+            f"{number(statistics.head_low)} to {number(statistics.head_high)}"
+        ),
+    }
+    white = [
+        statistics[label.name]
+        for label in class_labels(table, CLASSES[0])
+        if label.name in statistics.labels
+    ]
+    noise = statistics.noise
+    if white and noise.sigma > 0 and noise.kind != "ratio":
+        largest = max(white, key=lambda label: label.voxels)
+        facts["White matter over sigma"] = f"{largest.location / noise.sigma:.0f}"
+    return facts
+
+
+def contrast_section(report: ContrastReport, table: LabelTable | None = None) -> dict:
+    """What the template needs of one image's contrast."""
+    statistics = report.statistics
+    table = table or LabelTable.packaged(statistics.table)
+    rows = [_shown(row) for row in contrast_rows(statistics, table)]
+    return {
+        "title": report.title,
+        "source": report.source,
+        "labels": report.labels,
+        "flags": report.flags,
+        "figure": embedded(Path(report.figure)),
+        "groups": in_groups(rows),
+        "n_labels": len(rows),
+        "n_borrowed": sum(row["borrowed"] for row in rows),
+        "poor_fit": POOR_FIT,
+        "noise": noise_words(statistics.noise, short=True),
+        "fwhm": times_words(statistics.fwhm_mm),
+        "bias": f"{statistics.bias.log_sd:.2f}",
+        "looks": contrast_facts(statistics, table),
+        "facts": {name: value for name, value in report.facts.items() if value},
+        "outputs": report.outputs,
+    }
+
+
+def _shown(row: dict) -> dict:
+    """A row with its numbers as text."""
+    several = row["components"] if len(row["components"]) > 1 else []
+    return row | {
+        "location": number(row["location"]),
+        "scale": number(row["scale"]),
+        "mixture": " + ".join(
+            f"{100 * part.weight:.0f} % at {number(part.mean)} ± {number(part.sd)}"
+            for part in several
+        ),
+        "grain": "n/a" if row["grain_mm"] is None else f"{row['grain_mm']:.1f}",
+        "fit": "n/a" if row["borrowed"] else f"{row['fit']:.2f}",
+    }
+
+
+def number(value: float) -> str:
+    """Three significant digits, thousands apart, a true minus.
+
+    >>> number(1234.5), number(-0.0421), number(87.26)
+    ('1,234', '−0.0421', '87.3')
+    """
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", "−")

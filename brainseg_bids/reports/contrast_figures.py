@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picture of an image's contrast: field, histograms, and where each label lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from scipy import ndimage, stats
+
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.contrast.measured import (
+    BiasField,
+    ContrastStatistics,
+    LabelStatistics,
+    NoiseLaw,
+)
+from brainseg_bids.reports.contrast import contrast_rows, noise_words, times_words
+from brainseg_bids.reports.densities import (
+    BACKGROUND_CLASS,
+    CLASSES,
+    TissueClass,
+    axes_on,
+    class_color,
+    class_labels,
+    density,
+    in_bins,
+    key,
+    name_axes,
+    no_data,
+    normal,
+    panels,
+    parts,
+    pooled_counts,
+    quantile_range,
+    write_sheet,
+)
+from brainseg_bids.reports.groups import plain_name, shown_labels
+from brainseg_bids.reports.montage import (
+    MARGIN_PX,
+    WIDTH_PX,
+    Cut,
+    cut_positions,
+    grey_window,
+    paint_cut,
+    view_mm,
+)
+from brainseg_bids.reports.sheet import (
+    FAINT,
+    FONT,
+    HEADER_PX,
+    INK,
+    LINE,
+    Sheet,
+    write_header,
+)
+from brainseg_bids.reports.strip import Strip, planes_of
+
+LEFT, RIGHT = "#6aa9de", "#e58a54"
+"""The page's colours of the two sides."""
+
+_STEPS = ((0.46, 0.73), (0.34, 0.72), (0.18, 0.58))
+_COLUMN_PX, _KEY_PX = 26, 96  # above the cuts; right of them
+_PLOT_PX, _PLOT_PITCH_PX = 180, 246  # histograms
+_DOT_PX = 19
+_FIELD_COLORS = "RdBu_r"
+_OUTSIDE_DIM = 0.45
+_SMALLEST_RANGE = 0.05  # of the log field: noise must not look like a field
+
+
+def draw_contrast(
+    path: Path, image: np.ndarray, labels: LabelMap, statistics: ContrastStatistics
+) -> Path:
+    """Draw how an image looks: its smooth field, its tissues' histograms, each label's place.
+
+    Above, six cuts of the image, of the estimated field as a factor, and of the image divided
+    by it. Then the histogram of each class of tissue, away from borders and with the field
+    removed, with the Gaussians that were fitted. Below, location and spread of every label.
+
+    Parameters
+    ----------
+    path : Path
+        PNG file, written whole or not at all.
+    image : (X, Y, Z) float
+        On the grid of ``labels``.
+    labels : LabelMap
+    statistics : ContrastStatistics
+        Of this image and these labels.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    ValueError
+        If image and labels differ in shape.
+    """
+    if image.shape != labels.voxels.shape:
+        raise ValueError(f"image {image.shape} and labels {labels.voxels.shape} differ in shape")
+    box_mm = view_mm(labels)
+    strip = Strip.fit(box_mm[:, 1] - box_mm[:, 0], planes_of(_STEPS), width_px=WIDTH_PX - _KEY_PX)
+    structures = _structures(statistics, labels)
+    cuts_px = _COLUMN_PX + 3 * strip.tall
+    plots_px = 2 * _PLOT_PITCH_PX + 58
+    dots_px = 100 + _DOT_PX * -(-len(structures) // 2)
+    sheet = Sheet(WIDTH_PX, HEADER_PX + cuts_px + plots_px + dots_px)
+    _draw_cuts(sheet, strip, image, labels, statistics.bias)
+    _draw_histograms(sheet, HEADER_PX + cuts_px + 14, image, labels, statistics)
+    _draw_dots(sheet, HEADER_PX + cuts_px + plots_px, structures)
+    return write_sheet(sheet, path)
+
+
+# -- the field ----------------------------------------------------------------------------
+
+
+def field_map(bias: BiasField, grid: Grid) -> tuple[np.ndarray, Grid]:
+    """Logarithm of the field over the box of ``grid``, fine enough to look smooth.
+
+    Returns
+    -------
+    log_field : (nx, ny, nz) float32
+        RAS axes; the outermost voxels lie on the outermost ones of ``grid``.
+    Grid
+        Its grid.
+    """
+    nodes, ras = bias.array(), grid.to_ras()
+    shape = np.where(np.array(nodes.shape) > 1, 4 * (np.array(nodes.shape) - 1) + 1, 1)
+    fine = ndimage.zoom(nodes, shape / nodes.shape, order=3, mode="nearest", grid_mode=False)
+    # One node along an axis holds everywhere: a voxel as long as the box.
+    step = np.where(
+        shape > 1, (np.array(ras.shape) - 1) / np.maximum(shape - 1, 1), np.array(ras.shape)
+    )
+    start = np.where(shape > 1, 0, (np.array(ras.shape) - 1) / 2)
+    affine = ras.affine.copy()
+    affine[:3, :3] = ras.affine[:3, :3] * step
+    affine[:3, 3] = ras.affine[:3, :3] @ start + ras.affine[:3, 3]
+    return fine.astype(np.float32), Grid(tuple(int(n) for n in shape), affine)
+
+
+def _draw_cuts(
+    sheet: Sheet, strip: Strip, image: np.ndarray, labels: LabelMap, bias: BiasField
+) -> None:
+    box_mm = view_mm(labels)
+    found = cut_positions(labels, _STEPS, box_mm)
+    at_mm = [at for axis in range(3) for at in found[axis]]
+    cuts = strip.cuts(image, labels, at_mm, box_mm)
+    log_field, grid = field_map(bias, labels.grid)
+    nothing = LabelMap(np.zeros(grid.shape, dtype=np.int16), grid, labels.table)
+    fields = [cut.grey for cut in strip.cuts(log_field, nothing, at_mm, box_mm)]
+    window = grey_window(cuts, labels)
+    largest = _largest(cuts, fields, labels)
+    rows = {
+        "image": [paint_cut(cut, labels, window, overlay=False) for cut in cuts],
+        "smooth field": [
+            _paint_field(cut, log, labels, largest) for cut, log in zip(cuts, fields, strict=True)
+        ],
+        "field removed": [
+            paint_cut(_without(cut, log), labels, window, overlay=False)
+            for cut, log in zip(cuts, fields, strict=True)
+        ],
+    }
+    top = HEADER_PX + _COLUMN_PX
+    sheet.image(strip.pixels(list(rows.values())), top)
+    write_header(sheet, labels.grid, window, strip.px_per_mm, empty=not labels.voxels.any())
+    strip.write_columns(sheet, top - 12, at_mm)
+    for row, name in enumerate(rows):
+        strip.write_row(sheet, top + row * strip.tall, name)
+    _write_key(sheet, top + strip.tall, strip.tall, largest)
+
+
+def _largest(cuts: list[Cut], fields: list[np.ndarray], labels: LabelMap) -> float:
+    """Largest absolute log field within the head on these cuts."""
+    codes = [label.index for label in shown_labels(labels.table)]
+    inside = [log[np.isin(cut.codes, codes)] for cut, log in zip(cuts, fields, strict=True)]
+    seen = np.abs(np.concatenate(inside))
+    return float(max(_SMALLEST_RANGE, np.percentile(seen, 99.5) if seen.size else 0.0))
+
+
+def _without(cut: Cut, log_field: np.ndarray) -> Cut:
+    return Cut(cut.grey / np.exp(log_field), cut.nearest, cut.codes, cut.inside)
+
+
+def _paint_field(cut: Cut, log_field: np.ndarray, labels: LabelMap, largest: float) -> np.ndarray:
+    """Colours of the field, (h, w, 3) uint8; dim outside the head, where it is a guess."""
+    colors = colormaps[_FIELD_COLORS](0.5 + log_field / (2 * largest))[..., :3]
+    head = np.isin(cut.codes, [label.index for label in shown_labels(labels.table)])
+    share = np.where(head, 1.0, _OUTSIDE_DIM) * cut.inside
+    return np.rint(255 * colors * share[..., None]).astype(np.uint8)
+
+
+def _write_key(sheet: Sheet, top: int, tall: int, largest: float) -> None:
+    """Bar of the field's colours beside its row; its ticks are factors."""
+    axes = axes_on(sheet, WIDTH_PX - _KEY_PX + 18, top + 30, 18, tall - 66)
+    ramp = np.linspace(-largest, largest, 256)[:, None]
+    axes.imshow(
+        ramp, origin="lower", aspect="auto", cmap=_FIELD_COLORS, extent=(0, 1, -largest, largest)
+    )
+    ticks = np.linspace(-largest, largest, 5)
+    axes.yaxis.tick_right()
+    axes.set_yticks(ticks, [f"{np.exp(tick):.2f}" for tick in ticks], **FONT)
+    axes.set_xticks([])
+    sheet.text(WIDTH_PX - _KEY_PX + 10, top + 14, "factor", color=FAINT)
+
+
+# -- histograms ---------------------------------------------------------------------------
+
+
+def _draw_histograms(
+    sheet: Sheet, top: int, image: np.ndarray, labels: LabelMap, statistics: ContrastStatistics
+) -> None:
+    sheet.text(
+        MARGIN_PX, top + 6, "Intensities of each tissue, away from borders, field removed",
+        size_px=17, weight="bold",
+    )  # fmt: skip
+    sheet.text(
+        WIDTH_PX - 20, top + 6,
+        f"noise: {noise_words(statistics.noise)}   ·   point spread "
+        f"{times_words(statistics.fwhm_mm)} (FWHM)",
+        color=FAINT, ha="right",
+    )  # fmt: skip
+    edges = np.asarray(statistics.edges, dtype=float)
+    curves = {}
+    plots = panels(sheet, top + 50, 8, pitch_px=_PLOT_PITCH_PX, plot_px=_PLOT_PX)
+    names = {
+        tissue.name: [label.name for label in class_labels(labels.table, tissue)]
+        for tissue in CLASSES
+    }
+    tissues = [tissue for tissue in CLASSES if tissue.name != BACKGROUND_CLASS]
+    counts = {t.name: pooled_counts(statistics, names[t.name])[0] for t in tissues}
+    limits = quantile_range(list(counts.values()), [edges] * len(counts), 0.003)
+    for axes, tissue in zip(plots, tissues, strict=False):
+        color = class_color(labels.table, tissue)
+        curves[tissue.name] = (counts[tissue.name], color)
+        _draw_class(axes, statistics, names[tissue.name], tissue, color, limits)
+    _draw_background(plots[len(tissues)], image, labels, statistics, names[BACKGROUND_CLASS])
+    _draw_together(plots[-1], curves, edges, limits)
+
+
+def _draw_class(
+    axes: Axes,
+    statistics: ContrastStatistics,
+    names: list[str],
+    tissue: TissueClass,
+    color: str,
+    limits: tuple[float, float] | None,
+) -> None:
+    """Histogram of a class, the Gaussians of its labels (thin) and their sum."""
+    edges = np.asarray(statistics.edges, dtype=float)
+    counts, found = pooled_counts(statistics, names)
+    if not found or limits is None:
+        name_axes(axes, title=tissue.name)
+        no_data(axes, "nothing was measured")
+        return
+    axes.stairs(density(counts, edges), edges, fill=True, color=color, alpha=0.35, linewidth=0)
+    middle = (edges[:-1] + edges[1:]) / 2
+    total = np.zeros(len(middle))
+    for label in found:
+        share = sum(label.histogram) / counts.sum()
+        for part in parts(label):
+            curve = share * part.weight * in_bins(_gaussian(part.mean, part.sd), edges)
+            axes.plot(middle, curve, color=color, linewidth=0.7, alpha=0.55)
+            total += curve
+    axes.plot(middle, total, color=color, linewidth=1.8)
+    axes.set_xlim(limits)
+    axes.set_ylim(0, None)
+    axes.set_yticks([])
+    name_axes(axes, title=tissue.name, note=_class_note(found))
+
+
+def _class_note(found: list[LabelStatistics]) -> str:
+    voxels = [sum(label.histogram) for label in found]
+    fit = np.average([label.fit for label in found], weights=voxels)
+    return f"{sum(voxels):,} voxels, fit {fit:.2f}"
+
+
+def _gaussian(mean: float, sd: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda at: normal(at, mean, sd)
+
+
+def _draw_background(
+    axes: Axes,
+    image: np.ndarray,
+    labels: LabelMap,
+    statistics: ContrastStatistics,
+    names: list[str],
+) -> None:
+    """Voxels outside the head as they are, and the law of the noise over them."""
+    codes = [labels.table[name].index for name in names]
+    values = np.asarray(image)[np.isin(labels.voxels, codes)]
+    values = values[np.isfinite(values)]
+    name_axes(axes, title="Outside the head", note=f"{values.size:,} voxels")
+    low, high = np.percentile(values, [0, 99]) if values.size else (0.0, 0.0)
+    if high <= low:
+        no_data(axes, f"constant: {low:.3g}" if values.size else "there is none")
+        return
+    edges = _air_edges(values, float(low), float(high))
+    seen = density(np.histogram(values, edges)[0], edges)
+    axes.stairs(seen, edges, fill=True, color=FAINT, alpha=0.45, linewidth=0)
+    # An air of which most was set to one value must not flatten the rest.
+    tallest = float(np.sort(seen)[-2:].min())
+    law = noise_density(statistics.noise)
+    # A law that was measured within the tissue says nothing about the air.
+    if law is not None and statistics.noise.voxels:
+        curve = in_bins(law, edges)
+        axes.plot((edges[:-1] + edges[1:]) / 2, curve, color=INK, linewidth=1.8)
+        tallest = max(tallest, float(curve.max()))
+    axes.set(xlim=(edges[0], edges[-1]), yticks=[])
+    axes.set_ylim(0, 1.1 * tallest if tallest > 0 else None)
+    axes.set_xlabel("intensity (units of the image)", color=FAINT, fontsize=9, labelpad=2)
+
+
+def _air_edges(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Edges of some 80 bins; those of whole numbers lie between them."""
+    some = values[:: max(1, values.size // 100_000)]
+    if (some == np.rint(some)).all():
+        step = max(1, round((high - low) / 80))
+        return np.arange(np.floor(low) - 0.5, high + step, step)
+    return np.linspace(low, high, 81)
+
+
+def noise_density(noise: NoiseLaw) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Density of noise without signal, as a function of intensity; None where it has no law.
+
+    Rician and non-central chi noise without signal is chi with two degrees of freedom a channel
+    (Constantinides et al., Magnetic Resonance in Medicine 38, 1997).
+
+    >>> float(noise_density(NoiseLaw("rician", 2.0))(np.array([2.0]))[0].round(4))
+    0.3033
+    """
+    if noise.sigma <= 0 or noise.kind in ("none", "ratio"):
+        return None
+    if noise.kind == "gaussian":
+        return lambda at: normal(at, 0.0, noise.sigma)
+    freedom = 2 * (noise.channels if noise.kind == "chi" else 1)
+    return lambda at: stats.chi.pdf(at, freedom, scale=noise.sigma)
+
+
+def _draw_together(
+    axes: Axes,
+    curves: dict[str, tuple[np.ndarray, str]],
+    edges: np.ndarray,
+    limits: tuple[float, float] | None,
+) -> None:
+    """All classes over each other; areas are equal, however many voxels a class has."""
+    name_axes(axes, title="All together", note="equal areas")
+    if limits is None:
+        no_data(axes, "nothing was measured")
+        return
+    shown = {name: pair for name, pair in curves.items() if pair[0].sum() > 0}
+    for counts, color in shown.values():
+        axes.stairs(density(counts, edges), edges, color=color, linewidth=1.5)
+    axes.set_xlim(limits)
+    tallest = max(density(counts, edges).max() for counts, _ in shown.values())
+    axes.set_ylim(0, 1.6 * tallest)  # room for the key
+    axes.set_yticks([])
+    axes.set_xlabel("intensity (units of the image)", color=FAINT, fontsize=9, labelpad=2)
+    key(
+        axes,
+        {name: {"color": color, "linewidth": 2} for name, (_, color) in shown.items()},
+        loc="upper right",
+        ncols=2,
+        columnspacing=1.0,
+        handlelength=1.2,
+        labelspacing=0.2,
+        borderaxespad=0.1,
+    )
+
+
+# -- locations ----------------------------------------------------------------------------
+
+
+def _structures(statistics: ContrastStatistics, labels: LabelMap) -> list[tuple[str, list[dict]]]:
+    """Structures with their rows, left and right together, in anatomical order."""
+    found: dict[tuple[str, str], list[dict]] = {}
+    for row in contrast_rows(statistics, labels.table):
+        sided = row["hemisphere"] != "none"
+        name = plain_name(row["name"]) if sided else row["name"].replace("-", " ")
+        found.setdefault((row["group"], name.replace("_", " ")), []).append(row)
+    return [(name, rows) for (_, name), rows in found.items()]
+
+
+def _draw_dots(sheet: Sheet, top: int, structures: list[tuple[str, list[dict]]]) -> None:
+    sheet.text(MARGIN_PX, top + 8, "Location and spread of each label", size_px=17, weight="bold")
+    if not structures:
+        sheet.text(MARGIN_PX, top + 36, "No label was measured.", color=FAINT)
+        return
+    half = -(-len(structures) // 2)
+    ends = [
+        end
+        for _, rows in structures
+        for row in rows
+        for end in (row["location"] - row["scale"], row["location"] + row["scale"])
+    ]
+    margin = 0.03 * (max(ends) - min(ends)) or 1.0
+    limits = (min(ends) - margin, max(ends) + margin)
+    pitch = (WIDTH_PX - MARGIN_PX) / 2
+    for column, shown in enumerate((structures[:half], structures[half:])):
+        if not shown:
+            continue
+        axes = axes_on(
+            sheet, MARGIN_PX + column * pitch + 210, top + 34, pitch - 240, _DOT_PX * half
+        )
+        for line, (_, rows) in enumerate(shown):
+            axes.axhline(line, color=LINE, alpha=0.4, linewidth=0.8, zorder=0)
+            for row in rows:
+                _draw_dot(axes, row, line)
+        axes.set(xlim=limits, ylim=(half - 0.4, -0.6))
+        axes.set_yticks(range(len(shown)), [_cut_short(name) for name, _ in shown], **FONT)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("intensity (units of the image)", color=FAINT, fontsize=9, **FONT)
+        axes.spines["left"].set_visible(False)
+    _write_dot_key(sheet, top + 8)
+
+
+def _cut_short(name: str) -> str:
+    return name if len(name) <= 28 else name[:27] + "…"
+
+
+def _draw_dot(axes: Axes, row: dict, line: int) -> None:
+    shift, color = {"left": (-0.17, LEFT), "right": (0.17, RIGHT)}.get(
+        row["hemisphere"], (0.0, INK)
+    )
+    at, spread = row["location"], row["scale"]
+    axes.plot(
+        [at - spread, at + spread], [line + shift] * 2, color=color, linewidth=1.4, alpha=0.75
+    )
+    axes.plot(
+        at, line + shift, "o", color=color, markersize=4.5, markeredgewidth=1.1,
+        markerfacecolor="none" if row["borrowed"] else color,
+    )  # fmt: skip
+
+
+def _write_dot_key(sheet: Sheet, y: float) -> None:
+    x = WIDTH_PX - 620
+    for words, color in (("left", LEFT), ("right", RIGHT), ("midline", INK)):
+        sheet.box(x, y - 5, 22, 10, color)
+        sheet.text(x + 30, y, words)
+        x += 110
+    sheet.text(x, y, "hollow: borrowed from another label", color=FAINT)

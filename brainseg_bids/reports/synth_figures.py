@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of synthetic pairs: many at a glance, and beside a real head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.reports.comparison import compare, draw_methods, method_colors, one_side
+from brainseg_bids.reports.densities import CLASSES, Comparison, class_labels, panels, write_sheet
+from brainseg_bids.reports.montage import (
+    MARGIN_PX,
+    PLANES,
+    WIDTH_PX,
+    cut_positions,
+    paint_cut,
+    view_mm,
+)
+from brainseg_bids.reports.sheet import (
+    FAINT,
+    HEADER_PX,
+    INK,
+    LEGEND_ROW_PX,
+    Sheet,
+    legend_groups,
+    legend_rows,
+    present_labels,
+    write_legend,
+)
+from brainseg_bids.reports.strip import Strip, planes_of, same_size
+
+_WINDOW = (0.0, 1.0)
+_CAPTION_PX, _ROW_GAP_PX = 28, 10
+_STEPS = ((0.46, 0.73), (0.34, 0.72), (0.18, 0.58))
+_PLOT_PX, _PLOT_PITCH_PX = 170, 232
+_MOST_VALUES = 200_000  # of a class that a histogram is made of
+
+
+def draw_pairs(
+    path: Path,
+    pairs: Sequence[tuple[np.ndarray, np.ndarray, str]],
+    table: LabelTable,
+    *,
+    voxel_size_mm: float | tuple[float, float, float] = 1.0,
+) -> Path:
+    """Draw synthetic pairs, one row each: three planes, the image and then with its labels.
+
+    Parameters
+    ----------
+    path : Path
+        PNG file, written whole or not at all.
+    pairs : sequence of ((X, Y, Z) float, (X, Y, Z) int, str)
+        Image (0 is drawn black and 1 white), codes, caption. Axes run towards R, A, S.
+    table : LabelTable
+        That the codes belong to.
+    voxel_size_mm : float or tuple of 3 float
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    ValueError
+        If there is no pair, or image and labels of one differ in shape.
+    UnknownLabelError
+        If a pair has a code that the table does not know.
+    """
+    if not pairs:
+        raise ValueError(f"{path}: there are no pairs to draw")
+    sizes = np.broadcast_to(np.asarray(voxel_size_mm, dtype=float), 3)
+    maps = [_placed(image, codes, caption, table, sizes) for image, codes, caption in pairs]
+    boxes_mm = same_size([_whole_mm(labels) for labels in maps])
+    strip = Strip.fit(
+        boxes_mm[0][:, 1] - boxes_mm[0][:, 0], [plane for plane in PLANES for _ in range(2)]
+    )
+    pitch = _CAPTION_PX + strip.tall + _ROW_GAP_PX
+    legend, rows_of_legend = _legend(maps)
+    bottom = HEADER_PX + len(pairs) * pitch
+    sheet = Sheet(WIDTH_PX, bottom + (rows_of_legend + 2) * LEGEND_ROW_PX + 20)
+    _write_pairs_header(sheet, len(pairs), sizes, strip.px_per_mm)
+    for number, ((image, _, caption), labels) in enumerate(zip(pairs, maps, strict=True)):
+        top = HEADER_PX + number * pitch + _CAPTION_PX
+        at_mm = [_at(boxes_mm[number][plane.axis], plane.axis) for plane in strip.planes]
+        cuts = strip.cuts(np.asarray(image, dtype=np.float32), labels, at_mm, boxes_mm[number])
+        tiles = [
+            paint_cut(cut, labels, _WINDOW, overlay=bool(column % 2))
+            for column, cut in enumerate(cuts)
+        ]
+        sheet.image(strip.pixels([tiles]), top)
+        strip.write_row(sheet, top, str(number + 1))
+        sheet.text(MARGIN_PX, top - 13, _short(caption, 170), color=INK)
+    write_legend(sheet, legend, rows_of_legend, bottom + 10)
+    return write_sheet(sheet, path)
+
+
+def draw_real_and_synthetic(
+    path: Path,
+    real: tuple[np.ndarray, LabelMap],
+    synthetic: Sequence[tuple[str, np.ndarray, LabelMap]],
+    *,
+    histograms: Sequence[Comparison] | None = None,
+    title: str = "Real and synthetic",
+) -> Path:
+    """Draw a real head above synthetic ones in the same planes, and their histograms.
+
+    Each image is shown as the network gets it: from its 0.5th to its 99.5th percentile.
+
+    Parameters
+    ----------
+    path : Path
+        PNG file, written whole or not at all.
+    real : ((X, Y, Z) float, LabelMap)
+        Image on the map's grid.
+    synthetic : sequence of (str, (X, Y, Z) float, LabelMap)
+        Method (``fitted``, ``agnostic``, ``synthseg``, ...), image, labels; one row each. Rows
+        of one method are counted together in the histograms.
+    histograms : sequence of Comparison, optional
+        Drawn instead of those of the images shown here, such as of many synthetic images; of
+        pairs the left side.
+    title : str
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    ValueError
+        If an image and its labels differ in shape.
+    """
+    heads = [("real", *real), *synthetic]
+    for name, image, labels in heads:
+        if image.shape != labels.voxels.shape:
+            raise ValueError(f"{name}: image {image.shape}, labels {labels.voxels.shape}")
+    shown = [(name, as_network(image), labels) for name, image, labels in heads]
+    comparisons = _histograms(shown) if histograms is None else one_side(histograms)
+    boxes_mm = same_size([view_mm(labels) for _, _, labels in shown])
+    strip = Strip.fit(boxes_mm[0][:, 1] - boxes_mm[0][:, 0], planes_of(_STEPS), tallest_px=360)
+    plots_top = HEADER_PX + 26 + len(shown) * strip.tall + 20
+    rows = -(-len(comparisons) // 4)
+    sheet = Sheet(WIDTH_PX, plots_top + (56 + rows * _PLOT_PITCH_PX if rows else 0))
+    sheet.text(MARGIN_PX, 22, title, size_px=19, weight="bold")
+    sheet.text(
+        MARGIN_PX, 50,
+        "left of the picture is the person's left   ·   each image from its 0.5th to its 99.5th "
+        "percentile, as the network gets it",
+        color=FAINT,
+    )  # fmt: skip
+    _draw_heads(sheet, strip, shown, boxes_mm)
+    if comparisons:
+        _draw_plots(sheet, plots_top, comparisons)
+    return write_sheet(sheet, path)
+
+
+def as_network(image: np.ndarray) -> np.ndarray:
+    """Image between its 0.5th and 99.5th percentile as 0..1, clipped, float32.
+
+    >>> as_network(np.arange(1001.0)[:, None, None])[[5, 500, 995], 0, 0].round(3).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    finite = np.nan_to_num(np.asarray(image, dtype=np.float32))
+    low, high = np.percentile(finite, [0.5, 99.5])
+    span = high - low if high > low else 1.0
+    return np.clip((finite - low) / span, 0, 1).astype(np.float32)
+
+
+# -- pairs --------------------------------------------------------------------------------
+
+
+def _placed(image, codes, caption: str, table: LabelTable, sizes: np.ndarray) -> LabelMap:
+    codes = np.asarray(codes)
+    if np.shape(image) != codes.shape:
+        raise ValueError(f"{caption}: image {np.shape(image)} and labels {codes.shape} differ")
+    affine = np.diag([*sizes, 1.0])
+    affine[:3, 3] = -sizes * (np.array(codes.shape) - 1) / 2
+    return LabelMap(codes, Grid(codes.shape, affine), table)
+
+
+def _whole_mm(labels: LabelMap) -> np.ndarray:
+    half = np.array(labels.grid.extent_mm) / 2
+    return np.stack([-half, half], axis=1)
+
+
+def _at(ends_mm: np.ndarray, axis: int) -> float:
+    """Where a crop is cut: beside the midline, where there is more to see, else in the middle."""
+    return float(ends_mm[0] + (0.42, 0.5, 0.5)[axis] * (ends_mm[1] - ends_mm[0]))
+
+
+def _legend(maps: Sequence[LabelMap]) -> tuple[dict, int]:
+    present = {label.index: label for labels in maps for label in present_labels(labels)}
+    legend = legend_groups([present[index] for index in sorted(present)])
+    return legend, legend_rows(legend) if legend else 0
+
+
+def _write_pairs_header(sheet: Sheet, n: int, sizes: np.ndarray, px_per_mm: float) -> None:
+    pairs = f"{n} synthetic pair{'s' if n != 1 else ''}: image, and image with its labels"
+    sheet.text(MARGIN_PX, 22, pairs, size_px=19, weight="bold")
+    size = " × ".join(f"{mm:.2f}" for mm in sizes)
+    sheet.text(
+        MARGIN_PX, 50,
+        f"voxels of {size} mm   ·   near the middle of the crop   ·   black to white: 0 to 1",
+        color=FAINT,
+    )  # fmt: skip
+    length_mm = next((mm for mm in (50, 20, 10, 5) if mm * px_per_mm < 260), 1)
+    right = WIDTH_PX - 20
+    sheet.line(right - length_mm * px_per_mm, 48, length_mm * px_per_mm)
+    sheet.text(right - length_mm * px_per_mm / 2, 30, f"{length_mm} mm", ha="center")
+
+
+# -- real and synthetic -------------------------------------------------------------------
+
+
+def _draw_heads(sheet: Sheet, strip: Strip, shown, boxes_mm: Sequence[np.ndarray]) -> None:
+    top = HEADER_PX + 26
+    rows = []
+    for (_, image, labels), box_mm in zip(shown, boxes_mm, strict=True):
+        found = cut_positions(labels, _STEPS, box_mm)
+        at_mm = [at for axis in range(3) for at in found[axis]]
+        cuts = strip.cuts(image, labels, at_mm, box_mm)
+        rows.append([paint_cut(cut, labels, _WINDOW, overlay=False) for cut in cuts])
+    sheet.image(strip.pixels(rows), top)
+    strip.write_columns(sheet, top - 12)
+    for row, (name, _, _) in enumerate(shown):
+        strip.write_row(sheet, top + row * strip.tall, name)
+
+
+def _histograms(shown: Sequence[tuple[str, np.ndarray, LabelMap]]) -> list[Comparison]:
+    """Intensities of each class, of the real head and by method."""
+    by_method: dict[str, dict[str, list[np.ndarray]]] = {}
+    for number, (name, image, labels) in enumerate(shown):
+        # A method may be called real, too.
+        own = by_method.setdefault(name if number else "", {})
+        place = np.zeros(int(labels.table.codes[-1]) + 1, dtype=np.uint8)
+        for at, tissue in enumerate(CLASSES, start=1):
+            place[[label.index for label in class_labels(labels.table, tissue)]] = at
+        places = place[labels.voxels]
+        for at, tissue in enumerate(CLASSES, start=1):
+            values = image[places == at]
+            if values.size:
+                step = -(-values.size // _MOST_VALUES)
+                own.setdefault(tissue.name, []).append(values[::step])
+    joined = {
+        method: {name: np.concatenate(values) for name, values in own.items()}
+        for method, own in by_method.items()
+    }
+    return compare(joined.pop(""), joined)
+
+
+def _draw_plots(sheet: Sheet, top: int, comparisons: Sequence[Comparison]) -> None:
+    colors = method_colors(comparisons)
+    sheet.text(
+        MARGIN_PX, top + 6, "Intensities: real filled, synthetic as lines", size_px=17,
+        weight="bold",
+    )  # fmt: skip
+    sheet.text(MARGIN_PX + 400, top + 6, "numbers: energy distance to the real head", color=FAINT)
+    x = WIDTH_PX - 20 - 150 * len(colors)
+    for method, color in colors.items():
+        sheet.box(x, top, 24, 10, color)
+        sheet.text(x + 32, top + 6, _short(method, 14))
+        x += 150
+    plots = panels(sheet, top + 54, len(comparisons), pitch_px=_PLOT_PITCH_PX, plot_px=_PLOT_PX)
+    for axes, comparison in zip(plots, comparisons, strict=True):
+        draw_methods(axes, comparison, colors)
+
+
+def _short(text: str, most: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1] + "…"
