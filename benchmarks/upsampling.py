@@ -9,7 +9,8 @@ label that fills most of it) and up again, and compared with what they were.
 maps that ``quality`` does not judge by.
 
 Needs ``pip install antspyx SimpleITK``; rivals that are missing are left out. Times are CPU
-seconds of one thread (``OMP_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1``).
+seconds of one thread (``OMP_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1``); with
+``--device cuda`` look at wall seconds.
 """
 
 from __future__ import annotations
@@ -133,6 +134,16 @@ def without_numba(method: Method) -> Method:
             ours.kernels.HAS_NUMBA = had
 
     return run
+
+
+def on_device(kernel: str, device: str) -> Method:
+    """Ours by PyTorch, on one thread where the device is the processor."""
+    import torch
+
+    from brainseg_bids.inference.upsample_device import upsample_on
+
+    torch.set_num_threads(1)
+    return lambda labels, grid: upsample_on(labels, grid, device=device, kernel=kernel)
 
 
 def nearest(labels: LabelMap, grid: Grid) -> LabelMap:
@@ -274,19 +285,24 @@ def timed(
     return min(found)
 
 
-def speed(data: Path, name: str) -> None:
+def speed(data: Path, name: str, device: str) -> None:
     """Tables of seconds and memory: the whole head, then its middle."""
     whole = read(data, name)
+    by_torch = {f"ours, {kernel}, PyTorch on {device}": on_device(kernel, device)
+                for kernel in ("linear", "fitted") if find_spec("torch")}  # fmt: skip
     two = (
         ("ours, linear", our("linear"), 3),
         ("ours, fitted", our("fitted"), 3),
         ("ours, fitted, keep_thin=False", our("fitted", keep_thin=False), 3),
         ("ours, lossless", our("lossless"), 1),
         ("ours, linear, without numba", without_numba(our("linear")), 1),
+        *((title, method, 1) for title, method in by_torch.items()),
         ("nearest", nearest, 3),
     )
     ours.upsample(read(data, name, 24), 0.5, kernel="linear")  # compiles, or reads what was
     ours.upsample(read(data, name, 24), 0.5, kernel="lossless")
+    for method in by_torch.values():
+        method(read(data, name, 24), read(data, name, 24).grid.with_voxel_size(0.5))
     generic = [("ANTs genericLabel", ants_generic, 1)] if find_spec("ants") else []
     _speed_table(f"{name}, whole", whole, [*two, *generic])
     n = 6
@@ -296,6 +312,23 @@ def speed(data: Path, name: str) -> None:
         f"{name}, middle; FFT timed on {n} of {len(middle.table)} labels and multiplied",
         middle, [*two, *others], {"FFT Gaussian, sigma 1 voxel": len(middle.table) / n},
     )  # fmt: skip
+    for kernel in ("linear", "fitted", "lossless") if by_torch else ():
+        report_device(middle, kernel, device)
+
+
+def report_device(labels: LabelMap, kernel: str, device: str) -> None:
+    """How many labels of the device differ from the processor's, and the memory it took."""
+    import torch
+
+    grid = labels.grid.with_voxel_size(0.5)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    found = on_device(kernel, device)(labels, grid).voxels
+    differ = np.count_nonzero(found != our(kernel)(labels, grid).voxels)
+    print(f"{kernel}: {differ} of {found.size} labels by PyTorch differ from ours", end="")
+    if device.startswith("cuda"):
+        print(f"; {torch.cuda.max_memory_allocated() / 2**30:.3f} GiB of the device", end="")
+    print()
 
 
 def _speed_table(title, labels, methods, scale=None) -> None:
@@ -472,11 +505,12 @@ def main() -> None:
     parser.add_argument("--maps", nargs="+", default=list(JUDGED), choices=list(FILES))
     parser.add_argument("--factors", nargs="+", type=float, default=[2.0])
     parser.add_argument("--rivals", action="store_true", help="every rival, on a crop of 128³")
+    parser.add_argument("--device", default="cpu", help="where PyTorch works: cpu or cuda")
     parser.add_argument("--calls", type=int, default=40, help="evaluations of the search")
     options = parser.parse_args()
     data = shared_data(options.data)
     if options.what == "speed":
-        speed(data, "synthseg-02")
+        speed(data, "synthseg-02", options.device)
     elif options.what == "quality":
         quality(data, options.maps, options.factors, options.rivals)
     else:

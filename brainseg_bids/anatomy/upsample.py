@@ -13,10 +13,12 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from itertools import count
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -53,6 +55,71 @@ and Rom's (-0.5) take that mean back in part (`benchmarks.upsampling`, GOUHFI 0.
 
 Profile = Callable[[np.ndarray], np.ndarray]
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """What is interpolated, and where: what `upsample_kernels.pull` needs for any target voxel.
+
+    Parameters
+    ----------
+    codes : (k, X, Y, Z) int16
+    weights : (k, X, Y, Z) uint8, or None if every label is certain
+    tables : (3, 4096, taps) int64
+        Of `upsample_kernels.weight_table`.
+    matrix, shift : (3, 3), (3,) float
+        Target index to source index.
+    points : (n, 3) float
+        Where in a target voxel the source is looked at.
+    sure : bool
+        Whether eight voxels around a place that agree settle its label.
+    """
+
+    codes: np.ndarray
+    weights: np.ndarray | None
+    tables: np.ndarray
+    matrix: np.ndarray
+    shift: np.ndarray
+    points: np.ndarray
+    sure: bool
+
+
+class Engine(Protocol):
+    """What does the sums. All engines give the same labels, to the last voxel."""
+
+    def fill(
+        self,
+        source: np.ndarray,
+        axes: tuple[band.Axis, band.Axis, band.Axis],
+        hold: int,
+        out: np.ndarray,
+        progress: Progress | None,
+    ) -> None:
+        """Fill ``out``, (X', Y', Z') int16 zeros, from ``source``, a view on the same axes."""
+
+    def pull(self, lookup: Lookup, out: np.ndarray, progress: Progress | None) -> None:
+        """Fill ``out``, (X', Y', Z') int16, with the most probable label of each voxel."""
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The engine for processors: numba where it is there, else numpy.
+
+    Parameters
+    ----------
+    threads : int, optional
+        By default one for each core.
+    """
+
+    threads: int | None = None
+
+    def fill(self, source, axes, hold, out, progress) -> None:
+        """As `Engine.fill`."""
+        _fill(source, axes, hold, out, progress, self.threads)
+
+    def pull(self, lookup, out, progress) -> None:
+        """As `Engine.pull`."""
+        _pull(lookup, (out[None], None), progress, self.threads)
 
 
 def regrid(labels: LabelMap, grid: Grid) -> LabelMap:
@@ -109,6 +176,7 @@ def upsample(
     keep_thin: bool | None = None,
     progress: Progress | None = None,
     threads: int | None = None,
+    engine: Engine | None = None,
 ) -> LabelMap:
     """Label map on a finer grid, as true to the anatomy as hard labels allow.
 
@@ -134,6 +202,8 @@ def upsample(
         Called with parts done and parts in all. The first call of all compiles for a minute.
     threads : int, optional
         By default one for each core.
+    engine : Engine, optional
+        By default `Processor`, with ``threads``; on a GPU, that of `inference.upsample_device`.
 
     Returns
     -------
@@ -177,10 +247,12 @@ def upsample(
             "voxels can keep their own volume only on a finer grid with the source's axes: "
             "use kernel 'fitted' without keep_thin, or upsample first and turn afterwards"
         )
+    out, engine = np.zeros(grid.shape, np.int16), engine or Processor(threads)
     if turn is not None and np.abs(matrix).max() < 2 * band.MAX_REACH:
-        out = _upsample_parallel(labels, grid, turn, kernel, smoothing_mm, hold, progress, threads)
+        source, axes = _along_axes(labels, grid, turn, kernel, smoothing_mm)
+        engine.fill(source, axes, hold, out, progress)
     else:
-        out = _upsample_turned(labels, grid, kernel, smoothing_mm, progress, threads)
+        engine.pull(_at_any_angle(labels, grid, kernel, smoothing_mm), out, progress)
     result = _of_same_table(out, grid, labels)
     if kernel == "lossless" and not _whole_factors(labels.grid, grid):
         _repair(labels, result)
@@ -209,8 +281,8 @@ def regrid_membership(membership: Membership, grid: Grid) -> Membership:
             _copy_turned(membership.weights[rank], out_weights[rank], *steps)
     else:
         tables = np.stack([kernels.weight_table(_linear, 1)] * 3)
-        source = membership.codes, membership.weights
-        _pull(source, tables, matrix, shift, (out_codes, out_weights), None, None)
+        lookup = _lookup(membership.codes, membership.weights, tables, matrix, shift)
+        _pull(lookup, (out_codes, out_weights), None, None)
     return Membership(out_codes, out_weights, grid, membership.table)
 
 
@@ -221,6 +293,7 @@ def upsample_membership(
     order: str = "cubic",
     progress: Progress | None = None,
     threads: int | None = None,
+    engine: Engine | None = None,
 ) -> LabelMap:
     """Label map on a finer grid from kept partial volumes: far closer to the truth than labels.
 
@@ -231,7 +304,7 @@ def upsample_membership(
     order : {"cubic", "linear"}
         Of the interpolation of the weights; cubic is Keys' with lobes that undo part of the
         averaging over a voxel.
-    progress, threads
+    progress, threads, engine
         As for `upsample`.
 
     Returns
@@ -255,11 +328,11 @@ def upsample_membership(
     profile, reach = (_cubic, 2) if order == "cubic" else (_linear, 1)
     if np.linalg.norm(matrix, axis=0).max() > 1 + 1e-3:
         profile, reach = _linear, 1  # a coarser voxel is looked at in many points instead
-    out = np.zeros((1, *grid.shape), np.int16)
+    out = np.zeros(grid.shape, np.int16)
     tables = np.stack([kernels.weight_table(profile, reach)] * 3)
-    source = membership.codes, membership.weights
-    _pull(source, tables, matrix, shift, (out, None), progress, threads)
-    return LabelMap(out[0], grid, membership.table)
+    lookup = _lookup(membership.codes, membership.weights, tables, matrix, shift)
+    (engine or Processor(threads)).pull(lookup, out, progress)
+    return LabelMap(out, grid, membership.table)
 
 
 def needed_gib(grid: Grid, source: Grid | None = None) -> float:
@@ -307,7 +380,8 @@ def _free_gib() -> float | None:
 # Grids with the source's axes ------------------------------------------------------------------
 
 
-def _upsample_parallel(labels, grid, turn, kernel, smoothing_mm, hold, progress, threads):
+def _along_axes(labels, grid, turn, kernel, smoothing_mm):
+    """The source on the target's axes, and those axes."""
     order, signs = turn
     matrix, shift = _index_map(labels.grid, grid)
     source = labels.voxels.transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
@@ -326,9 +400,7 @@ def _upsample_parallel(labels, grid, turn, kernel, smoothing_mm, hold, progress,
             source.shape, grid.shape, plans, strict=True
         )
     )
-    out = np.zeros(grid.shape, np.int16)
-    _fill(source, axes, hold, out, progress, threads)
-    return out
+    return source, axes
 
 
 def _axis(
@@ -454,7 +526,7 @@ def _give_back(voxels: np.ndarray, code: int, middle: np.ndarray, half: np.ndarr
 # Grids at any angle ----------------------------------------------------------------------------
 
 
-def _upsample_turned(labels, grid, kernel, smoothing_mm, progress, threads):
+def _at_any_angle(labels, grid, kernel, smoothing_mm) -> Lookup:
     matrix, shift = _index_map(labels.grid, grid)
     steps = np.linalg.norm(matrix, axis=0)
     factor = 1 / float(np.prod(steps)) ** (1 / 3)
@@ -469,27 +541,31 @@ def _upsample_turned(labels, grid, kernel, smoothing_mm, progress, threads):
     used = max(band.MAX_REACH - taps[0], taps[-1] + 1 - band.MAX_REACH)
     cut = slice(band.MAX_REACH - used, band.MAX_REACH + used)
     tables = np.ascontiguousarray(np.stack(tables)[:, :, cut])
-    out = np.zeros((1, *grid.shape), np.int16)
     codes = labels.voxels.astype(np.int16, copy=False)[None]
-    _pull((codes, None), tables, matrix, shift, (out, None), progress, threads)
-    return out[0]
+    return _lookup(codes, None, tables, matrix, shift)
 
 
-def _pull(source, tables, matrix, shift, out, progress, threads) -> None:
-    """Fill ``out`` (codes, weights or None) from ``source`` (codes, weights or None)."""
-    codes, soft = np.ascontiguousarray(source[0]), source[1] is not None
-    weights = np.ascontiguousarray(source[1]) if soft else np.zeros((1, 1, 1, 1), np.uint8)
+def _lookup(codes, weights, tables, matrix, shift) -> Lookup:
     points = _points(matrix)
     # The winner of one point is sure then, not its lead; for two taps there is nothing around.
     sure = tables.shape[2] == 2 or (len(points) == 1 and _is_sure(tables))
+    codes = np.ascontiguousarray(codes)
+    weights = None if weights is None else np.ascontiguousarray(weights)
+    return Lookup(codes, weights, tables, matrix, shift, points, sure)
+
+
+def _pull(lookup: Lookup, out, progress, threads) -> None:
+    """Fill ``out``: codes, and weights or None."""
+    soft = lookup.weights is not None
+    weights = lookup.weights if soft else np.zeros((1, 1, 1, 1), np.uint8)
     pull = kernels.pull if kernels.HAS_NUMBA else kernels.pull_numpy
 
     def work(planes: slice) -> None:
         shape = (len(out[0]), planes.stop - planes.start, *out[0].shape[2:])
         some_codes, some_weights = np.empty(shape, np.int16), np.empty(shape, np.uint8)
         pull(
-            codes, weights, soft, tables, sure, matrix, shift, points, planes.start,
-            some_codes, some_weights,
+            lookup.codes, weights, soft, lookup.tables, lookup.sure, lookup.matrix, lookup.shift,
+            lookup.points, planes.start, some_codes, some_weights,
         )  # fmt: skip
         out[0][:, planes] = some_codes
         if out[1] is not None:

@@ -488,7 +488,9 @@ def fill_planes_numpy(padded, axes, radius, hold, start, stop, out):
         rows = inner[s - start + reach, cut, cut]
         rows = rows.repeat(np.diff(y), 0).repeat(np.diff(z), 1)
         out[x[s] : x[s + 1], y[0] : y[-1], z[0] : z[-1]] = rows
-        where = np.argwhere(flags[s - start]).T
+        # A voxel beside the target owns nothing and has nothing to keep.
+        owning = (np.diff(y) > 0)[:, None] & (np.diff(z) > 0)
+        where = np.argwhere(flags[s - start] & owning).T
         for some in np.array_split(where, max(1, where.shape[1] // 2048), axis=1):
             if some.size:
                 window = inner[s - start : s - start + 2 * reach + 1]

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.settings import Settings
 from brainseg_bids.synth.dial import DialledSpace
 from brainseg_bids.synth.generator import Generator, Head
-from brainseg_bids.synth.space import read_space
+from brainseg_bids.synth.space import RecipeSpace, read_space
 from brainseg_bids.training.pairs import PairStream
 from brainseg_bids.volumes import InputError, read_grid, write_label_map, write_volume
 from brainseg_bids.workflows.priors import read_priors
@@ -80,7 +80,7 @@ def synthesise(settings: Settings) -> None:
     figures = settings.output_dir / "priors" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for name, (_, prior) in priors.items():
-        space = DialledSpace(read_space("agnostic"), prior, settings.kappa)
+        space = DialledSpace(whole_heads(), prior, settings.kappa)
         maker = PairMaker.of(prior, space, heads, sources, settings)
         log.info(
             "contrast %s, kappa %g: pairs of %s voxels of %.3g mm from %d label map(s)",
@@ -103,6 +103,11 @@ def synthesise(settings: Settings) -> None:
         comparisons=comparisons,
     )
     log.info("report: %s", page)
+
+
+def whole_heads() -> RecipeSpace:
+    """Any contrast, and the crop about the middle of the head: a pair holds all of it."""
+    return replace(read_space("agnostic"), name="agnostic", center_frac=(0.5, 0.5))
 
 
 def find_sources(settings: Settings) -> list[Source]:
@@ -230,7 +235,7 @@ def compare(
     if not real:
         return [], []
     grid = centred_grid(maker.generator.shape, maker.generator.voxel_size_mm)
-    agnostic = read_space("agnostic")
+    agnostic = whole_heads()
     kappas = {"agnostic": 0.0, "fitted": 1.0}
     if settings.kappa not in kappas.values():
         kappas[f"kappa {settings.kappa:g}"] = settings.kappa
@@ -254,7 +259,6 @@ def compare(
         path,
         (real[0].image, real[0].labels),
         [(method, pairs[0].image, pairs[0].labels) for method, pairs in synthetic.items()],
-        histograms=rows,
         title=f"Contrast {prior.name}: real and synthetic",
     )
     return rows, [sheet]
@@ -298,7 +302,7 @@ def export(settings: Settings, name: str, prior: ContrastPrior, maker: PairMaker
             stem.with_name(f"{stem.name}_{suffix}.json"),
             {"Description": "Synthetic image, intensities 0 to 1.", "SkullStripped": False}
             | made_of
-            | {"LabelMap": str(pair.source.path.name), "Recipe": json.loads(pair.recipe)},
+            | {"LabelMap": pair.source.path.name, "Recipe": json.loads(pair.recipe)},
         )
         write_label_map(pair.labels, labels)
         write_json(
@@ -342,8 +346,8 @@ def _write_root(root: Path, name: str, settings: Settings, table: LabelTable) ->
     )
     write_text(
         root / "README.md",
-        f"# Synthetic images of contrast {name}\n\nDrawn by brainseg-bids {__version__} from label "
-        f"maps, with contrast dial {settings.kappa:g}. The JSON beside each image holds its "
-        "recipe: the same recipe and label map give the same pair.\n",
+        f"# Synthetic images of contrast {name}\n\nDrawn by brainseg-bids {__version__} from "
+        f"label maps, with contrast dial {settings.kappa:g}. The JSON beside each image holds "
+        "its recipe: the same recipe and label map give the same pair.\n",
     )
     table.write(root / "seg-brainseg_dseg.tsv")

@@ -19,7 +19,7 @@ _LAWS = {
     "rician": "Rician",
     "chi": "non-central chi",
     "gaussian": "Gaussian",
-    "ratio": "ratio of two noisy inversions (MP2RAGE)",
+    "ratio": "ratio of two inversions",
     "none": "no law",
 }
 POOR_FIT = 0.1
@@ -205,7 +205,9 @@ def contrast_facts(statistics: ContrastStatistics, table: LabelTable) -> dict[st
     """Noise, blur and field of an image, in words."""
     facts = {
         "Noise (units of the image)": noise_words(statistics.noise),
-        "Point spread (FWHM, R × A × S)": times_words(statistics.fwhm_mm),
+        "Point spread (FWHM, R × A × S)": (
+            f"{times_words(statistics.fwhm_mm)}, from {statistics.fwhm_method}"
+        ),
         "Voxel size (R × A × S)": times_words(statistics.voxel_size_mm),
         "Smooth field": bias_words(statistics.bias),
         "Head's intensities (0.5 to 99.5 %)": (

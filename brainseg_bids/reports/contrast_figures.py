@@ -220,7 +220,7 @@ def _draw_histograms(
     )  # fmt: skip
     sheet.text(
         WIDTH_PX - 20, top + 6,
-        f"noise: {noise_words(statistics.noise)}   ·   point spread "
+        f"noise: {noise_words(statistics.noise, short=True)}   ·   point spread "
         f"{times_words(statistics.fwhm_mm)} (FWHM)",
         color=FAINT, ha="right",
     )  # fmt: skip

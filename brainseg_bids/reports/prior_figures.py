@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from scipy import ndimage
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.alignment import FAINT as FAINT_FRAC
@@ -183,17 +182,21 @@ def _draw_tissue(
 def _model(prior: ContrastPrior, names: list[str], statistics):
     """Density that a prior expects of measured labels together, as a function, or None.
 
-    Each label counts as often as it has voxels in the images.
+    Each label counts as it does in the images' histograms, all images alike.
     """
-    weights = {
-        name: sum(own[name].voxels for own in statistics.values() if name in own.labels)
-        for name in names
-        if name in prior.labels and prior[name].source == "measured"
-    }
-    total = sum(weights.values())
+    shares: dict[str, float] = {}
+    for own in statistics.values():
+        counts = {
+            name: sum(own[name].histogram)
+            for name in names
+            if name in own.labels and name in prior.labels and prior[name].source == "measured"
+        }
+        for name, count in counts.items():
+            shares[name] = shares.get(name, 0.0) + count / max(sum(counts.values()), 1)
+    total = sum(shares.values())
     if not total:
         return None
-    shares = {name: weight / total for name, weight in weights.items() if weight}
+    shares = {name: share / total for name, share in shares.items() if share}
     return lambda at: sum(share * _expected(prior[name], at) for name, share in shares.items())
 
 
@@ -355,11 +358,10 @@ def draw_fields(path: Path, name: str, statistics: Mapping[str, ContrastStatisti
     per_row, pitch = 7, (WIDTH_PX - MARGIN_PX) // 7
     rows = -(-len(shown) // per_row)
     sheet = Sheet(WIDTH_PX, _HEAD_PX + 320 + rows * (pitch + 34) + 20)
-    left_out = len(fields) - len(shown)
     _write_title(
         sheet, f"{name}: smooth fields as factors",
         "strongest first; over the whole box of each image: beyond the head it is a guess"
-        + (f"; {left_out} weaker ones are not shown" if left_out else ""),
+        + _left_out(len(fields) - len(shown)),
     )  # fmt: skip
     size_mm = np.median([_size_mm(bias) for bias in fields.values()], axis=0)
     picture = None
@@ -388,15 +390,22 @@ def draw_fields(path: Path, name: str, statistics: Mapping[str, ContrastStatisti
     return write_sheet(sheet, path)
 
 
+def _left_out(n: int) -> str:
+    if not n:
+        return ""
+    return f"; {n} weaker one{'s are' if n > 1 else ' is'} not shown"
+
+
 def _same_shape(bias: BiasField) -> np.ndarray:
-    nodes = bias.array()
-    at = [
-        np.linspace(0, have - 1, want)
-        for have, want in zip(nodes.shape, _FIELD_SHAPE, strict=True)
-    ]
-    return ndimage.map_coordinates(
-        nodes, np.meshgrid(*at, indexing="ij"), order=3, mode="nearest", output=np.float32
-    )
+    """Nodes of the log field, linear between them, at as many places in every image."""
+    field = bias.array()
+    for axis, want in enumerate(_FIELD_SHAPE):
+        at = np.linspace(0, field.shape[axis] - 1, want)
+        low = np.minimum(at.astype(int), max(field.shape[axis] - 2, 0))
+        high = np.minimum(low + 1, field.shape[axis] - 1)
+        share = (at - low).reshape([-1 if a == axis else 1 for a in range(3)])
+        field = (1 - share) * field.take(low, axis) + share * field.take(high, axis)
+    return field.astype(np.float32)
 
 
 def _size_mm(bias: BiasField) -> np.ndarray:

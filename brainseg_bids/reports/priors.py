@@ -190,11 +190,23 @@ def prior_facts(prior: ContrastPrior) -> dict[str, str]:
         "Field, mm between nodes": spread_words(prior.bias_smoothness_mm),
         "Digest": prior.digest[:12],
     }
-    for key, value in (prior.metadata or {}).items():
-        if isinstance(value, str | int | float | bool):
-            facts[_spaced(str(key))] = str(value)
+    return facts | _metadata_facts(prior.metadata or {})
+
+
+def _metadata_facts(metadata: Mapping) -> dict[str, str]:
+    """Metadata as words; what lies a level deeper stands beside the rest.
+
+    >>> _metadata_facts({"Suffix": "T1w", "Metadata": {"EchoTime": 0.003}, "Tags": ["a", "b"]})
+    {'Suffix': 'T1w', 'Echo time': '0.003', 'Tags': 'a, b'}
+    """
+    facts = {}
+    for key, value in metadata.items():
+        if isinstance(value, Mapping):
+            facts |= _metadata_facts(value)
         elif isinstance(value, list | tuple):
             facts[_spaced(str(key))] = ", ".join(map(str, value))
+        elif value is not None:
+            facts[_spaced(str(key))] = str(value)
     return facts
 
 
@@ -216,8 +228,13 @@ def _flags(prior: ContrastPrior, statistics: Mapping[str, ContrastStatistics]) -
         flags.append(
             f"Only {few}: how much images vary is mostly what is usual, not what was measured."
         )
+    by_warning: dict[str, list[str]] = {}
     for image, own in statistics.items():
-        flags += [f"{image}: {warning}" for warning in own.warnings]
+        for warning in own.warnings:
+            by_warning.setdefault(warning, []).append(image)
+    for warning, images in by_warning.items():
+        more = f" and {len(images) - 1} more" if len(images) > 1 else ""
+        flags.append(f"{images[0]}{more}: {warning}")
     return flags
 
 
@@ -238,7 +255,7 @@ def _figures(
         (
             "Intensities",
             "Histograms of each tissue: every image thin, all together thick, and dashed what "
-            "the prior draws on average, labels weighed by their voxels",
+            "the prior draws on average, labels weighed by their voxels away from borders",
             lambda: draw_densities(path, prior, statistics, table),
         ),
         (

@@ -158,12 +158,12 @@ def contrast_report(plan: ContrastPlan, *, output_dir: Path, bids_dir: Path) -> 
     """What a page says about the contrast of an image."""
     said = json.loads(sidecar(plan.outputs["statistics"]).read_text(encoding="utf-8"))
     return ContrastReport(
-        title=plan.title,
+        title=plan.scan.title,
+        labels=said.get("LabelsOf", ""),
         source=plan.scan.path.relative_to(bids_dir).as_posix(),
         figure=plan.outputs["figure"],
         statistics=ContrastStatistics.from_json(json.dumps(said["Statistics"])),
         facts={
-            "Labels": said.get("LabelsOf"),
             "Time": _format(said.get("Seconds"), "{:.0f} s"),
             "Made by": f"brainseg-bids {said.get('BrainsegVersion')}",
         },

@@ -16,6 +16,7 @@ from brainseg_bids.bids.description import write_text
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.pool import pool
 from brainseg_bids.contrast.prior import ContrastPrior
+from brainseg_bids.reports.densities import Comparison
 from brainseg_bids.reports.priors import write_priors_page
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import read_object
@@ -234,7 +235,7 @@ def write_page(
     title: str,
     *,
     previews: Mapping[str, Sequence[Path]] | None = None,
-    comparisons: Mapping[str, Sequence[Mapping]] | None = None,
+    comparisons: Mapping[str, Sequence[Comparison]] | None = None,
 ) -> Path:
     """Write ``group_priors.html``: all priors, the images behind them, and what they give."""
     measured = {one.said.get("Input"): one for one in find_measured(output_dir)}

@@ -377,6 +377,17 @@ def test_upsampling_is_the_same_with_and_without_numba(
     np.testing.assert_array_equal(fast.voxels, slow.voxels)
 
 
+@pytest.mark.parametrize("kernel", ["fitted", "linear", "lossless"])
+@BOTH
+def test_a_part_of_the_target_is_filled_as_the_whole_is(kernel, numba, monkeypatch):
+    """Without numba, voxels that owned nothing were to keep a majority of it, for ever."""
+    monkeypatch.setattr(upsample.kernels, "HAS_NUMBA", numba and upsample_kernels.HAS_NUMBA)
+    labels = random_map(3, grid=phantom_grid((9, 8, 7), 1.0))
+    whole = upsample.upsample(labels, 0.5, kernel=kernel)
+    part = upsample.upsample(labels, whole.grid.crop((4, 3, 5), (8, 9, 6)), kernel=kernel)
+    np.testing.assert_array_equal(part.voxels, whole.voxels[4:12, 3:12, 5:11])
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.integers(0, 999),

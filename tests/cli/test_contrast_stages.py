@@ -70,7 +70,7 @@ def test_the_json_holds_all_statistics_and_where_they_come_from(finished):
     assert said["Contrast"]["MagneticFieldStrength"] == 7
     assert said["LabelsOf"] == "bids:fullhead:sub-01.nii.gz"
     page = (finished.output / "sub-01.html").read_text()
-    assert "sub-01 T1w contrast" in page
+    assert "bids:fullhead:sub-01.nii.gz" in page
     assert "Left-Thalamus" in page
 
 

@@ -1,0 +1,513 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Upsampling of label maps on a GPU: the labels of `anatomy.upsample`, to the last voxel.
+
+What is interpolated where, and with which weights, is decided there; here is another engine for
+the sums. All of them are sums of whole numbers, in types that hold them exactly, so the order in
+which a device adds is of no account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brainseg_bids.anatomy import upsample as on_processor
+from brainseg_bids.anatomy import upsample_band as band
+from brainseg_bids.anatomy import upsample_kernels as kernels
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.membership import Membership
+from brainseg_bids.anatomy.upsample import Lookup, Progress
+
+SLAB_VOXELS = 1 << 22
+"""Target voxels on the device at once, where axes are parallel."""
+PLACES = 1 << 20
+"""The same where every voxel is looked up."""
+ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 23}
+"""Voxels of neighbourhoods in work at once, some twenty bytes each: what fits a processor's
+cache, and what keeps a GPU busy."""
+NONE = 32767
+"""Above every code."""
+
+
+def upsample_on(
+    labels: LabelMap,
+    grid: Grid | float | tuple[float, float, float],
+    *,
+    device: str,
+    kernel: str = "fitted",
+    smoothing_mm: float = 0.0,
+    keep_thin: bool | None = None,
+    progress: Progress | None = None,
+) -> LabelMap:
+    """As `anatomy.upsample.upsample`, with the sums on a device.
+
+    Memory on the device: the source, a slab, and about a quarter of a GB for work. What
+    ``lossless`` puts back at broken factors is put back by the processor.
+
+    Parameters
+    ----------
+    labels, grid, kernel, smoothing_mm, keep_thin, progress
+        As there.
+    device : str
+        ``cuda``, ``cuda:1``, or ``cpu``.
+
+    Returns
+    -------
+    LabelMap
+        int16, same table; the same labels.
+
+    Raises
+    ------
+    ValueError
+        If the device is not there or of another kind; else as there.
+    MemoryError
+        If the device's memory ran out; else as there.
+
+    Examples
+    --------
+    >>> from brainseg_bids.anatomy.labels import Label, LabelTable
+    >>> table = LabelTable([Label(0, "Background"), Label(7, "Cube")])
+    >>> voxels = np.zeros((4, 4, 4), np.int16); voxels[1:3, 1:3, 1:3] = 7
+    >>> cube = LabelMap(voxels, Grid((4, 4, 4), np.eye(4)), table)
+    >>> finer = upsample_on(cube, 0.5, device="cpu")
+    >>> bool((finer.voxels == on_processor.upsample(cube, 0.5).voxels).all())
+    True
+    """
+    with _device(device) as engine:
+        return on_processor.upsample(
+            labels,
+            grid,
+            kernel=kernel,
+            smoothing_mm=smoothing_mm,
+            keep_thin=keep_thin,
+            progress=progress,
+            engine=engine,
+        )
+
+
+def upsample_membership_on(
+    membership: Membership,
+    grid: Grid | float | tuple[float, float, float],
+    *,
+    device: str,
+    order: str = "cubic",
+    progress: Progress | None = None,
+) -> LabelMap:
+    """As `anatomy.upsample.upsample_membership`, with the sums on a device; see `upsample_on`."""
+    with _device(device) as engine:
+        return on_processor.upsample_membership(
+            membership, grid, order=order, progress=progress, engine=engine
+        )
+
+
+def has_cuda() -> bool:
+    """Whether PyTorch sees a GPU."""
+    return torch.cuda.is_available()
+
+
+@contextmanager
+def _device(name: str) -> Iterator[TorchEngine]:
+    """The engine; afterwards the device's memory goes back to whoever else needs it."""
+    kind = name.split(":")[0]
+    if kind not in ENTRIES:
+        raise ValueError(f"labels are upsampled on {' or '.join(ENTRIES)}, not on {name!r}")
+    if kind == "cuda" and not has_cuda():
+        raise ValueError(
+            f"device {name}: PyTorch sees none here. Use device cpu; in a container a GPU needs "
+            "--nv (NVIDIA) or --rocm (AMD)."
+        )
+    try:
+        with torch.inference_mode():
+            yield TorchEngine(torch.device(name))
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"memory of {name} ran out while upsampling: use device cpu") from error
+    finally:
+        if kind == "cuda":
+            torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class TorchEngine:
+    """An `anatomy.upsample.Engine` for a device of PyTorch's.
+
+    Parameters
+    ----------
+    device : torch.device
+    """
+
+    device: torch.device
+
+    def fill(self, source, axes, hold, out, progress) -> None:
+        """As `Engine.fill`: slab by slab of source planes, and there only voxels near a border."""
+        reach, first = axes[0].reach, axes[0].first
+        padded = np.pad(source.astype(np.int16, copy=False), reach, mode="edge")
+        band_ = _Band.of(torch.from_numpy(padded).to(self.device), axes, hold)
+        per_plane = max(1, int(np.diff(first).max()) * out.shape[1] * out.shape[2])
+        planes = max(1, SLAB_VOXELS // per_plane)
+        starts = range(0, source.shape[0], planes)
+        for number, start in enumerate(starts):
+            if progress:
+                progress(number, len(starts))
+            stop = min(start + planes, source.shape[0])
+            if first[stop] > first[start]:
+                out[first[start] : first[stop]] = band_.slab(start, stop, out.shape).cpu().numpy()
+        if progress:
+            progress(len(starts), len(starts))
+
+    def pull(self, lookup, out, progress) -> None:
+        """As `Engine.pull`: what neighbours do not settle is weighed."""
+        places = _Places.of(lookup, self.device)
+        planes = max(1, PLACES // (out.shape[1] * out.shape[2]))
+        starts = range(0, out.shape[0], planes)
+        for number, start in enumerate(starts):
+            if progress:
+                progress(number, len(starts))
+            shape = (min(planes, out.shape[0] - start), *out.shape[1:])
+            out[start : start + planes] = places.labels(start, shape).reshape(shape).cpu().numpy()
+        if progress:
+            progress(len(starts), len(starts))
+
+
+# Grids with the source's axes ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _AxisOnDevice:
+    """As `upsample_band.Axis`, by owner.
+
+    Parameters
+    ----------
+    first, n_owned : (n_source,) int64
+    owner : (n_target inside,) int64
+    weights : (n_source, taps, most owned) int32
+    midway : (n_source, most owned) bool
+    alike : bool
+        Whether all source voxels have the same weights.
+    """
+
+    first: Tensor
+    n_owned: Tensor
+    owner: Tensor
+    weights: Tensor
+    midway: Tensor
+    alike: bool
+
+    @classmethod
+    def of(cls, axis: band.Axis, device: torch.device) -> _AxisOnDevice:
+        weights, midway = axis.by_owner()
+        n_owned = np.diff(axis.first)
+        arrays = (
+            axis.first[:-1],
+            n_owned,
+            np.repeat(np.arange(len(n_owned)), n_owned),
+            np.ascontiguousarray(weights.transpose(2, 1, 0)),
+            np.ascontiguousarray(midway.T != 0),
+        )
+        alike = bool((weights == weights[:, :, :1]).all())
+        return cls(*(torch.from_numpy(array).to(device) for array in arrays), alike)
+
+
+@dataclass(frozen=True, eq=False)
+class _Band:
+    """A source on a device, and what `upsample_band.fill_planes` needs beside it."""
+
+    padded: Tensor
+    axes: tuple[_AxisOnDevice, _AxisOnDevice, _AxisOnDevice]
+    reach: int
+    radius: int
+    hold: int
+    total: int
+    ties: bool
+
+    @classmethod
+    def of(cls, padded: Tensor, axes: tuple[band.Axis, ...], hold: int) -> _Band:
+        return cls(
+            padded,
+            tuple(_AxisOnDevice.of(axis, padded.device) for axis in axes),
+            axes[0].reach,
+            band.sure_radius(axes),
+            hold,
+            int(np.prod([axis.one for axis in axes])),
+            any(axis.midway.any() for axis in axes),
+        )
+
+    def slab(self, start: int, stop: int, shape: tuple[int, int, int]) -> Tensor:
+        """Target planes that the source planes own, (planes, Y', Z') int16."""
+        x, y, z = self.axes
+        taps = 2 * self.reach + 1
+        window = self.padded[start : stop + 2 * self.reach]
+        views = window.unfold(0, taps, 1).unfold(1, taps, 1).unfold(2, taps, 1)
+        own = views[..., self.reach, self.reach, self.reach]
+        rows = own.repeat_interleave(x.n_owned[start:stop], 0)
+        rows = rows.index_select(1, y.owner).index_select(2, z.owner)
+        slab = torch.zeros((len(rows), *shape[1:]), dtype=torch.int16, device=window.device)
+        y0, z0 = int(y.first[0]), int(z.first[0])
+        slab[:, y0 : y0 + rows.shape[1], z0 : z0 + rows.shape[2]] = rows
+        mixed = _mixed(window, self.reach, self.radius)
+        mixed &= (x.n_owned[start:stop] > 0)[:, None, None]
+        mixed &= (y.n_owned > 0)[:, None] & (z.n_owned > 0)
+        for some in mixed.nonzero().split(max(1, ENTRIES[window.device.type] // taps**3)):
+            if not len(some):  # split gives one part of nothing, too
+                continue
+            # Last axis first, so that the sums over the other two are one product.
+            blocks = views.permute(0, 1, 2, 5, 3, 4)[some[:, 0], some[:, 1], some[:, 2]]
+            self._weigh(blocks, some + some.new_tensor([start, 0, 0]), slab, start)
+        return slab
+
+    def _weigh(self, blocks: Tensor, where: Tensor, slab: Tensor, start: int) -> None:
+        """Target voxels of some source voxels; blocks (n, taps z, taps x, taps y)."""
+        axes = list(zip(self.axes, where.T, strict=True))
+        label, lead = self._contest(blocks.flatten(2).contiguous(), axes)
+        label, lead = label.flatten(1), lead.flatten(1)
+        index, exists = _owned(axes, slab.shape, start)
+        if self.hold:
+            own = blocks[:, self.reach, self.reach, self.reach]
+            held = _thin(blocks) if self.hold == band.THIN else torch.ones_like(own) > 0
+            _keep(own, label, lead, exists, held)
+        if not all(axis.alike for axis in self.axes):
+            index, label = index[exists], label[exists]
+        slab.view(-1)[index.flatten()] = label.flatten()
+
+    def _contest(self, blocks: Tensor, axes) -> tuple[Tensor, Tensor]:
+        """Best label of each owned voxel, and how far it is ahead of the owner's.
+
+        Labels come in ascending order. Scores add up to one: the last one's is what is left.
+
+        Parameters
+        ----------
+        blocks : (n, taps, taps * taps) int16
+        axes : three pairs of `_AxisOnDevice` and (n,) int64
+
+        Returns
+        -------
+        label, lead : (n, owned x * owned y, owned z) int16, int32
+        """
+        own = blocks[:, blocks.shape[1] // 2, blocks.shape[2] // 2]
+        across, along = _across(axes[0], axes[1], blocks.device), axes[2][0].weights[axes[2][1]]
+        odd = _odd(axes) if self.ties else None
+        shape = (len(blocks), across.shape[-1], along.shape[2])
+        rest = torch.full(shape, self.total, dtype=torch.int32, device=blocks.device)
+        best, mine = torch.full_like(rest, -(2**31)), torch.zeros_like(rest)
+        label = torch.zeros(shape, dtype=torch.int16, device=blocks.device)
+        live, code = torch.arange(len(blocks), device=blocks.device), blocks.amin((1, 2))
+        here = blocks
+        while len(live):
+            following = torch.where(here > code[:, None, None], here, NONE).amin((1, 2))
+            more = (following < NONE).nonzero()[:, 0]
+            here, score = here[more], rest[live]
+            some = live[more]
+            mask = here == code[more, None, None]
+            score[more] = _score(mask, across if across.ndim == 2 else across[some], along[some])
+            rest[live] -= score
+            old = best[live]
+            better = score > old
+            if odd is not None:
+                better |= (score == old) & odd[live]
+            best[live] = torch.where(better, score, old)
+            label[live] = torch.where(better, code[:, None, None], label[live])
+            is_own = (code == own[live])[:, None, None]
+            mine[live] = torch.where(is_own, score, mine[live])
+            live, code = some, following[more]
+        return label, best - mine
+
+
+def _owned(axes, shape: tuple[int, int, int], start: int) -> tuple[Tensor, Tensor]:
+    """Numbers of owned target voxels in a slab, and which of them there are; (n, owned) each."""
+    index, exists = 0, True
+    for number, ((axis, at), size) in enumerate(zip(axes, shape, strict=True)):
+        view = [len(at), 1, 1, 1]
+        view[number + 1] = axis.weights.shape[2]
+        rank = torch.arange(view[number + 1], device=at.device)
+        first = axis.first[at] - (axis.first[start] if number == 0 else 0)
+        index = index * size + (first[:, None] + rank).view(view)
+        exists = exists & (rank < axis.n_owned[at][:, None]).view(view)
+    return index.flatten(1), exists.flatten(1)
+
+
+def _mixed(window: Tensor, reach: int, radius: int) -> Tensor:
+    """Whether there are several labels within ``radius``, for all but ``reach`` border voxels."""
+    low = high = window
+    for axis in range(3):
+        n = window.shape[axis] - 2 * reach
+        parts = [(t, n) for t in range(reach - radius, reach + radius + 1)]
+        lows = [low.narrow(axis, *part) for part in parts]
+        highs = [high.narrow(axis, *part) for part in parts]
+        low, high = lows[0], highs[0]
+        for other_low, other_high in zip(lows[1:], highs[1:], strict=True):
+            low, high = torch.minimum(low, other_low), torch.maximum(high, other_high)
+    return low != high
+
+
+def _across(x, y, device: torch.device) -> Tensor:
+    """Products of the weights of two axes, (n or nothing, taps * taps, owned x * owned y).
+
+    PyTorch may shorten float32 factors on a GPU (TF32), never float64 ones; a processor's sums
+    stay below 2**24, which float32 holds.
+    """
+    kind = torch.float64 if device.type == "cuda" else torch.float32
+    alike = x[0].alike and y[0].alike
+    wx, wy = (axis.weights[at[:1] if alike else at].to(kind) for axis, at in (x, y))
+    both = (wx[:, :, None, :, None] * wy[:, None, :, None, :]).flatten(1, 2).flatten(2)
+    return both[0] if alike else both
+
+
+def _score(mask: Tensor, across: Tensor, along: Tensor) -> Tensor:
+    """Weighted sums of masks: (n, taps, taps * taps) -> (n, owned x * owned y, owned z) int32."""
+    columns = torch.matmul(mask.to(across.dtype), across).to(torch.int32)
+    score = columns[:, 0, :, None] * along[:, 0, None, :]
+    for t in range(1, along.shape[1]):
+        score += columns[:, t, :, None] * along[:, t, None, :]
+    return score
+
+
+def _odd(axes) -> Tensor:
+    """Whether the highest label wins a tie, (n, owned x * owned y, owned z)."""
+    x, y, z = (axis.midway[at] for axis, at in axes)
+    return ((x[:, :, None] ^ y[:, None]).flatten(1))[:, :, None] ^ z[:, None]
+
+
+def _thin(blocks: Tensor) -> Tensor:
+    """As `upsample_band._is_thin`, for blocks (n, taps, taps, taps)."""
+    c = blocks.shape[1] // 2
+    near = slice(c - 1, c + 2)
+    same = blocks[:, near, near, near] == blocks[:, c, c, c, None, None, None]
+    pairs = same.unfold(1, 2, 1).unfold(2, 2, 1).unfold(3, 2, 1)
+    return ~pairs.flatten(4).all(4).flatten(1).any(1)
+
+
+def _keep(own: Tensor, codes: Tensor, lead: Tensor, exists: Tensor, held: Tensor) -> None:
+    """As `upsample_band._hold`, for codes, lead, exists (n, owned), in place."""
+    n = codes.shape[1]
+    order = torch.arange(n, device=codes.device)
+    # Of equal misses the first; the order among equals is not a device's to choose.
+    far = lead.to(torch.int64) * n + order
+    far[~exists] = torch.iinfo(torch.int64).max
+    todo = held.nonzero()[:, 0]
+    while len(todo):
+        some, there = codes[todo], exists[todo]
+        count = ((some[:, :, None] == some[:, None]) & there[:, None]).sum(2)
+        is_own = some == own[todo, None]
+        n_own = (count * (is_own & there)).amax(1)
+        n_other = (count * (~is_own & there)).amax(1)
+        lacking = (n_own <= n_other).nonzero()[:, 0]
+        todo, is_own = todo[lacking], is_own[lacking]
+        nearest = far[todo].masked_fill(is_own, torch.iinfo(torch.int64).max).argmin(1)
+        codes[todo, nearest] = own[todo]
+
+
+# Grids at any angle, and membership ------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """A `Lookup` on a device."""
+
+    codes: Tensor
+    weights: Tensor | None
+    tables: Tensor
+    lookup: Lookup
+
+    @classmethod
+    def of(cls, lookup: Lookup, device: torch.device) -> _Places:
+        weights = None if lookup.weights is None else torch.from_numpy(lookup.weights).to(device)
+        codes, tables = (
+            torch.from_numpy(array).to(device) for array in (lookup.codes, lookup.tables)
+        )
+        return cls(codes, weights, tables, lookup)
+
+    def labels(self, start: int, shape: tuple[int, int, int]) -> Tensor:
+        """Most probable labels of some target planes, (voxels,) int16."""
+        index = [
+            torch.arange(n, device=self.codes.device).view(
+                [-1 if a == axis else 1 for a in range(3)]
+            )
+            for axis, n in enumerate(shape)
+        ]
+        index[0] = index[0] + start
+        index = torch.stack([part.expand(shape).flatten() for part in index])
+        best, rest = self._settled(index)
+        n_entries = len(self.lookup.points) * len(self.codes) * self.tables.shape[2] ** 3
+        for some in rest.split(max(1, ENTRIES[index.device.type] // n_entries)):
+            best[some] = _winner(*self._look(index[:, some]), index[:, some].sum(0) % 2 == 1)
+        return best
+
+    def _around(self, index: Tensor, point: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Voxels below places and fractions, (3, n) int64; whether they are inside, (n,)."""
+        # The same order of additions as in the compiled loop, so that rounding is the same.
+        u, v, w = (index[a] + float(point[a]) for a in range(3))
+        matrix, shift = self.lookup.matrix.tolist(), self.lookup.shift.tolist()
+        place = [m[0] * u + m[1] * v + m[2] * w + s for m, s in zip(matrix, shift, strict=True)]
+        at = (kernels.ONE * torch.stack(place)).round().to(torch.int64)
+        sizes = self._sizes()
+        inside = ((at >= -kernels.HALF) & (at <= sizes * kernels.ONE - kernels.HALF)).all(0)
+        return at >> kernels.BITS, at & (kernels.ONE - 1), inside
+
+    def _sizes(self) -> Tensor:
+        return torch.tensor(self.codes.shape[1:], device=self.codes.device)[:, None]
+
+    def _settled(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels of target voxels around which one is certain; the number of each other voxel."""
+        code, settled = None, torch.ones_like(index[0], dtype=torch.bool)
+        for point in self.lookup.points:
+            low, _, inside = self._around(index, point)
+            for number in range(8):
+                step = low.new_tensor([number >> 2, number >> 1 & 1, number & 1])[:, None]
+                x, y, z = (low + step).clamp(min=torch.zeros_like(step), max=self._sizes() - 1)
+                here = torch.where(inside, self.codes[0, x, y, z], 0)
+                code = here if code is None else code
+                settled &= here == code
+                if self.weights is not None:
+                    settled &= ~inside | (self.weights[0, x, y, z] == kernels.CERTAIN)
+        if not self.lookup.sure:
+            settled[:] = False
+        return code, (~settled).nonzero()[:, 0]
+
+    def _look(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels that target voxels see, and their exact weights, (n, entries) int16, int64."""
+        taps, (_, size_y, size_z) = self.tables.shape[2], self.codes.shape[1:]
+        steps = torch.arange(taps, device=index.device) - (taps // 2 - 1)
+        certain = kernels.ONE**3 * (1 if self.weights is None else kernels.CERTAIN)
+        seen, parts = [], []
+        for point in self.lookup.points:
+            low, frac, inside = self._around(index, point)
+            x, y, z = (
+                (low[a][:, None] + steps).clamp(0, self.codes.shape[a + 1] - 1) for a in range(3)
+            )
+            at = (x[:, :, None] * size_y + y[:, None]).flatten(1)
+            at = (at[:, :, None] * size_z + z[:, None]).flatten(1)
+            wx, wy, wz = (self.tables[a][frac[a]] for a in range(3))
+            weight = (wx[:, :, None] * wy[:, None]).flatten(1)
+            weight = (weight[:, :, None] * wz[:, None]).flatten(1) * inside[:, None]
+            seen.append(torch.zeros_like(at[:, :1], dtype=torch.int16))
+            parts.append(torch.where(inside, 0, certain)[:, None])
+            for rank, codes in enumerate(self.codes):
+                seen.append(codes.flatten()[at])
+                if self.weights is None:
+                    parts.append(weight)
+                else:
+                    parts.append(weight * self.weights[rank].flatten()[at])
+        return torch.cat(seen, 1), torch.cat(parts, 1)
+
+
+def _winner(seen: Tensor, parts: Tensor, odd: Tensor) -> Tensor:
+    """The label with the largest sum of ``parts``; code 0 where none is positive. (n,) int16."""
+    seen = torch.where(parts != 0, seen, NONE)
+    best = torch.zeros(len(seen), dtype=torch.int64, device=seen.device)
+    label, code = torch.zeros_like(seen[:, 0]), seen.amin(1)
+    live = (code < NONE).nonzero()[:, 0]
+    while len(live):
+        here, named = seen[live], code[live]
+        score = torch.where(here == named[:, None], parts[live], 0).sum(1)
+        old = best[live]
+        better = (score > old) | ((score == old) & (score > 0) & odd[live])
+        best[live] = torch.where(better, score, old)
+        label[live] = torch.where(better, named, label[live])
+        code[live] = torch.where(here > named[:, None], here, NONE).amin(1)
+        live = live[code[live] < NONE]
+    return label
