@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from brainseg_bids.synth.interpolate import along_axes, smooth_noise
-from brainseg_bids.synth.recipe import Deformation
+from brainseg_bids.synth.recipe import Deformation, Triple
 
 NODES_MM = 8.0
 """Distance between the nodes of the coordinate map: a third of that between the warp's own."""
@@ -22,15 +22,28 @@ def node_stride(voxel_size_mm: float) -> int:
     return max(1, round(NODES_MM / voxel_size_mm))
 
 
-def linear_part(deformation: Deformation) -> np.ndarray:
-    """Rotation x shear x scaling, (3, 3); maps offsets in the pair to offsets in the source."""
-    rx, ry, rz = np.deg2rad(deformation.rotation_deg)
+def rotation(angles_deg: Triple) -> np.ndarray:
+    """Rotation about z, then y, then x: (3, 3).
+
+    >>> rotation((0.0, 0.0, 90.0)).round(3) + 0.0
+    array([[ 0., -1.,  0.],
+           [ 1.,  0.,  0.],
+           [ 0.,  0.,  1.]])
+    """
+    rx, ry, rz = np.deg2rad(angles_deg)
     about_x = np.array([[1, 0, 0], [0, np.cos(rx), -np.sin(rx)], [0, np.sin(rx), np.cos(rx)]])
     about_y = np.array([[np.cos(ry), 0, np.sin(ry)], [0, 1, 0], [-np.sin(ry), 0, np.cos(ry)]])
     about_z = np.array([[np.cos(rz), -np.sin(rz), 0], [np.sin(rz), np.cos(rz), 0], [0, 0, 1]])
+    return about_x @ about_y @ about_z
+
+
+def linear_part(deformation: Deformation) -> np.ndarray:
+    """Rotation x shear x scaling, (3, 3); maps offsets in the pair to offsets in the source."""
     shear = np.eye(3)
     shear[0, 1], shear[0, 2], shear[1, 2] = deformation.shearing
-    return about_x @ about_y @ about_z @ shear @ np.diag(1 / np.asarray(deformation.scaling))
+    return (
+        rotation(deformation.rotation_deg) @ shear @ np.diag(1 / np.asarray(deformation.scaling))
+    )
 
 
 def coordinate_nodes(

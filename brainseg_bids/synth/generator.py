@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,11 +13,18 @@ from torch import Tensor
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.synth.deform import coordinate_nodes, node_stride
-from brainseg_bids.synth.intensity import draw_noise, is_visible, tissue_lookup
-from brainseg_bids.synth.interpolate import BandedProduct, linear_matrix, slabs, smooth_noise
-from brainseg_bids.synth.recipe import Recipe
-from brainseg_bids.synth.resolution import acquire
+from brainseg_bids.synth.deform import coordinate_nodes, linear_part, node_stride
+from brainseg_bids.synth.gibbs import truncate
+from brainseg_bids.synth.intensity import one_value, paint, tissues
+from brainseg_bids.synth.interpolate import BandedProduct, linear_matrix, slabs
+from brainseg_bids.synth.motion import move
+from brainseg_bids.synth.ratio import second_inversion, take_ratio
+from brainseg_bids.synth.receive import receive
+from brainseg_bids.synth.recipe import Recipe, Triple
+from brainseg_bids.synth.resolution import AcquiredVoxels, acquire
+from brainseg_bids.synth.shading import air_loss, flip_angles
+from brainseg_bids.synth.texture import grain, patches
+from brainseg_bids.synth.view import Box, Crop, field_of_view, out_of_view
 
 
 @dataclass(frozen=True)
@@ -38,13 +44,14 @@ class Head:
     ranks : (X + 2, Y + 2, Z + 2) uint8
         Rank of each voxel's code in the source table, RAS+ axes.
     voxel_size_mm : tuple of 3 float
-    box_vox : (2, 3) float
-        First and last voxel of the head in ``ranks``.
+    box_vox, brain_box_vox : (2, 3) float
+        First and last voxel in ``ranks`` of the head, and of the brain.
     """
 
     ranks: Tensor
     voxel_size_mm: tuple[float, float, float]
     box_vox: np.ndarray
+    brain_box_vox: np.ndarray
 
     @classmethod
     def from_label_map(cls, labels: LabelMap) -> Head:
@@ -52,19 +59,17 @@ class Head:
         grid = labels.grid.to_ras()
         codes = labels.grid.array_to_ras(labels.voxels)
         ranks = np.pad(labels.table.positions()[codes].astype(np.uint8), 1)
-        head = ranks > 0
-        box = []
-        for axis in range(3):
-            others = tuple(a for a in range(3) if a != axis)
-            filled = np.flatnonzero(head.any(axis=others))
-            if filled.size == 0:
-                raise ValueError("the label map is empty: every voxel is background")
-            box.append((filled[0], filled[-1]))
-        return cls(torch.from_numpy(ranks), grid.voxel_size_mm, np.array(box, dtype=float).T)
+        box = _box(ranks > 0)
+        if box is None:
+            raise ValueError("the label map is empty: every voxel is background")
+        brain_box = _box(np.array([label.is_brain for label in labels.table])[ranks])
+        if brain_box is None:
+            brain_box = box
+        return cls(torch.from_numpy(ranks), grid.voxel_size_mm, box, brain_box)
 
     def to(self, device: torch.device | str) -> Head:
         """The same head on another device."""
-        return Head(self.ranks.to(device), self.voxel_size_mm, self.box_vox)
+        return replace(self, ranks=self.ranks.to(device))
 
 
 class Generator:
@@ -104,29 +109,96 @@ class Generator:
             )
 
     def render(self, head: Head, recipe: Recipe) -> SynthPair:
-        """Make the pair that ``recipe`` describes.
+        """Make the pair that ``recipe`` describes; what it does not say is not done.
 
         Same recipe and head give the same pair, bit for bit on one kind of device; labels are
-        the same on all of them up to rounding at borders.
+        the same on all of them up to rounding at borders. Nothing that is done to the image
+        changes the labels.
         """
-        image, labels = self._paint(head, recipe)
+        crop = self._crop(head, recipe)
+        ranks = self._deform(head, recipe)  # anatomy moves; labels stay labels
+        gone = out_of_view(recipe.view, ranks, self.source, crop)
+        labels = self._labels(ranks, gone, flip=recipe.flip)
+
+        contrast = [
+            self._tissues(recipe, crop),  # each label gets its own intensities and texture
+            self._flip_angles(head, recipe, crop),  # B1+: contrast where 7 T is weak
+        ]
+        signal = [
+            air_loss(recipe.susceptibility, ranks, self.source, crop),  # echoes lost near air
+            receive(recipe.bias, crop),  # B1-: what the coils hear
+        ]
+        if recipe.ratio.noise_frac > 0:
+            image = self._ratio_image(ranks, contrast, signal, recipe, crop)
+        else:
+            image = self._magnitude_image(ranks, contrast + signal, recipe, crop)
+
+        seen = field_of_view(recipe.view, crop)
+        return SynthPair(image=_finish(image, gone, seen, recipe.gamma)[None], labels=labels)
+
+    def _magnitude_image(self, ranks: Tensor, layers: list, recipe: Recipe, crop: Crop) -> Tensor:
+        """Paint, move, acquire: length of complex numbers with noise."""
+        image = paint(ranks, layers)
         (scale,) = _quantiles(image, 0.99)
-        image = acquire(
-            image, recipe.resolution, recipe.noise, voxel_size_mm=self.voxel_size_mm, scale=scale
+        image = move(image, recipe.motion, crop)  # lines of k-space from other poses
+        return acquire(  # slice profile, voxel size, ringing, noise
+            image,
+            recipe.resolution,
+            recipe.noise,
+            gibbs=recipe.gibbs,
+            voxel_size_mm=self.voxel_size_mm,
+            scale=scale,
         )
-        return SynthPair(image=rescale(image, recipe.gamma)[None], labels=labels)
+
+    def _ratio_image(
+        self, ranks: Tensor, contrast: list, signal: list, recipe: Recipe, crop: Crop
+    ) -> Tensor:
+        """MP2RAGE's UNI: what acts on both inversions cancels, and shows in the noise only.
+
+        The noise of a ratio is that of its inversions; ``recipe.noise`` has no part in it.
+        """
+        voxels = AcquiredVoxels.of(self.shape, recipe.resolution, voxel_size_mm=self.voxel_size_mm)
+        strength = second_inversion(self.source, recipe.transmit.field_t).to(crop.device)
+        acquired = [
+            truncate(voxels.sample(move(paint(ranks, layers), recipe.motion, crop)), recipe.gibbs)
+            for layers in (contrast, [one_value(strength), *signal])
+        ]
+        return voxels.resample(take_ratio(*acquired, recipe.ratio))
+
+    def _crop(self, head: Head, recipe: Recipe) -> Crop:
+        center_mm = self._place_mm(head, recipe, head.box_vox.mean(0))
+        return Crop(self.shape, self.voxel_size_mm, center_mm, head.ranks.device)
+
+    @staticmethod
+    def _place_mm(head: Head, recipe: Recipe, source_vox: np.ndarray) -> Triple:
+        """Where a voxel of the label map is in the pair, RAS mm from its middle; warp left out."""
+        middle = _middle_vox(head, recipe)
+        offset_mm = (source_vox - middle) * np.asarray(head.voxel_size_mm)
+        place_mm = np.linalg.solve(linear_part(recipe.deformation), offset_mm)
+        if recipe.flip:
+            place_mm[0] *= -1
+        return tuple(float(mm) for mm in place_mm)
+
+    def _deform(self, head: Head, recipe: Recipe) -> Tensor:
+        """Rank of each voxel's label in the source table, (X, Y, Z) uint8."""
+        index = self._locate(head, recipe)
+        source = head.ranks.flatten()
+        ranks = torch.empty(self.shape, dtype=torch.uint8, device=source.device)
+        for start, stop in slabs(self.shape[0]):
+            torch.index_select(
+                source, 0, index(start, stop).flatten(), out=ranks[start:stop].view(-1)
+            )
+        return ranks
 
     def _locate(self, head: Head, recipe: Recipe) -> Callable[[int, int], Tensor]:
         """Function of a slab: flat index into ``head.ranks`` of each of its voxels."""
-        low, high = head.box_vox
         device = head.ranks.device
-        center = low + (high - low) * np.asarray(recipe.deformation.center_frac)
         nodes = coordinate_nodes(
             recipe.deformation,
             shape=self.shape,
             voxel_size_mm=self.voxel_size_mm,
             source_voxel_size_mm=head.voxel_size_mm,
-            source_center_vox=center,
+            source_center_vox=_middle_vox(head, recipe),
             flip=recipe.flip,
             device=device,
         )
@@ -156,99 +228,66 @@ class Generator:
 
         return index
 
-    def _paint(self, head: Head, recipe: Recipe) -> tuple[Tensor, Tensor]:
-        device = head.ranks.device
-        lookup, components = tissue_lookup(recipe, self.source)
-        lookup = lookup.to(device)
-        target = self._target_lookup(recipe).to(device)
-        ranks = head.ranks.flatten()
-        index = self._locate(head, recipe)
-        beyond = self._beyond(head, recipe)
-        noise = draw_noise(self.shape, recipe.paint_seed, device)
-        bias = texture = None
-        if recipe.bias.log_sd > 0:
-            # Powers of two cost a third of powers of e.
-            scale = recipe.bias.log_sd / math.log(2)
-            bias = self._smooth_field(recipe.bias.node_spacing_mm, recipe.bias.seed, device, scale)
-        if components > 1:
-            texture = self._smooth_field(
-                recipe.texture.scale_mm,
-                recipe.texture.seed,
-                device,
-                0.6 * components,
-                components / 2,
-            )
-        image = torch.empty(self.shape, device=device)
-        labels = torch.empty(self.shape, dtype=torch.uint8, device=device)
-        for start, stop in slabs(self.shape[0]):
-            entry = ranks.index_select(0, index(start, stop).flatten()).int()
-            if beyond is not None:
-                entry.masked_fill_(beyond(start, stop).flatten(), 0)
-            torch.index_select(target, 0, entry, out=labels[start:stop].view(-1))
-            if texture is not None:
-                part = texture(start, stop).clamp_(0, components - 1e-3).int()
-                entry.mul_(components).add_(part.view(-1))
-            tissue = torch.view_as_real(lookup.index_select(0, entry)).view(-1, *self.shape[1:], 2)
-            painted = image[start:stop]
-            torch.addcmul(tissue[..., 0], tissue[..., 1], noise(start, stop), out=painted)
-            if bias is not None:
-                painted.mul_(bias(start, stop).exp2_())
-            painted.clamp_(min=0)
-        return image, labels
-
-    def _smooth_field(
-        self,
-        node_spacing_mm: float,
-        seed: int,
-        device: torch.device,
-        spread: float,
-        mean: float = 0.0,
-    ) -> BandedProduct:
-        nodes, (to_x, to_y, to_z) = smooth_noise(
-            self.shape,
-            voxel_size_mm=self.voxel_size_mm,
-            node_spacing_mm=node_spacing_mm,
-            seed=seed,
-        )
-        # B-spline synthesis of white noise has a spread of about a third; make it one. Its
-        # weights sum to one, so that the mean may be added to the nodes.
-        nodes = (nodes[0] * (3.0 * spread) + mean).to(device)
-        return BandedProduct(to_x, to_y.to(device) @ (nodes @ to_z.to(device).T))
-
-    def _target_lookup(self, recipe: Recipe) -> Tensor:
+    def _labels(self, ranks: Tensor, gone: Tensor | None, *, flip: bool) -> Tensor:
+        """Ranks in the target table; background where there is no such label, or no image."""
         positions = self.target.positions()
         lookup = np.zeros(len(self.source), dtype=np.uint8)
         for rank, label in enumerate(self.source):
             code = self._to_target.get(label.index)
-            if code is None or not is_visible(label, recipe.view):
-                continue
-            entry = self.target[code]
-            lookup[rank] = positions[entry.mirror if recipe.flip else entry.index]
-        return torch.from_numpy(lookup)
+            if code is not None:
+                entry = self.target[code]
+                lookup[rank] = positions[entry.mirror if flip else entry.index]
+        lookup = torch.from_numpy(lookup).to(ranks.device)
+        labels = torch.empty_like(ranks)
+        for start, stop in slabs(self.shape[0]):
+            entry = ranks[start:stop].flatten().int()
+            torch.index_select(lookup, 0, entry, out=labels[start:stop].view(-1))
+        return labels if gone is None else labels.masked_fill_(gone, 0)
 
-    def _beyond(self, head: Head, recipe: Recipe):
-        """Function of a slab: which voxels lie beyond the cut plane; ``None`` cuts nothing."""
-        normal = np.asarray(recipe.view.cut_normal)
-        if not normal.any():
-            return None
-        # The plane is placed from the middle of the head, wherever the crop lies.
-        extent_mm = (head.box_vox[1] - head.box_vox[0]) * np.asarray(head.voxel_size_mm)
-        shift_mm = (np.asarray(recipe.deformation.center_frac) - 0.5) * extent_mm
-        limit_mm = recipe.view.cut_mm - float(normal @ shift_mm)
-        parts = [
-            (torch.arange(n, device=head.ranks.device) - (n - 1) / 2)
-            * self.voxel_size_mm
-            * float(c)
-            for n, c in zip(self.shape, normal, strict=True)
-        ]
-        plane = parts[1][:, None] + parts[2][None]
-        return lambda start, stop: (parts[0][start:stop, None, None] + plane) > limit_mm
+    def _tissues(self, recipe: Recipe, crop: Crop) -> Callable:
+        return tissues(
+            recipe,
+            self.source,
+            level=patches(recipe.texture, crop),
+            noise=grain(recipe.texture, crop, recipe.paint_seed),
+            device=crop.device,
+        )
+
+    def _flip_angles(self, head: Head, recipe: Recipe, crop: Crop) -> Callable | None:
+        brain_mm = self._place_mm(head, recipe, head.brain_box_vox.mean(0))
+        return flip_angles(recipe.transmit, recipe.ratio, self.source, crop, brain_mm=brain_mm)
 
     def check_codes(self, labels: LabelMap, *, what: str = "label map") -> None:
         """Refuse a label map that holds codes without a translation."""
         Crosswalk(self._to_target, self.target, name="to the network's labels").codes(
             labels.voxels, what=what
         )
+
+
+def _box(mask: np.ndarray) -> np.ndarray | None:
+    """First and last voxel of a mask, (2, 3) float; ``None`` if there is none."""
+    sides = []
+    for axis in range(3):
+        filled = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        if filled.size == 0:
+            return None
+        sides.append((filled[0], filled[-1]))
+    return np.array(sides, dtype=float).T
+
+
+def _middle_vox(head: Head, recipe: Recipe) -> np.ndarray:
+    """Voxel of the label map that the middle of the crop is put on."""
+    low, high = head.box_vox
+    return low + (high - low) * np.asarray(recipe.deformation.center_frac)
+
+
+def _finish(image: Tensor, gone: Tensor | None, seen: Box, gamma: float) -> Tensor:
+    """Take away what is not in view, and scale what is in the field of view to 0..1."""
+    if gone is None:
+        return rescale(image, gamma)
+    finished = torch.zeros_like(image)
+    finished[seen] = rescale(image.masked_fill_(gone, 0)[seen].contiguous(), gamma)
+    return finished.masked_fill_(gone, 0)
 
 
 def _quantiles(image: Tensor, *wanted: float) -> list[float]:

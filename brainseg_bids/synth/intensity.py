@@ -3,47 +3,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+from scipy.special import ndtr
 from torch import Tensor
 
-from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.synth.recipe import Recipe, View
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.synth.interpolate import slabs
+from brainseg_bids.synth.recipe import Recipe, Tissue
+
+Layer = Callable[[Tensor, Tensor, int, int], None]
+"""Changes a slab of the image in place: its values, the ranks of its labels, start, stop."""
 
 NORMAL = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16).float()
 """65,536 quantiles of the standard normal, +-4.3 at the ends."""
 
+LEVELS = 256
+"""Steps of the standard normal field that chooses among a label's components."""
+
+LEVELS_PER_SD = 32
+"""So steps reach from -4 to 4, and a component's share is off by 0.6 % of the label at most."""
+
 
 def tissue_lookup(recipe: Recipe, table: LabelTable) -> tuple[Tensor, int]:
-    """Mean and sd for (label rank x component), packed as one complex number each.
+    """Mean and sd for (label rank x level of the texture), packed as one complex number each.
+
+    A label's components take the levels in turn, each as many as has its weight of a standard
+    normal field; so one lookup serves labels of one component and of five.
 
     Returns
     -------
-    (n_labels * components,) complex64, components : int
-        A label of fewer components repeats them.
+    (n_labels * levels,) complex64, levels : int
+        One level if no label has more than one component.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of means, spreads and weights differ, or weights are negative or all zero.
     """
-    components = max(len(recipe.tissues[label.name].mean) for label in table)
-    rows = []
-    for label in table:
-        if not is_visible(label, recipe.view):
-            rows += [complex(0, 0)] * components
-            continue
+    levels = LEVELS if any(len(recipe.tissues[label.name].mean) > 1 for label in table) else 1
+    below = ndtr((np.arange(levels) + 0.5 - levels / 2) / LEVELS_PER_SD)
+    lookup = np.empty((len(table), levels), dtype=np.complex64)
+    for row, label in zip(lookup, table, strict=True):
         tissue = recipe.tissues[label.name]
-        n = len(tissue.mean)
-        rows += [
-            complex(tissue.mean[k * n // components], tissue.sd[k * n // components])
-            for k in range(components)
-        ]
-    return torch.tensor(rows, dtype=torch.complex64), components
+        component = np.searchsorted(_shares(tissue, label.name)[:-1], below)
+        row.real = np.asarray(tissue.mean)[component]
+        row.imag = np.asarray(tissue.sd)[component]
+    return torch.from_numpy(lookup.ravel()), levels
 
 
-def is_visible(label: Label, view: View) -> bool:
-    """Whether a label is still in the image under this view."""
-    if view.kept == "head" or label.is_brain:
-        return True
-    return label.is_extracerebral_csf and view.kept == "brain+csf"
+def _shares(tissue: Tissue, name: str) -> np.ndarray:
+    """Cumulative shares of a tissue's components."""
+    weight = np.asarray(tissue.weight or np.ones(len(tissue.mean)), dtype=float)
+    if not len(weight) == len(tissue.mean) == len(tissue.sd) > 0:
+        raise ValueError(
+            f"{name}: {len(tissue.mean)} means, {len(tissue.sd)} spreads and {len(weight)} "
+            "weights; a component needs one of each"
+        )
+    if (weight < 0).any() or weight.sum() <= 0:
+        raise ValueError(f"{name}: weights have to be positive, not {tissue.weight}")
+    return np.cumsum(weight) / weight.sum()
+
+
+def tissues(
+    recipe: Recipe,
+    table: LabelTable,
+    *,
+    level: Callable[[int, int], Tensor] | None,
+    noise: Callable[[int, int], Tensor],
+    device: torch.device,
+) -> Layer:
+    """Layer that gives each voxel its label's mean and spread.
+
+    Parameters
+    ----------
+    level : callable (start, stop) -> int
+        Of the texture, see `texture.patches`; not asked for labels of one component.
+    noise : callable (start, stop) -> standard normal
+    """
+    lookup, levels = tissue_lookup(recipe, table)
+    lookup = lookup.to(device)
+
+    def paint_tissues(painted: Tensor, ranks: Tensor, start: int, stop: int) -> None:
+        entry = ranks if levels == 1 else level(start, stop).add_(ranks, alpha=levels)
+        found = lookup.index_select(0, entry.flatten())
+        mean, sd = torch.view_as_real(found).view(*painted.shape, 2).unbind(-1)
+        torch.addcmul(mean, sd, noise(start, stop), out=painted)
+
+    return paint_tissues
+
+
+def one_value(values: Tensor) -> Layer:
+    """Layer that gives each voxel its label's value, (n_labels,) float."""
+
+    def paint_values(painted: Tensor, ranks: Tensor, start: int, stop: int) -> None:
+        torch.index_select(values, 0, ranks.flatten(), out=painted.view(-1))
+
+    return paint_values
+
+
+def paint(ranks: Tensor, layers: Iterable[Layer | None]) -> Tensor:
+    """Image of a label map: layer upon layer, a slab at a time; never below zero.
+
+    Parameters
+    ----------
+    ranks : (X, Y, Z) uint8
+        Rank of each voxel's label in the table that the layers know.
+    layers : iterable of Layer or None
+        ``None`` is a layer that is switched off.
+    """
+    layers = [layer for layer in layers if layer is not None]
+    image = torch.zeros(ranks.shape, device=ranks.device)
+    for start, stop in slabs(ranks.shape[0]):
+        part, entry = image[start:stop], ranks[start:stop].int()
+        for layer in layers:
+            layer(part, entry, start, stop)
+        part.clamp_(min=0)
+    return image
 
 
 def draw_noise(
@@ -59,12 +137,31 @@ def draw_noise(
             shape, generator=torch.Generator(device=device).manual_seed(seed), device=device
         )
         return lambda start, stop: noise[start:stop]
+    return draw_quantiles(NORMAL, shape, seed, device)
+
+
+def draw_quantiles(
+    quantiles: Tensor, shape: tuple[int, int, int], seed: int, device: torch.device
+) -> Callable[[int, int], Tensor]:
+    """Random numbers of the law that 65,536 equally probable quantiles stand for, by slabs.
+
+    Parameters
+    ----------
+    quantiles : (65536,) float
+        In any order.
+    """
     n = int(np.prod(shape))
-    words = np.random.SFC64(seed).random_raw(-(-n // 4))
-    bits = torch.from_numpy(words.view(np.int16))[:n].view(shape)
+    if device.type == "cpu":
+        words = np.random.SFC64(seed).random_raw(-(-n // 4))
+        bits = torch.from_numpy(words.view(np.int16))[:n].view(shape)
+    else:
+        source = torch.Generator(device=device).manual_seed(seed)
+        bits = torch.empty(shape, dtype=torch.int16, device=device)
+        bits.random_(-(2**15), 2**15, generator=source)
+        quantiles = quantiles.to(device)
 
     def slab(start: int, stop: int) -> Tensor:
         entry = bits[start:stop].int().bitwise_and_(0xFFFF)
-        return NORMAL.index_select(0, entry.flatten()).view(entry.shape)
+        return quantiles.index_select(0, entry.flatten()).view(entry.shape)
 
     return slab

@@ -159,3 +159,49 @@ def smooth_noise(
         matrices.append(cubic_matrix(len(fine), count, positions=fine / spacing_vox + 1))
         sizes.append(count)
     return torch.randn(channels, *sizes, generator=generator), tuple(matrices)
+
+
+def smooth_field(
+    shape: tuple[int, int, int],
+    *,
+    voxel_size_mm: float,
+    node_spacing_mm: float,
+    seed: int,
+    device: torch.device,
+    spread: float = 1.0,
+) -> BandedProduct:
+    """Random B-spline field over a box, by slabs of its first axis; same spread in every voxel.
+
+    Parameters
+    ----------
+    node_spacing_mm : float
+        Distance between the nodes of the field.
+    spread : float
+        Standard deviation of each voxel.
+    """
+    nodes, matrices = smooth_noise(
+        shape, voxel_size_mm=voxel_size_mm, node_spacing_mm=node_spacing_mm, seed=seed
+    )
+    # A voxel's variance is the sum of the squares of its weights, a product over the axes.
+    to_x, to_y, to_z = (m / m.square().sum(1, keepdim=True).sqrt() for m in matrices)
+    nodes = (nodes[0] * spread).to(device)
+    return BandedProduct(to_x, to_y.to(device) @ (nodes @ to_z.to(device).T))
+
+
+def multiply_along(image: Tensor, matrix: Tensor, axis: int) -> Tensor:
+    """Product of a matrix with every line of a volume along one axis.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float
+    matrix : (n_out, n_in) float
+    """
+    matrix = matrix.to(image.device)
+    if axis == 2:
+        return image @ matrix.T
+    if axis == 0:
+        return (matrix @ image.flatten(1)).view(len(matrix), *image.shape[1:])
+    out = image.new_empty(image.shape[0], len(matrix), image.shape[2])
+    for plane, into in zip(image, out, strict=True):
+        torch.mm(matrix, plane, out=into)
+    return out

@@ -3,12 +3,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from brainseg_bids.synth.intensity import draw_noise
-from brainseg_bids.synth.interpolate import BandedProduct, linear_matrix, linear_weights, slabs
-from brainseg_bids.synth.recipe import Noise, Resolution
+from brainseg_bids.synth.gibbs import ALL_READ, truncate
+from brainseg_bids.synth.interpolate import (
+    BandedProduct,
+    linear_matrix,
+    linear_weights,
+    multiply_along,
+    slabs,
+)
+from brainseg_bids.synth.noise import magnitude
+from brainseg_bids.synth.recipe import Gibbs, Noise, Resolution
 
 FWHM_PER_SD = 2.3548
 
@@ -17,12 +26,15 @@ TAIL_SD = 4
 
 
 def acquire(
-    image: Tensor, resolution: Resolution, noise: Noise, *, voxel_size_mm: float, scale: float
+    image: Tensor,
+    resolution: Resolution,
+    noise: Noise,
+    *,
+    voxel_size_mm: float,
+    scale: float,
+    gibbs: Gibbs = ALL_READ,
 ) -> Tensor:
-    """Blur by the slice profile, sample at the acquired voxels, add noise there, resample back.
-
-    The profile is a Gaussian whose full width at half maximum is the slice thickness, less the
-    width that the voxels of ``image`` already have.
+    """Magnitude image: sampled at the acquired voxels, with their ringing and noise, and back.
 
     Parameters
     ----------
@@ -30,23 +42,55 @@ def acquire(
     scale : float
         Intensity that ``noise.sd_frac`` is a share of.
     """
-    samplings = [
-        _sampling(n, voxel_size_mm, size, thickness)
-        for n, size, thickness in zip(
-            image.shape, resolution.voxel_size_mm, resolution.thickness_mm, strict=True
+    voxels = AcquiredVoxels.of(image.shape, resolution, voxel_size_mm=voxel_size_mm)
+    acquired = truncate(voxels.sample(image), gibbs)
+    return voxels.resample(magnitude(acquired, noise, scale=scale))
+
+
+@dataclass(frozen=True)
+class AcquiredVoxels:
+    """The way from a pair's voxels to those that the scanner had, and back.
+
+    Parameters
+    ----------
+    samplings : three of (profile matrix, positions) or None
+        As `_sampling` gives them; ``None`` where nothing changes.
+    """
+
+    samplings: tuple[tuple[Tensor, Tensor] | None, ...]
+
+    @classmethod
+    def of(
+        cls, shape: tuple[int, int, int], resolution: Resolution, *, voxel_size_mm: float
+    ) -> AcquiredVoxels:
+        """For a pair of this shape and isotropic voxel size."""
+        return cls(
+            tuple(
+                _sampling(n, voxel_size_mm, size, thickness)
+                for n, size, thickness in zip(
+                    shape, resolution.voxel_size_mm, resolution.thickness_mm, strict=True
+                )
+            )
         )
-    ]
-    acquired = image
-    for axis, sampling in enumerate(samplings):
-        if sampling is not None:
-            acquired = _profile(acquired, sampling[0], axis)
-    if noise.sd_frac > 0:
-        acquired = _add_rician(acquired, noise.sd_frac * scale, noise.seed)
-    # The last axis first, while the volume is small: it is the dearest to interpolate along.
-    for axis, sampling in reversed(list(enumerate(samplings))):
-        if sampling is not None:
-            acquired = _interpolate(acquired, sampling[1], axis)
-    return acquired
+
+    def sample(self, image: Tensor) -> Tensor:
+        """Blur by the slice profile and take the acquired voxels.
+
+        The profile is a Gaussian whose full width at half maximum is the slice thickness, less
+        the width that the voxels of ``image`` already have.
+        """
+        for axis, sampling in enumerate(self.samplings):
+            if sampling is not None:
+                image = _profile(image, sampling[0], axis)
+        return image
+
+    def resample(self, acquired: Tensor) -> Tensor:
+        """Linear interpolation of the acquired voxels at those of the pair."""
+        # The last axis first, while the volume is small: it is the dearest to interpolate along.
+        for axis, sampling in reversed(list(enumerate(self.samplings))):
+            if sampling is not None:
+                acquired = _interpolate(acquired, sampling[1], axis)
+        return acquired
 
 
 def _sampling(
@@ -75,15 +119,9 @@ def _sampling(
 
 def _profile(image: Tensor, profile: Tensor, axis: int) -> Tensor:
     """Apply the matrix of a slice profile along one axis."""
-    if axis == 2:
-        return image @ profile.to(image.device).T
     if axis == 0:
         return _by_slabs(BandedProduct(profile, image), len(profile))
-    profile = profile.to(image.device)
-    out = image.new_empty(image.shape[0], len(profile), image.shape[2])
-    for plane, into in zip(image, out, strict=True):
-        torch.mm(profile, plane, out=into)
-    return out
+    return multiply_along(image, profile, axis)
 
 
 def _interpolate(image: Tensor, positions: Tensor, axis: int) -> Tensor:
@@ -108,16 +146,4 @@ def _by_slabs(product: BandedProduct, n: int) -> Tensor:
     out = product.values.new_empty(n, *product.shape)
     for start, stop in slabs(n):
         out[start:stop] = product(start, stop)
-    return out
-
-
-def _add_rician(image: Tensor, sd: float, seed: int) -> Tensor:
-    """Length of a complex number with noise in both parts, as in a magnitude image."""
-    real, imaginary = (draw_noise(image.shape, s, image.device) for s in (seed, seed + 1))
-    out = torch.empty_like(image)
-    for start, stop in slabs(image.shape[0]):
-        part = torch.add(image[start:stop], real(start, stop), alpha=sd)
-        across = imaginary(start, stop)
-        part.mul_(part).addcmul_(across, across, value=sd**2)
-        torch.sqrt(part, out=out[start:stop])
     return out

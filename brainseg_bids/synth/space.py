@@ -7,41 +7,125 @@ file says otherwise; each file in ``data/recipes`` names the source of its numbe
 
 from __future__ import annotations
 
-import tomllib
-from dataclasses import dataclass, fields
+import math
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.synth.classes import ClassDraw, TissueSpace
+from brainseg_bids.synth.ranges import changed, check_ranges, digest_of, read_toml, tuples
 from brainseg_bids.synth.recipe import (
     Bias,
     Deformation,
+    Gibbs,
+    Motion,
     Noise,
+    Ratio,
     Recipe,
     Resolution,
+    Susceptibility,
     Texture,
     Tissue,
+    Transmit,
     Triple,
     View,
 )
+from brainseg_bids.synth.streams import Range, Streams, within
+
+if TYPE_CHECKING:
+    from brainseg_bids.synth.dial import DialledSpace
+
+EFFECTS = (
+    "flip",
+    "deformation",
+    "texture",
+    "bias",
+    "transmit",
+    "ratio",
+    "susceptibility",
+    "motion",
+    "gibbs",
+    "resolution",
+    "noise",
+    "view",
+    "gamma",
+)
+"""What `RecipeSpace.without` can switch off: fields of a `Recipe`."""
+
+DRAWING = 2
+"""Raised whenever the same space and seed give another recipe; part of every digest."""
 
 
 @dataclass(frozen=True)
-class TissueSpace:
-    """Where the intensities of one class come from.
+class TransmitSpace:
+    """How often and how strongly the transmit field B1+ shows; see `Transmit`.
 
-    ``mean`` is (centre, spread); normal draws for ``law = "normal"``, centre ± spread
-    uniformly for ``"uniform"``; ``sd`` likewise. ``components`` Gaussians are drawn,
-    ``component_spread`` apart.
+    Ratio images take ``mp2rage`` whatever ``sequences`` says; other images one of these.
     """
 
-    labels: tuple[str, ...]
-    mean: tuple[float, float]
-    sd: tuple[float, float]
-    components: int = 1
-    component_spread: float = 0.0
+    p: float = 0.0
+    sequences: tuple[str, ...] = ("mprage",)
+    center: Range = (1.0, 1.0)
+    edge: Range = (1.0, 1.0)
+    log_sd: Range = (0.0, 0.0)
+    node_spacing_mm: float = 80.0
+    field_t: float = 7.0
+
+
+@dataclass(frozen=True)
+class RatioSpace:
+    """How often an image is MP2RAGE's ratio of two inversions, and how noisy; see `Ratio`."""
+
+    p: float = 0.0
+    noise_frac: Range = (0.01, 0.08)
+    low: float = 0.0
+    high: float = 255.0
+
+
+@dataclass(frozen=True)
+class SusceptibilitySpace:
+    """How often signal is lost near air, and at which echo times; see `Susceptibility`."""
+
+    p: float = 0.0
+    echo_time_ms: Range = (2.0, 5.0)
+    field_t: float = 7.0
+
+
+@dataclass(frozen=True)
+class MotionSpace:
+    """How often, how many times and how far a head moves; see `Motion`.
+
+    ``translation_mm`` and ``rotation_deg`` are per axis, ``moves`` is (fewest, most).
+    """
+
+    p: float = 0.0
+    moves: tuple[int, int] = (1, 4)
+    translation_mm: Range = (-2.0, 2.0)
+    rotation_deg: Range = (-2.0, 2.0)
+
+
+@dataclass(frozen=True)
+class GibbsSpace:
+    """How often an image rings, and the share of k-space that was read; see `Gibbs`."""
+
+    p: float = 0.0
+    kept_frac: Range = (0.6, 1.0)
+
+
+@dataclass(frozen=True)
+class FieldOfViewSpace:
+    """How often the field of view ends within the head.
+
+    ``half_mm``: distance of each of the two faces, along one axis drawn by chance, from the
+    middle of the head.
+    """
+
+    p: float = 0.0
+    half_mm: Range = (50.0, 110.0)
 
 
 @dataclass(frozen=True)
@@ -50,6 +134,22 @@ class RecipeSpace:
 
     Ranges are (low, high) and uniform unless the name says ``_sd`` (normal about no change)
     or ``_p`` (probability). Lengths in mm, angles in degrees.
+
+    Each part of a recipe is drawn from a stream of its own, so that switching one effect off
+    leaves every other number of the recipe as it was.
+
+    Raises
+    ------
+    ValueError
+        If a probability is outside 0..1 or a range runs backwards.
+
+    Examples
+    --------
+    >>> space = RecipeSpace.packaged("agnostic7t")
+    >>> still = space.without("motion")
+    >>> one, other = (s.draw(np.random.default_rng(1)) for s in (space, still))
+    >>> other.motion == Motion(), one.bias == other.bias, space.digest == still.digest
+    (True, True, False)
     """
 
     tissues: tuple[TissueSpace, ...]
@@ -57,60 +157,81 @@ class RecipeSpace:
     law: str = "uniform"
     widen: float = 1.0
     shared_frac: float = 0.0
-    sd_frac: tuple[float, float] = (1.0, 1.0)
+    sd_frac: Range = (1.0, 1.0)
     background_dark_p: float = 1.0
-    background_noisy_mean: tuple[float, float] = (0.0, 250.0)
-    background_noisy_sd: tuple[float, float] = (0.0, 30.0)
+    background_noisy_mean: Range = (0.0, 250.0)
+    background_noisy_sd: Range = (0.0, 30.0)
     flip_p: float = 0.5
-    rotation_deg: tuple[float, float] = (-15.0, 15.0)
-    scaling: tuple[float, float] = (0.8, 1.2)
-    shearing: tuple[float, float] = (-0.012, 0.012)
-    center_frac: tuple[float, float] = (0.2, 0.8)
-    velocity_sd_mm: tuple[float, float] = (0.0, 4.0)
+    rotation_deg: Range = (-15.0, 15.0)
+    scaling: Range = (0.8, 1.2)
+    shearing: Range = (-0.012, 0.012)
+    center_frac: Range = (0.2, 0.8)
+    velocity_sd_mm: Range = (0.0, 4.0)
     velocity_node_spacing_mm: float = 25.0
-    bias_log_sd: tuple[float, float] = (0.0, 0.7)
+    bias_log_sd: Range = (0.0, 0.7)
     bias_node_spacing_mm: float = 60.0
     gamma_log_sd: float = 0.5
     resolution_native_p: float = 0.1
-    resolution_isotropic_mm: tuple[float, float] = (1.0, 4.0)
+    resolution_isotropic_mm: Range = (1.0, 4.0)
     resolution_slice_p: float = 0.5
-    resolution_slice_mm: tuple[float, float] = (1.0, 8.0)
-    resolution_thickness_frac: tuple[float, float] = (0.6, 1.2)
-    noise_sd_frac: tuple[float, float] = (0.0, 0.0)
-    texture_scale_mm: tuple[float, float] = (6.0, 24.0)
+    resolution_slice_mm: Range = (1.0, 8.0)
+    resolution_thickness_frac: Range = (0.6, 1.2)
+    noise_sd_frac: Range = (0.0, 0.0)
+    noise_channels: tuple[int, int] = (1, 1)
+    texture_scale_mm: Range = (6.0, 24.0)
+    grain_mm: Range = (3.0, 3.0)
+    grain_frac: Range = (0.0, 0.0)
     stripped_p: float = 0.0
     cut_p: float = 0.0
+    transmit: TransmitSpace = TransmitSpace()
+    ratio: RatioSpace = RatioSpace()
+    susceptibility: SusceptibilitySpace = SusceptibilitySpace()
+    motion: MotionSpace = MotionSpace()
+    gibbs: GibbsSpace = GibbsSpace()
+    field_of_view: FieldOfViewSpace = FieldOfViewSpace()
+
+    def __post_init__(self) -> None:
+        if self.law not in ("uniform", "normal"):
+            raise ValueError(f"law {self.law!r} is neither 'uniform' nor 'normal'")
+        check_ranges(self)
+        for tissue in self.tissues:
+            if tissue.mean[1] < 0 or tissue.sd[1] < 0 or tissue.components < 1:
+                raise ValueError(
+                    f"class of {tissue.labels[0]}: spreads have to be 0 or more, "
+                    "components 1 or more"
+                )
 
     @classmethod
     def read(cls, path: str | Path) -> RecipeSpace:
         """Read a TOML recipe file.
 
+        ``base`` names a packaged space, or a file beside this one, that it differs from.
+
         Raises
         ------
         ValueError
-            If a key is not known; the message lists the known ones.
+            If it is no such file or a key is not known; the message lists the known ones.
         """
         path = Path(path)
-        with path.open("rb") as file:
-            raw = tomllib.load(file)
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(raw) - known)
-        if unknown:
-            raise ValueError(
-                f"{path}: {unknown[0]!r} is no setting of a recipe space; known: {sorted(known)}"
-            )
-        tissues = tuple(
-            TissueSpace(
-                labels=tuple(t["labels"]),
-                mean=tuple(t["mean"]),
-                sd=tuple(t["sd"]),
-                components=t.get("components", 1),
-                component_spread=t.get("component_spread", 0.0),
-            )
-            for t in raw.pop("tissues")
-        )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        return cls(tissues=tissues, **{"name": path.stem} | values)
+        raw = read_toml(path)
+        base, classes = raw.pop("base", ""), raw.pop("tissues", None)
+        if not base and not classes:
+            raise ValueError(f"{path}: the classes are missing; add [[tissues]] or base")
+        space = cls.named(base, path.parent) if base else cls(())
+        try:
+            if classes:
+                tissues = tuple(TissueSpace(**tuples(one)) for one in classes)
+                space = replace(space, tissues=tissues)
+            return replace(space, name=path.stem).changed(raw)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def named(cls, name_or_path: str, folder: Path = Path()) -> RecipeSpace:
+        """A packaged space, or one from a TOML file whose path starts at ``folder``."""
+        if name_or_path.endswith(".toml"):
+            return cls.read(folder / name_or_path)
+        return cls.packaged(name_or_path)
 
     @classmethod
     def packaged(cls, name: str) -> RecipeSpace:
@@ -125,6 +246,51 @@ class RecipeSpace:
         with resources.as_file(file) as path:
             return cls.read(path)
 
+    def changed(self, values: dict) -> RecipeSpace:
+        """The same space with other values, as a recipe file gives them.
+
+        Parameters
+        ----------
+        values : dict
+            By field; those of a group such as ``transmit`` in a dict of their own.
+
+        Raises
+        ------
+        ValueError
+            If a key is not known; the message lists the known ones.
+
+        Examples
+        --------
+        >>> space = RecipeSpace.packaged("agnostic")
+        >>> space.changed({"gibbs": {"p": 0.5}}).gibbs
+        GibbsSpace(p=0.5, kept_frac=(0.6, 1.0))
+        """
+        return changed(self, values)
+
+    def without(self, *effects: str) -> RecipeSpace:
+        """The same space with effects of `EFFECTS` switched off."""
+        check_effects(effects)
+        space = self
+        for effect in effects:
+            if effect == "texture":
+                single = tuple(replace(t, components=1) for t in space.tissues)
+                space = replace(space, tissues=single, grain_frac=(0.0, 0.0))
+            else:
+                space = space.changed(_OFF[effect])
+        return space
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of every number in it and of how they are drawn; the name does not matter.
+
+        The digest, a seed and an index make a pair again.
+        """
+        return digest_of(asdict(self) | {"name": "", "drawing": DRAWING})
+
+    def at(self, voxel_size_mm: float) -> RecipeSpace:
+        """The same space: its spreads are painted whatever the pair's voxels, as in SynthSeg."""
+        return self
+
     def covers(self, table: LabelTable) -> None:
         """Raise ``ValueError`` naming the labels of ``table`` for which there is no intensity."""
         given = {label for tissue in self.tissues for label in tissue.labels}
@@ -134,96 +300,201 @@ class RecipeSpace:
 
     def draw(self, rng: np.random.Generator) -> Recipe:
         """Draw one recipe; all randomness of a pair comes from ``rng`` here."""
+        streams = Streams.draw(rng)
+        classes = ClassDraw.of(self, streams)
+        tissues = {
+            label: classes.tissue(rank, classes.location[rank])
+            for rank, tissue in enumerate(self.tissues)
+            for label in tissue.labels
+        }
+        return self.draw_rest(streams, tissues)
 
-        def within(bounds: tuple[float, float]) -> float:
-            return float(rng.uniform(*bounds))
-
-        def triple(bounds: tuple[float, float]) -> Triple:
-            return tuple(float(x) for x in rng.uniform(*bounds, size=3))
-
-        def seed() -> int:
-            return int(rng.integers(2**31))
-
+    def draw_rest(self, streams: Streams, tissues: dict[str, Tissue]) -> Recipe:
+        """Everything but the tissues."""
+        ratio = self._draw_ratio(streams)
         return Recipe(
-            tissues=self._draw_tissues(rng),
-            flip=bool(rng.random() < self.flip_p),
-            deformation=Deformation(
-                rotation_deg=triple(self.rotation_deg),
-                scaling=triple(self.scaling),
-                shearing=triple(self.shearing),
-                center_frac=triple(self.center_frac),
-                velocity_sd_mm=within(self.velocity_sd_mm),
-                node_spacing_mm=self.velocity_node_spacing_mm,
-                seed=seed(),
-            ),
-            bias=Bias(within(self.bias_log_sd), self.bias_node_spacing_mm, seed()),
-            gamma=float(np.exp(rng.normal(0, self.gamma_log_sd))),
-            resolution=self._draw_resolution(rng),
-            noise=Noise(within(self.noise_sd_frac), seed()),
-            view=self._draw_view(rng),
-            texture=Texture(scale_mm=within(self.texture_scale_mm), seed=seed()),
-            paint_seed=seed(),
+            tissues=tissues,
+            flip=bool(streams.uniform("flip") < self.flip_p),
+            deformation=self._draw_deformation(streams),
+            texture=self._draw_texture(streams),
+            bias=self._draw_bias(streams),
+            transmit=self._draw_transmit(streams, ratio),
+            ratio=ratio,
+            susceptibility=self._draw_susceptibility(streams),
+            motion=self._draw_motion(streams),
+            gibbs=self._draw_gibbs(streams),
+            resolution=self._draw_resolution(streams),
+            # The noise of a ratio is in its inversions.
+            noise=Noise() if ratio.noise_frac > 0 else self._draw_noise(streams),
+            view=self._draw_view(streams),
+            gamma=math.exp(self.gamma_log_sd * streams.normals("gamma", 1)[0]),
+            paint_seed=streams.seed("paint"),
             space=self.name,
         )
 
-    def _draw_tissues(self, rng: np.random.Generator) -> dict[str, Tissue]:
-        drawn: dict[str, Tissue] = {}
-        common = rng.normal()
-        sd_frac = rng.uniform(*self.sd_frac)
-        dark = rng.random() < self.background_dark_p
-        for tissue in self.tissues:
-            centre, spread = tissue.mean
-            if "Background" in tissue.labels and not dark:
-                centre = rng.uniform(*self.background_noisy_mean)
-                mean, sd = centre, rng.uniform(*self.background_noisy_sd)
-            elif self.law == "uniform":
-                mean = rng.uniform(centre - spread, centre + spread)
-                sd = rng.uniform(max(0, tissue.sd[0] - tissue.sd[1]), tissue.sd[0] + tissue.sd[1])
-            else:
-                # One draw is common to all classes: sequences are brighter or darker as a whole,
-                # so white matter stays above grey far more often than independent draws allow.
-                z = self.shared_frac * common + np.sqrt(1 - self.shared_frac**2) * rng.normal()
-                mean = centre + self.widen * spread * z
-                sd = rng.normal(*tissue.sd)
-            offsets = (
-                np.linspace(-1, 1, tissue.components) if tissue.components > 1 else np.zeros(1)
-            )
-            means = mean + tissue.component_spread * rng.uniform(0.3, 1.0) * rng.permutation(
-                offsets
-            )
-            sds = np.full(tissue.components, max(0.0, sd) * sd_frac)
-            drawn |= dict.fromkeys(
-                tissue.labels,
-                Tissue(tuple(float(max(0.0, m)) for m in means), tuple(float(s) for s in sds)),
-            )
-        return drawn
+    def _draw_deformation(self, streams: Streams) -> Deformation:
+        u = streams.uniforms("deformation", 13)
+        return Deformation(
+            rotation_deg=_triple(self.rotation_deg, u[:3]),
+            scaling=_triple(self.scaling, u[3:6]),
+            shearing=_triple(self.shearing, u[6:9]),
+            center_frac=_triple(self.center_frac, u[9:12]),
+            velocity_sd_mm=within(self.velocity_sd_mm, u[12]),
+            node_spacing_mm=self.velocity_node_spacing_mm,
+            seed=streams.seed("deformation"),
+        )
 
-    def _draw_resolution(self, rng: np.random.Generator) -> Resolution:
-        if rng.random() < self.resolution_native_p:
+    def _draw_texture(self, streams: Streams) -> Texture:
+        scale, grain, frac = streams.uniforms("texture", 3)
+        return Texture(
+            scale_mm=within(self.texture_scale_mm, scale),
+            seed=streams.seed("texture"),
+            grain_mm=within(self.grain_mm, grain),
+            grain_frac=within(self.grain_frac, frac),
+            grain_seed=streams.seed("grain"),
+        )
+
+    def _draw_bias(self, streams: Streams) -> Bias:
+        log_sd = within(self.bias_log_sd, streams.uniform("bias"))
+        if log_sd == 0:
+            return Bias()
+        return Bias(log_sd, self.bias_node_spacing_mm, streams.seed("bias"))
+
+    def _draw_transmit(self, streams: Streams, ratio: Ratio) -> Transmit:
+        space = self.transmit
+        on, which, center, edge, log_sd = streams.uniforms("transmit", 5)
+        if on >= space.p:
+            return Transmit()
+        sequence = space.sequences[int(which * len(space.sequences))]
+        return Transmit(
+            sequence="mp2rage" if ratio.noise_frac > 0 else sequence,
+            center=within(space.center, center),
+            edge=within(space.edge, edge),
+            log_sd=within(space.log_sd, log_sd),
+            node_spacing_mm=space.node_spacing_mm,
+            seed=streams.seed("transmit"),
+            field_t=space.field_t,
+        )
+
+    def _draw_ratio(self, streams: Streams) -> Ratio:
+        on, noise = streams.uniforms("ratio", 2)
+        if on >= self.ratio.p:
+            return Ratio()
+        return Ratio(
+            noise_frac=within(self.ratio.noise_frac, noise),
+            low=self.ratio.low,
+            high=self.ratio.high,
+            seed=streams.seed("ratio"),
+        )
+
+    def _draw_susceptibility(self, streams: Streams) -> Susceptibility:
+        on, echo = streams.uniforms("susceptibility", 2)
+        if on >= self.susceptibility.p:
+            return Susceptibility()
+        return Susceptibility(
+            within(self.susceptibility.echo_time_ms, echo), self.susceptibility.field_t
+        )
+
+    def _draw_motion(self, streams: Streams) -> Motion:
+        space, rng = self.motion, streams.generator("motion")
+        if rng.random() >= space.p:
+            return Motion()
+        axis, moves = int(rng.integers(3)), int(rng.integers(space.moves[0], space.moves[1] + 1))
+        return Motion(
+            times_frac=tuple(sorted(rng.random(moves).tolist())),
+            translations_mm=tuple(
+                _triple(space.translation_mm, u) for u in rng.random((moves, 3))
+            ),
+            rotations_deg=tuple(_triple(space.rotation_deg, u) for u in rng.random((moves, 3))),
+            axis=axis,
+        )
+
+    def _draw_gibbs(self, streams: Streams) -> Gibbs:
+        u = streams.uniforms("gibbs", 4)
+        return Gibbs(_triple(self.gibbs.kept_frac, u[1:])) if u[0] < self.gibbs.p else Gibbs()
+
+    def _draw_resolution(self, streams: Streams) -> Resolution:
+        native, is_slice, axis, size_u, thickness_u = streams.uniforms("resolution", 5)
+        if native < self.resolution_native_p:
             return Resolution()
-        if rng.random() < self.resolution_slice_p:
-            size = np.ones(3)
-            size[rng.integers(3)] = rng.uniform(*self.resolution_slice_mm)
+        if is_slice < self.resolution_slice_p:
+            size = [1.0, 1.0, 1.0]
+            size[int(axis * 3)] = within(self.resolution_slice_mm, size_u)
         else:
-            size = np.full(3, rng.uniform(*self.resolution_isotropic_mm))
+            size = [within(self.resolution_isotropic_mm, size_u)] * 3
         # Slices are thinner than their spacing (gaps) or a little thicker (profiles overlap).
-        thickness = size * rng.uniform(*self.resolution_thickness_frac)
-        return Resolution(tuple(float(s) for s in size), tuple(float(t) for t in thickness))
+        share = within(self.resolution_thickness_frac, thickness_u)
+        return Resolution(tuple(size), tuple(s * share for s in size))
 
-    def _draw_view(self, rng: np.random.Generator) -> View:
-        if rng.random() < self.stripped_p:
-            return View(kept=str(rng.choice(["brain", "brain+csf"])))
-        if rng.random() < self.cut_p:
-            normal = np.array([0.0, rng.uniform(0.3, 1.0), rng.uniform(-1.0, -0.2)])
-            normal /= np.linalg.norm(normal)
-            return View(
-                cut_normal=tuple(float(n) for n in normal), cut_mm=float(rng.uniform(60, 95))
+    def _draw_noise(self, streams: Streams) -> Noise:
+        sd, count = streams.uniforms("noise", 2)
+        sd_frac, (fewest, most) = within(self.noise_sd_frac, sd), self.noise_channels
+        if sd_frac == 0:
+            return Noise()
+        channels = min(most, fewest + int(count * (most - fewest + 1)))
+        return Noise(sd_frac, streams.seed("noise"), channels)
+
+    def _draw_view(self, streams: Streams) -> View:
+        stripped, csf, cut, forward, down, distance = streams.uniforms("view", 6)
+        view = View()
+        if stripped < self.stripped_p:
+            view = View(kept="brain" if csf < 0.5 else "brain+csf")
+        elif cut < self.cut_p:
+            normal = (0.0, within((0.3, 1.0), forward), within((-1.0, -0.2), down))
+            length = math.hypot(*normal)
+            view = View(
+                cut_normal=tuple(n / length for n in normal), cut_mm=within((60.0, 95.0), distance)
             )
-        return View()
+        on, axis, low, high = streams.uniforms("field of view", 4)
+        if on < self.field_of_view.p:
+            lows, highs = list(view.low_mm), list(view.high_mm)
+            lows[int(axis * 3)] = -within(self.field_of_view.half_mm, low)
+            highs[int(axis * 3)] = within(self.field_of_view.half_mm, high)
+            view = replace(view, low_mm=tuple(lows), high_mm=tuple(highs))
+        return view
 
 
-def read_space(name_or_path: str) -> RecipeSpace:
-    """Recipe space by the name of a packaged one, or from a TOML file."""
-    if name_or_path.endswith(".toml"):
-        return RecipeSpace.read(name_or_path)
-    return RecipeSpace.packaged(name_or_path)
+def check_effects(effects: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` for a name that is not in `EFFECTS`."""
+    for effect in effects:
+        if effect not in EFFECTS:
+            raise ValueError(f"no effect {effect!r}; known: {', '.join(EFFECTS)}")
+
+
+def read_space(name_or_path: str) -> RecipeSpace | DialledSpace:
+    """Recipe space by the name of a packaged one, or from a TOML file.
+
+    A file with the key ``prior`` gives a `DialledSpace`.
+    """
+    if name_or_path.endswith(".toml") and "prior" in read_toml(Path(name_or_path)):
+        # Late: dial builds on this module.
+        from brainseg_bids.synth.dial import DialledSpace
+
+        return DialledSpace.read(name_or_path)
+    return RecipeSpace.named(name_or_path)
+
+
+_OFF: dict[str, dict] = {
+    "flip": {"flip_p": 0.0},
+    "deformation": {
+        "rotation_deg": (0.0, 0.0),
+        "scaling": (1.0, 1.0),
+        "shearing": (0.0, 0.0),
+        "velocity_sd_mm": (0.0, 0.0),
+    },
+    "bias": {"bias_log_sd": (0.0, 0.0)},
+    "transmit": {"transmit": {"p": 0.0}},
+    "ratio": {"ratio": {"p": 0.0}},
+    "susceptibility": {"susceptibility": {"p": 0.0}},
+    "motion": {"motion": {"p": 0.0}},
+    "gibbs": {"gibbs": {"p": 0.0}},
+    "resolution": {"resolution_native_p": 1.0},
+    "noise": {"noise_sd_frac": (0.0, 0.0)},
+    "view": {"stripped_p": 0.0, "cut_p": 0.0, "field_of_view": {"p": 0.0}},
+    "gamma": {"gamma_log_sd": 0.0},
+}
+"""Values at which an effect is off."""
+
+
+def _triple(bounds: Range, u) -> Triple:
+    return tuple(float(within(bounds, one)) for one in u)

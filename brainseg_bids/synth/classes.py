@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classes of labels that look alike: where their intensities come from, and how they are drawn."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from brainseg_bids.synth.recipe import Tissue
+from brainseg_bids.synth.streams import Range, Streams, phi, within
+
+if TYPE_CHECKING:
+    from brainseg_bids.synth.space import RecipeSpace
+
+MEAN_LIMITS = (0.0, 300.0)
+"""Means are clipped to these, as SynthSeg clips its images."""
+
+
+@dataclass(frozen=True)
+class TissueSpace:
+    """Where the intensities of one class come from.
+
+    ``mean`` is (centre, spread); normal draws for ``law = "normal"``, centre ± spread
+    uniformly for ``"uniform"``; ``sd`` likewise. ``components`` Gaussians are drawn,
+    ``component_spread`` apart.
+    """
+
+    labels: tuple[str, ...]
+    mean: Range
+    sd: Range
+    components: int = 1
+    component_spread: float = 0.0
+
+
+@dataclass(frozen=True)
+class ClassDraw:
+    """Random numbers that decide the tissues of one recipe, per class of its space.
+
+    Parameters
+    ----------
+    space : RecipeSpace
+    location, spread : (n_classes,) float
+        Standard normals; a class's mean and sd are quantiles at these.
+    sd_frac : float
+        Factor of all spreads.
+    is_dark : bool
+        Whether the background is.
+    offsets : tuple of tuple of float
+        Of a class's components from its mean.
+    """
+
+    space: RecipeSpace
+    location: np.ndarray
+    spread: np.ndarray
+    sd_frac: float
+    is_dark: bool
+    offsets: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def of(cls, space: RecipeSpace, streams: Streams) -> ClassDraw:
+        """Draw them."""
+        n = len(space.tissues)
+        location = streams.normals("means", n)
+        if space.law == "normal":
+            # One draw is common to all classes: sequences are brighter or darker as a whole,
+            # so white matter stays above grey far more often than independent draws allow.
+            own = math.sqrt(1 - space.shared_frac**2)
+            common = streams.normals("brightness", 1)[0]
+            location = space.shared_frac * common + own * location
+        return cls(
+            space=space,
+            location=location,
+            spread=streams.normals("sds", n),
+            sd_frac=within(space.sd_frac, streams.uniform("sd factor")),
+            is_dark=bool(streams.uniform("background") < space.background_dark_p),
+            offsets=_draw_offsets(space, streams),
+        )
+
+    def tissue(self, rank: int, location: float) -> Tissue:
+        """Tissue of a class whose mean is the quantile at this standard normal."""
+        space, tissue, spread = self.space, self.space.tissues[rank], float(self.spread[rank])
+        if "Background" in tissue.labels and not self.is_dark:
+            mean = within(space.background_noisy_mean, phi(location))
+            sd = within(space.background_noisy_sd, phi(spread))
+        elif space.law == "uniform":
+            (centre, half), (sd_centre, sd_half) = tissue.mean, tissue.sd
+            mean = within((centre - half, centre + half), phi(location))
+            sd = within((max(0.0, sd_centre - sd_half), sd_centre + sd_half), phi(spread))
+        else:
+            mean = tissue.mean[0] + space.widen * tissue.mean[1] * float(location)
+            sd = max(0.0, tissue.sd[0] + tissue.sd[1] * spread)
+        offsets = self.offsets[rank]
+        return Tissue(
+            tuple(clip_mean(mean + offset) for offset in offsets),
+            (sd * self.sd_frac,) * len(offsets),
+        )
+
+
+def _draw_offsets(space: RecipeSpace, streams: Streams) -> tuple[tuple[float, ...], ...]:
+    """Components' distances from their class's mean, in an order by chance."""
+    rng, offsets = streams.generator("components"), []
+    for tissue in space.tissues:
+        if tissue.components == 1:
+            offsets.append((0.0,))
+            continue
+        width = tissue.component_spread * rng.uniform(0.3, 1.0)
+        places = width * rng.permutation(np.linspace(-1, 1, tissue.components))
+        offsets.append(tuple(places.tolist()))
+    return tuple(offsets)
+
+
+def clip_mean(mean: float) -> float:
+    """Into `MEAN_LIMITS`."""
+    return float(min(max(mean, MEAN_LIMITS[0]), MEAN_LIMITS[1]))

@@ -1,0 +1,585 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``DialledSpace``: recipes between any contrast and a measured one.
+
+Every number of a recipe is a quantile of its law. The dial moves the quantiles: at ``kappa`` a
+number is ``(1 - kappa)`` times the agnostic law's quantile plus ``kappa`` times the prior's at
+the same probability (displacement interpolation: McCann, Advances in Mathematics 128, 1997).
+The law at 0 is exactly the agnostic one, at 1 the prior's, and between them it moves straight
+from the one to the other instead of mixing images of both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from scipy.special import ndtri
+
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.contrast.prior import ContrastPrior, LabelPrior, Spread
+from brainseg_bids.synth.classes import ClassDraw, clip_mean
+from brainseg_bids.synth.ranges import digest_of, read_toml
+from brainseg_bids.synth.recipe import Bias, Noise, Ratio, Recipe, Resolution, Texture, Tissue
+from brainseg_bids.synth.resolution import AcquiredVoxels
+from brainseg_bids.synth.space import RecipeSpace, check_effects
+from brainseg_bids.synth.streams import Streams
+
+UNITS = 255.0
+"""Intensity of a prior that stands for the 99.5th percentile, or for a ratio of +0.5."""
+
+NOISE_UNITS = 0.73 * UNITS
+"""Usual 99th percentile of a painted crop, which `Noise.sd_frac` is a share of, in a prior's
+units: the median over crops of a head with T1 contrast (0.58 to 0.85 of `UNITS`)."""
+
+LEAST_SD_FRAC = 0.1
+"""Share of a measured spread that is left as tissue's where noise explains all of it."""
+
+MOST_VARIANCE_LOST = 36.0
+"""To blur; beyond it the grains would have to be brighter than any tissue."""
+
+WHITE_MATTER = "Left-Cerebral-White-Matter"
+"""Label that the noise of a ratio is given for."""
+
+USUAL_UNI = 0.2
+"""Ratio of white matter where a prior does not say it; data/recipes/mp2rage7t.toml: 0.14."""
+
+WHITE_SIGNAL = 1.1
+"""Of white matter in the second inversion, grey matter 1; see `ratio.second_inversion`."""
+
+
+@dataclass(frozen=True)
+class MeasuredNoise:
+    """Noise that the spreads of a prior hold, to be taken out of them.
+
+    Parameters
+    ----------
+    sigma : float
+        Of magnitude images, in the prior's units.
+    channels : int
+    inversions_frac : float
+        Of a ratio's inversions, as of `Ratio`.
+    """
+
+    sigma: float = 0.0
+    channels: int = 1
+    inversions_frac: float = 0.0
+
+    def variance(self, mean: float) -> float:
+        """Of the noise in a label of this mean."""
+        slope = ratio_slope(mean / UNITS - 0.5)
+        return self.sigma**2 + (UNITS * self.inversions_frac * slope) ** 2
+
+    def removed(self, mean: float, sd: float, variance: float) -> tuple[float, float]:
+        """Mean and spread of the signal under noise, which was measured with this mean and spread.
+
+        The second moment of non-central chi is that of the signal plus ``2 channels sigma^2``
+        (Koay and Basser, Journal of Magnetic Resonance 179, 2006).
+
+        Parameters
+        ----------
+        variance : float
+            Of the noise; a share of the spread stays whatever it is, see `LEAST_SD_FRAC`.
+
+        Examples
+        --------
+        >>> bright = MeasuredNoise(3.0).removed(100.0, 5.0, 9.0)
+        >>> [round(value, 2) for value in bright]
+        [99.95, 4.0]
+        >>> air = MeasuredNoise(4.0).removed(4 * 1.2533, 4 * 0.6551, 16.0)
+        >>> bool(air[0] < 0.5)
+        True
+        """
+        mean = max(mean, 0.0)
+        if variance <= 0:
+            return mean, sd
+        left = math.sqrt(max(sd**2 - variance, (LEAST_SD_FRAC * sd) ** 2))
+        if self.sigma > 0:
+            square = mean**2 + sd**2 - left**2 - 2 * self.channels * self.sigma**2
+            mean = math.sqrt(max(square, 0.0))
+        return mean, left
+
+
+@dataclass(frozen=True, eq=False)
+class DialledSpace:
+    """Recipes between an agnostic space and a prior.
+
+    What a prior does not measure comes from the agnostic space whatever ``kappa``: geometry,
+    field of view, motion, Gibbs ringing, susceptibility, and the size of patches of components.
+    The transmit field fades with ``kappa``: in a prior it is part of the measured field.
+
+    Parameters
+    ----------
+    agnostic : RecipeSpace
+    prior : ContrastPrior
+    kappa : float
+        Contrast dial: 0 the agnostic space, 1 the prior.
+    name : str
+        ``PRIOR-kappaK`` unless given.
+    off : tuple of str
+        Effects of `space.EFFECTS` that are switched off; see `without`.
+    voxel_size_mm : float
+        Of the pairs; the spread that their blur takes is painted on top. See `at`.
+
+    Raises
+    ------
+    ValueError
+        If ``kappa`` is outside 0..1, the prior's correlation is no matrix of its labels, or the
+        agnostic space lacks one of the prior's labels.
+    """
+
+    agnostic: RecipeSpace
+    prior: ContrastPrior
+    kappa: float
+    name: str = ""
+    off: tuple[str, ...] = ()
+    voxel_size_mm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.kappa <= 1:
+            raise ValueError(
+                f"kappa is {self.kappa!r}: choose a number from 0 (any contrast) to 1 (measured)"
+            )
+        if not self.name:
+            object.__setattr__(self, "name", f"{self.prior.name}-kappa{self.kappa:g}")
+        n, correlation = len(self.prior.labels), np.asarray(self.prior.correlation)
+        if correlation.shape != (n, n) or not np.isfinite(correlation).all():
+            raise ValueError(
+                f"prior {self.prior.name}: its correlation is no finite matrix of {n} x {n} labels"
+            )
+        missing = sorted(set(self.prior.labels) - set(self._class_of))
+        if missing:
+            raise ValueError(
+                f"recipe space {self.agnostic.name} says nothing about: {', '.join(missing)}"
+            )
+
+    @classmethod
+    def read(cls, path: str | Path) -> DialledSpace:
+        """Read a TOML file with the keys ``prior``, ``kappa`` and ``agnostic``.
+
+        Paths are relative to the file; other keys change the agnostic space.
+
+        Raises
+        ------
+        ValueError
+            Naming the file, if it or the prior cannot be used.
+        """
+        path = Path(path)
+        raw = read_toml(path)
+        prior_path = path.parent / str(raw.pop("prior", ""))
+        kappa, name = raw.pop("kappa", 1.0), raw.pop("name", path.stem)
+        agnostic = str(raw.pop("agnostic", "agnostic"))
+        if not prior_path.is_file():
+            raise ValueError(f"{path}: the prior {prior_path} is not there")
+        if isinstance(kappa, bool) or not isinstance(kappa, int | float):
+            raise ValueError(f"{path}: kappa has to be a number from 0 to 1, not {kappa!r}")
+        space = RecipeSpace.named(agnostic, path.parent)
+        prior = ContrastPrior.read(prior_path)
+        try:
+            return cls(space.changed(raw), prior, float(kappa), name)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the agnostic space, the prior and the dial; the name does not matter."""
+        return digest_of(
+            {
+                "agnostic": self.agnostic.digest,
+                "prior": self.prior.digest,
+                "kappa": self.kappa,
+                "off": sorted(set(self.off)),
+                "voxel_size_mm": self.voxel_size_mm,
+            }
+        )
+
+    def covers(self, table: LabelTable) -> None:
+        """Raise ``ValueError`` if the prior is for another table or lacks labels of it."""
+        self.prior.check_table(table)
+        self.agnostic.covers(table)
+
+    def without(self, *effects: str) -> DialledSpace:
+        """The same space with effects of `space.EFFECTS` switched off.
+
+        Without ``noise``, the spreads of labels keep the noise that was measured with them.
+        """
+        check_effects(effects)
+        return replace(self, agnostic=self.agnostic.without(*effects), off=(*self.off, *effects))
+
+    def at(self, voxel_size_mm: float) -> DialledSpace:
+        """The same space for pairs of another voxel size.
+
+        Spreads are measured in images that are as sharp as they are; what is painted is blurred
+        afterwards, the more, the smaller a pair's voxels. So more is painted.
+        """
+        return replace(self, voxel_size_mm=float(voxel_size_mm))
+
+    def draw(self, rng: np.random.Generator) -> Recipe:
+        """Draw one recipe; all randomness of a pair comes from ``rng`` here."""
+        streams = Streams.draw(rng)
+        # Numbers of the agnostic law; those of the prior are drawn from the same streams.
+        recipe = self._base.draw_rest(streams, {})
+        noise, ratio, measured = self._draw_noise(streams, recipe)
+        sharpness = self._draw_sharpness(streams)
+        grain_mm, grain_frac = self._grain
+        lost = variance_lost(sharpness, self.voxel_size_mm)
+        gain = (1 - grain_frac) * lost + grain_frac
+        return replace(
+            recipe,
+            tissues=self._draw_tissues(streams, measured, math.sqrt(gain)),
+            texture=self._draw_texture(recipe.texture, grain_mm, grain_frac / gain),
+            bias=self._draw_bias(streams, recipe.bias),
+            ratio=ratio,
+            resolution=self._between_resolutions(recipe.resolution, sharpness),
+            noise=noise,
+            # A prior is of images as they are: its gamma is 1.
+            gamma=recipe.gamma ** (1 - self.kappa),
+            space=self.name,
+        )
+
+    def _between(self, agnostic: float, fitted: float) -> float:
+        return float((1 - self.kappa) * agnostic + self.kappa * fitted)
+
+    @cached_property
+    def _class_of(self) -> dict[str, int]:
+        """Rank of the agnostic class of each label."""
+        classes = enumerate(self.agnostic.tissues)
+        return {label: rank for rank, tissue in classes for label in tissue.labels}
+
+    @cached_property
+    def _ratio_share(self) -> float:
+        """Of the prior's images."""
+        kinds = self.prior.noise.kinds
+        if "ratio" in self.off:
+            return 0.0
+        return kinds.get("ratio", 0.0) / max(sum(kinds.values()), 1e-12)
+
+    @cached_property
+    def _base(self) -> RecipeSpace:
+        """The agnostic space with the probabilities of its choices moved towards the prior's."""
+        space = self.agnostic
+        stripped = (self.prior.metadata or {}).get("SkullStripped")
+        if stripped is None or "view" in self.off:
+            stripped = space.stripped_p
+        return replace(
+            space,
+            background_dark_p=self._between(space.background_dark_p, 1.0),
+            stripped_p=self._between(space.stripped_p, float(stripped)),
+            transmit=replace(space.transmit, p=self._between(space.transmit.p, 0.0)),
+            ratio=replace(space.ratio, p=self._between(space.ratio.p, self._ratio_share)),
+        )
+
+    @cached_property
+    def _root(self) -> np.ndarray:
+        """Matrix that gives independent normals the prior's correlation: (n, n).
+
+        Cholesky's, because eigenvectors differ from one machine to the next.
+        """
+        symmetric = np.asarray(self.prior.correlation, dtype=float)
+        symmetric = (symmetric + symmetric.T) / 2
+        # Rounding and pooling leave eigenvalues at 0 or a little below it.
+        lift = max(0.0, 1e-8 - float(np.linalg.eigvalsh(symmetric)[0]))
+        root = np.linalg.cholesky(symmetric + lift * np.eye(len(symmetric)))
+        return root / np.linalg.norm(root, axis=1, keepdims=True)
+
+    @cached_property
+    def _grain(self) -> tuple[float, float]:
+        """Grain (mm) of the prior's usual label, and its share of the variance less noise."""
+        known = [label for label in self.prior.labels.values() if label.source == "measured"]
+        if not known or "texture" in self.off:
+            return 3.0, 0.0
+        shares = []
+        for label in known:
+            painted_alone = "noise" in self.off or set(self.prior.noise.kinds) == {"none"}
+            own = label.sd.median
+            if label.tissue_sd is not None and not painted_alone:
+                own = label.tissue_sd.median
+            share = label.grain_frac * (label.sd.median / own) ** 2 if own > 0 else 0.0
+            shares.append(min(1.0, share))
+        return float(np.median([label.grain_mm for label in known])), float(np.median(shares))
+
+    def _draw_noise(self, streams: Streams, recipe: Recipe) -> tuple[Noise, Ratio, MeasuredNoise]:
+        """Noise, ratio, and the noise that is to be taken out of the prior's spreads.
+
+        An image of a kind that the prior has never seen takes the agnostic noise.
+        """
+        prior, share = self.prior.noise, self._ratio_share
+        if recipe.ratio.noise_frac > 0:
+            if share == 0:
+                return recipe.noise, recipe.ratio, MeasuredNoise()
+            uni = USUAL_UNI
+            if WHITE_MATTER in self.prior.labels:
+                uni = self.prior[WHITE_MATTER].mean / UNITS - 0.5
+            sigma = quantile(prior.sigma, streams.uniforms("ratio", 2)[1])
+            fitted = sigma * WHITE_SIGNAL / max(ratio_slope(uni), 0.1)
+            ratio = replace(
+                recipe.ratio,
+                noise_frac=self._between(recipe.ratio.noise_frac, fitted),
+                low=self._between(recipe.ratio.low, 0.0),
+                high=self._between(recipe.ratio.high, UNITS),
+            )
+            return recipe.noise, ratio, MeasuredNoise(inversions_frac=fitted)
+        kinds = {kind: p for kind, p in prior.kinds.items() if kind != "ratio" and p > 0}
+        if not kinds or "noise" in self.off:
+            return recipe.noise, recipe.ratio, MeasuredNoise()
+        level, _, kind_u, channels_u = streams.uniforms("noise", 4)
+        kind = _choose(kinds, kind_u)
+        # Where the background holds no noise, what the labels hold is painted as their spread.
+        sigma = 0.0 if kind == "none" else quantile(prior.sigma, level)
+        fitted_channels = max(1, round(prior.channels)) if kind == "chi" else 1
+        channels = fitted_channels if channels_u < self.kappa else recipe.noise.channels
+        sd_frac = self._between(recipe.noise.sd_frac, sigma / NOISE_UNITS)
+        noise = Noise(sd_frac, streams.seed("noise"), channels) if sd_frac > 0 else Noise()
+        return noise, recipe.ratio, MeasuredNoise(sigma, fitted_channels)
+
+    def _draw_tissues(
+        self, streams: Streams, measured: MeasuredNoise, gain: float
+    ) -> dict[str, Tissue]:
+        classes = ClassDraw.of(self._base, streams)
+        common = self._root @ streams.normals("fitted means", len(self.prior.labels))
+        fitted_z = dict(zip(self.prior.labels, common, strict=True))
+        order = streams.generator("fitted components")
+        own, shared = math.sqrt(1 - self.kappa), math.sqrt(self.kappa)
+        tissues = {}
+        for label, rank in self._class_of.items():
+            if label not in self.prior.labels:
+                continue
+            # The sum's correlation is (1 - kappa) the classes' plus kappa the prior's.
+            z = own * classes.location[rank] + shared * fitted_z[label]
+            prior = self.prior[label]
+            n = 1 if "texture" in self.off else len(prior.components)
+            fitted = fitted_tissue(
+                prior,
+                location=float(z),
+                spread=float(classes.spread[rank]),
+                noise=measured,
+                gain=gain,
+                order=order.permutation(n) if n > 1 else (0,),
+            )
+            tissues[label] = between_tissues(classes.tissue(rank, z), fitted, self.kappa)
+        return tissues
+
+    def _draw_texture(self, texture: Texture, grain_mm: float, grain_frac: float) -> Texture:
+        if "texture" in self.off or self.kappa == 0:
+            return texture
+        # The grain's size means nothing where there is none.
+        agnostic_mm = texture.grain_mm if texture.grain_frac > 0 else grain_mm
+        return replace(
+            texture,
+            grain_mm=self._between(agnostic_mm, grain_mm),
+            grain_frac=self._between(texture.grain_frac, grain_frac),
+        )
+
+    def _draw_bias(self, streams: Streams, bias: Bias) -> Bias:
+        if "bias" in self.off or self.kappa == 0:
+            return bias
+        strength, smoothness = streams.uniforms("bias", 2)
+        log_sd = self._between(bias.log_sd, quantile(self.prior.bias_log_sd, strength))
+        if log_sd == 0:
+            return Bias()
+        fitted_mm = quantile(self.prior.bias_smoothness_mm, smoothness)
+        return Bias(
+            log_sd,
+            self._between(self.agnostic.bias_node_spacing_mm, fitted_mm),
+            streams.seed("bias"),
+        )
+
+    def _draw_sharpness(self, streams: Streams) -> Resolution:
+        """Of the prior."""
+        if "resolution" in self.off:
+            return Resolution()
+        level = streams.uniforms("resolution", 5)[3]
+        fwhm = tuple(quantile(axis, level) for axis in self.prior.fwhm_mm)
+        return Resolution(tuple(self.prior.voxel_size_mm), fwhm)
+
+    def _between_resolutions(self, agnostic: Resolution, fitted: Resolution) -> Resolution:
+        if "resolution" in self.off:
+            return agnostic
+        return Resolution(
+            tuple(map(self._between, agnostic.voxel_size_mm, fitted.voxel_size_mm)),
+            tuple(map(self._between, agnostic.thickness_mm, fitted.thickness_mm)),
+        )
+
+
+def variance_lost(resolution: Resolution, voxel_size_mm: float) -> float:
+    """Variance of white noise in a pair's voxels over what is left of it in the acquired ones.
+
+    At most `MOST_VARIANCE_LOST`.
+
+    Parameters
+    ----------
+    voxel_size_mm : float
+        Of the pair.
+
+    Examples
+    --------
+    >>> variance_lost(Resolution(), 1.0)
+    1.0
+    """
+    voxels = AcquiredVoxels.of((48, 48, 48), resolution, voxel_size_mm=voxel_size_mm)
+    left = 1.0
+    for sampling in voxels.samplings:
+        if sampling is not None:
+            left *= float(sampling[0].square().sum(1).mean())
+    return min(1 / left, MOST_VARIANCE_LOST)
+
+
+def fitted_tissue(
+    prior: LabelPrior,
+    *,
+    location: float,
+    spread: float,
+    noise: MeasuredNoise,
+    gain: float,
+    order: Sequence[int],
+) -> Tissue:
+    """Tissue that a prior has at two standard normals, less the noise that it was measured with.
+
+    Parameters
+    ----------
+    gain : float
+        Spread that is painted over the spread that blurring leaves of it.
+    order : sequence of int
+        Which component comes first: neighbours in it touch in the image. If there is one place
+        only, one component of the same mean and spread stands for all.
+    """
+    mean = prior.mean + prior.mean_sd * location
+    sd = prior.sd.median * math.exp(prior.sd.log_sd * spread)
+    total = sum(part.weight for part in prior.components)
+    parts = [(p.weight / total, p.mean, p.sd) for p in prior.components]
+    if len(order) == 1 < len(parts):
+        offset = sum(w * m for w, m, _ in parts)
+        variance = sum(w * (s**2 + (m - offset) ** 2) for w, m, s in parts)
+        parts = [(1.0, offset, math.sqrt(variance))]
+    variance = noise.variance(mean)
+    if variance > 0 and prior.tissue_sd is not None:
+        own = prior.tissue_sd.median * math.exp(prior.tissue_sd.log_sd * spread)
+        variance = max(sd**2 - own**2, 0.0)
+    painted = [noise.removed(mean + m * sd, s * sd, variance) for _, m, s in parts]
+    return Tissue(
+        mean=tuple(clip_mean(painted[k][0]) for k in order),
+        sd=tuple(gain * painted[k][1] for k in order),
+        weight=tuple(parts[k][0] for k in order) if len(parts) > 1 else (),
+    )
+
+
+def between_tissues(agnostic: Tissue, fitted: Tissue, kappa: float) -> Tissue:
+    """Tissue between two: darker components move to darker ones, brighter to brighter.
+
+    The two mixtures are cut into the fewest parts that have one component of each; every part
+    moves straight from the one to the other.
+
+    Examples
+    --------
+    >>> between_tissues(Tissue((100.0,), (10.0,)), Tissue((50.0, 90.0), (4.0, 6.0), (0.75, 0.25)),
+    ...     0.5)
+    Tissue(mean=(75.0, 95.0), sd=(7.0, 8.0), weight=(0.75, 0.25))
+    """
+    if kappa in (0, 1):
+        return fitted if kappa == 1 else agnostic
+    parts = []
+    mine, theirs = _by_brightness(agnostic), _by_brightness(fitted)
+    while mine and theirs:
+        (mine_left, k), (theirs_left, other) = mine[0], theirs[0]
+        weight = min(mine_left, theirs_left)
+        parts.append((k, other, weight))
+        mine[0], theirs[0] = (mine_left - weight, k), (theirs_left - weight, other)
+        mine, theirs = ([p for p in side if p[0] > 1e-9] for side in (mine, theirs))
+    # In the order of the components, which is by chance, rather than of their brightness.
+    parts.sort()
+
+    def moved(one: Sequence[float], two: Sequence[float]) -> tuple[float, ...]:
+        return tuple((1 - kappa) * one[k] + kappa * two[other] for k, other, _ in parts)
+
+    return Tissue(
+        mean=moved(agnostic.mean, fitted.mean),
+        sd=moved(agnostic.sd, fitted.sd),
+        weight=tuple(weight for *_, weight in parts) if len(parts) > 1 else (),
+    )
+
+
+def _by_brightness(tissue: Tissue) -> list[tuple[float, int]]:
+    """Weight and rank of each component, the darkest first."""
+    n = len(tissue.mean)
+    weights = tissue.weight or (1 / n,) * n
+    return [(weights[k], k) for k in sorted(range(n), key=lambda k: tissue.mean[k])]
+
+
+def quantile(spread: Spread, u: float) -> float:
+    """Quantile of a positive quantity whose logarithm is normal.
+
+    >>> quantile(Spread(2.0, 0.3), 0.5)
+    2.0
+    """
+    return float(spread.median * math.exp(spread.log_sd * ndtri(min(max(u, 1e-9), 1 - 1e-9))))
+
+
+def ratio_slope(uni: float) -> float:
+    """Noise of MP2RAGE's ratio over the noise of its inversions, where the signal is 1.
+
+    With ``t`` the ratio of the two inversions, UNI is ``t / (1 + t^2)`` (Marques et al.,
+    NeuroImage 49, 2010) and small noise grows by ``(1 - t^2) / (1 + t^2)^1.5``.
+
+    Parameters
+    ----------
+    uni : float
+        -0.5..0.5.
+
+    Examples
+    --------
+    >>> ratio_slope(0.0), ratio_slope(0.5)
+    (1.0, 0.0)
+    """
+    q = math.sqrt(max(1 - 4 * uni**2, 0.0))
+    return q * math.sqrt((1 + q) / 2)
+
+
+def _choose(shares: dict[str, float], u: float) -> str:
+    """Name whose stretch of 0..1 holds ``u``."""
+    names = sorted(shares)
+    ends = np.cumsum([shares[name] for name in names])
+    return names[min(int(np.searchsorted(ends, u * ends[-1], side="right")), len(names) - 1)]
+
+
+def write_dial(
+    path: str | Path, prior_path: str | Path, kappa: float, agnostic: str = "agnostic"
+) -> Path:
+    """Write a recipe file that `read_space` turns into a `DialledSpace`.
+
+    Parameters
+    ----------
+    prior_path : path
+        JSON of the prior; written relative to ``path``.
+    agnostic : str
+        Packaged recipe space or TOML file.
+
+    Raises
+    ------
+    ValueError
+        If ``kappa`` is outside 0..1.
+    """
+    if not 0 <= kappa <= 1:
+        raise ValueError(f"kappa is {kappa!r}: choose a number from 0 (any contrast) to 1")
+    path = Path(path)
+
+    def relative(to: str | Path) -> str:
+        return json.dumps(os.path.relpath(to, path.parent).replace(os.sep, "/"))
+
+    space = relative(agnostic) if agnostic.endswith(".toml") else json.dumps(agnostic)
+    lines = [
+        "# Recipe space between any contrast and a measured one.",
+        "# What images of the contrast look like; the path starts at this file.",
+        f"prior = {relative(prior_path)}",
+        "# Contrast dial: 0 any contrast, 1 as measured.",
+        f"kappa = {float(kappa)!r}",
+        "# Space at 0; what a prior does not measure (geometry, view, motion) is always its.",
+        f"agnostic = {space}",
+        "# Further lines change that space, such as flip_p = 0.0",
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

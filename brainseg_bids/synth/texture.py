@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Structure within a label: patches of its components, and a grain in its noise.
+
+Both are random fields of cubic B-splines, with a spread of one in every voxel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from brainseg_bids.synth.intensity import LEVELS, LEVELS_PER_SD, draw_noise
+from brainseg_bids.synth.interpolate import smooth_field
+from brainseg_bids.synth.recipe import Texture
+from brainseg_bids.synth.view import Crop
+
+BySlab = Callable[[int, int], Tensor]
+
+
+def patches(texture: Texture, crop: Crop) -> BySlab:
+    """Function of a slab: level of the field that chooses among components, int32.
+
+    Returns
+    -------
+    callable (start, stop) -> (stop - start, Y, Z) int32 in 0..LEVELS - 1
+        `intensity.tissue_lookup` knows which component each level means for each label.
+    """
+    field = smooth_field(
+        crop.shape,
+        voxel_size_mm=crop.voxel_size_mm,
+        node_spacing_mm=texture.scale_mm,
+        seed=texture.seed,
+        device=crop.device,
+        spread=LEVELS_PER_SD,
+    )
+
+    def level(start: int, stop: int) -> Tensor:
+        return field(start, stop).add_(LEVELS / 2).clamp_(0, LEVELS - 1).int()
+
+    return level
+
+
+def grain(texture: Texture, crop: Crop, seed: int) -> BySlab:
+    """Function of a slab: standard normal noise of which a share is smooth.
+
+    ``sqrt(1 - f) white + sqrt(f) grain`` with ``f = texture.grain_frac``, so that the spread is
+    one whatever the share, and a voxel's correlation with another one ``f`` times the grain's.
+
+    Parameters
+    ----------
+    seed : int
+        Of the white part.
+    """
+    if not 0 <= texture.grain_frac <= 1:
+        raise ValueError(f"the share of grain has to lie in 0..1, not be {texture.grain_frac:g}")
+    white = draw_noise(crop.shape, seed, crop.device)
+    if texture.grain_frac == 0:
+        return white
+    smooth = smooth_field(
+        crop.shape,
+        voxel_size_mm=crop.voxel_size_mm,
+        # Nodes closer than voxels would only be another white noise, at a price.
+        node_spacing_mm=max(texture.grain_mm, crop.voxel_size_mm),
+        seed=texture.grain_seed,
+        device=crop.device,
+        spread=texture.grain_frac**0.5,
+    )
+    rest = (1 - texture.grain_frac) ** 0.5
+    return lambda start, stop: smooth(start, stop).add_(white(start, stop), alpha=rest)

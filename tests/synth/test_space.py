@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipe spaces: every effect has its range, its switch and its place in the digest."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from scipy.stats import kstest
+
+from brainseg_bids.synth.classes import TissueSpace
+from brainseg_bids.synth.recipe import Recipe, View
+from brainseg_bids.synth.space import EFFECTS, RecipeSpace, read_space
+from brainseg_bids.synth.streams import Streams
+from tests.synth.switches import is_off
+
+SEVEN_T = RecipeSpace.packaged("agnostic7t")
+SMALL = replace(SEVEN_T, tissues=SEVEN_T.tissues[:3])
+"""Few classes, so that many recipes take no time."""
+
+
+def recipes(space: RecipeSpace, n: int, seed: int = 0) -> list[Recipe]:
+    rng = np.random.default_rng(seed)
+    return [space.draw(rng) for _ in range(n)]
+
+
+def test_the_older_spaces_have_nothing_of_the_new_effects():
+    new = ("transmit", "ratio", "susceptibility", "motion", "gibbs")
+    for name in ("agnostic", "t1w", "t2w", "flair"):
+        for recipe in recipes(RecipeSpace.packaged(name), 5):
+            assert all(is_off(effect, recipe) for effect in new)
+            assert recipe.texture.grain_frac == 0
+            assert recipe.noise.channels == 1
+            assert (recipe.view.low_mm, recipe.view.high_mm) == (View().low_mm, View().high_mm)
+
+
+def test_7_tesla_shows_every_effect_within_its_range():
+    drawn = recipes(SMALL, 400)
+    for effect in EFFECTS:
+        if effect != "texture":
+            assert any(not is_off(effect, recipe) for recipe in drawn), effect
+    for recipe in drawn:
+        transmit, motion = recipe.transmit, recipe.motion
+        if transmit.sequence != "none":
+            assert 1.0 <= transmit.center <= 1.4
+            assert 0.45 <= transmit.edge <= 0.95
+            assert (transmit.sequence == "mp2rage") == (recipe.ratio.noise_frac > 0)
+        assert recipe.ratio.noise_frac == 0 or 0.01 <= recipe.ratio.noise_frac <= 0.08
+        assert recipe.noise.sd_frac == 0 or recipe.ratio.noise_frac == 0
+        assert recipe.noise.channels in (1, 2, 3, 4)
+        assert 0 <= recipe.susceptibility.echo_time_ms <= 6
+        assert list(motion.times_frac) == sorted(motion.times_frac)
+        assert len(motion.times_frac) == len(motion.rotations_deg) == len(motion.translations_mm)
+        assert len(motion.times_frac) <= 4
+        assert np.abs([*motion.rotations_deg, (0, 0, 0)]).max() <= 1.5
+        assert all(0.65 <= kept <= 1 for kept in recipe.gibbs.kept_frac)
+        assert 0 <= recipe.texture.grain_frac <= 0.5
+        cut = [face for face in (*recipe.view.low_mm, *recipe.view.high_mm) if abs(face) < 1000]
+        assert len(cut) in (0, 2)
+        assert all(50 <= abs(face) <= 110 for face in cut)
+
+
+@pytest.mark.parametrize(
+    ("share", "shows"),
+    [
+        (0.7, lambda recipe: recipe.transmit.sequence != "none"),
+        (0.3, lambda recipe: recipe.ratio.noise_frac > 0),
+        (0.2, lambda recipe: bool(recipe.motion.times_frac)),
+        (0.2, lambda recipe: max(recipe.view.low_mm) > -1000),
+        (0.1, lambda recipe: recipe.view.kept != "head"),
+    ],
+)
+def test_effects_come_as_often_as_their_probability(share, shows):
+    found = np.mean([shows(recipe) for recipe in recipes(SMALL, 500)])
+    assert found == pytest.approx(share, abs=0.07)
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+def test_an_effect_switched_off_leaves_the_other_numbers_as_they_were(effect):
+    components = replace(SMALL.tissues[1], components=2, component_spread=30.0)
+    space = replace(SMALL, tissues=(SMALL.tissues[0], components))
+    bare = space.without(effect)
+    assert any(not is_off(effect, recipe) for recipe in recipes(space, 60))
+    # Without a ratio an image has noise of its own, and another answer to the transmit field.
+    follows = {"ratio": {"noise", "transmit", "ratio"}, "texture": {"texture", "tissues"}}
+    changed = follows.get(effect, {effect})
+    for full, less in zip(recipes(space, 60), recipes(bare, 60), strict=True):
+        assert is_off(effect, less)
+        for part in {item.name for item in fields(Recipe)} - changed:
+            assert getattr(full, part) == getattr(less, part)
+
+
+def test_an_unknown_effect_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"no effect 'glow'; known: flip, deformation"):
+        SMALL.without("glow")
+
+
+def test_means_of_a_normal_law_share_a_part_and_are_clipped():
+    classes = tuple(TissueSpace((name,), (100.0, 40.0), (5.0, 1.0)) for name in "ABC")
+    space = RecipeSpace(classes, law="normal", shared_frac=0.8, widen=1.5)
+    drawn = np.array([[r.tissues[n].mean[0] for n in "ABC"] for r in recipes(space, 1500)])
+    assert kstest((drawn[:, 0] - 100) / 60, "norm").statistic < 0.06  # but for the clipped end
+    assert drawn.min() == 0
+    assert drawn.max() <= 300
+    assert np.corrcoef(drawn.T)[0, 1] == pytest.approx(0.64, abs=0.06)
+
+
+def test_streams_do_not_depend_on_one_another():
+    drawn = [Streams(seed) for seed in range(2000)]
+    pairs = np.array([[s.uniform("bias"), s.uniform("noise"), s.uniforms("noise", 2)[1]]
+                      for s in drawn])  # fmt: skip
+    assert np.abs(np.corrcoef(pairs.T)[np.triu_indices(3, 1)]).max() < 0.08
+    assert all(kstest(column, "uniform").pvalue > 1e-3 for column in pairs.T)
+    assert len({s.seed("bias") for s in drawn}) == len(drawn)
+
+
+def numbers_of(group, prefix=()):
+    """Path of every number of a space."""
+    for item in fields(group):
+        value = getattr(group, item.name)
+        if hasattr(value, "__dataclass_fields__"):
+            yield from numbers_of(value, (*prefix, item.name))
+        elif isinstance(value, float) or (
+            isinstance(value, tuple) and value and isinstance(value[0], int | float)
+        ):
+            yield (*prefix, item.name)
+
+
+@pytest.mark.parametrize("path", list(numbers_of(SMALL)), ids=".".join)
+def test_the_digest_changes_with_every_number(path):
+    group = SMALL if len(path) == 1 else getattr(SMALL, path[0])
+    value = getattr(group, path[-1])
+    if isinstance(value, tuple):
+        step = 0.001 if isinstance(value[1], float) else 1
+        other = (value[0], value[1] + step)
+    else:
+        other = value + 0.001 if value < 0.5 else value - 0.001
+    change = {path[-1]: other}
+    changed = SMALL.changed(change if len(path) == 1 else {path[0]: change})
+    assert changed.digest != SMALL.digest
+    assert changed.changed({"name": "another"}).digest == changed.digest
+
+
+def test_the_digest_knows_the_classes():
+    assert replace(SMALL, tissues=SMALL.tissues[:2]).digest != SMALL.digest
+    brighter = replace(SMALL.tissues[0], mean=(8.5, 7.5))
+    assert replace(SMALL, tissues=(brighter, *SMALL.tissues[1:])).digest != SMALL.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[gibbs]\nq = 0.5", "'gibbs.q' is no setting .*kept_frac, p"),
+        ("gibbs = 0.5", "'gibbs' is a group of settings"),
+        ("[motion]\np = 1.5", "motion.p is a probability: 1.5"),
+        ("flip_p = -0.1", "flip_p is a probability"),
+        ("bias_log_sd = 0.3", r"bias_log_sd has to be \[low, high\]"),
+        ("bias_log_sd = [0.3, 0.1]", r"bias_log_sd has to be \[low, high\]"),
+        ("[motion]\nmoves = [0, 2]", "motion.moves counts: whole numbers"),
+        ("noise_channels = [1.0, 2.0]", "noise_channels counts: whole numbers"),
+        ('gamma_log_sd = "big"', "gamma_log_sd has to be a number"),
+        ('law = "cauchy"', "law 'cauchy' is neither"),
+        ('[transmit]\nsequences = ["flash"]', "transmit.sequences has to hold"),
+        ("tissues = [", "this is no TOML"),
+        ('base = "t9w"', "no recipe space 't9w'"),
+    ],
+)
+def test_a_recipe_file_that_cannot_be_used_says_why_in_one_line(tmp_path, text, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(text if "base" in text else f'base = "agnostic"\n{text}\n')
+    with pytest.raises(ValueError, match=message) as caught:
+        read_space(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_file_that_is_not_there_or_has_no_classes_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="there is no such recipe file"):
+        read_space(str(tmp_path / "gone.toml"))
+    (tmp_path / "empty.toml").write_text("flip_p = 0.5\n")
+    with pytest.raises(ValueError, match="the classes are missing"):
+        read_space(str(tmp_path / "empty.toml"))
+
+
+def test_a_recipe_file_may_say_only_what_differs_from_another(tmp_path):
+    (tmp_path / "first.toml").write_text('base = "agnostic"\nflip_p = 0.0\n[motion]\np = 0.5\n')
+    (tmp_path / "second.toml").write_text('base = "first.toml"\n[motion]\nmoves = [2, 2]\n')
+    space = read_space(str(tmp_path / "second.toml"))
+    assert (space.name, space.flip_p, space.motion.p, space.motion.moves) == (
+        "second",
+        0,
+        0.5,
+        (2, 2),
+    )
+    assert space.tissues == RecipeSpace.packaged("agnostic").tissues
+
+
+def test_mp2rage_shows_what_its_signal_equations_say():
+    drawn = recipes(RecipeSpace.packaged("mp2rage7t"), 300)
+    names = ("Left-Cerebral-White-Matter", "Left-Cerebral-Cortex", "Left-Lateral-Ventricle")
+    white, grey, csf = np.array([[r.tissues[n].mean[0] for n in names] for r in drawn]).T
+    assert (white > grey).mean() > 0.99
+    assert (grey > csf).mean() > 0.99
+    assert all(r.ratio.noise_frac > 0 for r in drawn)
+    assert {r.transmit.sequence for r in drawn} == {"none", "mp2rage"}

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pairs of a training run can be made again, one by one, by whoever asks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from brainseg_bids.anatomy.crosswalk import Crosswalk
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.synth.dial import DialledSpace
+from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.space import RecipeSpace
+from brainseg_bids.training.pairs import PairStream
+from tests.synth.priors import make_prior
+
+T1W, AGNOSTIC = RecipeSpace.packaged("t1w"), RecipeSpace.packaged("agnostic")
+
+
+@pytest.fixture(scope="module")
+def ready(head) -> Head:
+    return Head.from_label_map(head)
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    source = LabelTable.packaged("fullhead")
+    crosswalk = Crosswalk.packaged("fullhead", "brainseg")
+    return Generator(crosswalk, source, shape=(16, 16, 16), voxel_size_mm=12.0)
+
+
+def stream(ready, generator, spaces=((T1W, 1.0), (AGNOSTIC, 2.0)), **options) -> PairStream:
+    return PairStream([ready, ready], list(spaces), generator, **{"seed": 4} | options)
+
+
+def test_a_pair_depends_on_neither_order_nor_names_of_the_spaces(ready, generator):
+    renamed = ((replace(AGNOSTIC, name="any"), 2.0), (T1W, 1.0))
+    ours, theirs = (stream(ready, generator, s) for s in (((T1W, 1.0), (AGNOSTIC, 2.0)), renamed))
+    for step in range(10):
+        (head, recipe), (other_head, other) = ours.draw(step), theirs.draw(step)
+        assert head == other_head
+        assert replace(recipe, space="") == replace(other, space="")
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.5, 1.0])
+def test_a_dialled_space_gives_pairs_that_can_be_made_again(ready, generator, kappa):
+    spaces = [[(DialledSpace(AGNOSTIC, make_prior(), kappa), 1.0)] for _ in range(2)]
+    one, other = (stream(ready, generator, s) for s in spaces)
+    assert one.spaces[0][0].digest == other.spaces[0][0].digest
+    straight = next(iter(one))
+    head, recipe = other.draw(0)
+    again = generator.render(other.heads[head], recipe)
+    assert torch.equal(straight["image"][0], again.image)
+    assert torch.equal(straight["labels"], again.labels)
+    assert torch.isfinite(straight["image"]).all()
+
+
+def test_workers_take_turns_and_give_what_one_process_gives(ready, generator):
+    pairs = stream(ready, generator, start_step=3, stop_step=8)
+    alone = list(pairs)
+    shared = list(DataLoader(pairs, batch_size=None, num_workers=2))
+    assert [int(pair["step"]) for pair in alone] == [3, 4, 5, 6, 7]
+    assert [int(pair["step"]) for pair in shared] == [3, 4, 5, 6, 7]
+    for one, other in zip(alone, shared, strict=True):
+        assert torch.equal(one["image"], other["image"])
+
+
+def test_ranks_and_seeds_give_other_pairs(ready, generator):
+    drawn = [
+        stream(ready, generator, seed=seed, rank=rank).draw(2)[1].to_json()
+        for seed, rank in ((4, 0), (4, 1), (5, 0))
+    ]
+    assert len(set(drawn)) == 3
+
+
+def test_a_prior_for_other_labels_is_refused_before_training(ready, generator):
+    prior = make_prior()
+    prior.labels["Skin"] = replace(prior["Skin"], index=999)
+    space = DialledSpace(AGNOSTIC, prior, 0.5)
+    with pytest.raises(ValueError, match="another label table"):
+        stream(ready, generator, [(space, 1.0)])
+
+
+def test_every_space_of_a_mixture_is_drawn_from_at_its_rate(ready, generator):
+    pairs = stream(ready, generator)
+    names = [pairs.draw(step)[1].space for step in range(300)]
+    assert np.mean([name == "agnostic" for name in names]) == pytest.approx(2 / 3, abs=0.09)
