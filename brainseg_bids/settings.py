@@ -11,7 +11,7 @@ from pathlib import Path
 import tomli_w
 
 PARTICIPANT_STAGES = ("segment", "headlabels", "upsample", "contrast")
-GROUP_STAGES = ("summary", "priors", "synth")
+GROUP_STAGES = ("summary", "priors", "synth", "evaluate")
 
 
 class SettingsError(ValueError):
@@ -66,6 +66,17 @@ class Settings:
         How many image-label pairs stage ``synth`` exports.
     seed : int
         Of the pairs.
+    references : dict
+        What stage ``evaluate`` compares with: name of the adapter (or its TOML file) to folder.
+    nsd_tolerances_mm : tuple of float
+    surfaces : {"surface", "voxel"}
+        Definition of surface distances.
+    on_other_grid : {"resample", "refuse"}
+        What becomes of label maps on another grid than the reference's.
+    protocol : {"label-restricted", "within-evaluable"}
+        What counts where a reference labels part of the brain only.
+    include_seen : bool
+        Also evaluate on what a model was trained or fitted on, marked.
     fs_license_file : Path or None
         FreeSurfer's licence key, handed on to tools.
     tool_timeout_h : float
@@ -106,6 +117,12 @@ class Settings:
     kappa: float = 1.0
     pairs: int = 0
     seed: int = 1
+    references: dict = field(default_factory=dict)
+    nsd_tolerances_mm: tuple[float, ...] = (0.6, 1.0)
+    surfaces: str = "surface"
+    on_other_grid: str = "resample"
+    protocol: str = "label-restricted"
+    include_seen: bool = False
     fs_license_file: Path | None = None
     tool_timeout_h: float = 24.0
     nprocs: int = 1

@@ -261,6 +261,26 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def voxel_hash(array: np.ndarray, grid: Grid) -> str:
+    """SHA-256 of an image's voxels, whatever file, data type or axis order they are kept in.
+
+    Parameters
+    ----------
+    array : (X, Y, Z)
+    grid : Grid
+        Voxels are taken along its axes nearest to R, A, S; where they lie does not count.
+
+    Returns
+    -------
+    str
+        Hex.
+    """
+    turned = np.ascontiguousarray(grid.array_to_ras(array), dtype=np.float32)
+    digest = hashlib.sha256(repr(turned.shape).encode())
+    digest.update(turned + np.float32(0))  # minus zero is zero
+    return digest.hexdigest()
+
+
 def write_label_map(labels: LabelMap, path: str | Path) -> Path:
     """Write codes as int16 NIfTI, whole or not at all."""
     return _save(labels.voxels.astype(np.int16), labels.grid, path, intent="label")

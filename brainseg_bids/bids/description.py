@@ -17,8 +17,8 @@ BIDS_VERSION = "1.10.1"
 
 # Without trailing slashes: the validator does not match a folder by "figures/".
 # morph: BIDS has no suffix for volumes yet; BEP011 and others use this one.
-# priors, synth: priors are no BIDS files, and the synthetic pairs a dataset of their own.
-BIDSIGNORE = ("*.html", "figures", "*_morph.*", "priors", "synth")
+# Priors and tables of an evaluation are no BIDS files, and synthetic pairs a dataset of their own.
+BIDSIGNORE = ("*.html", "figures", "*_morph.*", "priors", "synth", "evaluation")
 
 README = """\
 # Segmentations by brainseg-bids

@@ -23,7 +23,7 @@ from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.statistics import measure
 from brainseg_bids.interfaces.headlabels import LEAST_SHARED, read_source, shared_box
-from brainseg_bids.volumes import InputError, read_grid, read_volume
+from brainseg_bids.volumes import InputError, read_grid, read_volume, voxel_hash
 
 COLUMNS = (
     "index",
@@ -77,6 +77,7 @@ class MeasureContrast(SimpleInterface):
             found = replace(found, warnings=(resampled, *found.warnings))
         facts = {
             "Seconds": round(time.monotonic() - began_s, 2),
+            "VoxelHash": voxel_hash(image, grid),
             "Warnings": [*notes, *(f"{Path(path).name}: {note}" for note in found.warnings)],
             "Statistics": asdict(found),
         }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -84,6 +85,9 @@ class ModelBundle:
         `brainseg_bids.nets.architectures.NetSpec` as a dict.
     card : str
         Text of the model card.
+    seen : frozenset of str or None
+        `volumes.voxel_hash` of every image and label map that it was trained or fitted on; None:
+        it does not say.
     """
 
     path: Path
@@ -95,6 +99,7 @@ class ModelBundle:
     contrasts: tuple[str, ...]
     net: dict
     card: str
+    seen: frozenset[str] | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> ModelBundle:
@@ -144,6 +149,7 @@ class ModelBundle:
             contrasts=tuple(manifest["contrasts"]),
             net=manifest["net"],
             card=(path / CARD).read_text(encoding="utf-8"),
+            seen=frozenset(manifest["seen"]) if "seen" in manifest else None,
         )
 
     def load(self, device: str = "cpu") -> PackedNet:
@@ -172,11 +178,14 @@ def write_bundle(
     contrasts: tuple[str, ...],
     card: str,
     training: dict,
+    seen: Collection[str] | None = None,
 ) -> ModelBundle:
     """Write a bundle; weights are stored as float16.
 
     Parameters
     ----------
+    seen : collection of str
+        As of `ModelBundle`.
     training : dict
         How it came to be (plan, steps, label maps by name): kept in the manifest.
     """
@@ -200,6 +209,8 @@ def write_bundle(
         "training": training,
         "sha256": {n: _sha256((path / n).read_bytes()) for n in (WEIGHTS, LABELS, CARD)},
     }
+    if seen is not None:
+        manifest["seen"] = sorted(seen)
     (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return ModelBundle.read(path)
 

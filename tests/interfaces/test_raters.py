@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label maps of raters: read into common labels, and what of two can be judged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.bids.names import Scan
+from brainseg_bids.bids.references import Case, find_cases, read_adapter
+from brainseg_bids.evaluation.agreement import compare
+from brainseg_bids.interfaces.raters import (
+    Rating,
+    comparison,
+    find_adapter,
+    find_rated,
+    merge_sides,
+    nearest_labels,
+    read_rating,
+    tool_cases,
+    translate,
+    within_evaluable,
+)
+from brainseg_bids.volumes import InputError, read_label_map, write_label_map, write_volume
+from tests.phantom.head import phantom_grid, phantom_head
+
+FULL = LabelTable.packaged("fullhead")
+COMMON_CORTEX = (2, 3, 41, 42)
+
+
+def line(*codes, table=FULL):
+    """Codes in a row of voxels."""
+    voxels = np.array(codes, np.int16).reshape(-1, 1, 1)
+    return LabelMap(voxels, Grid(voxels.shape, np.eye(4)), table)
+
+
+def rating(*codes, void=None, can_say=None):
+    table = FULL if can_say is None else FULL.subset({0, *can_say})
+    return Rating(
+        line(*codes, table=table),
+        None if void is None else np.array(void, bool).reshape(-1, 1, 1),
+    )
+
+
+def codes_of(labels):
+    return labels.voxels.ravel().tolist()
+
+
+def write_codes(path, codes, grid=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    codes = np.asarray(codes, np.int16)
+    return write_volume(codes, grid or Grid(codes.shape, np.eye(4)), path)
+
+
+@pytest.fixture(scope="module")
+def small_head():
+    """The phantom at 8 mm, as the labels that raters of UltraCortex would leave."""
+    return phantom_head((24, 28, 26), 8.0)
+
+
+# ---- translation
+
+
+def test_a_target_of_several_is_that_of_the_nearest_in_mm():
+    codes = np.zeros((5, 1, 5), int)
+    codes[0, 0, 2], codes[2, 0, 4], codes[2, 0, 2] = 1, 2, 9
+    meaning = {0: (0,), 1: (2,), 2: (41,), 9: (2, 41)}
+    for sizes, expected in (((1, 1, 3), 2), ((3, 1, 1), 41)):
+        labels, void = translate(codes, Grid(codes.shape, np.diag([*sizes, 1])), meaning)
+        assert labels.voxels[2, 0, 2] == expected
+        assert void is None
+
+
+def test_nearest_labels_are_exact_beyond_the_first_box(rng):
+    labels = np.zeros((40, 6, 7), np.int16)
+    labels[39, 2, 3], labels[0, 5, 6] = 2, 41
+    where = np.zeros(labels.shape, bool)
+    where[rng.integers(4, 36, 12), rng.integers(0, 6, 12), rng.integers(0, 7, 12)] = True
+    sizes_mm = (0.5, 2.0, 1.0)
+    found = nearest_labels(labels, where, (2, 41), sizes_mm)
+    places = np.argwhere(where) * sizes_mm
+    to_2 = np.linalg.norm(places - np.array([39, 2, 3]) * sizes_mm, axis=1)
+    to_41 = np.linalg.norm(places - np.array([0, 5, 6]) * sizes_mm, axis=1)
+    assert found.tolist() == np.where(to_2 < to_41, 2, 41).tolist()
+    assert {2, 41} == set(found.tolist())
+
+
+def test_nothing_to_be_near_to_is_void():
+    labels, void = translate(
+        np.array([[[9, 0]]]), Grid((1, 1, 2), np.eye(4)), {0: (0,), 9: (2, 41)}
+    )
+    assert void.ravel().tolist() == [True, False]
+    assert not labels.voxels.any()
+
+
+def test_raters_are_brought_to_common_labels(tmp_path):
+    path = write_codes(tmp_path / "aseg.nii.gz", [[[2, 251], [31, 80]], [[41, 0], [1005, 85]]])
+    found, note = read_rating(path, find_adapter("freesurfer"))
+    assert found.labels.voxels.tolist() == [[[2, 2], [4, 0]], [[41, 0], [3, 0]]]
+    assert np.argwhere(found.void).tolist() == [[0, 1, 1], [1, 1, 1]]
+    assert note == ""
+    assert 80 not in found.labels.table
+    assert 31 not in found.labels.table
+
+
+def test_an_unknown_code_is_refused_with_its_voxels(tmp_path):
+    path = write_codes(tmp_path / "a.nii.gz", np.full((2, 2, 2), 7))
+    with pytest.raises(InputError, match=r"a.nii.gz: codes that ultracortex .*: 7 \(8 voxels\)"):
+        read_rating(path, read_adapter("ultracortex"))
+
+
+def test_a_rater_without_sides_has_merged_labels(tmp_path):
+    path = write_codes(tmp_path / "a.nii.gz", [[[0, 1], [2, 7]], [[11, 13], [14, 17]]])
+    found, _ = read_rating(path, read_adapter("meshnet"))
+    table = found.labels.table
+    names = [table[int(code)].name for code in found.labels.voxels.ravel()[1:]]
+    assert names == [
+        "Cerebral-WM",
+        "Cerebral-GM",
+        "Thalamus",
+        "3rd-Ventricle",
+        "Brain-Stem",
+        "Hippocampus",
+        "VentralDC",
+    ]
+    assert not found.has_sides
+
+
+def test_merging_sides_forgets_which_side_only(small_head):
+    merged = merge_sides(Rating(small_head, None)).labels
+    assert np.array_equal(merged.voxels > 0, small_head.voxels > 0)
+    both = small_head.volumes_mm3()
+    assert merged.volumes_mm3()[3] == both[3] + both[42] > 0
+    assert merge_sides(Rating(merged, None)).labels is merged
+
+
+# ---- a BIDS derivative that explains itself
+
+
+def test_a_derivative_is_read_by_the_names_in_its_table(tmp_path):
+    path = write_codes(tmp_path / "sub-01/anat/sub-01_dseg.nii.gz", [[[0, 1], [2, 0]]] * 2)
+    with pytest.raises(InputError, match=r"no dseg.tsv beside it"):
+        read_rating(path, find_adapter("manual"))
+    table = tmp_path / "dseg.tsv"
+    table.write_text("index\tname\n0\tUnknown\n1\tLeft-Thalamus\n2\tRight-Thalamus\n9\tSpleen\n")
+    found, _ = read_rating(path, find_adapter("manual"))
+    assert found.labels.voxels[0].tolist() == [[0, 10], [49, 0]]
+    assert [label.index for label in found.labels.table] == [0, 10, 49]
+    table.write_text("index\tname\n0\tUnknown\n1\tSpleen\n2\tLiver\n")
+    with pytest.raises(InputError, match=r"fullhead has not: Spleen \(1\), Liver \(2\)"):
+        read_rating(path, find_adapter("manual"))
+
+
+def test_our_own_output_is_a_rater(tmp_path):
+    labels = write_codes(
+        tmp_path / "sub-01/anat/sub-01_seg-brainseg_dseg.nii.gz", [[[0, 530]] * 2] * 2
+    )
+    write_codes(labels.with_name("sub-01_seg-tissue_dseg.nii.gz"), [[[0, 2]] * 2] * 2)
+    LabelTable.packaged("brainseg").write(tmp_path / "seg-brainseg_dseg.tsv")
+    adapter = find_adapter("brainseg")
+    cases, _ = find_cases(adapter, tmp_path)
+    found, _ = read_rating(cases["sub-01"].labels, adapter)
+    assert np.unique(found.labels.voxels).tolist() == [0, 530]
+
+
+# ---- grids
+
+
+def test_another_grid_is_resampled_and_said_or_refused(tmp_path, small_head):
+    voxels = np.where(np.isin(small_head.voxels, COMMON_CORTEX), small_head.voxels, 0)
+    path = write_label_map(replace(small_head, voxels=voxels), tmp_path / "a.nii.gz")
+    adapter = read_adapter("ultracortex")
+    grid = phantom_grid((48, 56, 52), 4.0)
+    found, note = read_rating(path, adapter, grid=grid)
+    assert found.labels.grid == grid
+    assert "resampled from 24 x 28 x 26 voxels of 8 x 8 x 8 mm to 48 x 56 x 52" in note
+    coarse, fine = (LabelMap.volumes_mm3(m)[3] for m in (small_head, found.labels))
+    assert fine == pytest.approx(coarse, rel=0.05)
+    with pytest.raises(InputError, match=r"a.nii.gz: lies on another grid"):
+        read_rating(path, adapter, grid=grid, on_other_grid="refuse")
+    same, note = read_rating(path, adapter, grid=small_head.grid, on_other_grid="refuse")
+    assert note == ""
+    assert np.array_equal(same.labels.voxels, voxels)
+
+
+def test_void_is_resampled_with_its_labels(tmp_path):
+    codes = np.full((4, 4, 4), 2)
+    codes[:2] = 80
+    grid = Grid((8, 8, 8), np.eye(4))
+    path = write_codes(tmp_path / "a.nii.gz", codes, Grid((4, 4, 4), np.diag([2, 2, 2, 1])))
+    target = Grid((4, 4, 4), np.diag([2, 2, 2, 1])).with_voxel_size(1.0)
+    found, _ = read_rating(path, find_adapter("freesurfer"), grid=target)
+    assert found.void.shape == grid.shape
+    assert found.void[:3].all()
+    assert not found.void[5:].any()
+
+
+# ---- what is judged
+
+
+def test_only_labels_that_both_have_are_judged():
+    reference = rating(0, 2, 3, 10, can_say=(2, 3, 10))
+    rater = rating(0, 2, 3, 0, can_say=(2, 3, 4))
+    found = comparison(reference, rater, find_adapter("x"), name="mine")
+    rows = compare(found.prediction, found.reference, groups=found.groups, within=found.within)
+    assert [row.name for row in rows] == ["Left-Cerebral-White-Matter", "Left-Cerebral-Cortex"]
+    assert found.notes == ("mine: has no label for Left-Thalamus; not judged.",)
+    with pytest.raises(InputError, match="has no label that x is a reference for"):
+        comparison(reference, rating(0, 4, 4, 4, can_say=(4,)), find_adapter("x"), name="mine")
+
+
+def test_what_is_void_to_the_reference_counts_for_nobody():
+    reference = rating(2, 0, 0, void=[0, 1, 0])
+    found = comparison(reference, rating(2, 2, 0), find_adapter("x"), name="mine")
+    row = compare(found.prediction, found.reference, labels=[2], within=found.within)[0]
+    assert row.dice == 1
+    assert found.excluded_mm3 == 1
+    void_to_rater = rating(2, 0, 0, void=[0, 1, 0])
+    found = comparison(rating(2, 2, 0), void_to_rater, find_adapter("x"), name="mine")
+    row = compare(found.prediction, found.reference, labels=[2], within=found.within)[0]
+    assert row.dice == pytest.approx(2 / 3)
+    assert found.within is None
+
+
+def test_one_rater_without_sides_merges_those_of_both():
+    reference = rating(0, 3, 42, 10, can_say=(3, 42, 10, 49))
+    rater = merge_sides(rating(0, 3, 3, 10, can_say=(3, 10)))
+    found = comparison(reference, rater, find_adapter("x"), name="meshnet")
+    rows = compare(found.prediction, found.reference, groups=found.groups)
+    assert {row.name: row.dice for row in rows} == {"Cerebral-GM": 1, "Thalamus": 1}
+    assert found.notes == ("meshnet: left and right are judged as one.",)
+
+
+def test_structures_have_the_same_names_with_and_without_sides(small_head):
+    whole = Rating(small_head, None)
+    sided = comparison(whole, whole, read_adapter("oasis_manual"), name="a")
+    merged = comparison(whole, merge_sides(whole), read_adapter("oasis_manual"), name="b")
+    of_merged = {label.name for label in merged.reference.table} | set(merged.groups)
+    assert set(sided.groups) <= of_merged
+    full = compare(sided.prediction, sided.reference, groups=sided.groups)
+    flat = compare(merged.prediction, merged.reference, groups=merged.groups)
+    volumes = {row.name: row.reference_mm3 for row in flat}
+    assert volumes["Thalamus"] > 0
+    for row in full:
+        if row.name in sided.groups:
+            assert row.reference_mm3 == volumes[row.name], row.name
+
+
+def test_hippocampus_is_left_out_of_the_cortex_unless_the_adapter_says_so():
+    adapter = read_adapter("ultracortex")
+    reference, rater = rating(3, 3, 42, 0), rating(3, 17, 54, 0)
+    found = comparison(reference, rater, adapter, name="mine")
+    assert codes_of(found.prediction) == [3, 0, 0, 0]
+    assert "left out of the cortex" in found.notes[0]
+    cortex = replace(adapter, hippocampus_amygdala="cortex")
+    found = comparison(reference, rater, cortex, name="mine")
+    assert codes_of(found.prediction) == [3, 3, 42, 0]
+    assert "count as cortex" in found.notes[0]
+
+
+def test_the_two_protocols_differ_where_somebody_sees_unlabelled_tissue():
+    adapter = read_adapter("ultracortex")
+    reference = rating(3, 0, 0, 3)
+    wrong, other = rating(3, 3, 3, 8), rating(3, 8, 24, 3)
+    restricted = comparison(reference, wrong, adapter, name="mine")
+    assert (restricted.within, restricted.protocol) == (None, "label-restricted")
+    within = comparison(
+        reference, wrong, adapter, name="mine", protocol="within-evaluable", others=[other]
+    )
+    # The second voxel is cerebellum to another. CSF is not unlabelled; the last is labelled.
+    assert within.within.ravel().tolist() == [True, False, True, True]
+    assert within.excluded_mm3 == 1
+    assert within.protocol == "within-evaluable"
+    dice = [
+        compare(c.prediction, c.reference, labels=[3], within=c.within)[0].dice
+        for c in (restricted, within)
+    ]
+    assert dice == pytest.approx([2 * 1 / 5, 2 * 1 / 4])
+
+
+def test_the_mask_of_the_judged_rater_alone_changes_no_row(small_head):
+    adapter = read_adapter("ultracortex")
+    truth = np.where(np.isin(small_head.voxels, COMMON_CORTEX), small_head.voxels, 0)
+    reference = Rating(replace(small_head, voxels=truth), None)
+    moved = Rating(replace(small_head, voxels=np.roll(small_head.voxels, 1, axis=1)), None)
+    rows = []
+    for protocol in ("label-restricted", "within-evaluable"):
+        found = comparison(reference, moved, adapter, name="mine", protocol=protocol)
+        rows.append(
+            compare(found.prediction, found.reference, groups=found.groups, within=found.within)
+        )
+    assert found.excluded_mm3 > 0
+    assert rows[0] == rows[1]
+
+
+def test_hippocampus_as_cortex_is_not_unlabelled():
+    adapter = replace(read_adapter("ultracortex"), hippocampus_amygdala="cortex")
+    found = comparison(
+        rating(3, 0, 0), rating(3, 17, 8), adapter, name="mine", protocol="within-evaluable"
+    )
+    assert found.within.ravel().tolist() == [True, True, False]
+    assert codes_of(found.prediction) == [3, 3, 0]
+
+
+def test_within_evaluable_needs_a_reference_with_unlabelled_tissue():
+    with pytest.raises(InputError, match="no protocol within-evaluable"):
+        comparison(
+            rating(2), rating(2), find_adapter("x"), name="mine", protocol="within-evaluable"
+        )
+
+
+def test_a_merged_map_counts_in_the_mask_like_any_other():
+    unlabelled = ["Left-Thalamus", "Right-Thalamus"]
+    sided, reference = rating(49, 10, 3), line(0, 3, 0)
+    merged = merge_sides(sided).labels
+    masks = [within_evaluable(reference, [m], unlabelled) for m in (sided.labels, merged)]
+    assert masks[0].ravel().tolist() == masks[1].ravel().tolist() == [False, True, True]
+
+
+# ---- finding
+
+
+def reference_cases(root, *keys):
+    """Cases of images on disk, as a reference has them."""
+    cases = {}
+    for key in keys:
+        subject = key.split("_")[0].removeprefix("sub-")
+        folder = root / f"sub-{subject}" / ("ses-1" if "_ses-1" in key else "") / "anat"
+        image = write_codes(folder / f"{key}_T1w.nii.gz", np.ones((2, 2, 2)))
+        cases[key] = Case(key, subject, "A", image, Path("truth.nii"))
+    return cases
+
+
+def test_a_renamed_copy_is_rated_under_the_keys_of_the_reference(tmp_path):
+    reference = reference_cases(tmp_path / "bids", "sub-3_ses-1", "sub-20_ses-1")
+    name = "sub-03/ses-1/anat/sub-03_ses-1_seg-mine_dseg.nii.gz"
+    written = write_codes(tmp_path / "out" / name, np.ones((2, 2, 2)))
+    found, notes = find_rated(find_adapter("mine"), tmp_path / "out", reference)
+    case = found["sub-3_ses-1"]
+    assert list(found) == ["sub-3_ses-1"]
+    assert case.labels == written
+    assert (case.subject, case.stratum) == ("3", "A")
+    assert case.image == reference["sub-3_ses-1"].image
+    assert notes[0] == "mine: sub-03_ses-1 is taken as sub-3_ses-1."
+    assert notes[1].startswith("mine: no labels of sub-20_ses-1")
+
+
+def test_ratings_without_a_reference_are_listed(tmp_path):
+    reference = reference_cases(tmp_path / "bids", "sub-3")
+    for label in ("3", "4"):
+        write_codes(tmp_path / f"out/sub-{label}/anat/sub-{label}_dseg.nii.gz", np.ones((2, 2, 2)))
+    found, notes = find_rated(find_adapter("mine"), tmp_path / "out", reference)
+    assert list(found) == ["sub-3"]
+    assert notes == ["mine: labels without a reference: sub-4."]
+
+
+def test_a_tools_own_layout_is_found(tmp_path):
+    reference = reference_cases(tmp_path / "bids", "sub-3_ses-1", "sub-20_ses-1")
+    for name in ("sub-3_ses-1", "sub-020_ses-1"):
+        path = tmp_path / "subjects" / name / "mri" / "aseg.mgz"
+        write_codes(path.with_suffix(".nii"), np.ones((2, 2, 2))).rename(path)
+    found, notes = find_rated(find_adapter("freesurfer"), tmp_path / "subjects", reference)
+    assert [case.labels.parts[-3] for case in found.values()] == ["sub-3_ses-1", "sub-020_ses-1"]
+    assert notes == ["freesurfer: sub-020 is taken as sub-20."]
+    scans = {key: Scan.from_path(case.image) for key, case in reference.items()}
+    cases, _ = tool_cases(find_adapter("freesurfer"), tmp_path / "subjects", scans)
+    assert set(cases) == set(reference)
+
+
+def test_a_tools_result_that_may_be_of_two_paddings_is_refused(tmp_path):
+    reference = reference_cases(tmp_path / "bids", "sub-3")
+    for name in ("sub-03", "sub-003"):
+        write_codes(tmp_path / "fs" / name / "mri" / "aseg.nii", np.ones((2, 2, 2))).rename(
+            tmp_path / "fs" / name / "mri" / "aseg.mgz"
+        )
+    with pytest.raises(InputError, match=r"sub-03.*sub-003.*both may be"):
+        find_rated(find_adapter("freesurfer"), tmp_path / "fs", reference)
+
+
+def test_a_padded_result_without_session_is_not_guessed(tmp_path):
+    reference = reference_cases(tmp_path / "bids", "sub-3_ses-1")
+    write_codes(tmp_path / "bids/sub-3/ses-2/anat/sub-3_ses-2_T1w.nii.gz", np.ones((2, 2, 2)))
+    path = tmp_path / "fs" / "sub-03" / "mri" / "aseg.mgz"
+    write_codes(path.with_suffix(".nii"), np.ones((2, 2, 2))).rename(path)
+    found, notes = find_rated(find_adapter("freesurfer"), tmp_path / "fs", reference)
+    assert found == {}
+    assert notes[0].startswith("freesurfer: no labels of sub-3_ses-1")
+
+
+# ---- real heads
+
+
+@pytest.mark.shared_data
+def test_manual_labels_of_oasis_are_read_whole(shared_data):
+    adapter = find_adapter("oasis_manual")
+    cases, notes = find_cases(adapter, shared_data / "malf_oasis_manual")
+    assert len(cases) == 8
+    assert not notes
+    case = cases["sub-1000"]
+    found, _ = read_rating(case.labels, adapter)
+    brain = found.labels.voxels > 0
+    assert 1.0e6 < np.count_nonzero(brain) * found.labels.grid.voxel_volume_mm3 < 1.7e6
+    assert 0 < np.count_nonzero(found.void) < 5000
+    # The vermis is in the middle: both halves of it have found their side.
+    vermis = np.isin(read_label_map(case.labels, _codes(case.labels)).voxels, (71, 72, 73))
+    assert set(np.unique(found.labels.voxels[vermis])) == {8, 47}
+
+
+def _codes(path):
+    """A table of all codes that there may be in the manual labels."""
+    from brainseg_bids.anatomy.labels import Label
+
+    return LabelTable([Label(code, str(code)) for code in range(300)])
