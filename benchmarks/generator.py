@@ -5,14 +5,16 @@ All candidates make a pair of the same size from the middle of the same 1 mm lab
 the other in rounds in one process on one thread. Loading the map is not counted.
 
 ``python -m benchmarks.generator --labels training_seg_02.nii.gz --sizes 128 256``
+``python -m benchmarks.generator --effects``: what each effect costs
 
-Needs ``pip install torchio cornucopia`` beside brainseg-bids.
+Needs ``pip install torchio cornucopia`` beside brainseg-bids; ``--effects`` runs without.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +29,21 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.recipe import (
+    Bias,
+    Deformation,
+    Gibbs,
+    Motion,
+    Noise,
+    Ratio,
+    Recipe,
+    Resolution,
+    Susceptibility,
+    Texture,
+    Tissue,
+    Transmit,
+    View,
+)
 from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.volumes import read_label_map
 
@@ -53,6 +70,89 @@ def ours(labels: LabelMap, size: int, space: str = "t1w") -> Pair:
         return generator.render(head, replace(recipe, deformation=middle))
 
     return pair
+
+
+def effects() -> dict[str, dict]:
+    """Fields of a recipe that switch on one effect each."""
+    turned = Motion((0.3, 0.7), ((1.0, -0.5, 0.8), (0.4, 0.9, -1.2)), ((1.5, -1, 2), (-2, 1, 0.5)))
+    shifted = Motion((0.3,), ((1.0, -0.5, 0.8),), ((0.0, 0.0, 0.0),))
+    return {
+        "nothing but cut out and painted": {},
+        "affine and warp": {
+            "deformation": Deformation((5, -4, 3), (1.05, 0.95, 1), (0.01, 0, 0), velocity_sd_mm=3)
+        },
+        "three components, weighted": {"texture": Texture(seed=1)},
+        "grain": {"texture": Texture(grain_frac=0.5, grain_mm=3.0)},
+        "transmit field, MPRAGE": {"transmit": Transmit("mprage", 1.2, 0.6, 0.1)},
+        "transmit field, MP2RAGE": {"transmit": Transmit("mp2rage", 1.2, 0.6, 0.1)},
+        "loss near air": {"susceptibility": Susceptibility(3.0)},
+        "receive field": {"bias": Bias(0.4, seed=2)},
+        "motion, one shift": {"motion": shifted},
+        "motion, two turns": {"motion": turned},
+        "Gibbs, three axes": {"gibbs": Gibbs((0.75, 0.75, 0.75))},
+        "1.5 mm voxels": {"resolution": Resolution((1.5,) * 3, (1.5,) * 3)},
+        "5 mm slices": {"resolution": Resolution((1, 1, 5), (1, 1, 5))},
+        "Rician noise": {"noise": Noise(0.03, 3)},
+        "noise of 32 channels": {"noise": Noise(0.01, 3, 32)},
+        "ratio of two inversions": {"ratio": Ratio(0.05)},
+        "brain only, cut, field of view": {
+            "view": View("brain+csf", (0.0, 0.6, -0.8), 60.0, (-60.0,) * 3, (60.0,) * 3)
+        },
+        "gamma": {"gamma": 1.2},
+    }
+
+
+def every_effect(*, ratio: bool) -> dict:
+    """Fields of a recipe that switch on all effects at once, as a magnitude or a ratio image."""
+    fields = {}
+    for changes in effects().values():
+        fields |= changes
+    fields["texture"] = Texture(seed=1, grain_frac=0.5)
+    fields["resolution"] = Resolution((1.0, 1.0, 1.5), (1.0, 1.0, 1.5))
+    if ratio:
+        return fields
+    return fields | {"ratio": Ratio(), "transmit": Transmit("mprage", 1.2, 0.6, 0.1)}
+
+
+def with_effect(labels: LabelMap, size: int, fields: dict) -> Pair:
+    """Our generator with one recipe, crop in the middle of the head."""
+    head = Head.from_label_map(labels)
+    generator = Generator(
+        Crosswalk.packaged("fullhead", "brainseg"), labels.table, shape=(size,) * 3
+    )
+    means = {label.name: 10.0 * (label.index % 23) for label in labels.table}
+    if fields.get("texture", Texture()).seed:
+        tissues = {n: Tissue((m, m + 20, m + 40), (9.0,) * 3, (3, 2, 1)) for n, m in means.items()}
+    else:
+        tissues = {n: Tissue((m,), (9.0,)) for n, m in means.items()}
+    recipe = Recipe(tissues, **fields)
+    return lambda: generator.render(head, recipe)
+
+
+def report_effects(labels: LabelMap, size: int, repeats: int) -> None:
+    """Markdown table of what each effect adds, and how TorchIO's chain compares."""
+    chains = {name: with_effect(labels, size, fields) for name, fields in effects().items()}
+    chains["t1w recipes"] = ours(labels, size)
+    chains["every effect, magnitude"] = with_effect(labels, size, every_effect(ratio=False))
+    chains["every effect, ratio"] = with_effect(labels, size, every_effect(ratio=True))
+    # What follows TorchIO and the largest chain finds a cold cache: that is not the first row.
+    candidates = {"warm-up": (next(iter(chains.values())), repeats)}
+    candidates |= {name: (chain, repeats) for name, chain in chains.items()}
+    if importlib.util.find_spec("torchio"):
+        candidates["TorchIO"] = (torchio_chain(labels, size, crop_first=False), 1)
+    found = {name: (statistics.median(t), mb) for name, (t, mb) in measure(candidates).items()}
+    found.pop("warm-up")
+    plain = next(iter(found.values()))[0]
+    rival = found.pop("TorchIO", (float("nan"), 0))[0]
+    print(f"\n{size}³ voxels, TorchIO's chain: {rival:.3g} CPU-s\n")
+    print(
+        "| effect | CPU-ms a pair | added ms | TorchIO / ours | peak MB |\n|---|---|---|---|---|"
+    )
+    for name, (took, rise) in found.items():
+        print(
+            f"| {name} | {1e3 * took:.0f} | {1e3 * (took - plain):.0f} | {rival / took:.0f} "
+            f"| {rise:.0f} |"
+        )
 
 
 def torchio_chain(labels: LabelMap, size: int, *, crop_first: bool) -> Pair:
@@ -160,12 +260,17 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[128])
     parser.add_argument("--repeats", type=int, default=3, help="of a TorchIO pair")
     parser.add_argument("--no-slowest", action="store_true", help="without cornucopia's defaults")
+    parser.add_argument("--effects", action="store_true", help="only ours, effect by effect")
     options = parser.parse_args()
     torch.set_num_threads(1)
     file = options.labels
     if file is None:
         file = shared_data() / "synthseg_training_labels" / "training_seg_02.nii.gz"
     labels = read_label_map(file, LabelTable.packaged("fullhead"))
+    if options.effects:
+        for size in options.sizes:
+            report_effects(labels, size, 4 * options.repeats)
+        return
     few = eight_labels(labels)
     n = options.repeats
     for size in options.sizes:

@@ -1,127 +1,232 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dice and volumes of every label, from one table of voxel counts."""
+"""How far two label maps agree: one row for each label or group of labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.evaluation.overlap import Overlap, confusion, dice_from, tally
+from brainseg_bids.evaluation.structures import Pair, Structure, choose_structures
+from brainseg_bids.evaluation.surface import SurfaceDistances, surface_distances
+from brainseg_bids.evaluation.topology import Topology, topology
 
-PLANES = 16
-"""Planes counted at once: the joint codes of a whole volume would need 8 bytes a voxel."""
+__all__ = ["Agreement", "compare", "confusion", "dice_from", "mean_dice"]
+
+TOLERANCES_MM = (0.6, 1.0)
+"""A voxel of an ultra-high-field image, and what raters differ by."""
+NAN = float("nan")
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """One label in two label maps.
+    """One structure in two label maps.
+
+    Nothing is infinite and nothing is averaged over structures. What the numbers are when one map
+    has not the structure:
+
+    ================  ==================  ===================  =======
+    status            dice, iou, nsd      volumes              mm
+    ================  ==================  ===================  =======
+    both              0..1                both above 0         numbers
+    reference only    0                   predicted is 0       NaN
+    prediction only   0                   reference is 0       NaN
+    neither           NaN                 0                    NaN
+    ================  ==================  ===================  =======
 
     Parameters
     ----------
-    index, name : int, str
-        Code and name in the maps' table.
-    dice : float
-        ``2 |A and B| / (|A| + |B|)``; NaN where the label is in neither map, so that an average
-        has to say what it does about it; 0 where it is in one of them only.
+    index : int or None
+        Code; None for a group.
+    name : str
+    status : {"both", "reference only", "prediction only", "neither"}
+    definition : {"surface", "voxel"}
+        What distances and NSD are of, see `evaluation.surface`.
+    dice, iou : float
     reference_mm3, predicted_mm3 : float
+    assd_mm : float
+        Mean distance over both surfaces together.
+    reference_to_prediction_mm, prediction_to_reference_mm : float
+        Mean distance from one surface to the other.
+    hd95_mm, hd100_mm : float
+        The larger of the two directed percentiles.
+    nsd : tuple of (float, float)
+        Tolerance in mm, and share of both surfaces within it.
+    reference_topology, predicted_topology : Topology or None
+        None unless asked for.
     """
 
-    index: int
+    index: int | None
     name: str
+    status: str
+    definition: str
     dice: float
+    iou: float
     reference_mm3: float
     predicted_mm3: float
+    assd_mm: float
+    reference_to_prediction_mm: float
+    prediction_to_reference_mm: float
+    hd95_mm: float
+    hd100_mm: float
+    nsd: tuple[tuple[float, float], ...]
+    reference_topology: Topology | None = None
+    predicted_topology: Topology | None = None
+
+    @property
+    def volume_error_mm3(self) -> float:
+        """Predicted - reference."""
+        return self.predicted_mm3 - self.reference_mm3
 
     @property
     def volume_error(self) -> float:
         """(predicted - reference) / reference; NaN where the reference has none of it."""
-        if self.reference_mm3 == 0:
-            return float("nan")
-        return (self.predicted_mm3 - self.reference_mm3) / self.reference_mm3
+        return self.volume_error_mm3 / self.reference_mm3 if self.reference_mm3 else NAN
 
+    def nsd_at(self, tolerance_mm: float) -> float:
+        """NSD at one of the tolerances that were asked for; another raises `KeyError`."""
+        return dict(self.nsd)[tolerance_mm]
 
-def confusion(reference: np.ndarray, predicted: np.ndarray, n_labels: int) -> np.ndarray:
-    """Voxels for each pair of ranks.
-
-    Parameters
-    ----------
-    reference, predicted : (X, ...) int
-        Ranks, 0..n_labels - 1.
-
-    Returns
-    -------
-    (n_labels, n_labels) int64
-        Row: rank in the reference; column: rank in the prediction.
-
-    Examples
-    --------
-    >>> confusion(np.array([0, 1, 1]), np.array([0, 1, 0]), 2)
-    array([[1, 0],
-           [1, 1]])
-    """
-    if reference.shape != predicted.shape:
-        raise ValueError(f"shapes {reference.shape} and {predicted.shape} differ")
-    counts = np.zeros(n_labels * n_labels, dtype=np.int64)
-    for start in range(0, len(reference), PLANES):
-        rows = reference[start : start + PLANES].astype(np.int32)
-        joint = rows * n_labels + predicted[start : start + PLANES]
-        counts += np.bincount(joint.ravel(), minlength=len(counts))
-    return counts.reshape(n_labels, n_labels)
-
-
-def dice_from(counts: np.ndarray) -> np.ndarray:
-    """Dice of every label of a `confusion` table, (n_labels,); NaN where it is in neither map."""
-    total = counts.sum(0) + counts.sum(1)
-    return np.divide(
-        2.0 * np.diag(counts), total, out=np.full(len(counts), np.nan), where=total > 0
-    )
+    def row(self) -> dict[str, int | float | str | None]:
+        """Flat, plain types, a fixed order of keys: a line of a table."""
+        row = {
+            "index": self.index,
+            "name": self.name,
+            "status": self.status,
+            "definition": self.definition,
+            "dice": self.dice,
+            "iou": self.iou,
+            "reference_mm3": self.reference_mm3,
+            "predicted_mm3": self.predicted_mm3,
+            "volume_error_mm3": self.volume_error_mm3,
+            "volume_error_frac": self.volume_error,
+            "assd_mm": self.assd_mm,
+            "reference_to_prediction_mm": self.reference_to_prediction_mm,
+            "prediction_to_reference_mm": self.prediction_to_reference_mm,
+            "hd95_mm": self.hd95_mm,
+            "hd100_mm": self.hd100_mm,
+        }
+        row |= {f"nsd_{tolerance:g}mm": share for tolerance, share in self.nsd}
+        for when, shape in (
+            ("reference", self.reference_topology),
+            ("predicted", self.predicted_topology),
+        ):
+            if shape is not None:
+                row |= {f"{when}_components": shape.components, f"{when}_euler": shape.euler}
+        return row
 
 
 def compare(
-    reference: LabelMap, predicted: LabelMap, *, within: np.ndarray | None = None
+    prediction: LabelMap,
+    reference: LabelMap,
+    *,
+    labels: Iterable[int | str] | None = None,
+    groups: Mapping[str, Iterable[int | str]] | None = None,
+    within: np.ndarray | None = None,
+    tolerances_mm: Sequence[float] = TOLERANCES_MM,
+    definition: str = "surface",
+    with_topology: bool = False,
 ) -> list[Agreement]:
-    """Agreement of each label of the table, background too, in order of code.
+    """Agreement of every structure that the reference knows.
 
     Parameters
     ----------
+    prediction, reference : LabelMap
+        On the same grid. Tables may differ: what only the prediction's table has is nothing here,
+        and a label that only the reference's table has is a label that the prediction missed.
+    labels : iterable of int or str, optional
+        Codes or names; by default every label of the reference's table but the background.
+    groups : mapping of name to codes or names, optional
+        Labels that are judged as one beside the single ones, such as
+        ``{"Cerebral-GM": ("Left-Cerebral-Cortex", "Right-Cerebral-Cortex")}``.
     within : (X, Y, Z) bool, optional
-        Voxels that count; by default all.
+        Voxels that count; by default all. Where a structure is cut by it, the cut is surface in
+        both maps.
+    tolerances_mm : sequence of float
+        For NSD.
+    definition : {"surface", "voxel"}
+        Of surfaces, see `evaluation.surface`: numbers of the two must not be mixed.
+    with_topology : bool
+        Whether to count components and Euler numbers too.
+
+    Returns
+    -------
+    list of Agreement
+        Labels in order of code (or as given), then groups as given.
 
     Raises
     ------
     ValueError
-        If the maps differ in table or grid (0.001 mm): resample probabilities first.
+        If the grids differ by more than 0.001 mm, tables contradict each other, a tolerance is
+        not positive, or there is no such definition.
+    UnknownLabelError
+        If the reference's table has not a label that is asked for.
 
     Examples
     --------
     >>> from brainseg_bids.anatomy.grid import Grid
     >>> from brainseg_bids.anatomy.labels import Label, LabelTable
     >>> table = LabelTable([Label(0, "Background"), Label(7, "Cube")])
-    >>> truth, guess = np.zeros((2, 4, 4, 4), int); truth[:2] = 7; guess[1:3] = 7
-    >>> grid = Grid((4, 4, 4), np.diag([2, 1, 1, 1]))
-    >>> compare(LabelMap(truth, grid, table), LabelMap(guess, grid, table))[1]
-    Agreement(index=7, name='Cube', dice=0.5, reference_mm3=64.0, predicted_mm3=64.0)
+    >>> truth, guess = np.zeros((2, 6, 6, 6), int); truth[:2] = 7; guess[1:3] = 7
+    >>> grid = Grid((6, 6, 6), np.diag([2, 1, 1, 1]))
+    >>> [cube] = compare(LabelMap(guess, grid, table), LabelMap(truth, grid, table))
+    >>> cube.name, cube.status, cube.dice, cube.reference_mm3, cube.hd100_mm
+    ('Cube', 'both', 0.5, 144.0, 2.0)
     """
-    if reference.table != predicted.table:
-        raise ValueError(f"tables {reference.table.name} and {predicted.table.name} differ")
-    if not reference.grid.is_close(predicted.grid):
-        raise ValueError("the label maps are on different grids")
-    ranks = reference.table.positions()
-    first, second = ranks[reference.voxels], ranks[predicted.voxels]
-    if within is not None:
-        first, second = first[within], second[within]
-    counts = confusion(first, second, len(reference.table))
-    volume = reference.grid.voxel_volume_mm3
+    for tolerance in tolerances_mm:
+        if not (np.isfinite(tolerance) and tolerance > 0):
+            raise ValueError(f"a tolerance for NSD is a positive number of mm, got {tolerance}")
+    pair = Pair.of(reference, prediction, within)
+    structures = choose_structures(reference.table, prediction.table, labels, groups)
+    counts = tally(pair)
+    surfaces = surface_distances(pair, counts, structures, definition)
+    shapes = [[None] * len(structures)] * 2
+    if with_topology:
+        shapes = [topology(pair, counts, structures, w) for w in ("reference", "prediction")]
     return [
-        Agreement(
-            label.index, label.name, float(dice), float(row * volume), float(column * volume)
-        )
-        for label, dice, row, column in zip(
-            reference.table, dice_from(counts), counts.sum(1), counts.sum(0), strict=True
-        )
+        _agreement(structure, counts.overlap(structure), found, tolerances_mm, definition, both)
+        for structure, found, *both in zip(structures, surfaces, *shapes, strict=True)
     ]
+
+
+def _agreement(
+    structure: Structure,
+    overlap: Overlap,
+    surfaces: SurfaceDistances | None,
+    tolerances_mm: Sequence[float],
+    definition: str,
+    shapes: Sequence[Topology | None],
+) -> Agreement:
+    """Row of one structure."""
+    if surfaces is None:
+        distances = (NAN,) * 5
+        share = NAN if overlap.status == "neither" else 0.0
+        nsd = tuple((float(tolerance), share) for tolerance in tolerances_mm)
+    else:
+        distances = (
+            surfaces.assd_mm,
+            surfaces.from_reference.mean_mm,
+            surfaces.from_prediction.mean_mm,
+            surfaces.hausdorff_mm(95),
+            surfaces.hausdorff_mm(100),
+        )
+        nsd = tuple((float(t), surfaces.nsd(t)) for t in tolerances_mm)
+    return Agreement(
+        structure.index,
+        structure.name,
+        overlap.status,
+        definition,
+        overlap.dice,
+        overlap.iou,
+        overlap.reference_mm3,
+        overlap.predicted_mm3,
+        *distances,
+        nsd,
+        *shapes,
+    )
 
 
 def mean_dice(agreements: Iterable[Agreement], codes: Iterable[int]) -> float:
@@ -133,7 +238,7 @@ def mean_dice(agreements: Iterable[Agreement], codes: Iterable[int]) -> float:
         If none of the codes is in either map.
     """
     wanted = set(codes)
-    values = [a.dice for a in agreements if a.index in wanted and not np.isnan(a.dice)]
+    values = [a.dice for a in agreements if a.index in wanted and a.status != "neither"]
     if not values:
         raise ValueError("none of the labels is in either map, so there is no mean Dice")
     return float(np.mean(values))

@@ -211,10 +211,9 @@ def _phases(shear: Shear, crop: Crop, device: torch.device) -> list[Tensor]:
             continue
         moved = place_mm / crop.voxel_size_mm * shear.slope[axis] + shift_vox
         shift_vox = 0.0  # once is enough
-        angle = 2 * torch.pi * cycles[:, None] * moved
-        angle = angle if shear.axis < axis else angle.T
-        shape = [1, 1, 1]
-        shape[shear.axis], shape[axis] = len(cycles), len(place_mm)
-        phase = torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
-        phases.append(phase.contiguous().reshape(shape).to(device))
+        # Frequencies are next to each other in memory, as in what the phases multiply.
+        angle = 2 * torch.pi * moved[:, None] * cycles
+        phase = torch.polar(torch.ones_like(angle), angle).to(torch.complex64).to(device)
+        phase = phase.T if shear.axis < axis else phase
+        phases.append(phase.unsqueeze(3 - shear.axis - axis))
     return phases

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intervals of a mean over subjects, by drawing subjects again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+METHODS = ("bca", "percentile")
+FEW = 10
+"""With fewer subjects even widened intervals cover the truth less often than they say."""
+MOST_KEPT = 16
+"""Weights that are kept at once: 10,000 draws of 100 images take 8 MB."""
+ROUNDING = 1e-12
+"""Differences below this share of a value are those of adding up in another order."""
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made.
+
+    Parameters
+    ----------
+    n_draws : int
+    seed : int
+        The same seed gives the same intervals, whatever else is in the table.
+    level : float
+        Share of intervals that should hold the truth.
+    method : {"bca", "percentile"}
+        Bias-corrected and accelerated, or plain quantiles (Efron and Tibshirani, An Introduction
+        to the Bootstrap, 1993, chapters 13 and 14).
+    expand : bool
+        Whether quantiles lie further out, as Student's t and the bias of the sample's variance
+        ask for (Hesterberg, The American Statistician 69, 2015). Without, 95 % intervals of eight
+        subjects cover less than 87 %.
+
+    Raises
+    ------
+    ValueError
+        If the level is not between 0 and 1, there are fewer than 100 draws, or there is no such
+        method.
+    """
+
+    n_draws: int = 10_000
+    seed: int = 0
+    level: float = 0.95
+    method: str = "bca"
+    expand: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            raise ValueError(f"the level of an interval lies between 0 and 1, got {self.level}")
+        if self.n_draws < 100:
+            raise ValueError(f"an interval takes 100 draws or more, got {self.n_draws}")
+        if self.method not in METHODS:
+            raise ValueError(f"no method {self.method!r}; known: {', '.join(METHODS)}")
+
+    @property
+    def description(self) -> str:
+        """For tables and methods texts.
+
+        >>> Bootstrap().description
+        '95 % bootstrap interval (BCa, expanded, 10000 draws, seed 0)'
+        """
+        method = "BCa" if self.method == "bca" else self.method
+        how = f"{method}, expanded" if self.expand else method
+        return (
+            f"{100 * self.level:g} % bootstrap interval "
+            f"({how}, {self.n_draws} draws, seed {self.seed})"
+        )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Two ends, or none and the reason in ``note``."""
+
+    low: float | None
+    high: float | None
+    note: str = ""
+
+
+class Draws:
+    """Weights of images in each draw, made once for each shape of sample.
+
+    Parameters
+    ----------
+    settings : Bootstrap
+    """
+
+    def __init__(self, settings: Bootstrap) -> None:
+        self.settings = settings
+        self._kept: dict[tuple[int, ...], np.ndarray] = {}
+
+    def weights(self, subjects: Sequence[Hashable]) -> np.ndarray:
+        """What each image weighs in the mean over subjects, draw by draw.
+
+        Subjects are drawn with replacement, then as many of a drawn subject's images as it has,
+        anew each time that it was drawn; images of a subject are averaged first (Davison and
+        Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
+
+        Parameters
+        ----------
+        subjects : (n,) sequence
+            Of each image.
+
+        Returns
+        -------
+        (n_draws, n) float
+            Each line adds up to 1.
+        """
+        rank, sizes = ranks_of_subjects(subjects)
+        key = tuple(sizes.tolist())
+        if key not in self._kept:
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = self._draw(key)
+        weights = self._kept[key]
+        if (np.diff(rank) >= 0).all():
+            return weights
+        columns = np.empty(len(rank), np.intp)
+        columns[np.argsort(rank, kind="stable")] = np.arange(len(rank))
+        return weights[:, columns]
+
+    def _draw(self, sizes: tuple[int, ...]) -> np.ndarray:
+        """Weights of images that stand subject by subject."""
+        rng = np.random.default_rng(self.settings.seed)
+        n = len(sizes)
+        times = rng.multinomial(n, [1 / n] * n, size=self.settings.n_draws)
+        if max(sizes) == 1:
+            return times / n
+        blocks = [
+            rng.multinomial(times[:, k] * size, [1 / size] * size) / (size * n)
+            for k, size in enumerate(sizes)
+        ]
+        return np.concatenate(blocks, axis=1)
+
+
+def ranks_of_subjects(subjects: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of each image's subject in ascending order, and how many images a subject has.
+
+    Examples
+    --------
+    >>> ranks_of_subjects(["b", "a", "b"])
+    (array([1, 0, 1]), array([1, 2]))
+    """
+    rank = {subject: k for k, subject in enumerate(sorted(set(subjects)))}
+    ranks = np.array([rank[subject] for subject in subjects], dtype=np.intp)
+    return ranks, np.bincount(ranks, minlength=len(rank))
+
+
+def subject_means(values: np.ndarray, subjects: Sequence[Hashable]) -> np.ndarray:
+    """Mean over the images of each subject, subjects in ascending order.
+
+    Parameters
+    ----------
+    values : (n,) float
+    subjects : (n,) sequence
+
+    Examples
+    --------
+    >>> subject_means(np.array([1.0, 2.0, 6.0]), ["a", "b", "b"])
+    array([1., 4.])
+    """
+    ranks, sizes = ranks_of_subjects(subjects)
+    return np.bincount(ranks, weights=values, minlength=len(sizes)) / sizes
+
+
+def mean_interval(values: np.ndarray, subjects: Sequence[Hashable], draws: Draws) -> Interval:
+    """Interval of the mean over subjects.
+
+    Parameters
+    ----------
+    values : (n,) float
+        Finite.
+    subjects : (n,) sequence
+        Of each value; several values of a subject are averaged first.
+    draws : Draws
+
+    Returns
+    -------
+    Interval
+        None with a reason if there are fewer than two subjects. With fewer than ten it says that
+        it is likely too narrow.
+
+    Examples
+    --------
+    >>> found = mean_interval(np.arange(12.0), range(12), Draws(Bootstrap()))
+    >>> round(found.low), round(found.high)
+    (3, 8)
+    >>> mean_interval(np.array([0.9]), ["sub-01"], Draws(Bootstrap())).note
+    '1 subject: no interval'
+    """
+    means = subject_means(values, subjects)
+    n = len(means)
+    if n < 2:
+        return Interval(None, None, f"{n} subject{'' if n else 's'}: no interval")
+    drawn = draws.weights(subjects) @ values
+    mean = float(means.mean())
+    if np.abs(drawn - mean).max() <= ROUNDING * max(1.0, abs(mean)):
+        return Interval(mean, mean, "all values are equal")
+    low, high = np.quantile(drawn, _levels(drawn, mean, means, draws.settings))
+    note = f"{n} subjects: likely too narrow" if n < FEW else ""
+    return Interval(float(low), float(high), note)
+
+
+def _levels(
+    drawn: np.ndarray, mean: float, means: np.ndarray, settings: Bootstrap
+) -> tuple[float, float]:
+    """Which quantiles of the drawn means are the interval's ends."""
+    n = len(means)
+    tail = (1 - settings.level) / 2
+    if settings.expand:
+        tail = special.ndtr(np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, tail))
+    plain = (tail, 1 - tail)
+    if settings.method == "percentile":
+        return plain
+    # Draws that equal the mean count half, whichever way they were rounded.
+    above = drawn - mean
+    near = np.abs(above) <= ROUNDING * max(1.0, abs(mean))
+    shift = special.ndtri(((above < 0) & ~near).mean() + near.mean() / 2)
+    # Leaving out one subject moves the mean by its distance from it, divided by n - 1.
+    gaps = means - mean
+    acceleration = (gaps**3).sum() / (6 * (gaps**2).sum() ** 1.5) if gaps.any() else 0.0
+    z = shift + np.array([-1, 1]) * -special.ndtri(tail)
+    below = 1 - acceleration * z
+    if not np.isfinite(shift) or (below <= 0).any():
+        return plain
+    low, high = special.ndtr(shift + z / below)
+    return float(low), float(high)

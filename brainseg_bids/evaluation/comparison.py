@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two raters against each other: the same structures of the same images, subject by subject."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from brainseg_bids.evaluation.bootstrap import Bootstrap, Draws, mean_interval, subject_means
+from brainseg_bids.evaluation.scores import NO_ROW, Metric, Row, Scores, judge, metric, read_scores
+from brainseg_bids.evaluation.statistics import hodges_lehmann, holm, signed_rank
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired differences of two raters, first less second.
+
+    Parameters
+    ----------
+    reference, stratum, name, metric, first, second : str
+        Metrics that are best at 0 are compared by their size: ``|volume_error_frac|``.
+    n_subjects, n_images : int
+        Images with a number of both raters.
+    n_left_out : int
+        Structures in images of which at least one of the raters has a row but not both a number.
+    n_zero : int
+        Subjects without a difference.
+    mean_difference : float or None
+        Over subjects, with its bootstrap interval ``low``, ``high``.
+    median_difference : float or None
+    hodges_lehmann, hodges_lehmann_low, hodges_lehmann_high : float or None
+        Shift and interval that belong to the signed-rank test.
+    rank_biserial : float or None
+        From -1 to 1; the sign is that of the difference.
+    p, p_holm : float or None
+        Wilcoxon's signed-rank test, exact, two-sided; and adjusted within its family.
+    family : str
+        What was tested together; ``n_tests`` had a p.
+    favours : str
+        Rater whose metric is better by the Hodges-Lehmann shift, significant or not; empty if
+        neither.
+    note : str
+        Why numbers are not there.
+    """
+
+    reference: str
+    stratum: str
+    name: str
+    metric: str
+    first: str
+    second: str
+    n_subjects: int
+    n_images: int
+    n_left_out: int
+    n_zero: int
+    mean_difference: float | None
+    low: float | None
+    high: float | None
+    median_difference: float | None
+    hodges_lehmann: float | None
+    hodges_lehmann_low: float | None
+    hodges_lehmann_high: float | None
+    rank_biserial: float | None
+    p: float | None
+    p_holm: float | None
+    family: str
+    n_tests: int
+    favours: str
+    note: str
+
+    def row(self) -> dict[str, int | float | str | None]:
+        """A line of a table."""
+        return dict(vars(self))
+
+
+def compare_raters(
+    rows: Sequence[Row],
+    *,
+    metrics: Collection[str] = ("dice",),
+    pairs: Sequence[tuple[str, str]] | None = None,
+    structures: Collection[str] | None = None,
+    known: Mapping[str, Collection[str]] | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> list[Comparison]:
+    """Compare raters in pairs, by their mean over structures and structure by structure.
+
+    Holm's correction is over all pairs and structures of a reference, metric and stratum; means
+    over structures are a family of their own, since they are what is asked first.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        See `scores.read_scores`.
+    metrics : collection of str
+    pairs : sequence of (str, str), optional
+        By default each rater with each, in order of their names.
+    structures, known
+        Of the mean over structures, see `scores.judge`; single structures are compared wherever
+        both raters have them.
+    bootstrap : Bootstrap, optional
+
+    Raises
+    ------
+    ValueError
+        If rows contradict each other, or a pair names a rater that is nowhere.
+    """
+    draws = Draws(bootstrap or Bootstrap())
+    every = read_scores(rows)
+    raters = {rater for scores in every for rater in scores.raters}
+    if strange := sorted({rater for pair in pairs or () for rater in pair} - raters):
+        raise ValueError(f"no rows of rater {', '.join(strange)}; known: {sorted(raters)}")
+    wanted_metrics, found = [metric(name) for name in metrics], []
+    for scores in every:
+        mean_of = [s.name for s in judge(scores, structures=structures, known=known) if s.used]
+        for stratum, part in scores.by_stratum():
+            for wanted in wanted_metrics:
+                about = _Question(part, stratum, wanted, draws)
+                found += about.family({f"mean of {len(mean_of)} structures": mean_of}, pairs)
+                found += about.family({name: [name] for name in part.names}, pairs)
+    return found
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One metric in one stratum."""
+
+    scores: Scores
+    stratum: str
+    metric: Metric
+    draws: Draws
+
+    def family(
+        self, groups: Mapping[str, Sequence[str]], pairs: Sequence[tuple[str, str]] | None
+    ) -> list[Comparison]:
+        """All pairs on all groups of structures, p adjusted together."""
+        values = self.metric.size(self.scores.values(self.metric))
+        tested = [
+            self._compare(values, first, second, title, names)
+            for title, names in groups.items()
+            for first, second in pairs or combinations(self.scores.raters, 2)
+            if names and {first, second} <= set(self.scores.raters)
+        ]
+        tested = [one for one in tested if one is not None]
+        adjusted = holm([one.p for one in tested])
+        n_tests = sum(p is not None for p in adjusted)
+        what = "single structures" if len(groups) > 1 else next(iter(groups), "")
+        family = f"{self.scores.reference}, {self.stratum}, {self.metric.compared_name}: {what}"
+        return [
+            replace(one, p_holm=p, family=family, n_tests=n_tests)
+            for one, p in zip(tested, adjusted, strict=True)
+        ]
+
+    def _compare(
+        self, values: np.ndarray, first: str, second: str, title: str, names: Sequence[str]
+    ) -> Comparison | None:
+        """One pair on one group of structures; None if one of them has no row of it."""
+        both = [self.scores.raters.index(first), self.scores.raters.index(second)]
+        here = (self.scores.status[both] != NO_ROW)[:, :, self.scores.places(names)]
+        if not here.any(axis=(1, 2)).all():
+            return None
+        one, other = values[both][:, :, self.scores.places(names)]
+        cells = one - other
+        kept = np.isfinite(cells).any(axis=1)
+        subjects = [s for s, keep in zip(self.scores.subjects, kept, strict=True) if keep]
+        left_out = int((here.any(axis=0) & ~np.isfinite(cells)).sum())
+        n = (len(set(subjects)), int(kept.sum()), left_out)
+        place = (self.scores.reference, self.stratum, title, self.metric.compared_name)
+        numbers = self._numbers(np.nanmean(cells[kept], axis=1), subjects, first, second)
+        return Comparison(*place, first, second, *n, *numbers)
+
+    def _numbers(
+        self, values: np.ndarray, subjects: Sequence[str], first: str, second: str
+    ) -> tuple:
+        """Fields of a `Comparison` from ``n_zero`` to ``note``."""
+        if not len(values):
+            return (0, *[None] * 10, "", 0, "", "no image has a number of both")
+        differences = subject_means(values, subjects)
+        interval = mean_interval(values, subjects, self.draws)
+        test = signed_rank(differences)
+        shift, ends = hodges_lehmann(differences, self.draws.settings.level)
+        gain = shift if self.metric.better == "higher" else -shift
+        favours = first if gain > 0 else second if gain < 0 else ""
+        notes = dict.fromkeys(note for note in (interval.note, test.note, ends.note) if note)
+        mean = (float(differences.mean()), interval.low, interval.high)
+        ranks = (float(np.median(differences)), shift, ends.low, ends.high, test.rank_biserial)
+        return (
+            test.n_zero,
+            *mean,
+            *ranks,
+            test.p,
+            None,
+            "",
+            0,
+            favours,
+            "; ".join(notes),
+        )

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rule of the contrast-dial experiment, written down before it was run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from brainseg_bids.evaluation.bootstrap import Bootstrap, Draws, Interval, mean_interval
+
+FEWEST_SEEDS = 5
+"""Drawing again from four numbers misses the truth more than one time in ten."""
+
+RULE = (
+    "Two settings of the dial are trained from the same seeds; the difference of their mean "
+    "accuracy (higher is better), setting less baseline, is taken seed by seed, on images of the "
+    "contrast and on images of others. Better: the whole interval on the contrast lies above the "
+    "margin, and the whole interval off it above minus the margin. Worse: either interval lies "
+    "wholly below minus the margin. Anything else, and fewer than five seeds: no difference "
+    "shown. The margin is the smallest difference that matters, chosen before the run."
+)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an experiment showed.
+
+    Parameters
+    ----------
+    verdict : {"better", "worse", "no difference shown"}
+    reason : str
+    margin : float
+    n_seeds : int
+    on_mean, off_mean : float or None
+        Mean paired difference on and off the contrast, higher is better; None if not measured.
+    on_low, on_high, off_low, off_high : float or None
+        Bootstrap intervals over seeds.
+    rule, interval : str
+        In words.
+    """
+
+    verdict: str
+    reason: str
+    margin: float
+    n_seeds: int
+    on_mean: float
+    on_low: float | None
+    on_high: float | None
+    off_mean: float | None
+    off_low: float | None
+    off_high: float | None
+    rule: str
+    interval: str
+
+    def row(self) -> dict[str, int | float | str | None]:
+        """A line of a table."""
+        return dict(vars(self))
+
+
+def decide(
+    on_contrast: Sequence[float] | np.ndarray,
+    off_contrast: Sequence[float] | np.ndarray | None,
+    *,
+    margin: float,
+    bootstrap: Bootstrap | None = None,
+) -> Decision:
+    """Apply `RULE` to paired differences.
+
+    Parameters
+    ----------
+    on_contrast, off_contrast : (seeds,) or (seeds, subjects) float
+        Setting less baseline of an accuracy of which more is better, such as the headline Dice;
+        subjects are averaged, because seeds are what is sampled. ``off_contrast`` may be None if
+        there are no other contrasts: then only the first half of the rule holds.
+    margin : float
+        Smallest difference that matters, above 0, in the units of the differences.
+    bootstrap : Bootstrap, optional
+
+    Returns
+    -------
+    Decision
+
+    Raises
+    ------
+    ValueError
+        If the margin is not positive, a difference is not finite, or the numbers of seeds differ.
+
+    Examples
+    --------
+    >>> decide([0.02, 0.03, 0.02, 0.025, 0.03], [0.0, 0.001, -0.001, 0, 0], margin=0.005).verdict
+    'better'
+    >>> decide([0.02, 0.03], [0.0, 0.001], margin=0.005).reason
+    '2 seeds: fewer than 5 show nothing'
+    """
+    settings = bootstrap or Bootstrap()
+    if not (np.isfinite(margin) and margin > 0):
+        raise ValueError(f"the margin is the smallest difference that matters, got {margin}")
+    on = _by_seed(on_contrast, "on")
+    off = None if off_contrast is None else _by_seed(off_contrast, "off")
+    if off is not None and len(off) != len(on):
+        raise ValueError(f"{len(on)} seeds on the contrast, {len(off)} off it: pair them")
+    draws = Draws(settings)
+    on_ends = mean_interval(on, range(len(on)), draws)
+    off_ends = None if off is None else mean_interval(off, range(len(off)), draws)
+    verdict, reason = _verdict(on_ends, off_ends, margin, len(on))
+    off_numbers = (None,) * 3 if off is None else (float(off.mean()), off_ends.low, off_ends.high)
+    return Decision(
+        verdict,
+        reason,
+        float(margin),
+        len(on),
+        float(on.mean()),
+        on_ends.low,
+        on_ends.high,
+        *off_numbers,
+        RULE,
+        settings.description,
+    )
+
+
+def _by_seed(differences: Sequence[float] | np.ndarray, where: str) -> np.ndarray:
+    """(seeds,) float: subjects averaged."""
+    found = np.asarray(differences, dtype=float)
+    if found.ndim not in (1, 2) or not found.size or not np.isfinite(found).all():
+        raise ValueError(f"differences {where} contrast: finite, (seeds,) or (seeds, subjects)")
+    return found if found.ndim == 1 else found.mean(axis=1)
+
+
+def _verdict(on: Interval, off: Interval | None, margin: float, n_seeds: int) -> tuple[str, str]:
+    """`RULE` in code."""
+    if n_seeds < FEWEST_SEEDS:
+        reason = f"{n_seeds} seeds: fewer than {FEWEST_SEEDS} show nothing"
+        return "no difference shown", reason
+    harmed = [
+        where
+        for where, ends in (("on", on), ("off", off))
+        if ends is not None and ends.high < -margin
+    ]
+    if harmed:
+        return "worse", f"{' and '.join(harmed)} contrast below -{margin:g}"
+    if on.low <= margin:
+        return "no difference shown", f"on contrast not above {margin:g}"
+    if off is not None and off.low <= -margin:
+        return "no difference shown", f"on contrast above {margin:g}, off contrast in doubt"
+    off_text = "off contrast not measured" if off is None else f"off contrast above -{margin:g}"
+    return "better", f"on contrast above {margin:g}, {off_text}"

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes, Dice and IoU of every structure from one table of voxel counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from brainseg_bids.anatomy import upsample_kernels as kernels
+from brainseg_bids.evaluation.structures import Pair, Structure
+
+PLANES = 16
+"""Planes counted at once: the joint codes of a whole volume would need 8 bytes a voxel."""
+STATUSES = ("both", "reference only", "prediction only", "neither")
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Voxels of one structure in two maps.
+
+    Parameters
+    ----------
+    reference_vox, predicted_vox, common_vox : int
+    voxel_mm3 : float
+    """
+
+    reference_vox: int
+    predicted_vox: int
+    common_vox: int
+    voxel_mm3: float
+
+    @property
+    def status(self) -> str:
+        """In which maps it is: one of `STATUSES`."""
+        return STATUSES[(not self.reference_vox) * 2 + (not self.predicted_vox)]
+
+    @property
+    def dice(self) -> float:
+        """``2 |A and B| / (|A| + |B|)``: 0 if it is in one map only, NaN if in neither."""
+        total = self.reference_vox + self.predicted_vox
+        return 2 * self.common_vox / total if total else float("nan")
+
+    @property
+    def iou(self) -> float:
+        """``|A and B| / |A or B|``: 0 if it is in one map only, NaN if in neither."""
+        union = self.reference_vox + self.predicted_vox - self.common_vox
+        return self.common_vox / union if union else float("nan")
+
+    @property
+    def reference_mm3(self) -> float:
+        """Volume in the reference."""
+        return self.reference_vox * self.voxel_mm3
+
+    @property
+    def predicted_mm3(self) -> float:
+        """Volume in the prediction."""
+        return self.predicted_vox * self.voxel_mm3
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """What one look at all voxels gives.
+
+    Parameters
+    ----------
+    codes : (n,) int
+    counts : (n, n) int64
+        Row: code in the reference; column: code in the prediction.
+    low, high : (2, n, 3) int64
+        First voxel and one past the last of each code; of the reference, of the prediction.
+    voxel_mm3 : float
+    """
+
+    codes: np.ndarray
+    counts: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    voxel_mm3: float
+
+    def overlap(self, structure: Structure) -> Overlap:
+        """Voxels of a structure."""
+        ranks = np.flatnonzero(np.isin(self.codes, structure.codes))
+        return Overlap(
+            int(self.counts[ranks].sum()),
+            int(self.counts[:, ranks].sum()),
+            int(self.counts[np.ix_(ranks, ranks)].sum()),
+            self.voxel_mm3,
+        )
+
+    def box(self, structures: Sequence[Structure]) -> Box:
+        """Smallest box around structures in both maps; of size zero if they are in neither."""
+        wanted = sorted({code for structure in structures for code in structure.codes})
+        ranks = np.flatnonzero(np.isin(self.codes, wanted))
+        low, high = self.low[:, ranks].reshape(-1, 3), self.high[:, ranks].reshape(-1, 3)
+        there = high[:, 0] > 0
+        if not there.any():
+            return (slice(0, 0),) * 3
+        first, last = low[there].min(0), high[there].max(0)
+        return tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+
+
+def confusion(reference: np.ndarray, predicted: np.ndarray, n_labels: int) -> np.ndarray:
+    """Voxels for each pair of ranks.
+
+    Parameters
+    ----------
+    reference, predicted : (X, ...) int
+        Ranks, 0..n_labels - 1.
+
+    Returns
+    -------
+    (n_labels, n_labels) int64
+        Row: rank in the reference; column: rank in the prediction.
+
+    Examples
+    --------
+    >>> confusion(np.array([0, 1, 1]), np.array([0, 1, 0]), 2)
+    array([[1, 0],
+           [1, 1]])
+    """
+    if reference.shape != predicted.shape:
+        raise ValueError(f"shapes {reference.shape} and {predicted.shape} differ")
+    counts = np.zeros(n_labels * n_labels, dtype=np.int64)
+    for start in range(0, len(reference), PLANES):
+        rows = reference[start : start + PLANES].astype(np.int32)
+        joint = rows * n_labels + predicted[start : start + PLANES]
+        counts += np.bincount(joint.ravel(), minlength=len(counts))
+    return counts.reshape(n_labels, n_labels)
+
+
+def dice_from(counts: np.ndarray) -> np.ndarray:
+    """Dice of every label of a `confusion` table, (n_labels,); NaN where it is in neither map."""
+    total = counts.sum(0) + counts.sum(1)
+    return np.divide(
+        2.0 * np.diag(counts), total, out=np.full(len(counts), np.nan), where=total > 0
+    )
+
+
+def tally(pair: Pair) -> Tally:
+    """Count voxels for each pair of codes, and find the box of each code, in one pass."""
+    n = len(pair.codes)
+    ranks = pair.lookup({int(code): rank for rank, code in enumerate(pair.codes)}, n, np.int64)
+    counts = np.zeros((n + 1, n + 1), np.int64)  # the last rank is of voxels that do not count
+    low = np.full((2, n + 1, 3), np.iinfo(np.int64).max)
+    high = np.zeros((2, n + 1, 3), np.int64)
+    count = _tally if kernels.HAS_NUMBA else _tally_numpy
+    for box in pair.blocks():
+        first, second = (pair.part(which, box) for which in ("reference", "prediction"))
+        count(first, second, box[0].start, ranks, counts, low, high)
+    return Tally(pair.codes, counts[:n, :n], low[:, :n], high[:, :n], pair.voxel_mm3)
+
+
+@kernels.jit
+def _grow(low, high, x, y, start, stop):
+    """Let a box hold a run of voxels along the last axis."""
+    low[0], high[0] = min(low[0], x), max(high[0], x + 1)
+    low[1], high[1] = min(low[1], y), max(high[1], y + 1)
+    low[2], high[2] = min(low[2], start), max(high[2], stop)
+
+
+@kernels.jit
+def _tally(first, second, plane, ranks, counts, low, high):
+    """Add some planes, the first of which is number ``plane``."""
+    n_x, n_y, n_z = first.shape
+    for x in range(n_x):
+        for y in range(n_y):
+            a, b = first[x, y], second[x, y]
+            differs = np.int16(0)
+            for z in range(n_z):  # most rows of a head are air: this loop takes 32 voxels at once
+                differs |= (a[z] ^ a[0]) | (b[z] ^ b[0])
+            z = 0 if differs else n_z
+            if z:
+                counts[ranks[a[0]], ranks[b[0]]] += n_z
+                _grow(low[0, ranks[a[0]]], high[0, ranks[a[0]]], x + plane, y, 0, n_z)
+                _grow(low[1, ranks[b[0]]], high[1, ranks[b[0]]], x + plane, y, 0, n_z)
+            while z < n_z:  # a run of equal pairs at a time: most of a head is runs
+                one, other, start = a[z], b[z], z
+                z += 1
+                while z < n_z and a[z] == one and b[z] == other:
+                    z += 1
+                counts[ranks[one], ranks[other]] += z - start
+                _grow(low[0, ranks[one]], high[0, ranks[one]], x + plane, y, start, z)
+                _grow(low[1, ranks[other]], high[1, ranks[other]], x + plane, y, start, z)
+
+
+def _tally_numpy(first, second, plane, ranks, counts, low, high):
+    """As `_tally`, with numpy alone."""
+    both = ranks[first], ranks[second]
+    counts += confusion(*both, len(counts))
+    for which, values in enumerate(both):
+        for rank, box in enumerate(ndimage.find_objects(values + 1)):
+            if box is not None:
+                shift = np.array([plane, 0, 0])
+                starts = np.array([s.start for s in box]) + shift
+                stops = np.array([s.stop for s in box]) + shift
+                low[which, rank] = np.minimum(low[which, rank], starts)
+                high[which, rank] = np.maximum(high[which, rank], stops)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a league table would look the same with other subjects."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from brainseg_bids.evaluation.bootstrap import Bootstrap, Draws, subject_means
+from brainseg_bids.evaluation.scores import NO_ROW, Metric, Row, Scores, judge, metric, read_scores
+
+DECIMALS = 12
+"""Means are rounded so far before they are ranked: equal raters are tied."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Place of one rater by its mean, and how firm it is.
+
+    Parameters
+    ----------
+    reference, stratum, name, metric, rater : str
+    n_raters, n_subjects, n_images : int
+        Images that all raters have a number of.
+    n_left_out : int
+        Structures in images that at least one rater has a row of, but not all a number.
+    mean : float
+        Over subjects.
+    rank : int
+        1 is best; raters that are tied share the better rank.
+    chances : tuple of float or None
+        Share of draws in which the rater has rank 1, 2, ...; None with fewer than two subjects.
+    mean_rank : float or None
+        Over draws.
+    kendall_tau : float or None
+        Mean over draws of tau-b between the ranking of the draw and that of all subjects; the
+        same for all raters. None too if all raters are tied.
+    same_winner, same_order : float or None
+        Share of draws with the same best raters, and with the same ranks of all.
+    note : str
+    """
+
+    reference: str
+    stratum: str
+    name: str
+    metric: str
+    rater: str
+    n_raters: int
+    n_subjects: int
+    n_images: int
+    n_left_out: int
+    mean: float
+    rank: int
+    chances: tuple[float, ...] | None
+    mean_rank: float | None
+    kendall_tau: float | None
+    same_winner: float | None
+    same_order: float | None
+    note: str
+
+    def row(self) -> dict[str, int | float | str | None]:
+        """A line of a table: chances in columns ``p_rank_1``, ``p_rank_2``, ..."""
+        row = dict(vars(self))
+        chances = row.pop("chances") or (None,) * self.n_raters
+        return row | {f"p_rank_{k + 1}": chance for k, chance in enumerate(chances)}
+
+
+def rank_stability(
+    rows: Sequence[Row],
+    *,
+    metrics: Collection[str] = ("dice",),
+    structures: Collection[str] | None = None,
+    known: Mapping[str, Collection[str]] | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> list[Rank]:
+    """Rank raters by their mean in each draw of subjects.
+
+    Raters are judged on the images and structures that all have a number of, and on the same
+    subjects in each draw (Wiesenfarth et al., Scientific Reports 11, 2021). Distances say nothing
+    of structures that were missed: rank by an overlap or NSD too.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        See `scores.read_scores`.
+    metrics : collection of str
+    structures, known
+        Of the mean over structures, see `scores.judge`; each structure is ranked too.
+    bootstrap : Bootstrap, optional
+
+    Returns
+    -------
+    list of Rank
+        Best first; nothing where fewer than two raters have a structure, or none in common.
+    """
+    draws, found = Draws(bootstrap or Bootstrap()), []
+    wanted_metrics = [metric(name) for name in metrics]
+    for scores in read_scores(rows):
+        mean_of = [s.name for s in judge(scores, structures=structures, known=known) if s.used]
+        groups = {f"mean of {len(mean_of)} structures": mean_of}
+        groups |= {name: [name] for name in scores.names}
+        found += [
+            rank
+            for stratum, part in scores.by_stratum()
+            for wanted in wanted_metrics
+            for title, names in groups.items()
+            for rank in _ranks(part, (scores.reference, stratum, title), names, wanted, draws)
+        ]
+    return found
+
+
+def _ranks(
+    scores: Scores, place: tuple[str, str, str], names: Sequence[str], wanted: Metric, draws: Draws
+) -> list[Rank]:
+    """Raters on one group of structures."""
+    here = (scores.status != NO_ROW)[:, :, scores.places(names)]
+    raters = [k for k, has in enumerate(here.any(axis=(1, 2))) if has]
+    cells = scores.values(wanted)[raters][:, :, scores.places(names)]
+    cells = wanted.size(np.where(np.isfinite(cells).all(axis=0), cells, np.nan))
+    kept = np.isfinite(cells).any(axis=(0, 2))
+    if len(raters) < 2 or not kept.any():
+        return []
+    values = np.nanmean(cells[:, kept], axis=2)
+    subjects = [s for s, keep in zip(scores.subjects, kept, strict=True) if keep]
+    left_out = int((here.any(axis=0) & ~np.isfinite(cells[0])).sum())
+    n = (len(raters), len(set(subjects)), len(subjects), left_out)
+    means = np.array([subject_means(one, subjects).mean() for one in values])
+    ranks = ranks_of(wanted.cost(means)[None])[0]
+    firmness = _firmness(values, subjects, ranks, wanted, draws)
+    return [
+        Rank(
+            *place,
+            wanted.compared_name,
+            scores.raters[raters[k]],
+            *n,
+            float(means[k]),
+            int(ranks[k]),
+            *firmness[k],
+        )
+        for k in np.argsort(ranks, kind="stable")
+    ]
+
+
+def _firmness(
+    values: np.ndarray, subjects: Sequence[str], ranks: np.ndarray, wanted: Metric, draws: Draws
+) -> list[tuple]:
+    """Fields of `Rank` from ``chances`` to ``note``, for each rater."""
+    if len(set(subjects)) < 2:
+        return [(None,) * 5 + ("1 subject: no draws",)] * len(ranks)
+    drawn = ranks_of(wanted.cost(draws.weights(subjects) @ values.T))
+    chances = (drawn[:, :, None] == np.arange(1, len(ranks) + 1)).mean(axis=0)
+    taus = kendall_taus(drawn, ranks)
+    tau = float(np.nanmean(taus)) if np.isfinite(taus).any() else None
+    same_winner = float(((drawn == 1) == (ranks == 1)).all(axis=1).mean())
+    same_order = float((drawn == ranks).all(axis=1).mean())
+    return [
+        (tuple(chances[k].tolist()), float(drawn[:, k].mean()), tau, same_winner, same_order, "")
+        for k in range(len(ranks))
+    ]
+
+
+def ranks_of(costs: np.ndarray) -> np.ndarray:
+    """Rank along the last axis: one more than there are lower costs.
+
+    Parameters
+    ----------
+    costs : (draws, raters) float
+
+    Examples
+    --------
+    >>> ranks_of(np.array([[0.3, 0.1, 0.1]]))
+    array([[3, 1, 1]])
+    """
+    costs = np.round(costs, DECIMALS)
+    return 1 + (costs[:, None, :] < costs[:, :, None]).sum(axis=2)
+
+
+def kendall_taus(drawn: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b of each line with one ranking (Biometrika 33, 1945).
+
+    Parameters
+    ----------
+    drawn : (draws, raters) int
+    ranks : (raters,) int
+
+    Returns
+    -------
+    (draws,) float
+        NaN where all are tied.
+
+    Examples
+    --------
+    >>> kendall_taus(np.array([[1, 2, 3], [3, 2, 1]]), np.array([1, 2, 3]))
+    array([ 1., -1.])
+    """
+    first, second = np.triu_indices(len(ranks), 1)
+    here, there = (np.sign(r[..., first] - r[..., second]) for r in (drawn, ranks))
+    untied = (here != 0).sum(axis=1) * float((there != 0).sum())
+    scale = np.where(untied > 0, np.sqrt(untied), np.nan)
+    return (here * there).sum(axis=1) / scale

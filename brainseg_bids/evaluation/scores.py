@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of agreements as arrays: what counts, what is left out, and who is judged on what."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+Row = Mapping[str, object]
+
+STATUSES = ("both", "reference only", "prediction only", "neither")
+NO_ROW = -1
+ALL = "all"
+"""All strata together."""
+NAN = float("nan")
+KEYS = ("reference", "rater", "image", "subject", "name", "status")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the rows, and what it is where a structure is in one map only.
+
+    Parameters
+    ----------
+    name : str
+    better : {"higher", "lower", "nearer 0"}
+    counts : tuple of str
+        Statuses at which it is a number; at others it is left out.
+    """
+
+    name: str
+    better: str
+    counts: tuple[str, ...]
+
+    def cost(self, values: np.ndarray) -> np.ndarray:
+        """Lower is better, whatever the metric."""
+        return -values if self.better == "higher" else self.size(values)
+
+    def size(self, values: np.ndarray) -> np.ndarray:
+        """Values that raters are compared by: without sign where 0 is best."""
+        return np.abs(values) if self.better == "nearer 0" else values
+
+    @property
+    def compared_name(self) -> str:
+        """Name of what raters are compared by.
+
+        >>> metric("volume_error_frac").compared_name
+        '|volume_error_frac|'
+        """
+        return f"|{self.name}|" if self.better == "nearer 0" else self.name
+
+
+_OVERLAPS = ("dice", "iou")
+_DISTANCES = (
+    "assd_mm",
+    "hd95_mm",
+    "hd100_mm",
+    "reference_to_prediction_mm",
+    "prediction_to_reference_mm",
+)
+
+
+def metric(name: str) -> Metric:
+    """How a column is treated.
+
+    Overlaps and NSD are 0 where one map alone has the structure, distances are numbers only where
+    both have it, volume errors need a volume of the reference (their share) or of either.
+
+    Raises
+    ------
+    ValueError
+        If no rule is known for it.
+
+    Examples
+    --------
+    >>> metric("dice").better, metric("hd95_mm").counts
+    ('higher', ('both',))
+    """
+    if name in _OVERLAPS or (name.startswith("nsd_") and name.endswith("mm")):
+        return Metric(name, "higher", STATUSES[:3])
+    if name in _DISTANCES:
+        return Metric(name, "lower", STATUSES[:1])
+    if name in ("volume_error_mm3", "volume_error_frac"):
+        return Metric(name, "nearer 0", STATUSES[: 3 if name.endswith("mm3") else 2])
+    known = ", ".join((*_OVERLAPS, *_DISTANCES, "nsd_..mm", "volume_error_mm3 or _frac"))
+    raise ValueError(f"no rule for the metric {name!r}; known: {known}")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Rows of one reference.
+
+    Parameters
+    ----------
+    reference : str
+    raters, images, names : tuple of str
+        In an order that does not depend on that of the rows.
+    subjects, strata : (images,) tuple of str
+    single : (names,) tuple of bool
+        Whether it is one label (its row has a code), not a group of labels.
+    status : (raters, images, names) int8
+        Rank in `STATUSES`, or `NO_ROW`.
+    columns : dict of str to (raters, images, names) float
+        NaN where there is no number.
+    kept : dict of str to array
+        `values` that were asked for before.
+    """
+
+    reference: str
+    raters: tuple[str, ...]
+    images: tuple[str, ...]
+    names: tuple[str, ...]
+    subjects: tuple[str, ...]
+    strata: tuple[str, ...]
+    single: tuple[bool, ...]
+    status: np.ndarray
+    columns: dict[str, np.ndarray]
+    kept: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Columns that there is a rule for."""
+        return tuple(name for name in self.columns if _has_rule(name))
+
+    def values(self, wanted: Metric) -> np.ndarray:
+        """(raters, images, names) float: NaN where the metric is left out, and only there.
+
+        Raises
+        ------
+        ValueError
+            If there is no such column, or a number is missing where the status asks for one.
+        """
+        if wanted.name in self.kept:
+            return self.kept[wanted.name]
+        if wanted.name not in self.columns:
+            raise ValueError(f"{self.reference}: rows have no column {wanted.name!r}")
+        counts = np.isin(self.status, [STATUSES.index(status) for status in wanted.counts])
+        values = np.where(counts, self.columns[wanted.name], NAN)
+        bad = counts & ~np.isfinite(values)
+        if bad.any():
+            rater, image, name = np.argwhere(bad)[0]
+            status = STATUSES[self.status[rater, image, name]]
+            raise ValueError(
+                f"{self.images[image]}, {self.names[name]}, rater {self.raters[rater]}: "
+                f"{wanted.name} is no number although the status is {status!r}; compare again"
+            )
+        self.kept[wanted.name] = values
+        return values
+
+    def of_stratum(self, stratum: str) -> Scores:
+        """Images of one stratum; `ALL` keeps all."""
+        if stratum == ALL:
+            return self
+        keep = [k for k, name in enumerate(self.strata) if name == stratum]
+        return replace(
+            self,
+            images=tuple(self.images[k] for k in keep),
+            subjects=tuple(self.subjects[k] for k in keep),
+            strata=tuple(self.strata[k] for k in keep),
+            status=self.status[:, keep],
+            columns={name: values[:, keep] for name, values in self.columns.items()},
+            kept={},
+        )
+
+    def by_stratum(self) -> list[tuple[str, Scores]]:
+        """All strata together, then each one that has a name."""
+        named = sorted(set(self.strata) - {""})
+        return [(stratum, self.of_stratum(stratum)) for stratum in (ALL, *named)]
+
+    def places(self, names: Iterable[str]) -> list[int]:
+        """Where structures stand along the last axis."""
+        return [self.names.index(name) for name in names]
+
+
+def _has_rule(name: str) -> bool:
+    """Whether `metric` knows a column."""
+    try:
+        return bool(metric(name))
+    except ValueError:
+        return False
+
+
+def read_scores(rows: Sequence[Row]) -> list[Scores]:
+    """Rows of agreements, one `Scores` for each reference.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        `Agreement.row()` and ``reference``, ``rater``, ``image``, ``subject``, ``stratum`` (empty
+        or absent if there are none). Their order does not matter.
+
+    Raises
+    ------
+    ValueError
+        If a row has not these keys or no known status, two rows are of the same thing, an image
+        has two subjects or strata, a stratum is called "all", or one reference's rows mix two
+        definitions of surfaces.
+    """
+    by_reference: dict[str, dict[tuple[str, str, str], Row]] = {}
+    for row in rows:
+        _check(row)
+        cells = by_reference.setdefault(str(row["reference"]), {})
+        key = (str(row["rater"]), str(row["image"]), str(row["name"]))
+        if key in cells:
+            raise ValueError(f"two rows of rater {key[0]}, {key[1]}, {key[2]}: keep one")
+        cells[key] = row
+    return [_scores(reference, by_reference[reference]) for reference in sorted(by_reference)]
+
+
+def _check(row: Row) -> None:
+    """Refuse a row that cannot be placed."""
+    lacking = [key for key in KEYS if row.get(key) in (None, "")]
+    if lacking:
+        raise ValueError(f"a row of {row.get('image')} has no {', '.join(lacking)}")
+    if row["status"] not in STATUSES:
+        raise ValueError(
+            f"{row['image']}, {row['name']}: unknown status {row['status']!r}; "
+            f"known: {', '.join(STATUSES)}"
+        )
+    if row.get("stratum") == ALL:
+        raise ValueError(f"{row['image']}: no stratum can be called {ALL!r}; rename it")
+
+
+def _scores(reference: str, cells: Mapping[tuple[str, str, str], Row]) -> Scores:
+    """Arrays of one reference."""
+    definitions = sorted({str(row["definition"]) for row in cells.values() if "definition" in row})
+    if len(definitions) > 1:
+        mixed = " and ".join(definitions)
+        raise ValueError(f"{reference}: rows mix the definitions {mixed}; compare with one")
+    about = {}
+    codes: dict[str, tuple[bool, int]] = {}
+    for (_, image, name), row in cells.items():
+        found = (str(row["subject"]), str(row.get("stratum") or ""))
+        if about.setdefault(image, found) != found:
+            raise ValueError(f"{image} has two subjects or strata: {about[image]} and {found}")
+        index = row.get("index")
+        code = (index is None, 0 if index is None else int(index))
+        codes[name] = min(code, codes.get(name, code))
+    images = sorted(about, key=lambda image: (about[image][0], image))
+    names = sorted(codes, key=lambda name: (codes[name], name))
+    raters = sorted({rater for rater, _, _ in cells})
+    status = np.full((len(raters), len(images), len(names)), NO_ROW, np.int8)
+    keys = {key for row in cells.values() for key in row if _is_number(row[key])}
+    order = sorted(keys - {"index"}, key=_column_order(cells))
+    columns = {key: np.full(status.shape, NAN) for key in order}
+    ranks = [{key: k for k, key in enumerate(axis)} for axis in (raters, images, names)]
+    for key, row in cells.items():
+        place = tuple(rank[part] for rank, part in zip(ranks, key, strict=True))
+        status[place] = STATUSES.index(str(row["status"]))
+        for column in order:
+            value = row.get(column)
+            columns[column][place] = value if _is_number(value) else NAN
+    subjects, strata = zip(*(about[image] for image in images), strict=True)
+    single = tuple(not codes[name][0] for name in names)
+    return Scores(
+        reference,
+        tuple(raters),
+        tuple(images),
+        tuple(names),
+        subjects,
+        strata,
+        single,
+        status,
+        columns,
+    )
+
+
+def _is_number(value: object) -> bool:
+    """Whether a cell is a number; truth values are not."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
+
+
+def _column_order(cells: Mapping[tuple[str, str, str], Row]):
+    """Order of columns as in a row, whichever row came first."""
+    longest = cells[max(cells, key=lambda key: (len(cells[key]), key))]
+    rank = {key: k for k, key in enumerate(longest)}
+    return lambda key: (rank.get(key, len(rank)), key)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Whether a structure is part of the mean over structures.
+
+    Parameters
+    ----------
+    reference, name : str
+    used : bool
+    reason : str
+        Why not; empty if it is used.
+    """
+
+    reference: str
+    name: str
+    used: bool
+    reason: str = ""
+
+    def row(self) -> dict[str, str | bool]:
+        """A line of a table."""
+        return dict(vars(self))
+
+
+def judge(
+    scores: Scores,
+    *,
+    structures: Collection[str] | None = None,
+    known: Mapping[str, Collection[str]] | None = None,
+) -> list[Judged]:
+    """Structures that the reference and all raters know, and why others are left out.
+
+    Parameters
+    ----------
+    scores : Scores
+    structures : collection of str, optional
+        Names to choose among; by default single labels, since groups would count them twice, or
+        all if there are only groups.
+    known : mapping of rater to names, optional
+        What a rater's table has. Without it, a structure that a rater never labels counts as
+        missed each time, because rows alone cannot tell the two apart.
+
+    Returns
+    -------
+    list of Judged
+        All structures that have rows, then those that were asked for in vain.
+    """
+    if structures is None:
+        wanted = {n for n, one in zip(scores.names, scores.single, strict=True) if one}
+        wanted = wanted or set(scores.names)
+    else:
+        wanted = set(structures)
+    tables = {rater: set(names) for rater, names in (known or {}).items()}
+    return [
+        Judged(scores.reference, name, not reason, reason)
+        for k, name in enumerate(scores.names)
+        for reason in [_why_not(scores, k, name in wanted, tables)]
+    ] + [
+        Judged(scores.reference, name, False, "no row is of it")
+        for name in sorted(wanted - set(scores.names))
+    ]
+
+
+def _why_not(scores: Scores, k: int, wanted: bool, tables: Mapping[str, set[str]]) -> str:
+    """Reason against the structure at place ``k``, or nothing."""
+    name, status = scores.names[k], scores.status[:, :, k]
+    if not wanted:
+        return "not asked for" if scores.single[k] else "a group, or not asked for"
+    if not np.isin(status, (0, 1)).any():
+        return "the reference has it in no image"
+    ignorant = [
+        rater
+        for rater, found in zip(scores.raters, status, strict=True)
+        if (found == NO_ROW).all() or (rater in tables and name not in tables[rater])
+    ]
+    return f"not known to {', '.join(ignorant)}" if ignorant else ""

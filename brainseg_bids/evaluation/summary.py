@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows over subjects and raters to tables: every number with its n, nothing averaged silently.
+
+Subjects are what is sampled: several images of one are averaged first, and counted. What the
+choices here are and why is in `docs/explanation/evaluation.md`; they follow Metrics Reloaded
+(Maier-Hein, Reinke et al., Nature Methods 21, 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from brainseg_bids.evaluation.bland_altman import limits_of_agreement
+from brainseg_bids.evaluation.bootstrap import (
+    Bootstrap,
+    Draws,
+    Interval,
+    mean_interval,
+    subject_means,
+)
+from brainseg_bids.evaluation.comparison import compare_raters
+from brainseg_bids.evaluation.ranking import rank_stability
+from brainseg_bids.evaluation.scores import (
+    NO_ROW,
+    STATUSES,
+    Judged,
+    Metric,
+    Row,
+    Scores,
+    judge,
+    metric,
+    read_scores,
+)
+
+__all__ = ["Missing", "Summary", "find_missing", "headline", "judged", "summarise", "tables"]
+
+HEADLINE_METRICS = ("dice", "assd_mm", "hd95_mm")
+"""What raters are compared and ranked by, and each NSD that there is."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One metric of one rater, over subjects.
+
+    Parameters
+    ----------
+    reference, rater, stratum, name, metric : str
+        ``stratum`` is "all" for all together; ``name`` of the headline is "mean of n structures".
+    n_structures, n_subjects, n_images : int
+        Images that a number came from.
+    n_both, n_reference_only, n_prediction_only, n_neither, n_no_row : int
+        Structures in images by status, of all images that the rater has.
+    n_left_out : int
+        Those among them whose metric is no number: it is the mean of the others.
+    mean : float or None
+        Over subjects; None, as the following, if nothing is left.
+    low, high : float or None
+        Interval of the mean; None with a reason in ``note``.
+    median, q1, q3 : float or None
+        Over subjects.
+    worst : float or None
+    worst_image : str
+        The first one in order of subjects if several are as bad.
+    note : str
+    """
+
+    reference: str
+    rater: str
+    stratum: str
+    name: str
+    metric: str
+    n_structures: int
+    n_subjects: int
+    n_images: int
+    n_both: int
+    n_reference_only: int
+    n_prediction_only: int
+    n_neither: int
+    n_no_row: int
+    n_left_out: int
+    mean: float | None
+    low: float | None
+    high: float | None
+    median: float | None
+    q1: float | None
+    q3: float | None
+    worst: float | None
+    worst_image: str
+    note: str
+
+    def row(self) -> dict[str, int | float | str | None]:
+        """A line of a table."""
+        return dict(vars(self))
+
+
+def summarise(
+    rows: Sequence[Row],
+    *,
+    metrics: Collection[str] | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> list[Summary]:
+    """Each rater, structure, metric and stratum.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        See `scores.read_scores`.
+    metrics : collection of str, optional
+        By default all columns that there is a rule for.
+    bootstrap : Bootstrap, optional
+
+    Raises
+    ------
+    ValueError
+        If rows contradict each other or lack a number that they should have.
+
+    Examples
+    --------
+    >>> row = {"reference": "manual", "rater": "ours", "name": "Thalamus", "status": "both"}
+    >>> rows = [
+    ...     row | {"image": f"sub-{k}", "subject": f"sub-{k}", "dice": 0.8 + k / 100}
+    ...     for k in range(11)
+    ... ]
+    >>> [found] = summarise(rows)
+    >>> found.n_subjects, round(found.mean, 2), found.worst_image
+    (11, 0.85, 'sub-0')
+    """
+    draws = Draws(bootstrap or Bootstrap())
+    return [
+        _summary(part, stratum, rater, [name], wanted, draws, name)
+        for scores in read_scores(rows)
+        for stratum, part in scores.by_stratum()
+        for rater in part.raters
+        for name in part.names
+        for wanted in _metrics(scores, metrics)
+        if (_statuses(part, rater, [name]) != NO_ROW).any()
+    ]
+
+
+def headline(
+    rows: Sequence[Row],
+    *,
+    metrics: Collection[str] | None = None,
+    structures: Collection[str] | None = None,
+    known: Mapping[str, Collection[str]] | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> list[Summary]:
+    """Mean over structures in each image, then over a subject's images, then over subjects.
+
+    Only structures that the reference and all raters know, see `judged`. Each rater has all its
+    images here: numbers of raters with other images are not to be held against each other, which
+    `comparison.compare_raters` and `ranking.rank_stability` do on common ones.
+
+    Parameters
+    ----------
+    rows, metrics, bootstrap
+        As in `summarise`.
+    structures, known
+        As in `scores.judge`.
+    """
+    draws = Draws(bootstrap or Bootstrap())
+    found = []
+    for scores in read_scores(rows):
+        names = [one.name for one in judge(scores, structures=structures, known=known) if one.used]
+        title = f"mean of {len(names)} structures"
+        found += [
+            _summary(part, stratum, rater, names, wanted, draws, title)
+            for stratum, part in scores.by_stratum()
+            for rater in part.raters
+            for wanted in _metrics(scores, metrics)
+            if names and (_statuses(part, rater, names) != NO_ROW).any()
+        ]
+    return found
+
+
+def judged(
+    rows: Sequence[Row],
+    *,
+    structures: Collection[str] | None = None,
+    known: Mapping[str, Collection[str]] | None = None,
+) -> list[Judged]:
+    """Structures of the headline, and why others are none; see `scores.judge`."""
+    return [
+        one
+        for scores in read_scores(rows)
+        for one in judge(scores, structures=structures, known=known)
+    ]
+
+
+def _metrics(scores: Scores, metrics: Collection[str] | None) -> list[Metric]:
+    """Rules of the metrics that are asked for."""
+    return [metric(name) for name in (scores.metrics if metrics is None else metrics)]
+
+
+def _statuses(scores: Scores, rater: str, names: Sequence[str]) -> np.ndarray:
+    """(images, names) status, of images that the rater has."""
+    status = scores.status[scores.raters.index(rater)]
+    return status[(status != NO_ROW).any(axis=1)][:, scores.places(names)]
+
+
+def _summary(
+    scores: Scores,
+    stratum: str,
+    rater: str,
+    names: Sequence[str],
+    wanted: Metric,
+    draws: Draws,
+    title: str,
+) -> Summary:
+    """Numbers of one line."""
+    status = _statuses(scores, rater, names)
+    cells = scores.values(wanted)[scores.raters.index(rater)][:, scores.places(names)]
+    kept = np.isfinite(cells).any(axis=1)
+    subjects = [subject for subject, keep in zip(scores.subjects, kept, strict=True) if keep]
+    images = [image for image, keep in zip(scores.images, kept, strict=True) if keep]
+    values = np.nanmean(cells[kept], axis=1)
+    counts = [int((status == code).sum()) for code in (*range(len(STATUSES)), NO_ROW)]
+    left_out = status.size - int(np.isfinite(cells).sum())
+    n_subjects = len(set(subjects))
+    where = (scores.reference, rater, stratum, title, wanted.name)
+    n = (len(names), n_subjects, len(images), *counts, left_out)
+    return Summary(*where, *n, *_spread(values, subjects, images, wanted, draws))
+
+
+def _spread(
+    values: np.ndarray,
+    subjects: Sequence[str],
+    images: Sequence[str],
+    wanted: Metric,
+    draws: Draws,
+) -> tuple:
+    """Fields of a `Summary` from ``mean`` to ``note``."""
+    if not len(values):
+        return (*[None] * 7, "", "nothing is left to average")
+    means = subject_means(values, subjects)
+    interval: Interval = mean_interval(values, subjects, draws)
+    q1, median, q3 = (float(q) for q in np.quantile(means, [0.25, 0.5, 0.75]))
+    worst = int(np.argmax(wanted.cost(values)))
+    centre = (float(means.mean()), interval.low, interval.high, median, q1, q3)
+    return (*centre, float(values[worst]), images[worst], interval.note)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that could not be compared.
+
+    Parameters
+    ----------
+    kind : str
+        "reference without prediction", "prediction without reference" or "no row of the
+        structure".
+    reference, rater, image : str
+    name : str
+        Structure; empty if the whole image is meant.
+    """
+
+    kind: str
+    reference: str
+    rater: str
+    image: str
+    name: str = ""
+
+    def row(self) -> dict[str, str]:
+        """A line of a table."""
+        return dict(vars(self))
+
+
+def find_missing(
+    rows: Sequence[Row],
+    *,
+    references: Mapping[str, Collection[str]] | None = None,
+    raters: Mapping[str, Collection[str]] | None = None,
+) -> list[Missing]:
+    """Images that one side has and the other has not, and structures without a row.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+    references, raters : mapping of name to images, optional
+        What was found on disk. Without ``references``, a reference has the images that any rater
+        was compared on; without ``raters``, a rater has those that it has rows for, so that
+        predictions without reference cannot show.
+
+    Examples
+    --------
+    >>> gone = find_missing([], references={"manual": ["sub-1"]}, raters={"ours": ["sub-2"]})
+    >>> [(one.kind, one.image) for one in gone]
+    [('reference without prediction', 'sub-1'), ('prediction without reference', 'sub-2')]
+    """
+    scores = {one.reference: one for one in read_scores(rows)}
+    wanted = {name: sorted(set(images)) for name, images in (references or {}).items()}
+    wanted = {name: list(one.images) for name, one in scores.items()} | wanted
+    compared = {
+        (name, rater): _images_with_rows(one, rater)
+        for name, one in scores.items()
+        for rater in one.raters
+    }
+    everyone = sorted({rater for _, rater in compared} | set(raters or {}))
+    found = []
+    for name in sorted(wanted):
+        for rater in everyone:
+            has = set((raters or {}).get(rater, compared.get((name, rater), ())))
+            found += [
+                Missing("reference without prediction", name, rater, image)
+                for image in wanted[name]
+                if image not in has
+            ]
+            found += [
+                Missing("prediction without reference", name, rater, image)
+                for image in sorted(has - set(wanted[name]))
+            ]
+    return found + [gap for one in scores.values() for gap in _gaps(one)]
+
+
+def _images_with_rows(scores: Scores, rater: str) -> list[str]:
+    """Images that a rater was compared on."""
+    seen = (scores.status[scores.raters.index(rater)] != NO_ROW).any(axis=1)
+    return [image for image, one in zip(scores.images, seen, strict=True) if one]
+
+
+def _gaps(scores: Scores) -> list[Missing]:
+    """Structures without a row in images where the rater has others."""
+    here = scores.status != NO_ROW
+    gaps = here.any(axis=2)[:, :, None] & here.any(axis=1)[:, None, :] & ~here
+    return [
+        Missing(
+            "no row of the structure",
+            scores.reference,
+            scores.raters[rater],
+            scores.images[image],
+            scores.names[name],
+        )
+        for rater, image, name in np.argwhere(gaps)
+    ]
+
+
+def tables(
+    rows: Sequence[Row],
+    *,
+    structures: Collection[str] | None = None,
+    known: Mapping[str, Collection[str]] | None = None,
+    references: Mapping[str, Collection[str]] | None = None,
+    raters: Mapping[str, Collection[str]] | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> dict[str, list[dict]]:
+    """All tables of an evaluation, ready to be written.
+
+    Parameters
+    ----------
+    rows, structures, known, references, raters, bootstrap
+        As in `headline` and `find_missing`.
+
+    Returns
+    -------
+    dict of str to list of dict
+        ``headline``, ``structures``, ``judged``, ``comparisons``, ``ranks``, ``bland_altman`` and
+        ``missing``. None is written n/a in TSV.
+    """
+    choice = {"structures": structures, "known": known}
+    drawn = {"bootstrap": bootstrap or Bootstrap()}
+    by_reference = [set(scores.metrics) for scores in read_scores(rows)]
+    found = set.intersection(*by_reference) if by_reference else set()
+    fair = [m for m in HEADLINE_METRICS if m in found]
+    fair += sorted(m for m in found if m.startswith("nsd_"))
+    results = {
+        "headline": headline(rows, **choice, **drawn),
+        "structures": summarise(rows, **drawn),
+        "judged": judged(rows, **choice),
+        "comparisons": compare_raters(rows, metrics=fair, **choice, **drawn),
+        "ranks": rank_stability(rows, metrics=fair, **choice, **drawn),
+        "bland_altman": limits_of_agreement(rows),
+        "missing": find_missing(rows, references=references, raters=raters),
+    }
+    return {name: [line.row() for line in lines] for name, lines in results.items()}

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inner loops of surface distances: one bit of a 64-bit number for each structure.
+
+A *site* is a place that a surface passes through: a corner of voxels or an edge voxel. A site may
+belong to several structures at once, so sites carry sets, and one search serves a whole set.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from brainseg_bids.anatomy.upsample_kernels import jit
+
+MOST = 62
+"""Structures in one set; the sign of the number stays out of it."""
+FAR = np.int16(32767)
+"""No site in this row."""
+PATIENCE = 4
+"""Places looked at for each voxel of a line, before the whole line is worked out."""
+DE_BRUIJN = np.int64(0x03F79D71B4CB0A89)
+ORDER = np.zeros(64, np.int64)
+for _bit in range(64):
+    ORDER[((0x03F79D71B4CB0A89 << _bit) >> 58) & 63] = _bit
+
+
+@jit
+def lowest(bits):
+    """Number of the lowest bit that is set (Leiserson, Prokop and Randall, 1998)."""
+    return ORDER[(((bits & -bits) * DE_BRUIJN) >> 58) & 63]
+
+
+@jit
+def fill_sets(codes, lookup, sets):
+    """Sets of a plane of voxels; ``sets`` has a margin of one."""
+    for y in range(codes.shape[0]):
+        row, out = codes[y], sets[y + 1]
+        for z in range(codes.shape[1]):
+            out[z + 1] = lookup[row[z]]
+
+
+@jit
+def corner_sites(before, here, sites):
+    """Structures of which a corner has some of its eight voxels, but not all."""
+    for y in range(sites.shape[0]):
+        a, b, c, d = before[y], before[y + 1], here[y], here[y + 1]
+        row = sites[y]
+        for z in range(sites.shape[1]):
+            some = a[z] | a[z + 1] | b[z] | b[z + 1] | c[z] | c[z + 1] | d[z] | d[z + 1]
+            every = a[z] & a[z + 1] & b[z] & b[z + 1] & c[z] & c[z + 1] & d[z] & d[z + 1]
+            row[z] = some & ~every
+
+
+@jit
+def edge_sites(before, here, after, sites):
+    """Structures of a voxel that at least one of its six neighbours has not."""
+    for y in range(sites.shape[0]):
+        a, b, c = before[y + 1], here[y + 1], after[y + 1]
+        up, down, row = here[y], here[y + 2], sites[y]
+        for z in range(sites.shape[1]):
+            every = a[z + 1] & c[z + 1] & up[z + 1] & down[z + 1] & b[z] & b[z + 2]
+            row[z] = b[z + 1] & ~every
+
+
+@jit
+def _look_around(before, here, y, z, around):
+    """Note the sets of the eight voxels around a corner, in the order of `surfels.BITS`."""
+    around[0], around[1] = here[y + 1, z + 1], here[y + 1, z]
+    around[2], around[3] = here[y, z + 1], here[y, z]
+    around[4], around[5] = before[y + 1, z + 1], before[y + 1, z]
+    around[6], around[7] = before[y, z + 1], before[y, z]
+
+
+@jit
+def _weight(around, bit, areas):
+    """Area of the surface of one structure at a corner, or 1 without areas."""
+    if len(areas) == 0:
+        return 1.0
+    code = 0
+    for n in range(8):
+        code |= ((around[n] >> bit) & 1) << n
+    return areas[code]
+
+
+@jit
+def _record(bits, around, areas, step, weights, counts):
+    """Add a site to what its structures have at a distance."""
+    while bits:
+        bit = lowest(bits)
+        weights[bit, step] += _weight(around, bit, areas)
+        counts[bit] += 1
+        bits &= bits - 1
+
+
+@jit
+def _give_up(bits, looks, state, spent, limits):
+    """Note what a long search cost; structures beyond their limit are searched no more."""
+    while bits:
+        bit = lowest(bits)
+        spent[bit] += looks
+        if spent[bit] > limits[bit]:
+            state[0] &= ~(np.int64(1) << bit)
+        bits &= bits - 1
+
+
+@jit
+def _put_off(bits, around, areas, x, y, z, state, sites, weights):
+    """Queue a site that nothing was found for; what does not fit is searched no more."""
+    while bits:
+        bit = lowest(bits)
+        n = state[1]
+        if n < len(sites):
+            sites[n, 0], sites[n, 1], sites[n, 2], sites[n, 3] = x, y, z, bit
+            weights[n] = _weight(around, bit, areas)
+            state[1] = n + 1
+        else:
+            state[0] &= ~(np.int64(1) << bit)
+        bits &= bits - 1
+
+
+@jit
+def probe_plane(
+    own, other, places, steps, near, margin, before, here, areas,
+    x, weights, counts, state, spent, limits, queue, queue_weights,
+):  # fmt: skip
+    """For each site of a plane, the nearest site of each of its structures in the other map.
+
+    Parameters
+    ----------
+    own : (Y, Z) int64
+        Sites of the plane, with a margin.
+    other : (planes * Y * Z,) int64
+        Sites of the other map in the planes around, with the same margin.
+    places : (n,) int64
+        Where to look in ``other``, relative to the index in the plane, nearest first.
+    steps : (n,) int64
+        Rank of each one's distance.
+    near : int
+        Looks that cost next to nothing.
+    margin : (2,) int64
+    before, here : (y, z) int64
+        Sets of voxels around the plane's corners.
+    areas : (256,) float, or (0,)
+        None where each site counts as one.
+    x : int
+        Number of the plane.
+    weights, counts : (62, distances) float, (62,) int64
+        Filled in: area for each distance; sites that were found.
+    state : (2,) int64
+        Structures that are searched for; length of the queue.
+    spent, limits : (62,) int64
+        Looks beyond ``near``.
+    queue, queue_weights : (m, 4) int32, (m,) float
+        Sites that nothing was found for: place and structure.
+    """
+    around = np.zeros(8, np.int64)
+    for y in range(own.shape[0] - 2 * margin[0]):
+        for z in range(own.shape[1] - 2 * margin[1]):
+            left = own[y + margin[0], z + margin[1]] & state[0]
+            if left == 0:
+                continue
+            at = (y + margin[0]) * own.shape[1] + z + margin[1]
+            if len(areas):
+                _look_around(before, here, y, z, around)
+            k = 0
+            while left and k < near:
+                hit = left & other[places[k] + at]
+                if hit:
+                    _record(hit, around, areas, steps[k], weights, counts)
+                    left ^= hit
+                k += 1
+            if left == 0:
+                continue
+            searched = left
+            while left and k < len(places):
+                hit = left & other[places[k] + at]
+                if hit:
+                    _record(hit, around, areas, steps[k], weights, counts)
+                    left ^= hit
+                k += 1
+            _give_up(searched, k - near, state, spent, limits)
+            _put_off(left & state[0], around, areas, x, y, z, state, queue, queue_weights)
+
+
+@jit
+def nearest_in_plane(sites, margin, x, wanted, first, queue, metric, best):
+    """Compare queued sites, in order of structure, with each site of a plane.
+
+    Parameters
+    ----------
+    sites : (Y, Z) int64
+    wanted : int64
+        Structures that have any in the queue.
+    first : (63,) int64
+        Where each structure begins in ``queue``.
+    metric : (3, 3) float
+        Squared length of a step, mm2.
+    best : (m,) float
+        Squared distance so far, mm2.
+    """
+    for y in range(sites.shape[0] - 2 * margin[0]):
+        for z in range(sites.shape[1] - 2 * margin[1]):
+            bits = sites[y + margin[0], z + margin[1]] & wanted
+            while bits:
+                bit = lowest(bits)
+                bits &= bits - 1
+                for n in range(first[bit], first[bit + 1]):
+                    a, b, c = queue[n, 0] - x, queue[n, 1] - y, queue[n, 2] - z
+                    best[n] = min(
+                        best[n],
+                        a * a * metric[0, 0] + b * b * metric[1, 1] + c * c * metric[2, 2]
+                        + 2 * (a * b * metric[0, 1] + a * c * metric[0, 2] + b * c * metric[1, 2]),
+                    )  # fmt: skip
+
+
+@jit
+def corner_codes(inside, codes):
+    """Code of the eight voxels around each corner; ``inside`` has a margin of one."""
+    for x in range(codes.shape[0]):
+        for y in range(codes.shape[1]):
+            a, b = inside[x, y], inside[x, y + 1]
+            c, d = inside[x + 1, y], inside[x + 1, y + 1]
+            row = codes[x, y]
+            for z in range(codes.shape[2]):
+                row[z] = (
+                    (a[z] << 7) | (a[z + 1] << 6) | (b[z] << 5) | (b[z + 1] << 4)
+                    | (c[z] << 3) | (c[z + 1] << 2) | (d[z] << 1) | d[z + 1]
+                )  # fmt: skip
+
+
+@jit
+def edge_codes(inside, codes):
+    """1 for voxels that lack one of six neighbours, 0 elsewhere."""
+    for x in range(codes.shape[0]):
+        for y in range(codes.shape[1]):
+            a, b, c = inside[x, y + 1], inside[x + 1, y + 1], inside[x + 2, y + 1]
+            up, down, row = inside[x + 1, y], inside[x + 1, y + 2], codes[x, y]
+            for z in range(codes.shape[2]):
+                every = a[z + 1] & c[z + 1] & up[z + 1] & down[z + 1] & b[z] & b[z + 2]
+                row[z] = b[z + 1] & (1 ^ every)
+
+
+@jit
+def row_distances(codes, steps):
+    """Voxels along the last axis to the nearest site of the row, or `FAR`."""
+    for x in range(codes.shape[0]):
+        for y in range(codes.shape[1]):
+            row, out = codes[x, y], steps[x, y]
+            since = FAR
+            for z in range(codes.shape[2]):
+                since = np.int16(0) if 0 < row[z] < 255 else np.int16(min(since + 1, FAR))
+                out[z] = since
+            since = FAR
+            for z in range(codes.shape[2] - 1, -1, -1):
+                since = np.int16(0) if 0 < row[z] < 255 else np.int16(min(since + 1, FAR))
+                out[z] = min(out[z], since)
+
+
+@jit
+def _envelope(values, size, out, places, bounds):
+    """Least of ``values[m] + (size * (n - m)) ** 2`` for each n: lower envelope of parabolas.
+
+    After Felzenszwalb and Huttenlocher, Theory of Computing 8, 2012. ``places`` and ``bounds``
+    are working memory.
+    """
+    n, top = len(values), -1
+    square = size * size
+    for m in range(n):
+        if values[m] == np.inf:
+            continue
+        start = -np.inf
+        while top >= 0:
+            k = places[top]
+            rise = (values[m] - values[k]) / (square * (m - k))
+            start = (rise + (m + k)) / 2
+            if start > bounds[top]:
+                break
+            top -= 1
+            start = -np.inf
+        top += 1
+        places[top], bounds[top] = m, start
+    k = 0
+    for m in range(n):
+        if top < 0:
+            out[m] = np.inf
+            continue
+        while k < top and bounds[k + 1] < m:
+            k += 1
+        out[m] = values[places[k]] + square * (m - places[k]) ** 2
+
+
+@jit
+def _nearest_in_line(line, x, size):
+    """Least of ``line[m] + (size * (x - m)) ** 2``, and how many places were looked at."""
+    best, away = line[x], 1
+    while away < len(line) and (away * size) ** 2 < best:
+        further = (away * size) ** 2
+        if x >= away:
+            best = min(best, further + line[x - away])
+        if x + away < len(line):
+            best = min(best, further + line[x + away])
+        away += 1
+    return best, away
+
+
+@jit
+def box_distances(codes, steps, size, start, stop, height, distances, found, n_found):
+    """Squared distance of the sites in some columns to the nearest one of the other map.
+
+    Parameters
+    ----------
+    codes : (x, y, z) uint8
+        Own sites: neither 0 nor 255.
+    steps : (x, y, z) int16
+        `row_distances` of the other map.
+    size : (3,) float
+        Voxel, mm.
+    start, stop : int
+        Range along the last axis.
+    height : (y, stop - start, x) float
+        Working memory.
+    distances, found : (m,) float, (m,) uint8
+        Filled in: mm2, and codes.
+    n_found : int
+
+    Returns
+    -------
+    int
+        ``n_found`` and what was added.
+    """
+    n_x, n_y, _ = codes.shape
+    room = max(n_x, n_y)
+    places, bounds, values = np.zeros(room, np.int64), np.zeros(room), np.zeros(room)
+    for x in range(n_x):
+        for z in range(start, stop):
+            for y in range(n_y):
+                step = steps[x, y, z]
+                values[y] = np.inf if step == FAR else (step * size[2]) ** 2
+            _envelope(values[:n_y], size[1], height[:, z - start, x], places, bounds)
+    for y in range(n_y):
+        for z in range(start, stop):
+            # A few sites near the other map are found sooner than the whole line is worked out.
+            line, patience = height[y, z - start], PATIENCE * n_x
+            for x in range(n_x):
+                if not 0 < codes[x, y, z] < 255:
+                    continue
+                if patience > 0:
+                    best, looks = _nearest_in_line(line, x, size[0])
+                    patience -= looks
+                    if patience <= 0:
+                        _envelope(line, size[0], values[:n_x], places, bounds)
+                else:
+                    best = values[x]
+                distances[n_found], found[n_found] = best, codes[x, y, z]
+                n_found += 1
+    return n_found
