@@ -10,6 +10,14 @@ import argparse
 import json
 from pathlib import Path
 
+SEEN = "seen.json"
+
+
+def read_seen(run: Path) -> list[str] | None:
+    """Hashes of what a run was trained on, as `brainseg_bids.cli.train` has left them."""
+    path = run / SEEN
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
 
 def main(argv: list[str] | None = None) -> int:
     """Read ``plan.json`` and ``last.ckpt`` of a run, write the bundle, print its digest."""
@@ -40,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         contrasts=tuple(options.contrasts),
         card=options.card.read_text(encoding="utf-8"),
         training={"plan": json.loads(plan.to_json()), "steps": steps},
+        seen=read_seen(options.run),
     )
     print(f"{bundle.path}: {bundle.name}, {steps} steps, digest {bundle.digest[:12]}")
     return 0

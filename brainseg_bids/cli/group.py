@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from brainseg_bids.bids.description import write_description
-from brainseg_bids.settings import GROUP_STAGES, Settings
+from brainseg_bids.cli.execute import DONE, FAILED
+from brainseg_bids.settings import Settings
 
 log = logging.getLogger("brainseg")
 
 
-def run_group(settings: Settings) -> None:
-    """Run the chosen stages, in their order.
+def run_group(settings: Settings, run_dir: Path) -> int:
+    """Run the chosen stages, in their order; the exit code.
 
     Raises
     ------
@@ -20,10 +22,16 @@ def run_group(settings: Settings) -> None:
         If what a stage needs is not there.
     """
     stages = {"summary": _summary, "priors": _priors, "synth": _synth}
-    for name in GROUP_STAGES:
+    for name, stage in stages.items():
         if name in settings.stages:
-            stages[name](settings)
+            stage(settings)
+    if "evaluate" in settings.stages and (failures := _evaluate(settings, run_dir)):
+        for title, reason in failures.items():
+            log.error("%s: failed: %s", title, reason)
+        log.error("%d could not be compared; the others are complete", len(failures))
+        return FAILED
     log.info("finished successfully!")
+    return DONE
 
 
 def _summary(settings: Settings) -> None:
@@ -56,6 +64,13 @@ def _priors(settings: Settings) -> None:
             log.warning("contrast %s: %s", name, note)
     write_dials(settings.output_dir, made)
     log.info("report: %s", write_page(settings.output_dir, settings.bids_dir.name))
+
+
+def _evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
+    from brainseg_bids.cli.evaluate import evaluate  # late: nipype
+
+    write_description(settings.bids_dir, settings.output_dir)
+    return evaluate(settings, run_dir)
 
 
 def _synth(settings: Settings) -> None:

@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         "analysis_level",
         choices=("participant", "group"),
         help="participant: segment images, label heads, measure contrast; group: one table of all "
-        "volumes, contrast priors, synthetic pairs",
+        "volumes, contrast priors, synthetic pairs, evaluation",
     )
     add(
         "--version",
@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_finer,
         _add_contrast,
         _add_synth,
+        _add_evaluation,
         _add_resources,
         _add_other,
     ):
@@ -98,7 +99,7 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="STAGE",
         help="participant: segment (default), headlabels, upsample, contrast; group: summary "
-        "(default), priors, synth",
+        "(default), priors, synth, evaluate",
     )
     add(
         "--contrasts",
@@ -197,7 +198,8 @@ def _add_heads(parser: argparse.ArgumentParser) -> None:
         type=_derivative,
         metavar="NAME=PATH",
         help="take a tool's results from there instead of running it, e.g. freesurfer=/data/fs; "
-        "stage contrast: measure with these labels; synth: make pairs from these",
+        "stage contrast: measure with these labels; synth: make pairs from these; evaluate: judge "
+        "these, too",
     )
     add(
         "--fs-license-file",
@@ -286,6 +288,52 @@ def _add_synth(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=_whole, metavar="S", help="other pairs for another number; default: 1")
 
 
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """Comparison with manual labels."""
+    evaluation = parser.add_argument_group("evaluation (group: --stages evaluate)")
+    add = evaluation.add_argument
+    add(
+        "--reference",
+        dest="references",
+        nargs="+",
+        action="extend",
+        type=_derivative,
+        metavar="NAME=PATH",
+        help="what to compare with: a packaged adapter (ultracortex, oasis_manual, "
+        "freesurfer_aseg), FILE.toml of your own, a tool, or a BIDS derivative",
+    )
+    add(
+        "--nsd-tolerance",
+        dest="nsd_tolerances_mm",
+        nargs="+",
+        type=_above_zero("millimetres", below=100),
+        metavar="MM",
+        help="tolerances of the normalised surface distance; default: 0.6 1.0",
+    )
+    add(
+        "--surfaces",
+        choices=("surface", "voxel"),
+        help="definition of surface distances: of surfels, as DeepMind's surface-distance "
+        "(default), or of border voxels, as MONAI",
+    )
+    add(
+        "--on-other-grid",
+        choices=("resample", "refuse"),
+        help="label maps on another grid than the reference's; default: resample",
+    )
+    add(
+        "--protocol",
+        choices=("label-restricted", "within-evaluable"),
+        help="where a reference labels part of the brain only: judge its labels over all voxels "
+        "(default), or leave out voxels that it leaves at 0 and somebody calls other brain tissue",
+    )
+    add(
+        "--include-seen",
+        action="store_true",
+        help="also evaluate a model on what it was trained or fitted on, and mark it",
+    )
+
+
 def _add_resources(parser: argparse.ArgumentParser) -> None:
     """CPUs, memory, batch systems."""
     resources = parser.add_argument_group("resources")
@@ -360,7 +408,11 @@ def parse(argv: list[str] | None = None) -> Settings:
     values |= {
         key: value for key, value in given.items() if value is not None and value is not False
     }
-    for name, flag in (("tools", "--tool"), ("derivatives", "-d")):
+    for name, flag in (
+        ("tools", "--tool"),
+        ("derivatives", "-d"),
+        ("references", "--reference"),
+    ):
         if given[name]:
             values[name] = _by_name(parser, flag, given[name])
     level = values["analysis_level"]
@@ -536,7 +588,7 @@ STAGE_FLAGS = {
     "head_tool": ("--head-tool", ("headlabels",)),
     "brain_tool": ("--brain-tool", ("headlabels",)),
     "tools": ("--tool", ("headlabels",)),
-    "derivatives": ("-d", ("headlabels", "contrast", "synth")),
+    "derivatives": ("-d", ("headlabels", "contrast", "synth", "evaluate")),
     "tool_timeout_h": ("--tool-timeout", ("headlabels",)),
     "target_voxel_size_mm": ("--target-voxel-size", ("upsample", "synth")),
     "upsample_kernel": ("--upsample-kernel", ("upsample",)),
@@ -548,6 +600,12 @@ STAGE_FLAGS = {
     "kappa": ("--kappa", ("synth",)),
     "pairs": ("--pairs", ("synth",)),
     "seed": ("--seed", ("synth",)),
+    "references": ("--reference", ("evaluate",)),
+    "nsd_tolerances_mm": ("--nsd-tolerance", ("evaluate",)),
+    "surfaces": ("--surfaces", ("evaluate",)),
+    "on_other_grid": ("--on-other-grid", ("evaluate",)),
+    "protocol": ("--protocol", ("evaluate",)),
+    "include_seen": ("--include-seen", ("evaluate",)),
 }
 """What would have no effect in a run without one of its stages."""
 

@@ -75,8 +75,7 @@ def run(settings: Settings, *, program: Sequence[str] | None = None) -> int:
 
 
 def _group(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:
-    run_group(settings)
-    return DONE
+    return run_group(settings, run_dir)
 
 
 def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:

@@ -7,8 +7,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from pathlib import Path
+
+
+def fitted_on(space) -> set[str]:
+    """Hashes of the images that a recipe space was fitted on; none if on none."""
+    prior = getattr(space, "prior", None)
+    images = prior.images if prior is not None else ()
+    return {said["voxels"] for said in images if said.get("voxels")}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,9 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from brainseg_bids.anatomy.labels import LabelTable
+    from brainseg_bids.bids.description import write_text
+    from brainseg_bids.cli.bundle import SEEN
     from brainseg_bids.synth.generator import Head
+    from brainseg_bids.synth.space import read_space
     from brainseg_bids.training.fit import TrainPlan, averaged_net, fit, make_generator
-    from brainseg_bids.volumes import read_label_map
+    from brainseg_bids.volumes import read_label_map, voxel_hash
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -43,14 +54,20 @@ def main(argv: list[str] | None = None) -> int:
 
     generator = make_generator(plan)
 
+    seen: set[str] = set()
+
     def read(paths: list[Path]) -> list[Head]:
         maps = [read_label_map(path, table) for path in paths]
         for path, labels in zip(paths, maps, strict=True):
             generator.check_codes(labels, what=str(path))
+            seen.add(voxel_hash(labels.voxels, labels.grid))
         return [Head.from_label_map(labels) for labels in maps]
 
     start = averaged_net(plan, options.start_from) if options.start_from else None
-    fit(plan, read(options.heads), read(options.validation), options.out, start_from=start)
+    heads, held_out = read(options.heads), read(options.validation)
+    seen |= {h for name in plan.spaces for h in fitted_on(read_space(name))}
+    write_text(options.out / SEEN, json.dumps(sorted(seen), indent=1) + "\n")
+    fit(plan, heads, held_out, options.out, start_from=start)
     return 0
 
 

@@ -26,11 +26,19 @@ MARGIN_MM = 25.0
 
 NODE_MM = 16.0
 
-SAMPLES_PER_LABEL = 3000
-INDEPENDENT_SAMPLES = 4000
+USUAL_LOG_SD = 0.25
+USUAL_MM = 120.0
+"""Strength of a field before it is seen, and the wavelength from which on power falls."""
+
+SAMPLES_PER_LABEL = (2500, 12_000)
+SAMPLED_SHARE = 0.1
+"""Large labels reach to where the field differs most: more is taken of them."""
+
+INDEPENDENT_SAMPLES = 6000
 """Errors of neighbours go together: the samples count as if there were so many."""
 
-LEAST_SPREAD = 0.03
+LEAST_SPREAD = 0.05
+EVEN_SPREAD = 0.1
 BIWEIGHT = 4.685
 ROUNDS = 12
 
@@ -120,17 +128,27 @@ def fit_field(
     chosen, groups = _choose(starts, rng)
     field = LogField(coefficients, start, length)
     basis = _basis(field, places[chosen], orders[used])
-    # Prior of a coefficient: 0.05 at the shortest wavelength, falling as bending energy does.
-    prior_sd = 0.05 * (1 / (SHORTEST_MM * frequency[used])) ** 2
+    prior_sd = _prior_sd(frequency[used], orders[used])
     coefficients[used] = _solve(basis, np.log(values[chosen]), groups, prior_sd)
     return field
+
+
+def _prior_sd(frequency: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """What is expected of each coefficient: a field of `USUAL_LOG_SD`, mostly of long waves.
+
+    Where no label tells (beyond the brain, if the scalp is uneven), the field goes back to 1.
+    """
+    shape = (1 + (frequency * USUAL_MM) ** 2) ** -2
+    power = (shape**2 * 0.5 ** (orders > 0).sum(-1)).sum()
+    return USUAL_LOG_SD * shape / math.sqrt(power)
 
 
 def _choose(starts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Indices of samples, and the group of each."""
     chosen = []
     for first, last in pairwise(starts.tolist()):
-        n = min(last - first, SAMPLES_PER_LABEL)
+        wanted = np.clip(SAMPLED_SHARE * (last - first), *SAMPLES_PER_LABEL)
+        n = min(last - first, int(wanted))
         chosen.append(np.sort(rng.choice(last - first, n, replace=False)) + first)
     groups = np.repeat(np.arange(len(chosen)), [len(c) for c in chosen])
     return np.concatenate(chosen), groups
@@ -159,17 +177,18 @@ def _solve(
         mean, spread = (np.array(m)[groups] for m in zip(*moments, strict=True))
         spread = np.maximum(spread, LEAST_SPREAD)
         off = (rest - mean) / (BIWEIGHT * spread)
-        weight = np.where(np.abs(off) < 1, (1 - off**2) ** 2, 0) / spread**2 * evidence
+        # Uneven labels (fat and muscle) are uneven over centimetres: less evidence still.
+        trust = evidence / (spread * np.maximum(1, spread / EVEN_SPREAD)) ** 2
+        weight = np.where(np.abs(off) < 1, (1 - off**2) ** 2, 0) * trust
         before = coefficients
         # Taking each group's weighted mean from all sides solves for the means as well.
         total = np.maximum(np.add.reduceat(weight, bounds), 1e-12)
-        weighted = basis * weight[:, None].astype(np.float32)
-        middle = np.add.reduceat(weighted, bounds, axis=0) / total[:, None]
-        normal = (weighted.T @ basis).astype(np.float64)
-        normal -= (middle * total[:, None]).T @ middle
-        right = weighted.T @ target - (middle * total[:, None]).T @ (
-            np.add.reduceat(weight * target, bounds) / total
-        )
+        root = np.sqrt(weight).astype(np.float32)[:, None]
+        middle = np.add.reduceat(basis * root**2, bounds, axis=0) / total[:, None]
+        centred = (basis - middle[groups].astype(np.float32)) * root
+        normal = (centred.T @ centred).astype(np.float64)
+        level = np.add.reduceat(weight * target, bounds) / total
+        right = centred.T @ ((target - level[groups]) * root[:, 0])
         coefficients = np.linalg.solve(normal + penalty, right)
         if turn > 2 and np.abs(coefficients - before).max() < 1e-3:
             break

@@ -16,10 +16,10 @@ FEWEST_PAIRS = 200
 CUT = 9.0
 """A pair whose product is beyond 3 by 3 scales counts as that: outliers."""
 
-FALL = 1.5
-"""Exponent of the fall of autocorrelation: between exponential (1) and Gaussian (2)."""
+FALL = 2.0
+"""Exponent of the fall of autocorrelation: that of a B-spline field is nearly Gaussian."""
 
-LEAST_SHARE = 0.02
+LEAST_SHARE = 0.05
 
 
 def autocorrelation(
@@ -97,7 +97,7 @@ def grain_of(
     """Distance at which the grain's autocorrelation has fallen to one half, and its share.
 
     Pairs closer than the resolution have noise in common and are left out; what the others have
-    in common is fitted by ``share * 2 ** -(distance / grain_mm) ** 1.5``.
+    in common is fitted by ``share * 2 ** -(distance / grain_mm) ** 2``.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def grain_of(
     Examples
     --------
     >>> d = np.arange(1.0, 11)
-    >>> grain_mm, share = grain_of(d, 0.4 * 2 ** -(d / 4) ** 1.5, 1.0, resolution_mm=1.0)
+    >>> grain_mm, share = grain_of(d, 0.4 * 2 ** -(d / 4) ** 2, 1.0, resolution_mm=1.0)
     >>> round(grain_mm), round(share, 1)
     (4, 0.4)
     """

@@ -143,7 +143,7 @@ class ContrastStatistics:
     warnings : tuple of str
         One sentence each, for people.
     fwhm_method : str
-        What ``fwhm_mm`` was measured from: ``edges``, ``noise``, ``edges and noise``, or
+        What ``fwhm_mm`` was measured from: ``edges``, ``edges and noise``, ``noise``, or
         ``voxel size`` where neither served.
     """
 

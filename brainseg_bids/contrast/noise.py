@@ -149,8 +149,9 @@ def magnitude_law(values: np.ndarray) -> NoiseLaw:
     """Rician or non-central chi noise where there is no signal.
 
     Maximum likelihood on binned values up to their 99th percentile (integers get bins of their
-    own). Without signal, the root of the sum of squares of n channels' real and imaginary parts
-    follows a chi distribution of 2n degrees of freedom (Constantinides et al. 1997, MRM 38:852).
+    own); zeros are left out, as scanners and defacing set voxels to them. Without signal, the
+    root of the sum of squares of n channels' real and imaginary parts follows a chi distribution
+    of 2n degrees of freedom (Constantinides et al. 1997, MRM 38:852).
 
     Parameters
     ----------
@@ -184,8 +185,8 @@ def _bins(values: np.ndarray) -> np.ndarray:
     top = float(np.quantile(values, 0.99))
     if (values == np.rint(values)).all():
         step = max(1, math.ceil(top / 100))
-        return np.append(0.0, np.arange(step - 0.5, max(top, 2 * step) + 1, step))
-    return np.linspace(0, top, 81)
+        return np.arange(0.5, max(top, 2 * step) + 1, step)
+    return np.linspace(np.nextafter(0, 1), top, 81)
 
 
 def _fit_chi(

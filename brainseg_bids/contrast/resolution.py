@@ -21,7 +21,10 @@ HALF_VOX = 6
 FLAT_FROM_VOX = 4
 """Beyond this the two sides have to be flat."""
 
-FEWEST_PROFILES = 60
+SAME_SHARE = 0.15
+"""Labels that differ by less than this share of a border's contrast are one side of it."""
+
+FEWEST_PROFILES = 40
 MOST_PROFILES = 20_000
 
 SHARP_QUANTILE = 0.35
@@ -39,11 +42,14 @@ class Profiles:
     ----------
     values : (n, 2 * HALF_VOX) float
         The border lies in the middle, give or take a voxel.
+    expected : (n, 2 * HALF_VOX) float
+        Locations of the labels there.
     slant : (n,) float
         Cosine of the angle between axis and the border's normal.
     """
 
     values: np.ndarray
+    expected: np.ndarray
     slant: np.ndarray
 
 
@@ -72,7 +78,7 @@ def edge_fwhm_mm(
     usual = np.nanmax(contrast) if np.isfinite(contrast).any() else 0.0
     strong = np.nan_to_num(contrast) > max(0.3 * usual, 8 * noise_sd)
     for axis in range(3):
-        profiles = _profiles(image, ranks, strong, axis, voxel_size_mm, rng)
+        profiles = _profiles(image, ranks, locations, strong, axis, voxel_size_mm, rng)
         width = None if profiles is None else _width_vox(profiles, noise_sd)
         found.append(None if width is None else width * voxel_size_mm[axis])
     return tuple(found)
@@ -81,6 +87,7 @@ def edge_fwhm_mm(
 def _profiles(
     image: np.ndarray,
     ranks: np.ndarray,
+    locations: np.ndarray,
     strong: np.ndarray,
     axis: int,
     voxel_size_mm: tuple[float, float, float],
@@ -106,7 +113,7 @@ def _profiles(
     steps = np.arange(1 - HALF_VOX, HALF_VOX + 1)
     at = [np.broadcast_to(p[:, None], (len(p), len(steps))) for p in places]
     at[axis] = np.clip(at[axis] + steps, 0, n - 1)
-    return Profiles(image[tuple(at)].astype(np.float64), slant)
+    return Profiles(image[tuple(at)].astype(np.float64), locations[ranks[tuple(at)]], slant)
 
 
 def _to_steepest(image: np.ndarray, places: np.ndarray, axis: int) -> np.ndarray:
@@ -155,6 +162,13 @@ def _width_vox(profiles: Profiles, noise_sd: float) -> float | None:
     allowed = np.maximum(0.12 * np.abs(rise), 3.5 * noise_sd)
     good = (np.abs(rise) > 8 * noise_sd) & (unrest < allowed) & (slant > 0.9) & (rise != 0)
     good &= np.abs(rise) > 0.4 * np.quantile(np.abs(rise), 0.9)
+    # One border only: CSF, cortex and white matter in a row look like one that is soft.
+    beside = HALF_VOX - 1
+    steps = [
+        np.ptp(side, axis=1)
+        for side in (profiles.expected[:, :beside], profiles.expected[:, -beside:])
+    ]
+    good &= np.maximum(*steps) < SAME_SHARE * np.abs(rise)
     if good.sum() < FEWEST_PROFILES:
         return None
     scaled = (values[good] - low[good].mean(1, keepdims=True)) / rise[good, None]
@@ -164,7 +178,6 @@ def _width_vox(profiles: Profiles, noise_sd: float) -> float | None:
     if single.sum() < FEWEST_PROFILES:
         return None
     spread, misfit = _edge_spread(scaled[single])
-    # Two steps close together, as from CSF over cortex to white matter, look like a soft one.
     one = misfit < np.maximum(0.08, 4 * noise_sd / np.abs(rise[good][single]))
     if one.sum() < FEWEST_PROFILES:
         return None

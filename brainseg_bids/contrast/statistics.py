@@ -48,7 +48,7 @@ HISTOGRAM_BINS = 128
 MOST_VALUES = 100_000
 """Voxels of a label that its distribution is fitted to; more change nothing."""
 
-BRIGHT_SHARE = 0.25
+BRIGHT_SHARE = 0.45
 MOST_LOG_SPREAD = 0.5
 """The field is fitted to labels brighter than this share of the head's 95th percentile, whose
 logarithm spreads no more than this."""
@@ -478,6 +478,8 @@ def _with_grain(
         grain_mm, grain_frac = grain_of(
             distance_mm, product[rank], spread[rank], resolution_mm=widest
         )
+        if grain_frac < 3 / math.sqrt(known.interior_voxels):  # may well be chance
+            grain_mm, grain_frac = None, 0.0
         found.append(replace(known, grain_mm=grain_mm, grain_frac=grain_frac))
     return found
 
@@ -539,6 +541,11 @@ def _resolution(
     edges = edge_fwhm_mm(
         scene.image, scene.ranks, locations, noise_sd, scene.voxel_size_mm, rng=rng
     )
+    size = np.array(scene.voxel_size_mm)
+    seen = [width for width in edges if width is not None]
+    if seen and size.max() / size.min() < 1.1:
+        # Voxels that are cubes were acquired alike along all axes.
+        edges = tuple(float(np.mean(seen)) if width is None else width for width in edges)
     if all(width is not None for width in edges):
         return edges, "edges"
     if even_rank < 0:
@@ -548,7 +555,7 @@ def _resolution(
         correlation = noise_correlation(scene.image, scene.ranks, flat)
         other = noise_fwhm_mm(correlation, scene.voxel_size_mm)
     widths = tuple(o if e is None else e for e, o in zip(edges, other, strict=True))
-    if any(width is not None for width in edges):
+    if seen:
         return widths, "edges and noise"
     return widths, "noise" if even_rank >= 0 else "voxel size"
 

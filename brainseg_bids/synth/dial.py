@@ -33,10 +33,6 @@ from brainseg_bids.synth.streams import Streams
 UNITS = 255.0
 """Intensity of a prior that stands for the 99.5th percentile, or for a ratio of +0.5."""
 
-NOISE_UNITS = 0.73 * UNITS
-"""Usual 99th percentile of a painted crop, which `Noise.sd_frac` is a share of, in a prior's
-units: the median over crops of a head with T1 contrast (0.58 to 0.85 of `UNITS`)."""
-
 LEAST_SD_FRAC = 0.1
 """Share of a measured spread that is left as tissue's where noise explains all of it."""
 
@@ -333,8 +329,8 @@ class DialledSpace:
         sigma = 0.0 if kind == "none" else quantile(prior.sigma, level)
         fitted_channels = max(1, round(prior.channels)) if kind == "chi" else 1
         channels = fitted_channels if channels_u < self.kappa else recipe.noise.channels
-        sd_frac = self._between(recipe.noise.sd_frac, sigma / NOISE_UNITS)
-        noise = Noise(sd_frac, streams.seed("noise"), channels) if sd_frac > 0 else Noise()
+        sd_frac, sd = (1 - self.kappa) * recipe.noise.sd_frac, self.kappa * sigma
+        noise = Noise(sd_frac, streams.seed("noise"), channels, sd) if sd_frac + sd else Noise()
         return noise, recipe.ratio, MeasuredNoise(sigma, fitted_channels)
 
     def _draw_tissues(

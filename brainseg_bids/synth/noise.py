@@ -33,7 +33,7 @@ def magnitude(image: Tensor, noise: Noise, *, scale: float) -> Tensor:
     """
     if noise.channels < 1:
         raise ValueError(f"noise needs one channel or more, not {noise.channels}")
-    sd = noise.sd_frac * scale
+    sd = noise.sd_frac * scale + noise.sd
     if sd <= 0:
         return image.abs()
     along = draw_noise(image.shape, noise.seed, image.device)

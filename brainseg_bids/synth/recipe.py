@@ -177,11 +177,14 @@ class Noise:
     seed : int
     channels : int
         1: Rician; more: root of the sum of squares over channels, non-central chi.
+    sd : float
+        As ``sd_frac``, in painted units; the two add up.
     """
 
     sd_frac: float = 0.0
     seed: int = 0
     channels: int = 1
+    sd: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,7 @@ def make_priors(
                 {
                     "image": one.said.get("Input", one.image),
                     "sha256": one.said.get("InputSHA256", ""),
+                    "voxels": one.said.get("VoxelHash", ""),
                     "labels": one.said.get("LabelsOf", ""),
                     "subject": one.subject,
                 }

@@ -16,7 +16,6 @@ from brainseg_bids.contrast.measured import Component
 from brainseg_bids.contrast.prior import Spread
 from brainseg_bids.synth.classes import TissueSpace
 from brainseg_bids.synth.dial import (
-    NOISE_UNITS,
     WHITE_SIGNAL,
     DialledSpace,
     MeasuredNoise,
@@ -116,7 +115,7 @@ def test_at_1_field_noise_and_resolution_are_the_priors_and_gamma_is_none():
     measured = {
         "bias": ([r.bias.log_sd for r in drawn], Spread(0.15, 0.3)),
         "smoothness": ([r.bias.node_spacing_mm for r in drawn], Spread(70.0, 0.2)),
-        "noise": ([NOISE_UNITS * r.noise.sd_frac for r in drawn], Spread(4.0, 0.2)),
+        "noise": ([r.noise.sd for r in drawn], Spread(4.0, 0.2)),
         "resolution": ([r.resolution.thickness_mm[2] for r in drawn], Spread(1.4, 0.05)),
     }
     for name, (values, law) in measured.items():

@@ -1,0 +1,473 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picture of one case: both outlines, where they differ, and how far surfaces are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.evaluation.structures import Pair, choose_structures
+from brainseg_bids.reports.densities import axes_on, write_sheet
+from brainseg_bids.reports.montage import (
+    MARGIN_PX,
+    PLANES,
+    WIDTH_PX,
+    Cut,
+    grey_window,
+    paint_cut,
+    view_mm,
+)
+from brainseg_bids.reports.sheet import (
+    FAINT,
+    FONT,
+    LEGEND_ROW_PX,
+    RED,
+    Sheet,
+    legend_groups,
+    legend_rows,
+    present_labels,
+    write_legend,
+)
+from brainseg_bids.reports.strip import Strip
+
+MARKS = {
+    "missed": ("in the reference only", (0.16, 0.71, 0.96)),
+    "extra": ("in the prediction only", (0.95, 0.24, 0.20)),
+    "swapped": ("another structure", (1.0, 0.76, 0.03)),
+    "not judged": ("left out", (0.30, 0.32, 0.36)),
+}
+"""What the row of differences marks: words and colour."""
+LARGEST_MM = 10.0
+"""Beyond it distances have the colour of the bar's end."""
+
+_HEAD_PX, _KEY_PX, _TALLEST_PX = 92, 172, 500
+_COLORS = "coolwarm"  # no dark ends: they would be lost on a dark sheet
+_DIM, _DIMMER = 0.7, 0.4  # so that outlines, and colours, stand out from the image
+_LABELLED_GREY = 0.2  # where there is no image
+_MARK_OPACITY = 0.85
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """What is drawn, cut to the part that is seen.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float
+        Zeros if there is none.
+    reference, prediction : LabelMap
+        One table and grid; 0 where nothing is judged.
+    left_out : (X, Y, Z) bool
+    box_mm : (3, 2) float
+    at_mm : tuple of float
+        Where each of `PLANES` cuts.
+    has_image : bool
+    focus : str
+    """
+
+    image: np.ndarray
+    reference: LabelMap
+    prediction: LabelMap
+    left_out: np.ndarray
+    box_mm: np.ndarray
+    at_mm: tuple[float, ...]
+    has_image: bool
+    focus: str
+
+
+def draw_case(
+    path: Path,
+    image: np.ndarray | None,
+    reference: LabelMap,
+    prediction: LabelMap,
+    *,
+    title: str,
+    distances: bool = True,
+    within: np.ndarray | None = None,
+    focus: str = "",
+) -> Path:
+    """Draw one case in three planes, each through the cut on which most voxels differ.
+
+    Rows from above: the reference's outlines over the image, the prediction's, where the two
+    differ, and each structure's surface in the prediction, in the colour of its distance to that
+    structure's surface in the reference: positive where the prediction reaches beyond it. Where
+    two structures touch, both surfaces are drawn, with opposite signs. Surfaces are the voxels
+    that lack one of six neighbours of their structure (as in MONAI), and distances are to the
+    nearest of them anywhere, not on the cut alone.
+
+    Parameters
+    ----------
+    path : Path
+        PNG file, written whole or not at all.
+    image : (X, Y, Z) float or None
+        On the grid of the maps; without it labels are filled.
+    reference, prediction : LabelMap
+        On one grid. Labels that the reference's table does not have count as background.
+    title : str
+    distances : bool
+        Whether to draw the row of distances.
+    within : (X, Y, Z) bool, optional
+        Voxels that count, as in `brainseg_bids.evaluation.agreement.compare`.
+    focus : str
+        Label of the reference's table: cuts go where most voxels of it differ.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    ValueError
+        If grids or shapes differ, or the tables contradict each other.
+    UnknownLabelError
+        If the reference's table has no label ``focus``.
+    """
+    case = _prepare(image, reference, prediction, within, focus)
+    size_mm = case.box_mm[:, 1] - case.box_mm[:, 0]
+    strip = Strip.fit(size_mm, PLANES, width_px=WIDTH_PX - _KEY_PX, tallest_px=_TALLEST_PX)
+    cuts, rows = _paint(case, strip)
+    largest = 0.0
+    if distances:
+        rows["distance"], largest = _paint_distances(case, strip, cuts)
+    legend = _legend(case)
+    n_rows = legend_rows(legend)
+    bottom = _HEAD_PX + len(rows) * strip.tall
+    sheet = Sheet(WIDTH_PX, bottom + ((n_rows + 2) * LEGEND_ROW_PX + 16 if legend else 12))
+    sheet.image(strip.pixels(list(rows.values())), _HEAD_PX)
+    _write_header(sheet, case, strip, title)
+    for number, name in enumerate(rows):
+        strip.write_row(sheet, _HEAD_PX + number * strip.tall, name)
+    _write_marks(sheet, _HEAD_PX + 2 * strip.tall, strip.tall, left_out=case.left_out.any())
+    if distances:
+        _write_bar(sheet, _HEAD_PX + 3 * strip.tall, strip.tall, largest)
+    write_legend(sheet, legend, n_rows, bottom + 8)
+    return write_sheet(sheet, path)
+
+
+# -- what is seen -------------------------------------------------------------------------
+
+
+def _prepare(
+    image: np.ndarray | None,
+    reference: LabelMap,
+    prediction: LabelMap,
+    within: np.ndarray | None,
+    focus: str,
+) -> _Case:
+    """Check, leave out what is not judged, choose the cuts, and crop."""
+    Pair.of(reference, prediction, within)  # the same errors as when they are compared
+    if image is not None and image.shape != reference.voxels.shape:
+        raise ValueError(f"image {image.shape} and labels {reference.voxels.shape} differ in shape")
+    codes = [s.index for s in choose_structures(reference.table, prediction.table)]
+    wanted = None if not focus else reference.table[focus].index
+    table, grid = reference.table, reference.grid
+    left_out = np.zeros(grid.shape, bool) if within is None else ~within.astype(bool, copy=False)
+    truth, guess = (_known(one.voxels, codes, left_out) for one in (reference, prediction))
+    seen = LabelMap(np.where(truth > 0, truth, guess), grid, table)
+    box_mm = view_mm(seen)
+    differs = truth != guess
+    if wanted is not None:
+        differs &= (truth == wanted) | (guess == wanted)
+    at_mm = _busiest_mm(grid, differs if differs.any() else seen.voxels > 0, box_mm)
+    part = _voxel_box(grid, box_mm)
+    start, shape = [s.start for s in part], [s.stop - s.start for s in part]
+    smaller = grid.crop(tuple(start), tuple(shape))
+    return _Case(
+        np.zeros(shape, np.float32) if image is None else image[part],
+        LabelMap(truth[part], smaller, table),
+        LabelMap(guess[part], smaller, table),
+        left_out[part],
+        box_mm,
+        at_mm,
+        image is not None,
+        focus,
+    )
+
+
+def _known(voxels: np.ndarray, codes: Sequence[int], left_out: np.ndarray) -> np.ndarray:
+    """Codes of structures; 0 for all else, int16."""
+    lookup = np.zeros(max(int(voxels.max(initial=0)), *codes, 0) + 1, np.int16)
+    lookup[list(codes)] = codes
+    found = lookup[voxels]
+    found[left_out] = 0
+    return found
+
+
+def _busiest_mm(grid: Grid, voxels: np.ndarray, box_mm: np.ndarray) -> tuple[float, ...]:
+    """World coordinate along R, A, S on which most of some voxels lie; the middle if none."""
+    if not voxels.any():
+        return tuple(box_mm.mean(axis=1).tolist())
+    ras, turned = grid.to_ras(), grid.array_to_ras(voxels)
+    world = ras.affine[:3, :3] @ np.array(np.nonzero(turned)) + ras.affine[:3, 3:]
+    found = []
+    for along, size in zip(world, ras.voxel_size_mm, strict=True):
+        slab = np.rint((along - along.min()) / size).astype(int)
+        counts = np.bincount(slab)
+        found.append(float(along.min() + size * counts.argmax()))
+    return tuple(found)
+
+
+def _voxel_box(grid: Grid, box_mm: np.ndarray) -> tuple[slice, ...]:
+    """Voxels that a world box touches, and one more on each side."""
+    corners = np.array(np.meshgrid(*box_mm)).reshape(3, -1)
+    at = np.linalg.inv(grid.affine)[:3] @ np.vstack([corners, np.ones(corners.shape[1])])
+    low = np.maximum(np.floor(at.min(axis=1)).astype(int) - 1, 0)
+    high = np.minimum(np.ceil(at.max(axis=1)).astype(int) + 2, grid.shape)
+    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+
+
+# -- outlines and differences -------------------------------------------------------------
+
+
+def _paint(case: _Case, strip: Strip) -> tuple[list[Cut], dict[str, list[np.ndarray]]]:
+    """Cuts of image and reference, and the tiles of the first three rows."""
+    cuts = strip.cuts(case.image, case.reference, case.at_mm, case.box_mm)
+    others = strip.cuts(case.image, case.prediction, case.at_mm, case.box_mm)
+    out = strip.cuts(case.left_out.astype(np.uint8), case.reference, case.at_mm, case.box_mm)
+    window = grey_window(cuts, case.reference) if case.has_image else (0.0, 1.0)
+    rows = {
+        "reference": [_paint_outlines(cut, case, window) for cut in cuts],
+        "prediction": [_paint_outlines(cut, case, window) for cut in others],
+        "difference": [
+            _paint_differences(cut, other.codes, mask.nearest > 0, case, window)
+            for cut, other, mask in zip(cuts, others, out, strict=True)
+        ],
+    }
+    return cuts, rows
+
+
+def outlines(codes: np.ndarray) -> np.ndarray:
+    """Pixels of a structure that touch another one or background, (height, width) bool.
+
+    >>> outlines(np.pad(np.ones((3, 3), int), 1)).astype(int)[1:-1, 1:-1]
+    array([[1, 1, 1],
+           [1, 0, 1],
+           [1, 1, 1]])
+    """
+    low = ndimage.minimum_filter(codes, size=3, mode="nearest")
+    high = ndimage.maximum_filter(codes, size=3, mode="nearest")
+    return (codes > 0) & (low != high)
+
+
+def _paint_outlines(cut: Cut, case: _Case, window: tuple[float, float]) -> np.ndarray:
+    """Image and the outlines of one map; filled too where there is no image."""
+    tile = paint_cut(cut, case.reference, window, overlay=not case.has_image) * _DIM
+    colors = _colors(case.reference.table)
+    line = outlines(cut.codes)
+    tile[line] = 255 * colors[cut.codes[line]]
+    return np.rint(tile).astype(np.uint8)
+
+
+def _paint_differences(
+    cut: Cut, guess: np.ndarray, left_out: np.ndarray, case: _Case, window: tuple[float, float]
+) -> np.ndarray:
+    """Dim image and what is missed, extra or swapped."""
+    tile = _dim(cut, guess, case, window)
+    truth = cut.codes
+    where = {
+        "not judged": left_out & cut.inside,
+        "missed": (truth > 0) & (guess == 0),
+        "extra": (truth == 0) & (guess > 0),
+        "swapped": (truth > 0) & (guess > 0) & (truth != guess),
+    }
+    for mark, here in where.items():
+        color = 255 * np.array(MARKS[mark][1])
+        tile[here] = (1 - _MARK_OPACITY) * tile[here] + _MARK_OPACITY * color
+    return np.rint(tile).astype(np.uint8)
+
+
+def _dim(cut: Cut, guess: np.ndarray, case: _Case, window: tuple[float, float]) -> np.ndarray:
+    """Image to draw colours on, (height, width, 3) float; without one, what is labelled."""
+    if case.has_image:
+        return _DIMMER * paint_cut(cut, case.reference, window, overlay=False)
+    labelled = (cut.codes > 0) | (guess > 0)
+    return np.repeat(255 * _LABELLED_GREY * labelled[..., None], 3, axis=2)
+
+
+def _colors(table: LabelTable) -> np.ndarray:
+    """Colour of each code, (codes, 3) float in 0..1."""
+    colors = np.zeros((int(table.codes[-1]) + 1, 3))
+    for label in table:
+        colors[label.index] = label.rgb
+    return colors
+
+
+# -- distances ----------------------------------------------------------------------------
+
+
+def surface_offsets_mm(
+    prediction: LabelMap, reference: LabelMap, wanted: np.ndarray | None = None
+) -> np.ndarray:
+    """How far the prediction's surface lies from the reference's, structure by structure.
+
+    A surface is the voxels that lack one of six neighbours of their structure. Structures that
+    one map lacks have no distance.
+
+    Parameters
+    ----------
+    prediction, reference : LabelMap
+        On one grid, in one table; 0 is no structure.
+    wanted : (X, Y, Z) bool, optional
+        Voxels that a distance is asked for.
+
+    Returns
+    -------
+    (X, Y, Z) float32
+        mm at voxels of the prediction's surface, NaN elsewhere; negative within the reference.
+
+    Examples
+    --------
+    >>> from brainseg_bids.anatomy.labels import Label
+    >>> table = LabelTable([Label(0, "Background"), Label(7, "Bar")])
+    >>> truth, guess = np.zeros((2, 9, 1, 1), int); truth[1:6] = 7; guess[1:8] = 7
+    >>> maps = [LabelMap(v, Grid(v.shape, np.diag([2, 1, 1, 1])), table) for v in (guess, truth)]
+    >>> surface_offsets_mm(*maps)[:, 0, 0].tolist()
+    [nan, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0, 4.0, nan]
+    """
+    axes_mm = prediction.grid.affine[:3, :3]
+    here, there = (_surface(one.voxels) for one in (prediction, reference))
+    if wanted is not None:
+        here &= wanted
+    offsets = np.full(prediction.voxels.shape, np.nan, np.float32)
+    own, other = np.argwhere(here), np.argwhere(there)
+    own_codes, other_codes = prediction.voxels[here], reference.voxels[there]
+    for code in np.unique(own_codes):
+        sites = own[own_codes == code]
+        goals = other[other_codes == code]
+        if not len(goals):
+            continue
+        distance_mm, _ = cKDTree(goals @ axes_mm.T).query(sites @ axes_mm.T)
+        inside = reference.voxels[tuple(sites.T)] == code
+        offsets[tuple(sites.T)] = np.where(inside & (distance_mm > 0), -distance_mm, distance_mm)
+    return offsets
+
+
+def _surface(codes: np.ndarray) -> np.ndarray:
+    """Voxels of a structure that lack one of six neighbours of it, (X, Y, Z) bool."""
+    found = np.zeros(codes.shape, bool)
+    for axis in range(3):
+        turned, out = np.moveaxis(codes, axis, 0), np.moveaxis(found, axis, 0)
+        step = turned[1:] != turned[:-1]
+        out[1:] |= step
+        out[:-1] |= step
+        out[0] = out[-1] = True
+    return found & (codes > 0)
+
+
+def _paint_distances(
+    case: _Case, strip: Strip, cuts: Sequence[Cut]
+) -> tuple[list[np.ndarray], float]:
+    """Tiles of the last row, and the distance at the ends of the colours."""
+    near = _near_cuts(case.prediction.grid, case.at_mm)
+    offsets = surface_offsets_mm(case.prediction, case.reference, near)
+    found = [
+        cut.nearest for cut in strip.cuts(offsets, case.prediction, case.at_mm, case.box_mm)
+    ]
+    seen = np.concatenate([np.abs(one[np.isfinite(one)]) for one in found])
+    usual = float(np.percentile(seen, 95)) if seen.size else 0.0
+    largest = float(np.clip(usual, 2 * max(case.reference.grid.voxel_size_mm), LARGEST_MM))
+    window = grey_window(cuts, case.reference) if case.has_image else (0.0, 1.0)
+    tiles = []
+    for cut, offset in zip(cuts, found, strict=True):
+        tile = _dim(cut, np.zeros_like(cut.codes), case, window)
+        here = np.isfinite(offset) & cut.inside
+        colors = colormaps[_COLORS](0.5 + np.clip(offset[here] / (2 * largest), -0.5, 0.5))
+        tile[here] = 255 * colors[:, :3]
+        tiles.append(np.rint(tile).astype(np.uint8))
+    return tiles, largest
+
+
+def _near_cuts(grid: Grid, at_mm: Sequence[float]) -> np.ndarray:
+    """Voxels that one of three world planes may pass through, (X, Y, Z) bool."""
+    near = np.zeros(grid.shape, bool)
+    reach_mm = np.abs(grid.affine[:3, :3]).sum(axis=1)
+    steps = np.ogrid[tuple(slice(0, n) for n in grid.shape)]
+    for plane, at in zip(PLANES, at_mm, strict=True):
+        row = grid.affine[plane.axis]
+        along = sum(np.float32(row[k]) * steps[k].astype(np.float32) for k in range(3))
+        near |= np.abs(along + np.float32(row[3] - at)) <= reach_mm[plane.axis]
+    return near
+
+
+# -- words --------------------------------------------------------------------------------
+
+
+def _write_header(sheet: Sheet, case: _Case, strip: Strip, title: str) -> None:
+    """Title, what is to be known of the picture, and a bar of known length."""
+    shown = title if len(title) <= 110 else title[:109] + "…"
+    sheet.text(MARGIN_PX, 20, shown, size_px=19, weight="bold")
+    size = " × ".join(f"{size:.2f}" for size in case.reference.grid.voxel_size_mm)
+    differs = int((case.reference.voxels != case.prediction.voxels).sum())
+    volume_ml = differs * case.reference.grid.voxel_volume_mm3 / 1000
+    notes = [
+        "Left of the picture is the person's left (neurological convention)",
+        f"voxels of {size} mm",
+        f"labels differ in {volume_ml:,.2f} ml; cuts where {case.focus or 'they'} "
+        f"differ{'s' * bool(case.focus)} most"
+        if differs
+        else "labels do not differ",
+    ]
+    sheet.text(MARGIN_PX, 44, "   ·   ".join(notes), color=FAINT)
+    lone = _lone_structures(case)
+    if lone:
+        sheet.text(MARGIN_PX, 63, lone if len(lone) <= 170 else lone[:169] + "…", color=RED)
+    strip.write_columns(sheet, _HEAD_PX - 12, case.at_mm)
+    length_mm = next((n for n in (50, 20, 10, 5) if n * strip.px_per_mm < 160), 1)
+    length_px = length_mm * strip.px_per_mm
+    sheet.line(WIDTH_PX - 20 - length_px, 40, length_px)
+    sheet.text(WIDTH_PX - 20 - length_px / 2, 22, f"{length_mm} mm", ha="center")
+
+
+def _lone_structures(case: _Case) -> str:
+    """Words about structures that one map alone has."""
+    truth, guess = (
+        {label.name for label in present_labels(one)} for one in (case.reference, case.prediction)
+    )
+    found = {"only in the reference": truth - guess, "only in the prediction": guess - truth}
+    return "; ".join(f"{words}: {', '.join(sorted(n))}" for words, n in found.items() if n)
+
+
+def _legend(case: _Case) -> dict:
+    maps = (case.reference, case.prediction)
+    present = {label.index: label for labels in maps for label in present_labels(labels)}
+    return legend_groups([present[code] for code in sorted(present)])
+
+
+def _write_marks(sheet: Sheet, top: int, tall: int, *, left_out: bool) -> None:
+    """What the colours of the differences mean, beside their row."""
+    left = WIDTH_PX - _KEY_PX + 8
+    shown = {name: mark for name, mark in MARKS.items() if name != "not judged" or left_out}
+    y = top + tall / 2 - 22 * len(shown)
+    for name, (words, color) in shown.items():
+        sheet.box(left, y - 7, 18, 14, color)
+        sheet.text(left + 26, y, name)
+        sheet.text(left + 26, y + 17, words, color=FAINT, size_px=12)
+        y += 44
+
+
+def _write_bar(sheet: Sheet, top: int, tall: int, largest: float) -> None:
+    """Bar of the distances' colours beside their row, in mm."""
+    left, height = WIDTH_PX - _KEY_PX + 16, min(tall - 90, 300)
+    middle = top + tall / 2
+    axes = axes_on(sheet, left, middle - height / 2, 18, height)
+    ramp = np.linspace(-largest, largest, 256)[:, None]
+    axes.imshow(
+        ramp, origin="lower", aspect="auto", cmap=_COLORS, extent=(0, 1, -largest, largest)
+    )
+    ticks = np.linspace(-largest, largest, 5)
+    axes.yaxis.tick_right()
+    words = [f"{tick:+.1f}".replace("-", "−") if tick else "0 mm" for tick in ticks]
+    axes.set_yticks(ticks, words, **FONT)
+    axes.set_xticks([])
+    sheet.text(left - 6, middle - height / 2 - 16, "outside reference", color=FAINT, size_px=13)
+    sheet.text(left - 6, middle + height / 2 + 16, "inside reference", color=FAINT, size_px=13)
