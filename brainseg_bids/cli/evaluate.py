@@ -3,31 +3,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from brainseg_bids import __version__
 from brainseg_bids.bids.description import write_json, write_text
+from brainseg_bids.evaluation.summary import Missing, tables
+from brainseg_bids.interfaces.raters import comparison, read_rating
 from brainseg_bids.settings import Settings
-from brainseg_bids.volumes import InputError, whole_or_nothing
+from brainseg_bids.volumes import InputError, read_volume, whole_or_nothing
 from brainseg_bids.workflows.evaluate_plan import (
     OURS,
     EvaluationPlan,
     ImagePlan,
+    Rater,
     plan_evaluation,
     seen_by,
 )
 from brainseg_bids.workflows.resources import memory_gib
 
+if TYPE_CHECKING:
+    from brainseg_bids.reports.evaluation import SourceNote, WorstCase
+
 log = logging.getLogger("brainseg")
 
 FOLDER = "evaluation"
-WORST = 3
-"""Cases of each rater that are drawn."""
+WORST = 6
+"""Cases of each reference that are drawn."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +51,15 @@ class Results:
     notes : list of str
     faults : dict of str to str
         What could not be compared, and why.
-    leaks : list of str
-        Ratings by a model of what it has seen.
+    leaks : dict of (str, str) to str
+        By rater and image: ratings by a model of what it has seen, and what is said of it.
     """
 
     rows: list[dict]
     known: dict[str, set[str]]
     notes: list[str]
     faults: dict[str, str]
-    leaks: list[str]
+    leaks: dict[tuple[str, str], str]
 
 
 def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
@@ -66,8 +75,6 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
     InputError
         If nothing can be compared.
     """
-    from brainseg_bids.evaluation.summary import tables
-
     plan = plan_evaluation(
         settings.output_dir,
         references={name: Path(path) for name, path in settings.references.items()},
@@ -77,10 +84,10 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
     for note in plan.notes:
         log.warning("%s", note)
     results = collect(settings, plan, _run(settings, plan, run_dir))
-    for leak in results.leaks:
+    for leak in results.leaks.values():
         log.warning("%s", leak)
     if not results.rows:
-        why = "; ".join([*results.faults.values(), *results.leaks])
+        why = "; ".join([*results.faults.values(), *results.leaks.values()])
         raise InputError(f"nothing could be compared: {why}")
     made = tables(
         results.rows,
@@ -90,7 +97,7 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
         raters=plan.found_raters,
     )
     write_tables(settings.output_dir / FOLDER, results.rows, made, settings)
-    page = write_page(settings, plan, results, made)
+    pages = write_pages(settings, plan, results, made)
     for line in made["headline"]:
         if line["stratum"] == "all" and line["metric"] == "dice" and line["mean"] is not None:
             interval = (
@@ -105,7 +112,8 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
                 line["name"],
                 line["n_subjects"],
             )
-    log.info("report: %s", page)
+    for page in pages:
+        log.info("report: %s", page)
     return results.faults
 
 
@@ -149,7 +157,7 @@ def _run(settings: Settings, plan: EvaluationPlan, run_dir: Path) -> dict[str, d
 
 def collect(settings: Settings, plan: EvaluationPlan, told: Mapping[str, dict]) -> Results:
     """Rows of all images; what a model has seen is left out unless it is asked for."""
-    results = Results([], {}, [], {}, [])
+    results = Results([], {}, [], {}, {})
     for image in plan.images:
         facts = told.get(image.name, {"Crash": "it gave no result"})
         if "Crash" in facts:
@@ -161,7 +169,7 @@ def collect(settings: Settings, plan: EvaluationPlan, told: Mapping[str, dict]) 
         for name, rows in facts["Compared"].items():
             leak = _leak(settings, image, name, facts["Hashes"], results.notes)
             if leak:
-                results.leaks.append(leak)
+                results.leaks[name, image.case.key] = leak
                 if not settings.include_seen:
                     continue
             known = set(facts["Known"][name])
@@ -271,8 +279,121 @@ def _plain(lines: Sequence[dict]) -> list[dict]:
     return [{k: None if v != v else v for k, v in line.items()} for line in lines]
 
 
-def write_page(
+def write_pages(
     settings: Settings, plan: EvaluationPlan, results: Results, made: Mapping[str, list[dict]]
-) -> Path:
-    """``group_evaluation.html``."""
-    raise NotImplementedError
+) -> list[Path]:
+    """``group_evaluation.html``; with several references one page each, by their names."""
+    from brainseg_bids.reports.evaluation import methods_text, write_evaluation_page
+
+    references = {image.reference.name: image.reference for image in plan.images}
+    pages = []
+    for name, reference in references.items():
+        mark = f"_{name}" if len(references) > 1 else ""
+        own = [row for row in results.rows if row["reference"] == name]
+        if not own:
+            continue
+        pages.append(
+            write_evaluation_page(
+                settings.output_dir / f"group_evaluation{mark}.html",
+                title=settings.bids_dir.name,
+                rows=own,
+                reference=name,
+                raters=sorted(plan.raters),
+                worst=_draw_worst(settings, plan, own, name, settings.output_dir / FOLDER),
+                missing=[Missing(**line) for line in made["missing"]],
+                notes=_notes(reference, plan, results),
+                methods=methods_text(settings.surfaces),
+                version=__version__,
+                leaks=[pair for pair in results.leaks if settings.include_seen],
+                failures=[
+                    *(f"{title}: {why}" for title, why in results.faults.items()),
+                    *(() if settings.include_seen else results.leaks.values()),
+                ],
+                tables=made,
+            )
+        )
+    return pages
+
+
+def _notes(reference: Rater, plan: EvaluationPlan, results: Results) -> list[SourceNote]:
+    """What adapters and files say, of the reference and of each rater."""
+    from brainseg_bids.reports.evaluation import SourceNote
+
+    sources = [("reference", reference)]
+    sources += [("rater", rater) for rater in plan.raters.values()]
+    found = [
+        SourceNote(
+            rater.name,
+            role,
+            rater.adapter.citation,
+            rater.adapter.licence,
+            tuple(rater.adapter.evaluable or ()) if role == "reference" else (),
+            tuple(rater.adapter.notes),
+        )
+        for role, rater in sources
+    ]
+    said = tuple(dict.fromkeys([*plan.notes, *results.notes]))
+    return [*found, SourceNote("This run", notes=said)] if said else found
+
+
+def _draw_worst(
+    settings: Settings, plan: EvaluationPlan, rows: Sequence[dict], reference: str, folder: Path
+) -> list:
+    """The worst cases, each with its picture."""
+    from brainseg_bids.reports.evaluation import find_worst
+
+    images = {i.case.key: i for i in plan.images if i.reference.name == reference}
+    shared = common_structures(rows)
+    drawn = []
+    for case in find_worst(rows, reference, n_cases=WORST, names=shared):
+        path = folder / "figures" / f"{reference}_{case.rater}_{case.image}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _draw(settings, images[case.image], case, path)
+        drawn.append(replace(case, figure=path))
+    return drawn
+
+
+def _draw(settings: Settings, plan: ImagePlan, case: WorstCase, path: Path) -> None:
+    from brainseg_bids.reports.evaluation_cases import draw_case
+
+    judged = judge_again(plan, case.rater, settings)
+    image = None
+    if plan.case.image is not None:
+        with warnings.catch_warnings(), contextlib.suppress(InputError):
+            warnings.simplefilter("ignore")  # without the image there are labels to look at
+            voxels, grid = read_volume(plan.case.image)
+            image = voxels if grid.is_close(judged.reference.grid) else None
+    known = case.structure in {label.name for label in judged.reference.table}
+    draw_case(
+        path,
+        image,
+        judged.reference,
+        judged.prediction,
+        title=f"{plan.case.key}: {case.rater} against {plan.reference.name}",
+        within=judged.within,
+        focus=case.structure if known else "",
+    )
+
+
+def judge_again(plan: ImagePlan, rater: str, settings: Settings):
+    """The two label maps as they were compared."""
+    adapter = plan.reference.adapter
+    reference, _ = read_rating(plan.case.labels, adapter)
+    ratings = {
+        name: read_rating(
+            theirs.labels,
+            plan.adapters[name],
+            grid=reference.labels.grid,
+            on_other_grid=settings.on_other_grid,
+        )[0]
+        for name, theirs in plan.rated.items()
+        if name == rater or settings.protocol == "within-evaluable"
+    }
+    return comparison(
+        reference,
+        ratings[rater],
+        adapter,
+        name=rater,
+        protocol=settings.protocol,
+        others=[rating for name, rating in ratings.items() if name != rater],
+    )

@@ -156,7 +156,7 @@ def make_plan(options: argparse.Namespace) -> int:
     log.info("decision rule: %s", plan.rule)
     if len(plan.seeds) < FEWEST_SEEDS:
         log.warning(
-            "%d seed(s): by the rule fewer than %d show nothing", len(plan.seeds), FEWEST_SEEDS
+            "seeds: %d; by the rule fewer than %d show nothing", len(plan.seeds), FEWEST_SEEDS
         )
     return 0
 
@@ -172,6 +172,7 @@ def _planned(options: argparse.Namespace) -> ExperimentPlan:
     train = with_steps(_read_train_plan(options.plan), options.steps)
     source = LabelTable.packaged(train.source_table)
     prior = ContrastPrior.read(options.prior)
+    prior.check_table(source)
     agnostic = options.agnostic
     if agnostic.endswith(".toml"):
         agnostic = str(Path(agnostic).absolute())

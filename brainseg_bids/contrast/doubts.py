@@ -98,7 +98,7 @@ def of_labels(
     if empty > EMPTY_SHARE:
         yield (
             f"{100 * empty:.0f} % of the labelled voxels are empty in the image ({lowest:g}): "
-            "the label map lies partly outside it."
+            "the label map lies partly outside it, or the image was stripped or cropped."
         )
 
 

@@ -35,6 +35,7 @@ from brainseg_bids.contrast.noise import (
     rician_corrected,
     tissue_sigma,
 )
+from brainseg_bids.contrast.partial import spilled_in
 from brainseg_bids.contrast.resolution import edge_fwhm_mm, noise_correlation, noise_fwhm_mm
 from brainseg_bids.contrast.robust import location_scale, median_mad
 
@@ -156,6 +157,7 @@ def measure(
     noise = _noise(image, scene, behind, in_tissue, ratio=ratio)
     fwhm_mm, method = _resolution(scene, interior, described, in_tissue, even, rng)
     described = _with_grain(scene, interior, values, fwhm_mm, described, rng)
+    described = _without_spill(scene, interior, described, fwhm_mm, rng)
     named = {label.name: described[rank] for rank, label in enumerate(scene.labels)}
     named = {name: known for name, known in named.items() if known.voxels > 0}
     warnings += doubts.of_labels(labels.table, named, scene.image, scene.ranks)
@@ -450,6 +452,28 @@ def _describe_air(
         fit=ks_distance(values, np.ones(len(values)), only) if scale > 0 else 0.0,
         histogram=tuple(np.histogram(values, edges)[0].tolist()) if len(edges) else (),
     )
+
+
+def _without_spill(
+    scene: _Scene,
+    interior: Interior,
+    described: list[LabelStatistics],
+    fwhm_mm: tuple[float, float, float],
+    rng: np.random.Generator,
+) -> list[LabelStatistics]:
+    """Locations of thin labels without their neighbours' share; by one scale at most."""
+    locations = np.array([known.location for known in described])
+    fwhm_vox = tuple(w / s for w, s in zip(fwhm_mm, scene.voxel_size_mm, strict=True))
+    off = spilled_in(scene.ranks, interior, locations, fwhm_vox, rng=rng)
+    found = []
+    for known, by in zip(described, off.tolist(), strict=True):
+        if by == 0 or not known.scale > 0:
+            found.append(known)
+            continue
+        by = min(max(by, -known.scale), known.scale)
+        parts = tuple(replace(part, mean=part.mean - by) for part in known.components)
+        found.append(replace(known, location=known.location - by, components=parts))
+    return found
 
 
 def _with_grain(

@@ -309,7 +309,11 @@ def _sorted_sites(distance: np.ndarray, codes: np.ndarray, weights: np.ndarray) 
     keys = distance.astype(np.float64).view(np.int64) & ~0xFF
     keys |= codes
     keys.sort()
-    return Directed((keys & ~0xFF).view(np.float64), weights[keys & 0xFF])
+    weights = weights[keys & 0xFF]
+    keys &= ~0xFF
+    # Equal distances are kept as one: of a million sites, some hundreds are left.
+    first = np.flatnonzero(np.diff(keys, prepend=-1))
+    return Directed(keys[first].view(np.float64), np.add.reduceat(weights, first))
 
 
 def _box_distances(own, other, size) -> tuple[np.ndarray, np.ndarray]:

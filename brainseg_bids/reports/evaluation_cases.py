@@ -49,7 +49,7 @@ MARKS = {
 LARGEST_MM = 10.0
 """Beyond it distances have the colour of the bar's end."""
 
-_HEAD_PX, _KEY_PX, _TALLEST_PX = 92, 172, 500
+_HEAD_PX, _KEY_PX, _TALLEST_PX = 92, 172, 400
 _COLORS = "coolwarm"  # no dark ends: they would be lost on a dark sheet
 _DIM, _DIMMER = 0.7, 0.4  # so that outlines, and colours, stand out from the image
 _LABELLED_GREY = 0.2  # where there is no image
@@ -167,7 +167,9 @@ def _prepare(
     """Check, leave out what is not judged, choose the cuts, and crop."""
     Pair.of(reference, prediction, within)  # the same errors as when they are compared
     if image is not None and image.shape != reference.voxels.shape:
-        raise ValueError(f"image {image.shape} and labels {reference.voxels.shape} differ in shape")
+        raise ValueError(
+            f"image {image.shape} and labels {reference.voxels.shape} differ in shape"
+        )
     codes = [s.index for s in choose_structures(reference.table, prediction.table)]
     wanted = None if not focus else reference.table[focus].index
     table, grid = reference.table, reference.grid
@@ -370,9 +372,7 @@ def _paint_distances(
     """Tiles of the last row, and the distance at the ends of the colours."""
     near = _near_cuts(case.prediction.grid, case.at_mm)
     offsets = surface_offsets_mm(case.prediction, case.reference, near)
-    found = [
-        cut.nearest for cut in strip.cuts(offsets, case.prediction, case.at_mm, case.box_mm)
-    ]
+    found = [cut.nearest for cut in strip.cuts(offsets, case.prediction, case.at_mm, case.box_mm)]
     seen = np.concatenate([np.abs(one[np.isfinite(one)]) for one in found])
     usual = float(np.percentile(seen, 95)) if seen.size else 0.0
     largest = float(np.clip(usual, 2 * max(case.reference.grid.voxel_size_mm), LARGEST_MM))

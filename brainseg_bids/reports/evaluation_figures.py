@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from brainseg_bids.evaluation.bland_altman import BlandAltman
 from brainseg_bids.evaluation.bootstrap import subject_means
@@ -130,7 +131,7 @@ def draw_headline(
         limits = _limits([v for block in found for own in block.values() for v in own.values()])
         for row, (stratum, _) in enumerate(strata):
             top = _HEAD_PX + row * block_px
-            axes = axes_on(sheet, left + column * pitch, top, pitch - 30, _ROW_PX * len(raters))
+            axes = axes_on(sheet, left + column * pitch, top, pitch - 44, _ROW_PX * len(raters))
             name_axes(axes, title=metric_title(name) if not row else "")
             _draw_rows(axes, found[row], limits, named=not column)
             if len(strata) > 1 and not column:
@@ -156,7 +157,7 @@ def _draw_rows(
             )
     for row, (rater, values) in enumerate(found.items()):
         _draw_box(axes, row, list(values.values()), colors[rater], height=0.5)
-        _draw_dots(axes, row, list(values.values()), colors[rater], "o", height=0.3)
+        _draw_dots(axes, row, list(values.values()), colors[rater], "o", height=0.0)
 
 
 # -- structures ---------------------------------------------------------------------------
@@ -333,9 +334,7 @@ def _draw_box(axes: Axes, y: float, values: Sequence[float], color: str, *, heig
         reach = _WHISKER * (high - low)
         near = [value for value in values if low - reach <= value <= high + reach]
         axes.plot([min(near), max(near)], [y, y], color=color, linewidth=0.9, alpha=0.8)
-        axes.fill_between(
-            [low, high], y - half, y + half, color=color, alpha=0.34, linewidth=0.8
-        )
+        axes.fill_between([low, high], y - half, y + half, color=color, alpha=0.34, linewidth=0.8)
     if len(values) > 1:
         axes.plot([middle, middle], [y - half, y + half], color=color, linewidth=2)
 
@@ -362,6 +361,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 def _grid(axes: Axes) -> None:
     """Faint lines to read values by."""
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="x", color=LINE, alpha=0.35, linewidth=0.7)
     axes.set_axisbelow(True)
 

@@ -24,8 +24,9 @@ from brainseg_bids.training.experiment import (
 )
 
 COLORS = {ON: BLUE, OFF: RED, REAL: "#81c995"}
-MOST_SEEDS_SHIFT = 0.018
+SHIFT = 0.018
 """Of kappa, between the columns of two kinds of images."""
+BAR_ALPHA = 0.55
 
 _WIDTH_PX, _HEIGHT_PX = 1100, 520
 
@@ -41,14 +42,13 @@ def draw_experiment(path: Path, plan: ExperimentPlan, findings: Findings) -> Pat
         PNG file, written whole or not at all.
     """
     sheet = Sheet(_WIDTH_PX, _HEIGHT_PX)
-    sheet.text(
-        30, 26, f"Contrast dial, contrast {plan.contrast}: {plan.thesis}", size_px=17,
-        weight="bold",
-    )  # fmt: skip
-    seeds = {len(one.values) for one in findings.accuracy}
-    n = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else f"{max(seeds, default=0)}"
-    words = f"{n} seed(s), {plan.steps} steps each. {_bars(findings.accuracy, plan)}"
-    sheet.text(30, 52, words, color=FAINT)
+    title = f"Contrast dial: contrast {plan.contrast}"
+    if findings.thesis:
+        title += f". By the rule: {findings.thesis.verdict}"
+    sheet.text(30, 26, title, size_px=17, weight="bold")
+    counts = sorted({len(one.values) for one in findings.accuracy})
+    words = f"{' to '.join(map(_seeds, counts[:1] + counts[1:][-1:]))}, {plan.steps} steps each. "
+    sheet.text(30, 52, words + _bars(findings.accuracy, plan), color=FAINT)
     shown = [where for where in WHERE if any(one.where == where for one in findings.accuracy)]
     for number, where in enumerate(shown):
         sheet.box(30 + number * 270, 74, 14, 14, COLORS[where])
@@ -60,7 +60,7 @@ def draw_experiment(path: Path, plan: ExperimentPlan, findings: Findings) -> Pat
         axes = axes_on(sheet, left, 135, 420, 310)
         name_axes(axes, title=title, x="kappa (0: any contrast, 1: as measured)", y=y)
         for rank, where in enumerate(shown):
-            shift = (rank - (len(shown) - 1) / 2) * MOST_SEEDS_SHIFT
+            shift = (rank - (len(shown) - 1) / 2) * SHIFT
             _draw_line(axes, _overall(estimates, where), COLORS[where], shift)
         axes.set_xticks(plan.kappas, [f"{kappa:g}" for kappa in plan.kappas])
         axes.set_xlim(-0.08, max(plan.kappas) + 0.08)
@@ -73,9 +73,17 @@ def draw_experiment(path: Path, plan: ExperimentPlan, findings: Findings) -> Pat
     return write_sheet(sheet, path)
 
 
+def _seeds(n: int) -> str:
+    """
+    >>> _seeds(1), _seeds(5)
+    ('1 seed', '5 seeds')
+    """
+    return f"{n} seed{'' if n == 1 else 's'}"
+
+
 def _bars(estimates: Sequence[Estimate], plan: ExperimentPlan) -> str:
     if all(one.low is None for one in estimates):
-        return "Points are seeds. One seed: no intervals."
+        return "One seed shows no interval."
     few = " Fewer than 5 seeds: likely too narrow." if any(one.note for one in estimates) else ""
     return f"Points are seeds, bars {100 * plan.bootstrap.level:g} % bootstrap intervals.{few}"
 
@@ -94,7 +102,7 @@ def _draw_line(axes: Axes, estimates: Sequence[Estimate], color: str, shift: flo
         values = list(one.values.values())
         axes.plot([x] * len(values), values, ".", color=INK, markersize=4, alpha=0.7, zorder=3)
         if one.low is not None and one.high is not None:
-            axes.plot([x, x], [one.low, one.high], color=color, linewidth=3, alpha=0.55)
+            axes.plot([x, x], [one.low, one.high], color=color, linewidth=3, alpha=BAR_ALPHA)
 
 
 def experiment_page(plan: ExperimentPlan, findings: Findings, *, figure: str | None) -> str:
@@ -104,9 +112,9 @@ def experiment_page(plan: ExperimentPlan, findings: Findings, *, figure: str | N
         f"Planned {plan.planned} with brainseg-bids {plan.version}, before anything was run; "
         f"plan {plan.digest[:12]}. {len(plan.runs)} runs: kappa "
         f"{', '.join(f'{kappa:g}' for kappa in plan.kappas)}; seeds "
-        f"{', '.join(map(str, plan.seeds))}; {plan.steps} steps each. {len(plan.maps)} label maps "
-        f"to learn from, {len(plan.validation)} held out, {plan.pairs_per_map} pairs of each and "
-        f"recipe space; {len(plan.images)} real images.",
+        f"{', '.join(map(str, plan.seeds))}; {plan.steps} steps each. Label maps to learn from: "
+        f"{len(plan.maps)}; held out: {len(plan.validation)}; pairs of each of these and recipe "
+        f"space: {plan.pairs_per_map}; real images: {len(plan.images)}.",
         "## What it shows",
         *verdict(plan, findings),
         "## The rule, as planned",
@@ -134,7 +142,7 @@ def verdict(plan: ExperimentPlan, findings: Findings) -> list[str]:
             "choosing when to stop."
         ]
     said = [
-        f"**{plan.thesis} By the rule: {findings.thesis.verdict}.** "
+        f"Thesis: {plan.thesis} **By the rule: {findings.thesis.verdict}.** "
         + _numbers(findings.thesis, WHERE[plan.judged_where])
     ]
     if findings.without_loss is not None:
@@ -169,7 +177,7 @@ def _numbers(decision: Decision, where: str) -> str:
     ends = _ends(decision.on_low, decision.on_high)
     return (
         f"Mean paired difference on {where}: {decision.on_mean:+.4f} ({ends}; "
-        f"{decision.n_seeds} seed(s), margin {decision.margin:g})."
+        f"{_seeds(decision.n_seeds)}, margin {decision.margin:g})."
     )
 
 
@@ -187,7 +195,7 @@ def _table(estimates: Sequence[Estimate], *, signed: bool) -> str:
         return "None yet."
     columns = list(dict.fromkeys((one.where, one.space) for one in estimates))
     found = {(one.kappa, one.where, one.space): one for one in estimates}
-    names = [where if space in ("all", where) else f"{where}: {space}" for where, space in columns]
+    names = [where if space == where else f"{where}: {space}" for where, space in columns]
     lines = [f"| kappa | {' | '.join(names)} |", "| --- |" + " --- |" * len(columns)]
     for kappa in sorted({one.kappa for one in estimates}):
         cells = [_cell(found.get((kappa, *column)), signed=signed) for column in columns]

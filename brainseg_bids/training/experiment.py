@@ -534,9 +534,10 @@ def find(plan: ExperimentPlan, results: Sequence[RunResult]) -> Findings:
     measured = list(
         dict.fromkeys((score.where, score.space) for r in results for score in r.scores)
     )
-    several = {where for where, _ in measured if [w for w, _ in measured].count(where) > 1}
-    columns = [(where, "all") for where in WHERE if where in several]
-    columns += measured
+    columns = []
+    for where in WHERE:
+        spaces = [space for kind, space in measured if kind == where]
+        columns += [(where, space) for space in (["all"] if len(spaces) > 1 else []) + spaces]
     draws = Draws(plan.bootstrap)
     accuracy, differences = [], []
     for where, space in columns:

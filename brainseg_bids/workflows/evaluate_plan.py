@@ -56,11 +56,14 @@ class ImagePlan:
         The reference's.
     rated : dict of str to Case
         By rater.
+    adapters : dict of str to Adapter
+        Of the raters.
     """
 
     reference: Rater
     case: Case
     rated: dict[str, Case]
+    adapters: dict[str, Adapter]
 
     @property
     def title(self) -> str:
@@ -141,6 +144,7 @@ def plan_evaluation(
                 reference,
                 case,
                 {name: theirs[key] for name, theirs in rated.items() if key in theirs},
+                {name: rater.adapter for name, rater in raters.items()},
             )
             for key, case in cases.items()
         ]

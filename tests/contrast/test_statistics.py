@@ -97,17 +97,17 @@ def test_histograms_hold_the_interior(measured):
 
 
 def test_class_means_of_a_series_correlate_with_the_truth():
-    labels = phantom_head(shape=(64, 75, 70), voxel_size_mm=3.0)
-    known, found = [], []
+    labels = phantom_head(shape=(56, 66, 62), voxel_size_mm=3.4)
+    pairs: dict[str, list[tuple[float, float]]] = {}
     for seed in range(4):
         rng = np.random.default_rng(seed)
         truth = make_truth(labels, draw_means(labels, rng) | {"Unknown": 0.0}, rng)
-        statistics = measure(truth.image, truth.labels)
-        names = [n for n in truth.means if n != "Unknown" and n not in THIN]
-        known.append([truth.means[n] for n in names])
-        found.append([statistics[n].location for n in names])
-    pairs = zip(np.transpose(known), np.transpose(found), strict=True)
-    assert min(np.corrcoef(k, f)[0, 1] for k, f in pairs) >= 0.95
+        for name, label in measure(truth.image, truth.labels).labels.items():
+            if label.source == "measured" and name not in ("Unknown", *THIN):
+                pairs.setdefault(name, []).append((truth.means[name], label.location))
+    r = {n: np.corrcoef(np.transpose(p))[0, 1] for n, p in pairs.items() if len(p) == 4}
+    assert len(r) >= 8
+    assert min(r.values()) >= 0.95
 
 
 def test_mp2rage_is_known_by_its_background(fine_head):

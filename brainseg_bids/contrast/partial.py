@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Partial volume in thin labels: what neighbours shine into even their innermost voxels."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from brainseg_bids.contrast.interior import Interior
+
+SAMPLES = 2000
+LEAST_OWN = 0.6
+"""A label that makes up less of its own voxels is not put right."""
+
+CLEAN_OWN = 0.98
+PASSES = 3
+FWHM_PER_SD = 2.3548
+
+
+def spilled_in(
+    ranks: np.ndarray,
+    interior: Interior,
+    locations: np.ndarray,
+    fwhm_vox: tuple[float, float, float],
+    *,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """How far each label's location is off because of its neighbours' brightness.
+
+    What a voxel shows is the blurred labels' mixture of locations; solved for each label in
+    turn, as in the geometric transfer matrix (Rousset et al. 1998, J Nucl Med 39:904).
+
+    Parameters
+    ----------
+    ranks : (X, Y, Z) uint8 or uint16
+    interior : Interior
+    locations : (labels,) float
+        As measured; NaN where it is not known.
+    fwhm_vox : (3,) float
+        Point spread in voxels, voxel included.
+
+    Returns
+    -------
+    (labels,) float
+        To be taken away; 0 for thick labels and those that are too thin.
+
+    Examples
+    --------
+    >>> from brainseg_bids.contrast.interior import find_interior
+    >>> ranks = np.zeros((40, 40, 9), dtype=np.uint8); ranks[:, :, 3:6] = 1
+    >>> interior, _ = find_interior(ranks, 2, (1.0, 1.0, 1.0))
+    >>> seen = np.array([0.0, 90.0])  # a tenth of the blur lies beyond the sheet
+    >>> off = spilled_in(ranks, interior, seen, (2.0, 2.0, 2.0), rng=np.random.default_rng(0))
+    >>> round(float(90 - off[1]))
+    100
+    """
+    steps, weights = _kernel(fwhm_vox)
+    n_labels = len(locations)
+    true = np.nan_to_num(locations).astype(np.float64)
+    shares = {}
+    for rank in range(1, n_labels):
+        if len(steps) > 1 and np.isfinite(locations[rank]):
+            share = _mixture(
+                ranks, interior.flat[interior.of(rank)], steps, weights, n_labels, rng
+            )
+            if LEAST_OWN < share[rank] < CLEAN_OWN and np.isfinite(locations[share > 0.002]).all():
+                shares[rank] = share
+    for _ in range(PASSES):
+        solved = true.copy()
+        for rank, share in shares.items():
+            others = share @ true - share[rank] * true[rank]
+            solved[rank] = (locations[rank] - others) / share[rank]
+        true = solved
+    off = np.zeros(n_labels)
+    for rank in shares:
+        off[rank] = locations[rank] - true[rank]
+    return off
+
+
+def _kernel(fwhm_vox: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps in voxels and the share of a voxel's signal that comes from there."""
+    lines = [_line(fwhm) for fwhm in fwhm_vox]
+    reach = [len(line) // 2 for line in lines]
+    steps = np.array(list(product(*(range(-r, r + 1) for r in reach))))
+    weights = np.einsum("i,j,k->ijk", *lines).ravel()
+    return steps, weights
+
+
+def _line(fwhm_vox: float) -> np.ndarray:
+    """Overlap of a voxel, blurred along one axis, with the voxels before and after it."""
+    # The width holds the voxel itself, as in `resolution.point_spread_fwhm`.
+    sd = max(fwhm_vox**3 - 1, 0.0) ** (1 / 3) / FWHM_PER_SD
+    if sd < 0.05:
+        return np.ones(1)
+    steps = np.arange(-int(np.ceil(3 * sd)), int(np.ceil(3 * sd)) + 1)
+    moved = sd * np.linspace(-4, 4, 161)
+    likely = np.exp(-0.5 * (moved / sd) ** 2)
+    overlap = np.maximum(0, 1 - np.abs(steps[:, None] - moved)) @ likely
+    return overlap / overlap.sum()
+
+
+def _mixture(
+    ranks: np.ndarray,
+    flat: np.ndarray,
+    steps: np.ndarray,
+    weights: np.ndarray,
+    n_labels: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Average share of each label in the blurred surroundings of some voxels."""
+    share = np.zeros(n_labels)
+    if len(flat) == 0:
+        return share
+    chosen = flat if len(flat) <= SAMPLES else rng.choice(flat, SAMPLES, replace=False)
+    places = np.stack(np.unravel_index(chosen, ranks.shape))
+    edge = np.array(ranks.shape)[:, None] - 1
+    for step, weight in zip(steps, weights, strict=True):
+        at = np.clip(places + step[:, None], 0, edge)
+        share += weight * np.bincount(ranks[tuple(at)], minlength=n_labels) / len(chosen)
+    return share

@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A page that says how well raters agree with a reference, how sure that is, and where not."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.evaluation.bland_altman import limits_of_agreement
+from brainseg_bids.evaluation.bootstrap import FEW, Bootstrap
+from brainseg_bids.evaluation.scores import ALL, Row, Scores, read_scores
+from brainseg_bids.evaluation.summary import Missing
+from brainseg_bids.evaluation.summary import tables as all_tables
+from brainseg_bids.reports import evaluation_tables as texts
+from brainseg_bids.reports.evaluation_figures import (
+    draw_bland_altman,
+    draw_headline,
+    draw_structures,
+    metric_title,
+)
+from brainseg_bids.reports.html import embedded, render_page
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """A structure in an image on which a rater does badly.
+
+    Parameters
+    ----------
+    image, rater, structure : str
+    dice : float
+    figure : Path, optional
+        PNG of `brainseg_bids.reports.evaluation_cases.draw_case`. A file that is not there is
+        said in its place.
+    """
+
+    image: str
+    rater: str
+    structure: str
+    dice: float
+    figure: Path | None = None
+
+
+@dataclass(frozen=True)
+class SourceNote:
+    """What is to be known of a reference or a rater: what its adapter says.
+
+    Parameters
+    ----------
+    name : str
+    role : str
+        E.g. ``reference``.
+    citation, licence : str
+    judged : tuple of str
+        Structures that can be judged; empty if all.
+    notes : tuple of str
+        E.g. what is not labelled, and what was found on reading the files.
+    """
+
+    name: str
+    role: str = ""
+    citation: str = ""
+    licence: str = ""
+    judged: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def find_worst(
+    rows: Sequence[Row], reference: str, *, n_cases: int = 6, names: Collection[str] | None = None
+) -> list[WorstCase]:
+    """Cases to look at: far below what is usual for their structure, one for each image and rater.
+
+    Sorted by how far Dice lies below the median of its structure over all images and raters, so
+    that thin structures, whose Dice is low everywhere, do not fill the list.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        See `brainseg_bids.evaluation.scores.read_scores`.
+    reference : str
+    n_cases : int
+    names : collection of str, optional
+        Structures to look at; by default all.
+
+    Returns
+    -------
+    list of WorstCase
+        Without figures, worst first.
+
+    Examples
+    --------
+    >>> row = {"reference": "manual", "rater": "ours", "name": "Thalamus", "status": "both"}
+    >>> rows = [row | {"image": f"sub-{k}", "subject": f"sub-{k}", "dice": k / 10} for k in (9, 5)]
+    >>> find_worst(rows, "manual", n_cases=1)
+    [WorstCase(image='sub-5', rater='ours', structure='Thalamus', dice=0.5, figure=None)]
+    """
+    chosen = [
+        row
+        for row in rows
+        if row["reference"] == reference
+        and row["status"] != "neither"
+        and (names is None or row["name"] in names)
+    ]
+    by_name: dict[str, list[float]] = {}
+    for row in chosen:
+        by_name.setdefault(str(row["name"]), []).append(float(row["dice"]))
+    usual = {name: float(np.median(values)) for name, values in by_name.items()}
+    found: dict[tuple[str, str], tuple] = {}
+    for row in chosen:
+        dice, name = float(row["dice"]), str(row["name"])
+        image, rater = str(row["image"]), str(row["rater"])
+        bad = (dice - usual[name], dice, image, rater, name)
+        found[image, rater] = min(bad, found.get((image, rater), bad))
+    return [
+        WorstCase(image, rater, name, dice)
+        for _, dice, image, rater, name in sorted(found.values())[:n_cases]
+    ]
+
+
+def write_evaluation_page(
+    path: Path,
+    *,
+    title: str,
+    rows: Sequence[Row],
+    reference: str,
+    raters: Sequence[str],
+    worst: Sequence[WorstCase],
+    missing: Sequence[Missing],
+    notes: Sequence[SourceNote],
+    methods: str,
+    version: str,
+    leaks: Collection[tuple[str, str]] = (),
+    failures: Sequence[str] = (),
+    tables: Mapping[str, Sequence[Mapping]] | None = None,
+    table: LabelTable | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> Path:
+    """Write an evaluation against one reference as a single HTML file, whole or not at all.
+
+    Plots are drawn here and embedded, as are the pictures of the worst cases; the page has no
+    script and asks the network for nothing. Whatever is passed in is escaped.
+
+    Parameters
+    ----------
+    path : Path
+        HTML file.
+    title : str
+    rows : sequence of mapping
+        See `brainseg_bids.evaluation.scores.read_scores`. Rows of other references are left out.
+    reference : str
+    raters : sequence of str
+        In the order of the page; one without rows is said to have none.
+    worst : sequence of WorstCase
+        Lowest Dice first on the page, whatever their order; cases with one picture share it.
+    missing : sequence of Missing
+        What could not be compared; of other references left out.
+    notes : sequence of SourceNote
+        Citation, licence and what is not judged, of reference and raters.
+    methods : str
+        With citations; blank lines separate paragraphs. See `methods_text`.
+    version : str
+        Of this software.
+    leaks : collection of (str, str)
+        Rater and image: raters that were trained, fitted or chosen on images they are judged on.
+    failures : sequence of str
+        One line for each image that could not be read or compared.
+    tables : mapping of str to sequence of dict, optional
+        What `brainseg_bids.evaluation.summary.tables` gave for these rows, so that page and
+        files have the same numbers; computed if it is not given.
+    table : LabelTable, optional
+        For colours; by default that of the full head.
+    groups : mapping of str to names, optional
+        Members of structures that are groups of labels, for their colours.
+    bootstrap : Bootstrap, optional
+        How the intervals were made, and how they are made if ``tables`` is not given.
+
+    Raises
+    ------
+    ValueError
+        If rows contradict each other, or are of a rater that is not in ``raters``.
+    """
+    own = [row for row in rows if row["reference"] == reference]
+    if strange := sorted({str(row["rater"]) for row in own} - set(raters)):
+        raise ValueError(f"{path}: rows of rater {', '.join(strange)}, which is not in the list")
+    draws = bootstrap or Bootstrap()
+    found = all_tables(own, bootstrap=draws) if tables is None else tables
+    scores = next(iter(read_scores(own)), None)
+    only = _only_stratum(scores)
+    if only:
+        scores = replace(scores, strata=("",) * len(scores.images))
+    found = {
+        name: [
+            line
+            for line in lines
+            if line["reference"] == reference and not (only and line.get("stratum") == only)
+        ]
+        for name, lines in found.items()
+    }
+    names = () if scores is None else scores.names
+    looks = texts.Looks(
+        raters=tuple(raters),
+        metrics=texts.chosen_metrics(() if scores is None else scores.metrics),
+        leaky=frozenset(rater for rater, _ in leaks),
+        swatches=texts.structure_colors(names, table or LabelTable.packaged("fullhead"), groups),
+    )
+    subjects = set() if scores is None else set(scores.subjects)
+    return render_page(
+        path,
+        "evaluation.html.j2",
+        title=title,
+        reference=reference,
+        facts=_facts(reference, raters, scores, only),
+        n_subjects=len(subjects),
+        few=FEW,
+        interval=draws.description,
+        definition=_definition(own),
+        leaks=_leaks(leaks),
+        failures=list(failures),
+        silent=[rater for rater in raters if rater not in {str(row["rater"]) for row in own}],
+        missing=texts.missing(one.row() for one in missing if one.reference == reference),
+        lone=texts.lone(own, looks),
+        content=_content(found, looks, names),
+        figures=_figures(scores, found, looks, own),
+        worst=_worst(worst, looks),
+        notes=notes,
+        methods=[part.strip() for part in re.split(r"\n\s*\n", methods) if part.strip()],
+        version=version,
+    )
+
+
+def _only_stratum(scores: Scores | None) -> str:
+    """Stratum of all images, which is no use to show beside all; empty if there are several."""
+    strata = set() if scores is None else set(scores.strata)
+    return strata.pop() if len(strata) == 1 else ""
+
+
+def _facts(
+    reference: str, raters: Sequence[str], scores: Scores | None, only: str
+) -> dict[str, str]:
+    facts = {"Reference": reference, "Raters": ", ".join(raters) or "none"}
+    if scores is not None:
+        strata = sorted(set(scores.strata) - {""})
+        facts |= {
+            "Subjects": str(len(set(scores.subjects))),
+            "Images": str(len(scores.images)),
+            "Structures": str(len(scores.names)),
+            "Strata": ", ".join(f"{s} ({scores.strata.count(s)})" for s in strata)
+            or only
+            or "none",
+        }
+    return facts
+
+
+def _definition(rows: Sequence[Row]) -> str:
+    """Of surfaces, in words; `read_scores` has refused rows that mix two."""
+    given = next((str(row["definition"]) for row in rows if row.get("definition")), "")
+    return texts.DEFINITIONS.get(given, given or "not stated")
+
+
+def _leaks(leaks: Collection[tuple[str, str]]) -> dict[str, list[str]]:
+    """Images by rater."""
+    found: dict[str, list[str]] = {}
+    for rater, image in sorted(set(leaks)):
+        found.setdefault(rater, []).append(image)
+    return found
+
+
+def _content(tables: Mapping[str, Sequence[Mapping]], looks: texts.Looks, names) -> dict:
+    """All tables of numbers."""
+    return {
+        "metrics": [metric_title(name) for name in looks.metrics],
+        "league": texts.league(tables, looks),
+        "judged": [line["name"] for line in tables["judged"] if line["used"]],
+        "unjudged": [line for line in tables["judged"] if not line["used"]],
+        "pairs": texts.headline_pairs(tables["comparisons"], looks),
+        "structure_pairs": texts.structure_pairs(tables["comparisons"], looks),
+        "structures": texts.structures(tables["structures"], looks, names),
+        "volumes": texts.volumes(tables["bland_altman"], looks, names),
+    }
+
+
+def _figures(
+    scores: Scores | None,
+    tables: Mapping[str, Sequence[Mapping]],
+    looks: texts.Looks,
+    rows: Sequence[Row],
+) -> dict[str, str | None]:
+    """Data URI of each plot; nothing where there is nothing to draw."""
+    found: dict[str, str | None] = dict.fromkeys(("headline", "structures", "volumes"))
+    if scores is None or not looks.metrics:
+        return found
+    raters = [rater for rater in looks.raters if rater in scores.raters]
+    judged = [str(line["name"]) for line in tables["judged"] if line["used"]]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "figure.png"
+        if judged:
+            found["headline"] = embedded(
+                draw_headline(path, scores, judged, looks.metrics, raters)
+            )
+        found["structures"] = embedded(
+            draw_structures(path, scores, scores.names, looks.metrics[:2], raters, looks.swatches)
+        )
+        plotted = [
+            one
+            for one in limits_of_agreement(rows)
+            if one.unit == "percent" and one.stratum == ALL
+        ]
+        found["volumes"] = embedded(draw_bland_altman(path, plotted, raters))
+    return found
+
+
+def _worst(worst: Sequence[WorstCase], looks: texts.Looks) -> list[dict]:
+    """Worst first; what is on one picture stands together."""
+    found: dict[object, dict] = {}
+    for number, case in enumerate(sorted(worst, key=lambda case: case.dice)):
+        key = number if case.figure is None else Path(case.figure)
+        entry = found.setdefault(
+            key,
+            {
+                "image": case.image,
+                "rater": looks.rater(case.rater),
+                "structures": [],
+                "figure": None if case.figure is None else embedded(Path(case.figure)),
+                "gone": "" if case.figure is None else Path(case.figure).name,
+            },
+        )
+        entry["structures"].append(f"{case.structure}: Dice {texts.number(case.dice, 'dice')}")
+    return list(found.values())
+
+
+def methods_text(definition: str, bootstrap: Bootstrap | None = None) -> str:
+    """How numbers of the page are made, with citations.
+
+    Parameters
+    ----------
+    definition : {"surface", "voxel"}
+        Of surfaces, as in the rows.
+    bootstrap : Bootstrap, optional
+
+    Examples
+    --------
+    >>> "Nikolov" in methods_text("surface"), "MONAI" in methods_text("voxel")
+    (True, True)
+    """
+    draws = bootstrap or Bootstrap()
+    surfaces = {
+        "surface": "Surfaces pass through the corners of voxels and are weighted by their area, "
+        "as in surface-distance (Nikolov et al., Journal of Medical Internet Research 23, 2021, "
+        "e26151).",
+        "voxel": "Surfaces are the voxels that lack one of six neighbours, each counted once, as "
+        "in MONAI (Cardoso et al., arXiv 2211.02701, 2022).",
+    }
+    if definition not in surfaces:
+        raise ValueError(f"no definition of surfaces {definition!r}; known: surface, voxel")
+    return "\n\n".join(
+        (
+            "Label maps were compared structure by structure: overlap by Dice's coefficient "
+            "(Ecology 26, 1945), distances between surfaces by their mean (ASSD) and their 95th "
+            "percentile (HD95), and the share of both surfaces within a tolerance (NSD, Nikolov "
+            f"et al., 2021). {surfaces[definition]} Numbers of the two usual definitions of "
+            "surfaces differ and must not be mixed. Metrics were chosen after Metrics Reloaded "
+            "(Maier-Hein, Reinke et al., Nature Methods 21, 2024).",
+            "A structure that one map alone has counts with an overlap and NSD of 0 and has no "
+            "distance; one that neither has is left out. Means over structures are of those "
+            "that the reference and all raters know. Several images of a subject are averaged "
+            f"first. In brackets: {draws.description}, subjects drawn with replacement, then "
+            "their images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993; Davison "
+            "and Hinkley, Bootstrap Methods and their Application, 1997; Hesterberg, The "
+            "American Statistician 69, 2015).",
+            "Raters were compared on the images and structures that both have, by Wilcoxon's "
+            "signed-rank test (Biometrics Bulletin 1, 1945), adjusted after Holm (Scandinavian "
+            "Journal of Statistics 6, 1979), with the Hodges-Lehmann shift (Annals of "
+            "Mathematical Statistics 34, 1963) and the matched-pairs rank-biserial correlation "
+            "(Kerby, Comprehensive Psychology 3, 2014) as effect sizes. Chances of ranks are "
+            "shares of bootstrap draws (Wiesenfarth et al., Scientific Reports 11, 2021). "
+            "Volumes were compared after Bland and Altman (Lancet 327, 1986).",
+        )
+    )

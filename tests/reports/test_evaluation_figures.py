@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plots of an evaluation: every subject has its dot, where the numbers say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from PIL import Image
+
+from brainseg_bids.evaluation.bland_altman import limits_of_agreement
+from brainseg_bids.evaluation.scores import read_scores
+from brainseg_bids.reports import evaluation_figures as figures
+from brainseg_bids.reports.montage import BACKGROUND, WIDTH_PX
+from tests.evaluation.agreements import NAMES, agreement_row, many_rows
+
+RATERS = ("ours", "theirs")
+METRICS = ("dice", "assd_mm")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return many_rows(np.random.default_rng(4), gains={"theirs": -0.05})
+
+
+@pytest.fixture(scope="module")
+def scores(rows):
+    (found,) = read_scores(rows)
+    return found
+
+
+@pytest.fixture
+def dots(monkeypatch):
+    """Values and markers of all dots that are drawn."""
+    found = []
+    original = figures._draw_dots
+
+    def draw(axes, y, values, color, marker, **options):
+        found.append((color, marker, sorted(values)))
+        original(axes, y, values, color, marker, **options)
+
+    monkeypatch.setattr(figures, "_draw_dots", draw)
+    return found
+
+
+def shown(path) -> np.ndarray:
+    pixels = np.asarray(Image.open(path))
+    assert pixels.shape[1] == WIDTH_PX
+    assert (pixels[-3:] == BACKGROUND).all()  # nothing runs off the foot of the picture
+    return pixels
+
+
+def test_means_over_structures_have_a_dot_for_each_subject_and_stratum(scores, dots, tmp_path):
+    shown(figures.draw_headline(tmp_path / "a.png", scores, NAMES, METRICS, RATERS))
+    sizes = [len(values) for _, _, values in dots]
+    assert sizes == [12, 12, 9, 9, 3, 3] * 2  # all, MP2RAGE, MPRAGE; two metrics
+    values = scores.columns["dice"][scores.raters.index("theirs")].mean(axis=1)
+    np.testing.assert_allclose(dots[1][2], sorted(values))
+
+
+def test_structures_tell_strata_by_their_markers(scores, dots, tmp_path):
+    path = tmp_path / "a.png"
+    figures.draw_structures(path, scores, scores.names, METRICS, RATERS, {})
+    shown(path)
+    by_marker = {marker: 0 for _, marker, _ in dots}
+    for _, marker, values in dots:
+        by_marker[marker] += len(values)
+    assert by_marker == {"o": 9 * 3 * 2 * 2, "^": 3 * 3 * 2 * 2}
+
+
+def test_a_structure_has_the_swatch_of_its_label(scores, tmp_path):
+    pixels = shown(
+        figures.draw_structures(
+            tmp_path / "a.png", scores, NAMES, METRICS, RATERS, {"Left-Putamen": "#ec0db0"}
+        )
+    )
+    assert (pixels == (0xEC, 0x0D, 0xB0)).all(axis=2).sum() > 100
+
+
+def test_more_structures_than_fit_are_left_out_with_a_word(scores, tmp_path, monkeypatch):
+    words = []
+    monkeypatch.setattr(figures, "MOST_STRUCTURES", 2)
+    monkeypatch.setattr(figures, "_write_title", lambda sheet, *said: words.extend(said))
+    figures.draw_structures(tmp_path / "a.png", scores, scores.names, METRICS, RATERS, {})
+    assert any("1 more structures are in the table" in word for word in words)
+
+
+def test_a_distance_of_a_missed_structure_is_no_dot(dots, tmp_path):
+    lines = [agreement_row("sub-1"), agreement_row("sub-2", status="reference only")]
+    (scores,) = read_scores(lines)
+    figures.draw_structures(
+        tmp_path / "a.png", scores, scores.names, METRICS, ("ours", "absent"), {}
+    )
+    assert [values for _, _, values in dots] == [[0.0, 0.9], [], [0.5], []]
+
+
+def test_several_images_of_a_subject_are_one_dot():
+    lines = [
+        agreement_row(f"sub-1_run-{k}", subject="sub-1", dice=dice)
+        for k, dice in ((1, 0.5), (2, 1.0))
+    ]
+    (scores,) = read_scores(lines)
+    found = figures.subject_values(scores, "ours", ["Left-Thalamus"], "dice")
+    assert found == {"sub-1": 0.75}
+
+
+def test_volumes_are_drawn_in_ml_with_bias_and_limits(rows, tmp_path, monkeypatch):
+    levels, places = [], []
+    level, plot = Axes.axhline, Axes.plot
+    monkeypatch.setattr(
+        Axes, "axhline", lambda self, y, **style: (levels.append(y), level(self, y, **style))[1]
+    )
+    monkeypatch.setattr(
+        Axes,
+        "plot",
+        lambda self, *data, **style: (places.append(data), plot(self, *data, **style))[1],
+    )
+    found = [
+        one for one in limits_of_agreement(rows) if (one.stratum, one.unit) == ("all", "percent")
+    ]
+    shown(figures.draw_bland_altman(tmp_path / "a.png", found, RATERS))
+    assert {one.bias for one in found} <= set(levels)
+    assert {one.upper for one in found} <= set(levels)
+    across = [x for data in places if len(data) > 1 for x in data[0]]
+    assert 0.7 < min(across) < max(across) < 1.4  # a thousand mm3
+
+
+def test_no_volume_to_compare_is_said_in_the_picture(tmp_path, monkeypatch):
+    words = []
+    monkeypatch.setattr(figures, "no_data", lambda axes, said: words.append(said))
+    lines = [agreement_row("sub-1", status="reference only")]
+    figures.draw_bland_altman(tmp_path / "a.png", limits_of_agreement(lines), RATERS)
+    assert words == ["no structure is in both maps"]
