@@ -96,6 +96,7 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
         references=plan.found_references,
         raters=plan.found_raters,
     )
+    made["missing"] = [line for line in made["missing"] if not _elsewhere(line, plan)]
     write_tables(settings.output_dir / FOLDER, results.rows, made, settings)
     pages = write_pages(settings, plan, results, made)
     for line in made["headline"]:
@@ -115,6 +116,13 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
     for page in pages:
         log.info("report: %s", page)
     return results.faults
+
+
+def _elsewhere(line: Mapping, plan: EvaluationPlan) -> bool:
+    """Whether what one reference lacks is another's."""
+    return line["kind"] == "prediction without reference" and any(
+        line["image"] in images for images in plan.found_references.values()
+    )
 
 
 def _run(settings: Settings, plan: EvaluationPlan, run_dir: Path) -> dict[str, dict]:

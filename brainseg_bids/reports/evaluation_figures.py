@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ FEWEST_FOR_BOX = 5
 _HEAD_PX, _NAMES_PX = 92, 250
 _ROW_PX, _LINE_PX, _BLOCK_PX = 26, 15, 12
 _PITCH_PX, _PLOT_PX = 262, 184
+_FAR = 4.0  # times the interquartile range of all values
 _WHISKER = 1.5  # times the interquartile range (Tukey)
 
 
@@ -119,7 +121,8 @@ def draw_headline(
         sheet,
         f"Mean of {len(names)} structure{'s' * (len(names) != 1)}, by rater",
         "dots: subjects, joined from rater to rater; boxes: quartiles and median "
-        f"({FEWEST_FOR_BOX} subjects or more); whiskers: {_WHISKER:g} times the box",
+        f"({FEWEST_FOR_BOX} subjects or more); whiskers: {_WHISKER:g} times the box; "
+        "arrows: far beyond the axis",
     )
     left = MARGIN_PX + 130
     pitch = (WIDTH_PX - left - 10) / len(metrics)
@@ -150,7 +153,7 @@ def _draw_rows(
     axes.tick_params(axis="y", length=0)
     _grid(axes)
     own = list(found.values())
-    for row, (upper, lower) in enumerate(zip(own, own[1:], strict=False)):
+    for row, (upper, lower) in enumerate(pairwise(own)):
         for who in upper.keys() & lower.keys():
             axes.plot(
                 [upper[who], lower[who]], [row, row + 1], color=FAINT, linewidth=0.6, alpha=0.5
@@ -192,7 +195,7 @@ def draw_structures(
     _write_title(
         sheet,
         "Structures, by rater",
-        "dots: subjects; boxes: quartiles and median"
+        "dots: subjects; boxes: quartiles and median; arrows: far beyond the axis"
         + (f"; {more} more structures are in the table" if more else ""),
     )
     _write_key(sheet, raters, sorted(set(scores.strata) - {""}))
@@ -200,7 +203,7 @@ def draw_structures(
     pitch = (WIDTH_PX - left - 10) / len(metrics)
     for column, name in enumerate(metrics):
         axes = axes_on(sheet, left + column * pitch, _HEAD_PX, pitch - 34, height)
-        name_axes(axes, title=metric_title(name))
+        sheet.text(left + column * pitch, _HEAD_PX - 14, metric_title(name), weight="bold")
         _draw_blocks(axes, scores, shown, name, raters)
     for row, name in enumerate(shown):
         y = _HEAD_PX + (row + 0.5) * block_px
@@ -217,19 +220,23 @@ def _draw_blocks(
     step = 1 / (len(raters) + _BLOCK_PX / _LINE_PX)
     strata = sorted(set(scores.strata) - {""})
     parts = [scores.of_stratum(stratum) for stratum in strata] or [scores]
-    everything = []
+    everything = [
+        value
+        for rater in raters
+        for name in names
+        for value in subject_values(scores, rater, [name], column).values()
+    ]
+    axes.set(xlim=_limits(everything), ylim=(max(len(names), 1), 0), yticks=[])
     for row, name in enumerate(names):
         if row % 2:
             axes.axhspan(row, row + 1, color=LINE, alpha=0.16, linewidth=0)
         for k, rater in enumerate(raters):
             y = row + step * (k + 0.5) + (1 - step * len(raters)) / 2
             values = list(subject_values(scores, rater, [name], column).values())
-            everything += values
             _draw_box(axes, y, values, colors[rater], height=0.62 * step)
             for part, marker in zip(parts, _cycle(MARKERS), strict=False):
                 own = list(subject_values(part, rater, [name], column).values())
                 _draw_dots(axes, y, own, colors[rater], marker, height=0.4 * step)
-    axes.set(xlim=_limits(everything), ylim=(max(len(names), 1), 0), yticks=[])
     _grid(axes)
     if not everything:
         no_data(axes, "no numbers")
@@ -342,19 +349,35 @@ def _draw_box(axes: Axes, y: float, values: Sequence[float], color: str, *, heig
 def _draw_dots(
     axes: Axes, y: float, values: Sequence[float], color: str, marker: str, *, height: float
 ) -> None:
-    """Single values; neighbours lie on three lines so that they do not hide each other."""
-    heights = [y + height * ((k % 3) - 1) / 2 for k in range(len(values))]
-    axes.plot(
-        sorted(values), heights, marker, color=color, markersize=4, alpha=0.9,
-        markeredgecolor="#0b0d10", markeredgewidth=0.5, linestyle="",
-    )  # fmt: skip
+    """Single values; neighbours lie on three lines so that they do not hide each other.
+
+    What lies beyond the axis is an arrow at its end.
+    """
+    low, high = axes.get_xlim()
+    style = {"color": color, "markersize": 4, "linestyle": "", "clip_on": False}
+    edge = {"markeredgecolor": "#0b0d10", "markeredgewidth": 0.5}
+    near = [value for value in sorted(values) if low <= value <= high]
+    heights = [y + height * ((k % 3) - 1) / 2 for k in range(len(near))]
+    axes.plot(near, heights, marker, alpha=0.9, **style, **edge)
+    for end, arrow, n in (
+        (low, "<", sum(value < low for value in values)),
+        (high, ">", sum(value > high for value in values)),
+    ):
+        if n:
+            axes.plot(end, y, arrow, **(style | {"markersize": 6}))
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis that shows all values."""
-    if not values:
+    """Ends of an axis that shows all values but those far from the rest.
+
+    A structure that was missed must not flatten the others: it becomes an arrow at the end.
+    """
+    if not len(values):
         return 0.0, 1.0
-    low, high = min(values), max(values)
+    q1, q3 = np.quantile(values, [0.25, 0.75])
+    reach = _FAR * (q3 - q1) or np.inf
+    near = [value for value in values if q1 - reach <= value <= q3 + reach]
+    low, high = min(near), max(near)
     margin = 0.05 * (high - low) or 0.05 * max(abs(high), 0.1)
     return low - margin, high + margin
 

@@ -326,21 +326,26 @@ def _structure_row(found: Mapping[tuple, Line], key: tuple, looks: Looks) -> dic
     if some is None:
         return None
     dice, error = own.get("dice"), own["volume_error_frac"]
-    median = ("median", "q1", "q3")
     return (
         looks.rater(key[2])
         | _counts(some)
         | {
             "cells": [_cell(own[m], None) for m in looks.metrics],
-            "median": _NO_NUMBER if dice is None else between(dice, "dice", median),
+            "median": _NO_NUMBER if dice is None else _median(dice),
             "error": NA
             if error is None
             else number(error["mean"], "volume_error_frac", sign=True),
             "worst": number(dice["worst"], "dice") if dice and dice["worst_image"] else NA,
             "worst_image": dice["worst_image"] if dice else "",
-            "note": some["note"],
         }
     )
+
+
+def _median(line: Line) -> dict[str, str]:
+    """Median and quartiles, which one subject does not have."""
+    if line["n_subjects"] == 1:
+        return _NO_NUMBER | {"text": number(line["median"], "dice")}
+    return between(line, "dice", ("median", "q1", "q3"))
 
 
 def volumes(lines: Sequence[Line], looks: Looks, names: Sequence[str]) -> list[dict]:

@@ -15,6 +15,8 @@ from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import read_object
 
+NO_REFERENCE = ": labels without a reference: "
+"""In notes of `find_rated`."""
 OURS = "brainseg"
 """Name of this app's own segmentations among raters."""
 
@@ -137,7 +139,9 @@ def plan_evaluation(
         rated = {}
         for rater in raters.values():
             rated[rater.name], said = find_rated(rater.adapter, rater.root, cases)
-            notes += said
+            # With several references each has some of a rater's images only.
+            several = len(references) > 1
+            notes += [note for note in said if not (several and NO_REFERENCE in note)]
             found_raters[rater.name] |= set(rated[rater.name])
         images += [
             ImagePlan(

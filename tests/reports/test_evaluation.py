@@ -122,13 +122,13 @@ def test_the_page_is_well_formed_and_holds_its_plots_and_words(rows, numbers, tm
 @pytest.mark.usefixtures("undrawn")
 def test_the_league_table_has_means_intervals_counts_and_marks_the_best(rows, numbers, tmp_path):
     page = written(tmp_path / "page.html", rows, tables=numbers)
-    found = [row for row in cells(page) if row[0] == "theirs" and len(row) == 10]
+    found = [row for row in cells(page) if row[0] == "theirs" and len(row) == 9]
     dice = headline_of(numbers, "theirs", "dice")
     league = found[0]
     assert league[1] == (
         f"{dice['mean']:.3f} (−{dice['n_left_out']}) [{dice['low']:.3f}, {dice['high']:.3f}]"
     )
-    assert league[5:] == ["11", "11", "1", "1", str(dice["n_no_row"])]
+    assert league[5:] == ["11", "1", "1", str(dice["n_no_row"])]
     text = page.read_text(encoding="utf-8")
     assert f"<strong>{headline_of(numbers, 'ours', 'dice')['mean']:.3f}</strong>" in text
     assert f"<strong>{dice['mean']:.3f}</strong>" not in text
@@ -157,7 +157,7 @@ def test_ranks_and_pairs_are_those_of_the_tables(rows, numbers, tmp_path):
     row = next(row for row in found if row[:2] == ["ours", "theirs"])
     assert row[2] == "11"
     assert row[3].startswith(f"+{pair['mean_difference']:.3f} [+{pair['low']:.3f}")
-    assert row[5:] == ["+1.000", "<0.001", "<0.001", "ours"]
+    assert row[5:] == ["+1.000", "&lt;0.001", "&lt;0.001", "ours"]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -216,9 +216,7 @@ def test_one_subject_has_no_intervals_and_the_page_says_so(rows, tmp_path):
     assert "One subject only: there are no intervals" in reader.text
     assert "There is no test with one subject." in reader.text
     assert "bootstrap interval" not in reader.text
-    numbers = [cell for row in cells(page) for cell in row]
-    assert not [cell for cell in numbers if "[" in cell and "quartiles" not in cell
-                and not cell.startswith("0.") ]  # fmt: skip
+    assert not [cell for row in cells(page) for cell in row if "[" in cell]
     # A stratum of all images would say everything twice.
     assert not [row for row in cells(page) if row[0] in ("MPRAGE", "all images")]
     assert "MPRAGE" in reader.text
