@@ -29,9 +29,10 @@ MOST_STRUCTURES = 48
 FEWEST_FOR_BOX = 5
 """Fewer subjects are dots and a median: quartiles of them say nothing."""
 
-_HEAD_PX, _NAMES_PX = 92, 250
+_HEAD_PX, _NAMES_PX = 104, 250
 _ROW_PX, _LINE_PX, _BLOCK_PX = 26, 15, 12
 _PITCH_PX, _PLOT_PX = 262, 184
+_LONG = 12  # structures: beyond it the axis is written above too
 _FAR = 4.0  # times the interquartile range of all values
 _WHISKER = 1.5  # times the interquartile range (Tukey)
 
@@ -203,7 +204,9 @@ def draw_structures(
     pitch = (WIDTH_PX - left - 10) / len(metrics)
     for column, name in enumerate(metrics):
         axes = axes_on(sheet, left + column * pitch, _HEAD_PX, pitch - 34, height)
-        sheet.text(left + column * pitch, _HEAD_PX - 14, metric_title(name), weight="bold")
+        far_px = 34 if len(shown) > _LONG else 14
+        sheet.text(left + column * pitch, _HEAD_PX - far_px, metric_title(name), weight="bold")
+        axes.tick_params(axis="x", labeltop=len(shown) > _LONG)
         _draw_blocks(axes, scores, shown, name, raters)
     for row, name in enumerate(shown):
         y = _HEAD_PX + (row + 0.5) * block_px

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from brainseg_bids.evaluation.bland_altman import limits_of_agreement
@@ -92,6 +93,18 @@ def test_a_distance_of_a_missed_structure_is_no_dot(dots, tmp_path):
         tmp_path / "a.png", scores, scores.names, METRICS, ("ours", "absent"), {}
     )
     assert [values for _, _, values in dots] == [[0.0, 0.9], [], [0.5], []]
+
+
+def test_a_missed_structure_does_not_flatten_the_others():
+    values = [0.0, *np.linspace(0.8, 0.9, 20)]
+    low, high = figures._limits(values)
+    assert 0.75 < low < 0.8 < 0.9 < high
+    axes = Figure().add_subplot()
+    axes.set_xlim(low, high)
+    figures._draw_dots(axes, 0, values, "#8ab4f8", "o", height=0.1)
+    near, arrow = axes.lines
+    assert len(near.get_xdata()) == 20
+    assert (arrow.get_marker(), list(arrow.get_xdata())) == ("<", [low])
 
 
 def test_several_images_of_a_subject_are_one_dot():
