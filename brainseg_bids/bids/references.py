@@ -161,7 +161,7 @@ def find_cases(adapter: Adapter, root: str | Path) -> tuple[dict[str, Case], lis
             _stratum(adapter, entities["sub"]),
             _beside(adapter, "image", root, labels, entities, notes),
             labels,
-            _beside(adapter, "mask", root, labels, entities, notes),
+            _beside(adapter, "mask", root, labels, entities, []),  # a brain mask is a bonus
         )
     notes += _about_subjects(adapter, found, root)
     notes += _about_version(adapter, root)
