@@ -101,16 +101,18 @@ def main() -> None:
     grid = centred_grid(shape, options.voxel_size)
     measured = find_measured(options.derivative, suffixes=("T1w",))
     published = replace(read_space("t1w"), center_frac=(0.5, 0.5))
-    fixed = {"t1w": render(published, heads, generator, grid)}
+    fixed = {"t1w": list(render(published, heads, generator, grid))}
     rows: dict[str, dict[str, float]] = {}
     for left_out in measured:
         others = [one for one in measured if one is not left_out]
         prior = pooled(others, "others")
-        real = read_real(
-            pooled([left_out], "own"),
-            bids_dir=options.bids,
-            output_dir=options.derivative,
-            derivatives={},
+        real = list(
+            read_real(
+                pooled([left_out], "own"),
+                bids_dir=options.bids,
+                output_dir=options.derivative,
+                derivatives={},
+            )
         )
         spaces = {
             "fitted": DialledSpace(whole_heads(), prior, 1.0),

@@ -23,7 +23,8 @@ from pathlib import Path
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.crosswalk import Crosswalk
-from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import LabelTable, count_codes
 from brainseg_bids.bids.description import write_json, write_text
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.evaluation.decision import FEWEST_SEEDS
@@ -150,8 +151,11 @@ def make_plan(options: argparse.Namespace) -> int:
                 "changed afterwards: choose another folder."
             )
         plan = there
-    _write_runs(plan, folder)
-    write_text(path, plan.to_json())
+    else:
+        if any(folder.glob("kappa-*/last.ckpt")) or any(folder.glob("kappa-*/result.json")):
+            raise InputError(f"{folder}: has runs of another experiment. Choose another folder.")
+        _write_runs(plan, folder)
+        write_text(path, plan.to_json())
     log.info("%d runs planned: %s", len(plan.runs), path)
     log.info("decision rule: %s", plan.rule)
     if len(plan.seeds) < FEWEST_SEEDS:
@@ -198,7 +202,7 @@ def _planned(options: argparse.Namespace) -> ExperimentPlan:
         seeds=tuple(options.seeds),
         maps=_pinned_maps(options.maps, source, train.target_table),
         validation=_pinned_maps(options.validation, source, train.target_table),
-        images=_pinned_images(options, prior, source),
+        images=_pinned_images(options, prior, source, train.target_table),
         on_space=dial(1.0),
         off_spaces={name: digest(read_space(name)) for name in names},
         dials={f"{kappa:g}": dial(kappa) for kappa in kappas},
@@ -238,19 +242,31 @@ def _read_train_plan(path: Path | None):
 
 def _pinned_maps(paths: Sequence[Path], source: LabelTable, target: str) -> tuple[Pinned, ...]:
     """Read each map once, so that what is wrong with it is said before anything is run."""
-    crosswalk = Crosswalk.packaged(source.name, target)
     pinned = []
     for path in paths:
-        labels = read_label_map(path, source)
-        crosswalk.codes(labels.voxels, what=str(path))
-        if not labels.voxels.any():
-            raise InputError(f"{path}: the label map is empty. Leave it out.")
+        _read_map(path, source, target)
         pinned.append(Pinned(str(path.absolute()), sha256(path)))
     return tuple(pinned)
 
 
+def _read_map(path: Path, source: LabelTable, target: str) -> LabelMap:
+    """A label map in codes of the target.
+
+    Raises
+    ------
+    ValueError
+        If it has codes that cannot be translated, or no structure of the brain.
+    """
+    labels = read_label_map(path, source)
+    crosswalk = Crosswalk.packaged(source.name, target)
+    codes = crosswalk.codes(labels.voxels, what=str(path))
+    if not any(crosswalk.target[code].is_brain for code in count_codes(codes)):
+        raise InputError(f"{path}: the label map has no structure of the brain. Leave it out.")
+    return LabelMap(codes, labels.grid, crosswalk.target)
+
+
 def _pinned_images(
-    options: argparse.Namespace, prior: ContrastPrior, source: LabelTable
+    options: argparse.Namespace, prior: ContrastPrior, source: LabelTable, target: str
 ) -> tuple[RealImage, ...]:
     if len(options.image) != len(options.labels):
         raise InputError(
@@ -261,7 +277,7 @@ def _pinned_images(
     found = []
     for image, labels in zip(options.image, options.labels, strict=True):
         check_present(image)
-        if not read_grid(image).is_close(read_label_map(labels, source).grid):
+        if not read_grid(image).is_close(_read_map(labels, source, target).grid):
             raise InputError(f"{labels}: lies on another grid than {image}. Resample it first.")
         digest = sha256(image)
         seen = digest in measured
@@ -281,16 +297,17 @@ def _pinned_images(
 
 
 def _write_runs(plan: ExperimentPlan, folder: Path) -> None:
-    """A folder per run; what is there and is the same stays untouched."""
+    """A copy of the prior, which may be pooled again elsewhere, and a folder per run."""
     from brainseg_bids.synth.dial import write_dial
 
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    write_dial(folder / "on-contrast.toml", plan.prior.path, 1.0, plan.agnostic)
+    prior = ContrastPrior.read(plan.prior.path).write(folder, brainseg_version=__version__)
+    write_dial(folder / "on-contrast.toml", prior, 1.0, plan.agnostic)
     for one in plan.runs:
         own = folder / one.name
         own.mkdir(exist_ok=True)
-        write_dial(own / "space.toml", plan.prior.path, one.kappa, plan.agnostic)
+        write_dial(own / "space.toml", prior, one.kappa, plan.agnostic)
         write_text(own / "plan.json", _train_plan(plan, folder, one).to_json())
 
 
@@ -514,10 +531,7 @@ class Bench:
 
         image, grid = read_volume(real.image.path)
         source, target = self.generator.source, self.generator.target
-        truth = read_label_map(real.labels.path, source)
-        codes = Crosswalk.packaged(source.name, target.name).codes(
-            truth.voxels, what=real.labels.path
-        )
+        truth = _read_map(Path(real.labels.path), source, target.name)
         found = segment(
             image,
             grid,
@@ -528,7 +542,7 @@ class Bench:
             device=device,
         )
         overlap, ranks = Overlap(target), target.positions()
-        overlap.add(ranks[found.voxels], ranks[codes])
+        overlap.add(ranks[found.voxels], ranks[truth.voxels])
         return overlap.score(REAL, "real", real.image.path)
 
 

@@ -49,8 +49,10 @@ def _priors(settings: Settings) -> None:
     write_description(settings.bids_dir, settings.output_dir)
     made = make_priors(
         settings.output_dir,
+        bids_dir=settings.bids_dir,
         keys=settings.contrast_by,
         participants=settings.participant_label,
+        sessions=settings.session_label,
         suffixes=settings.contrasts,
     )
     for name, (prior, group) in made.items():

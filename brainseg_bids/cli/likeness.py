@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,15 +48,18 @@ class Shown:
 
 def read_real(
     prior: ContrastPrior, *, bids_dir: Path, output_dir: Path, derivatives: Mapping[str, Path]
-) -> list[Shown]:
-    """Images behind a prior; those that are not there any more are passed over."""
+) -> Iterator[Shown]:
+    """Images behind a prior, one at a time; those that are not there any more are passed over."""
     to_network = Crosswalk.packaged("fullhead", "brainseg")
-    shown = []
     for said in prior.images[:MOST_HEADS]:
         path = raw_path(str(said.get("image", "")), bids_dir)
         labels, tool = _labels(str(said.get("labels", "")), output_dir, derivatives)
         if path is None or not path.is_file() or labels is None:
-            log.warning("%s or its labels are not there; it is not compared", said.get("image"))
+            log.warning(
+                "%s or its labels are not there; it is not compared. If labels were given with "
+                "-d, give them again.",
+                said.get("image"),
+            )
             continue
         try:
             with warnings.catch_warnings():
@@ -67,8 +70,7 @@ def read_real(
             log.warning("%s: not compared (%s)", path, error)
             continue
         seen = rescale(torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)))
-        shown.append(Shown(seen.numpy(), to_network.translate(placed)))
-    return shown
+        yield Shown(seen.numpy(), to_network.translate(placed))
 
 
 def _labels(
@@ -84,20 +86,16 @@ def _labels(
     return (path if path.is_file() else None), "model" if ours else "fullhead"
 
 
-def render(space, heads: Sequence[Head], generator: Generator, grid: Grid) -> list[Shown]:
-    """Pairs of a recipe space."""
+def render(space, heads: Sequence[Head], generator: Generator, grid: Grid) -> Iterator[Shown]:
+    """Pairs of a recipe space, one at a time."""
     stream = PairStream(heads, [(space, 1.0)], generator, seed=SEED, stop_step=PAIRS)
     codes = generator.target.codes.astype(np.int16)
-    return [
-        Shown(
-            pair["image"][0, 0].numpy(),
-            LabelMap(codes[pair["labels"].numpy()], grid, generator.target),
-        )
-        for pair in stream
-    ]
+    for pair in stream:
+        labels = LabelMap(codes[pair["labels"].numpy()], grid, generator.target)
+        yield Shown(pair["image"][0, 0].numpy(), labels)
 
 
-def histograms(shown: Sequence[Shown]) -> dict[str, np.ndarray]:
+def histograms(shown: Iterable[Shown]) -> dict[str, np.ndarray]:
     """Counts between `EDGES` of each class, all images together, each with the same weight."""
     totals: dict[str, np.ndarray] = {}
     for one in shown:
@@ -114,7 +112,7 @@ def histograms(shown: Sequence[Shown]) -> dict[str, np.ndarray]:
     return totals
 
 
-def likeness(real: Sequence[Shown], synthetic: Mapping[str, Sequence[Shown]]) -> list[Comparison]:
+def likeness(real: Iterable[Shown], synthetic: Mapping[str, Iterable[Shown]]) -> list[Comparison]:
     """Energy distance of each class to the real one's, by method; no real image: none."""
     truth = histograms(real)
     drawn = {method: histograms(pairs) for method, pairs in synthetic.items()}

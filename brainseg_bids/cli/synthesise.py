@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +20,25 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_json, write_text
+from brainseg_bids.bids.names import sidecar
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.interfaces.headlabels import read_source
+from brainseg_bids.interfaces.tools import find_tool, tool_names
 from brainseg_bids.settings import Settings
 from brainseg_bids.synth.dial import DialledSpace
 from brainseg_bids.synth.generator import Generator, Head
 from brainseg_bids.synth.space import RecipeSpace, read_space
 from brainseg_bids.training.pairs import PairStream
-from brainseg_bids.volumes import InputError, read_grid, write_label_map, write_volume
+from brainseg_bids.volumes import InputError, read_grid, sha256, write_label_map, write_volume
+from brainseg_bids.workflows.plan import read_object
 from brainseg_bids.workflows.priors import read_priors
+from brainseg_bids.workflows.resources import memory_gib
 
 log = logging.getLogger("brainseg")
 
 PREVIEWS = 4
-BYTES_PER_VOXEL = 60
-"""Memory of one pair that is being rendered."""
+BYTES_PER_VOXEL = 120
+"""Memory of a pair that is being rendered, of those that are shown, and of a real head."""
 LARGEST_VOX = 320
 MARGIN_MM = 20.0
 """Room around the largest head, which the deformation may need."""
@@ -48,8 +54,30 @@ class Source:
     tool: str
 
     def read(self) -> LabelMap:
-        """The map in codes of ``fullhead``, on its own grid."""
-        return read_source(read_grid(self.path), tool=self.tool, labels=str(self.path)).labels
+        """The map in codes of ``fullhead``, on its own grid.
+
+        Raises
+        ------
+        InputError
+            If it cannot be read or is none.
+        """
+        try:
+            return read_source(read_grid(self.path), tool=self.tool, labels=str(self.path)).labels
+        except ValueError as error:
+            raise _bad_map(self.path, error) from error
+
+    def head(self) -> Head:
+        """The map ready for the generator; raises as `read`, also if it is empty."""
+        try:
+            return Head.from_label_map(self.read())
+        except ValueError as error:
+            raise _bad_map(self.path, error) from error
+
+
+def _bad_map(path: Path, error: ValueError) -> InputError:
+    if isinstance(error, InputError):
+        return error
+    return InputError(f"{path}: pairs cannot be made from it ({error}). Give label maps only.")
 
 
 @dataclass(frozen=True)
@@ -75,7 +103,7 @@ def synthesise(settings: Settings) -> None:
 
     priors = read_priors(settings.output_dir, settings.prior)
     sources = find_sources(settings)
-    heads = [Head.from_label_map(source.read()) for source in sources]
+    heads = [source.head() for source in sources]
     previews, comparisons = {}, {}
     figures = settings.output_dir / "priors" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -113,29 +141,72 @@ def whole_heads() -> RecipeSpace:
 def find_sources(settings: Settings) -> list[Source]:
     """Label maps to make pairs from: the user's, else head label maps, else segmentations.
 
-    Of the maps of one head the finest is taken.
+    Of the maps of one head the finest is taken; maps of participants and sessions that were not
+    asked for are not.
+
+    Raises
+    ------
+    InputError
+        If there are none, or a folder has no tool's name.
     """
-    found: list[Source] = []
-    for name, folder in settings.derivatives.items():
-        paths = sorted(p for p in Path(folder).rglob("*.nii*") if "probseg" not in p.name)
-        paths += sorted(Path(folder).rglob("*.mgz"))
-        found += [Source(path, name) for path in paths]
+    strange = sorted(set(settings.derivatives) - set(tool_names()))
+    if strange:
+        raise InputError(
+            f"-d {strange[0]}=...: no tool is called {strange[0]!r}, so its codes are not known. "
+            "Give label maps in codes of this app as -d fullhead=FOLDER."
+        )
+    found = [
+        Source(path, name)
+        for name, folder in settings.derivatives.items()
+        for path in _finest(_maps_in(Path(folder), name))
+    ]
     if settings.derivatives and not found:
         folders = ", ".join(map(str, settings.derivatives.values()))
-        raise InputError(f"-d {folders}: no label maps (.nii, .nii.gz, .mgz) are in it.")
+        raise InputError(f"-d {folders}: no label maps are in it, by the names that they have.")
     for seg, tool in FROM:
-        if found:
-            break
-        for path in sorted(settings.output_dir.glob(f"sub-*/**/*_seg-{seg}_dseg.nii.gz")):
-            stem = path.name.removesuffix("_dseg.nii.gz")
-            finer = sorted(path.parent.glob(f"{stem}_res-*_dseg.nii.gz"), key=_voxel_mm3)
-            found.append(Source(finer[0] if finer else path, tool))
+        if not found:
+            maps = settings.output_dir.glob(f"sub-*/**/*_seg-{seg}*_dseg.nii.gz")
+            found = [Source(path, tool) for path in _finest(_labels_only(maps))]
+    found = [source for source in found if _is_wanted(source.path, settings)]
     if not found:
         raise InputError(
             f"{settings.output_dir}: no label maps are in it. Run the participant level with "
             "--stages segment or headlabels first, or give maps with -d fullhead=FOLDER."
         )
     return found
+
+
+def _maps_in(folder: Path, name: str) -> list[Path]:
+    """A tool's label maps in a folder: of a BIDS derivative, else in the tool's own layout."""
+    tool = find_tool(name)
+    seg = dict(map(reversed, FROM)).get(name, name)
+    derived = _labels_only(folder.glob(f"**/*_seg-{seg}*_dseg.nii*"))
+    if derived:
+        return derived
+    patterns = (pattern.replace("{id}", "*") for pattern in tool.existing)
+    return sorted({path for pattern in patterns for path in folder.glob(pattern)})
+
+
+def _labels_only(paths: Iterable[Path]) -> list[Path]:
+    """Without the most probable labels by rank, which are no label map."""
+    return sorted(path for path in paths if "_desc-" not in path.name)
+
+
+def _finest(paths: Iterable[Path]) -> list[Path]:
+    """Of maps whose names differ by ``res-`` only, the one with the smallest voxels."""
+    by_head: dict[str, list[Path]] = {}
+    for path in paths:
+        by_head.setdefault(re.sub(r"_res-[0-9A-Za-z+]+", "", str(path)), []).append(path)
+    return [min(maps, key=_voxel_mm3) for maps in by_head.values()]
+
+
+def _is_wanted(path: Path, settings: Settings) -> bool:
+    """Whether a map is of a participant and session that were asked for; many say neither."""
+    entities = dict(p.split("-", 1) for p in path.name.split("_") if "-" in p)
+    asked = (("sub", settings.participant_label), ("ses", settings.session_label))
+    return all(
+        key not in entities or not labels or entities[key] in labels for key, labels in asked
+    )
 
 
 def _voxel_mm3(path: Path) -> float:
@@ -177,10 +248,11 @@ class PairMaker:
             voxel_size_mm=voxel_size_mm,
         )
         needed_gib = BYTES_PER_VOXEL * math.prod(generator.shape) / 2**30
-        if settings.memory_gb and needed_gib > settings.memory_gb:
+        there_gib = settings.memory_gb or memory_gib()
+        if needed_gib > there_gib:
             raise InputError(
-                f"a pair of {generator.shape} voxels takes {needed_gib:.1f} GB, and "
-                f"{settings.memory_gb:.1f} GB are allowed (--mem). Choose larger voxels with "
+                f"pairs of {generator.shape} voxels take {needed_gib:.1f} GB, and "
+                f"{there_gib:.1f} GB are there (--mem). Choose larger voxels with "
                 "--target-voxel-size."
             )
         stream = PairStream(heads, [(space, 1.0)], generator, seed=settings.seed)
@@ -232,33 +304,35 @@ def compare(
         output_dir=settings.output_dir,
         derivatives=derivatives,
     )
-    if not real:
+    first = next(real, None)
+    if first is None:
         return [], []
     grid = centred_grid(maker.generator.shape, maker.generator.voxel_size_mm)
-    agnostic = whole_heads()
     kappas = {"agnostic": 0.0, "fitted": 1.0}
     if settings.kappa not in kappas.values():
         kappas[f"kappa {settings.kappa:g}"] = settings.kappa
-    synthetic = {
-        method: render(
-            DialledSpace(agnostic, prior, kappa), maker.stream.heads, maker.generator, grid
-        )
-        for method, kappa in kappas.items()
-    }
-    rows = likeness(real, synthetic)
+    shown, drawn = {}, {}
+    for method, kappa in kappas.items():
+        space = DialledSpace(whole_heads(), prior, kappa)
+        pairs = render(space, maker.stream.heads, maker.generator, grid)
+        shown[method] = next(pairs)
+        drawn[method] = chain([shown[method]], pairs)
+    rows = likeness(chain([first], real), drawn)
     for method in kappas:
         distances = [row.distances[method] for row in rows if method in row.distances]
-        log.info(
-            "contrast %s: energy distance of %s images to the real ones, mean of %d classes: %.4f",
-            prior.name,
-            method,
-            len(distances),
-            float(np.mean(distances)),
-        )
+        if distances:
+            log.info(
+                "contrast %s: energy distance of %s images to the real ones, mean of %d classes: "
+                "%.4f",
+                prior.name,
+                method,
+                len(distances),
+                float(np.mean(distances)),
+            )
     sheet = draw_real_and_synthetic(
         path,
-        (real[0].image, real[0].labels),
-        [(method, pairs[0].image, pairs[0].labels) for method, pairs in synthetic.items()],
+        (first.image, first.labels),
+        [(method, pair.image, pair.labels) for method, pair in shown.items()],
         title=f"Contrast {prior.name}: real and synthetic",
     )
     return rows, [sheet]
@@ -268,6 +342,14 @@ def pair_shape(heads: Sequence[Head], voxel_size_mm: float) -> tuple[int, int, i
     """Voxels that hold the largest head with some room, in eights."""
     extents = [(head.box_vox[1] - head.box_vox[0] + 1) * head.voxel_size_mm for head in heads]
     wanted = np.ceil((np.max(extents, axis=0) + MARGIN_MM) / voxel_size_mm / 8) * 8
+    if wanted.max() > LARGEST_VOX:
+        log.warning(
+            "pairs have at most %d voxels along an axis, %.0f mm, which does not hold the whole "
+            "head. Voxels of %.2g mm would do.",
+            LARGEST_VOX,
+            LARGEST_VOX * voxel_size_mm,
+            voxel_size_mm * wanted.max() / LARGEST_VOX,
+        )
     return tuple(int(n) for n in np.minimum(wanted, LARGEST_VOX))
 
 
@@ -279,57 +361,73 @@ def centred_grid(shape: tuple[int, int, int], voxel_size_mm: float) -> Grid:
 
 
 def export(settings: Settings, name: str, prior: ContrastPrior, maker: PairMaker) -> Path:
-    """Write pairs as a BIDS derivative dataset of their own; pairs that are there stay."""
+    """Write pairs as a BIDS derivative dataset of their own; pairs that are there stay.
+
+    Raises
+    ------
+    InputError
+        If the folder holds pairs of another origin.
+    """
     suffix = (prior.metadata or {}).get("Suffix", "T1w")
     root = settings.output_dir / "synth" / f"contrast-{name}_kappa-{settings.kappa:g}"
-    space = maker.stream.spaces[0][0]
+    origin = {
+        "SpaceDigest": maker.stream.spaces[0][0].digest,
+        "Seed": settings.seed,
+        "LabelMapsSHA256": [sha256(source.path) for source in maker.sources],
+        "Shape": list(maker.generator.shape),
+        "VoxelSizeMm": maker.generator.voxel_size_mm,
+    }
+    marker = root / "origin.json"
+    if marker.is_file() and read_object(marker) != origin:
+        raise InputError(
+            f"{root}: holds pairs of another seed, voxel size, prior or other label maps. Remove "
+            "it, or choose another output_dir."
+        )
     _write_root(root, name, settings, maker.generator.target)
+    write_text(root / ".bidsignore", marker.name + "\n")
+    write_json(marker, origin)
     for index in range(settings.pairs):
-        anat = root / f"sub-{index:05d}" / "anat"
-        stem = anat / f"sub-{index:05d}"
-        labels = stem.with_name(f"{stem.name}_seg-brainseg_dseg.nii.gz")
-        made_of = {"SpaceDigest": space.digest, "Seed": settings.seed, "Index": index}
-        if _made_of(labels) == made_of:
-            continue
-        anat.mkdir(parents=True, exist_ok=True)
-        pair = maker(index)
-        write_volume(
-            pair.image.astype(np.float32),
-            pair.labels.grid,
-            stem.with_name(f"{stem.name}_{suffix}.nii.gz"),
-        )
-        write_json(
-            stem.with_name(f"{stem.name}_{suffix}.json"),
-            {"Description": "Synthetic image, intensities 0 to 1.", "SkullStripped": False}
-            | made_of
-            | {"LabelMap": pair.source.path.name, "Recipe": json.loads(pair.recipe)},
-        )
-        write_label_map(pair.labels, labels)
-        write_json(
-            labels.with_name(labels.name.replace(".nii.gz", ".json")),
-            {
-                "Description": "Labels of the synthetic image; codes are explained in "
-                "seg-brainseg_dseg.tsv.",
-                "Manual": False,
-                "SpatialReference": f"bids::sub-{index:05d}/anat/{stem.name}_{suffix}.nii.gz",
-                "Sources": [f"bids::sub-{index:05d}/anat/{stem.name}_{suffix}.nii.gz"],
-            }
-            | made_of,
-        )
-        log.info("pair %d of %d written", index + 1, settings.pairs)
+        _export_pair(root, index, suffix, origin, maker)
     log.info("%d pairs: %s", settings.pairs, root)
     return root
 
 
-def _made_of(labels: Path) -> dict:
-    """What a pair on disk was made of; empty if it is not there."""
-    path = labels.with_name(labels.name.replace(".nii.gz", ".json"))
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    there = labels.is_file()
-    return {key: said.get(key) for key in ("SpaceDigest", "Seed", "Index")} if there else {}
+def _export_pair(root: Path, index: int, suffix: str, origin: dict, maker: PairMaker) -> None:
+    """Write one pair, unless all of it is there."""
+    subject = f"sub-{index:05d}"
+    anat = root / subject / "anat"
+    image = anat / f"{subject}_{suffix}.nii.gz"
+    labels = anat / f"{subject}_seg-brainseg_dseg.nii.gz"
+    if all(path.is_file() for path in (image, sidecar(image), labels, sidecar(labels))):
+        return
+    anat.mkdir(parents=True, exist_ok=True)
+    pair = maker(index)
+    recipe = json.loads(pair.recipe)
+    made_of = {key: origin[key] for key in ("SpaceDigest", "Seed")} | {"Index": index}
+    write_volume(pair.image.astype(np.float32), pair.labels.grid, image)
+    write_label_map(pair.labels, labels)
+    uri = f"bids::{image.relative_to(root).as_posix()}"
+    write_json(
+        sidecar(labels),
+        {
+            "Description": "Labels of the synthetic image; codes are explained in "
+            "seg-brainseg_dseg.tsv.",
+            "Manual": False,
+            "SpatialReference": uri,
+            "Sources": [uri],
+        }
+        | made_of,
+    )
+    write_json(
+        sidecar(image),
+        {
+            "Description": "Synthetic image, intensities 0 to 1.",
+            "SkullStripped": recipe["view"]["kept"] != "head",
+        }
+        | made_of
+        | {"LabelMap": pair.source.path.name, "Recipe": recipe},
+    )
+    log.info("pair %d written", index)
 
 
 def _write_root(root: Path, name: str, settings: Settings, table: LabelTable) -> None:

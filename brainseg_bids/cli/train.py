@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 from pathlib import Path
 
 
@@ -35,6 +36,15 @@ def main(argv: list[str] | None = None) -> int:
         "--start-from", type=Path, help="checkpoint whose averaged weights to begin from"
     )
     options = parser.parse_args(argv)
+    try:
+        return _train(options)
+    except (OSError, ValueError) as error:
+        print(f"train: ERROR: {error}", file=sys.stderr)
+        return 2
+
+
+def _train(options: argparse.Namespace) -> int:
+    """Read, train."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
     import torch

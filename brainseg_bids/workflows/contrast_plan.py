@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from brainseg_bids import __version__
 from brainseg_bids.bids.description import raw_uri
 from brainseg_bids.bids.inputs import Subject, read_metadata
 from brainseg_bids.bids.names import ContrastNames, HeadNames, OutputNames, Scan, sidecar
+from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.interfaces.tools import check_origin, find_existing, find_tool
 from brainseg_bids.volumes import InputError, read_grid, sha256
 from brainseg_bids.workflows.plan import (
@@ -31,6 +34,12 @@ OWN = {"fullhead": "fullhead", "brainseg": "model"}
 
 BYTES_PER_VOXEL = 60
 """Memory that measuring takes, and what reading and drawing need beside it."""
+
+PRIVATE = re.compile(
+    "Patient|UID|Physician|Operator|Accession|Birth|Date|Institution|Station|StudyID|Serial"
+    "|AcquisitionTime|ContentTime"
+)
+"""Keys of metadata that say who or where somebody was: they are not copied."""
 
 COLUMNS = {
     "index": {"Description": "Code in seg-fullhead_dseg.tsv."},
@@ -137,8 +146,10 @@ def plan_contrast(
             if found is not None:
                 plans.append(_plan_scan(scan, bids_dir, output_dir, *found))
             elif scan.title not in barred:
+                folders = (choice.derivatives.get(n, output_dir) for n in choice.names)
+                looked = " or ".join(dict.fromkeys(map(str, folders)))
                 faults[title] = (
-                    f"{scan.path}: there is no label map of it in {output_dir}. Run --stages "
+                    f"{scan.path}: there is no label map of it in {looked}. Run --stages "
                     "segment contrast, or give label maps with -d fullhead=FOLDER."
                 )
         except InputError as error:
@@ -188,7 +199,7 @@ def _plan_scan(
         "LabelsOf": uri,
         "LabelsSHA256": sha256(labels),
     }
-    reason = why_run(outputs, provenance)
+    reason = why_run(outputs, provenance) or _why_damaged(known)
     n_voxels = np.prod(read_grid(scan.path).shape, dtype=float)
     return ContrastPlan(
         scan,
@@ -201,6 +212,15 @@ def _plan_scan(
         contrast_of(scan, bids_dir),
         0.5 + BYTES_PER_VOXEL * n_voxels / 2**30,
     )
+
+
+def _why_damaged(said: dict) -> str:
+    """Why statistics cannot be read, or nothing."""
+    try:
+        ContrastStatistics.from_json(json.dumps(said.get("Statistics")))
+    except ValueError:
+        return "its statistics are damaged"
+    return ""
 
 
 def contrast_of(scan: Scan, bids_dir: Path) -> dict:
@@ -222,7 +242,9 @@ def contrast_of(scan: Scan, bids_dir: Path) -> dict:
     return {key: value for key, value in facts.items() if value is not None} | {
         "Entities": {k: v for k, v in scan.entities.items() if k not in ("sub", "ses", "run")},
         "Metadata": {
-            k: v for k, v in said.items() if isinstance(v, str | int | float) and k not in facts
+            k: v
+            for k, v in said.items()
+            if isinstance(v, str | int | float) and k not in facts and not PRIVATE.search(k)
         },
     }
 
@@ -243,7 +265,7 @@ def found_contrast(path: Path, said: dict, scan: Scan, output_dir: Path) -> Cont
     """Plan of statistics that are there already, from the JSON beside them."""
     statistics = path.with_suffix(".tsv")
     figure = output_dir / f"sub-{scan.subject}" / "figures" / f"{statistics.stem}.png"
-    if not (statistics.is_file() and figure.is_file() and "Statistics" in said):
+    if not (statistics.is_file() and figure.is_file()) or _why_damaged(said):
         return None
     outputs = {"statistics": statistics, "figure": figure}
     own = {"Input": said["Input"]}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -12,19 +13,21 @@ from pathlib import Path
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.bids.description import write_text
+from brainseg_bids.bids.description import raw_path, write_text
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.pool import pool
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.reports.densities import Comparison
 from brainseg_bids.reports.priors import write_priors_page
 from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.plan import read_object
+from brainseg_bids.workflows.plan import fingerprint, read_object
 
 log = logging.getLogger("brainseg")
 
 ENDING = "_desc-contrast_morph.json"
 UNITS = {"MagneticFieldStrength": "T", "VoxelSizeMm": "mm"}
+USUAL_KEYS = ("Suffix", "MagneticFieldStrength", "Sequence", "VoxelSizeMm")
+"""Facts that an image may lack."""
 PREFERRED = ("brainseg", "fullhead")
 """Labels of an image that was measured with several; the last wins, any other before both."""
 
@@ -50,35 +53,54 @@ class Measured:
     said: dict
 
     def value(self, key: str):
-        """What says the image's contrast: a fact, an entity, or a metadata key; None: nothing."""
-        contrast = self.said.get("Contrast", {})
-        for where in (contrast, contrast.get("Entities", {}), contrast.get("Metadata", {})):
-            if key in where:
-                return where[key]
+        """What says the image's contrast: a fact, an entity, or a metadata key; None: nothing.
+
+        Field strengths are rounded to half a tesla: 2.89 T is 3 T.
+        """
+        contrast = self.said.get("Contrast") or {}
+        for where in (contrast, contrast.get("Entities"), contrast.get("Metadata")):
+            found = (where or {}).get(key)
+            if isinstance(found, str | int | float):
+                if key == "MagneticFieldStrength" and isinstance(found, int | float) and found > 1:
+                    return round(2 * found) / 2
+                return found
         return None
 
 
 def find_measured(
-    output_dir: Path, participants: Iterable[str] = (), *, suffixes: Sequence[str] = ()
+    output_dir: Path,
+    participants: Iterable[str] = (),
+    *,
+    sessions: Iterable[str] = (),
+    suffixes: Sequence[str] = (),
+    bids_dir: Path | None = None,
 ) -> list[Measured]:
     """Statistics of every image in the derivative, each image once.
+
+    With ``bids_dir`` an image that is gone, or has changed since, is passed over with a warning.
 
     Raises
     ------
     InputError
         If there are none, or a file is damaged.
     """
-    wanted = set(participants)
+    wanted, wanted_sessions = set(participants), set(sessions)
     found: dict[str, tuple[int, Measured]] = {}
-    for path in sorted(output_dir.glob(f"sub-*/**/*{ENDING}")):
-        image, labels = path.name.removesuffix(ENDING).split("_seg-")
-        subject = image.split("_")[0].removeprefix("sub-")
+    for path in sorted(output_dir.glob(f"sub-*/**/*_seg-*{ENDING}")):
+        image, labels = path.name.removesuffix(ENDING).split("_seg-", 1)
+        entities = dict(part.split("-", 1) for part in image.split("_") if "-" in part)
+        subject = entities.get("sub", "")
         if wanted and subject not in wanted:
+            continue
+        if wanted_sessions and entities.get("ses") not in wanted_sessions:
             continue
         rank = PREFERRED.index(labels) if labels in PREFERRED else len(PREFERRED)
         if image in found and found[image][0] > rank:
             continue
         one = _read(path, image, subject)
+        if bids_dir is not None and (stale := _why_stale(one, bids_dir)):
+            log.warning("%s: %s; its statistics are not pooled", image, stale)
+            continue
         if not suffixes or one.value("Suffix") in suffixes:
             found[image] = rank, one
     if not found:
@@ -87,6 +109,18 @@ def find_measured(
             "--stages segment contrast into it first."
         )
     return [one for _, one in found.values()]
+
+
+def _why_stale(one: Measured, bids_dir: Path) -> str:
+    """Why statistics are no longer those of their image, or nothing."""
+    path = raw_path(str(one.said.get("Input", "")), bids_dir)
+    if path is None:
+        return ""
+    try:
+        now = fingerprint(path, known=one.said)
+    except OSError:
+        return f"{path} is not there"
+    return "" if now["InputSHA256"] == one.said.get("InputSHA256") else f"{path} has changed"
 
 
 def _read(path: Path, image: str, subject: str) -> Measured:
@@ -111,20 +145,34 @@ def by_contrast(measured: Iterable[Measured], keys: Sequence[str]) -> dict[str, 
     """
     measured = list(measured)
     for key in keys:
-        if all(one.value(key) is None for one in measured) and key not in UNITS:
-            if key == "Sequence":
-                continue
-            known = sorted(
-                {name for one in measured for name in one.said.get("Contrast", {}).get("Entities")}
-            )
+        if key not in USUAL_KEYS and all(one.value(key) is None for one in measured):
             raise InputError(
-                f"--contrast-by {key}: no image says anything about it. Known besides Suffix, "
-                f"VoxelSizeMm, Sequence and JSON keys: {', '.join(known) or 'no entity'}."
+                f"--contrast-by {key}: no image has a number or a word for it. Known: "
+                f"{', '.join(_known_keys(measured))}."
             )
-    groups: dict[str, list[Measured]] = {}
+    groups: dict[tuple, list[Measured]] = {}
     for one in measured:
-        groups.setdefault(contrast_name(one, keys), []).append(one)
-    return groups
+        groups.setdefault(tuple(one.value(key) for key in keys), []).append(one)
+    named = {values: contrast_name(group[0], keys) for values, group in groups.items()}
+    taken = list(named.values())
+    return {
+        # What differs in letters that no file name may hold is told apart by a hash.
+        name if taken.count(name) == 1 else f"{name}+{_short_hash(values)}": groups[values]
+        for values, name in named.items()
+    }
+
+
+def _known_keys(measured: Iterable[Measured]) -> list[str]:
+    known: set[str] = set(USUAL_KEYS)
+    for one in measured:
+        contrast = one.said.get("Contrast") or {}
+        for where in (contrast.get("Entities"), contrast.get("Metadata")):
+            known |= {k for k, v in (where or {}).items() if isinstance(v, str | int | float)}
+    return sorted(known)
+
+
+def _short_hash(values: tuple) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:6]
 
 
 def contrast_name(one: Measured, keys: Sequence[str]) -> str:
@@ -138,46 +186,70 @@ def contrast_name(one: Measured, keys: Sequence[str]) -> str:
         if value is None:
             continue
         text = f"{value:g}" if isinstance(value, int | float) else str(value)
-        parts.append(re.sub(r"[^0-9A-Za-z]", "", text.replace(".", "p")) + UNITS.get(key, ""))
+        clean = re.sub(r"[^0-9A-Za-z]", "", text.replace(".", "p"))
+        parts.append((clean or _short_hash((text,))) + UNITS.get(key, ""))
     return "+".join(parts) or "any"
 
 
 def make_priors(
     output_dir: Path,
     *,
+    bids_dir: Path,
     keys: Sequence[str],
     participants: Iterable[str] = (),
+    sessions: Iterable[str] = (),
     suffixes: Sequence[str] = (),
 ) -> dict[str, tuple[ContrastPrior, list[Measured]]]:
-    """Pool by contrast and write ``priors/contrast-NAME_prior.{tsv,json}``."""
-    groups = by_contrast(find_measured(output_dir, participants, suffixes=suffixes), keys)
-    table = LabelTable.packaged("fullhead")
+    """Pool by contrast and write ``priors/contrast-NAME_prior.{tsv,json}``.
+
+    Raises
+    ------
+    InputError
+        If there are no statistics, or images of one contrast cannot be pooled.
+    """
+    measured = find_measured(
+        output_dir, participants, sessions=sessions, suffixes=suffixes, bids_dir=bids_dir
+    )
     (output_dir / "priors").mkdir(parents=True, exist_ok=True)
     made = {}
-    for name, group in groups.items():
-        prior = pool(
-            {one.image: one.statistics for one in group},
-            name=name,
-            table=table,
-            subjects={one.image: one.subject for one in group},
-            metadata={
-                "BrainsegVersion": __version__,
-                **{key: group[0].value(key) for key in keys if group[0].value(key) is not None},
-            },
-            images=tuple(
-                {
-                    "image": one.said.get("Input", one.image),
-                    "sha256": one.said.get("InputSHA256", ""),
-                    "voxels": one.said.get("VoxelHash", ""),
-                    "labels": one.said.get("LabelsOf", ""),
-                    "subject": one.subject,
-                }
-                for one in group
-            ),
-        )
+    for name, group in by_contrast(measured, keys).items():
+        try:
+            prior = _pooled(name, group, keys)
+        except ValueError as error:
+            raise InputError(
+                f"contrast {name}: {error} Images can be told apart with --contrast-by, or left "
+                "out with --participant-label and --contrasts."
+            ) from error
         prior.write(output_dir / "priors", brainseg_version=__version__)
         made[name] = prior, group
     return made
+
+
+def _pooled(name: str, group: Sequence[Measured], keys: Sequence[str]) -> ContrastPrior:
+    stripped = [one.value("SkullStripped") is True for one in group]
+    return pool(
+        {one.image: one.statistics for one in group},
+        name=name,
+        table=LabelTable.packaged("fullhead"),
+        subjects={one.image: one.subject for one in group},
+        metadata={
+            "BrainsegVersion": __version__,
+            **{key: group[0].value(key) for key in keys if group[0].value(key) is not None},
+            "Suffix": group[0].value("Suffix") or "T1w",
+            "SkullStripped": sum(stripped) / len(stripped),
+        },
+        images=tuple(
+            {
+                "image": one.said.get("Input", one.image),
+                "sha256": one.said.get("InputSHA256", ""),
+                "voxels": one.said.get("VoxelHash", ""),
+                "labels": one.said.get("LabelsOf", ""),
+                "subject": one.subject,
+                "name": one.image,
+            }
+            for one in group
+        ),
+    )
 
 
 def read_priors(output_dir: Path, wanted: str = "") -> dict[str, tuple[Path, ContrastPrior]]:
@@ -231,6 +303,20 @@ agnostic = "agnostic"
 """
 
 
+def _readable(output_dir: Path) -> dict[str, Measured]:
+    """Statistics by image; damaged ones, which may be of others, are passed over."""
+    found = {}
+    for path in sorted(output_dir.glob(f"sub-*/**/*_seg-*{ENDING}")):
+        image = path.name.removesuffix(ENDING).split("_seg-", 1)[0]
+        try:
+            one = _read(path, image, image.split("_")[0].removeprefix("sub-"))
+        except InputError as error:
+            log.warning("%s", error)
+            continue
+        found[str(one.said.get("Input")) + str(one.said.get("LabelsOf"))] = one
+    return found
+
+
 def write_page(
     output_dir: Path,
     title: str,
@@ -239,13 +325,13 @@ def write_page(
     comparisons: Mapping[str, Sequence[Comparison]] | None = None,
 ) -> Path:
     """Write ``group_priors.html``: all priors, the images behind them, and what they give."""
-    measured = {one.said.get("Input"): one for one in find_measured(output_dir)}
+    measured = _readable(output_dir)
     priors = [prior for _, prior in read_priors(output_dir).values()]
     statistics = {
         prior.name: {
-            measured[image["image"]].image: measured[image["image"]].statistics
+            measured[key].image: measured[key].statistics
             for image in prior.images
-            if image["image"] in measured
+            if (key := str(image["image"]) + str(image.get("labels", ""))) in measured
         }
         for prior in priors
     }

@@ -170,7 +170,6 @@ def test_pairs_are_previewed_and_exported_and_can_be_made_again(pooled, lasting_
     image.unlink()
     labels = root / "sub-00001" / "anat" / "sub-00001_seg-brainseg_dseg.nii.gz"
     before = np.asanyarray(nib.load(labels).dataobj)
-    labels.unlink()
     again = lasting_app("--stages", "synth", *given, "--pairs", "2", level="group")
     assert again.code == 0
     assert np.array_equal(np.asanyarray(nib.load(image).dataobj), first)
@@ -194,3 +193,49 @@ def test_pairs_without_priors_say_what_to_run(app):
     done = app("--stages", "synth", level="group")
     assert done.code == 2
     assert "--stages priors" in done.log
+
+
+def test_pairs_of_another_origin_are_not_mixed(pooled, lasting_app):
+    given = ("-d", f"fullhead={lasting_app.root / 'maps'}", "--prior", "T1w+7T+4mm")
+    one = ("--stages", "synth", *given, "--pairs", "1", "--kappa", "0.25")
+    assert lasting_app(*one, level="group").code == 0
+    other = lasting_app(*one, "--seed", "9", level="group")
+    assert other.code == 2
+    assert "holds pairs of another seed" in other.log
+
+
+def test_held_out_participants_lend_neither_statistics_nor_maps(pooled, lasting_app):
+    given = ("-d", f"fullhead={lasting_app.root / 'maps'}", "--contrast-by", "Suffix")
+    done = lasting_app(
+        "--stages", "priors", "synth", *given, "--prior", "T1w", "--participant-label", "01", "02",
+        level="group",
+    )  # fmt: skip
+    assert done.code == 0, done.log
+    assert "from 2 label map(s)" in done.log
+    prior = ContrastPrior.read(done.output / "priors" / "contrast-T1w_prior.json")
+    assert {said["subject"] for said in prior.images} == {"01", "02"}
+
+
+def test_damaged_statistics_are_made_again(finished, lasting_app):
+    path = anat(finished, "desc-contrast_morph.json", "03")
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"Statistics": {"table": "fullhead"}}))
+    given = ("-d", f"fullhead={lasting_app.root / 'maps'}", "--participant-label", "03")
+    again = lasting_app("--stages", "contrast", *given)
+    assert again.code == 0, again.log
+    assert "to be measured (its statistics are damaged)" in again.log
+    assert "labels" in json.loads(path.read_text())["Statistics"]
+
+
+def test_files_that_are_no_label_maps_are_not_taken_for_heads(pooled, lasting_app):
+    folder = lasting_app.root / "derived"
+    home = folder / "sub-01" / "anat"
+    home.mkdir(parents=True)
+    write_label_map(HEAD, home / "sub-01_seg-fullhead_dseg.nii.gz")
+    write_volume(np.ones(HEAD.grid.shape, np.float32), HEAD.grid, home / "sub-01_T1w.nii.gz")
+    done = lasting_app(
+        "--stages", "synth", "-d", f"fullhead={folder}", "--prior", "T1w+7T+4mm", "--kappa", "0.3",
+        level="group",
+    )  # fmt: skip
+    assert done.code == 0, done.log
+    assert "from 1 label map(s)" in done.log

@@ -210,14 +210,27 @@ def test_a_map_that_was_changed_since_stops_the_experiment(inputs, tmp_path, cap
     assert not list(folder.glob("*/last.ckpt"))
 
 
-def test_a_prior_that_was_pooled_again_stops_the_experiment(inputs, tmp_path, capsys):
+def test_a_prior_that_is_pooled_again_elsewhere_does_not_matter_but_its_copy_does(
+    inputs, tmp_path, capsys
+):
     copies = tmp_path / "inputs"
     shutil.copytree(inputs, copies)
     folder = tmp_path / "exp"
     assert experiment.main(arguments(copies, folder)) == 0
+    bench = experiment.Bench(experiment.read_plan(folder), folder)
     make_prior(sigma=9.0).write(copies)
+    bench.check()
+    make_prior(sigma=9.0).write(folder)
     assert experiment.main(["run", str(folder)]) == 2
     assert "the prior or a recipe space was changed" in capsys.readouterr().err
+
+
+def test_runs_of_a_plan_that_was_removed_are_not_taken_over(finished, inputs, tmp_path, capsys):
+    folder = tmp_path / "exp"
+    shutil.copytree(finished, folder)
+    (folder / "experiment.json").unlink()
+    assert experiment.main(arguments(inputs, folder)) == 2
+    assert "has runs of another experiment" in capsys.readouterr().err
 
 
 def broken(inputs: Path, tmp_path: Path) -> dict[str, tuple[dict, str]]:
@@ -227,6 +240,11 @@ def broken(inputs: Path, tmp_path: Path) -> dict[str, tuple[dict, str]]:
     gone = inputs / "gone.nii.gz"
     seen = ({"sha256": sha256(inputs / "held_T1w.nii.gz")},)
     replace(make_prior(name="T2w"), images=seen).write(tmp_path)
+    labels = phantom_head((26, 28, 26), 8.0)
+    skin = np.where(labels.voxels > 0, labels.table["Skin"].index, 0)
+    write_label_map(replace(labels, voxels=skin), tmp_path / "skin.nii.gz")
+    odd = np.where(labels.voxels > 0, labels.table["CC_Central"].index, 0)
+    write_label_map(replace(labels, voxels=odd), tmp_path / "odd.nii.gz")
     real = {"image": [inputs / "held_T1w.nii.gz"], "labels": [inputs / "held.nii.gz"]}
     return {
         "table": ({"prior": [tmp_path / "contrast-T1w_prior.json"]}, "another label table"),
@@ -237,6 +255,8 @@ def broken(inputs: Path, tmp_path: Path) -> dict[str, tuple[dict, str]]:
         "both": ({"validation": [inputs / "learn.nii.gz"]}, "the same map is among"),
         "plan": ({"plan": [tmp_path / "odd.json"]}, "no TrainPlan"),
         "space": ({"off": ["t9w"]}, "no recipe space 't9w'"),
+        "no brain": ({"maps": [tmp_path / "skin.nii.gz"]}, "no structure of the brain"),
+        "code": (real | {"labels": [tmp_path / "odd.nii.gz"]}, "no translation for code"),
         "steps": ({"steps": [0]}, "at least one step"),
         "pairing": ({"image": real["image"]}, "one --labels for each --image"),
         "grid": (real | {"labels": [inputs / "learn.nii.gz"]}, "lies on another grid"),
