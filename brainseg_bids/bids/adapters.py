@@ -10,11 +10,11 @@ from __future__ import annotations
 import csv
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
@@ -26,6 +26,9 @@ Targets = tuple[int, ...]
 
 HIPPOCAMPUS = ("left out", "cortex")
 """How predicted hippocampus and amygdala are taken where a reference knows cortex only."""
+
+LARGEST_CODE = 32767
+"""What `LabelTable` and a label map of two bytes hold."""
 
 KEYS = {
     "": (
@@ -198,7 +201,7 @@ def read_adapter(name_or_path: str | Path) -> Adapter:
             f"{name_or_path}: there is no adapter of that name. Known: "
             f"{', '.join(packaged_adapters())}; or give a file that ends in .toml."
         )
-    check_present(path)
+    _check_file(path)
     try:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -244,19 +247,6 @@ def _adapter(said: dict, path: Path) -> Adapter:
         raise InputError(f"{path}: [patterns] has no labels.")
     for pattern in (p for key in ("labels", "image", "mask") for p in patterns.get(key, ())):
         _check_pattern(pattern, path)
-    hippocampus = said.get("hippocampus_amygdala", HIPPOCAMPUS[0])
-    if hippocampus not in HIPPOCAMPUS:
-        raise InputError(
-            f"{path}: hippocampus_amygdala is {hippocampus!r}. Known: {', '.join(HIPPOCAMPUS)}."
-        )
-    strata = {
-        subject: stratum
-        for stratum, subjects in said.get("strata", {}).items()
-        for subject in _texts(subjects, f"strata.{stratum}", path)
-    }
-    version = said.get("version")
-    if version is not None and set(version) != set(KEYS["version"]):
-        raise InputError(f"{path}: [version] needs {', '.join(KEYS['version'])}.")
     return Adapter(
         name=path.stem,
         citation=_text(said, "citation", path),
@@ -266,11 +256,13 @@ def _adapter(said: dict, path: Path) -> Adapter:
         sides=_sides(said, path),
         evaluable=_names(said["evaluable"], path) if "evaluable" in said else None,
         unlabelled=_names(said.get("unlabelled", []), path),
-        hippocampus_amygdala=hippocampus,
+        hippocampus_amygdala=_hippocampus(said, path),
         subjects=_texts(said.get("subjects", []), "subjects", path),
-        strata=strata,
-        version=Version(**version) if version else None,
-        misspelt=dict(said.get("misspelt", {})),
+        strata=_strata(said.get("strata", {}), path),
+        version=_version(said["version"], path) if "version" in said else None,
+        misspelt={
+            wrong: _text(said["misspelt"], wrong, path) for wrong in said.get("misspelt", {})
+        },
         notes=_texts(said.get("notes", []), "notes", path),
     )
 
@@ -295,8 +287,61 @@ def _sides(said: dict, path: Path) -> bool:
     return said.get("sides", True)
 
 
+def _hippocampus(said: dict, path: Path) -> str:
+    chosen = said.get("hippocampus_amygdala", HIPPOCAMPUS[0])
+    if chosen not in HIPPOCAMPUS:
+        raise InputError(
+            f"{path}: hippocampus_amygdala is {chosen!r}. Known: {', '.join(HIPPOCAMPUS)}."
+        )
+    if "hippocampus_amygdala" in said and not said.get("unlabelled"):
+        raise InputError(
+            f"{path}: hippocampus_amygdala has no effect without unlabelled. List there what the "
+            "raters left at 0, or remove hippocampus_amygdala."
+        )
+    return chosen
+
+
+def _strata(said: dict, path: Path) -> dict[str, str]:
+    """Stratum of each subject; ``all`` is what tables call everybody together."""
+    found: dict[str, str] = {}
+    for stratum, subjects in said.items():
+        if stratum.strip().lower() in ("", "all"):
+            raise InputError(
+                f"{path}: a stratum is called {stratum!r}, as everybody together is in tables. "
+                "Rename it."
+            )
+        for subject in _texts(subjects, f"strata.{stratum}", path):
+            if found.setdefault(subject, stratum) != stratum:
+                raise InputError(
+                    f"{path}: subject {subject!r} is in two strata, {found[subject]} and "
+                    f"{stratum}. Remove it from one."
+                )
+    return found
+
+
+def _version(said: dict, path: Path) -> Version:
+    if set(said) != set(KEYS["version"]):
+        raise InputError(f"{path}: [version] needs {', '.join(KEYS['version'])}.")
+    texts = {key: _text(said, key, path) for key in KEYS["version"]}
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9}){2}", texts["at_least"]):
+        raise InputError(
+            f"{path}: version.at_least is {texts['at_least']!r}. Write three numbers in quotes, "
+            "such as '1.1.0'."
+        )
+    return Version(**texts)
+
+
 def _check_pattern(pattern: str, path: Path) -> None:
     known = ("id", "subject", "session", *BEFORE_SPACE[2:])
+    if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", pattern)):
+        raise InputError(
+            f"{path}: pattern {pattern!r} has a brace without its partner. Write {{subject}}."
+        )
+    if not pattern or PurePosixPath(pattern).is_absolute() or ".." in Path(pattern).parts:
+        raise InputError(
+            f"{path}: pattern {pattern!r} is no path below the dataset's folder. Write it "
+            "relative to that folder, without '..'."
+        )
     for name in re.findall(r"\{([^}]*)\}", pattern):
         if name not in known:
             raise InputError(
@@ -367,23 +412,54 @@ def read_targets(path: str | Path) -> dict[int, Targets]:
         If a column is missing, a source is there twice, or a target is none of these.
     """
     path = Path(path)
+    rows = _rows(path, ("source", "target", "reason"))
+    return _targets([(row["source"] or "", row["target"] or "") for row in rows], path)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path}: this is a folder. Give a file, or move the folder away.")
     check_present(path)
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        missing = {"source", "target", "reason"} - set(rows.fieldnames or ())
-        if missing:
-            raise InputError(f"{path}: column {sorted(missing)[0]!r} is missing. Add it.")
-        return _targets([(row["source"] or "", row["target"] or "") for row in rows], path)
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Lines of a TSV that has some columns at least; a byte order mark is skipped."""
+    _check_file(path)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, delimiter="\t")
+            missing = set(columns) - set(rows.fieldnames or ())
+            if missing:
+                raise InputError(f"{path}: column {sorted(missing)[0]!r} is missing. Add it.")
+            return list(rows)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{path}: cannot be read as a table ({error}). Save it as UTF-8 with tabs between "
+            "the columns."
+        ) from error
+
+
+def _whole(text: str | None) -> int | None:
+    """Whole number that a text is, if it is one.
+
+    >>> _whole("017"), _whole("-1"), _whole("²"), _whole(None)
+    (17, None, None, None)
+    """
+    return int(text) if text and re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _targets(rows: list[tuple[str, str]], path: Path) -> dict[int, Targets]:
     found: dict[int, Targets] = {}
     for source, target in rows:
-        if not source.isdigit():
-            raise InputError(f"{path}: source code {source!r} is no whole number. Correct it.")
-        if int(source) in found:
+        code = _whole(source)
+        if code is None or code > LARGEST_CODE:
+            raise InputError(
+                f"{path}: source code {source!r} is no whole number from 0 to {LARGEST_CODE}. "
+                "Correct it."
+            )
+        if code in found:
             raise InputError(f"{path}: source code {source} is there twice. Remove one.")
-        found[int(source)] = _target(target, path)
+        found[code] = _target(target, path)
     return found
 
 
@@ -394,7 +470,8 @@ def _target(text: str, path: Path) -> Targets:
         return ()
     if kind != "nearest":
         kind, words = "", [text]
-    codes = [int(word) if word.isdigit() else word for word in words]
+    numbers = [_whole(word) for word in words]
+    codes = [w if n is None else n for w, n in zip(words, numbers, strict=True)]
     unknown = [str(code) for code in codes if code not in table]
     if unknown or (kind == "nearest" and len(codes) < 2):
         raise InputError(
@@ -448,31 +525,28 @@ def read_names(path: str | Path) -> tuple[dict[int, Targets], dict[int, str]]:
     -------
     labels : dict of int to tuple of int
     unknown : dict of int to str
-        Names that are none of these. They matter only where their codes are used.
+        Names that are none of these, and those of codes above `LARGEST_CODE`. They matter only
+        where their codes are used.
 
     Raises
     ------
     InputError
-        If the file has not the columns ``index`` and ``name``.
+        If the file cannot be read, has not the columns ``index`` and ``name``, or an index twice.
     """
     path = Path(path)
-    check_present(path)
     known = _codes_by_name()
     labels: dict[int, Targets] = {}
     unknown: dict[int, str] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        missing = {"index", "name"} - set(rows.fieldnames or ())
-        if missing:
-            raise InputError(f"{path}: column {sorted(missing)[0]!r} is missing. Add it.")
-        for row in rows:
-            if not (row["index"] or "").isdigit():
-                raise InputError(f"{path}: index {row['index']!r} is no whole number. Correct it.")
-            code, name = int(row["index"]), row["name"]
-            if name in known:
-                labels[code] = (known[name],)
-            else:
-                unknown[code] = name
+    for row in _rows(path, ("index", "name")):
+        code, name = _whole(row["index"]), row["name"] or ""
+        if code is None:
+            raise InputError(f"{path}: index {row['index']!r} is no whole number. Correct it.")
+        if code in labels or code in unknown:
+            raise InputError(f"{path}: index {code} is there twice. Remove one.")
+        if name in known and code <= LARGEST_CODE:
+            labels[code] = (known[name],)
+        else:
+            unknown[code] = name
     return labels, unknown
 
 

@@ -10,7 +10,7 @@ import fnmatch
 import glob
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ __all__ = [
     "find_cases",
     "key_of",
     "match_cases",
+    "partners",
     "plain_adapter",
     "read_adapter",
     "scan_of",
@@ -301,23 +302,25 @@ def _plain(adapter: Adapter, root: Path, notes: list[str]) -> Found:
         which = said.get("seg") or said.get("desc", "")
         by_key.setdefault(key_of(scan), {}).setdefault(which, []).append((root / name, said))
     named = any(adapter.name in segmentations for segmentations in by_key.values())
+    which = adapter.name if named else _only(by_key, adapter, root)
     found = {}
     for key, segmentations in by_key.items():
-        which = adapter.name if named else _only(segmentations, key, adapter, root)
         if which in segmentations:
             found[key] = _one_of(segmentations[which], key, root, adapter, notes)
     notes += elsewhere
     return found
 
 
-def _only(segmentations: Mapping[str, object], key: str, adapter: Adapter, root: Path) -> str:
-    if len(segmentations) > 1:
-        shown = ", ".join(sorted(which or "(no seg-)" for which in segmentations))
+def _only(by_key: Mapping[str, Mapping[str, object]], adapter: Adapter, root: Path) -> str | None:
+    """The one label of ``seg-`` in a whole derivative: two of them may be two raters."""
+    labels = sorted({which for segmentations in by_key.values() for which in segmentations})
+    if len(labels) > 1:
+        shown = ", ".join(which or "(no seg-)" for which in labels)
         raise InputError(
-            f"{root}: {key} has several segmentations ({shown}), none of them {adapter.name}. "
+            f"{root}: has several segmentations ({shown}), none of them {adapter.name}. "
             "Choose one by its name: NAME=PATH with the label of seg- as NAME, or give an adapter."
         )
-    return next(iter(segmentations))
+    return labels[0] if labels else None
 
 
 def _beside(
@@ -474,6 +477,28 @@ def match_cases(reference: Iterable[str], rater: Iterable[str], *, name: str) ->
         tuple(key for key in there if key not in used),
         tuple(notes),
     )
+
+
+def partners(reference: Collection[str], rater: Collection[str], *, name: str) -> frozenset[str]:
+    """Keys of a rater that `match_cases` would pair, or that are ambiguous.
+
+    Unlike there, nothing is an error: it is for images that nobody asked for.
+
+    Examples
+    --------
+    >>> sorted(partners(["sub-3", "sub-4"], ["sub-03", "sub-4", "sub-5"], name="mine"))
+    ['sub-03', 'sub-4']
+    """
+    wanted, there = (
+        _grouped(dict.fromkeys(keys), _without_session) for keys in (reference, rater)
+    )
+    found: set[str] = set()
+    for same in wanted.keys() & there.keys():
+        try:
+            found |= set(match_cases(wanted[same], there[same], name=name).pairs.values())
+        except InputError:
+            found |= set(there[same])
+    return frozenset(found)
 
 
 def _only_mate(keys: list[str], mates: list[str], name: str) -> str:

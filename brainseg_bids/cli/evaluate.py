@@ -8,7 +8,7 @@ import csv
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,6 @@ from brainseg_bids.interfaces.raters import comparison, read_rating
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError, read_volume, whole_or_nothing
 from brainseg_bids.workflows.evaluate_plan import (
-    OURS,
     EvaluationPlan,
     ImagePlan,
     Rater,
@@ -35,6 +34,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("brainseg")
 
 FOLDER = "evaluation"
+PROTOCOLS = {
+    "label-restricted": "Protocol label-restricted: the reference's labels were judged over all "
+    "voxels; what a rater calls other tissue counts as background.",
+    "within-evaluable": "Protocol within-evaluable: voxels that the reference leaves unlabelled "
+    "and any rater calls brain tissue that it does not label were left out, for all raters alike.",
+}
 WORST = 6
 """Cases of each reference that are drawn."""
 
@@ -46,20 +51,20 @@ class Results:
     Parameters
     ----------
     rows : list of dict
-    known : dict of str to set of str
-        Structures that a rater can say, by name.
+    known : dict of (str, str) to set of str
+        Structures that a rater can say of those that a reference has, by reference and rater.
     notes : list of str
-    faults : dict of str to str
-        What could not be compared, and why.
-    leaks : dict of (str, str) to str
-        By rater and image: ratings by a model of what it has seen, and what is said of it.
+    faults : dict of (str, str, str) to str
+        What could not be compared, by reference, rater (or nothing: all) and image, and why.
+    leaks : dict of (str, str, str) to str
+        Likewise: ratings by a model of what it has seen, and what is said of it.
     """
 
     rows: list[dict]
-    known: dict[str, set[str]]
+    known: dict[tuple[str, str], set[str]]
     notes: list[str]
-    faults: dict[str, str]
-    leaks: dict[tuple[str, str], str]
+    faults: dict[tuple[str, str, str], str]
+    leaks: dict[tuple[str, str, str], str]
 
 
 def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
@@ -77,6 +82,7 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
     """
     plan = plan_evaluation(
         settings.output_dir,
+        bids_dir=settings.bids_dir,
         references={name: Path(path) for name, path in settings.references.items()},
         derivatives={name: Path(path) for name, path in settings.derivatives.items()},
         participants=settings.participant_label,
@@ -84,50 +90,88 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
     for note in plan.notes:
         log.warning("%s", note)
     results = collect(settings, plan, _run(settings, plan, run_dir))
+    for note in results.notes:
+        log.info("%s", note)
     for leak in results.leaks.values():
         log.warning("%s", leak)
     if not results.rows:
         why = "; ".join([*results.faults.values(), *results.leaks.values()])
         raise InputError(f"nothing could be compared: {why}")
-    made = tables(
-        results.rows,
-        structures=common_structures(results.rows),
-        known=results.known,
-        references=plan.found_references,
-        raters=plan.found_raters,
-    )
-    made["missing"] = [line for line in made["missing"] if not _elsewhere(line, plan)]
+    made = summarise(plan, results)
+    _clear(settings.output_dir)
     write_tables(settings.output_dir / FOLDER, results.rows, made, settings)
     pages = write_pages(settings, plan, results, made)
-    for line in made["headline"]:
-        if line["stratum"] == "all" and line["metric"] == "dice" and line["mean"] is not None:
-            interval = (
-                f" ({line['low']:.3f} to {line['high']:.3f})" if line["low"] is not None else ""
-            )
-            log.info(
-                "%s against %s: Dice %.3f%s, %s, %d subject(s)",
-                line["rater"],
-                line["reference"],
-                line["mean"],
-                interval,
-                line["name"],
-                line["n_subjects"],
-            )
+    _tell(plan, made)
     for page in pages:
         log.info("report: %s", page)
-    return results.faults
+    return {_title(*where): why for where, why in results.faults.items()}
 
 
-def _elsewhere(line: Mapping, plan: EvaluationPlan) -> bool:
-    """Whether what one reference lacks is another's."""
-    return line["kind"] == "prediction without reference" and any(
-        line["image"] in images for images in plan.found_references.values()
-    )
+def _title(reference: str, rater: str, image: str) -> str:
+    """What messages call a comparison.
+
+    >>> _title("manual", "ours", "sub-01"), _title("manual", "", "sub-01")
+    ('sub-01 (manual), ours', 'sub-01 (manual)')
+    """
+    return f"{image} ({reference})" + (f", {rater}" if rater else "")
+
+
+def _clear(output_dir: Path) -> None:
+    """Remove pages and pictures of an earlier evaluation, which may be of others."""
+    for pattern in ("group_evaluation*.html", f"{FOLDER}/figures/*.png"):
+        for path in output_dir.glob(pattern):
+            path.unlink()
+
+
+def _tell(plan: EvaluationPlan, made: Mapping[str, list[dict]]) -> None:
+    """The headline, on the console."""
+    told = set()
+    for line in made["headline"]:
+        if line["stratum"] != "all" or line["metric"] != "dice" or line["mean"] is None:
+            continue
+        told.add(line["reference"])
+        interval = f" ({line['low']:.3f} to {line['high']:.3f})" if line["low"] is not None else ""
+        log.info(
+            "%s against %s: Dice %.3f%s, %s, %d subject(s)",
+            line["rater"],
+            line["reference"],
+            line["mean"],
+            interval,
+            line["name"],
+            line["n_subjects"],
+        )
+    for name in set(plan.references) - told:
+        log.warning("%s: there is no structure that it and all raters know, so no mean", name)
+
+
+def summarise(plan: EvaluationPlan, results: Results) -> dict[str, list[dict]]:
+    """All tables; each reference is summarised for itself."""
+    made: dict[str, list[dict]] = {}
+    sideless = {name for name, rater in plan.raters.items() if not rater.adapter.sides}
+    for name, keys in plan.references.items():
+        rows = [row for row in results.rows if row["reference"] == name]
+        own = tables(
+            rows,
+            structures=common_structures(rows, sideless),
+            known={who: known for (ref, who), known in results.known.items() if ref == name},
+            references={name: keys},
+            raters=plan.found[name],
+        )
+        for table, lines in own.items():
+            made.setdefault(table, []).extend(lines)
+    kinds = {"failed": results.faults, "left out: seen in training": results.leaks}
+    for kind, found in kinds.items():
+        made["missing"] += [
+            Missing(kind, reference, rater, image).row()
+            for reference, rater, image in found
+            if kind == "failed" or not any(row["seen"] for row in results.rows)
+        ]
+    return made
 
 
 def _run(settings: Settings, plan: EvaluationPlan, run_dir: Path) -> dict[str, dict]:
     """What each image's step has to tell, or why it failed, by the step's name."""
-    from brainseg_bids.workflows.evaluate import init_evaluate_wf  # late: nipype
+    from brainseg_bids.workflows.evaluate import asked, init_evaluate_wf  # late: nipype
     from brainseg_bids.workflows.runner import configure_nipype, run_workflow
 
     crash_dir = settings.work_dir / f"crash_{run_dir.name}"
@@ -136,13 +180,13 @@ def _run(settings: Settings, plan: EvaluationPlan, run_dir: Path) -> dict[str, d
         stop_on_first_crash=settings.stop_on_first_crash,
         resource_monitor=settings.resource_monitor,
     )
-    workflow = init_evaluate_wf(
-        plan,
-        tolerances_mm=settings.nsd_tolerances_mm,
-        definition=settings.surfaces,
-        on_other_grid=settings.on_other_grid,
-        protocol=settings.protocol,
-    )
+    choices = {
+        "tolerances_mm": settings.nsd_tolerances_mm,
+        "definition": settings.surfaces,
+        "on_other_grid": settings.on_other_grid,
+        "protocol": settings.protocol,
+    }
+    workflow = init_evaluate_wf(plan, **choices)
     workflow.base_dir = str(settings.work_dir)
     crashed = run_workflow(
         workflow,
@@ -159,7 +203,10 @@ def _run(settings: Settings, plan: EvaluationPlan, run_dir: Path) -> dict[str, d
     for image in plan.images:
         path = settings.work_dir / workflow.name / image.name / "facts.json"
         if image.name not in told and path.is_file():
-            told[image.name] = json.loads(path.read_text(encoding="utf-8"))
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            # An earlier run's, of another question, may lie there if this one has ended early.
+            if facts.get("Asked") == asked(image, **choices):
+                told[image.name] = facts
     return told
 
 
@@ -167,28 +214,30 @@ def collect(settings: Settings, plan: EvaluationPlan, told: Mapping[str, dict]) 
     """Rows of all images; what a model has seen is left out unless it is asked for."""
     results = Results([], {}, [], {}, {})
     for image in plan.images:
+        reference, key = image.reference.name, image.case.key
         facts = told.get(image.name, {"Crash": "it gave no result"})
         if "Crash" in facts:
-            results.faults[image.title] = facts["Crash"]
+            results.faults[reference, "", key] = facts["Crash"]
             continue
         results.notes.extend(note for note in facts["Notes"] if note not in results.notes)
         for name, why in facts["Faults"].items():
-            results.faults[f"{image.title}, {name}"] = why
+            results.faults[reference, name, key] = why
         for name, rows in facts["Compared"].items():
             leak = _leak(settings, image, name, facts["Hashes"], results.notes)
             if leak:
-                results.leaks[name, image.case.key] = leak
+                results.leaks[reference, name, key] = leak
                 if not settings.include_seen:
                     continue
             known = set(facts["Known"][name])
-            results.known[name] = results.known.get(name, known) & known
+            results.known[reference, name] = results.known.get((reference, name), known) | known
             results.rows.extend(
                 {
-                    "reference": image.reference.name,
+                    "reference": reference,
                     "rater": name,
-                    "image": image.case.key,
+                    "image": key,
                     "subject": image.case.subject,
                     "stratum": image.case.stratum,
+                    "protocol": settings.protocol,
                     "seen": bool(leak),
                     **_numbers(row),
                 }
@@ -201,17 +250,17 @@ def _leak(
     settings: Settings, image: ImagePlan, rater: str, hashes: Sequence[str], notes: list[str]
 ) -> str:
     """Why a rating is no test: its model was trained or fitted on it."""
-    seen, model = seen_by(image.rated[rater].labels, settings.model if rater == OURS else "")
-    if model and seen is None:
-        note = f"{rater}: model {model} does not say what it was trained on; nothing is checked."
+    seen, why_unknown = seen_by(image.rated[rater].labels, settings.model)
+    if why_unknown:
+        note = f"{rater}: {why_unknown}; whether it has seen these images is not checked."
         if note not in notes:
             notes.append(note)
-    if not seen or not seen & set(hashes):
+    if not seen & set(hashes):
         return ""
     done = "marked" if settings.include_seen else "left out; --include-seen takes it in, marked"
     return (
-        f"{image.title}: {rater}'s model {model} was trained or fitted on it, so this is no test "
-        f"of it. It is {done}."
+        f"{image.title}: {rater}'s model was trained or fitted on it, so this is no test of it. "
+        f"It is {done}."
     )
 
 
@@ -223,22 +272,20 @@ def _numbers(row: dict) -> dict:
     }
 
 
-def common_structures(rows: Sequence[dict]) -> set[str] | None:
-    """Structures to average over if raters differ in what they call one; None: single labels.
+def common_structures(rows: Sequence[dict], sideless: Collection[str]) -> set[str] | None:
+    """Structures to average over beside raters without sides; None: single labels.
 
     A rater without sides has ``Thalamus`` as a label, one with sides as a group of two.
     """
-    single: dict[str, set[str]] = {}
     every: dict[str, set[str]] = {}
+    merged: set[str] = set()
     for row in rows:
         every.setdefault(row["rater"], set()).add(row["name"])
-        if row["index"] is not None:
-            single.setdefault(row["rater"], set()).add(row["name"])
-    if all(names == next(iter(single.values())) for names in single.values()):
+        if row["rater"] in sideless and row["index"] is not None:
+            merged.add(row["name"])
+    if not merged:
         return None
-    sideless = min(single.values(), key=len)  # its labels are the others' groups
-    shared = set.intersection(*every.values())
-    return (shared & sideless) or shared
+    return set.intersection(merged, *every.values())
 
 
 def write_tables(
@@ -256,6 +303,8 @@ def write_tables(
             "BrainsegVersion": __version__,
             "Surfaces": settings.surfaces,
             "Protocol": settings.protocol,
+            "Participants": list(settings.participant_label),
+            "IncludeSeen": settings.include_seen,
             "OnOtherGrid": settings.on_other_grid,
             "NsdTolerancesMm": list(settings.nsd_tolerances_mm),
             "References": {name: str(path) for name, path in settings.references.items()},
@@ -308,14 +357,26 @@ def write_pages(
                 reference=name,
                 raters=sorted(plan.raters),
                 worst=_draw_worst(settings, plan, own, name, settings.output_dir / FOLDER),
-                missing=[Missing(**line) for line in made["missing"]],
+                missing=[
+                    Missing(**line)
+                    for line in made["missing"]
+                    if line["kind"] in ("reference without prediction", "no row of the structure")
+                ],
                 notes=_notes(reference, plan, results),
-                methods=methods_text(settings.surfaces),
+                methods=f"{methods_text(settings.surfaces)}\n\n{PROTOCOLS[settings.protocol]}",
                 version=__version__,
-                leaks=[pair for pair in results.leaks if settings.include_seen],
+                leaks=[
+                    (rater, image)
+                    for ref, rater, image in results.leaks
+                    if ref == name and settings.include_seen
+                ],
                 failures=[
-                    *(f"{title}: {why}" for title, why in results.faults.items()),
-                    *(() if settings.include_seen else results.leaks.values()),
+                    *(f"{_title(*w)}: {why}" for w, why in results.faults.items() if w[0] == name),
+                    *(
+                        why
+                        for where, why in results.leaks.items()
+                        if where[0] == name and not settings.include_seen
+                    ),
                 ],
                 tables=made,
             )
@@ -351,13 +412,19 @@ def _draw_worst(
     from brainseg_bids.reports.evaluation import find_worst
 
     images = {i.case.key: i for i in plan.images if i.reference.name == reference}
-    shared = common_structures(rows)
+    sideless = {name for name, rater in plan.raters.items() if not rater.adapter.sides}
+    shared = common_structures(rows, sideless)
     drawn = []
     for case in find_worst(rows, reference, n_cases=WORST, names=shared):
         path = folder / "figures" / f"{reference}_{case.rater}_{case.image}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _draw(settings, images[case.image], case, path)
-        drawn.append(replace(case, figure=path))
+        try:
+            _draw(settings, images[case.image], case, path)
+        except (OSError, ValueError) as error:  # numbers and page do not hang on a picture
+            log.warning("%s: not drawn (%s)", path.name, error)
+            drawn.append(case)
+        else:
+            drawn.append(replace(case, figure=path))
     return drawn
 
 
@@ -387,16 +454,17 @@ def judge_again(plan: ImagePlan, rater: str, settings: Settings):
     """The two label maps as they were compared."""
     adapter = plan.reference.adapter
     reference, _ = read_rating(plan.case.labels, adapter)
-    ratings = {
-        name: read_rating(
-            theirs.labels,
-            plan.adapters[name],
-            grid=reference.labels.grid,
-            on_other_grid=settings.on_other_grid,
-        )[0]
-        for name, theirs in plan.rated.items()
-        if name == rater or settings.protocol == "within-evaluable"
-    }
+    ratings = {}
+    for name, theirs in plan.rated.items():
+        if name != rater and settings.protocol != "within-evaluable":
+            continue
+        with contextlib.suppress(InputError, ValueError):  # told when it was compared
+            ratings[name], _ = read_rating(
+                theirs.labels,
+                plan.adapters[name],
+                grid=reference.labels.grid,
+                on_other_grid=settings.on_other_grid,
+            )
     return comparison(
         reference,
         ratings[rater],

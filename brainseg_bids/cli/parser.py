@@ -300,7 +300,7 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
         type=_derivative,
         metavar="NAME=PATH",
         help="what to compare with: a packaged adapter (ultracortex, oasis_manual, "
-        "freesurfer_aseg), FILE.toml of your own, a tool, or a BIDS derivative",
+        "freesurfer_aseg), FILE.toml of your own, or any other name for a BIDS derivative",
     )
     add(
         "--nsd-tolerance",

@@ -202,7 +202,7 @@ def _finest(paths: Iterable[Path]) -> list[Path]:
 
 def _is_wanted(path: Path, settings: Settings) -> bool:
     """Whether a map is of a participant and session that were asked for; many say neither."""
-    entities = dict(p.split("-", 1) for p in path.name.split("_") if "-" in p)
+    entities = dict(p.split("-", 1) for p in path.name.split(".")[0].split("_") if "-" in p)
     asked = (("sub", settings.participant_label), ("ses", settings.session_label))
     return all(
         key not in entities or not labels or entities[key] in labels for key, labels in asked

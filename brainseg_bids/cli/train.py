@@ -51,7 +51,7 @@ def _train(options: argparse.Namespace) -> int:
 
     from brainseg_bids.anatomy.labels import LabelTable
     from brainseg_bids.bids.description import write_text
-    from brainseg_bids.cli.bundle import SEEN
+    from brainseg_bids.cli.bundle import SEEN, read_seen
     from brainseg_bids.synth.generator import Head
     from brainseg_bids.synth.space import read_space
     from brainseg_bids.training.fit import TrainPlan, averaged_net, fit, make_generator
@@ -75,7 +75,11 @@ def _train(options: argparse.Namespace) -> int:
 
     start = averaged_net(plan, options.start_from) if options.start_from else None
     heads, held_out = read(options.heads), read(options.validation)
-    seen |= {h for name in plan.spaces for h in fitted_on(read_space(name))}
+    spaces = (*plan.spaces, plan.validation_space)
+    seen |= {h for name in spaces for h in fitted_on(read_space(name))}
+    # What went before this stretch, or lent its weights, was seen, too.
+    for run in filter(None, (options.out, options.start_from and options.start_from.parent)):
+        seen |= set(read_seen(run) or ())
     write_text(options.out / SEEN, json.dumps(sorted(seen), indent=1) + "\n")
     fit(plan, heads, held_out, options.out, start_from=start)
     return 0

@@ -19,10 +19,13 @@ from brainseg_bids.contrast.weighted import shrunk_deviation, weighted_deviation
 TOP = 255.0
 """In the prior's units: the 99.5th percentile of a usual head, or a ratio of +0.5."""
 RATIO_RANGES = (
-    *((-0.5, 0.5), (0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)),
-    *((0.0, 4095.0), (-2048.0, 2047.0)),
+    *((-0.5, 0.5), (0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 1000.0), (-500.0, 500.0)),
+    *((0.0, 4095.0), (-2048.0, 2047.0), (0.0, 10000.0)),
 )
-"""Ranges that a ratio of -0.5 to +0.5 is stored as; 0..4095 is Siemens'."""
+"""Ranges that a ratio of -0.5 to +0.5 is stored as; 0..4095 is Siemens' (and 0..4096 within what
+rounding allows)."""
+RANGE_SLACK = 0.02
+"""Of a range's width: what values may lie beyond it, by interpolation or another last number."""
 
 FAINT = 0.03
 """Labels darker than this share of the head's 99.5th percentile say little about its gain."""
@@ -126,17 +129,21 @@ def _logarithms(
 def ratio_range(low: float, high: float) -> tuple[float, float]:
     """What ratios of -0.5 and +0.5 are stored as, in an image with values ``low`` to ``high``.
 
-    The narrowest of `RATIO_RANGES` that holds them (2 % of its width aside), the one that starts
-    higher where two are as narrow; the values themselves where none does.
+    The narrowest of `RATIO_RANGES` that holds them (`RANGE_SLACK` aside) and both halves of
+    which are used, the one that starts higher where two are as narrow; the values themselves
+    where there is none. Every head has CSF in the lower half and white matter in the upper.
 
     Examples
     --------
     >>> ratio_range(-0.49, 0.45), ratio_range(3, 4090), ratio_range(0.02, 0.9)
     ((-0.5, 0.5), (0.0, 4095.0), (0.0, 1.0))
+    >>> ratio_range(0, 1000), ratio_range(0, 1500)
+    ((0.0, 1000.0), (0.0, 1500.0))
     """
-    fitting = [
-        (top - bottom, -bottom, (bottom, top))
-        for bottom, top in RATIO_RANGES
-        if low >= bottom - 0.02 * (top - bottom) and high <= top + 0.02 * (top - bottom)
-    ]
+    fitting = []
+    for bottom, top in RATIO_RANGES:
+        width = top - bottom
+        held = low >= bottom - RANGE_SLACK * width and high <= top + RANGE_SLACK * width
+        if held and low < bottom + width / 2 < high:
+            fitting.append((width, -bottom, (bottom, top)))
     return min(fitting)[2] if fitting else (float(low), float(high))

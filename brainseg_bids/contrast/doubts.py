@@ -9,8 +9,9 @@ import numpy as np
 
 from brainseg_bids.anatomy.cohort import structures
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.contrast.alignment import RATIO_RANGES
 from brainseg_bids.contrast.interior import FEWEST_VOXELS
-from brainseg_bids.contrast.measured import LabelStatistics, NoiseLaw
+from brainseg_bids.contrast.measured import MASKED_SHARE, LabelStatistics, NoiseLaw
 
 INTEGER_LIMITS = (32767.0, 65535.0)
 
@@ -118,9 +119,14 @@ def of_noise(
         Share of the background that is constant.
     """
     if ratio:
+        if (noise.low, noise.high) not in RATIO_RANGES:
+            yield (
+                f"Its values, {noise.low:g} to {noise.high:g}, are no usual range of a ratio: "
+                "they were taken for UNI of -0.5 to +0.5. Convert it to 0..4095 or -0.5..0.5."
+            )
         return
     if noise.voxels == 0:
-        why = "is constant" if masked_share > 0.5 else "does not serve"
+        why = "is constant" if masked_share > MASKED_SHARE else "does not serve"
         yield f"The background {why}: noise was measured within tissue."
     elif in_tissue > 0 and not 1 / 3 < noise.sigma / in_tissue < 3:
         yield (

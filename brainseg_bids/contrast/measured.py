@@ -65,6 +65,10 @@ class LabelStatistics:
     histogram: tuple[int, ...] = ()
 
 
+MASKED_SHARE = 0.5
+"""Of the air, constant: beyond it an image counts as masked."""
+
+
 @dataclass(frozen=True)
 class NoiseLaw:
     """Noise of an image, from its background.
@@ -82,6 +86,12 @@ class NoiseLaw:
         Of background that it was measured in.
     fit : float
         As of `LabelStatistics`.
+    masked_share : float
+        Of the air, how much is constant; for ``ratio`` how much is not filled by noise, as in
+        denoised images, too.
+    low, high : float
+        For ``ratio``: values of the image that stand for UNI of -0.5 and +0.5. Equal where
+        nobody said.
     """
 
     kind: str
@@ -89,6 +99,18 @@ class NoiseLaw:
     channels: float = 1.0
     voxels: int = 0
     fit: float = 0.0
+    masked_share: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether most of the air is constant.
+
+        >>> NoiseLaw("gaussian", 3.0, masked_share=0.9).is_masked
+        True
+        """
+        return self.masked_share > MASKED_SHARE
 
 
 @dataclass(frozen=True)

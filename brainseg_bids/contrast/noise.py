@@ -11,6 +11,7 @@ from scipy import ndimage
 from scipy.optimize import minimize
 from scipy.special import gammainc, ive
 
+from brainseg_bids.contrast.alignment import ratio_range
 from brainseg_bids.contrast.measured import NoiseLaw
 from brainseg_bids.contrast.robust import MAD_TO_SD, median_mad
 
@@ -45,6 +46,9 @@ class Background:
         Median standard deviation within a block, as a share of the image's range.
     negative_share : float
         Values below zero in ``values``.
+    quiet_share : float
+        Blocks that are constant or spread less than noise that fills the image's range; see
+        `RATIO_SPREAD`.
     """
 
     values: np.ndarray
@@ -52,6 +56,7 @@ class Background:
     masked_share: float
     spread_share: float
     negative_share: float
+    quiet_share: float = 0.0
 
 
 def find_background(
@@ -102,8 +107,9 @@ def _sort_blocks(blocks: np.ndarray, full_range: float, rng: np.random.Generator
     live = blocks[~constant]
     everywhere = _some(blocks.ravel(), rng)
     masked_share = float(constant.mean())
+    quiet_share = float((constant | (sd <= RATIO_SPREAD * full_range)).mean())
     if len(live) < FEWEST_BLOCKS:
-        return Background(nothing, everywhere, masked_share, 0.0, 0.0)
+        return Background(nothing, everywhere, masked_share, 0.0, 0.0, quiet_share)
     mean = np.abs(live).mean(1)
     # A block half outside the field of view is darker still: the darkest fifth is left aside.
     middle = np.quantile(mean, 0.2)
@@ -112,7 +118,8 @@ def _sort_blocks(blocks: np.ndarray, full_range: float, rng: np.random.Generator
         middle = np.median(mean[quiet])
     values = _some(live[quiet].ravel(), rng)
     spread = float(np.median(live.std(1))) / full_range
-    return Background(values, everywhere, masked_share, spread, float((values < 0).mean()))
+    negative_share = float((values < 0).mean())
+    return Background(values, everywhere, masked_share, spread, negative_share, quiet_share)
 
 
 def _some(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -131,18 +138,13 @@ def is_ratio(background: Background) -> bool:
 
 
 def ratio_span(image: np.ndarray) -> tuple[float, float]:
-    """Values that stand for UNI of -0.5 and +0.5.
+    """Values that stand for UNI of -0.5 and +0.5, see `alignment.ratio_range`.
 
     >>> ratio_span(np.array([-0.49, 0.1, 0.5])), ratio_span(np.array([0, 1000, 4094.0]))
     ((-0.5, 0.5), (0.0, 4095.0))
     """
-    low, high = float(np.nanmin(image)), float(np.nanmax(image))
-    if low >= -0.51 and high <= 0.51:
-        return -0.5, 0.5
-    # Siemens' scale, if it is used at all beyond half.
-    if low >= 0 and 2048 < high <= 4096:
-        return 0.0, 4095.0
-    return low, high
+    finite = image[np.isfinite(image)]
+    return ratio_range(float(finite.min()), float(finite.max()))
 
 
 def magnitude_law(values: np.ndarray) -> NoiseLaw:

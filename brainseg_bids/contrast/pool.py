@@ -37,6 +37,9 @@ OWN_FRAC = 0.1
 """A label's scale is at least this share its own, whatever the noise is said to be."""
 UNMEASURED_NOISE_FRAC = 0.5
 """Noise that no image tells, as a share of the scale of the most even tissue of the brain."""
+NEGATIVE_FRAC = 0.01
+"""Of a head's 99.5th percentile: labels this far below zero tell that zero means nothing; noise
+and interpolation bring dark ones a little below it."""
 GAUSSIAN = (Component(1.0, 0.0, 1.0),)
 LAW = "noise law"
 
@@ -87,7 +90,8 @@ def pool(
     metadata : dict, optional
         What the contrast is.
     images : sequence of dict
-        Provenance, see `ContrastPrior`; image and subject if not given.
+        Provenance, see `ContrastPrior`; image and subject if not given. ``name`` (or ``image``
+        without it) is the key in ``statistics``: images that are left out are left out here.
 
     Returns
     -------
@@ -98,7 +102,8 @@ def pool(
     ------
     ValueError
         If there are no statistics, they are of another label table, an image has no subject or
-        no label, or as many images are ratios as are not. One line.
+        no label, as many images are ratios as are not, or every magnitude image has labels of
+        the brain below zero. One line.
 
     Notes
     -----
@@ -109,6 +114,8 @@ def pool(
     """
     _check(statistics, table, subjects)
     chosen, warnings = _one_kind({image: statistics[image] for image in sorted(statistics)}, name)
+    chosen, below = _with_a_zero(chosen, table)
+    warnings += below
     share = Counter(subjects[image] for image in chosen)
     weights = np.array([1 / share[subjects[image]] for image in chosen])
     rows = _tabulate(chosen, table)
@@ -126,6 +133,7 @@ def pool(
     }
     head_low = np.array([image.head_low for image in chosen.values()])
     noise, unknown = _noise(chosen, units, law.weights, measured, table)
+    noise = replace(noise, **_masked(chosen, units, law.weights, table))
     return ContrastPrior(
         name=name,
         table=table.name,
@@ -136,7 +144,7 @@ def pool(
         head_low=_median((head_low - units.zero) * units.factor, law.weights),
         n_images=len(chosen),
         n_subjects=len(share),
-        images=_provenance(images, chosen, subjects),
+        images=_provenance(images, chosen, subjects, left_out=set(statistics) - set(chosen)),
         metadata=metadata,
         warnings=tuple(warnings + unknown),
     )
@@ -183,6 +191,44 @@ def _one_kind(
     ]
 
 
+def _with_a_zero(
+    chosen: dict[str, ContrastStatistics], table: LabelTable
+) -> tuple[dict[str, ContrastStatistics], list[str]]:
+    """Images whose zero is no signal, and a sentence on each of the others."""
+    below = {image: lowest for image, found in chosen.items() if (lowest := _below(found, table))}
+    if not below:
+        return chosen, []
+    remedy = "Give the image as it was before normalisation."
+    if len(below) == len(chosen):
+        image, label = next(iter(below.items()))
+        raise ValueError(
+            f"{image}: {label} is below zero on average, as after subtraction of a mean, so its "
+            f"zero means nothing{' (all other images alike)' if len(chosen) > 1 else ''}. {remedy}"
+        )
+    left = [
+        f"{image} was left out: {label} is below zero on average, as after subtraction of a mean. "
+        f"{remedy}"
+        for image, label in below.items()
+    ]
+    return {image: found for image, found in chosen.items() if image not in below}, left
+
+
+def _below(found: ContrastStatistics, table: LabelTable) -> str:
+    """Darkest label of the brain if that is below zero, of a magnitude image."""
+    if _is_ratio(found):
+        return ""
+    least = -NEGATIVE_FRAC * max(found.head_high, 0.0)
+    # The location is without neighbours' share, by which a dark label may fall below zero.
+    brightness = {
+        name: label.median
+        for name, label in found.labels.items()
+        if table[name].is_brain
+        and label.source == "measured"
+        and max(label.location, label.median) < least
+    }
+    return min(brightness, key=brightness.get, default="")
+
+
 def _is_ratio(found: ContrastStatistics) -> bool:
     return found.noise.kind == "ratio"
 
@@ -206,7 +252,7 @@ def _with_air(found: ContrastStatistics, table: LabelTable) -> dict[str, LabelSt
     if 0 in table and table[0].name not in labels:
         mean, sd = air(found.noise)
         if _is_ratio(found):
-            low, high = _range_of(found)
+            low, high = range_of(found)
             mean, sd = low + (mean + 0.5) * (high - low), sd * (high - low)
         labels[table[0].name] = LabelStatistics(0, 0, mean, sd, mean, sd, source=LAW)
     return labels
@@ -237,7 +283,13 @@ def air(noise: NoiseLaw) -> tuple[float, float]:
     return 0.0, noise.sigma if noise.kind == "gaussian" else 0.0
 
 
-def _range_of(found: ContrastStatistics) -> tuple[float, float]:
+def range_of(found: ContrastStatistics) -> tuple[float, float]:
+    """Values of a ratio image that stand for -0.5 and +0.5.
+
+    Those that were measured; from what else is known where nobody said.
+    """
+    if found.noise.low < found.noise.high:
+        return found.noise.low, found.noise.high
     values = (*found.edges, found.head_low, found.head_high)
     return ratio_range(min(values), max(values))
 
@@ -247,7 +299,7 @@ def _units(chosen: dict[str, ContrastStatistics], rows: _Rows, weights: np.ndarr
     sigma = np.array([image.noise.sigma for image in found])
     sigma = np.where(sigma > 0, sigma, np.nan)
     if _is_ratio(found[0]):
-        low, high = np.array([_range_of(image) for image in found]).T
+        low, high = np.array([range_of(image) for image in found]).T
         return _Units(low, TOP / np.maximum(high - low, 1e-12), sigma * TOP)
     factor = gains(
         rows.location,
@@ -404,6 +456,26 @@ def _noise(
     return NoisePrior(kinds, Spread(sigma / per_unit, log_sd), channels), warnings
 
 
+def _masked(
+    chosen: dict[str, ContrastStatistics],
+    units: _Units,
+    weights: np.ndarray,
+    table: LabelTable,
+) -> dict[str, float]:
+    """Share of the images whose air is constant, and its level."""
+    found = list(chosen.values())
+    is_masked = np.array([image.noise.is_masked for image in found])
+    if not is_masked.any():
+        return {"masked": 0.0, "masked_level": 0.0}
+    level = np.full(len(found), np.nan)
+    if _is_ratio(found[0]) and 0 in table:
+        air = [image.labels.get(table[0].name) for image in found]
+        level = np.array([np.nan if one is None else one.location for one in air])
+        level = np.where(is_masked, np.clip((level - units.zero) * units.factor, 0, TOP), np.nan)
+    share = float(weights[is_masked].sum() / weights.sum())
+    return {"masked": share, "masked_level": _median(level, weights)}
+
+
 def _acquisition(found: list[ContrastStatistics], weights: np.ndarray) -> dict:
     """Bias field, point spread and voxels over images."""
     strength = [max(image.bias.log_sd, LEAST_BIAS) for image in found]
@@ -433,8 +505,14 @@ def _median(values: Sequence[float], weights: np.ndarray, otherwise: float = 0.0
 
 
 def _provenance(
-    images: Sequence[dict], chosen: dict[str, ContrastStatistics], subjects: Mapping[str, str]
+    images: Sequence[dict],
+    chosen: dict[str, ContrastStatistics],
+    subjects: Mapping[str, str],
+    *,
+    left_out: set[str],
 ) -> tuple[dict, ...]:
+    """Where the chosen images come from; ``name``, or else ``image``, is the statistics' key."""
     if not images:
         return tuple({"image": image, "subject": subjects[image]} for image in chosen)
-    return tuple(sorted(images, key=lambda image: str(image.get("image", ""))))
+    kept = [image for image in images if image.get("name", image.get("image")) not in left_out]
+    return tuple(sorted(kept, key=lambda image: str(image.get("image", ""))))

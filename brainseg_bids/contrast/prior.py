@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
+import math
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 
@@ -86,12 +90,16 @@ class LabelPrior:
 class NoisePrior:
     """Noise over images: ``sigma`` in the prior's units (``ratio``: of UNI, -0.5..0.5).
 
-    ``kinds`` maps each kind of `NoiseLaw` to its share of the images.
+    ``kinds`` maps each kind of `NoiseLaw` to its share of the images. ``masked`` is the share of
+    images whose air is constant, ``masked_level`` that constant in the prior's units (0 for
+    magnitude images).
     """
 
     kinds: dict[str, float]
     sigma: Spread
     channels: float = 1.0
+    masked: float = 0.0
+    masked_level: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +192,8 @@ class ContrastPrior:
     def write(self, folder: str | Path, *, brainseg_version: str = "n/a") -> Path:
         """Write ``contrast-NAME_prior.tsv``, a row a label, and ``.json``, all the rest.
 
+        Each file is written whole or not at all.
+
         Returns
         -------
         Path
@@ -192,21 +202,22 @@ class ContrastPrior:
         Raises
         ------
         ValueError
-            If the name has other characters than letters, digits and plus, which BIDS does not allow.
+            If the name has other characters than letters, digits and plus, which BIDS does not
+            allow.
         """
         if not re.fullmatch("[0-9A-Za-z+]+", self.name):
             raise ValueError(
-                f"contrast {self.name!r}: a contrast is called by letters, digits and plus only, for "
-                "it becomes part of file names. Give it another name."
+                f"contrast {self.name!r}: a contrast is called by letters, digits and plus only, "
+                "for it becomes part of file names. Give it another name."
             )
         path = Path(folder) / f"contrast-{self.name}_prior.json"
-        with path.with_suffix(".tsv").open("w", newline="", encoding="utf-8") as file:
-            rows = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
-            rows.writeheader()
-            rows.writerows(_cells(_line(*item)) for item in self.labels.items())
+        table = io.StringIO()
+        rows = csv.DictWriter(table, COLUMNS, delimiter="\t", lineterminator="\n")
+        rows.writeheader()
+        rows.writerows(_cells(_line(*item)) for item in self.labels.items())
         head = {"PriorVersion": VERSION, "BrainsegVersion": brainseg_version, "Units": UNITS}
         content = head | {"Digest": self.digest} | _rest(self)
-        path.write_text(_json(content) + "\n", encoding="utf-8")
+        _write_whole({path.with_suffix(".tsv"): table.getvalue(), path: _json(content) + "\n"})
         return path
 
     @classmethod
@@ -253,6 +264,20 @@ _PROVENANCE = ("Images", "Metadata", "Warnings")
 def _one(error: Exception) -> str:
     """What went wrong in one line."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _write_whole(texts: dict[Path, str]) -> None:
+    """Write files beside their places, then move all of them there."""
+    # Not the process number: in containers on two nodes it is often the same.
+    written = {path.with_name(f".{path.name}.{uuid4().hex}"): path for path in texts}
+    try:
+        for temporary, path in written.items():
+            temporary.write_text(texts[path], encoding="utf-8", newline="\n")
+        for temporary, path in written.items():
+            os.replace(temporary, path)
+    finally:
+        for temporary in written:
+            temporary.unlink(missing_ok=True)
 
 
 def _json(content: dict) -> str:
@@ -323,7 +348,7 @@ def _rest(prior: ContrastPrior) -> dict:
     return {
         "Name": prior.name,
         "LabelTable": prior.table,
-        "Noise": asdict(prior.noise),
+        "Noise": _noise(prior.noise),
         "BiasLogSd": asdict(prior.bias_log_sd),
         "BiasSmoothness_mm": asdict(prior.bias_smoothness_mm),
         "Fwhm_mm": [asdict(axis) for axis in prior.fwhm_mm],
@@ -339,6 +364,13 @@ def _rest(prior: ContrastPrior) -> dict:
     }
 
 
+def _noise(noise: NoisePrior) -> dict:
+    """As JSON has it; without a mask as in files that do not know of it, so digests stay."""
+    masked = noise.masked > 0
+    known = asdict(noise)
+    return {k: v for k, v in known.items() if masked or k not in ("masked", "masked_level")}
+
+
 def _prior(cls: type[ContrastPrior], raw: dict, labels: dict[str, LabelPrior]) -> ContrastPrior:
     if list(labels) != raw["Labels"]:
         raise ValueError("the labels of the JSON file are not those of the TSV file")
@@ -348,7 +380,7 @@ def _prior(cls: type[ContrastPrior], raw: dict, labels: dict[str, LabelPrior]) -
         table=raw["LabelTable"],
         labels=labels,
         correlation=np.array(raw["Correlation"], dtype=float),
-        noise=NoisePrior(noise["kinds"], Spread(**noise["sigma"]), noise["channels"]),
+        noise=NoisePrior(**noise | {"sigma": Spread(**noise["sigma"])}),
         bias_log_sd=Spread(**raw["BiasLogSd"]),
         bias_smoothness_mm=Spread(**raw["BiasSmoothness_mm"]),
         fwhm_mm=tuple(Spread(**axis) for axis in raw["Fwhm_mm"]),
@@ -370,6 +402,8 @@ def _check(prior: ContrastPrior) -> None:
         raise ValueError(f"the correlation is no symmetric matrix of {count} labels")
     if not np.all(np.diag(matrix) == 1) or np.linalg.eigvalsh(matrix)[0] <= 0:
         raise ValueError("the correlation is not positive definite")
+    if not 0 <= prior.noise.masked <= 1 or not math.isfinite(prior.noise.masked_level):
+        raise ValueError(f"a share of masked images of {prior.noise.masked} is none from 0 to 1")
     for name, label in prior.labels.items():
         numbers = (label.mean, label.mean_sd, label.sd.median, label.sd.log_sd)
         if not np.isfinite(numbers).all() or min(numbers[1:]) < 0 or not label.components:

@@ -18,6 +18,7 @@ from brainseg_bids.contrast.bias import LogField, fit_field, flat_field, summari
 from brainseg_bids.contrast.grain import autocorrelation, grain_of
 from brainseg_bids.contrast.interior import FEWEST_VOXELS, Interior, find_interior
 from brainseg_bids.contrast.measured import (
+    MASKED_SHARE,
     BiasField,
     Component,
     ContrastStatistics,
@@ -112,7 +113,7 @@ def measure(
     ------
     ValueError
         If shapes differ, the image has no finite or no differing voxels, there is no such kind,
-        or no voxel is labelled.
+        no voxel is labelled, or a magnitude image has nothing above zero in the head.
 
     Examples
     --------
@@ -146,15 +147,18 @@ def measure(
         air &= grid.array_to_ras(np.asarray(background, dtype=bool))
     behind = find_background(image, air, scene.voxel_size_mm, rng=rng)
     ratio = kind == "ratio" or (kind == "auto" and is_ratio(behind))
+    low, high = _head_range(scene)
+    if not ratio:
+        _check_bright(high)
+    span = ratio_span(image) if ratio else None
     field = flat_field() if ratio else _fit_field(scene, interior, rng)
     head_places = _head_places(scene, rng)
     field = field.shifted(float(field.at_voxels(head_places).mean()))
     values = _field_free(scene, interior, field)
-    low, high = _head_range(scene)
     edges = _edges(values)
     described = _describe_all(scene, interior, values, edges, behind, threads=threads)
-    in_tissue, _, even = _tissue_noise(scene, interior, level, described)
-    noise = _noise(image, scene, behind, in_tissue, ratio=ratio)
+    in_tissue, _, even = _tissue_noise(scene, interior, level, described, span)
+    noise = _noise(scene, behind, in_tissue, span)
     fwhm_mm, method = _resolution(scene, interior, described, in_tissue, even, rng)
     described = _with_grain(scene, interior, values, fwhm_mm, described, rng)
     described = _without_spill(scene, interior, described, fwhm_mm, rng)
@@ -250,6 +254,15 @@ def _check(image: np.ndarray, labels: LabelMap, background: np.ndarray | None, k
         raise ValueError(f"every voxel of the image is {low:g}; check the export")
     if not labels.voxels.any():
         raise ValueError("no voxel of the label map is labelled; check that it is the right file")
+
+
+def _check_bright(head_high: float) -> None:
+    """Refuse a magnitude image without signal."""
+    if head_high <= 0:
+        raise ValueError(
+            f"its head has no intensity above zero (99.5th percentile {head_high:g}); give the "
+            "image as it was before normalisation, or say that it is a ratio (MP2RAGE UNI)"
+        )
 
 
 def _ranked(voxels: np.ndarray, table: LabelTable) -> tuple[np.ndarray, list[Label]]:
@@ -434,7 +447,7 @@ def _describe_air(
     bare: LabelStatistics, scene: _Scene, behind: Background, edges: np.ndarray
 ) -> LabelStatistics:
     """The background, which has no interior and no field."""
-    masked = behind.masked_share > 0.5
+    masked = behind.masked_share > MASKED_SHARE
     values = behind.everywhere if masked or len(behind.values) == 0 else behind.values
     if len(values) == 0:
         values = scene.image[scene.ranks == 0]
@@ -509,12 +522,18 @@ def _with_grain(
 
 
 def _tissue_noise(
-    scene: _Scene, interior: Interior, level: np.ndarray, described: list[LabelStatistics]
+    scene: _Scene,
+    interior: Interior,
+    level: np.ndarray,
+    described: list[LabelStatistics],
+    span: tuple[float, float] | None,
 ) -> tuple[float, float, int]:
     """Noise in the evenest of the large labels: sigma, its location, its rank (-1: none).
 
     Structure adds to noise, never takes from it: the labels' lower quartile by voxels is taken.
+    ``span`` is a ratio's, see `ratio_span`.
     """
+    zero = 0.0 if span is None else span[0]
     seen = []
     for rank, known in enumerate(described):
         if rank > 0 and known.interior_voxels >= 200 and known.scale > 0:
@@ -524,32 +543,38 @@ def _tissue_noise(
     if not seen:
         return 0.0, 0.0, -1
     # Magnitude noise is smaller where there is no signal: dark labels would be taken for even.
-    bright = 0.4 * max(location for _, location, _, _ in seen)
+    brightest = max(location for _, location, _, _ in seen)
+    bright = min(brightest, zero + 0.4 * (brightest - zero))
     seen = sorted(s for s in seen if s[1] >= bright)
     share = np.cumsum([s[3] for s in seen]) / sum(s[3] for s in seen)
     sigma, location, rank, _ = seen[int(np.searchsorted(share, 0.25))]
-    return rician_corrected(sigma, abs(location)), location, rank
+    if span is None:  # the noise of a ratio is not Rician
+        sigma = rician_corrected(sigma, abs(location))
+    return sigma, location, rank
 
 
 def _noise(
-    image: np.ndarray, scene: _Scene, behind: Background, in_tissue: float, *, ratio: bool
+    scene: _Scene, behind: Background, in_tissue: float, span: tuple[float, float] | None
 ) -> NoiseLaw:
-    if ratio:
-        low, high = ratio_span(image)
+    """The law; ``span`` is a ratio's, see `ratio_span`."""
+    if span is not None:
+        low, high = span
         fit = 0.0
         if len(behind.values):
             # Of two noisy inversions of equal noise the ratio is uniform.
             share = np.sort(np.clip((behind.values - low) / (high - low), 0, 1))
             fit = float(np.abs(share - (np.arange(len(share)) + 0.5) / len(share)).max())
-        return NoiseLaw("ratio", in_tissue / (high - low), 1.0, len(behind.values), fit)
+        sigma, quiet = in_tissue / (high - low), behind.quiet_share
+        return NoiseLaw("ratio", sigma, 1.0, len(behind.values), fit, quiet, low, high)
+    masked = behind.masked_share
     if len(behind.values):
         law = magnitude_law(behind.values)
         if law.fit <= BAD_FIT:
-            return law
+            return replace(law, masked_share=masked)
     finite = scene.image[np.isfinite(scene.image)]
     if in_tissue <= 5e-4 * float(np.ptp(finite)):
-        return NoiseLaw("none", 0.0)
-    return NoiseLaw("gaussian", in_tissue)
+        return NoiseLaw("none", 0.0, masked_share=masked)
+    return NoiseLaw("gaussian", in_tissue, masked_share=masked)
 
 
 def _resolution(

@@ -323,6 +323,18 @@ def judge(
     -------
     list of Judged
         All structures that have rows, then those that were asked for in vain.
+
+    Examples
+    --------
+    What somebody does not know was not left out by choice:
+
+    >>> whole = {"reference": "manual", "image": "sub-1", "subject": "1", "status": "both"}
+    >>> rows = [whole | {"rater": rater, "name": name, "index": index, "dice": 0.9}
+    ...     for rater, name, index in (("a", "Thalamus", 10), ("b", "Thalamus", 10),
+    ...     ("a", "Pallidum", 13), ("b", "Pallidum", 13), ("b", "Left-Putamen", 12))]
+    >>> [scores] = read_scores(rows)
+    >>> {one.name: one.reason for one in judge(scores, structures=["Thalamus"])}
+    {'Thalamus': '', 'Left-Putamen': 'not known to a', 'Pallidum': 'not asked for'}
     """
     if structures is None:
         wanted = {n for n, one in zip(scores.names, scores.single, strict=True) if one}
@@ -333,23 +345,29 @@ def judge(
     return [
         Judged(scores.reference, name, not reason, reason)
         for k, name in enumerate(scores.names)
-        for reason in [_why_not(scores, k, name in wanted, tables)]
+        for reason in [_why_not(scores, k, name in wanted, structures is not None, tables)]
     ] + [
         Judged(scores.reference, name, False, "no row is of it")
         for name in sorted(wanted - set(scores.names))
     ]
 
 
-def _why_not(scores: Scores, k: int, wanted: bool, tables: Mapping[str, set[str]]) -> str:
+def _why_not(
+    scores: Scores, k: int, wanted: bool, asked: bool, tables: Mapping[str, set[str]]
+) -> str:
     """Reason against the structure at place ``k``, or nothing."""
     name, status = scores.names[k], scores.status[:, :, k]
-    if not wanted:
+    if not wanted and not asked:
         return "not asked for" if scores.single[k] else "a group, or not asked for"
-    if not np.isin(status, (0, 1)).any():
+    if wanted and not np.isin(status, (0, 1)).any():
         return "the reference has it in no image"
     ignorant = [
         rater
         for rater, found in zip(scores.raters, status, strict=True)
         if (found == NO_ROW).all() or (rater in tables and name not in tables[rater])
     ]
-    return f"not known to {', '.join(ignorant)}" if ignorant else ""
+    if ignorant:  # who asks leaves out what somebody does not know: that is the reason, then
+        return f"not known to {', '.join(ignorant)}"
+    if wanted:
+        return ""
+    return "not asked for" if scores.single[k] else "a group, or not asked for"

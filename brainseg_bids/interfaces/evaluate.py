@@ -35,6 +35,7 @@ class _CompareInputSpec(BaseInterfaceInputSpec):
     protocol = traits.Enum("label-restricted", "within-evaluable", usedefault=True)
     definition = traits.Enum("surface", "voxel", usedefault=True)
     tolerances_mm = traits.List(traits.Float(), mandatory=True)
+    asked = traits.Dict(desc="all that decides the result, told again in the facts")
     # Another version may compare otherwise: nothing is taken from Nipype's cache then.
     version = traits.Str(__version__, usedefault=True, desc="of this package")
 
@@ -55,6 +56,8 @@ class CompareRaters(SimpleInterface):
         reference, _ = read_rating(self.inputs.labels, adapter)
         grid = reference.labels.grid
         ratings, notes, faults = {}, [], {}
+        if not reference.labels.voxels.any():
+            notes.append(f"{self.inputs.labels}: this reference is empty.")
         for name, who, labels in zip(
             self.inputs.raters, self.inputs.who, self.inputs.maps, strict=True
         ):
@@ -66,7 +69,7 @@ class CompareRaters(SimpleInterface):
                     on_other_grid=self.inputs.on_other_grid,
                 )
                 notes += [note] if note else []
-            except InputError as error:
+            except (InputError, ValueError) as error:
                 faults[name] = str(error)
         rows: dict[str, list[dict]] = {}
         known: dict[str, list[str]] = {}
@@ -81,7 +84,7 @@ class CompareRaters(SimpleInterface):
                     protocol=self.inputs.protocol,
                     others=others,
                 )
-            except InputError as error:
+            except (InputError, ValueError) as error:
                 faults[name] = str(error)
                 continue
             notes += judged.notes
@@ -103,6 +106,7 @@ class CompareRaters(SimpleInterface):
             "Notes": list(dict.fromkeys(notes)),
             "Faults": faults,
             "Hashes": self._hashes(reference),
+            "Asked": dict(self.inputs.asked or {}),
             "Seconds": round(time.monotonic() - began_s, 2),
         }
         path.write_text(json.dumps(facts, allow_nan=False), encoding="utf-8")
@@ -111,7 +115,7 @@ class CompareRaters(SimpleInterface):
 
     def _hashes(self, reference) -> list[str]:
         """Of the image and of the reference's labels, as a model may have seen them."""
-        hashes = [voxel_hash(reference.labels.voxels, reference.labels.grid)]
+        hashes = [reference.raw_hash, voxel_hash(reference.labels.voxels, reference.labels.grid)]
         if isdefined(self.inputs.image):
             try:
                 with warnings.catch_warnings():

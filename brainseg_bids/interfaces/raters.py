@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable, UnknownLabelError
 from brainseg_bids.anatomy.upsample import regrid
 from brainseg_bids.bids.adapters import (
+    LARGEST_CODE,
     Adapter,
     Targets,
     common_labels,
@@ -33,9 +36,9 @@ from brainseg_bids.bids.adapters import (
     read_names,
 )
 from brainseg_bids.bids.names import Scan
-from brainseg_bids.bids.references import Case, find_cases, match_cases, scan_of
+from brainseg_bids.bids.references import Case, find_cases, match_cases, partners, scan_of
 from brainseg_bids.interfaces.tools import find_existing, find_tool, tool_names
-from brainseg_bids.volumes import InputError, read_label_map
+from brainseg_bids.volumes import InputError, read_label_map, voxel_hash
 
 ON_OTHER_GRID = ("resample", "refuse")
 PROTOCOLS = ("label-restricted", "within-evaluable")
@@ -60,10 +63,14 @@ class Rating:
         the table of `merge_sides`.
     void : (X, Y, Z) bool or None
         Where the rater's labels mean nothing that others have; 0 in ``labels``.
+    raw_hash : str
+        `volumes.voxel_hash` of the codes in the file, before anything was done to them; empty if
+        it was not read from one.
     """
 
     labels: LabelMap
     void: np.ndarray | None
+    raw_hash: str = ""
 
     @property
     def has_sides(self) -> bool:
@@ -134,7 +141,11 @@ def find_adapter(name: str | Path) -> Adapter:
 
 
 def find_rated(
-    adapter: Adapter, root: str | Path, reference: Mapping[str, Case]
+    adapter: Adapter,
+    root: str | Path,
+    reference: Mapping[str, Case],
+    *,
+    all_reference_keys: Collection[str] = (),
 ) -> tuple[dict[str, Case], list[str]]:
     """A rater's maps of the images of a reference.
 
@@ -144,6 +155,9 @@ def find_rated(
     root : path
     reference : mapping of str to Case
         From `find_cases`, or from `tool_cases`.
+    all_reference_keys : collection of str
+        Keys that the reference has without a choice of participants: labels of these are not
+        said to be without a reference.
 
     Returns
     -------
@@ -163,11 +177,13 @@ def find_rated(
         missing = [key for key in reference if key not in found]
         extra: Sequence[str] = ()
     else:
-        found, notes = find_cases(adapter, root)
-        matching = match_cases(reference, found, name=adapter.name)
+        there, notes = find_cases(adapter, root)
+        matching = match_cases(reference, there, name=adapter.name)
         notes += matching.notes
-        found = {key: found[other] for key, other in matching.pairs.items()}
-        missing, extra = matching.missing, matching.extra
+        found = {key: there[other] for key, other in matching.pairs.items()}
+        known = partners([*reference, *all_reference_keys], there, name=adapter.name)
+        missing = matching.missing
+        extra = [key for key in matching.extra if key not in known]
     if missing:
         notes.append(f"{adapter.name}: no labels of {', '.join(missing)} in {root}.")
     if extra:
@@ -291,31 +307,94 @@ def read_rating(
     Raises
     ------
     InputError
-        If the file cannot be read, has codes without a meaning, or lies on another grid and
-        that is refused.
+        If the file cannot be read, has codes without a meaning, has labels but none in the
+        reference's box, or lies on another grid and that is refused.
 
     Notes
     -----
-    Resampling takes the label with the largest trilinear weight (`upsample.regrid`).
+    The same voxels in another order of axes are the same grid. Resampling takes the label with
+    the largest trilinear weight (`upsample.regrid`).
     """
     if on_other_grid not in ON_OTHER_GRID:
         raise ValueError(f"on_other_grid is one of {', '.join(ON_OTHER_GRID)}")
     meaning, unknown = _meaning(Path(path), adapter)
     codes = _read_codes(path, adapter, meaning, unknown)
     labels, void = translate(codes.voxels, codes.grid, meaning)
-    note = ""
-    if grid is not None and not grid.is_close(codes.grid):
+    rating, note = Rating(labels, void, voxel_hash(codes.voxels, codes.grid)), ""
+    if grid is not None and grid.to_ras().is_close(codes.grid.to_ras()):
+        rating = _turned(rating, grid)
+    elif grid is not None:
+        _check_place(path, rating, grid)
         if on_other_grid == "refuse":
             raise InputError(
                 f"{path}: lies on another grid ({_size(codes.grid)}) than the reference "
                 f"({_size(grid)}). Resample it, or allow that it is resampled."
             )
         note = f"{path}: resampled from {_size(codes.grid)} to {_size(grid)}, label by label."
-        labels, void = regrid(labels, grid), _regrid_mask(void, codes.grid, grid)
-    elif grid is not None:
-        labels = replace(labels, grid=grid)
-    rating = Rating(labels, void)
+        void = _regrid_mask(void, codes.grid, grid)
+        rating = replace(rating, labels=regrid(labels, grid), void=void)
     return (rating if adapter.sides else merge_sides(rating)), note
+
+
+def _turned(rating: Rating, grid: Grid) -> Rating:
+    """The same voxels with their axes in the order of another grid."""
+    source = rating.labels.grid
+
+    def turn(array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(grid.array_from_ras(source.array_to_ras(array)))
+
+    return replace(
+        rating,
+        labels=replace(rating.labels, voxels=turn(rating.labels.voxels), grid=grid),
+        void=None if rating.void is None else turn(rating.void),
+    )
+
+
+def _check_place(path: str | Path, rating: Rating, grid: Grid) -> None:
+    """Refuse a map that has labels, but none of them in the reference's box."""
+    labelled = rating.labels.voxels > 0
+    if rating.void is not None:
+        labelled |= rating.void
+    if labelled.any() and not (labelled & grid.covers(rating.labels.grid)).any():
+        where = np.argwhere(labelled).mean(0)
+        affine = rating.labels.grid.affine
+        middle = ", ".join(f"{x:.0f}" for x in affine[:3, :3] @ where + affine[:3, 3])
+        wanted = ", ".join(f"{x:.0f}" for x in grid.center_mm)
+        raise InputError(
+            f"{path}: lies elsewhere than the reference: its labels are around ({middle}) mm, "
+            f"the reference's box around ({wanted}) mm, and they do not meet. Give the map in "
+            "the space of that image, or repair its header."
+        )
+
+
+def meaning_digest(path: str | Path, adapter: Adapter) -> str:
+    """Digest of all that decides how a label map is read, but for the map itself.
+
+    Parameters
+    ----------
+    path : path
+        Of the label map: the ``dseg.tsv`` that explains a derivative's is looked for beside it.
+    adapter : Adapter
+
+    Returns
+    -------
+    str
+        SHA-256, hex. If the meaning cannot be had, that of the error, so that it changes once
+        the error is mended.
+    """
+    try:
+        meaning, unknown = _meaning(Path(path), adapter)
+    except InputError as error:
+        return hashlib.sha256(str(error).encode(errors="surrogateescape")).hexdigest()
+    said = {
+        "meaning": sorted((code, list(targets)) for code, targets in meaning.items()),
+        "unknown": sorted(unknown.items()),
+        "sides": adapter.sides,
+        "evaluable": None if adapter.evaluable is None else list(adapter.evaluable),
+        "unlabelled": list(adapter.unlabelled),
+        "hippocampus_amygdala": adapter.hippocampus_amygdala,
+    }
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _size(grid: Grid) -> str:
@@ -352,14 +431,20 @@ def _read_codes(
     path: str | Path, adapter: Adapter, meaning: Mapping[int, Targets], unknown: Mapping[int, str]
 ) -> LabelMap:
     """Label map in the rater's own codes; a code without a meaning is an error."""
-    known = LabelTable([Label(code, f"code-{code}") for code in meaning], name=adapter.name)
+    known = LabelTable(
+        [Label(code, f"code-{code}") for code in meaning if 0 <= code <= LARGEST_CODE],
+        name=adapter.name,
+    )
     try:
         return read_label_map(path, known)
     except UnknownLabelError as error:
         _, _, listed = str(error).rpartition(": ")
-        named = [
-            f"{name} ({code})" for code, name in unknown.items() if f" {code} (" in f" {listed}"
-        ]
+        used = {code: name for code, name in unknown.items() if f" {code} (" in f" {listed}"}
+        named = [f"{name} ({code})" for code, name in used.items()]
+        if any(code > LARGEST_CODE for code in used):
+            raise InputError(
+                f"{path}: has codes above {LARGEST_CODE}: {', '.join(named)}. Renumber them."
+            ) from error
         if named:
             raise InputError(
                 f"{path}: its dseg.tsv has names that table fullhead has not: "
@@ -398,7 +483,9 @@ def translate(
     >>> labels.voxels.ravel().tolist(), void.ravel().tolist()
     ([2, 2, 2, 41, 41, 0], [False, False, False, False, False, True])
     """
-    lookup = np.zeros(max(meaning) + 1, dtype=np.int16)
+    # A code that no label map holds must not decide the size of an array.
+    meaning = {code: told for code, told in meaning.items() if 0 <= code <= LARGEST_CODE}
+    lookup = np.zeros(max(meaning, default=0) + 1, dtype=np.int16)
     for code, targets in meaning.items():
         lookup[code] = targets[0] if len(targets) == 1 else 0
     out = lookup[codes]

@@ -25,7 +25,16 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.prior import ContrastPrior, LabelPrior, Spread
 from brainseg_bids.synth.classes import ClassDraw, clip_mean
 from brainseg_bids.synth.ranges import digest_of, read_toml
-from brainseg_bids.synth.recipe import Bias, Noise, Ratio, Recipe, Resolution, Texture, Tissue
+from brainseg_bids.synth.recipe import (
+    Bias,
+    Noise,
+    Ratio,
+    Recipe,
+    Resolution,
+    Texture,
+    Tissue,
+    View,
+)
 from brainseg_bids.synth.resolution import AcquiredVoxels
 from brainseg_bids.synth.space import RecipeSpace, check_effects
 from brainseg_bids.synth.streams import Streams
@@ -107,7 +116,8 @@ class DialledSpace:
 
     What a prior does not measure comes from the agnostic space whatever ``kappa``: geometry,
     field of view, motion, Gibbs ringing, susceptibility, and the size of patches of components.
-    The transmit field fades with ``kappa``: in a prior it is part of the measured field.
+    The transmit field fades with ``kappa``: in a prior it is part of the measured field. Air is
+    masked as often as ``kappa`` times the prior's share.
 
     Parameters
     ----------
@@ -125,8 +135,9 @@ class DialledSpace:
     Raises
     ------
     ValueError
-        If ``kappa`` is outside 0..1, the prior's correlation is no matrix of its labels, or the
-        agnostic space lacks one of the prior's labels.
+        If ``kappa`` is outside 0..1, the prior's correlation is no matrix of its labels, its
+        metadata's ``SkullStripped`` is no share, or the agnostic space lacks one of the prior's
+        labels.
     """
 
     agnostic: RecipeSpace
@@ -148,6 +159,7 @@ class DialledSpace:
             raise ValueError(
                 f"prior {self.prior.name}: its correlation is no finite matrix of {n} x {n} labels"
             )
+        stripped_share(self.prior)
         missing = sorted(set(self.prior.labels) - set(self._class_of))
         if missing:
             raise ValueError(
@@ -233,6 +245,7 @@ class DialledSpace:
             ratio=ratio,
             resolution=self._between_resolutions(recipe.resolution, sharpness),
             noise=noise,
+            view=self._draw_mask(streams, recipe.view, ratio),
             # A prior is of images as they are: its gamma is 1.
             gamma=recipe.gamma ** (1 - self.kappa),
             space=self.name,
@@ -259,13 +272,13 @@ class DialledSpace:
     def _base(self) -> RecipeSpace:
         """The agnostic space with the probabilities of its choices moved towards the prior's."""
         space = self.agnostic
-        stripped = (self.prior.metadata or {}).get("SkullStripped")
+        stripped = stripped_share(self.prior)
         if stripped is None or "view" in self.off:
             stripped = space.stripped_p
         return replace(
             space,
             background_dark_p=self._between(space.background_dark_p, 1.0),
-            stripped_p=self._between(space.stripped_p, float(stripped)),
+            stripped_p=self._between(space.stripped_p, stripped),
             transmit=replace(space.transmit, p=self._between(space.transmit.p, 0.0)),
             ratio=replace(space.ratio, p=self._between(space.ratio.p, self._ratio_share)),
         )
@@ -332,6 +345,17 @@ class DialledSpace:
         sd_frac, sd = (1 - self.kappa) * recipe.noise.sd_frac, self.kappa * sigma
         noise = Noise(sd_frac, streams.seed("noise"), channels, sd) if sd_frac + sd else Noise()
         return noise, recipe.ratio, MeasuredNoise(sigma, fitted_channels)
+
+    def _draw_mask(self, streams: Streams, view: View, ratio: Ratio) -> View:
+        """View with constant air as often as the prior's images have it."""
+        noise = self.prior.noise
+        if "view" in self.off or streams.uniform("masked air") >= self.kappa * noise.masked:
+            return view
+        # A magnitude without signal is zero.
+        level = 0.0
+        if ratio.noise_frac > 0:
+            level = ratio.low + noise.masked_level / UNITS * (ratio.high - ratio.low)
+        return replace(view, air_masked=True, air_level=level)
 
     def _draw_tissues(
         self, streams: Streams, measured: MeasuredNoise, gain: float
@@ -400,6 +424,25 @@ class DialledSpace:
             tuple(map(self._between, agnostic.voxel_size_mm, fitted.voxel_size_mm)),
             tuple(map(self._between, agnostic.thickness_mm, fitted.thickness_mm)),
         )
+
+
+def stripped_share(prior: ContrastPrior) -> float | None:
+    """Share of a prior's images that show the brain alone, 0..1; ``None`` if nobody said.
+
+    Raises
+    ------
+    ValueError
+        If ``SkullStripped`` of its metadata is something else.
+    """
+    said = (prior.metadata or {}).get("SkullStripped")
+    if said is None:
+        return None
+    if not isinstance(said, bool | int | float) or not 0 <= said <= 1:
+        raise ValueError(
+            f"prior {prior.name}: SkullStripped of its metadata is {said!r}; it has to be true, "
+            "false, or the share of images that are stripped, from 0 to 1"
+        )
+    return float(said)
 
 
 def variance_lost(resolution: Resolution, voxel_size_mm: float) -> float:

@@ -24,7 +24,7 @@ from brainseg_bids.synth.recipe import Recipe, Triple
 from brainseg_bids.synth.resolution import AcquiredVoxels, acquire
 from brainseg_bids.synth.shading import air_loss, flip_angles
 from brainseg_bids.synth.texture import grain, patches
-from brainseg_bids.synth.view import Box, Crop, field_of_view, out_of_view
+from brainseg_bids.synth.view import Box, Crop, field_of_view, masked, out_of_view
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,20 @@ class Generator:
         else:
             image = self._magnitude_image(ranks, contrast + signal, recipe, crop)
 
+        if recipe.view.air_masked:
+            image, gone = self._mask(image, ranks, recipe, crop)  # air made constant
         seen = field_of_view(recipe.view, crop)
         return SynthPair(image=_finish(image, gone, seen, recipe.gamma)[None], labels=labels)
+
+    def _mask(
+        self, image: Tensor, ranks: Tensor, recipe: Recipe, crop: Crop
+    ) -> tuple[Tensor, Tensor | None]:
+        """Image with its air at one level, and what has to be zero besides."""
+        air = masked(recipe.view, ranks, self.source)
+        # Tissues that are not kept have the mask's level, which is zero in magnitude images.
+        beyond = replace(recipe.view, kept="head")
+        gone = out_of_view(beyond, ranks, self.source, crop)
+        return image.masked_fill(air, recipe.view.air_level), gone
 
     def _magnitude_image(self, ranks: Tensor, layers: list, recipe: Recipe, crop: Crop) -> Tensor:
         """Paint, move, acquire: length of complex numbers with noise."""

@@ -199,6 +199,11 @@ class View:
         from the middle of the head are gone, as after defacing. A zero normal cuts nothing.
     low_mm, high_mm : (3,) float
         Field of view about the middle of the head (RAS); what lies outside is gone.
+    air_masked : bool
+        Whether what is outside the head, and tissues that are not kept, were set to a constant
+        after the image was acquired.
+    air_level : float
+        That constant, in painted units.
     """
 
     kept: str = "head"
@@ -206,6 +211,8 @@ class View:
     cut_mm: float = 0.0
     low_mm: Triple = (-1000.0, -1000.0, -1000.0)
     high_mm: Triple = (1000.0, 1000.0, 1000.0)
+    air_masked: bool = False
+    air_level: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of the head is in the image: kept tissues, cut plane, field of view.
 
-What is not there is zero in the image and background in the labels. It is taken away after the
+What is not there is background in the labels and zero in the image; what is masked has the
+mask's level instead. It is taken away after the
 image was acquired, as brain extraction, defacing and cropping do, so nothing is blurred into it.
 """
 
@@ -73,6 +74,37 @@ def field_of_view(view: View, crop: Crop) -> Box:
     return tuple(box)
 
 
+def is_outside(label: Label) -> bool:
+    """Whether a label is air around the head: code 0, and a tool's own name for it."""
+    return label.index == 0 or label.name == "Background"
+
+
+def masked(view: View, ranks: Tensor, table: LabelTable) -> Tensor | None:
+    """Voxels that were set to ``view.air_level``, (X, Y, Z) bool; ``None`` if none were.
+
+    Parameters
+    ----------
+    ranks : (X, Y, Z) uint8
+        Rank of each voxel's label in ``table``.
+
+    Examples
+    --------
+    >>> table = LabelTable.packaged("fullhead")
+    >>> ranks = torch.tensor([[[0, 1]]], dtype=torch.uint8)
+    >>> masked(View(air_masked=True), ranks, table).tolist()
+    [[[True, False]]]
+    """
+    if not view.air_masked:
+        return None
+    return _of_labels(ranks, [is_outside(x) or not is_visible(x, view) for x in table])
+
+
+def _of_labels(ranks: Tensor, chosen: list[bool]) -> Tensor:
+    """Voxels of the chosen labels."""
+    lookup = torch.tensor(chosen, device=ranks.device)
+    return lookup.index_select(0, ranks.flatten().int()).view(ranks.shape)
+
+
 def out_of_view(view: View, ranks: Tensor, table: LabelTable, crop: Crop) -> Tensor | None:
     """Voxels that are not in the image, (X, Y, Z) bool; ``None`` if all are.
 
@@ -83,8 +115,7 @@ def out_of_view(view: View, ranks: Tensor, table: LabelTable, crop: Crop) -> Ten
     """
     gone = None
     if view.kept != "head":
-        hidden = torch.tensor([not is_visible(label, view) for label in table])
-        gone = hidden.to(ranks.device).index_select(0, ranks.flatten().int()).view(ranks.shape)
+        gone = _of_labels(ranks, [not is_visible(label, view) for label in table])
     normal = np.asarray(view.cut_normal)
     if normal.any():
         along = [

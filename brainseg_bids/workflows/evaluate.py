@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from brainseg_bids.interfaces.evaluate import CompareRaters
-from brainseg_bids.volumes import read_grid
+from brainseg_bids.interfaces.raters import meaning_digest
+from brainseg_bids.volumes import InputError, read_grid
 from brainseg_bids.workflows.evaluate_plan import EvaluationPlan, ImagePlan
 
 BYTES_PER_VOXEL = 14
@@ -47,6 +49,13 @@ def init_evaluate_wf(
                 definition=definition,
                 on_other_grid=on_other_grid,
                 protocol=protocol,
+                asked=asked(
+                    image,
+                    tolerances_mm=tolerances_mm,
+                    definition=definition,
+                    on_other_grid=on_other_grid,
+                    protocol=protocol,
+                ),
             ),
             name=image.name,
             mem_gb=_mem_gb(image),
@@ -57,6 +66,26 @@ def init_evaluate_wf(
     return workflow
 
 
+def asked(image: ImagePlan, **settings) -> dict:
+    """All that decides a step's result: what is found of an earlier run counts only if it fits."""
+    files = {"": (image.case.labels, image.reference.adapter)}
+    files |= {name: (case.labels, image.adapters[name]) for name, case in image.rated.items()}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()} | {
+        "files": {
+            name: [str(path), *_state(path), meaning_digest(path, adapter)]
+            for name, (path, adapter) in files.items()
+        }
+    }
+
+
+def _state(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
 def _mem_gb(image: ImagePlan) -> float:
-    n_voxels = math.prod(read_grid(image.case.labels).shape)
+    try:
+        n_voxels = math.prod(read_grid(image.case.labels).shape)
+    except InputError:
+        return 2.0  # the step will say what is wrong
     return 0.3 + BYTES_PER_VOXEL * n_voxels * (1 + len(image.rated)) / 2**30

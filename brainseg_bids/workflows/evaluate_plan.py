@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from brainseg_bids.bids.adapters import Adapter
+from brainseg_bids.bids.description import raw_path
 from brainseg_bids.bids.names import sidecar
 from brainseg_bids.bids.references import Case, find_cases
 from brainseg_bids.interfaces.raters import find_adapter, find_rated
@@ -42,8 +44,19 @@ class Rater:
 
     @classmethod
     def of(cls, who: str, root: Path) -> Rater:
-        """From the two sides of NAME=PATH."""
-        name = Path(who).stem if who.endswith(".toml") else who
+        """From the two sides of NAME=PATH.
+
+        Raises
+        ------
+        InputError
+            If the adapter cannot be used, or the name cannot be part of a file's.
+        """
+        own_file = who.endswith(".toml")
+        name = Path(who).stem if own_file else who
+        if not re.fullmatch(r"[0-9A-Za-z+_.-]+", name):
+            raise InputError(f"{who}: give a name of letters, digits, dots and dashes.")
+        # Steps run in folders of their own.
+        who = str(Path(who).absolute()) if own_file else who
         return cls(name, who, root, find_adapter(who))
 
 
@@ -87,21 +100,24 @@ class EvaluationPlan:
     ----------
     images : tuple of ImagePlan
     raters : dict of str to Rater
-    found_references, found_raters : dict of str to tuple of str
-        Images that were found, by name.
+    found : dict of str to dict of str to tuple of str
+        By reference, then by rater: images that both have. What the reference itself has stands
+        under its own name in ``references``.
+    references : dict of str to tuple of str
     notes : tuple of str
     """
 
     images: tuple[ImagePlan, ...]
     raters: dict[str, Rater]
-    found_references: dict[str, tuple[str, ...]]
-    found_raters: dict[str, tuple[str, ...]]
+    found: dict[str, dict[str, tuple[str, ...]]]
+    references: dict[str, tuple[str, ...]]
     notes: tuple[str, ...] = field(default=())
 
 
 def plan_evaluation(
     output_dir: Path,
     *,
+    bids_dir: Path,
     references: Mapping[str, Path],
     derivatives: Mapping[str, Path],
     participants: tuple[str, ...] = (),
@@ -118,72 +134,116 @@ def plan_evaluation(
             "--stages evaluate: say what to compare with: --reference NAME=PATH, e.g. "
             "ultracortex=/data/ds005216."
         )
-    raters = {one.name: one for one in (Rater.of(n, Path(p)) for n, p in derivatives.items())}
+    raters = _by_name(derivatives, "-d")
     if list(output_dir.glob(f"sub-*/**/*_seg-{OURS}_dseg.nii.gz")):
+        if OURS in raters:
+            raise InputError(
+                f"-d {OURS}=...: this is what this app's own segmentations in {output_dir} are "
+                "called. Give them through a TOML of another name."
+            )
         raters[OURS] = Rater.of(OURS, output_dir)
     if not raters:
         raise InputError(
             f"{output_dir}: no segmentations are in it. Run the participant level into it first, "
             "or name others' with -d NAME=PATH."
         )
-    wanted = {label.removeprefix("sub-") for label in participants}
-    images, notes = [], []
-    found_references: dict[str, tuple[str, ...]] = {}
-    found_raters: dict[str, set[str]] = {name: set() for name in raters}
-    for who, path in references.items():
-        reference = Rater.of(who, Path(path))
-        cases, said = find_cases(reference.adapter, reference.root)
+    images: list[ImagePlan] = []
+    notes: list[str] = []
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    listed: dict[str, tuple[str, ...]] = {}
+    for name, reference in _by_name(references, "--reference").items():
+        every, said = find_cases(reference.adapter, reference.root)
+        cases = _wanted(every, participants, reference)
         notes += said
-        cases = {k: c for k, c in cases.items() if not wanted or c.subject in wanted}
-        found_references[reference.name] = tuple(cases)
         rated = {}
         for rater in raters.values():
-            rated[rater.name], said = find_rated(rater.adapter, rater.root, cases)
+            rated[rater.name], said = find_rated(
+                rater.adapter, rater.root, cases, all_reference_keys=tuple(every)
+            )
             # With several references each has some of a rater's images only.
-            several = len(references) > 1
-            notes += [note for note in said if not (several and NO_REFERENCE in note)]
-            found_raters[rater.name] |= set(rated[rater.name])
+            notes += [n for n in said if len(references) == 1 or NO_REFERENCE not in n]
+        listed[name] = tuple(cases)
+        found[name] = {rater: tuple(theirs) for rater, theirs in rated.items()}
         images += [
             ImagePlan(
                 reference,
-                case,
-                {name: theirs[key] for name, theirs in rated.items() if key in theirs},
-                {name: rater.adapter for name, rater in raters.items()},
+                _with_image(case, rated, bids_dir),
+                {who: theirs[key] for who, theirs in rated.items() if key in theirs},
+                {who: rater.adapter for who, rater in raters.items()},
             )
             for key, case in cases.items()
         ]
     images = [image for image in images if image.rated]
     if not images:
         raise InputError(
-            f"nobody has labelled any image of {', '.join(found_references)}: "
+            f"nobody has labelled any image of {', '.join(listed)}: "
             f"{'; '.join(notes) or 'the names do not fit'}"
         )
-    return EvaluationPlan(
-        tuple(images),
-        raters,
-        found_references,
-        {name: tuple(sorted(keys)) for name, keys in found_raters.items()},
-        tuple(dict.fromkeys(notes)),
-    )
+    return EvaluationPlan(tuple(images), raters, found, listed, tuple(dict.fromkeys(notes)))
 
 
-def seen_by(labels: Path, model: str) -> tuple[frozenset[str] | None, str]:
-    """What the model that made a segmentation was trained or fitted on, and the model's name.
+def _by_name(given: Mapping[str, Path], flag: str) -> dict[str, Rater]:
+    """Raters by name; two of one name are refused."""
+    raters: dict[str, Rater] = {}
+    for who, path in given.items():
+        rater = Rater.of(who, Path(path))
+        if rater.name in raters:
+            raise InputError(f"{flag} {who}: {rater.name} is there already. Rename one of them.")
+        raters[rater.name] = rater
+    return raters
+
+
+def _wanted(
+    cases: Mapping[str, Case], participants: tuple[str, ...], reference: Rater
+) -> dict[str, Case]:
+    """Cases of the participants that were asked for, with or without leading zeros."""
+    wanted = {label.removeprefix("sub-").lstrip("0") for label in participants}
+    if not wanted:
+        return dict(cases)
+    there = {case.subject.lstrip("0") for case in cases.values()}
+    if not wanted & there:
+        has = ", ".join(sorted({f"sub-{case.subject}" for case in cases.values()})[:10])
+        raise InputError(
+            f"--participant-label {' '.join(participants)}: {reference.name} has none of them. "
+            f"It has {has}."
+        )
+    return {key: case for key, case in cases.items() if case.subject.lstrip("0") in wanted}
+
+
+def _with_image(case: Case, rated: Mapping[str, Mapping[str, Case]], bids_dir: Path) -> Case:
+    """A case with the image that a rater says it has labelled, if the reference names none."""
+    if case.image is not None:
+        return case
+    for theirs in rated.values():
+        if case.key in theirs:
+            said = read_object(sidecar(theirs[case.key].labels))
+            image = raw_path(str(said.get("Input", "")), bids_dir)
+            if image is not None and image.is_file():
+                return replace(case, image=image)
+    return case
+
+
+def seen_by(labels: Path, model: str) -> tuple[frozenset[str], str]:
+    """What the model that made a segmentation was trained or fitted on.
 
     Returns
     -------
-    seen : frozenset of str or None
-        `volumes.voxel_hash` each; None if the model is not there or does not say.
-    name : str
-        Empty if the JSON beside the labels names no model.
+    seen : frozenset of str
+        `volumes.voxel_hash` each.
+    why_unknown : str
+        Why that is not known; empty if it is, or if no model made the segmentation.
     """
     said = read_object(sidecar(labels))
-    name = str(said.get("ModelName", ""))
+    name, digest = str(said.get("ModelName", "")), said.get("ModelDigest")
+    if not name:
+        return frozenset(), ""
     for candidate in filter(None, (model, name)):
         try:
             bundle = ModelBundle.read(find_bundle(candidate))
         except BundleError:
             continue
-        if bundle.digest == said.get("ModelDigest"):
-            return bundle.seen, name
-    return None, name
+        if bundle.digest == digest:
+            if bundle.seen is None:
+                return frozenset(), f"model {name} does not say what it was trained on"
+            return bundle.seen, ""
+    return frozenset(), f"model {name} of this digest is not here; give its folder with --model"

@@ -22,6 +22,7 @@ from brainseg_bids.bids.adapters import (
 from brainseg_bids.bids.references import (
     find_cases,
     match_cases,
+    partners,
     plain_adapter,
     read_adapter,
 )
@@ -59,6 +60,9 @@ def adapter_file(folder, text):
 
 
 GOOD = '[patterns]\nlabels = "{subject}.nii.gz"\n[labels.codes]\n1 = "Left-Thalamus"\n'
+
+
+VERSION = "[version]\nfile = 'CHANGES'\nat_least = '{}'\nwhy = 'x'\n"
 
 
 # ---- adapters
@@ -151,7 +155,19 @@ def test_a_users_adapter_is_named_after_its_file(tmp_path):
         (GOOD.replace("1 =", "one ="), "'one' is no whole number"),
         ("evaluable = ['Brian']\n" + GOOD, "Brian: neither a label"),
         ("hippocampus_amygdala = 'maybe'\n" + GOOD, "Known: left out, cortex"),
+        ("hippocampus_amygdala = 'cortex'\n" + GOOD, "no effect without unlabelled"),
         (GOOD + "[version]\nfile = 'CHANGES'\n", r"\[version\] needs"),
+        (GOOD + VERSION.format("1.1"), "'1.1'. Write three numbers in quotes"),
+        (GOOD + VERSION.format("new"), "'new'. Write three numbers"),
+        (GOOD + VERSION.format("1.1.0").replace("'1.1.0'", "1.1"), "at_least is a text"),
+        (GOOD + "[strata]\nall = ['3']\n", "called 'all'.*Rename"),
+        (GOOD + "[strata]\nA = ['3']\nB = ['3']\n", "'3' is in two strata, A and B"),
+        (GOOD.replace("{subject}", "{subject"), "brace without its partner"),
+        (GOOD.replace("{subject}", "/data/{subject}"), "no path below the dataset's folder"),
+        (GOOD.replace("{subject}", "../{subject}"), "no path below the dataset's folder"),
+        (GOOD.replace("1 =", "99999999999 ="), "no whole number from 0 to 32767"),
+        (GOOD.replace("1 =", "'²' ="), "no whole number from 0 to 32767"),
+        (GOOD + "[misspelt]\na = 3\n", "a is a text"),
         ("[[[", "no TOML"),
         ("[patterns]\nlabels = 'a.nii'\n[labels]\ntable = 'a.tsv'\n", "there is no such file"),
         ("[patterns]\nlabels = 'a.nii'\n[labels]\ncrosswalk = 'x'\n", "no crosswalk from 'x'"),
@@ -171,6 +187,26 @@ def test_a_code_that_is_twice_in_a_table_is_refused(tmp_path):
     path.write_text("source\ttarget\n1\t2\n")
     with pytest.raises(InputError, match="'reason' is missing"):
         read_targets(path)
+
+
+@pytest.mark.parametrize("read", [read_targets, read_names])
+def test_a_table_that_is_no_text_or_no_file_is_refused_in_one_line(tmp_path, read):
+    path = tmp_path / "dseg.tsv"
+    path.mkdir()
+    with pytest.raises(InputError, match=r"dseg.tsv: this is a folder\. Give a file"):
+        read(path)
+    path.rmdir()
+    path.write_bytes(b"index\tname\n1\tCort\xe9x\n")
+    with pytest.raises(InputError, match=r"dseg\.tsv: cannot be read as a table") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_field_without_end_in_a_table_is_refused(tmp_path):
+    path = tmp_path / "dseg.tsv"
+    path.write_text("index\tname\n1\t" + "x" * 200_000)
+    with pytest.raises(InputError, match=r"cannot be read as a table.*UTF-8 with tabs"):
+        read_names(path)
 
 
 # ---- the tree of ds005216
@@ -326,6 +362,14 @@ def test_of_several_segmentations_the_name_chooses(tmp_path):
         find_cases(plain_adapter("manual"), tmp_path)
 
 
+def test_one_segmentation_each_by_two_raters_is_not_one_rater(tmp_path):
+    for subject, seg in (("01", "A"), ("02", "B")):
+        put(tmp_path / f"sub-{subject}/anat/sub-{subject}_seg-{seg}_dseg.nii.gz")
+    with pytest.raises(InputError, match=r"\(A, B\), none of them manual"):
+        find_cases(plain_adapter("manual"), tmp_path)
+    assert list(find_cases(plain_adapter("B"), tmp_path)[0]) == ["sub-02"]
+
+
 # ---- names of a derivative
 
 
@@ -350,6 +394,22 @@ def test_names_of_fullhead_brainseg_and_freesurfer_are_known(tmp_path):
     path.write_text("index\tlabel\n")
     with pytest.raises(InputError, match="'name' is missing"):
         read_names(path)
+
+
+def test_an_index_that_is_twice_in_a_table_is_refused(tmp_path):
+    path = tmp_path / "dseg.tsv"
+    path.write_text("index\tname\n1\tLeft-Thalamus\n1\tSpleen\n")
+    with pytest.raises(InputError, match=r"dseg\.tsv: index 1 is there twice"):
+        read_names(path)
+    path.write_text("index\tname\n²\tLeft-Thalamus\n")
+    with pytest.raises(InputError, match="'²' is no whole number"):
+        read_names(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_columns_name(tmp_path):
+    path = tmp_path / "dseg.tsv"
+    path.write_text("\ufeffindex\tname\n10\tLeft-Thalamus\n", encoding="utf-8")
+    assert read_names(path)[0] == {10: (10,)}
 
 
 # ---- matching
@@ -391,3 +451,12 @@ def test_a_session_is_not_guessed_where_there_are_two():
     assert found.pairs == {}
     found = match_cases(["sub-3_ses-1"], ["sub-3_ses-2"], name="mine")
     assert found.pairs == {}
+
+
+def test_partners_of_images_nobody_asked_for_are_those_that_would_be_paired():
+    there = ["sub-03", "sub-4_ses-2", "sub-5", "sub-05", "sub-6"]
+    assert partners(["sub-3", "sub-4_ses-1", "sub-005"], there, name="mine") == {
+        "sub-03",
+        "sub-5",
+        "sub-05",
+    }

@@ -372,3 +372,77 @@ def test_a_weighted_median_is_that_of_repeated_values(rng):
     values, repeats = rng.normal(size=(9, 3)), rng.integers(1, 5, 9)
     expected = np.median(np.repeat(values, repeats, axis=0), axis=0)
     np.testing.assert_allclose(weighted_median(values, repeats.astype(float)), expected)
+
+
+def standardised(found, mean=100.0, sd=30.0):
+    """Statistics of an image whose mean was subtracted."""
+    labels = {
+        name: replace(
+            label, location=(label.location - mean) / sd, median=(label.median - mean) / sd
+        )
+        for name, label in found.labels.items()
+    }
+    high = (found.head_high - mean) / sd
+    return replace(found, labels=labels, head_low=-mean / sd, head_high=high)
+
+
+def test_an_image_whose_zero_means_nothing_is_left_out_and_named():
+    one = image_of(both_sides())
+    whole = {"a": one, "b": one, "c": one}
+    prior = pooled(whole | {"odd": standardised(one)})
+    assert prior.digest == pooled(whole).digest
+    (warning,) = prior.warnings
+    assert warning.startswith("odd was left out: ")
+    assert "before normalisation" in warning
+    assert [image["image"] for image in prior.images] == ["a", "b", "c"]
+
+
+def test_images_whose_zero_means_nothing_are_refused_when_there_are_no_others():
+    odd = standardised(image_of(both_sides()))
+    with pytest.raises(ValueError, match=r"^odd: .*below zero.*before normalisation") as caught:
+        pooled({"odd": odd, "or": odd})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dark_label_that_lost_its_neighbours_share_may_be_below_zero():
+    one = image_of(both_sides())
+    name = "Left-Lateral-Ventricle"
+    dark = replace(one[name], location=-4.0, median=3.0)
+    prior = pooled({"a": replace(one, labels=one.labels | {name: dark}), "b": one})
+    assert prior.n_images == 2
+
+
+def test_the_range_that_was_measured_counts_and_not_the_labels():
+    # Without noise, fat and vessels, labels do not reach as far as the image does.
+    means = {}
+    for top in (1000.0, 4095.0):
+        stored = {name: 0.4 * top * at / 160 for name, at in both_sides().items()}
+        found = image_of(stored, noise=NoiseLaw("ratio", 0.02, low=0.0, high=top), high=0.45 * top)
+        means[top] = pooled({"a": found})[WHITE].mean
+    assert means[1000.0] == means[4095.0] == pytest.approx(0.4 * 255)
+
+
+def test_provenance_has_no_images_that_were_left_out():
+    magnitude = image_of(both_sides())
+    statistics = {"a": magnitude, "b": magnitude, "odd": image_of(both_sides(), noise=RATIO)}
+    said = [{"image": f"bids:{name}", "name": name} for name in statistics]
+    kept = pooled(statistics, images=said).images
+    assert [image["name"] for image in kept] == ["a", "b"]
+    bare = [{"image": name} for name in statistics]
+    assert [image["image"] for image in pooled(statistics, images=bare).images] == ["a", "b"]
+
+
+RATIO = NoiseLaw("ratio", 0.02, low=0.0, high=255.0)
+
+
+def test_the_share_of_masked_images_and_the_level_of_their_air_are_pooled():
+    masked = replace(RATIO, masked_share=0.9)
+    dark = image_of(both_sides() | {"Unknown": 5.0}, noise=masked)
+    noisy = image_of(both_sides() | {"Unknown": 127.0}, noise=RATIO)
+    prior = pooled({"a": dark, "b": dark, "c": dark, "d": noisy})
+    assert prior.noise.masked == pytest.approx(0.75)
+    assert prior.noise.masked_level == pytest.approx(5.0)
+    assert pooled({"a": noisy}).noise.masked == 0
+    law = NoiseLaw("gaussian", 3.0, masked_share=1.0)
+    magnitude = pooled({"a": image_of(both_sides(), noise=law)}).noise
+    assert (magnitude.masked, magnitude.masked_level) == (1.0, 0.0)

@@ -165,3 +165,39 @@ def test_missing_files_are_named(prior, tmp_path):
 def test_a_name_that_cannot_be_part_of_a_file_name_is_refused(prior, tmp_path):
     with pytest.raises(ValueError, match="letters, digits and plus"):
         replace(prior, name="T1w/7T").write(tmp_path)
+
+
+def test_masks_come_back_from_disk_and_count_in_the_digest_only_where_there_are_any(
+    prior, tmp_path
+):
+    noise = replace(prior.noise, masked=0.6, masked_level=3.0)
+    masked = replace(prior, noise=noise)
+    path = masked.write(tmp_path)
+    assert ContrastPrior.read(path).noise == noise
+    assert masked.digest != prior.digest
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(raw | {"Noise": raw["Noise"] | {"masked": 1.5}}))
+    with pytest.raises(ValueError, match="share of masked images"):
+        ContrastPrior.read(path)
+    # Files that were written before there was a mask have no such keys.
+    assert "masked" not in json.loads(prior.write(tmp_path).read_text())["Noise"]
+
+
+@pytest.mark.parametrize("fails_at", [".tsv", ".json"])
+def test_files_that_cannot_be_written_whole_leave_the_old_ones(
+    prior, tmp_path, monkeypatch, fails_at
+):
+    path = prior.write(tmp_path)
+    write = type(path).write_text
+
+    def fail(self, text, **how):
+        if fails_at in self.name:
+            write(self, text[: len(text) // 2], **how)
+            raise OSError("disk full")
+        return write(self, text, **how)
+
+    monkeypatch.setattr(type(path), "write_text", fail)
+    with pytest.raises(OSError, match="disk full"):
+        replace(prior, head_low=9.0).write(tmp_path)
+    assert ContrastPrior.read(path).digest == prior.digest
+    assert len(list(tmp_path.iterdir())) == 2

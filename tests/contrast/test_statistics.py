@@ -11,6 +11,7 @@ import pytest
 from benchmarks.contrast import compare, draw_means, make_truth
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.statistics import measure, synthseg_statistics
 from tests.phantom.head import phantom_head, phantom_image
@@ -239,7 +240,6 @@ def test_synthseg_takes_median_and_mad_of_the_scaled_image(head, head_image):
 @pytest.mark.shared_data
 @pytest.mark.slow
 def test_a_real_head_has_white_matter_brighter_than_grey(shared_data):
-    from brainseg_bids.anatomy.labels import Label, LabelTable
     from brainseg_bids.volumes import read_label_map, read_volume
 
     names = ("Air", "Scalp", "Skull", "CSF", "Grey", "White", "Cavities")
@@ -252,3 +252,67 @@ def test_a_real_head_has_white_matter_brighter_than_grey(shared_data):
     assert statistics["White"].scale < 6
     assert all(1.0 <= width < 3.0 for width in statistics.fwhm_mm)
     assert math.isfinite(statistics.bias.smoothness_mm)
+
+
+@pytest.fixture(scope="module")
+def uni(head) -> np.ndarray:
+    """UNI of the phantom: uniform noise in the air, little in the head."""
+    rng = np.random.default_rng(3)
+    image = (phantom_image(head, rng, noise_sd=2.0) / 255).clip(0, 1) - 0.5
+    return np.where(head.voxels == 0, rng.uniform(-0.5, 0.5, image.shape), image)
+
+
+def test_the_share_of_masked_air_is_kept(head, head_image, uni):
+    image = np.where(head.voxels > 0, head_image, 0)
+    assert measure(image, head).noise.masked_share == 1
+    whole = measure(head_image, head).noise
+    assert (whole.masked_share, whole.is_masked) == (0, False)
+    # Denoised: dark, but not constant.
+    dark = np.random.default_rng(0).uniform(-0.5, -0.45, uni.shape)
+    denoised = measure(np.where(head.voxels == 0, dark, uni), head, kind="ratio")
+    assert denoised.noise.is_masked
+    assert denoised["Unknown"].location == pytest.approx(-0.475, abs=0.005)
+    assert not measure(uni, head, kind="ratio").noise.is_masked
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0, 1), (-1, 1), (0, 255), (0, 1000), (0, 4095), (-2048, 2047), (0, 10000)],
+)
+def test_a_ratio_is_the_same_however_it_is_stored(head, uni, low, high):
+    def stored(bottom, top):
+        return measure(bottom + (uni + 0.5) * (top - bottom), head, kind="ratio")
+
+    one, other = stored(-0.5, 0.5), stored(low, high)
+    assert (one.noise.low, one.noise.high) == (-0.5, 0.5)
+    assert (other.noise.low, other.noise.high) == (low, high)
+    assert other.noise.sigma == pytest.approx(one.noise.sigma, rel=1e-3)
+    assert not any("range of a ratio" in warning for warning in other.warnings)
+
+
+def test_an_unusual_range_of_a_ratio_is_told(head, uni):
+    found = measure(1500 * (uni + 0.5), head, kind="ratio")
+    assert found.noise.high == pytest.approx(1500, rel=0.01)
+    assert any("no usual range of a ratio" in warning for warning in found.warnings)
+
+
+def test_noise_of_a_ratio_is_not_taken_for_a_magnitudes():
+    # At a location of half its spread, Rician noise would be half as much again.
+    table = LabelTable([Label(0, "Background"), Label(7, "Ball")], name="demo")
+    away = np.linalg.norm(np.indices((40, 40, 40)) - 19.5, axis=0)
+    ball = LabelMap((away < 14).astype(np.int16) * 7, Grid((40,) * 3, np.eye(4)), table)
+    rng = np.random.default_rng(0)
+    image = np.where(
+        away < 14, rng.normal(0, 0.02, away.shape), rng.uniform(-0.5, 0.5, away.shape)
+    )
+    assert measure(image, ball, kind="ratio").noise.sigma == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_head_without_intensities_above_zero_is_refused_unless_it_is_a_ratio(head, head_image):
+    dark = head_image - head_image.max() - 1
+    with pytest.raises(
+        ValueError, match=r"no intensity above zero.*before normalisation"
+    ) as error:
+        measure(dark, head)
+    assert "\n" not in str(error.value)
+    assert measure(dark / 1000, head, kind="ratio").noise.kind == "ratio"

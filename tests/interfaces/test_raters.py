@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from brainseg_bids.interfaces.raters import (
     comparison,
     find_adapter,
     find_rated,
+    meaning_digest,
     merge_sides,
     nearest_labels,
     read_rating,
@@ -27,7 +29,13 @@ from brainseg_bids.interfaces.raters import (
     translate,
     within_evaluable,
 )
-from brainseg_bids.volumes import InputError, read_label_map, write_label_map, write_volume
+from brainseg_bids.volumes import (
+    InputError,
+    read_label_map,
+    voxel_hash,
+    write_label_map,
+    write_volume,
+)
 from tests.phantom.head import phantom_grid, phantom_head
 
 FULL = LabelTable.packaged("fullhead")
@@ -201,6 +209,112 @@ def test_void_is_resampled_with_its_labels(tmp_path):
     assert not found.void[5:].any()
 
 
+def test_a_map_that_lies_elsewhere_is_refused(tmp_path):
+    codes = np.full((4, 4, 4), 2)
+    grid = Grid((4, 4, 4), np.eye(4)).crop((100, 0, 0), (4, 4, 4))
+    adapter = read_adapter("ultracortex")
+    path = write_codes(tmp_path / "a.nii.gz", codes)
+    for choice in ("resample", "refuse"):
+        with pytest.raises(InputError, match=r"a.nii.gz: lies elsewhere than the reference"):
+            read_rating(path, adapter, grid=grid, on_other_grid=choice)
+    nowhere = tmp_path / "b.nii"
+    file = nib.Nifti1Image(codes.astype(np.int16), None)
+    file.header.set_sform(None, code=0)
+    file.header.set_qform(None, code=0)
+    nib.save(file, nowhere)
+    with (
+        pytest.warns(UserWarning, match="no orientation"),
+        pytest.raises(InputError, match=r"b.nii: lies elsewhere.*repair its header"),
+    ):
+        read_rating(nowhere, adapter, grid=grid)
+    empty = write_codes(tmp_path / "c.nii.gz", codes * 0)
+    assert not read_rating(empty, adapter, grid=grid)[0].labels.voxels.any()
+
+
+def test_a_map_that_touches_the_references_box_is_read(tmp_path):
+    codes = np.zeros((4, 4, 4), int)
+    codes[3] = 2
+    path = write_codes(tmp_path / "a.nii.gz", codes)
+    grid = Grid((4, 4, 4), np.eye(4)).crop((3, 0, 0), (4, 4, 4))
+    found, _ = read_rating(path, read_adapter("ultracortex"), grid=grid)
+    assert np.count_nonzero(found.labels.voxels) == 16
+
+
+def test_another_order_of_axes_is_the_same_grid(tmp_path, rng):
+    codes = rng.choice([0, 2, 41, 80], (4, 5, 6))
+    grid = Grid(codes.shape, np.diag([1.0, 2, 3, 1]))
+    affine = grid.affine @ np.array([[0, -1, 0, 3], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]])
+    turned = Grid((6, 4, 5), affine)
+    as_is = write_codes(tmp_path / "a.nii.gz", codes, grid)
+    moved = write_codes(tmp_path / "b.nii.gz", codes.transpose(2, 0, 1)[:, ::-1], turned)
+    adapter = find_adapter("freesurfer")
+    wanted, _ = read_rating(as_is, adapter)
+    found, note = read_rating(moved, adapter, grid=grid, on_other_grid="refuse")
+    assert note == ""
+    assert found.labels.grid == grid
+    assert np.array_equal(found.labels.voxels, wanted.labels.voxels)
+    assert np.array_equal(found.void, wanted.void)
+    assert found.raw_hash == wanted.raw_hash
+
+
+# ---- what is kept of the file
+
+
+def test_the_hash_is_that_of_the_file_whatever_is_made_of_it(tmp_path):
+    codes = np.array([[[0, 1], [2, 7]], [[11, 13], [14, 17]]])
+    grid = Grid((2, 2, 2), np.eye(4))
+    path = write_codes(tmp_path / "a.nii.gz", codes, grid)
+    found, _ = read_rating(path, read_adapter("meshnet"), grid=grid.with_voxel_size(0.5))
+    assert found.raw_hash == voxel_hash(codes, grid)
+    assert found.raw_hash != voxel_hash(found.labels.voxels, found.labels.grid)
+
+
+def test_the_digest_follows_what_decides_how_a_map_is_read(tmp_path):
+    path = write_codes(tmp_path / "sub-01/anat/sub-01_dseg.nii.gz", np.ones((2, 2, 2)))
+    adapter, table = find_adapter("manual"), tmp_path / "dseg.tsv"
+    digests = [meaning_digest(path, adapter)]
+    for text in (
+        "1\tLeft-Thalamus\n",
+        "1\tRight-Thalamus\n",
+        "1\tSpleen\n",
+        "1\tLiver\n",
+        "x\t\n",
+    ):
+        table.write_text("index\tname\n" + text)
+        digests.append(meaning_digest(path, adapter))
+    assert len(set(digests)) == 6
+    table.write_text("index\tname\tcolor\n1\tLeft-Thalamus\t#ff0000\n")
+    assert meaning_digest(path, adapter) == digests[1]
+    for change in (
+        {"sides": False},
+        {"evaluable": ()},
+        {"unlabelled": ("Brain-Stem",)},
+        {"hippocampus_amygdala": "cortex"},
+    ):
+        assert meaning_digest(path, replace(adapter, **change)) != digests[1]
+
+
+@pytest.mark.parametrize("code", [99999999999, -3, 2_000_000])
+def test_a_code_beyond_any_table_is_unknown_and_takes_no_memory(tmp_path, code):
+    path = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(np.full((2, 2, 2), code), np.eye(4), dtype=np.int64), path)
+    with pytest.raises(InputError, match=rf"does not explain: {code} \(8 voxels\)"):
+        read_rating(path, read_adapter("ultracortex"))
+    grid = Grid((1, 1, 2), np.eye(4))
+    labels, _ = translate(np.array([[[0, 2]]]), grid, {0: (0,), 2: (2,), code: (3,)})
+    assert codes_of(labels) == [0, 2]
+
+
+def test_a_large_index_in_a_table_matters_only_where_it_is_used(tmp_path):
+    path = write_codes(tmp_path / "sub-01/anat/sub-01_dseg.nii.gz", np.ones((2, 2, 2)))
+    table = "index\tname\n1\tLeft-Thalamus\n99999\tRight-Thalamus\n"
+    (tmp_path / "dseg.tsv").write_text(table)
+    assert set(codes_of(read_rating(path, find_adapter("manual"))[0].labels)) == {10}
+    write_volume(np.full((2, 2, 2), 99999, np.int32), Grid((2, 2, 2), np.eye(4)), path)
+    with pytest.raises(InputError, match=r"above 32767: Right-Thalamus \(99999\)\. Renumber"):
+        read_rating(path, find_adapter("manual"))
+
+
 # ---- what is judged
 
 
@@ -358,6 +472,10 @@ def test_ratings_without_a_reference_are_listed(tmp_path):
     found, notes = find_rated(find_adapter("mine"), tmp_path / "out", reference)
     assert list(found) == ["sub-3"]
     assert notes == ["mine: labels without a reference: sub-4."]
+    _, notes = find_rated(
+        find_adapter("mine"), tmp_path / "out", reference, all_reference_keys=["sub-04", "sub-3"]
+    )
+    assert notes == []
 
 
 def test_a_tools_own_layout_is_found(tmp_path):

@@ -398,3 +398,46 @@ def test_a_dial_file_that_cannot_be_used_says_why(tmp_path, text, message):
         read_space(str(tmp_path / "bad.toml"))
     assert "\n" not in str(caught.value)
     assert json.loads((tmp_path / "p.json").read_text())
+
+
+def masked_prior(share: float, **options):
+    prior = make_prior(SEVEN, **options)
+    return replace(prior, noise=replace(prior.noise, masked=share, masked_level=51.0))
+
+
+def test_air_is_masked_as_often_as_the_dial_and_the_prior_say():
+    shares = {}
+    for kappa in (0.0, 0.5, 1.0):
+        space = DialledSpace(AGNOSTIC, masked_prior(0.6), kappa)
+        drawn = recipes(space, 300)
+        shares[kappa] = np.mean([recipe.view.air_masked for recipe in drawn])
+        assert {recipe.view.air_level for recipe in drawn} == {0.0}
+        assert not any(recipe.view.air_masked for recipe in recipes(space.without("view"), 20))
+    assert shares[0.0] == 0
+    assert shares[0.5] == pytest.approx(0.3, abs=0.08)
+    assert shares[1.0] == pytest.approx(0.6, abs=0.08)
+
+
+def test_the_level_of_a_ratios_masked_air_is_in_painted_units():
+    prior = masked_prior(1.0, kinds={"ratio": 1.0}, sigma=0.02)
+    (recipe,) = recipes(DialledSpace(AGNOSTIC, prior, 1.0), 1)
+    assert recipe.view.air_level == pytest.approx(51.0)
+    agnostic = AGNOSTIC.changed({"ratio": {"p": 1.0}})
+    (recipe,) = recipes(DialledSpace(agnostic, prior, 0.9), 1)
+    if recipe.view.air_masked:
+        span = recipe.ratio.high - recipe.ratio.low
+        assert recipe.view.air_level == pytest.approx(recipe.ratio.low + 0.2 * span)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize("said", ["true", "0.5", 1.2, -1, float("nan"), [True]])
+def test_a_share_of_stripped_images_that_is_none_is_refused_by_name(said):
+    with pytest.raises(ValueError, match="T1w: SkullStripped") as caught:
+        dialled(0.5, metadata={"SkullStripped": said})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_share_of_stripped_images_is_drawn_as_often():
+    drawn = recipes(dialled(1.0, metadata={"SkullStripped": 0.25}), 300)
+    share = np.mean([recipe.view.kept != "head" for recipe in drawn])
+    assert share == pytest.approx(0.25, abs=0.08)

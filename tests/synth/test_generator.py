@@ -19,6 +19,7 @@ from brainseg_bids.synth.recipe import (
     Bias,
     Deformation,
     Noise,
+    Ratio,
     Recipe,
     Resolution,
     Tissue,
@@ -274,3 +275,36 @@ def test_codes_without_translation_are_refused_by_name():
     bad = LabelMap(voxels, labels.grid, labels.table)
     with pytest.raises(ValueError, match=r"77 \(1 voxel\)"):
         generator().check_codes(bad, what="sub-01")
+
+
+@pytest.mark.parametrize("kept", ["head", "brain"])
+@pytest.mark.parametrize(
+    ("effects", "level"),
+    [
+        ({"noise": Noise(0.1, 3)}, 0.0),
+        ({"ratio": Ratio(0.1, low=0.0, high=255.0)}, 51.0),
+    ],
+)
+def test_masked_air_is_constant_after_noise_and_labels_stay(ready, head, kept, effects, level):
+    where = Deformation(center_frac=centred(ready, head.grid.shape))
+    noisy = plain_recipe(deformation=where, view=View(kept=kept), **effects)
+    view = View(kept=kept, air_masked=True, air_level=level)
+    masked = generator().render(ready, replace(noisy, view=view))
+    full = generator().render(ready, noisy)
+    shown = np.array([kept == "head" or label.is_brain for label in head.table])
+    outside = (head.voxels == 0) | ~shown[head.table.positions()[head.voxels]]
+    air = np.unique(masked.image[0].numpy()[outside])
+    assert len(air) == 1
+    assert air[0] == 0 if level == 0 else 0 < air[0] < 0.4
+    assert torch.equal(masked.labels, full.labels)
+    assert masked.image[0].numpy()[~outside].std() > 0.1
+    if kept == "head":
+        assert full.image[0].numpy()[head.voxels == 0].std() > 0.02
+
+
+def test_beyond_the_field_of_view_is_zero_whatever_the_masks_level(ready, head):
+    view = View(air_masked=True, air_level=51.0, high_mm=(1000.0, 1000.0, 0.0))
+    recipe = plain_recipe(view=view, ratio=Ratio(0.05, low=0.0, high=255.0))
+    image = generator().render(ready, recipe).image[0]
+    assert (image[:, :, -2:] == 0).all()
+    assert (image[0, 0, :5] > 0).all()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -105,3 +107,10 @@ def test_t2w_and_flair_recipes_have_the_signs_of_their_contrasts(rng):
         white = tissues["Left-Cerebral-White-Matter"].mean[0]
         assert (csf > grey) == csf_is_bright
         assert grey > white - 10
+
+
+def test_a_recipe_that_was_written_before_air_could_be_masked_is_read(rng):
+    recipe = RecipeSpace.packaged("t1w").draw(rng)
+    raw = json.loads(recipe.to_json())
+    del raw["view"]["air_masked"], raw["view"]["air_level"]
+    assert Recipe.from_json(json.dumps(raw)) == recipe
