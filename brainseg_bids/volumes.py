@@ -61,8 +61,7 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
         )
     if image.min() == image.max():
         raise InputError(
-            f"{path}: every voxel is {image.flat[0]:g}, the image is constant. "
-            "Check the export."
+            f"{path}: every voxel is {image.flat[0]:g}, the image is constant. Check the export."
         )
     return image, grid
 

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.alignment import FAINT as FAINT_FRAC
-from brainseg_bids.contrast.alignment import TOP, ratio_range
+from brainseg_bids.contrast.alignment import TOP
 from brainseg_bids.contrast.measured import BiasField, ContrastStatistics
+from brainseg_bids.contrast.pool import range_of
 from brainseg_bids.contrast.prior import ContrastPrior, LabelPrior, Spread
 from brainseg_bids.reports.comparison import draw_methods, method_colors, one_side
 from brainseg_bids.reports.contrast import label_row, noise_kinds
@@ -65,8 +66,7 @@ def to_units(
         The prior's units are ``gain * intensity + offset``.
     """
     if prior.is_ratio:
-        ends = statistics.edges or (statistics.head_low, statistics.head_high)
-        low, high = ratio_range(ends[0], ends[-1])
+        low, high = range_of(statistics)
         return TOP / (high - low), -low * TOP / (high - low)
     known = [
         (table[name].is_brain, prior[name].mean / own.location)
