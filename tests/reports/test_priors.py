@@ -179,11 +179,11 @@ def test_images_of_any_gain_come_to_the_priors_units(prior, statistics):
 
 def test_a_ratio_comes_to_the_priors_units_by_its_range(prior, statistics):
     ratio = replace(prior, noise=NoisePrior({"ratio": 1.0}, Spread(0.01, 0.2)))
-    some = replace(next(iter(statistics.values())), noise=NoiseLaw("ratio", 0.01))
-    gain, offset = to_units(ratio, replace(some, edges=(0.0, 4090.0)), TABLE)
-    assert (gain * 0 + offset, gain * 4095 + offset) == pytest.approx((0, 255))
-    gain, offset = to_units(ratio, replace(some, edges=(-0.5, 0.49)), TABLE)
-    assert (gain * -0.5 + offset, gain * 0.5 + offset) == pytest.approx((0, 255))
+    some = next(iter(statistics.values()))
+    for low, high in ((0.0, 4095.0), (-0.5, 0.5)):
+        measured = replace(some, noise=NoiseLaw("ratio", 0.01, low=low, high=high))
+        gain, offset = to_units(ratio, measured, TABLE)
+        assert (gain * low + offset, gain * high + offset) == pytest.approx((0, 255))
 
 
 def test_only_measured_labels_are_correlated_left_beside_right(prior):
