@@ -7,10 +7,11 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,6 +34,9 @@ from brainseg_bids.volumes import InputError, read_grid, sha256, write_label_map
 from brainseg_bids.workflows.plan import read_object
 from brainseg_bids.workflows.priors import read_priors
 from brainseg_bids.workflows.resources import memory_gib
+
+if TYPE_CHECKING:
+    from brainseg_bids.cli.likeness import Shown
 
 log = logging.getLogger("brainseg")
 
@@ -315,8 +319,7 @@ def compare(
     for method, kappa in kappas.items():
         space = DialledSpace(whole_heads(), prior, kappa)
         pairs = render(space, maker.stream.heads, maker.generator, grid)
-        shown[method] = next(pairs)
-        drawn[method] = chain([shown[method]], pairs)
+        drawn[method] = _keep_largest(pairs, shown, method)
     rows = likeness(chain([first], real), drawn)
     for method in kappas:
         distances = [row.distances[method] for row in rows if method in row.distances]
@@ -336,6 +339,16 @@ def compare(
         title=f"Contrast {prior.name}: real and synthetic",
     )
     return rows, [sheet]
+
+
+def _keep_largest(pairs: Iterable[Shown], kept: dict[str, Shown], name: str) -> Iterator[Shown]:
+    """The pairs as they come; the one with most of a head in it is kept to be shown."""
+    most = -1
+    for pair in pairs:
+        labelled = int(np.count_nonzero(pair.labels.voxels))
+        if labelled > most:
+            most, kept[name] = labelled, pair
+        yield pair
 
 
 def pair_shape(heads: Sequence[Head], voxel_size_mm: float) -> tuple[int, int, int]:
