@@ -144,7 +144,7 @@ def test_stages_belong_to_their_level(data, said):
     assert settings_of(data).stages == ("segment",)
     assert settings_of(data, level="group").stages == ("summary",)
     assert "group level" in said("--stages", "summary")
-    assert "participant level" in said("--stages", "segment", level="group")
+    assert "no such stage" in said("--stages", "dream")
     assert settings_of(data, "--stages", "headlabels").stages == ("headlabels",)
     assert settings_of(data, "--stages", "upsample").target_voxel_size_mm == ()
     assert "no such stage" in said("--stages", "contrast")
@@ -207,3 +207,16 @@ def test_a_group_run_needs_no_scratch_folder(tmp_path):
     with pytest.raises(SystemExit) as ended:
         parse([str(data), str(tmp_path / "out"), "participant", "-w", str(blocked / "work")])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("flag", "stage"),
+    [("--kappa", "synth"), ("--pairs", "synth"), ("--nsd-tolerance", "evaluate")],
+)
+def test_a_flag_without_its_stage_is_refused(said, flag, stage):
+    assert f"{flag} belongs to --stages {stage}" in said(flag, "1", level="group")
+
+
+@pytest.mark.parametrize("kappa", ["-0.1", "1.1", "half"])
+def test_the_dial_goes_from_0_to_1(said, kappa):
+    assert "from 0 to 1" in said("--stages", "synth", f"--kappa={kappa}", level="group")
