@@ -144,10 +144,10 @@ def test_stages_belong_to_their_level(data, said):
     assert settings_of(data).stages == ("segment",)
     assert settings_of(data, level="group").stages == ("summary",)
     assert "group level" in said("--stages", "summary")
-    assert "no such stage" in said("--stages", "dream")
+    assert "participant level" in said("--stages", "segment", level="group")
     assert settings_of(data, "--stages", "headlabels").stages == ("headlabels",)
     assert settings_of(data, "--stages", "upsample").target_voxel_size_mm == ()
-    assert "no such stage" in said("--stages", "contrast")
+    assert "no such stage" in said("--stages", "dream")
     assert "no such stage" in said("--stages", "train", level="group")
 
 
