@@ -20,7 +20,7 @@ from nipype.interfaces.base import (
 
 from brainseg_bids import __version__
 from brainseg_bids.evaluation.agreement import compare
-from brainseg_bids.interfaces.raters import comparison, find_adapter, read_rating
+from brainseg_bids.interfaces.raters import Rating, comparison, find_adapter, read_rating
 from brainseg_bids.volumes import InputError, read_volume, voxel_hash
 
 
@@ -52,59 +52,18 @@ class CompareRaters(SimpleInterface):
 
     def _run_interface(self, runtime):
         began_s, path = time.monotonic(), Path(runtime.cwd) / "facts.json"
-        adapter = find_adapter(self.inputs.reference)
-        reference, _ = read_rating(self.inputs.labels, adapter)
-        grid = reference.labels.grid
-        ratings, notes, faults = {}, [], {}
+        reference, _ = read_rating(self.inputs.labels, find_adapter(self.inputs.reference))
+        facts: dict = {"Compared": {}, "Known": {}, "Notes": [], "Faults": {}}
         if not reference.labels.voxels.any():
-            notes.append(f"{self.inputs.labels}: this reference is empty.")
-        for name, who, labels in zip(
-            self.inputs.raters, self.inputs.who, self.inputs.maps, strict=True
-        ):
+            facts["Notes"].append(f"{self.inputs.labels}: this reference is empty.")
+        ratings = self._read(reference, facts)
+        for name in ratings:
             try:
-                ratings[name], note = read_rating(
-                    labels,
-                    find_adapter(who),
-                    grid=grid,
-                    on_other_grid=self.inputs.on_other_grid,
-                )
-                notes += [note] if note else []
-            except (InputError, ValueError) as error:
-                faults[name] = str(error)
-        rows: dict[str, list[dict]] = {}
-        known: dict[str, list[str]] = {}
-        for name, rating in ratings.items():
-            others = [other for theirs, other in ratings.items() if theirs != name]
-            try:
-                judged = comparison(
-                    reference,
-                    rating,
-                    adapter,
-                    name=name,
-                    protocol=self.inputs.protocol,
-                    others=others,
-                )
-            except (InputError, ValueError) as error:
-                faults[name] = str(error)
-                continue
-            notes += judged.notes
-            known[name] = [label.name for label in judged.prediction.table] + list(judged.groups)
-            rows[name] = [
-                _plain(agreement.row())
-                for agreement in compare(
-                    judged.prediction,
-                    judged.reference,
-                    groups=judged.groups,
-                    within=judged.within,
-                    tolerances_mm=self.inputs.tolerances_mm,
-                    definition=self.inputs.definition,
-                )
-            ]
-        facts = {
-            "Compared": rows,
-            "Known": known,
-            "Notes": list(dict.fromkeys(notes)),
-            "Faults": faults,
+                self._compare(reference, ratings, name, facts)
+            except ValueError as error:
+                facts["Faults"][name] = str(error)
+        facts["Notes"] = list(dict.fromkeys(facts["Notes"]))
+        facts |= {
             "Hashes": self._hashes(reference),
             "Asked": dict(self.inputs.asked or {}),
             "Seconds": round(time.monotonic() - began_s, 2),
@@ -113,7 +72,49 @@ class CompareRaters(SimpleInterface):
         self._results["facts"] = str(path)
         return runtime
 
-    def _hashes(self, reference) -> list[str]:
+    def _read(self, reference: Rating, facts: dict) -> dict[str, Rating]:
+        """What each rater says, on the reference's grid; what cannot be read is a fault."""
+        given = (self.inputs.raters, self.inputs.who, self.inputs.maps)
+        ratings = {}
+        for name, who, labels in zip(*given, strict=True):
+            try:
+                ratings[name], note = read_rating(
+                    labels,
+                    find_adapter(who),
+                    grid=reference.labels.grid,
+                    on_other_grid=self.inputs.on_other_grid,
+                )
+            except ValueError as error:
+                facts["Faults"][name] = str(error)
+                continue
+            facts["Notes"] += [note] if note else []
+        return ratings
+
+    def _compare(
+        self, reference: Rating, ratings: dict[str, Rating], name: str, facts: dict
+    ) -> None:
+        """Add one rater's rows to the facts."""
+        judged = comparison(
+            reference,
+            ratings[name],
+            find_adapter(self.inputs.reference),
+            name=name,
+            protocol=self.inputs.protocol,
+            others=[rating for other, rating in ratings.items() if other != name],
+        )
+        agreements = compare(
+            judged.prediction,
+            judged.reference,
+            groups=judged.groups,
+            within=judged.within,
+            tolerances_mm=self.inputs.tolerances_mm,
+            definition=self.inputs.definition,
+        )
+        facts["Notes"] += judged.notes
+        facts["Known"][name] = [*(one.name for one in judged.prediction.table), *judged.groups]
+        facts["Compared"][name] = [_plain(one.row()) for one in agreements]
+
+    def _hashes(self, reference: Rating) -> list[str]:
         """Of the image and of the reference's labels, as a model may have seen them."""
         hashes = [reference.raw_hash, voxel_hash(reference.labels.voxels, reference.labels.grid)]
         if isdefined(self.inputs.image):

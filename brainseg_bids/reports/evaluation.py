@@ -195,14 +195,7 @@ def write_evaluation_page(
     only = _only_stratum(scores)
     if only:
         scores = replace(scores, strata=("",) * len(scores.images))
-    found = {
-        name: [
-            line
-            for line in lines
-            if line["reference"] == reference and not (only and line.get("stratum") == only)
-        ]
-        for name, lines in found.items()
-    }
+    found = _own_lines(found, reference, only)
     names = () if scores is None else scores.names
     looks = texts.Looks(
         raters=tuple(raters),
@@ -239,6 +232,20 @@ def _only_stratum(scores: Scores | None) -> str:
     """Stratum of all images, which is no use to show beside all; empty if there are several."""
     strata = set() if scores is None else set(scores.strata)
     return strata.pop() if len(strata) == 1 else ""
+
+
+def _own_lines(
+    tables: Mapping[str, Sequence[Mapping]], reference: str, only: str
+) -> dict[str, list[Mapping]]:
+    """Lines of one reference; its only stratum, which all images are of, is not told apart."""
+    return {
+        name: [
+            line
+            for line in lines
+            if line["reference"] == reference and not (only and line.get("stratum") == only)
+        ]
+        for name, lines in tables.items()
+    }
 
 
 def _facts(

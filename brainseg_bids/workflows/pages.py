@@ -176,17 +176,7 @@ def _tool_run(role: str, plan: ToolPlan) -> ToolRun:
     if plan.action == GIVEN:
         return ToolRun(plan.tool.name, role=role, reused_from=str(plan.outputs["labels"]))
     facts = read_object(sidecar(plan.outputs["labels"]))
-    known = (
-        "Tool",
-        "ToolVersion",
-        "Command",
-        "Seconds",
-        "PeakMemoryGiB",
-        "Threads",
-        "Mode",
-        "Device",
-    )
-    return ToolRun.from_facts({key: facts[key] for key in known if key in facts}, role=role)
+    return ToolRun.from_facts({key: facts[key] for key in SHOWN if key in facts}, role=role)
 
 
 def _written(plan: ScanPlan, output_dir: Path) -> list[str]:
