@@ -36,9 +36,16 @@ Nothing is downloaded and nothing is sent."""
 GIB_PER_UNIT = {"T": 1024.0, "G": 1.0, "M": 1 / 1024, "K": 1 / 1024**2}
 
 
+class _Parser(argparse.ArgumentParser):
+    """What is wrong in one line: two dozen lines of usage would hide it."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help lists all flags)\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser; `parse` checks what one argument alone cannot tell."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="brainseg",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

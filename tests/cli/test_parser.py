@@ -220,3 +220,9 @@ def test_a_flag_without_its_stage_is_refused(said, flag, stage):
 @pytest.mark.parametrize("kappa", ["-0.1", "1.1", "half"])
 def test_the_dial_goes_from_0_to_1(said, kappa):
     assert "from 0 to 1" in said("--stages", "synth", f"--kappa={kappa}", level="group")
+
+
+def test_what_is_wrong_is_one_line(said):
+    message = said("--stages", "synth", "--kappa=2", level="group")
+    assert message.startswith("brainseg: error: ")
+    assert len(message.splitlines()) == 1
