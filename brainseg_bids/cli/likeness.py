@@ -20,7 +20,7 @@ from brainseg_bids.bids.names import sidecar
 from brainseg_bids.contrast.compare import Histogram, energy_distance
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.interfaces.headlabels import read_source
-from brainseg_bids.reports.densities import Comparison
+from brainseg_bids.reports.densities import Likeness
 from brainseg_bids.synth.generator import Generator, Head, rescale
 from brainseg_bids.training.pairs import PairStream
 from brainseg_bids.volumes import InputError, read_volume
@@ -112,7 +112,7 @@ def histograms(shown: Iterable[Shown]) -> dict[str, np.ndarray]:
     return totals
 
 
-def likeness(real: Iterable[Shown], synthetic: Mapping[str, Iterable[Shown]]) -> list[Comparison]:
+def likeness(real: Iterable[Shown], synthetic: Mapping[str, Iterable[Shown]]) -> list[Likeness]:
     """Energy distance of each class to the real one's, by method; no real image: none."""
     truth = histograms(real)
     drawn = {method: histograms(pairs) for method, pairs in synthetic.items()}
@@ -121,7 +121,7 @@ def likeness(real: Iterable[Shown], synthetic: Mapping[str, Iterable[Shown]]) ->
         of_method = {method: found[name] for method, found in drawn.items() if name in found}
         target = Histogram(np.array(EDGES), counts)
         rows.append(
-            Comparison(
+            Likeness(
                 name,
                 {
                     method: energy_distance(target, Histogram(np.array(EDGES), own))

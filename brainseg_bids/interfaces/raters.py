@@ -79,7 +79,7 @@ class Rating:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class JudgedMaps:
     """Two label maps that can be judged, and what of them: arguments of `agreement.compare`.
 
     Parameters
@@ -656,7 +656,7 @@ def comparison(
     name: str,
     protocol: str = "label-restricted",
     others: Sequence[Rating] = (),
-) -> Comparison:
+) -> JudgedMaps:
     """What of two ratings is judged, and how.
 
     Parameters
@@ -699,7 +699,7 @@ def comparison(
         notes.append(f"{name}: left and right are judged as one.")
     judged = _judged(reference, rater, adapter, name, notes)
     outside = 0 if within is None else within.size - int(np.count_nonzero(within))
-    return Comparison(
+    return JudgedMaps(
         _restricted(rater.labels, judged),
         _restricted(reference.labels, judged),
         within,

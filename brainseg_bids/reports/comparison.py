@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from brainseg_bids.contrast.compare import Histogram, Intensities, energy_distance
 from brainseg_bids.reports.densities import (
-    Comparison,
+    Likeness,
     density,
     name_axes,
     no_data,
@@ -30,7 +30,7 @@ def compare(
     synthetic: Mapping[str, Mapping[str, Intensities]],
     *,
     bins: int = 64,
-) -> list[Comparison]:
+) -> list[Likeness]:
     """Real heads against what each method makes, label by label.
 
     Parameters
@@ -44,7 +44,7 @@ def compare(
 
     Returns
     -------
-    list of Comparison
+    list of Likeness
         In the order of ``real``.
 
     Examples
@@ -60,7 +60,7 @@ def compare(
         low, high = min(end[0] for end in ends), max(end[1] for end in ends)
         edges = np.linspace(low, high if high > low else low + 1, bins + 1)
         found.append(
-            Comparison(
+            Likeness(
                 label=label,
                 distances={m: energy_distance(own, values) for m, values in made.items()},
                 edges=tuple(edges.tolist()),
@@ -82,10 +82,10 @@ def _counts(values: Intensities, edges: np.ndarray) -> np.ndarray:
     return np.histogram(values, edges)[0].astype(float)
 
 
-def one_side(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def one_side(comparisons: Sequence[Likeness]) -> list[Likeness]:
     """Without right labels whose left counterpart is there: a picture has to end somewhere.
 
-    >>> rows = [Comparison(name, {}) for name in ("Left-Putamen", "Right-Putamen", "CSF")]
+    >>> rows = [Likeness(name, {}) for name in ("Left-Putamen", "Right-Putamen", "CSF")]
     >>> [row.label for row in one_side(rows)]
     ['Left-Putamen', 'CSF']
     """
@@ -98,10 +98,10 @@ def one_side(comparisons: Sequence[Comparison]) -> list[Comparison]:
     ]
 
 
-def method_colors(comparisons: Iterable[Comparison]) -> dict[str, str]:
+def method_colors(comparisons: Iterable[Likeness]) -> dict[str, str]:
     """A colour for each method, the same on every picture.
 
-    >>> method_colors([Comparison("CSF", {"fitted": 1.0, "own": 2.0})])
+    >>> method_colors([Likeness("CSF", {"fitted": 1.0, "own": 2.0})])
     {'fitted': '#8ab4f8', 'own': '#d6a3f5'}
     """
     methods: dict[str, str] = {}
@@ -115,7 +115,7 @@ def method_colors(comparisons: Iterable[Comparison]) -> dict[str, str]:
     return methods
 
 
-def draw_methods(axes: Axes, comparison: Comparison, colors: Mapping[str, str]) -> None:
+def draw_methods(axes: Axes, comparison: Likeness, colors: Mapping[str, str]) -> None:
     """Histogram of real heads, filled, and of each method as a line; distances beside."""
     name = comparison.label
     name_axes(axes, title=name if len(name) <= 34 else name[:33] + "…")

@@ -21,7 +21,7 @@ BACKGROUND_CLASS = "Background"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Likeness:
     """One label (or class) in real heads and in synthetic ones.
 
     Parameters
@@ -47,7 +47,7 @@ class Comparison:
     def nearest(self) -> str | None:
         """Method with the smallest distance, None if none is known.
 
-        >>> Comparison("CSF", {"fitted": 0.5, "agnostic": 9.0}).nearest
+        >>> Likeness("CSF", {"fitted": 0.5, "agnostic": 9.0}).nearest
         'fitted'
         """
         known = {method: value for method, value in self.distances.items() if math.isfinite(value)}

@@ -21,7 +21,7 @@ from brainseg_bids.reports.contrast import label_row, noise_kinds
 from brainseg_bids.reports.densities import (
     BACKGROUND_CLASS,
     CLASSES,
-    Comparison,
+    Likeness,
     TissueClass,
     axes_on,
     class_color,
@@ -428,7 +428,7 @@ def _draw_field(axes: Axes, cut: np.ndarray, size_mm: tuple[float, float], large
 # -- real and synthetic -------------------------------------------------------------------
 
 
-def draw_comparisons(path: Path, name: str, comparisons: Sequence[Comparison]) -> Path:
+def draw_comparisons(path: Path, name: str, comparisons: Sequence[Likeness]) -> Path:
     """Draw the histograms of real heads (filled) and of synthetic ones, label by label.
 
     Of pairs the left side.

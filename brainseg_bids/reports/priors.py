@@ -15,7 +15,7 @@ from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.prior import ContrastPrior, Spread
 from brainseg_bids.reports.comparison import distance_text, method_colors
 from brainseg_bids.reports.contrast import in_groups, label_row, noise_kinds, number, times_words
-from brainseg_bids.reports.densities import Comparison
+from brainseg_bids.reports.densities import Likeness
 from brainseg_bids.reports.html import embedded, render_page
 from brainseg_bids.reports.prior_figures import (
     draw_comparisons,
@@ -36,7 +36,7 @@ def write_priors_page(
     priors: Sequence[ContrastPrior],
     statistics: Mapping[str, Mapping[str, ContrastStatistics]],
     version: str,
-    comparisons: Mapping[str, Sequence[Comparison]] | None = None,
+    comparisons: Mapping[str, Sequence[Likeness]] | None = None,
     previews: Mapping[str, Sequence[Path]] | None = None,
     table: LabelTable | None = None,
 ) -> Path:
@@ -56,7 +56,7 @@ def write_priors_page(
         By the prior's name, then by image: what it was pooled from.
     version : str
         Of this software.
-    comparisons : mapping of str to sequence of Comparison, optional
+    comparisons : mapping of str to sequence of Likeness, optional
         By the prior's name: real heads against synthetic ones, label by label.
     previews : mapping of str to sequence of Path, optional
         By the prior's name: PNG sheets of synthetic pairs. A missing file is said in its place.
@@ -90,7 +90,7 @@ def write_priors_page(
 def _section(
     prior: ContrastPrior,
     statistics: Mapping[str, ContrastStatistics],
-    comparisons: list[Comparison],
+    comparisons: list[Likeness],
     previews: list[Path],
     table: LabelTable,
     folder: Path,
@@ -274,7 +274,7 @@ def _figures(
     return [(title, words, embedded(draw())) for title, words, draw in drawn]
 
 
-def _comparison(name: str, comparisons: list[Comparison], folder: Path) -> dict | None:
+def _comparison(name: str, comparisons: list[Likeness], folder: Path) -> dict | None:
     """Table and figure of real against synthetic, or None."""
     if not comparisons:
         return None
@@ -305,7 +305,7 @@ def _comparison(name: str, comparisons: list[Comparison], folder: Path) -> dict 
     }
 
 
-def _median(comparisons: list[Comparison], method: str) -> float | None:
+def _median(comparisons: list[Likeness], method: str) -> float | None:
     known = [c.distances[method] for c in comparisons if method in c.distances]
     known = [value for value in known if math.isfinite(value)]
     return float(np.median(known)) if known else None

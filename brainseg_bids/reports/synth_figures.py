@@ -12,7 +12,7 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.reports.comparison import compare, draw_methods, method_colors, one_side
-from brainseg_bids.reports.densities import CLASSES, Comparison, class_labels, panels, write_sheet
+from brainseg_bids.reports.densities import CLASSES, Likeness, class_labels, panels, write_sheet
 from brainseg_bids.reports.montage import (
     MARGIN_PX,
     PLANES,
@@ -105,7 +105,7 @@ def draw_real_and_synthetic(
     real: tuple[np.ndarray, LabelMap],
     synthetic: Sequence[tuple[str, np.ndarray, LabelMap]],
     *,
-    histograms: Sequence[Comparison] | None = None,
+    histograms: Sequence[Likeness] | None = None,
     title: str = "Real and synthetic",
 ) -> Path:
     """Draw a real head above synthetic ones in the same planes, and their histograms.
@@ -121,7 +121,7 @@ def draw_real_and_synthetic(
     synthetic : sequence of (str, (X, Y, Z) float, LabelMap)
         Method (``fitted``, ``agnostic``, ``synthseg``, ...), image, labels; one row each. Rows
         of one method are counted together in the histograms.
-    histograms : sequence of Comparison, optional
+    histograms : sequence of Likeness, optional
         Drawn instead of those of the images shown here, such as of many synthetic images; of
         pairs the left side.
     title : str
@@ -232,7 +232,7 @@ def _draw_heads(sheet: Sheet, strip: Strip, shown, boxes_mm: Sequence[np.ndarray
         strip.write_row(sheet, top + row * strip.tall, name)
 
 
-def _histograms(shown: Sequence[tuple[str, np.ndarray, LabelMap]]) -> list[Comparison]:
+def _histograms(shown: Sequence[tuple[str, np.ndarray, LabelMap]]) -> list[Likeness]:
     """Intensities of each class, of the real head and by method."""
     by_method: dict[str, dict[str, list[np.ndarray]]] = {}
     for number, (name, image, labels) in enumerate(shown):
@@ -254,7 +254,7 @@ def _histograms(shown: Sequence[tuple[str, np.ndarray, LabelMap]]) -> list[Compa
     return compare(joined.pop(""), joined)
 
 
-def _draw_plots(sheet: Sheet, top: int, comparisons: Sequence[Comparison]) -> None:
+def _draw_plots(sheet: Sheet, top: int, comparisons: Sequence[Likeness]) -> None:
     colors = method_colors(comparisons)
     sheet.text(
         MARGIN_PX, top + 6, "Intensities: real filled, synthetic as lines", size_px=17,

@@ -17,7 +17,7 @@ from brainseg_bids.bids.description import raw_path, write_text
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.pool import pool
 from brainseg_bids.contrast.prior import ContrastPrior
-from brainseg_bids.reports.densities import Comparison
+from brainseg_bids.reports.densities import Likeness
 from brainseg_bids.reports.priors import write_priors_page
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import fingerprint, read_object
@@ -322,7 +322,7 @@ def write_page(
     title: str,
     *,
     previews: Mapping[str, Sequence[Path]] | None = None,
-    comparisons: Mapping[str, Sequence[Comparison]] | None = None,
+    comparisons: Mapping[str, Sequence[Likeness]] | None = None,
 ) -> Path:
     """Write ``group_priors.html``: all priors, the images behind them, and what they give."""
     measured = _readable(output_dir)

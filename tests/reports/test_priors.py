@@ -13,7 +13,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.measured import BiasField, NoiseLaw
 from brainseg_bids.contrast.prior import NoisePrior, Spread
 from brainseg_bids.reports import prior_figures
-from brainseg_bids.reports.densities import Comparison
+from brainseg_bids.reports.densities import Likeness
 from brainseg_bids.reports.prior_figures import (
     draw_densities,
     draw_fields,
@@ -60,10 +60,10 @@ def written(path, prior, statistics, **changes):
     return write_priors_page(path, statistics={prior.name: statistics}, **(given | changes))
 
 
-def comparisons() -> list[Comparison]:
+def comparisons() -> list[Likeness]:
     edges, real = (0.0, 0.5, 1.0), (10, 90)
     return [
-        Comparison(
+        Likeness(
             label,
             {"fitted": fitted, "agnostic": 0.5, "synthseg": 0.25},
             edges,
@@ -133,7 +133,7 @@ def test_the_nearest_method_is_marked_and_counted(prior, statistics, tmp_path):
 @pytest.mark.usefixtures("undrawn")
 def test_nothing_that_is_passed_in_becomes_markup(prior, statistics, tmp_path):
     evil = replace(prior, name=EVIL, warnings=(EVIL,), metadata={EVIL: EVIL})
-    row = Comparison(EVIL, {EVIL: 1.0})
+    row = Likeness(EVIL, {EVIL: 1.0})
     some = next(iter(statistics.values()))
     page = write_priors_page(
         tmp_path / "priors.html",
