@@ -10,8 +10,11 @@ from nipype.interfaces.base import isdefined
 from nipype.pipeline import engine as pe
 
 from brainseg_bids.bids.inputs import find_subjects
+from brainseg_bids.bids.names import ContrastNames, Scan
 from brainseg_bids.interfaces.labels import Tissue
 from brainseg_bids.workflows.base import init_brainseg_wf, init_subject_wf
+from brainseg_bids.workflows.contrast import init_contrast_scan_wf
+from brainseg_bids.workflows.contrast_plan import ContrastPlan
 from brainseg_bids.workflows.headlabels import init_headlabels_scan_wf
 from brainseg_bids.workflows.headlabels_plan import ToolChoice, plan_headlabels
 from brainseg_bids.workflows.outputs import init_ds_scan_wf
@@ -161,3 +164,20 @@ def test_planted_faults_are_found():
     assert "lonely.labels is never fed" in faults
     inner.connect(lonely, "out_file", outputnode, "unheard_of")
     assert "declares no field 'unheard_of'" in "\n".join(wiring_faults(workflow))
+
+
+@pytest.mark.parametrize("suffix", ["T1w", "UNIT1"])
+def test_measuring_is_sound(how, tmp_path, suffix):
+    image = tmp_path / f"sub-01_{suffix}.nii.gz"
+    labels = tmp_path / "sub-01_seg-fullhead_dseg.nii.gz"
+    for path in (image, labels):
+        path.touch()
+    scan = Scan.from_path(image)
+    names = ContrastNames.of(scan, "fullhead")
+    outputs = {"statistics": tmp_path / names.statistics, "figure": tmp_path / names.figure}
+    facts = {"Input": "bids:raw:x", "LabelsOf": "bids::y"}
+    plan = ContrastPlan(scan, "run", "new", outputs, facts, labels, "fullhead", {}, 1.0)
+    workflow = init_contrast_scan_wf(plan, how)
+    assert list(wiring_faults(workflow)) == []
+    kind = workflow.get_node("measure").inputs.kind
+    assert kind == ("ratio" if suffix == "UNIT1" else "auto")
