@@ -11,7 +11,7 @@ from pathlib import Path
 import tomli_w
 
 PARTICIPANT_STAGES = ("segment", "headlabels", "upsample", "contrast")
-GROUP_STAGES = ("summary", "priors", "synth", "evaluate")
+GROUP_STAGES = ("summary", "priors", "synth", "train", "evaluate")
 
 
 class SettingsError(ValueError):
@@ -77,6 +77,44 @@ class Settings:
         What counts where a reference labels part of the brain only.
     include_seen : bool
         Also evaluate on what a model was trained or fitted on, marked.
+    ensemble : tuple of str
+        Further models whose probabilities are averaged with those of ``model``.
+    test_time_flips : bool
+        Also segment the image mirrored left to right, and average.
+    architecture : str
+        Network of stage ``train``; a key of `brainseg_bids.nets.architectures.ARCHITECTURES`.
+    net_size : {"", "small", "medium", "large"}
+        Empty: what fits the device.
+    recipe : Path or None
+        Training recipe (TOML): what differs from the packaged one.
+    model_name : str
+        What the trained model is called; empty: from the contrast.
+    memory_budget_gb : float or None
+        What training may use of its device; None: what is free.
+    devices, nodes : int
+        Accelerators (or CPU processes) per node, and nodes; 0 devices: all there are.
+    precision : {"", "bf16", "fp32"}
+        Empty: what the device is fast in.
+    steps : int
+        Of training; 0: as the recipe says.
+    start_from : str
+        Model whose weights training begins from.
+    validation_label : tuple of str
+        Participants whose label maps are held out; empty: every eighth, at least one.
+    validate_on : Path or None
+        BIDS dataset of real images, whose labels ``references`` gives, to validate on, too.
+    plan_only : bool
+        Print and store the training plan, and stop.
+    output_spaces : tuple of str
+        Standard spaces that results are also brought to.
+    freesurfer_export : bool
+        Also write labels as FreeSurfer's files.
+    slurm, submit : bool
+        Print a batch script instead of running; hand it to Slurm.
+    slurm_profile : str
+        Name of a packaged site profile, or a TOML file.
+    offline : bool
+        Forbid every network connection of this run.
     fs_license_file : Path or None
         FreeSurfer's licence key, handed on to tools.
     tool_timeout_h : float
@@ -123,6 +161,27 @@ class Settings:
     on_other_grid: str = "resample"
     protocol: str = "label-restricted"
     include_seen: bool = False
+    ensemble: tuple[str, ...] = ()
+    test_time_flips: bool = False
+    architecture: str = "dynunet"
+    net_size: str = ""
+    recipe: Path | None = None
+    model_name: str = ""
+    memory_budget_gb: float | None = None
+    devices: int = 0
+    nodes: int = 1
+    precision: str = ""
+    steps: int = 0
+    start_from: str = ""
+    validation_label: tuple[str, ...] = ()
+    validate_on: Path | None = None
+    plan_only: bool = False
+    output_spaces: tuple[str, ...] = ()
+    freesurfer_export: bool = False
+    slurm: bool = False
+    submit: bool = False
+    slurm_profile: str = ""
+    offline: bool = False
     fs_license_file: Path | None = None
     tool_timeout_h: float = 24.0
     nprocs: int = 1

@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         "analysis_level",
         choices=("participant", "group"),
         help="participant: segment images, label heads, measure contrast; group: one table of all "
-        "volumes, contrast priors, synthetic pairs, evaluation",
+        "volumes, contrast priors, synthetic pairs, training, evaluation",
     )
     add(
         "--version",
@@ -72,8 +72,11 @@ def build_parser() -> argparse.ArgumentParser:
         _add_finer,
         _add_contrast,
         _add_synth,
+        _add_train,
         _add_evaluation,
+        _add_elsewhere,
         _add_resources,
+        _add_batch,
         _add_other,
     ):
         add_group(parser)
@@ -106,7 +109,7 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="STAGE",
         help="participant: segment (default), headlabels, upsample, contrast; group: summary "
-        "(default), priors, synth, evaluate",
+        "(default), priors, synth, train, evaluate",
     )
     add(
         "--contrasts",
@@ -168,6 +171,17 @@ def _add_segmentation(parser: argparse.ArgumentParser) -> None:
         help="where the network runs; auto (default) takes an accelerator if there is one",
     )
     add("--probseg", action="store_true", help="also write the probability of each label")
+    add(
+        "--ensemble",
+        nargs="+",
+        metavar="NAME|PATH",
+        help="further models; the probabilities of all are averaged",
+    )
+    add(
+        "--test-time-flips",
+        action="store_true",
+        help="also segment the mirrored image and average: twice the time",
+    )
 
 
 def _add_heads(parser: argparse.ArgumentParser) -> None:
@@ -295,6 +309,103 @@ def _add_synth(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=_whole, metavar="S", help="other pairs for another number; default: 1")
 
 
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    """Training."""
+    train = parser.add_argument_group("training (group: --stages train)")
+    add = train.add_argument
+    add(
+        "--architecture",
+        metavar="NAME",
+        help="dynunet (default), segresnet, unet, resenc_unet, mednext, swin_unetr, meshnet",
+    )
+    add(
+        "--net-size",
+        choices=("small", "medium", "large"),
+        help="default: what fits the memory",
+    )
+    add(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="training recipe, TOML: what differs from the packaged one",
+    )
+    add("--name", dest="model_name", type=_model_name, help="name of the model")
+    add("--steps", type=_positive, metavar="N", help="training steps; default: the recipe's")
+    add(
+        "--start-from",
+        metavar="NAME|PATH",
+        help="begin from the weights of this model, whatever its labels",
+    )
+    add(
+        "--validation-label",
+        nargs="+",
+        type=_label("sub-"),
+        metavar="LABEL",
+        help="participants whose label maps are held out; default: every eighth, at least one",
+    )
+    add(
+        "--validate-on",
+        type=Path,
+        metavar="BIDS_DIR",
+        help="also validate on the real images there, whose labels --reference gives",
+    )
+    add(
+        "--memory-budget",
+        dest="memory_budget_gb",
+        type=_memory_gb,
+        metavar="SIZE",
+        help="memory of the device to use, with unit T, G, M or K; default: what is free",
+    )
+    add(
+        "--precision",
+        choices=("bf16", "fp32"),
+        help="default: what the device is fast in",
+    )
+    add(
+        "--devices",
+        type=_positive,
+        metavar="N",
+        help="accelerators per node (on CPU: processes); default: all there are (on CPU: 1)",
+    )
+    add("--nodes", type=_positive, metavar="N", help="nodes of a batch job; default: 1")
+    add("--plan-only", action="store_true", help="print and store the plan, and stop")
+
+
+def _add_elsewhere(parser: argparse.ArgumentParser) -> None:
+    """Results in the forms that other programs want."""
+    elsewhere = parser.add_argument_group("beside other programs (--stages segment)")
+    add = elsewhere.add_argument
+    add(
+        "--output-spaces",
+        nargs="+",
+        metavar="SPACE",
+        help="also bring labels to these TemplateFlow templates, e.g. "
+        "MNI152NLin2009cAsym:res-1; the template has to be in TEMPLATEFLOW_HOME",
+    )
+    add(
+        "--freesurfer-export",
+        action="store_true",
+        help="also write labels as FreeSurfer reads them: mri/aseg.mgz and a colour table",
+    )
+
+
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    """Batch systems."""
+    batch = parser.add_argument_group("Slurm")
+    add = batch.add_argument
+    add(
+        "--slurm",
+        action="store_true",
+        help="print the batch script that does this, one participant a job, instead of doing it",
+    )
+    add("--submit", action="store_true", help="hand the script to Slurm, too")
+    add(
+        "--slurm-profile",
+        metavar="NAME|FILE",
+        help="what the site wants: a packaged profile or a TOML file",
+    )
+
+
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     """Comparison with manual labels."""
     evaluation = parser.add_argument_group("evaluation (group: --stages evaluate)")
@@ -398,6 +509,11 @@ def _add_other(parser: argparse.ArgumentParser) -> None:
     )
     add("--write-graph", action="store_true", help="draw the workflow into logs (graph.dot)")
     add("--stop-on-first-crash", action="store_true", help="do not go on with other images")
+    add(
+        "--offline",
+        action="store_true",
+        help="forbid every network connection; nothing needs one",
+    )
     add("--notrack", action="store_true", help="accepted for scripts; nothing is ever tracked")
     add("--debug", action="store_true", help="show tracebacks, keep going as usual")
     add("-v", "--verbose", action="count", help="tell more")
@@ -549,6 +665,14 @@ def _label(prefix: str):
     return label
 
 
+def _model_name(text: str) -> str:
+    if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z_.-]*", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: a name has letters, digits, dots, - and _ only, e.g. mp2rage-0.7mm"
+        )
+    return text
+
+
 def _filters(text: str) -> dict:
     try:
         filters = json.loads(Path(text).read_text(encoding="utf-8"))
@@ -597,17 +721,34 @@ STAGE_FLAGS = {
     "tools": ("--tool", ("headlabels",)),
     "derivatives": ("-d", ("headlabels", "contrast", "synth", "evaluate")),
     "tool_timeout_h": ("--tool-timeout", ("headlabels",)),
-    "target_voxel_size_mm": ("--target-voxel-size", ("upsample", "synth")),
+    "target_voxel_size_mm": ("--target-voxel-size", ("upsample", "synth", "train")),
     "upsample_kernel": ("--upsample-kernel", ("upsample",)),
     "smoothing_mm": ("--smoothing", ("upsample",)),
     "keep_thin": ("--keep-thin", ("upsample",)),
     "labels": ("--labels", ("contrast",)),
     "contrast_by": ("--contrast-by", ("priors",)),
-    "prior": ("--prior", ("synth",)),
-    "kappa": ("--kappa", ("synth",)),
+    "ensemble": ("--ensemble", ("segment",)),
+    "test_time_flips": ("--test-time-flips", ("segment",)),
+    "output_spaces": ("--output-spaces", ("segment",)),
+    "freesurfer_export": ("--freesurfer-export", ("segment",)),
+    "prior": ("--prior", ("synth", "train")),
+    "kappa": ("--kappa", ("synth", "train")),
     "pairs": ("--pairs", ("synth",)),
-    "seed": ("--seed", ("synth",)),
-    "references": ("--reference", ("evaluate",)),
+    "seed": ("--seed", ("synth", "train")),
+    "architecture": ("--architecture", ("train",)),
+    "net_size": ("--net-size", ("train",)),
+    "recipe": ("--recipe", ("train",)),
+    "model_name": ("--name", ("train",)),
+    "steps": ("--steps", ("train",)),
+    "start_from": ("--start-from", ("train",)),
+    "validation_label": ("--validation-label", ("train",)),
+    "validate_on": ("--validate-on", ("train",)),
+    "memory_budget_gb": ("--memory-budget", ("train",)),
+    "precision": ("--precision", ("train",)),
+    "devices": ("--devices", ("train",)),
+    "nodes": ("--nodes", ("train",)),
+    "plan_only": ("--plan-only", ("train",)),
+    "references": ("--reference", ("evaluate", "train")),
     "nsd_tolerances_mm": ("--nsd-tolerance", ("evaluate",)),
     "surfaces": ("--surfaces", ("evaluate",)),
     "on_other_grid": ("--on-other-grid", ("evaluate",)),

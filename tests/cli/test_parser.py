@@ -148,7 +148,7 @@ def test_stages_belong_to_their_level(data, said):
     assert settings_of(data, "--stages", "headlabels").stages == ("headlabels",)
     assert settings_of(data, "--stages", "upsample").target_voxel_size_mm == ()
     assert "no such stage" in said("--stages", "dream")
-    assert "no such stage" in said("--stages", "train", level="group")
+    assert "no such stage" in said("--stages", "dream", level="group")
 
 
 @pytest.mark.parametrize(
