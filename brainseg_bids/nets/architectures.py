@@ -10,6 +10,7 @@ stitched as features, and a training step may ask for the scores of chosen voxel
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -145,12 +146,127 @@ def resenc_unet(
     return net
 
 
+def mednext(
+    in_channels: int,
+    out_channels: int,
+    *,
+    width: int = 32,
+    blocks: tuple[int, ...] = (2, 2, 2, 2, 2),
+    expansion: tuple[int, ...] = (2, 2, 2, 2, 2),
+) -> nn.Module:
+    """MedNeXt (Roy et al., MICCAI 2023), MONAI's, with 3x3x3 kernels.
+
+    ``blocks`` and ``expansion`` have a number per level, the deepest last; the way up mirrors
+    the way down. The width doubles at every level.
+    """
+    from monai.networks.nets import MedNeXt
+
+    return MedNeXt(
+        spatial_dims=3,
+        init_filters=width,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        kernel_size=3,
+        use_residual_connection=True,
+        blocks_down=tuple(blocks[:-1]),
+        blocks_bottleneck=blocks[-1],
+        blocks_up=tuple(blocks[-2::-1]),
+        encoder_expansion_ratio=tuple(expansion[:-1]),
+        bottleneck_expansion_ratio=expansion[-1],
+        decoder_expansion_ratio=tuple(expansion[-2::-1]),
+    )
+
+
+def swin_unetr(
+    in_channels: int,
+    out_channels: int,
+    *,
+    width: int = 24,
+    depths: tuple[int, ...] = (2, 2, 2, 2),
+    heads: tuple[int, ...] = (2, 4, 8, 16),
+) -> nn.Module:
+    """Swin UNETR (Hatamizadeh et al., BrainLes 2021), MONAI's.
+
+    It always halves its input five times. ``width`` is a multiple of 12.
+    """
+    from importlib.util import find_spec
+
+    from monai.networks.nets import SwinUNETR
+
+    if find_spec("einops") is None:  # MONAI would find out in the first forward pass
+        raise ImportError(
+            "architecture swin_unetr needs a package that is not installed: pip install einops"
+        )
+    # MONAI reads numbers off a tensor while it builds, which the meta device does not have.
+    with torch.device("cpu"):
+        net = SwinUNETR(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            feature_size=width,
+            depths=tuple(depths),
+            num_heads=tuple(heads),
+            downsample="mergingv2",
+        )
+    _free_window_indices(net)
+    return net.to(torch.get_default_device())
+
+
+def _free_window_indices(net: nn.Module) -> None:
+    """Keep the indices into Swin's tables of relative positions as plain attributes.
+
+    They are constants of the window. As buffers they would be stored as weights, where half
+    precision rounds those above 2048, and moving averages of weights round integers down.
+    """
+    shared: dict[tuple[int, ...], Tensor] = {}
+    for module in net.modules():
+        if "relative_position_index" in module._buffers:
+            index = module.relative_position_index
+            del module.relative_position_index
+            module.relative_position_index = shared.setdefault(tuple(index.shape), index)
+            module.register_forward_pre_hook(_index_follows_input)
+
+
+def _index_follows_input(module: nn.Module, inputs: tuple) -> None:
+    if module.relative_position_index.device != inputs[0].device:
+        module.relative_position_index = module.relative_position_index.to(inputs[0].device)
+
+
+def meshnet(
+    in_channels: int,
+    out_channels: int,
+    *,
+    width: int = 24,
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 4, 2, 1),
+) -> nn.Module:
+    """MeshNet (Fedorov et al., IJCNN 2017), our own."""
+    from brainseg_bids.nets.meshnet import MeshNet
+
+    return MeshNet(in_channels, out_channels, width=width, dilations=dilations)
+
+
 ARCHITECTURES = {
     "segresnet": segresnet,
     "dynunet": dynunet,
     "unet": unet,
     "resenc_unet": resenc_unet,
+    "mednext": mednext,
+    "swin_unetr": swin_unetr,
+    "meshnet": meshnet,
 }
+
+
+def find_architecture(name: str) -> Callable[..., nn.Module]:
+    """Function that makes the bodies of an architecture.
+
+    Raises
+    ------
+    ValueError
+        Unknown architecture; the message lists the known ones.
+    """
+    if name not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise ValueError(f"unknown architecture {name!r}; known: {known}")
+    return ARCHITECTURES[name]
 
 
 class PackedNet(nn.Module):
@@ -164,7 +280,8 @@ class PackedNet(nn.Module):
     def __init__(self, spec: NetSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.body = ARCHITECTURES[spec.architecture](spec.stem**3, spec.features, **spec.options)
+        body = find_architecture(spec.architecture)
+        self.body = body(spec.stem**3, spec.features, **spec.options)
         self.head = nn.Conv3d(spec.features, spec.n_labels * spec.stem**3, kernel_size=1)
 
     def features(self, image: Tensor) -> Tensor:
@@ -271,7 +388,4 @@ def build(spec: NetSpec) -> PackedNet:
     ValueError
         Unknown architecture; the message lists the known ones.
     """
-    if spec.architecture not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise ValueError(f"unknown architecture {spec.architecture!r}; known: {known}")
     return PackedNet(spec)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 from brainseg_bids.anatomy.labels import LabelTable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from brainseg_bids.nets.architectures import PackedNet
 
 DEFAULT_MODEL = "head-t1w"
@@ -188,12 +190,18 @@ def write_bundle(
         As of `ModelBundle`.
     training : dict
         How it came to be (plan, steps, label maps by name): kept in the manifest.
+
+    Raises
+    ------
+    BundleError
+        If a weight is not a number or too large for float16; nothing is written then.
     """
     from safetensors.torch import save_file
 
     path = Path(path)
+    stored = {key: _as_half(weight, key, path) for key, weight in net.weights().items()}
     path.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k, v in net.weights().items()}, path / WEIGHTS)
+    save_file(stored, path / WEIGHTS)
     (path / WEIGHTS).chmod(0o644)  # the library leaves it readable by its owner only
     table.write(path / LABELS)
     (path / CARD).write_text(card, encoding="utf-8")
@@ -213,6 +221,21 @@ def write_bundle(
         manifest["seen"] = sorted(seen)
     (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return ModelBundle.read(path)
+
+
+def _as_half(weight: Tensor, key: str, path: Path) -> Tensor:
+    """Weight as float16 on the CPU; integers stay what they are."""
+    if not weight.is_floating_point():
+        return weight.cpu().contiguous()
+    half = weight.half()
+    if not half.isfinite().all():
+        worst = float(weight.nan_to_num(float("inf"), float("inf"), float("-inf")).abs().max())
+        what = f"reaches {worst:.3g}" if worst < float("inf") else "is not finite"
+        raise BundleError(
+            f"{path}: weight {key} {what}, which float16 (up to 65504) cannot store; no bundle "
+            "was written. Take an earlier checkpoint or train with a smaller learning rate."
+        )
+    return half.cpu().contiguous()
 
 
 def _sha256(data: bytes) -> str:

@@ -74,6 +74,49 @@ def test_weights_of_another_network_are_refused(bundle):
         bundle.load().load_weights({})
 
 
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [(7e4, r"reaches 7e\+04"), (float("nan"), "is not finite"), (float("-inf"), "is not finite")],
+)
+def test_a_weight_that_half_precision_cannot_hold_is_refused_and_nothing_is_written(
+    tmp_path, value, says
+):
+    net = build(NetSpec("dynunet", 43, 2, 8, {"widths": [8, 16, 16]}))
+    with torch.no_grad():
+        net.head.bias[3] = value
+    with pytest.raises(
+        BundleError, match=rf"new: weight head\.bias {says}.*no bundle was written"
+    ):
+        write_bundle(
+            tmp_path / "new",
+            name="new",
+            net=net,
+            table=LabelTable.packaged("brainseg"),
+            voxel_size_mm=4.0,
+            patch_vox=(32, 32, 32),
+            contrasts=("T1w",),
+            card="",
+            training={},
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_facts_of_the_training_are_kept_as_they_are(bundle, tmp_path):
+    facts = {"plan": {"steps": 7, "spaces": {"t1w": 0.8}}, "maps": ["sub-01", "sub-02"]}
+    written = write_bundle(
+        tmp_path / "new",
+        name="new",
+        net=bundle.load(),
+        table=bundle.table,
+        voxel_size_mm=4.0,
+        patch_vox=(32, 32, 32),
+        contrasts=("T1w",),
+        card="",
+        training=facts,
+    )
+    assert json.loads((written.path / "bundle.json").read_text())["training"] == facts
+
+
 def test_a_newer_format_is_refused_with_the_remedy(bundle):
     manifest = json.loads((bundle.path / "bundle.json").read_text())
     (bundle.path / "bundle.json").write_text(json.dumps(manifest | {"format": 99}))

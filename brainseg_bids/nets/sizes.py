@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``SIZES``, ``default_spec``: a network that suits a voxel size and a memory, by two words.
+
+Two rules make depth and reach follow the voxel size, so that a network sees the same millimetres
+whatever the grid:
+
+- *Stem.* Medium networks work on cells of two voxels up to 1 mm, small ones up to 1.5 mm (a CPU
+  cannot afford more), large ones on voxels.
+- *Levels.* Each level doubles the edge of a cell; there are as many as bring the deepest cell
+  nearest to 16 mm (11 to 23 mm). Half the voxel size is one level more. In a MeshNet the largest
+  dilation stands for the deepest cell.
+
+Pairs are made with one voxel size in all directions, so every kernel is 3x3x3.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass
+
+from brainseg_bids.nets.architectures import NetSpec, find_architecture
+
+SIZES = ("small", "medium", "large")
+"""Made for a CPU or 8 GB, for 24 GB, and for 48 to 80 GB."""
+
+FEATURES = {"small": 24, "medium": 32, "large": 32}
+"""Features per cell that the body gives to the head."""
+
+DEEPEST_MM = 16.0
+
+COARSEST_PACKED_MM = {"small": 1.5, "medium": 1.0}
+"""Up to this voxel size, a network of this size works on cells of two voxels."""
+
+MOST_LEVELS = {"segresnet": 5, "mednext": 5}
+"""These double their width at every level without end; elsewhere six levels are the most."""
+
+LEVEL_OPTION = {
+    "segresnet": "blocks_down",
+    "dynunet": "widths",
+    "unet": "widths",
+    "resenc_unet": "widths",
+    "mednext": "blocks",
+}
+"""Option with one entry per level of a U-Net."""
+
+SWIN_FACTOR = 32
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """What a size means for one architecture.
+
+    Parameters
+    ----------
+    width : int
+        Channels of the finest level.
+    cap : int
+        Most channels of a level, where the architecture lets one choose.
+    blocks, expansion : tuple of int
+        Per level, the finest first; cut to the levels that there are.
+    """
+
+    width: int
+    cap: int = 0
+    blocks: tuple[int, ...] = ()
+    expansion: tuple[int, ...] = ()
+
+
+RESENC_BLOCKS = (1, 3, 4, 6, 6, 6)
+SEGRESNET_BLOCKS = (1, 2, 2, 4, 4)
+
+SCALES = {
+    # nnU-Net's plain U-Net has 32 to 320 channels (Isensee et al., Nature Methods 2021).
+    "dynunet": {"small": _Scale(24, 192), "medium": _Scale(48, 320), "large": _Scale(32, 320)},
+    # Its first layer halves the grid at once, so it can be wider.
+    "unet": {"small": _Scale(32, 256), "medium": _Scale(64, 512), "large": _Scale(64, 512)},
+    # nnU-Net's ResEnc presets M, L and XL are one network, 32 to 320 channels and these blocks,
+    # for 8, 24 and 40 GB of patch (Isensee et al., MICCAI 2024; its planner's source).
+    "resenc_unet": {
+        "small": _Scale(24, 192, RESENC_BLOCKS),
+        "medium": _Scale(48, 320, RESENC_BLOCKS),
+        "large": _Scale(32, 320, RESENC_BLOCKS),
+    },
+    # The large one has the blocks and width of MONAI's Auto3DSeg.
+    "segresnet": {
+        "small": _Scale(16, 0, SEGRESNET_BLOCKS),
+        "medium": _Scale(32, 0, SEGRESNET_BLOCKS),
+        "large": _Scale(32, 0, SEGRESNET_BLOCKS),
+    },
+    # Variants S, M (32 channels there) and L with kernel 3 (Roy et al., MICCAI 2023).
+    "mednext": {
+        "small": _Scale(32, 0, (2, 2, 2, 2, 2), (2, 2, 2, 2, 2)),
+        "medium": _Scale(48, 0, (3, 4, 4, 4, 4), (2, 3, 4, 4, 4)),
+        "large": _Scale(32, 0, (3, 4, 8, 8, 8), (3, 4, 8, 8, 8)),
+    },
+    # Its published width is 48 (Hatamizadeh et al., BrainLes 2021).
+    "swin_unetr": {"small": _Scale(12), "medium": _Scale(24), "large": _Scale(48)},
+    # brainchop's largest have 30 channels.
+    "meshnet": {"small": _Scale(24), "medium": _Scale(48), "large": _Scale(32)},
+}
+
+
+def default_spec(architecture: str, size: str, *, n_labels: int, voxel_size_mm: float) -> NetSpec:
+    """Tested network of an architecture and a size for a voxel size.
+
+    Parameters
+    ----------
+    architecture : str
+        Key of `brainseg_bids.nets.architectures.ARCHITECTURES`.
+    size : {"small", "medium", "large"}
+    n_labels : int
+        Labels with background.
+    voxel_size_mm : float
+        Of the grid that the network works on, the same in all directions.
+
+    Raises
+    ------
+    ValueError
+        Unknown architecture or size, or a voxel size that is none.
+
+    Examples
+    --------
+    >>> spec = default_spec("dynunet", "small", n_labels=43, voxel_size_mm=0.8)
+    >>> spec.stem, spec.options, patch_multiple(spec)
+    (2, {'widths': [24, 48, 96, 192]}, 16)
+    >>> default_spec("dynunet", "large", n_labels=43, voxel_size_mm=0.5).options
+    {'widths': [32, 64, 128, 256, 320, 320]}
+    """
+    find_architecture(architecture)
+    if size not in SIZES:
+        raise ValueError(f"unknown network size {size!r}; known: {', '.join(SIZES)}")
+    if not 0 < voxel_size_mm < math.inf:
+        raise ValueError(f"a voxel size of {voxel_size_mm:g} mm is none; give e.g. 0.8")
+    stem = _stem(architecture, size, voxel_size_mm)
+    n_levels = _levels(architecture, voxel_size_mm * stem)
+    options = _options(architecture, SCALES[architecture][size], n_levels)
+    return NetSpec(architecture, n_labels, stem, FEATURES[size], options)
+
+
+def patch_multiple(spec: NetSpec) -> int:
+    """Number of voxels that every edge of a patch is a multiple of, stem included.
+
+    A patch of exactly one multiple along all three axes is one cell at the deepest level, which
+    nothing can be normalised over: at least one edge has two.
+
+    Examples
+    --------
+    >>> patch_multiple(NetSpec("unet", 5, 2, 8, {"widths": [8, 16, 24]}))
+    8
+    >>> patch_multiple(NetSpec("swin_unetr", 5, stem=1))
+    32
+    """
+    body = find_architecture(spec.architecture)
+    if spec.architecture == "meshnet":
+        return spec.stem
+    if spec.architecture == "swin_unetr":
+        return spec.stem * SWIN_FACTOR
+    option = LEVEL_OPTION[spec.architecture]
+    default = inspect.signature(body).parameters[option].default
+    return spec.stem * 2 ** (len(spec.options.get(option, default)) - 1)
+
+
+def _stem(architecture: str, size: str, voxel_size_mm: float) -> int:
+    # Swin UNETR packs 2x2x2 voxels itself and always goes five halvings deep: cells of two
+    # voxels would take its deepest level to 64 mm at 1 mm.
+    if architecture == "swin_unetr" or size == "large":
+        return 1
+    return 2 if voxel_size_mm < COARSEST_PACKED_MM[size] * 1.001 else 1
+
+
+def _levels(architecture: str, cell_mm: float) -> int:
+    """Levels that bring the deepest cell nearest to `DEEPEST_MM` on a scale of ratios."""
+    halvings = round(math.log2(DEEPEST_MM / cell_mm))
+    return min(max(halvings + 1, 3), MOST_LEVELS.get(architecture, 6))
+
+
+def _options(architecture: str, scale: _Scale, n_levels: int) -> dict:
+    widths = [min(scale.width * 2**level, scale.cap) for level in range(n_levels)]
+    blocks = list(scale.blocks[:n_levels])
+    if architecture in ("dynunet", "unet"):
+        return {"widths": widths}
+    if architecture == "resenc_unet":
+        return {"widths": widths, "blocks": blocks}
+    if architecture == "segresnet":
+        return {"width": scale.width, "blocks_down": blocks}
+    if architecture == "mednext":
+        expansion = list(scale.expansion[:n_levels])
+        return {"width": scale.width, "blocks": blocks, "expansion": expansion}
+    if architecture == "swin_unetr":
+        heads = scale.width // (16 if scale.width == 48 else 12)
+        return {"width": scale.width, "heads": [heads * 2**stage for stage in range(4)]}
+    rising = [2**level for level in range(n_levels)]
+    return {"width": scale.width, "dilations": rising + rising[-2::-1]}
