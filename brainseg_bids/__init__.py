@@ -18,4 +18,9 @@ os.environ.setdefault("NIPYPE_NO_ET", "1")
 # torch and monai ask for the user's name; a container may run under a uid that has none.
 os.environ.setdefault("USER", "brainseg")
 
+if os.environ.get("BRAINSEG_OFFLINE", "") not in ("", "0"):  # of --offline, for child processes
+    from brainseg_bids.offline import forbid_network
+
+    forbid_network()
+
 __version__ = "0.1.0"

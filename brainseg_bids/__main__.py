@@ -22,14 +22,26 @@ def main(argv: list[str] | None = None) -> int:
         from brainseg_bids.cli.doctor import main as doctor
 
         return doctor(argv[1:])
+    if argv[:1] == ["fetch"]:
+        from brainseg_bids.cli.fetch import main as fetch
+
+        return fetch(argv[1:])
     from brainseg_bids.cli.parser import parse
 
     settings = parse(argv)
     # What a batch system sends at the end of its time is to end all that was started, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from brainseg_bids.cli.run import run  # late: `--help` shall not wait for it
 
-    return run(settings)
+    def work() -> int:
+        from brainseg_bids.cli.run import run  # late: `--help` shall not wait for it
+
+        return run(settings)
+
+    if settings.offline:
+        from brainseg_bids.offline import run_offline
+
+        return run_offline(work)
+    return work()
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ LAYERS = [
     {"contrast", "evaluation", "nets"},
     {"synth", "inference"},
     {"training"},
+    {"pointers", "offline"},
     {"volumes"},
-    {"bids", "reports"},
+    {"bids", "reports", "fetch"},
     {"interfaces"},
     {"settings"},
     {"workflows"},
@@ -31,6 +32,8 @@ RATIONED = {
     "niworkflows": {"interfaces", "workflows", "reports"},
     "numba": {"anatomy", "evaluation"},
     "cc3d": {"anatomy"},
+    "requests": {"fetch"},
+    "urllib3": {"fetch"},
     "psutil": {"interfaces", "workflows", "cli"},
 }
 

@@ -2,7 +2,6 @@
 """Finding participants and images."""
 
 import json
-import os
 
 import pytest
 
@@ -103,24 +102,6 @@ def test_a_name_that_belongs_to_another_participant_is_a_fault(dataset):
     (subject,) = find_subjects(dataset, ["010"])
     assert not subject.scans
     assert "Rename" in next(iter(subject.faults.values()))
-
-
-def test_a_stored_index_is_made_again_when_the_dataset_changes(dataset, tmp_path):
-    database = tmp_path / "database"
-    assert len(titles(find_subjects(dataset, ["02"], database_dir=database))) == 2
-    kept = (database / "brainseg_fingerprint.txt").stat().st_mtime_ns
-    anat = dataset / "sub-02" / "ses-A" / "anat"
-    os.utime(anat, ns=(0, 0))
-    (anat / "sub-02_ses-A_T2w.nii.gz").write_bytes(b"x")
-    assert len(titles(find_subjects(dataset, ["02"], database_dir=database))) == 3
-    assert (database / "brainseg_fingerprint.txt").stat().st_mtime_ns > kept
-
-
-def test_a_stored_index_of_one_dataset_does_not_answer_for_another(dataset, tmp_path):
-    database = tmp_path / "database"
-    find_subjects(dataset, ["02"], database_dir=database)
-    other = write_dataset(tmp_path / "other", "sub-02_T2w")
-    assert titles(find_subjects(other, ["02"], database_dir=database)) == ["sub-02 T2w"]
 
 
 def test_a_missing_or_poor_description_is_noted(dataset):

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datasets kept by git-annex: cloned once, then the content of wanted files, by its own tools.
+
+`datalad` is called where it is installed, `git annex` otherwise. Both check the content's
+checksum, keep what has come, and go on from there when called again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from brainseg_bids.fetch.choice import check_participants, is_wanted
+from brainseg_bids.fetch.known import Dataset, FetchError
+from brainseg_bids.pointers import ANNEX, pointer_kind
+
+WAYS = ("datalad", "git-annex")
+AT_ONCE = 200
+"""Paths on one command line; systems limit its length."""
+
+
+def installed_way() -> str:
+    """``datalad`` or ``git-annex``, or nothing; both need git and git-annex."""
+    if not (shutil.which("git") and shutil.which("git-annex")):
+        return ""
+    return "datalad" if shutil.which("datalad") else "git-annex"
+
+
+def check_way(way: str) -> None:
+    """Refuse a way whose programs are missing.
+
+    Raises
+    ------
+    FetchError
+        With exit code 127.
+    """
+    for program in ("git", "git-annex", *(["datalad"] if way == "datalad" else [])):
+        if not shutil.which(program):
+            raise FetchError(
+                f"{program} is not on PATH. Install it (apt install {program}, or pip install "
+                f"{program}), or fetch with --via http where the dataset is on the web.",
+                exit_code=127,
+            )
+
+
+def clone(dataset: Dataset, root: Path, way: str) -> None:
+    """Clone without content, or accept the clone that is there.
+
+    Raises
+    ------
+    FetchError
+        If the folder holds something else, or the clone fails.
+    """
+    if (root / ".git").exists():
+        if _run(["git", "-C", str(root), "rev-parse", "--verify", "-q", "HEAD"]).returncode:
+            raise FetchError(f"{root}: a clone that was not finished is there. Remove it.")
+        origin = _said(root, "remote", "get-url", "origin").strip()
+        if origin and not _same_place(origin, dataset.git):
+            raise FetchError(
+                f"{root}: another dataset is there, cloned from {origin}. Choose another folder.",
+                exit_code=2,
+            )
+        return
+    if root.exists() and any(root.iterdir()):
+        raise FetchError(
+            f"{root}: the folder is not empty, and no clone of the dataset. "
+            "Choose another, or add files to it with --via http.",
+            exit_code=2,
+        )
+    root.parent.mkdir(parents=True, exist_ok=True)
+    program = ["datalad", "clone"] if way == "datalad" else ["git", "clone", "--quiet"]
+    done = _run([*program, dataset.git, str(root)])
+    if done.returncode:
+        raise FetchError(f"{dataset.git}: it could not be cloned ({_last_line(done)}).")
+
+
+def wanted_paths(
+    dataset: Dataset, root: Path, *, participants: Sequence[str] = (), what: str = "images"
+) -> list[Path]:
+    """The wanted files of a clone, whether their content is there or not.
+
+    Raises
+    ------
+    FetchError
+        If it has no such participant, or no such files.
+    """
+    tracked = [path for path in _said(root, "ls-files", "-z").split("\0") if path]
+    folders = {path.partition("/")[0] for path in tracked if "/" in path}
+    labels = [name.removeprefix("sub-") for name in folders if name.startswith("sub-")]
+    check_participants(participants, labels, dataset.name)
+    wanted = [path for path in tracked if is_wanted(path, participants=participants, what=what)]
+    if not any("/" in path for path in wanted):
+        raise FetchError(f"{dataset.name}: it has no {what} for these participants.", 2)
+    # A subdataset is one entry here, and a folder.
+    return [root / path for path in wanted if not (root / path).is_dir()]
+
+
+def get(
+    root: Path,
+    paths: Sequence[Path],
+    way: str,
+    *,
+    jobs: int,
+    on_file: Callable[[int], None] = lambda count: None,
+) -> list[str]:
+    """Get content.
+
+    Parameters
+    ----------
+    root : Path
+        Of the clone.
+    paths : sequence of Path
+    way : {"datalad", "git-annex"}
+    jobs : int
+        Files at a time.
+    on_file : callable
+        Told after each file: 1.
+
+    Returns
+    -------
+    list of str
+        One line for each file whose content could not be had.
+    """
+    why: dict[Path, str] = {}
+    for some in _portions([path for path in paths if is_absent(path)]):
+        if way == "datalad":
+            command = ["datalad", "-f", "json", "--on-failure", "continue", "get"]
+            command += ["-d", str(root), "-J", str(jobs), *map(str, some)]
+        else:
+            command = ["git", "-C", str(root), "annex", "get", f"--jobs={jobs}"]
+            command += ["--json", "--json-error-messages", "--"]
+            command += [str(path.relative_to(root)) for path in some]
+        for result in _results(command):
+            on_file(1)
+            name = result.get("path") or result.get("file") or ""
+            if result.get("success") is False or result.get("status") in ("error", "impossible"):
+                why[root / name] = _reason(result)
+    left = [path for path in paths if is_absent(path)]
+    unknown = "no reason was given"
+    return [f"{path}: its content could not be had ({why.get(path, unknown)})." for path in left]
+
+
+def _results(command: Sequence[str]) -> Iterator[dict]:
+    """What a program says of each file, as it says it: a JSON object a line."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # repeats the same in words
+        text=True,
+        errors="replace",
+        env=_environment(),
+    ) as process:
+        try:
+            for line in process.stdout:
+                with contextlib.suppress(ValueError):
+                    result = json.loads(line)
+                    if isinstance(result, dict):
+                        yield result
+        except BaseException:
+            process.terminate()  # an interrupt may have reached this process alone
+            raise
+
+
+def _reason(result: Mapping) -> str:
+    """Why a file did not come, in the program's own words and in one line.
+
+    >>> _reason({"error-messages": ["  unable to access remote: x"], "note": "not available"})
+    'unable to access remote: x'
+    >>> _reason({"message": "not available"})
+    'not available'
+    """
+    said = result.get("error-messages") or result.get("error_message") or result.get("note")
+    said = said or result.get("message") or ""
+    text = " ".join(map(str, said)) if isinstance(said, list) else str(said)
+    return " ".join(text.split())[:300] or "no reason was given"
+
+
+def is_absent(path: Path) -> bool:
+    """Whether git-annex has a file's content elsewhere."""
+    return pointer_kind(path) == ANNEX
+
+
+def key_size(path: Path) -> int:
+    """Bytes of a file whose content is not here, as its git-annex key says; 0 if it does not."""
+    text = os.readlink(path) if path.is_symlink() else path.read_text("utf-8", "replace")
+    found = re.search(r"-s(\d+)(?:-|$)", text.rpartition("/")[2])
+    return int(found[1]) if found else 0
+
+
+def _portions(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    for start in range(0, len(paths), AT_ONCE):
+        yield paths[start : start + AT_ONCE]
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Whether two addresses of a repository are the same but for their spelling.
+
+    >>> _same_place("https://github.com/A/b.git", "https://github.com/A/b/")
+    True
+    """
+
+    def bare(text: str) -> str:
+        return text.removeprefix("file://").rstrip("/").removesuffix(".git").rstrip("/")
+
+    return bare(one) == bare(other)
+
+
+def _said(root: Path, *arguments: str) -> str:
+    done = _run(["git", "-C", str(root), *arguments])
+    if done.returncode:
+        raise FetchError(f"{root}: git {arguments[0]} failed ({_last_line(done)}).")
+    return done.stdout
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=_environment(),
+        check=False,
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Nobody is there to type a password, and messages are to be English."""
+    return os.environ | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"}
+
+
+def _last_line(done: subprocess.CompletedProcess) -> str:
+    """The line of what a program said that most likely tells why it failed."""
+    lines = [line.strip() for line in (done.stderr or done.stdout or "").splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("(", "hint:"))]
+    telling = [line for line in lines if "fatal:" in line or "error" in line.lower()]
+    return (telling or lines or [f"exit code {done.returncode}"])[-1].rstrip(".")
