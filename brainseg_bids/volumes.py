@@ -19,6 +19,7 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.membership import Membership
+from brainseg_bids.pointers import why_unfetched
 
 log = logging.getLogger("brainseg")
 
@@ -178,21 +179,14 @@ def read_grid(path: str | Path) -> Grid:
 
 
 def check_present(path: str | Path) -> None:
-    """Raise `InputError` if a file is missing, empty, or a git-annex pointer without content."""
+    """Raise `InputError` if a file is missing, empty, or a pointer whose content is elsewhere."""
     path = Path(path)
-    if path.is_symlink() and not path.exists():
-        raise InputError(
-            f"{path}: the file's content is not here. Fetch it with: datalad get {path}"
-        )
+    if why := why_unfetched(path):
+        raise InputError(why)
     if not path.exists():
         raise InputError(f"{path}: there is no such file.")
-    size = path.stat().st_size
-    if size == 0:
+    if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty. Copy or export it again.")
-    if size < 1024 and path.read_bytes()[:12].startswith((b"/annex/", b".git/annex")):
-        raise InputError(
-            f"{path}: the file's content is not here. Fetch it with: datalad get {path}"
-        )
 
 
 def _load(path: str | Path) -> tuple[np.ndarray, Grid]:

@@ -31,7 +31,7 @@ exit codes: 0 all done; 1 some image could not be done (the last lines say which
 2 the command line or the data it names cannot be used; 70 the workflow could not be built;
 126 a tool's licence is missing; 127 a tool is missing; 130 interrupted.
 `brainseg doctor` tells which tools, licences, models and accelerators are there.
-Nothing is downloaded and nothing is sent."""
+`brainseg fetch` gets datasets; nothing else downloads, and nothing is ever sent."""
 
 GIB_PER_UNIT = {"T": 1024.0, "G": 1.0, "M": 1 / 1024, "K": 1 / 1024**2}
 
@@ -352,7 +352,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add(
         "--memory-budget",
         dest="memory_budget_gb",
-        type=_memory_gb,
+        type=memory_gb,
         metavar="SIZE",
         help="memory of the device to use, with unit T, G, M or K; default: what is free",
     )
@@ -398,11 +398,12 @@ def _add_batch(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the batch script that does this, one participant a job, instead of doing it",
     )
-    add("--submit", action="store_true", help="hand the script to Slurm, too")
+    add("--submit", action="store_true", help="with --slurm: hand the script to Slurm, too")
     add(
         "--slurm-profile",
         metavar="NAME|FILE",
-        help="what the site wants: a packaged profile or a TOML file",
+        help="with --slurm: what the site wants, a packaged profile (default, a100, mi300a) or a "
+        "TOML file",
     )
 
 
@@ -476,7 +477,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         "--mem_mb",
         "--mem-mb",
         dest="memory_gb",
-        type=_memory_gb,
+        type=memory_gb,
         metavar="SIZE",
         help="memory to use in all, with unit T, G, M or K; a bare number is MB",
     )
@@ -549,8 +550,12 @@ def parse(argv: list[str] | None = None) -> Settings:
     _check_stage_flags(parser, given, values["stages"])
     if len(values.get("target_voxel_size_mm", ())) not in (0, 1, 3):
         parser.error("--target-voxel-size: give one number, or three.")
+    for name in ("submit", "slurm_profile"):
+        if given[name] and not values.get("slurm"):
+            parser.error(f"--{name.replace('_', '-')} needs --slurm.")
     values.setdefault("brain_tool", values.get("head_tool", Settings.head_tool))
-    values.setdefault("nprocs", _cpus())
+    # Of a batch job: as the profile says (0), not what the machine has that submits it.
+    values.setdefault("nprocs", 0 if values.get("slurm") else available_cpus())
     values.setdefault("omp_nthreads", min(values["nprocs"], 8))
     values.setdefault("work_dir", Path("work").absolute())
     settings = Settings(**values)
@@ -815,10 +820,10 @@ def _positive(text: str) -> int:
     return number
 
 
-def _memory_gb(text: str) -> float:
+def memory_gb(text: str) -> float:
     """Memory in GiB.
 
-    >>> _memory_gb("16G"), _memory_gb("2048")
+    >>> memory_gb("16G"), memory_gb("2048")
     (16.0, 2.0)
     """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([TGMK]?)I?B?", text.strip().upper())
@@ -827,7 +832,7 @@ def _memory_gb(text: str) -> float:
     return float(match[1]) * GIB_PER_UNIT[match[2] or "M"]
 
 
-def _cpus() -> int:
+def available_cpus() -> int:
     """CPUs that this process may use; a batch job may have fewer than the machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
