@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from uuid import uuid4
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
@@ -17,8 +19,9 @@ BIDS_VERSION = "1.10.1"
 
 # Without trailing slashes: the validator does not match a folder by "figures/".
 # morph: BIDS has no suffix for volumes yet; BEP011 and others use this one.
+# xfm: BIDS has no name for transforms yet (BEP014); this is fMRIPrep's.
 # Priors and tables of an evaluation are no BIDS files, and synthetic pairs a dataset of their own.
-BIDSIGNORE = ("*.html", "figures", "*_morph.*", "priors", "synth", "evaluation")
+BIDSIGNORE = ("*.html", "figures", "*_morph.*", "*_xfm.*", "priors", "synth", "evaluation")
 
 README = """\
 # Segmentations by brainseg-bids
@@ -36,6 +39,10 @@ Whole-head labels of structural MR images, each on its image's own grid.
   probabilities in `*_desc-top4_probseg.nii.gz`
 - `*_desc-contrast_morph.tsv`: how each label looks in the image (stage `contrast`);
   `priors/`: the same pooled over images of one contrast, for synthetic images (stage `priors`)
+- `*_space-TEMPLATE_seg-brainseg_res-*_dseg.nii.gz`, and so on: the same in a standard space, with
+  the transforms `*_from-T1w_to-TEMPLATE_mode-image_xfm.h5` and back (with `--output-spaces`)
+- `derivatives/`: results again as other programs read them: `freesurfer-labels`
+  (with `--freesurfer-export`), `smriprep-inputs` (with `--probseg`)
 - `sub-*.html`: pages to look at; `logs/CITATION.md`: text for the methods section
 
 A name with `space-T2w` belongs to the T2w image of that participant, and so on; one without
@@ -79,7 +86,10 @@ def raw_path(uri: str, bids_dir: Path) -> Path | None:
 def write_description(
     bids_dir: Path, output_dir: Path, *, links: Mapping[str, Path] | None = None
 ) -> Path:
-    """Write ``dataset_description.json``, ``.bidsignore`` and ``README.md``.
+    """Write ``dataset_description.json``, ``.bidsignore`` and ``README.md`` if they are not there.
+
+    Jobs that write one derivative at the same time find what the first of them has written and
+    leave it alone; a reader sees each file whole.
 
     Parameters
     ----------
@@ -106,9 +116,9 @@ def write_description(
         tag = os.environ.get("BRAINSEG_DOCKER_TAG", __version__)
         kind = "apptainer" if apptainer else "docker"
         made_by["Container"] = {"Type": kind, "Tag": f"brainseg-bids:{tag}"}
-    write_json(
-        output_dir / "dataset_description.json",
-        {
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with _alone_in(output_dir):  # or two would each add a link to what both have read
+        content = {
             "Name": f"Whole-head segmentations of {raw.get('Name') or bids_dir.name}",
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
@@ -118,11 +128,28 @@ def write_description(
             "DatasetLinks": _known_links(output_dir)
             | {name: path.resolve().as_uri() for name, path in (links or {}).items()}
             | {"raw": raw_link(bids_dir, output_dir)},
-        },
-    )
-    write_text(output_dir / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
-    write_text(output_dir / "README.md", README)
+        }
+        write_once(output_dir / "dataset_description.json", json_text(content))
+    write_once(output_dir / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
+    write_once(output_dir / "README.md", README)
     return output_dir / "dataset_description.json"
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time, on one machine; between machines only if the file system can."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _known_links(output_dir: Path) -> dict:
@@ -145,27 +172,58 @@ def write_label_tables(output_dir: Path, tables: Mapping[str, LabelTable]) -> di
     paths = {}
     for name, table in tables.items():
         path = output_dir / f"seg-{name}_dseg.tsv"
-        if path.is_file():
-            try:
-                same = LabelTable.read(path) == table
-            except ValueError:
-                same = False
-            if not same:
-                raise InputError(
-                    f"{path}: segmentations with other labels are there already. "
-                    "Choose another output_dir for this model."
-                )
-        else:
-            with whole_or_nothing(path) as temporary:
-                table.write(temporary)
+        if not path.is_file():
+            _add(path, table)
+        try:
+            same = LabelTable.read(path) == table
+        except ValueError:
+            same = False
+        if not same:
+            raise InputError(
+                f"{path}: segmentations with other labels are there already. "
+                "Choose another output_dir for this model."
+            )
         paths[name] = path
     return paths
 
 
+def _add(path: Path, table: LabelTable) -> None:
+    """Write a table that is not there; one that another job has written meanwhile stays."""
+    temporary = path.with_name(f".{path.stem}.{uuid4().hex}.tsv")
+    try:
+        table.write(temporary)
+        os.link(temporary, path)  # unlike a renamed file, a link never replaces another
+    except FileExistsError:
+        pass
+    except OSError:  # perhaps a file system without hard links
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: dict) -> Path:
     """Write JSON whole or not at all; keys without a value are left out."""
+    return write_text(path, json_text(content))
+
+
+def json_text(content: dict) -> str:
+    """JSON as people read it; keys without a value are left out.
+
+    >>> json_text({"Name": "x", "License": None})
+    '{\\n  "Name": "x"\\n}\\n'
+    """
     content = {key: value for key, value in content.items() if value is not None}
-    return write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_once(path: Path, text: str) -> Path:
+    """Write text whole or not at all, unless the file says this already."""
+    try:
+        if path.read_text(encoding="utf-8") == text:
+            return path
+    except (OSError, UnicodeDecodeError):
+        pass
+    return write_text(path, text)
 
 
 def write_text(path: Path, text: str) -> Path:

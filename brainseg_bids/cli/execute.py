@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
-from brainseg_bids.bids.description import write_text
+from brainseg_bids.bids.description import write_once
 from brainseg_bids.cli.console import Progress
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
@@ -97,7 +97,8 @@ def _build(
     program: Sequence[str] | None,
 ):
     """The workflow, and the methods text of all that the plans so far stand for."""
-    from brainseg_bids.interfaces.segment import PREDICT  # late: nipype
+    from brainseg_bids.interfaces.register import REGISTER  # late: nipype
+    from brainseg_bids.interfaces.segment import PREDICT
     from brainseg_bids.workflows.base import init_brainseg_wf
     from brainseg_bids.workflows.how import HowToRun
 
@@ -113,6 +114,7 @@ def _build(
         threads=min(settings.omp_nthreads, settings.nprocs),
         tool_timeout_s=3600 * settings.tool_timeout_h,
         program=tuple(program or PREDICT),
+        register=tuple(settings.tools.get("ants", REGISTER)),
     )
     everything = init_brainseg_wf([plan.redone() for plan in so_far], how)
     return init_brainseg_wf(plans, how), everything.visit_desc()
@@ -155,6 +157,9 @@ def _run_workflow(
             if "Statistics" in facts:
                 log.info("%s: measured in %.0f s", title, facts["Seconds"])
                 return
+            if "Registration" in facts:
+                log.info("%s: registered in %.0f s", title, facts["Seconds"])
+                return
             for note in facts["warnings"]:
                 log.warning("%s", note)
             took_s, peak_gib = facts["took_s"], facts["peak_gib"]
@@ -191,9 +196,9 @@ def _write_citation(path: Path, description: str) -> None:
     paragraphs = "\n".join(
         ["# Methods", "", description.strip(), "", "References: `CITATION.bib`.", ""]
     )
-    write_text(path, paragraphs)
+    write_once(path, paragraphs)
     source = resources.files("brainseg_bids") / "data" / "methods.bib"
-    write_text(path.with_suffix(".bib"), source.read_text(encoding="utf-8"))
+    write_once(path.with_suffix(".bib"), source.read_text(encoding="utf-8"))
 
 
 def _one_line(error: Exception) -> str:
@@ -205,17 +210,18 @@ def _read_plugin(path: Path | None) -> dict | None:
         return None
     import yaml
 
+    from brainseg_bids.workflows.runner import check_plugin  # late: nipype
+
     try:
         plugin = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"--use-plugin {path}: this is no YAML ({_one_line(error)}).") from error
     if not isinstance(plugin, dict) or "plugin" not in plugin:
         raise InputError(f"--use-plugin {path}: the key plugin is missing.")
-    if str(plugin["plugin"]).endswith("Graph"):
-        raise InputError(
-            f"--use-plugin {path}: {plugin['plugin']} returns before its jobs have ended. "
-            "Run one job per participant with --participant-label instead."
-        )
+    try:
+        check_plugin(plugin)
+    except ValueError as error:
+        raise InputError(f"--use-plugin {path}: {error}") from error
     return plugin
 
 

@@ -608,46 +608,35 @@ def _write_tsv(path: Path, rows: list[dict]) -> None:
 
 # -- slurm --------------------------------------------------------------------------------
 
-SCRIPT = """\
-#!/bin/bash
-# Submits the experiment's {n} runs as an array, and the report after them. Run it with bash.
-set -euo pipefail
-job=$(sbatch --parsable <<'END'
-#!/bin/bash
-#SBATCH --job-name=dial
-#SBATCH --array=0-{last}
-#SBATCH --requeue
-#SBATCH --open-mode=append
-#SBATCH --output="{logs}/slurm-%A_%a.log"
-{more}exec {python} -m brainseg_bids.cli.experiment run {folder} \\
-    --only "$SLURM_ARRAY_TASK_ID" --threads "${{SLURM_CPUS_PER_TASK:-1}}"
-END
-)
-# Also after failed runs: the report names what is missing.
-sbatch --dependency="afterany:${{job%%;*}}" <<'END'
-#!/bin/bash
-#SBATCH --job-name=dial-report
-#SBATCH --output="{logs}/slurm-report-%j.log"
-exec {python} -m brainseg_bids.cli.experiment report {folder}
-END
-"""
-
 
 def slurm(options: argparse.Namespace) -> int:
-    """Print a script that submits everything."""
+    """Print a script that submits a job for each run, and the report after them."""
+    from brainseg_bids.cli.batch import Job, submit_script
+
     folder = options.folder.resolve()
     plan = read_plan(folder)
-    print(
-        SCRIPT.format(
-            n=len(plan.runs),
-            last=len(plan.runs) - 1,
-            logs=str(folder).replace("%", "%%"),
-            more="".join(f"#SBATCH {option}\n" for option in options.sbatch),
-            python=shlex.quote(sys.executable),
-            folder=shlex.quote(str(folder)),
+    program = f"exec {shlex.quote(sys.executable)} -m brainseg_bids.cli.experiment"
+    runs = Job(
+        "dial",
+        folder / "slurm-%A_%a.log",
+        (
+            f"--array=0-{len(plan.runs) - 1}",
+            "--requeue",
+            "--open-mode=append",
+            *options.sbatch,
         ),
-        end="",
+        f"{program} run {shlex.quote(str(folder))} \\\n"
+        '    --only "$SLURM_ARRAY_TASK_ID" --threads "${SLURM_CPUS_PER_TASK:-1}"',
     )
+    # Also after failed runs: the report names what is missing.
+    last = Job(
+        "dial-report",
+        folder / "slurm-report-%j.log",
+        (),
+        f"{program} report {shlex.quote(str(folder))}",
+    )
+    title = f"Submits the experiment's {len(plan.runs)} runs, and the report after them"
+    print(submit_script(title, [runs], last), end="")
     return 0
 
 

@@ -697,8 +697,9 @@ def named_command(text: str) -> tuple[str, list[str]]:
     ('samseg', ['apptainer', 'exec', 'my image.sif', 'run_samseg'])
     """
     name, _, command = text.partition("=")
-    if name not in tool_names():
-        known = ", ".join(tool_names())
+    known = (*tool_names(), "ants")  # ants: what registers images to --output-spaces
+    if name not in known:
+        known = ", ".join(known)
         raise argparse.ArgumentTypeError(f"{text!r}: no tool is called {name!r}; known: {known}")
     try:
         words = shlex.split(command)
@@ -723,7 +724,7 @@ def _derivative(text: str) -> tuple[str, str]:
 STAGE_FLAGS = {
     "head_tool": ("--head-tool", ("headlabels",)),
     "brain_tool": ("--brain-tool", ("headlabels",)),
-    "tools": ("--tool", ("headlabels",)),
+    "tools": ("--tool", ("headlabels", "segment")),  # ants, for --output-spaces
     "derivatives": ("-d", ("headlabels", "contrast", "synth", "evaluate")),
     "tool_timeout_h": ("--tool-timeout", ("headlabels",)),
     "target_voxel_size_mm": ("--target-voxel-size", ("upsample", "synth", "train")),

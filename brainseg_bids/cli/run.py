@@ -23,7 +23,15 @@ from brainseg_bids.cli.execute import (
     run_plans,
 )
 from brainseg_bids.cli.group import run_group
-from brainseg_bids.cli.stages import Refused, passes, plan_stages, read_model, tables_of
+from brainseg_bids.cli.stages import (
+    Refused,
+    chosen_stages,
+    passes,
+    plan_stages,
+    read_model,
+    read_templates,
+    tables_of,
+)
 from brainseg_bids.nets.bundle import DEFAULT_MODEL, BundleError
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
@@ -46,6 +54,10 @@ def run(settings: Settings, *, program: Sequence[str] | None = None) -> int:
     int
         Exit code; see ``brainseg --help``.
     """
+    if settings.slurm:
+        from brainseg_bids.cli.batch import batch
+
+        return batch(settings)
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4().hex[:8]}"
     try:
         run_dir = settings.output_dir / "logs" / run_id
@@ -80,13 +92,16 @@ def _group(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> 
 
 def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:
     model, table = read_model(settings.model or DEFAULT_MODEL)
+    templates = read_templates(settings)
     plans: list[SubjectPlan] = []
     failures: dict[str, str] = {}  # what messages call it: why
     code = DONE
     try:
-        for stages in passes(settings.stages):
+        for stages in passes(chosen_stages(settings)):
             try:
-                new = plan_stages(settings, stages, model, program, failed=failures)
+                new = plan_stages(
+                    settings, stages, model, program, failed=failures, templates=templates
+                )
             except InputError:
                 if not failures:
                     raise
@@ -134,11 +149,11 @@ def _conclude(
 def _write_pages(
     settings: Settings, plans: list[SubjectPlan], failures: Mapping[str, str]
 ) -> dict[str, str]:
-    """One page per participant; returns what could not be written."""
+    """One page per participant, of this and all other runs; returns what could not be written."""
     if settings.boilerplate_only or not plans:
         return {}
-    from brainseg_bids.workflows.found import with_found  # late: jinja2, nipype
-    from brainseg_bids.workflows.pages import read_cohort, write_subject_page
+    from brainseg_bids.workflows.found import note_failures  # late: jinja2, nipype
+    from brainseg_bids.workflows.pages import read_cohort, update_subject_page
 
     citation = settings.output_dir / "logs" / "CITATION.md"
     methods = citation.read_text(encoding="utf-8") if citation.is_file() else ""
@@ -149,17 +164,18 @@ def _write_pages(
     except (OSError, ValueError) as error:  # a table of whichever other subject
         log.warning("heads are not compared: %s", error)
         cohort = None
-    for plan in with_found(plans, bids_dir=settings.bids_dir, output_dir=settings.output_dir):
-        own = {scan.title for scan in plan.scans} | set(plan.faults)
-        errors = [f"{title}: {why}" for title, why in failures.items() if title in own]
-        if not plan.scans and not errors:
-            continue
+    if not settings.reports_only:
         try:
-            write_subject_page(
+            note_failures(plans, failures, output_dir=settings.output_dir)
+        except OSError as error:  # a full disk: what failed is in the log, too
+            log.debug("failures are not kept (%s)", error)
+    for plan in plans:
+        try:
+            update_subject_page(
                 plan,
                 output_dir=settings.output_dir,
                 bids_dir=settings.bids_dir,
-                errors=errors,
+                failures=failures,
                 settings=settings.to_toml(),
                 methods=methods,
                 cohort=cohort,

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from brainseg_bids.bids.description import raw_path
+from brainseg_bids.bids.description import raw_path, write_json
 from brainseg_bids.bids.names import HeadNames, OutputNames, Scan, ToolNames
+from brainseg_bids.bids.templates import Template
 from brainseg_bids.interfaces.tools import find_tool, tool_names
 from brainseg_bids.workflows.contrast_plan import ContrastPlan, found_contrast
 from brainseg_bids.workflows.headlabels_plan import GIVEN, HeadPlan, ToolPlan
@@ -21,6 +25,7 @@ from brainseg_bids.workflows.plan import (
     why_run,
 )
 from brainseg_bids.workflows.segment_plan import SegmentPlan
+from brainseg_bids.workflows.spaces_plan import SpacePlan, found_space
 from brainseg_bids.workflows.upsample_plan import finer_plan
 
 MEASURED = "_desc-contrast_morph.json"
@@ -48,11 +53,54 @@ def with_found(
     return complete
 
 
+FAILED = Path("logs", "failed")
+"""Folder in the derivative with a file for each image that the last run to try it could not do."""
+
+
+def note_failures(
+    plans: Iterable[SubjectPlan], failures: Mapping[str, str], *, output_dir: Path
+) -> None:
+    """Keep what failed for the pages that later runs and other jobs write; forget what went well.
+
+    Two jobs may work on two sessions of one person, and either writes the page of both.
+    """
+    for plan in plans:
+        for title in {scan.title for scan in plan.scans} | set(plan.faults):
+            if title in failures:
+                image = next((s.scan.path for s in plan.scans if s.title == title), None)
+                image = image or failures[title].partition(": ")[0]
+                write_json(
+                    _note(output_dir, title),
+                    {"Title": title, "Reason": failures[title], "Image": str(image)},
+                )
+        for scan in plan.scans:
+            if scan.title not in failures and scan.has_results:
+                with contextlib.suppress(OSError):
+                    _note(output_dir, scan.title).unlink(missing_ok=True)
+
+
+def noted_failures(label: str, *, output_dir: Path) -> dict[str, str]:
+    """What other runs could not do for a participant, by title, if the image is still there."""
+    noted = {}
+    for path in sorted((output_dir / FAILED).glob(f"sub-{label}_*.json")):
+        said = read_object(path)
+        image = said.get("Image", "")
+        if said.get("Title") and (not os.path.isabs(image) or os.path.lexists(image)):
+            noted[said["Title"]] = said.get("Reason", "")
+    return noted
+
+
+def _note(output_dir: Path, title: str) -> Path:
+    return output_dir / FAILED / (re.sub(r"[^0-9A-Za-z+.-]+", "_", title).strip("_") + ".json")
+
+
 def _find(label: str, bids_dir: Path, output_dir: Path) -> list[ScanPlan]:
     found: list[ScanPlan | None] = []
     for path in sorted(output_dir.glob(f"sub-{label}/**/anat/*_dseg.json")):
         said = read_object(path)
-        if path.name.endswith(SEGMENTED):
+        if "Registration" in said:
+            found.append(_in_space(path, said, bids_dir, output_dir))
+        elif path.name.endswith(SEGMENTED):
             found.append(_segmented(said, bids_dir, output_dir))
         elif path.name.endswith(MERGED):
             found.append(_merged(said, bids_dir, output_dir))
@@ -88,6 +136,22 @@ def _segmented(said: dict, bids_dir: Path, output_dir: Path) -> SegmentPlan | No
     if not _unchanged(said, scan, outputs) or "figure" not in outputs:
         return None
     return SegmentPlan(scan, REUSE, "found", outputs, {"Input": said["Input"]})
+
+
+def _in_space(path: Path, said: dict, bids_dir: Path, output_dir: Path) -> SpacePlan | None:
+    image = raw_path(said.get("Input", ""), bids_dir)
+    if image is None or "_seg-brainseg_" not in path.name:
+        return None
+    entities = Scan.from_path(path).entities
+    # Of the template only its names are needed for a page.
+    template = Template(entities.get("space", ""), "", entities.get("res", ""), Path())
+    try:
+        if fingerprint(image, known=said)["InputSHA256"] != said.get("InputSHA256"):
+            return None
+    except OSError:
+        return None
+    labels = path.with_name(path.name.replace(".json", ".nii.gz"))
+    return found_space(labels, said, Scan.from_path(image), template, output_dir)
 
 
 def _measured(path: Path, bids_dir: Path, output_dir: Path) -> ContrastPlan | None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.cohort import Cohort
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_text
-from brainseg_bids.bids.names import sidecar
+from brainseg_bids.bids.names import folder, sidecar
+from brainseg_bids.bids.templates import transform_name
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.reports.contrast import ContrastReport
 from brainseg_bids.reports.group import write_group_page
@@ -20,9 +22,11 @@ from brainseg_bids.reports.head import HeadReport, ToolRun
 from brainseg_bids.reports.page import ScanReport, write_page
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.contrast_plan import ContrastPlan
+from brainseg_bids.workflows.found import noted_failures, with_found
 from brainseg_bids.workflows.headlabels_plan import GIVEN, HeadPlan, ToolPlan
 from brainseg_bids.workflows.plan import ScanPlan, SubjectPlan, read_object
 from brainseg_bids.workflows.segment_plan import SegmentPlan
+from brainseg_bids.workflows.spaces_plan import SpacePlan
 from brainseg_bids.workflows.upsample_plan import UpsamplePlan
 
 SHOWN = (
@@ -30,8 +34,70 @@ SHOWN = (
 )  # fmt: skip
 """Facts of a tool's run that its page tells, as they stand in the JSON beside its labels."""
 
+TRIES, READS, PAUSE_S = 10, 4, 0.5
+"""How often a page is written at most if other jobs leave more each time, how often results are
+read that cannot be read, and how long is waited then: another job may be replacing them."""
+
 GROUP_PAGES = {"brainseg": "group.html", "fullhead": "group_fullhead.html"}
 """Page over participants, by the label of ``seg-``."""
+
+
+def update_subject_page(
+    plan: SubjectPlan,
+    *,
+    output_dir: Path,
+    bids_dir: Path,
+    failures: Mapping[str, str],
+    settings: str,
+    methods: str,
+    cohort: Cohort | None = None,
+) -> Path | None:
+    """Write ``sub-LABEL.html`` from all that any run has left; None if there is nothing to tell.
+
+    Another job may be at work on another session of the same person. So the page is written
+    again if there is more when it is written than there was before: whichever job writes last
+    has seen the results of all, without waiting for any.
+
+    Raises
+    ------
+    OSError, ValueError, KeyError
+        If results cannot be read, after some tries: they may be just being replaced.
+    """
+    page, shown = None, None
+    for attempt in range(TRIES):
+        try:
+            (complete,) = with_found([plan], bids_dir=bids_dir, output_dir=output_dir)
+            told = _failed(complete, failures, output_dir)
+            done = [scan.main for scan in complete.scans if scan.has_results]
+            now = [(path, path.stat().st_mtime_ns) for path in done], told
+            if now == shown:
+                break
+            if not complete.scans and not told:
+                return None
+            page = write_subject_page(
+                complete,
+                output_dir=output_dir,
+                bids_dir=bids_dir,
+                errors=[f"{title}: {why}" for title, why in told.items()],
+                settings=settings,
+                methods=methods,
+                cohort=cohort,
+            )
+            shown = now
+        except (OSError, ValueError, KeyError):
+            if attempt >= READS - 1:
+                raise
+            time.sleep(PAUSE_S)
+    return page
+
+
+def _failed(plan: SubjectPlan, failures: Mapping[str, str], output_dir: Path) -> dict[str, str]:
+    """What this run could not do for a participant, and what others could not."""
+    own = {scan.title for scan in plan.scans} | set(plan.faults)
+    told = {title: why for title, why in failures.items() if title in own}
+    done = {scan.title for scan in plan.scans if scan.has_results}
+    noted = noted_failures(plan.label, output_dir=output_dir)
+    return told | {t: why for t, why in noted.items() if t not in told and t not in done}
 
 
 def write_subject_page(
@@ -57,6 +123,11 @@ def write_subject_page(
             scan_report(scan, output_dir=output_dir, bids_dir=bids_dir)
             for scan in done
             if isinstance(scan, SegmentPlan)
+        ]
+        + [
+            space_report(scan, output_dir=output_dir, bids_dir=bids_dir)
+            for scan in done
+            if isinstance(scan, SpacePlan)
         ]
         + [
             finer_report(scan, output_dir=output_dir)
@@ -151,6 +222,32 @@ def finer_report(plan: UpsamplePlan, *, output_dir: Path) -> ScanReport:
         outputs=_written(plan, output_dir),
         what="Label map",
         caption="Above the label map, below the same at finer voxels.",
+    )
+
+
+def space_report(plan: SpacePlan, *, output_dir: Path, bids_dir: Path) -> ScanReport:
+    """What a page says about an image in a standard space."""
+    template = plan.templates[0]
+    transform = output_dir / folder(plan.scan) / transform_name(plan.scan, template)
+    said = read_object(sidecar(transform))
+    facts = {
+        "Template": template.space,
+        "Resolution": template.resolution,
+        "Registration": said.get("Registration"),
+        "Driven by": said.get("DrivenBy"),
+        "Time": _format(said.get("Seconds"), "{:.0f} s"),
+        "Peak memory": _format(said.get("PeakMemoryGiB"), "{:.1f} GiB"),
+        "Made by": f"brainseg-bids {read_object(sidecar(plan.main)).get('BrainsegVersion')}",
+    }
+    return ScanReport(
+        title=plan.title,
+        source=plan.scan.path.relative_to(bids_dir).as_posix(),
+        figure=plan.outputs["figure"],
+        volumes=[],
+        facts={key: value for key, value in facts.items() if value},
+        outputs=_written(plan, output_dir),
+        what="Registered image",
+        caption="Each cut of the template twice: alone, and beneath it with the image's labels.",
     )
 
 

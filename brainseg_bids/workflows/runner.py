@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import logging
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -36,12 +38,26 @@ WATCHED = {
     "merge": "report.json",
     "upsample": "facts.json",
     "measure": "facts.json",
+    "register": "report.json",
 }
 """Steps that take long, by the last part of their name, and the file with what they have to
 tell in the end."""
 
 EXIT_CODES = {"LicenceError": 126, "MissingToolError": 127}
 """Kinds of failure that have an exit code of their own."""
+
+GRAPH_PLUGINS = ("SLURMGraph", "PBSGraph", "SGEGraph", "CondorDAGMan")
+"""They hand over all steps at once and return: nobody would wait for results or see failures."""
+
+PLUGINS = (
+    "Condor", "IPython", "LSF", "LegacyMultiProc", "Linear", "MultiProc", "OAR", "PBS", "SGE",
+    "SLURM", "SomaFlow",
+)  # fmt: skip
+
+SUBMITS_WITH = {
+    "Condor": "condor_qsub", "LSF": "bsub", "OAR": "oarsub", "PBS": "qsub", "SGE": "qsub",
+    "SLURM": "sbatch",
+}  # fmt: skip
 
 NIPYPES_NOTES = ("When creating this crashfile", "During the creation of this crashfile")
 """What Nipype adds below a traceback."""
@@ -200,6 +216,52 @@ def configure_nipype(
         config.enable_resource_monitor()
 
 
+def check_plugin(plugin: Mapping) -> None:
+    """Refuse what would end badly, before anything is submitted.
+
+    Parameters
+    ----------
+    plugin : mapping
+        ``plugin`` and ``plugin_args``, as the user has written them.
+
+    Raises
+    ------
+    ValueError
+        One line: what, and the remedy.
+
+    Examples
+    --------
+    >>> check_plugin({"plugin": "SLURMGraph"})
+    Traceback (most recent call last):
+    ValueError: SLURMGraph returns before its jobs have ended. ...
+    """
+    name, arguments = plugin["plugin"], plugin.get("plugin_args")
+    if name in GRAPH_PLUGINS:
+        raise ValueError(
+            f"{name} returns before its jobs have ended. Give --slurm instead, for one job per "
+            "participant, or the plugin without a graph."
+        )
+    if name not in PLUGINS:
+        raise ValueError(f"Nipype has no plugin {name!r}. Known here: {', '.join(PLUGINS)}.")
+    if not isinstance(arguments, Mapping | None):
+        raise ValueError("plugin_args are keys with values, such as sbatch_args: --time=60")
+    program = SUBMITS_WITH.get(name)
+    if program and shutil.which(program) is None:
+        raise ValueError(
+            f"{name} needs the program {program}, which is not here; in a container it seldom is. "
+            "Use --slurm outside of it, or MultiProc."
+        )
+
+
+def _name_user() -> None:
+    """Nipype names its jobs after LOGNAME, which containers and batch jobs often lack."""
+    if "LOGNAME" not in os.environ:
+        try:
+            os.environ["LOGNAME"] = getpass.getuser()
+        except (KeyError, OSError):  # a number without a name
+            os.environ["LOGNAME"] = str(os.getuid())
+
+
 def run_workflow(
     workflow,
     *,
@@ -262,6 +324,7 @@ def run_workflow(
         name = plugin.get("plugin", "MultiProc")
         arguments |= plugin.get("plugin_args") or {}
         chosen = SafeMultiProcPlugin(arguments) if name == "MultiProc" else name
+        _name_user()
     else:
         chosen = SafeMultiProcPlugin(arguments)
     ended = threading.Event()

@@ -28,6 +28,8 @@ def main() -> int:
     for name in ("image", "labels", "probseg", "report"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--model")
+    parser.add_argument("--ensemble", nargs="+", default=[])
+    parser.add_argument("--test-time-flips", action="store_true")
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--kill")
