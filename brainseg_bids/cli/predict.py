@@ -19,12 +19,14 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.volumes import InputError, place, read_volume, whole_or_nothing, write_label_map
 
@@ -33,6 +35,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image", type=Path, required=True, help="image to segment")
     parser.add_argument("--model", required=True, help="packaged model's name or a model folder")
+    parser.add_argument(
+        "--ensemble", nargs="+", default=[], metavar="MODEL", help="further models to average with"
+    )
+    parser.add_argument(
+        "--test-time-flips", action="store_true", help="also average with the mirrored image"
+    )
     parser.add_argument("--labels", type=Path, required=True, help="label map to write")
     parser.add_argument("--probseg", type=Path, help="also write probabilities, 4D")
     parser.add_argument("--report", type=Path, required=True, help="facts to write, JSON")
@@ -75,17 +83,22 @@ def predict(options: argparse.Namespace) -> dict:
         warnings.simplefilter("always")
         image, grid = read_volume(options.image)
     notes = [str(w.message) for w in noted if str(options.image) in str(w.message)]
-    bundle = ModelBundle.read(find_bundle(options.model))
-    notes += _notes_on_voxels(options.image, grid, bundle.voxel_size_mm)
+    bundle, *others = read_models([options.model, *options.ensemble])
+    finest_mm = min(model.voxel_size_mm for model in (bundle, *others))
+    notes += _notes_on_voxels(options.image, grid, finest_mm)
 
     import torch  # late: a wrong path shall be told at once
 
-    from brainseg_bids.inference.predict import segment
+    from brainseg_bids.inference.predict import Member, segment
 
     device = choose_device(options.device)
     if options.threads > 0:
         torch.set_num_threads(options.threads)
-    net = bundle.load(device)
+    # In an order that does not depend on which of them was named first: sums are rounded.
+    first, *more = [
+        Member(model.load(device), model.voxel_size_mm, model.patch_vox)
+        for model in sorted((bundle, *others), key=lambda model: model.digest)
+    ]
     probabilities = (
         _ProbabilityFile(options.probseg, grid, len(bundle.table)) if options.probseg else None
     )
@@ -93,13 +106,16 @@ def predict(options: argparse.Namespace) -> dict:
         labels = segment(
             image,
             grid,
-            net,
+            first.net,
             bundle.table,
-            voxel_size_mm=bundle.voxel_size_mm,
-            window_vox=bundle.patch_vox,
+            voxel_size_mm=first.voxel_size_mm,
+            window_vox=first.window_vox,
+            others=more,
+            flips=options.test_time_flips,
             device=device,
             progress=_Progress(options.image.name),
             on_probabilities=probabilities.put if probabilities else None,
+            note=lambda text: notes.append(f"{options.image}: {text}"),
         )
         brain = [label.index for label in labels.table if label.is_brain]
         if not np.isin(labels.voxels, brain).any():
@@ -114,6 +130,8 @@ def predict(options: argparse.Namespace) -> dict:
         "image": str(options.image),
         "model": bundle.name,
         "model_digest": bundle.digest,
+        "ensemble": [{"model": other.name, "model_digest": other.digest} for other in others],
+        "test_time_flips": options.test_time_flips,
         "device": device,
         "threads": torch.get_num_threads(),
         "took_s": round(time.monotonic() - began_s, 2),
@@ -123,6 +141,38 @@ def predict(options: argparse.Namespace) -> dict:
         "model_voxel_size_mm": bundle.voxel_size_mm,
         "warnings": notes,
     }
+
+
+def read_models(names: Sequence[str | Path]) -> list[ModelBundle]:
+    """Bundles whose probabilities can be averaged, in the order given.
+
+    Raises
+    ------
+    BundleError
+        If one cannot be read, is given twice, or has other labels than the first.
+    """
+    bundles = [ModelBundle.read(find_bundle(name)) for name in names]
+    first, *others = bundles
+    for number, other in enumerate(others, start=1):
+        if other.digest in {bundle.digest for bundle in bundles[:number]}:
+            raise BundleError(
+                f"{other.path}: model {other.name} is in the ensemble twice. Name each model once."
+            )
+        if differs := _differing_labels(first.table, other.table):
+            raise BundleError(
+                f"{other.path}: its labels are not those of model {first.name} ({differs}). "
+                "Models of an ensemble have one label table; leave it out."
+            )
+    return bundles
+
+
+def _differing_labels(one: LabelTable, other: LabelTable) -> str:
+    """How many labels differ in code, name or side, and one of them; empty if none does."""
+    ours, theirs = (
+        {(label.index, label.name, label.mirror) for label in table} for table in (one, other)
+    )
+    odd = sorted(ours ^ theirs)
+    return f"{len(odd)} differ, e.g. {odd[0][0]} {odd[0][1]}" if odd else ""
 
 
 def choose_device(wanted: str) -> str:
@@ -156,8 +206,14 @@ def peak_gib(device: str) -> float:
 
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    try:
+        # What the system counts for a process (below) may begin at its parent's.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) / 2**20
+    except (OSError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def _notes_on_voxels(path: Path, grid: Grid, model_mm: float) -> list[str]:

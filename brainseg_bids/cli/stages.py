@@ -16,11 +16,12 @@ from brainseg_bids.bids.inputs import (
     find_participants,
     find_subjects,
 )
+from brainseg_bids.bids.templates import Template, fetch_command
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import SubjectPlan, describe_plans, joined
-from brainseg_bids.workflows.resources import memory_gib
+from brainseg_bids.workflows.resources import Footprint, memory_gib
 from brainseg_bids.workflows.segment_plan import Model, plan_segment
 
 log = logging.getLogger("brainseg")
@@ -50,14 +51,85 @@ def read_model(name: str) -> tuple[Model, LabelTable]:
             f"{bundle.path}: label codes {', '.join(map(str, unknown))} have no tissue in table "
             "brainseg. Use a model that was trained for it."
         )
+    return _model_of(bundle), bundle.table
+
+
+def read_ensemble(settings: Settings, model: Model) -> tuple[Model, ...]:
+    """Further models that are averaged with the first one.
+
+    Raises
+    ------
+    BundleError
+        If one cannot be read, is named twice, or has other labels.
+    """
+    if not settings.ensemble:
+        return ()
+    from brainseg_bids.cli.predict import read_models  # late: nibabel
+
+    _, *others = read_models([model.path, *settings.ensemble])
+    return tuple(map(_model_of, others))
+
+
+def _model_of(bundle: ModelBundle) -> Model:
     names = tuple(label.name for label in bundle.table)
-    return Model(bundle.path, bundle.name, bundle.digest, bundle.contrasts, names), bundle.table
+    return Model(
+        bundle.path, bundle.name, bundle.digest, bundle.contrasts, names, Footprint.of(bundle)
+    )
 
 
+MISSING_PROGRAM = 127
 DEFAULT_TARGET_MM = (0.5,)
-PASSES = (("segment", "headlabels"), ("upsample", "contrast"))
+PASSES = (
+    ("segment", "headlabels"),
+    ("upsample", "contrast", "spaces", "freesurfer"),
+    ("precomputed",),
+)
 """Stages that read the dataset are planned and run together; those that read what these leave
 come after them."""
+
+
+def chosen_stages(settings: Settings) -> tuple[str, ...]:
+    """Stages the user has chosen, and steps that other flags ask for after ``segment``."""
+    chosen = settings.stages
+    if "segment" not in chosen:
+        return chosen
+    steps = {
+        "spaces": bool(settings.output_spaces),
+        "freesurfer": settings.freesurfer_export,
+        "precomputed": settings.probseg,
+    }
+    return (*chosen, *(step for step, wanted in steps.items() if wanted))
+
+
+def read_templates(settings: Settings) -> tuple[Template, ...]:
+    """Templates of ``--output-spaces``, and whether images can be registered to them.
+
+    Raises
+    ------
+    InputError
+        If a template is not there.
+    Refused
+        If antspyx is not installed.
+    """
+    if not settings.output_spaces or "segment" not in settings.stages:
+        return ()
+    from brainseg_bids.interfaces.register import REGISTER, missing_reason  # late: nipype
+    from brainseg_bids.workflows.spaces_plan import read_spaces
+
+    templates = read_spaces(settings.output_spaces)
+    will_run = not (settings.reports_only or settings.boilerplate_only)
+    reason = missing_reason(tuple(settings.tools.get("ants", REGISTER)))
+    if reason and will_run:
+        raise Refused(reason, MISSING_PROGRAM)
+    for template in templates:
+        if template.mask is None:
+            log.warning(
+                "template %s has no brain mask beside it (%s): whole images are registered, "
+                "which is less exact",
+                template.name,
+                fetch_command(template.name, cohort=template.cohort, suffix="mask"),
+            )
+    return templates
 
 
 def passes(stages: Sequence[str]) -> list[tuple[str, ...]]:
@@ -77,10 +149,12 @@ def plan_stages(
     program: Sequence[str] | None = None,
     *,
     failed: Collection[str] = (),
+    templates: Sequence[Template] = (),
 ) -> list[SubjectPlan]:
     """Plans of the stages of one pass, one per participant; what is odd is logged.
 
-    ``failed`` are the titles of what an earlier pass could not do.
+    ``failed`` are the titles of what an earlier pass could not do, ``templates`` those of the
+    standard spaces.
 
     Raises
     ------
@@ -92,7 +166,7 @@ def plan_stages(
     if set(stages) <= set(PASSES[0]):
         plans = _plan_from_dataset(settings, stages, model, program)
     else:
-        plans = _plan_from_results(settings, stages, failed)
+        plans = _plan_from_results(settings, stages, failed, templates)
     for line in describe_plans(plans):
         log.info("%s", line)
     return plans
@@ -125,12 +199,18 @@ def _plan_from_dataset(
 
 
 def _plan_from_results(
-    settings: Settings, stages: Sequence[str], failed: Collection[str]
+    settings: Settings,
+    stages: Sequence[str],
+    failed: Collection[str],
+    templates: Sequence[Template],
 ) -> list[SubjectPlan]:
     """Plans of stages that work on what others have left; one of them may have nothing to do."""
     plan_of = {
         "upsample": lambda: _plan_upsample(settings),
         "contrast": lambda: _plan_contrast(settings, failed),
+        "spaces": lambda: _plan_spaces(settings, failed, templates),
+        "freesurfer": lambda: _plan_freesurfer(settings, failed),
+        "precomputed": lambda: _plan_precomputed(settings, failed),
     }
     plans: list[SubjectPlan] = []
     empty = None
@@ -179,6 +259,64 @@ def _plan_contrast(settings: Settings, failed: Collection[str]) -> list[SubjectP
     return plans
 
 
+def _segmented(settings: Settings) -> list[Subject]:
+    """What stage ``segment`` was to segment; nothing if it was only described."""
+    if settings.boilerplate_only:
+        return []
+    labels = find_participants(settings.bids_dir, settings.participant_label)
+    return _find(settings, labels, STRUCTURAL)
+
+
+def _plan_spaces(
+    settings: Settings, failed: Collection[str], templates: Sequence[Template]
+) -> list[SubjectPlan]:
+    from brainseg_bids.workflows.spaces_plan import DRIVING, plan_spaces
+
+    plans = []
+    for subject in _segmented(settings):
+        for scan in subject.scans:
+            if scan.suffix not in DRIVING:
+                log.info(
+                    "%s: not brought to a standard space; only %s are registered",
+                    scan.title,
+                    " and ".join(DRIVING),
+                )
+        plans.append(
+            plan_spaces(
+                subject,
+                bids_dir=settings.bids_dir,
+                output_dir=settings.output_dir,
+                templates=templates,
+                barred=failed,
+            )
+        )
+    return plans
+
+
+def _plan_freesurfer(settings: Settings, failed: Collection[str]) -> list[SubjectPlan]:
+    from brainseg_bids.workflows.exports_plan import plan_freesurfer, write_homes
+
+    write_homes(["freesurfer"], settings.output_dir)
+    where = {"bids_dir": settings.bids_dir, "output_dir": settings.output_dir}
+    return [
+        plan_freesurfer(subject, **where, barred=failed) for subject in _segmented(settings)
+    ]
+
+
+def _plan_precomputed(settings: Settings, failed: Collection[str]) -> list[SubjectPlan]:
+    from brainseg_bids.workflows.exports_plan import plan_precomputed, write_homes
+
+    write_homes(["precomputed"], settings.output_dir)
+    where = {"bids_dir": settings.bids_dir, "output_dir": settings.output_dir}
+    plans = []
+    for subject in _segmented(settings):
+        plan, notes = plan_precomputed(subject, **where, barred=failed)
+        for note in notes:
+            log.info("%s", note)
+        plans.append(plan)
+    return plans
+
+
 def _plan_upsample(settings: Settings) -> list[SubjectPlan]:
     from brainseg_bids.workflows.upsample_plan import Target, find_maps, plan_upsample
 
@@ -221,6 +359,7 @@ def _find(settings: Settings, labels: list[str], usual: Sequence[str]) -> list[S
 
 
 def _plan_segment(settings: Settings, labels: list[str], model: Model) -> list[SubjectPlan]:
+    ensemble = read_ensemble(settings, model)
     plans = [
         plan_segment(
             subject,
@@ -228,6 +367,8 @@ def _plan_segment(settings: Settings, labels: list[str], model: Model) -> list[S
             output_dir=settings.output_dir,
             model=model,
             probseg=settings.probseg,
+            ensemble=ensemble,
+            flips=settings.test_time_flips,
         )
         for subject in _find(settings, labels, STRUCTURAL)
     ]
@@ -253,7 +394,7 @@ def _plan_headlabels(
         plan_headlabels,
     )
 
-    commands = {name: tuple(command) for name, command in settings.tools.items()}
+    commands = {n: tuple(command) for n, command in settings.tools.items() if n != "ants"}
     if program:
         commands["model"] = tuple(program)
     choice = ToolChoice(

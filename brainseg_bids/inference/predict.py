@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 import torch
@@ -12,13 +14,38 @@ from torch import Tensor
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.inference.windows import stitch
+from brainseg_bids.inference.windows import Triple, count_windows, stitched_rows
 from brainseg_bids.nets.architectures import PackedNet
+from brainseg_bids.nets.sizes import patch_multiple
 
 MARGIN_MM = 12.0
 """Air kept around the head, so that its border is seen with context."""
 
-SLAB_CELLS = 4
+SLAB_CELLS = 1
+"""Rows of cells that become probabilities at a time."""
+
+CHUNK = 2**20
+"""Probabilities that are computed at a time: as many as a processor keeps close."""
+
+Plane = tuple[int, slice, slice, Tensor]
+"""Index, rows and columns of a plane, and probabilities (n_labels, rows, columns)."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network, and how it wants to see an image.
+
+    Parameters
+    ----------
+    net : PackedNet
+    voxel_size_mm : float
+        That it was trained at.
+    window_vox : tuple of 3 int
+    """
+
+    net: PackedNet
+    voxel_size_mm: float
+    window_vox: Triple
 
 
 def segment(
@@ -28,18 +55,28 @@ def segment(
     table: LabelTable,
     *,
     voxel_size_mm: float,
-    window_vox: tuple[int, int, int],
+    window_vox: Triple,
+    others: Sequence[Member] = (),
+    flips: bool = False,
     device: str = "cpu",
     overlap_frac: float = 0.25,
     progress: Callable[[int, int], None] = lambda done, total: None,
     on_probabilities: Callable[[int, slice, slice, Tensor], None] | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> LabelMap:
     """Label every voxel of an image.
 
     The image is turned towards RAS (axes permuted and flipped, nothing interpolated), brought
     to the network's voxel size axis by axis, and labelled window by window. Probabilities,
     never labels, are interpolated back to the image's voxels; one plane is arg-maxed at a
-    time. Copies of an image in other axis orders give the same result, turned.
+    time, as soon as the windows that show it are done. Copies of an image in other axis orders
+    give the same result, turned.
+
+    Several networks, and each network's view of the mirrored image, are averaged as
+    probabilities, plane by plane. Where a view shows air only, it says background.
+
+    Where an accelerator's memory runs out, windows become smaller, then sums are kept in main
+    memory; only then it is an error.
 
     Parameters
     ----------
@@ -48,10 +85,14 @@ def segment(
         Of the image; any axis order, oblique, anisotropic.
     net : PackedNet
     table : LabelTable
-        Labels in the order of the network's channels.
+        Labels in the order of the channels of all networks; its mirrors say what changes sides.
     voxel_size_mm : float
         That the network was trained at.
     window_vox : tuple of 3 int
+    others : sequence of Member
+        Further networks with the same labels; at any voxel size, with any cells.
+    flips : bool
+        Also look at the image mirrored left to right.
     device : str
     overlap_frac : float
         Of neighbouring windows.
@@ -61,38 +102,235 @@ def segment(
         Told, for each plane of the image turned towards RAS, its index, the rows and columns
         that were worked on, and their probabilities (n_labels, rows, columns). Elsewhere
         everything is background.
+    note : callable
+        Told in one line what had to be done otherwise than asked.
 
     Returns
     -------
     LabelMap
         On ``grid``, int16 codes of ``table``.
+
+    Raises
+    ------
+    RuntimeError
+        If there is not enough memory.
     """
     ras = grid.to_ras()
     turned = torch.from_numpy(np.ascontiguousarray(grid.array_to_ras(image), dtype=np.float32))
-    work = ras.with_voxel_size(voxel_size_mm)
+    members = [Member(net, voxel_size_mm, window_vox), *others]
+    views = [_view(turned, ras, member, device) for member in members]
+    if flips:
+        views = [v for view in views for v in (view, replace(view, mirrored=_mirrors(table)))]
+
+    def look(thrift: _Thrift) -> Tensor:
+        ranks = torch.zeros(ras.shape, dtype=torch.uint8)
+        streams = _streams(views, ras.shape, thrift, overlap_frac, progress)
+        for plane, rows, columns, probabilities in _averaged(streams):
+            ranks[plane, rows, columns] = winners(probabilities).cpu()
+            if on_probabilities is not None:
+                on_probabilities(plane, rows, columns, probabilities)
+        return ranks
+
+    with torch.inference_mode():
+        ranks = _within_memory(look, device, note)
+    codes = table.codes.astype(np.int16)[ranks.numpy()]
+    return LabelMap(np.ascontiguousarray(grid.array_from_ras(codes)), grid, table)
+
+
+@dataclass(frozen=True)
+class _Thrift:
+    """How memory is saved: edges of windows divided by ``shrink``, sums kept on ``keep_on``."""
+
+    device: str
+    shrink: int = 1
+    keep_on: str = ""
+
+    def describe(self) -> str:
+        where = " and sums in main memory" if self.keep_on == "cpu" else ""
+        return f"windows of 1/{self.shrink} of the edges{where}"
+
+
+def _within_memory(
+    look: Callable[[_Thrift], Tensor], device: str, note: Callable[[str], None]
+) -> Tensor:
+    """What ``look`` gives with as much thrift as an accelerator asks for."""
+    steps = [_Thrift(device)]
+    if device != "cpu":
+        steps += [_Thrift(device, 2), _Thrift(device, 2, "cpu"), _Thrift(device, 4, "cpu")]
+    for thrift, following in zip(steps, [*steps[1:], None], strict=True):
+        try:
+            return look(thrift)
+        except RuntimeError as error:
+            if following is None or "out of memory" not in str(error):
+                raise
+        # Outside of the handler, where the error no longer holds on to what filled the memory.
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        note(
+            f"not enough memory on {device}: done again with {following.describe()}; labels may "
+            "differ a little"
+        )
+    raise AssertionError("the last step returns or raises")
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """What one network sees of an image.
+
+    Parameters
+    ----------
+    member : Member
+    seen : (X, Y, Z) float
+        At the network's voxel size, cropped to the head.
+    box : tuple of 3 slice
+        Where that is.
+    offset : list of (float, float)
+        Per axis, as `_axis_offsets` gives it.
+    mirrored : (n_labels,) int or None
+        Rank of each label's counterpart on the other side, if windows are mirrored.
+    """
+
+    member: Member
+    seen: Tensor
+    box: tuple[slice, slice, slice]
+    offset: list[tuple[float, float]]
+    mirrored: Tensor | None = None
+
+    def look(self, window: Tensor) -> Tensor:
+        """Features of a window."""
+        kind = window.device.type
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=has_fast_bf16(kind)):
+            if self.mirrored is None:
+                return self.member.net.features(window)
+            return self.member.net.features(window.flip(2)).flip(2)
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Of rows of features (F, rows, y, z): (n_labels, X, Y, Z) of their voxels."""
+        net, made = self.member.net, []
+        rows = max(1, CHUNK // (net.spec.n_labels * net.spec.stem**3 * features[0, :, 0].numel()))
+        for part in features.split(rows, dim=2):
+            scores = net.scores(part[None])[0]
+            if self.mirrored is None:
+                made.append(scores.softmax(0))
+                continue
+            # Windows were turned back cell by cell; the voxels within cells have not been yet.
+            voxels = scores.unflatten(1, (-1, net.spec.stem)).flip(2).flatten(1, 2)
+            made.append(voxels.softmax(0).index_select(0, self.mirrored.to(voxels.device)))
+        return torch.cat(made, dim=2)
+
+
+def _view(turned: Tensor, ras: Grid, member: Member, device: str) -> _View:
+    work = ras.with_voxel_size(member.voxel_size_mm)
     offset = _axis_offsets(ras, work)
     small = turned
     for axis in range(3):
         small = _resample_axis(small, axis, work.shape[axis], *offset[axis])
-    small = _whole_cells(small, net.spec.stem)
-    box = head_box(small, voxel_size_mm=voxel_size_mm, multiple=net.spec.stem)
-    seen = rescale(small[box].to(device))
-    with torch.inference_mode():
-        features = stitch(
-            _looker(net, device),
-            seen,
-            window=window_vox,
-            stem=net.spec.stem,
+    stem = member.net.spec.stem
+    small = _whole_cells(small, stem)
+    box = head_box(small, voxel_size_mm=member.voxel_size_mm, multiple=stem)
+    return _View(member, rescale(small[box].to(device)), box, offset)
+
+
+def _mirrors(table: LabelTable) -> Tensor:
+    rank_of = table.positions()
+    return torch.tensor([int(rank_of[label.mirror]) for label in table])
+
+
+def _streams(
+    views: Sequence[_View],
+    shape: tuple[int, ...],
+    thrift: _Thrift,
+    overlap_frac: float,
+    progress: Callable[[int, int], None],
+) -> list[Iterator[Plane]]:
+    """Planes of each view; nothing is computed before they are asked for."""
+    windows = [_shrunk(view.member, thrift.shrink) for view in views]
+    total = sum(
+        count_windows(
+            tuple(view.seen.shape), window, stem=view.member.net.spec.stem,
             overlap_frac=overlap_frac,
-            progress=progress,
         )
-        ranks = torch.zeros(ras.shape, dtype=torch.uint8)
-        for plane, rows, columns, probabilities in _planes(net, features, box, ras.shape, offset):
-            ranks[plane, rows, columns] = probabilities.max(0).indices.to(torch.uint8).cpu()
-            if on_probabilities is not None:
-                on_probabilities(plane, rows, columns, probabilities)
-    codes = table.codes.astype(np.int16)[ranks.numpy()]
-    return LabelMap(np.ascontiguousarray(grid.array_from_ras(codes)), grid, table)
+        for view, window in zip(views, windows, strict=True)
+    )  # fmt: skip
+    done = count(1)
+    return [
+        _planes(
+            view,
+            stitched_rows(
+                view.look,
+                view.seen,
+                window=window,
+                stem=view.member.net.spec.stem,
+                rows=SLAB_CELLS,
+                overlap_frac=overlap_frac,
+                keep_on=thrift.keep_on or thrift.device,
+                progress=lambda: progress(next(done), total),
+            ),
+            shape,
+            thrift.device,
+        )
+        for view, window in zip(views, windows, strict=True)
+    ]
+
+
+def _shrunk(member: Member, times: int) -> Triple:
+    """The window with edges divided, as far as the network's levels allow."""
+    if times == 1:
+        return member.window_vox
+    multiple = patch_multiple(member.net.spec)
+    # Two multiples: a network cannot normalise over a single cell at its deepest level.
+    return tuple(
+        min(n, max(2 * multiple, n // times // multiple * multiple)) for n in member.window_vox
+    )
+
+
+def _averaged(streams: Sequence[Iterator[Plane]]) -> Iterator[Plane]:
+    """Mean probabilities of all streams, plane by plane; background where one has none."""
+    if len(streams) == 1:
+        yield from streams[0]
+        return
+    following = [next(stream, None) for stream in streams]
+    while any(following):
+        number = min(plane[0] for plane in following if plane)
+        due = [plane is not None and plane[0] == number for plane in following]
+        here = [plane for plane, is_due in zip(following, due, strict=True) if is_due]
+        yield _mean_plane(here, len(streams))
+        following = [
+            next(stream, None) if is_due else plane
+            for stream, plane, is_due in zip(streams, following, due, strict=True)
+        ]
+
+
+def _mean_plane(planes: Sequence[Plane], n_views: int) -> Plane:
+    number, _, _, first = planes[0]
+    row, column = (min(plane[k].start for plane in planes) for k in (1, 2))
+    height, width = (max(plane[k].stop for plane in planes) for k in (1, 2))
+    total = first.new_zeros(len(first), height - row, width - column)
+    unseen = first.new_full(total.shape[1:], n_views)
+    for _, rows, columns, probabilities in planes:
+        here = (
+            slice(rows.start - row, rows.stop - row),
+            slice(columns.start - column, columns.stop - column),
+        )
+        total[:, *here] += probabilities
+        unseen[here] -= 1
+    total[0] += unseen
+    return number, slice(row, height), slice(column, width), total.div_(n_views)
+
+
+def winners(probabilities: Tensor) -> Tensor:
+    """Rank of the largest of (n, rows, columns), uint8; the first of equals.
+
+    >>> winners(torch.tensor([[[0.2, 0.5]], [[0.3, 0.5]], [[0.1, 0.0]]])).tolist()
+    [[1, 0]]
+    """
+    # Four times as fast on a processor as PyTorch's own, which keeps places in 64 bits.
+    best = probabilities[0].clone()
+    rank = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+    for number, other in enumerate(probabilities[1:], start=1):
+        torch.maximum(rank, (other > best).view(torch.uint8).mul_(number), out=rank)
+        torch.maximum(best, other, out=best)
+    return rank
 
 
 def rescale(image: Tensor) -> Tensor:
@@ -140,18 +378,11 @@ def head_box(image: Tensor, *, voxel_size_mm: float, multiple: int) -> tuple[sli
     return tuple(box)
 
 
-def _looker(net: PackedNet, device: str) -> Callable[[Tensor], Tensor]:
-    kind = torch.device(device).type
-    # Half precision only where the processor has instructions for it; it is slower elsewhere.
-    half = (kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)) or (
-        kind == "cpu" and _cpu_has_bf16()
-    )
-
-    def look(window: Tensor) -> Tensor:
-        with torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
-            return net.features(window)
-
-    return look
+def has_fast_bf16(device: str) -> bool:
+    """Whether half precision has instructions of its own; it is slower elsewhere."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and _cpu_has_bf16()
 
 
 def _cpu_has_bf16() -> bool:
@@ -183,41 +414,25 @@ def _resample_axis(image: Tensor, axis: int, count: int, start: float, step: flo
 
 
 def _planes(
-    net: PackedNet,
-    features: Tensor,
-    box: tuple[slice, ...],
-    shape: tuple[int, ...],
-    offset: list[tuple[float, float]],
-) -> Iterator[tuple[int, slice, slice, Tensor]]:
+    view: _View, slabs: Iterator[Tensor], shape: tuple[int, ...], device: str
+) -> Iterator[Plane]:
     """Probabilities plane by plane of the image's own voxels."""
-    taps = []
-    for axis in range(3):
-        start, step = offset[axis]
-        at = (torch.arange(shape[axis], dtype=torch.float64) - start) / step - box[axis].start
-        length = box[axis].stop - box[axis].start
-        inside = ((at > -0.5 - 1e-6) & (at < length - 0.5 + 1e-6)).nonzero().flatten()
-        if len(inside) == 0:
-            return
-        first, last = int(inside[0]), int(inside[-1]) + 1
-        at = at[first:last].clamp(0, length - 1)
-        low = at.floor().clamp(max=max(length - 2, 0)).long()
-        weight = (at - low).float()
-        # Positions that differ from a voxel centre by rounding only are that voxel.
-        low = torch.where(weight > 1 - 1e-5, low + 1, low)
-        weight = torch.where((weight < 1e-5) | (weight > 1 - 1e-5), 0.0, weight)
-        taps.append((slice(first, last), low.to(features.device), weight.to(features.device)))
+    taps = _taps(view, shape, device)
+    if taps is None:
+        return
     (planes, low_x, weight_x), rows, columns = taps
-    stem = net.spec.stem
+    depth = SLAB_CELLS * view.member.net.spec.stem
     kept: dict[int, Tensor] = {}
+    numbered = enumerate(slabs)
 
     def plane_at(index: int) -> Tensor:
         if index not in kept:
-            first = index // stem // SLAB_CELLS * SLAB_CELLS
-            cells = features[None, :, first : first + SLAB_CELLS]
-            slab = net.scores(cells)[0].softmax(0)
+            cells = next(slab for number, slab in numbered if number == index // depth)
+            slab = view.probabilities(cells.to(device))
+            first = index // depth * depth
             kept.update(
                 {
-                    first * stem + k: _between(_between(slab[:, k], 1, *rows[1:]), 2, *columns[1:])
+                    first + k: _between(_between(slab[:, k], 1, *rows[1:]), 2, *columns[1:])
                     for k in range(slab.shape[1])
                 }
             )
@@ -231,6 +446,30 @@ def _planes(
         if weight > 0:
             here = torch.lerp(here, plane_at(low + 1), weight)
         yield plane, rows[0], columns[0], here
+
+
+def _taps(
+    view: _View, shape: tuple[int, ...], device: str
+) -> list[tuple[slice, Tensor, Tensor]] | None:
+    """Per axis: voxels of the image within the box, the cropped voxel below each, and the weight
+    of the one above. None if no voxel is within."""
+    taps = []
+    for axis in range(3):
+        start, step = view.offset[axis]
+        at = (torch.arange(shape[axis], dtype=torch.float64) - start) / step - view.box[axis].start
+        length = view.box[axis].stop - view.box[axis].start
+        inside = ((at > -0.5 - 1e-6) & (at < length - 0.5 + 1e-6)).nonzero().flatten()
+        if len(inside) == 0:
+            return None
+        first, last = int(inside[0]), int(inside[-1]) + 1
+        at = at[first:last].clamp(0, length - 1)
+        low = at.floor().clamp(max=max(length - 2, 0)).long()
+        weight = (at - low).float()
+        # Positions that differ from a voxel centre by rounding only are that voxel.
+        low = torch.where(weight > 1 - 1e-5, low + 1, low)
+        weight = torch.where((weight < 1e-5) | (weight > 1 - 1e-5), 0.0, weight)
+        taps.append((slice(first, last), low.to(device), weight.to(device)))
+    return taps
 
 
 def _between(values: Tensor, axis: int, low: Tensor, weight: Tensor) -> Tensor:

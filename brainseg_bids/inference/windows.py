@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
+from math import prod
 
 import torch
 from torch import Tensor
@@ -53,20 +54,37 @@ def window_weights(shape: Triple, *, sd_frac: float = 0.25) -> Tensor:
     return (x[:, None, None] * y[:, None] * z).clamp_(min=1e-3)
 
 
-def stitch(
+def count_windows(shape: Triple, window: Triple, *, stem: int, overlap_frac: float = 0.25) -> int:
+    """How many windows `stitched_rows` looks at.
+
+    >>> count_windows((352, 352, 256), (96, 128, 112), stem=2)
+    60
+    """
+    return prod(
+        len(window_starts(max(n, w), w, overlap_frac=overlap_frac, step=stem))
+        for n, w in zip(shape, window, strict=True)
+    )
+
+
+def stitched_rows(
     look: Callable[[Tensor], Tensor],
     image: Tensor,
     *,
     window: Triple,
     stem: int,
+    rows: int = 4,
     overlap_frac: float = 0.25,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Tensor:
-    """Features of a whole image from a network that sees one window at a time.
+    keep_on: str | torch.device | None = None,
+    largest_bytes: int = 2**30,
+    progress: Callable[[], None] = lambda: None,
+) -> Iterator[Tensor]:
+    """Features of a whole image, some rows at a time, from a network that sees windows.
 
-    Weighted means of features equal weighted means of label scores, because the head that
-    turns one into the other is linear. So the memory for stitching is that of the features
-    and does not grow with the number of labels.
+    Windows are looked at in the order of their place along the first axis. What no later window
+    can reach is handed on and forgotten, so that memory is that of one window's depth, whatever
+    the image's. Weighted means of features equal weighted means of label scores, because the
+    head that turns one into the other is linear: memory does not grow with the number of labels
+    either.
 
     Parameters
     ----------
@@ -76,43 +94,108 @@ def stitch(
         Each edge a multiple of ``stem``; axes shorter than the window are padded with zeros.
     window : tuple of 3 int
         Multiples of ``stem``.
+    rows : int
+        Handed on at once, in cells.
+    overlap_frac : float
+        Of neighbouring windows, at least.
+    keep_on : device, optional
+        Where sums are kept; by default where the image is.
+    largest_bytes : int
+        Sums that would take more are kept in float16, which features in bfloat16 hardly feel.
     progress : callable
-        Told windows done and windows in all.
+        Called after each window.
 
-    Returns
-    -------
-    (F, X/stem, Y/stem, Z/stem) float32
+    Yields
+    ------
+    (F, rows, Y/stem, Z/stem) float32
+        From the first to the last along the first axis; the last may have fewer rows.
     """
     shape = tuple(image.shape)
-    padded = tuple(max(n, w) for n, w in zip(shape, window, strict=True))
-    if padded != shape:
-        pads = [(p - n) // 2 // stem * stem for p, n in zip(padded, shape, strict=True)]
-        canvas = image.new_zeros(padded)
-        inner = tuple(slice(low, low + n) for low, n in zip(pads, shape, strict=True))
-        canvas[inner] = image
-        image = canvas
+    image, low = _padded(image, window, stem)
+    inner = [slice(p // stem, (p + n) // stem) for p, n in zip(low, shape, strict=True)]
     starts = [
         window_starts(n, w, overlap_frac=overlap_frac, step=stem)
-        for n, w in zip(padded, window, strict=True)
+        for n, w in zip(image.shape, window, strict=True)
     ]
-    weights = window_weights(tuple(w // stem for w in window)).to(image.device)
-    total, weight_sum = None, image.new_zeros([n // stem for n in padded])
-    places = list(product(*starts))
-    for done, place in enumerate(places):
-        here = tuple(slice(s, s + w) for s, w in zip(place, window, strict=True))
-        cells = tuple(
-            slice(s // stem, (s + w) // stem) for s, w in zip(place, window, strict=True)
-        )
-        found = look(image[here][None, None])[0].float()
-        if total is None:
-            total = image.new_zeros([len(found), *weight_sum.shape])
-        total[(slice(None), *cells)] += found * weights
-        weight_sum[cells] += weights
-        progress(done + 1, len(places))
-    total /= weight_sum
-    if padded != shape:
-        cells = tuple(
-            slice(low // stem, (low + n) // stem) for low, n in zip(pads, shape, strict=True)
-        )
-        total = total[(slice(None), *cells)]
-    return total
+    keep_on = keep_on or image.device
+    weights = window_weights(tuple(w // stem for w in window)).to(keep_on)
+    sums = _Sums(tuple(n // stem for n in image.shape), inner, rows)
+    depth = min(window[0] // stem + rows, sums.shape[0])
+    for number, x in enumerate(starts[0]):
+        for y, z in product(*starts[1:]):
+            here = tuple(slice(s, s + w) for s, w in zip((x, y, z), window, strict=True))
+            found = look(image[here][None, None])[0].to(keep_on)
+            if 4 * len(found) * depth * sums.shape[1] * sums.shape[2] > largest_bytes:
+                sums.dtype = torch.float16
+            sums.add(torch.mul(found, weights), weights, [s // stem for s in (x, y, z)])
+            progress()
+        last = number + 1 == len(starts[0])
+        yield from sums.finished(inner[0].stop if last else starts[0][number + 1] // stem)
+
+
+def _padded(image: Tensor, window: Triple, stem: int) -> tuple[Tensor, list[int]]:
+    """Zeros around an image that is smaller than a window, and how many precede it."""
+    shape = tuple(image.shape)
+    padded = [max(n, w) for n, w in zip(shape, window, strict=True)]
+    low = [(p - n) // 2 // stem * stem for p, n in zip(padded, shape, strict=True)]
+    if padded == list(shape):
+        return image, low
+    canvas = image.new_zeros(padded)
+    canvas[tuple(slice(start, start + n) for start, n in zip(low, shape, strict=True))] = image
+    return canvas, low
+
+
+class _Sums:
+    """Weighted sums of features and of weights, in slabs that are made and dropped as needed.
+
+    Parameters
+    ----------
+    shape : tuple of 3 int
+        Of the padded image, in cells.
+    inner : sequence of 3 slice
+        The image in it.
+    rows : int
+        Of a slab; the first one begins with the image.
+    """
+
+    def __init__(self, shape: Triple, inner: Sequence[slice], rows: int) -> None:
+        self.shape, self.inner, self.rows = shape, inner, rows
+        self.slabs: dict[int, tuple[Tensor, Tensor]] = {}
+        self.done = inner[0].start
+        self.dtype = torch.float32
+
+    def add(self, found: Tensor, weights: Tensor, place: Sequence[int]) -> None:
+        """Add weighted features (F, x, y, z) and their weights at a place."""
+        _, depth, height, width = found.shape
+        start, stop = max(place[0], self.done), min(place[0] + depth, self.inner[0].stop)
+        across = (slice(place[1], place[1] + height), slice(place[2], place[2] + width))
+        while start < stop:
+            first = start - (start - self.inner[0].start) % self.rows
+            end = min(first + self.rows, stop)
+            if first not in self.slabs:
+                size = (min(first + self.rows, self.inner[0].stop) - first, *self.shape[1:])
+                self.slabs[first] = (
+                    found.new_zeros(len(found), *size, dtype=self.dtype),
+                    weights.new_zeros(size),
+                )
+            total, weight_sum = self.slabs[first]
+            here, there = (
+                slice(start - place[0], end - place[0]),
+                slice(start - first, end - first),
+            )
+            total[:, there, *across] += found[:, here]
+            weight_sum[there, *across] += weights[here]
+            start = end
+
+    def finished(self, stop: int) -> Iterator[Tensor]:
+        """Means of whole slabs before a row, which are then forgotten."""
+        while self.done < self.inner[0].stop:
+            end = min(self.done + self.rows, self.inner[0].stop)
+            if end > stop:
+                return
+            total, weight_sum = self.slabs.pop(self.done)
+            self.done = end
+            yield (
+                total[:, :, self.inner[1], self.inner[2]].float()
+                / weight_sum[:, self.inner[1], self.inner[2]]
+            )

@@ -22,8 +22,11 @@ class SegmentationError(RuntimeError):
 class _SegmentInputSpec(CommandLineInputSpec):
     image = File(exists=True, mandatory=True, argstr="--image %s", desc="image, 3D")
     model = traits.Str(mandatory=True, argstr="--model %s", desc="bundle folder")
+    ensemble = traits.List(traits.Str, argstr="--ensemble %s", desc="further bundle folders")
+    test_time_flips = traits.Bool(argstr="--test-time-flips", desc="average with the mirror image")
     # Not told to the program: a model changed in place must not be taken from Nipype's cache.
     model_digest = traits.Str(mandatory=True, desc="SHA-256 of the bundle")
+    ensemble_digests = traits.List(traits.Str, desc="SHA-256 of the further bundles")
     # Nor this: another version may segment otherwise.
     version = traits.Str(__version__, usedefault=True, desc="of this package")
     labels = File("dseg.nii.gz", usedefault=True, argstr="--labels %s", desc="to be written")
@@ -60,6 +63,8 @@ class Segment(CommandLine):
     def _format_arg(self, name, spec, value):
         if name == "model":  # a path may hold spaces
             value = shlex.quote(value)
+        if name == "ensemble":
+            value = [shlex.quote(path) for path in value]
         return super()._format_arg(name, spec, value)
 
     def _run_interface(self, runtime, correct_return_codes=(0,)):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 
 from nipype import IdentityInterface
 from nipype.pipeline import engine as pe
@@ -14,10 +15,7 @@ from brainseg_bids.interfaces.reportlets import DrawLabels
 from brainseg_bids.interfaces.segment import PREDICT, Segment
 from brainseg_bids.workflows.how import HowToRun
 from brainseg_bids.workflows.outputs import init_ds_scan_wf
-from brainseg_bids.workflows.segment_plan import SegmentPlan, metadata
-
-SEGMENT_GIB = 4.0
-"""Memory set aside for one segmentation: what a 256³ head may take (``docs/performance.md``)."""
+from brainseg_bids.workflows.segment_plan import SEGMENT_GIB, Model, SegmentPlan, metadata
 
 
 def init_segment_scan_wf(plan: SegmentPlan, how: HowToRun) -> Workflow:
@@ -29,6 +27,9 @@ def init_segment_scan_wf(plan: SegmentPlan, how: HowToRun) -> Workflow:
         model=str(how.model.path),
         model_name=how.model.name,
         model_digest=how.model.digest,
+        ensemble=plan.ensemble,
+        flips=plan.flips,
+        mem_gib=plan.mem_gib,
         table=str(how.tables["brainseg"]),
         device=how.device,
         threads=how.threads,
@@ -54,6 +55,9 @@ def init_segment_wf(
     model_name: str,
     model_digest: str,
     table: str,
+    ensemble: Sequence[Model] = (),
+    flips: bool = False,
+    mem_gib: float = SEGMENT_GIB,
     device: str = "auto",
     threads: int = 1,
     probseg: bool = False,
@@ -68,6 +72,12 @@ def init_segment_wf(
         Bundle folder, its name and SHA-256.
     table : str
         Label table of the model, ``dseg.tsv``.
+    ensemble : sequence of Model
+        Further models whose probabilities are averaged with the first one's.
+    flips : bool
+        Also average with the mirrored image.
+    mem_gib : float
+        Set aside for the segmentation.
     device : str
     threads : int
         Of the segmentation.
@@ -93,7 +103,8 @@ Each structural image was segmented on its own grid with the convolutional netwo
 *{model_name}* (model digest `{model_digest[:12]}`), which labels brain, fluid, bone and soft
 tissues of the head. The network was trained on images synthesised from label maps
 [@billot2023]. It worked window by window, and its probabilities, not its labels,
-were interpolated to the voxels of the image. Tissue classes, the brain mask and the volumes were
+were interpolated to the voxels of the image.
+{describe_views(ensemble, flips)}Tissue classes, the brain mask and the volumes were
 derived from these labels.
 """
     inputnode = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
@@ -111,8 +122,13 @@ derived from these labels.
         ),
         name="segment",
         n_procs=threads,
-        mem_gb=SEGMENT_GIB,
+        mem_gb=mem_gib,
     )
+    if ensemble:
+        segment.inputs.ensemble = [str(other.path) for other in ensemble]
+        segment.inputs.ensemble_digests = [other.digest for other in ensemble]
+    if flips:
+        segment.inputs.test_time_flips = True
     tissue = pe.Node(Tissue(table=table), name="tissue", mem_gb=0.5)
     mask = pe.Node(BrainMask(table=table), name="mask", mem_gb=0.5)
     volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=0.5)
@@ -131,6 +147,22 @@ derived from these labels.
         segment.inputs.probseg = "probseg.nii.gz"
         workflow.connect(segment, "probseg", outputnode, "probseg")
     return workflow
+
+
+def describe_views(ensemble: Sequence[Model], flips: bool) -> str:
+    """Sentences of the methods text on what was averaged; empty if nothing was.
+
+    >>> describe_views((), flips=True)
+    'Probabilities of the image and of its mirror image, sides swapped back, were averaged. '
+    """
+    text = ""
+    if ensemble:
+        named = " and ".join(f"*{other.name}* (`{other.digest[:12]}`)" for other in ensemble)
+        text += f"Its probabilities were averaged with those of {named}. "
+    if flips:
+        text += "Probabilities of the image and of its mirror image, sides swapped back, were "
+        text += "averaged. "
+    return text
 
 
 def takes_gpu(device: str) -> bool:

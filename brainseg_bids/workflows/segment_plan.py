@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from brainseg_bids import __version__
 from brainseg_bids.bids.description import raw_uri
 from brainseg_bids.bids.inputs import Subject
 from brainseg_bids.bids.names import OutputNames, Scan, sidecar
+from brainseg_bids.volumes import InputError, read_grid
 from brainseg_bids.workflows.plan import (
     REUSE,
     RUN,
@@ -20,6 +22,16 @@ from brainseg_bids.workflows.plan import (
     unreadable,
     why_run,
 )
+from brainseg_bids.workflows.resources import Footprint, segmentation_gib
+
+SEGMENT_GIB = 4.0
+"""Memory set aside for a segmentation of which nothing is known."""
+
+VIEWS = {
+    "Ensemble": "another ensemble made it",
+    "TestTimeFlips": "it was averaged with its mirror image, or is to be",
+}
+"""As `plan.CHANGES`, for what only some results name."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,8 @@ class Model:
         Suffixes it was made for.
     label_names : tuple of str
         In the order of codes.
+    footprint : Footprint or None
+        What its memory depends on; None: not known.
     """
 
     path: Path
@@ -42,13 +56,33 @@ class Model:
     digest: str
     contrasts: tuple[str, ...]
     label_names: tuple[str, ...]
+    footprint: Footprint | None = None
 
 
 @dataclass(frozen=True)
 class SegmentPlan(ScanPlan):
-    """One image to segment. ``outputs``: fields of `OutputNames`; ``probseg`` only if wanted."""
+    """One image to segment. ``outputs``: fields of `OutputNames`; ``probseg`` only if wanted.
+
+    Parameters
+    ----------
+    ensemble : tuple of Model
+        Further models whose probabilities are averaged with the first one's.
+    flips : bool
+        Whether the mirrored image is averaged with, too.
+    mem_gib : float
+        Predicted peak of the segmentation.
+    """
+
+    ensemble: tuple[Model, ...] = ()
+    flips: bool = False
+    mem_gib: float = SEGMENT_GIB
 
     stage = "segment"
+
+    @property
+    def has_results(self) -> bool:
+        shown = {name: self.outputs[name] for name in self.shown}
+        return super().has_results and not _why_other_views(shown, self.provenance)
 
     @property
     def with_probseg(self) -> bool:
@@ -57,38 +91,86 @@ class SegmentPlan(ScanPlan):
 
 
 def plan_segment(
-    subject: Subject, *, bids_dir: Path, output_dir: Path, model: Model, probseg: bool = False
+    subject: Subject,
+    *,
+    bids_dir: Path,
+    output_dir: Path,
+    model: Model,
+    probseg: bool = False,
+    ensemble: Sequence[Model] = (),
+    flips: bool = False,
 ) -> SubjectPlan:
     """Decide for each image whether its results are there already.
 
     Results are reused if every output and its JSON are there, and each JSON names the same
-    input (by size and SHA-256), model digest and version of this package.
+    input (by size and SHA-256), model digests, flips and version of this package.
     """
     plans, faults = [], dict(subject.faults)
     for scan in subject.scans:
+        names = OutputNames.of(scan)
+        fields = ["labels", "tissue", "mask", "volumes", "figure", *(["probseg"] * probseg)]
+        outputs = {name: output_dir / getattr(names, name) for name in fields}
         try:
-            plans.append(_plan_scan(scan, bids_dir, output_dir, model, probseg))
+            provenance = {
+                "ModelName": model.name,
+                "ModelDigest": model.digest,
+                **_views(ensemble, flips),
+                "BrainsegVersion": __version__,
+                "Input": raw_uri(scan.path, bids_dir),
+                **fingerprint(scan.path, known=read_object(sidecar(outputs["labels"]))),
+            }
         except OSError as error:
             faults[scan.title] = unreadable(scan.path, error)
+            continue
+        reason = why_run(outputs, provenance) or _why_other_views(outputs, provenance)
+        mem_gib = _memory_gib(scan, (model, *ensemble), flips) if reason else SEGMENT_GIB
+        plans.append(
+            SegmentPlan(
+                scan,
+                RUN if reason else REUSE,
+                reason or "results are there already",
+                outputs,
+                provenance,
+                tuple(ensemble),
+                flips,
+                mem_gib,
+            )
+        )
     return SubjectPlan(subject.label, tuple(plans), faults)
 
 
-def _plan_scan(
-    scan: Scan, bids_dir: Path, output_dir: Path, model: Model, probseg: bool
-) -> SegmentPlan:
-    names = OutputNames.of(scan)
-    wanted = ["labels", "tissue", "mask", "volumes", "figure", *(["probseg"] if probseg else [])]
-    outputs = {name: output_dir / getattr(names, name) for name in wanted}
-    provenance = {
-        "ModelName": model.name,
-        "ModelDigest": model.digest,
-        "BrainsegVersion": __version__,
-        "Input": raw_uri(scan.path, bids_dir),
-        **fingerprint(scan.path, known=read_object(sidecar(outputs["labels"]))),
-    }
-    reason = why_run(outputs, provenance)
-    action = RUN if reason else REUSE
-    return SegmentPlan(scan, action, reason or "results are there already", outputs, provenance)
+def _views(ensemble: Sequence[Model], flips: bool) -> dict:
+    """What the JSON says of further models and of flips: nothing where there are none."""
+    facts = {}
+    if ensemble:
+        facts["Ensemble"] = [
+            {"ModelName": model.name, "ModelDigest": model.digest} for model in ensemble
+        ]
+    if flips:
+        facts["TestTimeFlips"] = True
+    return facts
+
+
+def _why_other_views(outputs: Mapping[str, Path], provenance: Mapping) -> str:
+    """Why results made with another ensemble, or with other flips, do not do."""
+    for name, path in outputs.items():
+        found = read_object(sidecar(path)) if name != "figure" else provenance
+        for key, what in VIEWS.items():
+            if found.get(key) != provenance.get(key):
+                return f"{what} ({path.name})"
+    return ""
+
+
+def _memory_gib(scan: Scan, models: Sequence[Model], flips: bool) -> float:
+    """Predicted peak of a segmentation; `SEGMENT_GIB` where image or model does not tell."""
+    nets = [model.footprint for model in models if model.footprint is not None]
+    try:
+        grid = read_grid(scan.path).to_ras()
+    except (InputError, ValueError):  # the segmentation itself says what is wrong with it
+        return SEGMENT_GIB
+    if len(nets) < len(models):
+        return SEGMENT_GIB
+    return segmentation_gib(grid.shape, grid.voxel_size_mm, nets, flips=flips)
 
 
 VOLUMES_COLUMNS = {
@@ -109,9 +191,10 @@ def metadata(plan: SegmentPlan, model: Model, *, output_dir: Path) -> dict[str, 
     own = f"bids::{plan.outputs['labels'].relative_to(output_dir).as_posix()}"
     where = {"SpatialReference": raw}
     made_for = f"Made for {', '.join(model.contrasts)}. " if model.contrasts else ""
+    by = _by_whom(plan, model)
     what = {
         "labels": {
-            "Description": f"Head and brain labels by model {model.name}. {made_for}"
+            "Description": f"Head and brain labels by {by}. {made_for}"
             "Codes are explained in seg-brainseg_dseg.tsv.",
             "Manual": False,
             "Sources": [raw],
@@ -130,7 +213,7 @@ def metadata(plan: SegmentPlan, model: Model, *, output_dir: Path) -> dict[str, 
             **where,
         },
         "probseg": {
-            "Description": f"Probability of each label by model {model.name}; the last axis is in "
+            "Description": f"Probability of each label by {by}; the last axis is in "
             "the order of LabelMap.",
             "LabelMap": list(model.label_names),
             "Sources": [raw],
@@ -144,3 +227,9 @@ def metadata(plan: SegmentPlan, model: Model, *, output_dir: Path) -> dict[str, 
         },
     }
     return {name: what[name] | plan.provenance for name in plan.outputs if name in what}
+
+
+def _by_whom(plan: SegmentPlan, model: Model) -> str:
+    names = ", ".join([model.name, *(other.name for other in plan.ensemble)])
+    models = f"the mean of models {names}" if plan.ensemble else f"model {names}"
+    return models + (", averaged with the mirrored image" if plan.flips else "")

@@ -15,6 +15,7 @@ from brainseg_bids.cli.predict import main
 from brainseg_bids.nets.architectures import NetSpec, build
 from brainseg_bids.nets.bundle import write_bundle
 from brainseg_bids.volumes import write_volume
+from tests.fakes import dataset
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
 
@@ -76,3 +77,69 @@ def test_a_full_disk_is_told_before_probabilities_are_made(model, tmp_path, caps
         run(model, tmp_path, (2, 2, 2), "--probseg", str(tmp_path / "probseg.nii.gz"))
     assert "No space left on device" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["T1w.nii.gz"]
+
+
+@pytest.fixture(scope="module")
+def further(tmp_path_factory):
+    """Another network with the same labels, on other voxels and other cells."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("model") / "further"
+    write_bundle(
+        path, name="further", net=build(NetSpec("unet", 43, 1, 8, {"widths": [8, 16]})),
+        table=LabelTable.packaged("brainseg"), voxel_size_mm=3.0, patch_vox=(32, 32, 32),
+        contrasts=("T1w",), card="# further\n", training={},
+    )  # fmt: skip
+    return path
+
+
+def test_an_ensemble_is_the_same_whoever_is_named_first_and_is_told(model, further, tmp_path):
+    maps = []
+    for number, (first, other) in enumerate([(model, further), (further, model)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        facts = run(first, folder, (3, 3, 3), "--ensemble", str(other), "--test-time-flips")
+        maps.append(np.asarray(nib.load(folder / "dseg.nii.gz").dataobj))
+        assert facts["model"] == first.name
+        assert [member["model"] for member in facts["ensemble"]] == [other.name]
+        assert facts["test_time_flips"] is True
+    np.testing.assert_array_equal(*maps)
+    (tmp_path / "alone").mkdir()
+    alone = run(model, tmp_path / "alone", (3, 3, 3))
+    assert alone["ensemble"] == []
+    assert alone["test_time_flips"] is False
+    labels = np.asarray(nib.load(tmp_path / "alone" / "dseg.nii.gz").dataobj)
+    assert (labels != maps[0]).mean() > 0.001
+
+
+def refused(arguments, capsys):
+    """One line on stderr with exit code 1."""
+    assert main(list(map(str, arguments))) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("kind", ["other labels", "twice", "none"])
+def test_an_ensemble_that_cannot_be_is_refused_in_one_line(model, tmp_path, capsys, kind):
+    labels = phantom_head((12, 12, 12), 12.0)
+    image = write_volume(
+        phantom_image(labels, np.random.default_rng(0)), labels.grid, tmp_path / "T1w.nii.gz"
+    )
+    other = dataset.write_bundle(tmp_path / "tissues", table=LabelTable.packaged("tissue"))
+    given = {"other labels": other, "twice": model, "none": tmp_path / "nowhere"}[kind]
+    line = refused(
+        ["--image", image, "--model", model, "--ensemble", given,
+         "--labels", tmp_path / "a.nii.gz", "--report", tmp_path / "a.json"], capsys,
+    )  # fmt: skip
+    expected = {"other labels": "labels are not those of model raw", "twice": "twice",
+                "none": "no model of that name"}  # fmt: skip
+    assert expected[kind] in line
+    assert str(given) in line
+    assert not (tmp_path / "a.nii.gz").exists()
+
+
+def test_the_app_refuses_an_ensemble_with_other_labels_before_it_begins(app):
+    app.images("sub-01_T1w")
+    other = dataset.write_bundle(app.root / "tissues", table=LabelTable.packaged("tissue"))
+    done = app("--ensemble", other)
+    assert done.code == 2
+    assert "labels are not those of model fake" in done.said

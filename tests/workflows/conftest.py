@@ -28,10 +28,10 @@ def model(tmp_path):
 def plans(data, model, tmp_path):
     """Plans of both participants; ``plans(probseg=True)`` wants probabilities too."""
 
-    def make(*labels, probseg=False, model=model):
+    def make(*labels, model=model, **options):
         return [
             plan_segment(
-                subject, bids_dir=data, output_dir=tmp_path / "out", model=model, probseg=probseg
+                subject, bids_dir=data, output_dir=tmp_path / "out", model=model, **options
             )
             for subject in find_subjects(data, labels or ["01", "02"])
         ]

@@ -74,6 +74,41 @@ def test_another_model_is_run(done, model):
     assert "another model" in reasons(plans)["sub-01 T1w"]
 
 
+@pytest.mark.parametrize("before", ["alone", "flips", "ensemble", "other"])
+@pytest.mark.parametrize("now", ["alone", "flips", "ensemble", "other"])
+def test_results_of_another_ensemble_or_other_flips_are_not_reused(
+    plans, model, tmp_path, before, now
+):
+    further = replace(model, name="further", digest="e" * 64)
+    options = {
+        "alone": {},
+        "flips": {"flips": True},
+        "ensemble": {"ensemble": (further,)},
+        "other": {"ensemble": (replace(further, digest="f" * 64),)},
+    }
+    leave_results(plans(**options[before]), model, tmp_path / "out")
+    again = plans(**options[now])
+    assert len(to_run(again)) == (0 if before == now else 3)
+    assert all(scan.has_results == (before == now) for plan in again for scan in plan.scans)
+    if before != now:
+        word = "mirror" if {before, now} == {"flips", "alone"} else "another ensemble"
+        assert word in reasons(again)["sub-01 T1w"]
+
+
+def test_the_json_of_an_ensemble_names_every_model_and_that_of_one_says_nothing_new(
+    plans, model, tmp_path
+):
+    further = replace(model, name="further", digest="e" * 64)
+    (scan, _) = plans("01", ensemble=(further,), flips=True)[0].scans
+    said = metadata(scan, model, output_dir=tmp_path / "out")["labels"]
+    assert said["Ensemble"] == [{"ModelName": "further", "ModelDigest": "e" * 64}]
+    assert said["TestTimeFlips"] is True
+    assert "models fake, further, averaged with the mirrored image" in said["Description"]
+    (alone, _) = plans("01")[0].scans
+    said = metadata(alone, model, output_dir=tmp_path / "out")["labels"]
+    assert not {"Ensemble", "TestTimeFlips"} & set(said)
+
+
 def test_another_version_is_run(done, monkeypatch):
     monkeypatch.setattr("brainseg_bids.workflows.segment_plan.__version__", "99")
     assert "another version" in reasons(done())["sub-01 T1w"]

@@ -139,11 +139,36 @@ def test_every_output_of_a_plan_is_saved_under_its_name(plans, how):
 
 
 def test_threads_and_memory_are_set_aside(plans, how):
-    workflow = init_brainseg_wf(plans(), how)
-    for node in workflow._create_flat_graph().nodes:
-        if node.name == "segment":
-            assert node.n_procs == how.threads
-            assert node.mem_gb >= 4
+    found = plans()
+    predicted = {str(scan.scan.path): scan.mem_gib for plan in found for scan in plan.scans}
+    nodes = init_brainseg_wf(found, how)._create_flat_graph().nodes
+    images = {node.inputs.image for node in nodes if node.name == "inputnode" and
+              hasattr(node.inputs, "image")}  # fmt: skip
+    segmenting = [node for node in nodes if node.name == "segment"]
+    assert images >= set(predicted)
+    assert sorted(node.mem_gb for node in segmenting) == sorted(predicted.values())
+    assert all(node.n_procs == how.threads for node in segmenting)
+
+
+def test_an_ensemble_and_flips_reach_the_program_and_the_methods_text(plans, how, model):
+    further = replace(model, name="further", digest="e" * 64, path=model.path / "a b")
+    workflow = init_brainseg_wf(plans("01", ensemble=(further,), flips=True), how)
+    assert list(wiring_faults(workflow)) == []
+    (first, _) = [n for n in workflow._create_flat_graph().nodes if n.name == "segment"]
+    first.inputs.image = str(model.path / "labels.tsv")  # any file
+    command = first.interface.cmdline
+    assert f"--ensemble '{further.path}'" in command
+    assert "--test-time-flips" in command
+    assert first.inputs.ensemble_digests == [further.digest]
+    text = workflow.visit_desc()
+    assert "averaged with those of *further*" in text
+    assert "mirror image" in text
+    alone = init_brainseg_wf(plans("01"), how)
+    (first, _) = [n for n in alone._create_flat_graph().nodes if n.name == "segment"]
+    first.inputs.image = str(model.path / "labels.tsv")
+    assert "--ensemble" not in first.interface.cmdline
+    assert "--test-time-flips" not in first.interface.cmdline
+    assert "mirror" not in alone.visit_desc()
 
 
 def test_the_methods_text_names_model_and_references_once(plans, how):

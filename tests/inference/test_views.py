@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rolling windows give the labels of the plain way; flips and ensembles are true means."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from brainseg_bids.anatomy.labels import Label, LabelTable
+from brainseg_bids.inference import predict
+from brainseg_bids.inference.predict import Member, has_fast_bf16, rescale, segment
+from brainseg_bids.inference.windows import window_starts, window_weights
+from brainseg_bids.nets.architectures import NetSpec, build, pack, unpack
+from tests.phantom.head import phantom_grid, phantom_head, phantom_image
+
+SIDES = LabelTable(
+    [
+        Label(0, "Background"),
+        Label(2, "Left-Rise", hemisphere="left", mirror=41),
+        Label(7, "Middle"),
+        Label(41, "Right-Rise", hemisphere="right", mirror=2),
+    ],
+    name="sides",
+)
+
+
+def small_net(stem, *, seed=0):
+    """Weights at random, but scores that differ from place to place."""
+    torch.manual_seed(seed)
+    net = build(NetSpec("dynunet", len(SIDES), stem, 8, {"widths": [8, 8, 16]})).eval()
+    with torch.no_grad():
+        net.head.weight *= 8
+    return net
+
+
+@pytest.fixture(scope="module")
+def head():
+    labels = phantom_head((40, 48, 44), 4.0)
+    return phantom_image(labels, np.random.default_rng(1), noise_sd=2.0), labels.grid
+
+
+class Told:
+    """Probabilities as they were told, on the grid turned towards RAS."""
+
+    def __init__(self, grid, table=SIDES):
+        self.values = np.zeros((*grid.to_ras().shape, len(table)), np.float32)
+        self.values[..., 0] = 1
+
+    def __call__(self, plane, rows, columns, probabilities):
+        self.values[plane, rows, columns] = probabilities.permute(1, 2, 0).numpy()
+
+
+def look_at(image, grid, net, **options):
+    """Labels and probabilities."""
+    told = Told(grid)
+    given = {"voxel_size_mm": 4.0, "window_vox": (24, 24, 24)} | options
+    return segment(image, grid, net, SIDES, on_probabilities=told, **given), told.values
+
+
+def plain_ranks(image, net, window, overlap_frac):
+    """Every score of every voxel in one float64 volume; zeros around what is too small."""
+    stem, shape = net.spec.stem, image.shape
+    canvas = torch.zeros([max(n, w) for n, w in zip(shape, window, strict=True)])
+    low = [(c - n) // 2 // stem * stem for c, n in zip(canvas.shape, shape, strict=True)]
+    inner = tuple(slice(a, a + n) for a, n in zip(low, shape, strict=True))
+    canvas[inner] = image
+    weights = window_weights(tuple(w // stem for w in window)).double()
+    for axis in range(3):
+        weights = weights.repeat_interleave(stem, axis)
+    total = torch.zeros(net.spec.n_labels, *canvas.shape, dtype=torch.float64)
+    starts = [
+        window_starts(n, w, overlap_frac=overlap_frac, step=stem)
+        for n, w in zip(canvas.shape, window, strict=True)
+    ]
+    for place in product(*starts):
+        here = tuple(slice(s, s + w) for s, w in zip(place, window, strict=True))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_fast_bf16("cpu")):
+            features = net.features(canvas[here][None, None])
+        total[(slice(None), *here)] += net.scores(features.float())[0].double() * weights
+    # The sum of weights is the same for all labels: dividing by it changes no winner.
+    return total[(slice(None), *inner)].argmax(0).numpy()
+
+
+@pytest.mark.parametrize("stem", [1, 2])
+@pytest.mark.parametrize(
+    ("shape", "window", "overlap_frac"),
+    [
+        ((48, 40, 36), (16, 16, 16), 0.25),
+        ((52, 20, 30), (16, 24, 16), 0.5),
+        ((10, 44, 14), (16, 16, 24), 0.25),
+        ((12, 14, 10), (32, 32, 32), 0.25),
+    ],
+)
+def test_rolling_windows_give_the_labels_of_full_score_volumes(stem, shape, window, overlap_frac):
+    net = small_net(stem)
+    rng = np.random.default_rng(3)
+    image = (rng.random(shape) * 10 + 100).astype(np.float32)  # no air: nothing is cropped
+    with torch.inference_mode():
+        expected = plain_ranks(rescale(torch.from_numpy(image)), net, window, overlap_frac)
+    found = segment(
+        image, phantom_grid(shape, 2.0), net, SIDES, voxel_size_mm=2.0, window_vox=window,
+        overlap_frac=overlap_frac,
+    )  # fmt: skip
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(found.voxels, SIDES.codes[expected])
+
+
+class SlopeNet(nn.Module):
+    """Left where it gets brighter towards the right, right where it gets darker."""
+
+    def __init__(self, stem):
+        super().__init__()
+        self.spec = NetSpec("dynunet", len(SIDES), stem)
+
+    def features(self, image):
+        slope = torch.zeros_like(image)
+        slope[:, :, 1:-1] = image[:, :, 2:] - image[:, :, :-2]
+        return torch.cat([pack(image, self.spec.stem), pack(slope, self.spec.stem)], dim=1)
+
+    def scores(self, features):
+        grey, slope = (unpack(half, self.spec.stem) for half in features.chunk(2, dim=1))
+        return torch.cat([2 - 40 * grey, 90 * slope, 0 * grey + 1, -90 * slope], dim=1)
+
+
+@pytest.mark.parametrize("stem", [1, 2])
+def test_the_mirrored_view_is_turned_back_to_the_voxel_and_sides_are_swapped(head, stem):
+    # What the network says depends on every single voxel, and on left and right.
+    image, grid = head
+    image = image + np.random.default_rng(2).normal(0, 20, image.shape).astype(np.float32)
+    options = {"window_vox": (64, 64, 64)}
+    alone, alone_told = look_at(image, grid, SlopeNet(stem), **options)
+    both, both_told = look_at(image, grid, SlopeNet(stem), flips=True, **options)
+    assert set(np.unique(alone.voxels)) == {0, 2, 7, 41}
+    np.testing.assert_allclose(both_told, alone_told, atol=1e-6)
+    assert (both.voxels == alone.voxels).mean() > 0.9999
+
+
+@pytest.mark.parametrize("stem", [1, 2])
+def test_with_flips_a_mirrored_head_gives_mirrored_labels(stem, monkeypatch):
+    monkeypatch.setattr(predict, "has_fast_bf16", lambda device: False)
+    rng = np.random.default_rng(5)
+    # Cut off at both ends, where grey values are scaled by.
+    image = 100 + rng.normal(0, 4, (32, 24, 24)).clip(-5, 5).astype(np.float32)
+    grid = phantom_grid(image.shape, 4.0)
+    net = small_net(stem)
+    options = {"flips": True, "window_vox": (32, 24, 24)}
+    _, told = look_at(image, grid, net, **options)
+    _, turned = look_at(image[::-1].copy(), grid, net, **options)
+    np.testing.assert_allclose(turned[::-1][..., [0, 3, 2, 1]], told, atol=1e-4)
+    _, once = look_at(image, grid, net, window_vox=(32, 24, 24))
+    assert np.abs(once - told).max() > 0.05  # the mirrored view does count
+
+
+def test_a_network_twice_is_that_network_alone(head):
+    image, grid = head
+    net = small_net(2)
+    alone, alone_told = look_at(image, grid, net)
+    twice, twice_told = look_at(image, grid, net, others=[Member(net, 4.0, (24, 24, 24))])
+    np.testing.assert_array_equal(twice.voxels, alone.voxels)
+    np.testing.assert_allclose(twice_told, alone_told, atol=1e-6)
+
+
+MEMBERS = [(2, 3.0, (24, 24, 24)), (1, 4.0, (16, 24, 32)), (2, 5.5, (32, 32, 32))]
+
+
+def test_an_ensemble_says_the_mean_of_what_its_members_say_alone(head):
+    image, grid = head
+    nets = [Member(small_net(stem, seed=seed), mm, window)
+            for seed, (stem, mm, window) in enumerate(MEMBERS)]  # fmt: skip
+    alone = [
+        look_at(
+            image, grid, member.net, voxel_size_mm=member.voxel_size_mm,
+            window_vox=member.window_vox,
+        )[1]
+        for member in nets
+    ]  # fmt: skip
+
+    def together(order):
+        first, *others = (nets[k] for k in order)
+        return look_at(
+            image, grid, first.net, voxel_size_mm=first.voxel_size_mm,
+            window_vox=first.window_vox, others=others,
+        )  # fmt: skip
+
+    labels, told = together((0, 1, 2))
+    np.testing.assert_allclose(told, np.mean(alone, axis=0), atol=1e-6)
+    np.testing.assert_array_equal(
+        SIDES.positions()[grid.array_to_ras(labels.voxels)], told.argmax(-1)
+    )
+    other_labels, other_told = together((2, 0, 1))
+    np.testing.assert_allclose(other_told, told, atol=1e-6)
+    assert (other_labels.voxels == labels.voxels).mean() > 0.9999
+
+
+def test_a_member_that_sees_air_only_says_background():
+    planes = [
+        (4, slice(2, 5), slice(0, 4), torch.full((2, 3, 4), 0.5)),
+        (4, slice(3, 7), slice(1, 3), torch.tensor([0.0, 1.0])[:, None, None].expand(2, 4, 2)),
+    ]
+    ((number, rows, columns, mean),) = predict._averaged([iter([plane]) for plane in planes])
+    assert (number, rows, columns) == (4, slice(2, 7), slice(0, 4))
+    torch.testing.assert_close(mean.sum(0), torch.ones(5, 4))
+    assert mean[1].tolist()[0] == [0.25] * 4  # one says half, the other nothing
+    assert mean[1].tolist()[1] == [0.25, 0.75, 0.75, 0.25]
+    assert mean[1].tolist()[4] == [0, 0.5, 0.5, 0]
+
+
+def test_planes_that_one_view_does_not_have_are_half_background():
+    has = (7, slice(0, 2), slice(0, 2), torch.tensor([0.0, 1.0])[:, None, None].expand(2, 2, 2))
+    later = (9, *has[1:])
+    said = list(predict._averaged([iter([has, later]), iter([later])]))
+    assert [plane[0] for plane in said] == [7, 9]
+    assert said[0][3][1].unique().tolist() == [0.5]
+    assert said[1][3][1].unique().tolist() == [1.0]
+
+
+def test_progress_counts_the_windows_of_all_views(head):
+    image, grid = head
+    told = []
+    look_at(
+        image, grid, small_net(2), flips=True, others=[Member(small_net(1), 6.0, (24, 24, 24))],
+        progress=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert told == [(k + 1, told[0][1]) for k in range(len(told))]
+    assert told[-1][0] == told[-1][1]
+
+
+def test_a_full_accelerator_gets_smaller_windows_then_sums_in_main_memory():
+    tried, notes = [], []
+
+    def look(thrift):
+        tried.append((thrift.shrink, thrift.keep_on))
+        if len(tried) < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return torch.ones(1)
+
+    assert predict._within_memory(look, "cuda", notes.append) == 1
+    assert tried == [(1, ""), (2, ""), (2, "cpu")]
+    assert len(notes) == 2
+    assert "windows of 1/2 of the edges and sums in main memory" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("device", "message", "tries"),
+    [("cuda", "CUDA out of memory", 4), ("cpu", "out of memory", 1), ("cuda", "a fault", 1)],
+)
+def test_what_more_thrift_cannot_help_is_an_error(device, message, tries):
+    tried = []
+
+    def look(thrift):
+        tried.append(thrift)
+        raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match=message):
+        predict._within_memory(look, device, lambda text: None)
+    assert len(tried) == tries
+
+
+def test_smaller_windows_fit_the_network_and_label_the_whole_image(head):
+    image, grid = head
+    net = small_net(2)
+    member = Member(net, 4.0, (48, 64, 40))
+    assert predict._shrunk(member, 1) == (48, 64, 40)
+    assert predict._shrunk(member, 2) == (24, 32, 16)
+    assert predict._shrunk(member, 4) == (16, 16, 16)
+    turned = torch.from_numpy(np.ascontiguousarray(grid.array_to_ras(image)))
+    view = predict._view(turned, grid.to_ras(), member, "cpu")
+    thrift = predict._Thrift("cpu", 2, "cpu")
+    with torch.inference_mode():
+        (stream,) = predict._streams([view], turned.shape, thrift, 0.25, lambda *_: None)
+        planes = [values for _, _, _, values in stream]
+    box = tuple(part.stop - part.start for part in view.box)
+    assert len(planes) == box[0]
+    assert {tuple(plane.shape) for plane in planes} == {(len(SIDES), *box[1:])}

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Templates that are found and refused; every variant of a plan is wired."""
+
+import pytest
+
+from brainseg_bids.bids.inputs import find_subjects
+from brainseg_bids.bids.templates import find_template
+from brainseg_bids.volumes import InputError
+from brainseg_bids.workflows.base import init_subject_wf
+from brainseg_bids.workflows.exports_plan import plan_freesurfer, plan_precomputed
+from brainseg_bids.workflows.spaces_plan import plan_spaces, read_spaces
+from tests.fakes import dataset, templates
+from tests.workflows.test_wiring import wiring_faults
+
+MNI = templates.NAME
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    return templates.use_home(templates.write_home(tmp_path / "templates"), monkeypatch)
+
+
+def test_a_template_is_found_by_what_people_write(home):
+    found = read_spaces([f"{MNI}:res-2", MNI])
+    assert [(t.space, t.resolution) for t in found] == [(MNI, "2"), (MNI, "1")]
+    assert found[0].image.name == f"tpl-{MNI}_res-02_T1w.nii.gz"
+    assert found[0].mask.name == f"tpl-{MNI}_res-02_desc-brain_mask.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (f"{MNI}:res-3", f"templateflow get {MNI} --res 3 -s T1w"),  # an empty file is no template
+        ("MNI152NLin6Asym", "templateflow get MNI152NLin6Asym --res 1 -s T1w"),
+        ("MNI152NLin6Asym:res-2", "templateflow get MNI152NLin6Asym --res 2 -s mask"),
+        ("T1w", "no volumetric template"),
+        ("fsaverage", "no volumetric template"),
+        (f"{MNI}:den-10k", "den means nothing here"),
+        (f"{MNI}:cohort-1", "does not accept a cohort"),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_a_remedy_and_nothing_is_fetched(home, wanted, said):
+    before = sorted(home.rglob("*"))
+    with pytest.raises(InputError) as error:
+        read_spaces([wanted])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert sorted(home.rglob("*")) == before
+
+
+def test_an_empty_home_is_told_and_left_empty(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    templates.use_home(tmp_path / "empty", monkeypatch)
+    with pytest.raises(InputError, match="templateflow get MNI152NLin2009cAsym --res 2 -s T1w"):
+        read_spaces([f"{MNI}:res-2"])
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_a_cohort_is_part_of_the_space(tmp_path):
+    folder = tmp_path / "tpl-MNIInfant" / "cohort-2"
+    dataset.write_image(folder / "tpl-MNIInfant_cohort-2_res-1_T1w.nii.gz")
+    found = find_template(tmp_path, "MNIInfant", cohort="2")
+    assert (found.space, found.mask) == ("MNIInfant+2", None)
+    with pytest.raises(InputError, match="cohort 1"):
+        find_template(tmp_path, "MNIInfant", cohort="1")
+
+
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize("probseg", [True, False])
+def test_every_variant_is_wired(data, how, tmp_path, monkeypatch, mask, probseg):
+    templates.use_home(templates.write_home(tmp_path / "tf", mask=mask), monkeypatch)
+    anat = tmp_path / "out" / "sub-01" / "anat"
+    dataset.write_image(anat / "sub-01_seg-brainseg_dseg.nii.gz")
+    dataset.write_image(anat / "sub-01_desc-brain_mask.nii.gz")
+    if probseg:
+        for name in ("dseg", "probseg"):
+            dataset.write_image(anat / f"sub-01_seg-brainseg_{name}.nii.gz")
+            (anat / f"sub-01_seg-brainseg_{name}.json").write_text('{"ModelDigest": "x"}')
+    (subject,) = find_subjects(data, ["01"])
+    plan = plan_spaces(
+        subject, bids_dir=data, output_dir=tmp_path / "out", templates=read_spaces([MNI])
+    )
+    assert not plan.faults
+    (scan,) = plan.scans
+    assert (scan.probseg is not None) == probseg
+    workflow = init_subject_wf(plan, how)
+    assert list(wiring_faults(workflow)) == []
+    nodes = {node.name: node for node in workflow._create_flat_graph().nodes}
+    fed = {
+        edge[1]
+        for *_, data_ in workflow._create_flat_graph().edges(data=True)
+        for edge in data_["connect"]
+    }
+    assert ("moving_mask" in fed) == mask
+    assert nodes["register"].mem_gb > 1
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_what_is_written_for_other_programs_is_wired(data, how, tmp_path, copied):
+    output = tmp_path / "out"
+    anat = output / "sub-01" / "anat"
+    for name in ("dseg", "probseg"):
+        dataset.write_image(anat / f"sub-01_seg-brainseg_{name}.nii.gz")
+    if copied:
+        (anat / "sub-01_from-T1w_to-MNI_mode-image_xfm.h5").touch()
+    (subject,) = find_subjects(data, ["01"])
+    where = {"bids_dir": data, "output_dir": output}
+    plan, notes = plan_precomputed(subject, **where)
+    assert not notes
+    for own in (plan, plan_freesurfer(subject, **where)):
+        assert own.to_run
+        workflow = init_subject_wf(own, how)
+        assert list(wiring_faults(workflow)) == []
+        saved = {
+            node.inputs.path
+            for node in workflow._create_flat_graph().nodes
+            if node.name.startswith("ds_")
+        }
+        assert saved == {str(path) for scan in own.scans for path in scan.outputs.values()}
+    assert len(plan.scans[0].outputs) == 5 + copied

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which label maps a model learns from, who is held out, and how recipes are put together."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.volumes import InputError, write_label_map
+from brainseg_bids.workflows.train_plan import (
+    ABOUT_SPACES,
+    KEYS,
+    HeadMap,
+    Spaces,
+    TrainRecipe,
+    absent_labels,
+    choose_maps,
+    choose_spaces,
+    differences,
+    find_head_maps,
+    find_target,
+    hold_out,
+    read_facts,
+    usual_voxel_size_mm,
+    voxel_size_of,
+)
+from tests.phantom.head import phantom_head
+
+FULLHEAD, BRAINSEG = LabelTable.packaged("fullhead"), LabelTable.packaged("brainseg")
+SMALL = phantom_head(shape=(20, 24, 22), voxel_size_mm=9.0)
+DEFAULT = TrainRecipe.packaged("default")
+
+
+def give(root: Path, *names: str, labels=SMALL, table=FULLHEAD) -> Path:
+    """Label maps of these names in a derivative, and the table of their codes."""
+    root.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        subject = name.split("_")[0]
+        folder = root / subject / "anat"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_label_map(labels, folder / f"{name}_dseg.nii.gz")
+    if table is not None:
+        seg = "seg-fullhead_" if any("seg-fullhead" in name for name in names) else ""
+        table.write(root / f"{seg}dseg.tsv")
+    return root
+
+
+def head_maps(*sizes_mm: float, subject: str = "01") -> list[HeadMap]:
+    return [
+        HeadMap(Path(f"sub-{subject}_res-{n}_dseg.nii"), subject, (size,) * 3)
+        for n, size in enumerate(sizes_mm)
+    ]
+
+
+# -- label maps ---------------------------------------------------------------------------
+
+
+def test_merged_maps_are_found_at_all_voxel_sizes_and_ranks_are_no_maps(tmp_path):
+    root = give(
+        tmp_path,
+        "sub-01_seg-fullhead",
+        "sub-01_seg-fullhead_res-2mm",
+        "sub-01_seg-fullhead_desc-top4",
+        "sub-01_seg-samseg",
+        "sub-02_ses-A_seg-fullhead",
+    )
+    found = [one.path.name for one in find_head_maps(root)]
+    assert found == [
+        "sub-01_seg-fullhead_dseg.nii.gz",
+        "sub-01_seg-fullhead_res-2mm_dseg.nii.gz",
+        "sub-02_ses-A_seg-fullhead_dseg.nii.gz",
+    ]
+    assert find_head_maps(root)[0].head == find_head_maps(root)[1].head
+
+
+def test_participants_and_sessions_that_were_not_asked_for_are_left_out(tmp_path):
+    root = give(tmp_path, *(f"sub-01_ses-{s}_seg-fullhead" for s in "AB"), "sub-02_seg-fullhead")
+    assert {one.subject for one in find_head_maps(root, ["02"])} == {"02"}
+    names = [one.path.name for one in find_head_maps(root, (), ["B"])]
+    assert names == ["sub-01_ses-B_seg-fullhead_dseg.nii.gz", "sub-02_seg-fullhead_dseg.nii.gz"]
+    with pytest.raises(InputError, match=r"participant 09.*maps of: 01, 02"):
+        find_head_maps(root, ["01", "09"])
+
+
+def test_plain_maps_are_taken_if_their_table_means_what_ours_does(tmp_path):
+    root = give(tmp_path, "sub-01", "sub-02")
+    assert [one.subject for one in find_head_maps(root)] == ["01", "02"]
+
+
+def test_a_plain_map_without_a_table_is_refused(tmp_path):
+    root = give(tmp_path, "sub-01", table=None)
+    with pytest.raises(InputError, match=r"sub-01_dseg.nii.gz: no dseg.tsv beside it or above"):
+        find_head_maps(root)
+
+
+def test_a_table_that_calls_a_code_otherwise_is_refused_with_code_and_both_names(tmp_path):
+    root = give(tmp_path, "sub-01", table=None)
+    (root / "dseg.tsv").write_text("index\tname\n0\tBackground\n10\tRight-Kidney\n999\tMoon\n")
+    with pytest.raises(InputError, match="code 10 is Right-Kidney, but Left-Thalamus"):
+        find_head_maps(root)
+
+
+def test_an_empty_folder_says_what_to_do_and_a_dataset_where_its_maps_are(tmp_path):
+    with pytest.raises(InputError, match="--stages headlabels first"):
+        find_head_maps(tmp_path)
+    give(tmp_path / "derivatives" / "brainseg", "sub-01_seg-fullhead")
+    with pytest.raises(InputError, match=f"Did you mean {tmp_path}/derivatives/brainseg"):
+        find_head_maps(tmp_path)
+
+
+def test_of_a_head_the_coarsest_map_is_taken_that_is_fine_enough():
+    maps = head_maps(0.5, 0.8, 1.0)
+    assert choose_maps(maps, 0.8)[0].size_mm == pytest.approx(0.8)
+    assert choose_maps(maps, 2.0)[0].size_mm == pytest.approx(1.0)
+    assert choose_maps(maps, 0.4)[0].size_mm == pytest.approx(0.5)
+    assert len(choose_maps([*maps, *head_maps(1.0, subject="02")], 0.8)) == 2
+
+
+def test_the_usual_voxel_size_is_the_median_over_heads_not_over_maps():
+    maps = head_maps(0.5, 1.0, 1.2) + head_maps(0.8, subject="02") + head_maps(1.0, subject="03")
+    assert usual_voxel_size_mm(maps) == 0.8
+
+
+def test_nobody_is_learned_from_and_held_out():
+    maps = [one for n in range(9) for one in head_maps(1.0, subject=f"{n:02}") * 2]
+    assert hold_out(maps) == {"07"}
+    assert hold_out(maps, ["01", "03"]) == {"01", "03"}
+
+
+@pytest.mark.parametrize(
+    ("subjects", "wanted", "said"),
+    [
+        (["01"], [], "only sub-01 has label maps"),
+        (["01", "02"], ["03"], "--validation-label 03: there is no label map"),
+        (["01", "02"], ["01", "02"], "nobody is left to learn from"),
+    ],
+)
+def test_a_split_that_leaves_nothing_is_refused(subjects, wanted, said):
+    maps = [one for subject in subjects for one in head_maps(1.0, subject=subject)]
+    with pytest.raises(InputError, match=said):
+        hold_out(maps, wanted)
+
+
+def test_every_map_that_cannot_be_used_is_named_with_its_fault(tmp_path):
+    strange = phantom_head(shape=(20, 24, 22), voxel_size_mm=9.0)
+    root = give(tmp_path, "sub-01_seg-fullhead", "sub-02_seg-fullhead", labels=strange)
+    for subject, code in (("03", 999), ("04", 0)):
+        voxels = strange.voxels.copy() if code else np.zeros_like(strange.voxels)
+        voxels[10, 10, 10] = code
+        folder = root / f"sub-{subject}" / "anat"
+        folder.mkdir(parents=True)
+        image = nib.Nifti1Image(voxels, strange.grid.affine)
+        nib.save(image, folder / f"sub-{subject}_seg-fullhead_dseg.nii.gz")
+    broken = root / "sub-02" / "anat" / "sub-02_seg-fullhead_dseg.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:600])
+    maps = [HeadMap(p, p.name[4:6], (9.0,) * 3) for p in sorted(root.glob("sub-*/anat/*.nii.gz"))]
+    facts, faults = read_facts(maps, BRAINSEG)
+    assert [path.name[:6] for path in facts] == ["sub-01"]
+    assert "sub-02" in faults[0]
+    assert "cannot be read" in faults[0]
+    assert "999 (1 voxel)" in faults[1]
+    assert "no structure of the brain" in faults[2]
+
+
+def test_labels_that_no_map_has_are_named(tmp_path):
+    root = give(tmp_path, "sub-01_seg-fullhead")
+    facts, _ = read_facts(find_head_maps(root), BRAINSEG)
+    absent = absent_labels(facts.values(), BRAINSEG)
+    assert "Left-Caudate" in absent
+    assert not {"Left-Thalamus", "Skin", "Background"} & set(absent)
+
+
+def test_a_file_that_was_not_fetched_says_how_to_get_it(tmp_path):
+    root = give(tmp_path, "sub-01_seg-fullhead")
+    link = root / "sub-01" / "anat" / "sub-01_ses-B_seg-fullhead_dseg.nii.gz"
+    link.symlink_to("../../.git/annex/objects/nowhere.nii.gz")
+    with pytest.raises(InputError, match="datalad get"):
+        find_head_maps(root)
+
+
+# -- recipes ------------------------------------------------------------------------------
+
+
+def test_recipes_say_what_a_train_plan_has():
+    from brainseg_bids.training.fit import TrainPlan
+
+    of_the_plan = set(KEYS) - set(ABOUT_SPACES)
+    assert of_the_plan <= {item.name for item in fields(TrainPlan)}
+    for name in ("default", "cpu"):
+        needed = of_the_plan - {"validation_space", "voxel_size_mm"}
+        assert needed <= set(TrainRecipe.packaged(name).values)
+
+
+def test_each_number_of_a_packaged_recipe_has_its_reason():
+    import brainseg_bids
+
+    folder = Path(brainseg_bids.__file__).parent / "data" / "training"
+    for path in sorted(folder.glob("*.toml")):
+        lines = path.read_text().partition("[spaces]")[0].splitlines()
+        for before, line in itertools.pairwise(lines):
+            key = line.partition(" = ")[0]
+            if key in KEYS:
+                assert before.startswith("#"), f"{path.name}: {line}"
+
+
+def test_a_users_recipe_changes_what_it_says_and_nothing_else(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('learning_rate = 1e-3\n[spaces]\nt1w = 1\n"own.toml" = 3\n')
+    recipe = TrainRecipe.read(path, "cpu")
+    packaged = TrainRecipe.packaged("cpu")
+    assert recipe.values == packaged.values | {"learning_rate": 1e-3}
+    assert recipe.spaces == {"t1w": 1.0, str(tmp_path / "own.toml"): 3.0}
+    assert recipe.said == {"learning_rate", "spaces"}
+    path.write_text('base = "default"\n')
+    assert TrainRecipe.read(path, "cpu").values == DEFAULT.values
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("learning_rte = 1", "unknown key learning_rte. Known: base.*learning_rate"),
+        ('batch = "two"', "batch = 'two': give a whole number"),
+        ("batch = true", "give a whole number"),
+        ("batch = 1.5", "give a whole number"),
+        ("ema_decay = 0", "above 0"),
+        ("largest_patch_mm = [1, 2]", "give a list of 3"),
+        ("[spaces]\nt1w = 0", "share above 0"),
+        ("spaces = 3", "share above 0"),
+        ('base = "gpu"', "no training recipe 'gpu'; known: default, cpu"),
+        ("batch =", "this is no TOML"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_that_names_it(tmp_path, text, said):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said) as error:
+        TrainRecipe.read(path, "cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_other_steps_keep_the_shares_of_warming_up_and_slowing_down():
+    short = DEFAULT.with_steps(DEFAULT.values["total_steps"] // 10)
+    for key in ("warmup_steps", "decay_steps"):
+        assert short.values[key] == DEFAULT.values[key] // 10
+
+
+def test_the_prior_that_was_asked_for_comes_before_a_recipes_spaces(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[spaces]\nt2w = 1.0\n")
+    own = TrainRecipe.read(path, "cpu")
+    priors = {"A": "T1w", "B": "FLAIR"}
+    assert choose_spaces(own, priors=priors)[0].shares == {"t2w": 1.0}
+    chosen, why = choose_spaces(own, priors=priors, wanted="B")
+    assert (chosen.shares, chosen.contrasts) == ({"prior": 1.0}, ("FLAIR",))
+    assert "asked for" in why
+
+
+def test_a_recipe_may_mix_the_prior_with_others(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[spaces]\nprior = 0.7\nt1w = 0.3\n")
+    chosen, _ = choose_spaces(TrainRecipe.read(path, "cpu"), priors={"A": "T2w"})
+    assert (chosen.prior, chosen.validation, chosen.contrasts) == ("A", "prior", ("T2w", "T1w"))
+
+
+def test_without_a_prior_the_packaged_recipe_draws_from_any_contrast():
+    chosen, why = choose_spaces(DEFAULT, priors={})
+    assert chosen == Spaces({"agnostic": 1.0}, "agnostic", chosen.contrasts)
+    assert "FLAIR" in chosen.contrasts
+    assert "no contrast prior" in why
+
+
+@pytest.mark.parametrize(
+    ("priors", "options", "said"),
+    [
+        ({"A": "T1w"}, {"wanted": "B"}, "--prior B: there is none. Known: A"),
+        ({"A": "T1w", "B": "T1w"}, {}, "several contrast priors .A, B.: choose one with --prior"),
+        ({}, {"kappa_said": True}, "--kappa: the contrast dial needs a contrast prior"),
+    ],
+)
+def test_a_prior_that_cannot_be_chosen_says_how(priors, options, said):
+    with pytest.raises(InputError, match=said):
+        choose_spaces(DEFAULT, priors=priors, **options)
+
+
+def test_voxels_come_from_the_flag_then_the_recipe_then_the_contrast_then_the_maps():
+    maps, cpu = head_maps(1.0), TrainRecipe.packaged("cpu")
+    assert voxel_size_of((0.7,), cpu, (0.8,) * 3, maps)[0] == 0.7
+    assert voxel_size_of((), cpu, (0.8,) * 3, maps)[0] == 1.5
+    assert voxel_size_of((), DEFAULT, (0.8,) * 3, maps)[0] == 0.8
+    assert voxel_size_of((), DEFAULT, None, maps)[0] == 1.0
+
+
+def test_labels_to_learn_are_of_a_table_that_maps_can_be_brought_to():
+    assert find_target("brainseg") == BRAINSEG
+    with pytest.raises(InputError, match="'tissue': labels are brainseg"):
+        find_target("tissue")
+
+
+# -- going on -----------------------------------------------------------------------------
+
+
+def described(**other) -> dict:
+    maps = {f"sub-{n}": {"digest": str(n), "held_out": n == 3} for n in range(4)}
+    spaces = {"t1w": {"share": 1.0, "digest": "x"}}
+    return {"seed": 1, "voxel_size_mm": 1.0, "maps": maps, "spaces": spaces} | other
+
+
+def test_what_has_changed_since_a_run_began_is_named():
+    before = described()
+    assert differences(before, described()) == []
+    other = described(
+        voxel_size_mm=0.8,
+        maps={
+            "sub-1": {"digest": "other", "held_out": False},
+            "sub-2": {"digest": "2", "held_out": True},
+            "sub-3": {"digest": "3", "held_out": True},
+            "sub-9": {"digest": "9", "held_out": False},
+        },
+        spaces={"t1w": {"share": 1.0, "digest": "y"}},
+    )
+    assert differences(before, other) == [
+        "voxel_size_mm 1.0 (now 0.8)",
+        "content of recipe space t1w",
+        "label maps: 1 new (sub-9), 1 gone (sub-0), 1 changed (sub-1), 1 held out or no longer "
+        "(sub-2)",
+    ]
+
+
+def test_deciding_imports_neither_torch_nor_nipype():
+    code = (
+        "import sys, brainseg_bids.workflows.train_plan\n"
+        "print([m for m in ('torch', 'nipype', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
