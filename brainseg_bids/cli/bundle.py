@@ -1,16 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make a model bundle of a training run's averaged weights.
+"""Make a model bundle of a training run's averaged weights, also of one that is not finished.
 
-``python -m brainseg_bids.cli.bundle --run DIR --name mine --contrasts T1w --card FILE --out DIR``
+``python -m brainseg_bids.cli.bundle --run OUT/derivatives/model-NAME/training``
+
+For a run that stage ``train`` has not begun, say what it cannot know:
+``--name mine --contrasts T1w --card FILE --out DIR``
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from brainseg_bids import __version__
+from brainseg_bids.anatomy.labels import LabelTable
+
+if TYPE_CHECKING:
+    from brainseg_bids.nets.architectures import PackedNet
+    from brainseg_bids.nets.bundle import ModelBundle
+    from brainseg_bids.reports.card import CardFacts
+    from brainseg_bids.training.fit import TrainPlan
 
 SEEN = "seen.json"
+LOSSES = {"chosen": "at chosen voxels", "dense": "at all voxels"}
 
 
 def read_seen(run: Path) -> list[str] | None:
@@ -19,37 +37,199 @@ def read_seen(run: Path) -> list[str] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Read ``plan.json`` and ``last.ckpt`` of a run, write the bundle, print its digest."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="folder that training left")
-    parser.add_argument("--name", required=True, help="name of the model")
-    parser.add_argument(
-        "--contrasts", nargs="+", required=True, help="BIDS suffixes it is made for"
-    )
-    parser.add_argument("--card", type=Path, required=True, help="model card, Markdown")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
-    options = parser.parse_args(argv)
+def bundle_run(
+    run: Path,
+    *,
+    out: Path | None = None,
+    name: str = "",
+    contrasts: Sequence[str] = (),
+    card: str = "",
+) -> ModelBundle:
+    """Bundle the averaged weights of a run's last checkpoint, whole or not at all.
 
-    from brainseg_bids.anatomy.labels import LabelTable
-    from brainseg_bids.nets.bundle import write_bundle
+    Parameters
+    ----------
+    run : Path
+        Folder that training left, with ``plan.json`` and ``last.ckpt``.
+    out : Path, optional
+        Folder of the bundle; default: ``bundle`` beside ``run``.
+    name, contrasts, card
+        Default: what ``job.json`` of stage ``train`` says; the card is made from it.
+
+    Raises
+    ------
+    BundleError
+        If there is no checkpoint, or no ``job.json`` for what is not said.
+    """
+    from brainseg_bids.nets.bundle import BundleError, ModelBundle, write_bundle
     from brainseg_bids.training.fit import TrainPlan, averaged_net, steps_done
 
-    plan = TrainPlan.from_json((options.run / "plan.json").read_text())
-    checkpoint = options.run / "last.ckpt"
-    steps = steps_done(checkpoint)
-    bundle = write_bundle(
-        options.out,
-        name=options.name,
-        net=averaged_net(plan, checkpoint),
-        table=LabelTable.packaged(plan.target_table),
+    checkpoint = run / "last.ckpt"
+    for path in (checkpoint, run / "plan.json"):
+        if not path.is_file():
+            raise BundleError(
+                f"{path}: there is no such file. Train first; nothing to bundle yet."
+            )
+    job = _read(run / "job.json")
+    missing = [
+        flag
+        for flag, given in (("--name", name), ("--contrasts", contrasts), ("--card", card))
+        if not given and not job
+    ]
+    if missing:
+        raise BundleError(f"{run}: has no job.json. Say {', '.join(missing)}.")
+    plan, steps = TrainPlan.from_json((run / "plan.json").read_text()), steps_done(checkpoint)
+    net = averaged_net(plan, checkpoint)
+    text = card or _card(card_facts(run, job, plan, net, steps))
+    out = out or run.parent / "bundle"
+    fresh = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        write_bundle(
+            fresh,
+            name=name or job["name"],
+            net=net,
+            table=LabelTable.packaged(plan.target_table),
+            voxel_size_mm=plan.voxel_size_mm,
+            patch_vox=plan.patch_vox,
+            contrasts=tuple(contrasts) or tuple(job["contrasts"]),
+            card=text,
+            training={
+                "plan": json.loads(plan.to_json()),
+                "steps": steps,
+                **{key: job[key] for key in ("spaces", "maps", "command") if key in job},
+            },
+            seen=read_seen(run),
+        )
+        _swap(fresh, out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return ModelBundle.read(out)
+
+
+def _swap(fresh: Path, out: Path) -> None:
+    """Put a folder in another's place; the other goes only when the new one is there."""
+    old = out.with_name(f"{fresh.name}-old")
+    if out.exists():
+        out.rename(old)
+    fresh.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _card(facts: CardFacts) -> str:
+    from brainseg_bids.reports.card import model_card
+
+    return model_card(facts)
+
+
+def card_facts(run: Path, job: Mapping, plan: TrainPlan, net: PackedNet, steps: int) -> CardFacts:
+    """What the model card says, from the files of a job."""
+    from brainseg_bids.reports.card import CardFacts, MapFacts, SpaceFacts
+
+    total = sum(plan.spaces.values())
+    spaces = {
+        name: SpaceFacts(
+            Path(name).name,
+            share / total,
+            contrast=said.get("contrast", ""),
+            kappa=said.get("kappa"),
+            digest=said.get("digest", ""),
+        )
+        for name, share in plan.spaces.items()
+        if (said := job.get("spaces", {}).get(name, {})) is not None
+    }
+    validation, real = _validated(run, job, plan)
+    return CardFacts(
+        name=job["name"],
+        version=__version__,
+        contrasts=tuple(job["contrasts"]),
         voxel_size_mm=plan.voxel_size_mm,
+        table=LabelTable.packaged(plan.target_table),
+        architecture=plan.net.architecture,
+        n_parameters=sum(weight.numel() for weight in net.parameters()),
+        maps=tuple(
+            MapFacts(name, tuple(said["voxel_size_mm"]), said["digest"], said["held_out"])
+            for name, said in job["maps"].items()
+        ),
+        spaces=tuple(spaces.values()),
+        steps=steps,
+        planned_steps=plan.total_steps,
         patch_vox=plan.patch_vox,
-        contrasts=tuple(options.contrasts),
-        card=options.card.read_text(encoding="utf-8"),
-        training={"plan": json.loads(plan.to_json()), "steps": steps},
-        seen=read_seen(options.run),
+        pairs_per_step=plan.pairs_per_step,
+        precision=plan.precision,
+        learning_rate=plan.learning_rate,
+        loss=_loss_words(plan),
+        hardware=_hardware(run, plan),
+        validation=validation,
+        real=real,
+        net=json.loads(plan.net.to_json()),
+        seed=plan.seed,
+        duration_s=job.get("seconds") or None,
+        started_from=job.get("started_from", ""),
+        command=job.get("command", ""),
+        data_licence=job.get("data_licence", ""),
     )
+
+
+def _validated(run: Path, job: Mapping, plan: TrainPlan):
+    """Dice at the last validation: of synthetic pairs (None if there was none), of real images."""
+    from brainseg_bids.reports.card import DiceFacts
+    from brainseg_bids.reports.training_log import BRAIN, read_log
+
+    log = read_log(run)
+    validation = None
+    if dice := log.last_dice():
+        what = (
+            f"{plan.validation_pairs} synthetic pairs of {len(job['validation'])} label map(s) "
+            f"held out (space {Path(plan.validation_space).name})"
+        )
+        validation = DiceFacts(what, dice, log[BRAIN].last if len(log[BRAIN]) else None)
+    real = tuple(DiceFacts(name, {}, curve.last) for name, curve in log.real().items())
+    return validation, real
+
+
+def _loss_words(plan: TrainPlan) -> str:
+    words = f"cross-entropy {LOSSES[plan.loss]}"
+    return f"{words} and soft Dice (weight {plan.dice_weight:g})" if plan.dice_weight else words
+
+
+def _hardware(run: Path, plan: TrainPlan) -> str:
+    """What it was trained on, as the memory plan has found it."""
+    device = _read(run / "memory.json").get("device", {})
+    if not device:
+        return "not recorded"
+    return f"{plan.devices * plan.nodes} x {device['name']} ({device['total_gib']:.0f} GiB)"
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read ``plan.json`` and ``last.ckpt`` of a run, write the bundle, print its digest."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, help="folder that training left")
+    parser.add_argument("--name", default="", help="name of the model")
+    parser.add_argument("--contrasts", nargs="+", default=(), help="BIDS suffixes it is made for")
+    parser.add_argument("--card", type=Path, help="model card, Markdown")
+    parser.add_argument("--out", type=Path, help="folder of the bundle; default: beside --run")
+    options = parser.parse_args(argv)
+    try:
+        bundle = bundle_run(
+            options.run.absolute(),
+            out=options.out,
+            name=options.name,
+            contrasts=options.contrasts,
+            card=options.card.read_text(encoding="utf-8") if options.card else "",
+        )
+    except (OSError, ValueError) as error:
+        print(f"bundle: ERROR: {error}", file=sys.stderr)
+        return 2
+    steps = json.loads((bundle.path / "bundle.json").read_text())["training"]["steps"]
     print(f"{bundle.path}: {bundle.name}, {steps} steps, digest {bundle.digest[:12]}")
     return 0
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done over all participants: tables, priors, synthetic pairs."""
+"""What is done over all participants: tables, priors, synthetic pairs, training, comparison."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def run_group(settings: Settings, run_dir: Path) -> int:
     for name, stage in stages.items():
         if name in settings.stages:
             stage(settings)
+    if "train" in settings.stages and (code := _train(settings, run_dir)):
+        return code
     if "evaluate" in settings.stages and (failures := _evaluate(settings, run_dir)):
         for title, reason in failures.items():
             log.error("%s: failed: %s", title, reason)
@@ -66,6 +68,13 @@ def _priors(settings: Settings) -> None:
             log.warning("contrast %s: %s", name, note)
     write_dials(settings.output_dir, made)
     log.info("report: %s", write_page(settings.output_dir, settings.bids_dir.name))
+
+
+def _train(settings: Settings, run_dir: Path) -> int:
+    from brainseg_bids.cli.train_stage import train  # late: what it needs is
+
+    write_description(settings.bids_dir, settings.output_dir)
+    return train(settings, run_dir)
 
 
 def _evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ whatever the grid:
 - *Stem.* Medium networks work on cells of two voxels up to 1 mm, small ones up to 1.5 mm (a CPU
   cannot afford more), large ones on voxels.
 - *Levels.* Each level doubles the edge of a cell; there are as many as bring the deepest cell
-  nearest to 16 mm (11 to 23 mm). Half the voxel size is one level more. In a MeshNet the largest
+  nearest to 18 mm (13 to 25 mm). Half the voxel size is one level more. In a MeshNet the largest
   dilation stands for the deepest cell.
 
 Pairs are made with one voxel size in all directions, so every kernel is 3x3x3.
@@ -27,7 +27,7 @@ SIZES = ("small", "medium", "large")
 FEATURES = {"small": 24, "medium": 32, "large": 32}
 """Features per cell that the body gives to the head."""
 
-DEEPEST_MM = 16.0
+DEEPEST_MM = 18.0
 
 COARSEST_PACKED_MM = {"small": 1.5, "medium": 1.0}
 """Up to this voxel size, a network of this size works on cells of two voxels."""

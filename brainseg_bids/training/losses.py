@@ -1,11 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses over chosen voxels: rare labels are seen as often as common ones."""
+"""Losses over chosen voxels, where rare labels are seen as often as common ones, and over all.
+
+Neither ever holds the scores of all labels at all voxels.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from brainseg_bids.nets.architectures import PackedNet, pack
+
+CHUNK_SCORES = 2**21
+"""Scores (voxels x labels) that `dense_loss` holds at a time, 8 MiB in float32: small enough for
+caches of a CPU, large enough for a GPU."""
 
 
 def choose_voxels(
@@ -82,4 +96,255 @@ def chosen_dice_loss(scores: Tensor, labels: Tensor, log_odds: Tensor) -> Tensor
     both = (weight * predicted * truth).sum(0)
     sizes = (weight * (predicted + truth)).sum(0)
     present = truth.sum(0) > 0
-    return 1 - (2 * both[present] / sizes[present]).mean()
+    # No mask as an index: its result would have a shape that a symbolic run cannot know.
+    dice = torch.where(present, 2 * both / sizes.clamp(min=1e-12), 0)
+    return 1 - dice.sum() / present.sum()
+
+
+def dense_loss(
+    net: PackedNet,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    dice_weight: float,
+    chunk_cells: int | None = None,
+    most_chunks: int | None = None,
+) -> Tensor:
+    """Cross-entropy and soft Dice (Milletari et al., 3DV 2016) over all voxels, exact.
+
+    Scores are made, used and dropped chunk by chunk, and made again for the gradient: memory
+    does not grow with labels x voxels. Mean over pairs of each pair's loss; Dice is the mean over
+    the labels that a pair has.
+
+    Parameters
+    ----------
+    net : PackedNet
+        Only its head is used.
+    features : (B, F, x, y, z)
+        Of the cells.
+    labels : (B, X, Y, Z) uint8
+        Ranks.
+    dice_weight : float
+        Of one minus Dice beside cross-entropy.
+    chunk_cells : int, optional
+        Cells at a time; by default as many as have `CHUNK_SCORES` scores.
+    most_chunks : int, optional
+        Leave out what comes after so many of a pair: for symbolic runs, where chunks are alike.
+
+    Returns
+    -------
+    () float32
+
+    Raises
+    ------
+    ValueError
+        If labels and cells are not of the same voxels.
+    """
+    stem, n_labels = net.spec.stem, net.spec.n_labels
+    shape = (len(features), *(edge * stem for edge in features.shape[2:]))
+    if labels.shape != shape:
+        raise ValueError(f"labels are {tuple(labels.shape)}, features are of {shape}")
+    if chunk_cells is None:
+        chunk_cells = max(1, CHUNK_SCORES // (n_labels * stem**3))
+    with torch.autocast(features.device.type, enabled=False):
+        return _DenseLoss.apply(
+            features.flatten(2),
+            net.head.weight.float().view(n_labels, stem**3, -1),
+            net.head.bias.float().view(n_labels, stem**3),
+            pack(labels[:, None], stem).flatten(2),
+            dice_weight,
+            chunk_cells,
+            most_chunks,
+        )
+
+
+class LossPlan(Protocol):
+    """What a plan of training says about its loss."""
+
+    loss: str
+    per_label: int
+    anywhere: int
+    dice_weight: float
+
+
+@dataclass(frozen=True)
+class ChosenLoss:
+    """Loss over chosen voxels; mean over pairs. Fields as in `choose_voxels`."""
+
+    per_label: int
+    anywhere: int
+    dice_weight: float
+
+    def __call__(
+        self, net: PackedNet, features: Tensor, labels: Tensor, seeds: Sequence[int]
+    ) -> Tensor:
+        """features (B, F, x, y, z), labels (B, X, Y, Z) uint8, a seed per pair."""
+        losses = []
+        with torch.autocast(features.device.type, enabled=False):
+            for cells, truth, seed in zip(features.split(1), labels, seeds, strict=True):
+                voxels, log_odds = choose_voxels(
+                    truth,
+                    n_labels=net.spec.n_labels,
+                    per_label=self.per_label,
+                    anywhere=self.anywhere,
+                    seed=int(seed),
+                )
+                scores = net.scores_at(cells, voxels)
+                chosen = truth[voxels[:, 0], voxels[:, 1], voxels[:, 2]]
+                losses.append(self._of(scores, chosen, log_odds))
+        return torch.stack(losses).mean()
+
+    def symbolic(self, net: PackedNet, features: Tensor, labels: Tensor) -> Tensor:
+        """The same memory without a look at the labels: for tensors that have no values.
+
+        As many voxels are chosen as can be; where they are does not matter.
+        """
+        losses = []
+        with torch.autocast(features.device.type, enabled=False):
+            for cells, truth in zip(features.split(1), labels, strict=True):
+                n = self.anywhere + self.per_label * net.spec.n_labels
+                drawn, chosen, log_odds = _as_if_chosen(truth, n, net.spec.n_labels)
+                picked = cells[0].flatten(1).index_select(1, drawn).float().T
+                weight = net.head.weight.view(net.spec.n_labels, net.spec.stem**3, -1)
+                losses.append(self._of(picked @ weight[:, 0].T, chosen, log_odds))
+        return torch.stack(losses).mean()
+
+    def _of(self, scores: Tensor, labels: Tensor, log_odds: Tensor) -> Tensor:
+        loss = chosen_cross_entropy(scores, labels, log_odds)
+        if self.dice_weight > 0:
+            loss = loss + self.dice_weight * chosen_dice_loss(scores, labels, log_odds)
+        return loss
+
+
+def _as_if_chosen(labels: Tensor, n: int, n_labels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Allocate what `choose_voxels` allocates, for ``n`` voxels."""
+    flat = labels.flatten()
+    drawn = torch.zeros(max(n, flat.numel() // 3), dtype=torch.int64, device=flat.device)
+    found = flat[drawn]
+    order = torch.argsort(found, stable=True)
+    places = torch.arange(len(found), device=flat.device)
+    rank = places - found[order].long()
+    _ = (rank, flat.int())
+    log_odds = torch.zeros(n_labels, device=flat.device)
+    return drawn[:n].clone(), found[:n].clone(), log_odds
+
+
+@dataclass(frozen=True)
+class DenseLoss:
+    """Loss over all voxels, see `dense_loss`."""
+
+    dice_weight: float
+
+    def __call__(
+        self, net: PackedNet, features: Tensor, labels: Tensor, seeds: Sequence[int]
+    ) -> Tensor:
+        """As `ChosenLoss`; nothing is drawn, so seeds are not used."""
+        return dense_loss(net, features, labels, dice_weight=self.dice_weight)
+
+    def symbolic(self, net: PackedNet, features: Tensor, labels: Tensor) -> Tensor:
+        """The same memory for tensors that have no values."""
+        return dense_loss(net, features, labels, dice_weight=self.dice_weight, most_chunks=3)
+
+
+def loss_of(plan: LossPlan) -> ChosenLoss | DenseLoss:
+    """Loss of a plan: call it with (net, features, labels, seeds).
+
+    Its ``symbolic`` is what `nets.memory.predict_gib` takes.
+
+    Raises
+    ------
+    ValueError
+        Unknown loss; the message lists the known ones.
+    """
+    if plan.loss == "chosen":
+        return ChosenLoss(plan.per_label, plan.anywhere, plan.dice_weight)
+    if plan.loss == "dense":
+        return DenseLoss(plan.dice_weight)
+    raise ValueError(f"unknown loss {plan.loss!r}; known: chosen, dense")
+
+
+class _DenseLoss(torch.autograd.Function):
+    """Cross-entropy and soft Dice over all voxels, chunk by chunk of cells.
+
+    Both need little of the scores: the cross-entropy a sum, the Dice two sums per label. The
+    forward pass keeps these sums; the backward pass makes each chunk's scores again and turns
+    them into their gradient, which at once goes into those of features, weight and bias.
+    """
+
+    @staticmethod
+    def forward(ctx, features, weight, bias, labels, dice_weight, chunk_cells, most_chunks):
+        """features (B, F, n), weight (L, S, F), bias (L, S), labels (B, S, n): S voxels a cell."""
+        n_pairs, n_labels = len(features), len(weight)
+        overlap = weight.new_zeros(3, n_pairs, n_labels)  # of both, predicted, truth
+        entropy = weight.new_zeros(n_pairs)
+        for pair, cells in _chunks(features, chunk_cells, most_chunks):
+            scores = _scores(features[pair, :, cells], weight, bias)
+            truth = labels[pair, :, cells].long()
+            highest = scores.amax(0)
+            entropy[pair] += (highest - scores.gather(0, truth[None])[0]).sum()
+            total = scores.sub_(highest).exp_().sum(0)
+            entropy[pair] += total.log().sum()
+            predicted = scores.div_(total)
+            chosen = predicted.gather(0, truth[None]).flatten()
+            overlap[0, pair].index_add_(0, truth.flatten(), chosen)
+            overlap[1, pair] += predicted.sum((1, 2))
+            overlap[2, pair].index_add_(0, truth.flatten(), torch.ones_like(chosen))
+        ctx.save_for_backward(features, weight, bias, labels, overlap)
+        ctx.dice_weight, ctx.chunk_cells, ctx.most_chunks = dice_weight, chunk_cells, most_chunks
+        loss = entropy.mean() / labels[0].numel()
+        if dice_weight > 0:
+            both, sizes, present = overlap[0], overlap[1] + overlap[2], overlap[2] > 0
+            dice = torch.where(present, 2 * both / sizes.clamp(min=1e-12), 0).sum(1)
+            loss = loss + dice_weight * (1 - dice / present.sum(1)).mean()
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        features, weight, bias, labels, overlap = ctx.saved_tensors
+        to_features, to_weight, to_bias = map(torch.zeros_like, (features, weight, bias))
+        on_truth, on_all = _dice_slopes(overlap, ctx.dice_weight)
+        share = 1 / labels[0].numel()
+        for pair, cells in _chunks(features, ctx.chunk_cells, ctx.most_chunks):
+            picked = features[pair, :, cells].float()
+            truth = labels[pair, :, cells].long()[None]
+            predicted = _scores(picked, weight, bias).softmax(0)
+            if ctx.dice_weight > 0:
+                # Softmax turns slopes g per label into p (g - sum of p g).
+                slope = on_truth[pair][truth]
+                mean = torch.tensordot(on_all[pair], predicted, 1)
+                mean += predicted.gather(0, truth)[0] * slope[0]
+                slopes = on_all[pair][:, None, None] + (share - mean)
+                slopes.scatter_add_(0, truth, slope)
+                to_scores = predicted.mul_(slopes)
+            else:
+                to_scores = predicted.mul_(share)
+            to_scores.scatter_add_(0, truth, torch.full_like(predicted[:1], -share))
+            to_scores *= upstream / len(features)
+            rows = to_scores.flatten(0, 1)
+            to_features[pair, :, cells] = (weight.flatten(0, 1).T @ rows).to(features.dtype)
+            to_weight += (rows @ picked.T).view_as(weight)
+            to_bias += to_scores.sum(2)
+        return to_features, to_weight, to_bias, None, None, None, None
+
+
+def _chunks(features: Tensor, chunk_cells: int, most: int | None = None):
+    """Pair and slice of cells, one after the other."""
+    for pair in range(len(features)):
+        for start in range(0, features.shape[2], chunk_cells)[:most]:
+            yield pair, slice(start, start + chunk_cells)
+
+
+def _scores(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Scores (labels, voxels of a cell, cells) of a chunk."""
+    scores = weight.flatten(0, 1) @ features.float()
+    return scores.view(*bias.shape, -1).add_(bias[..., None])
+
+
+def _dice_slopes(overlap: Tensor, dice_weight: float) -> tuple[Tensor, Tensor]:
+    """Slope of the Dice loss in a label's probability: where it is the truth (added), anywhere."""
+    both, predicted, truth = overlap
+    present = truth > 0
+    sizes = (predicted + truth).clamp(min=1e-12)
+    part = dice_weight * present / present.sum(1, keepdim=True)
+    return -2 * part / sizes, 2 * part * both / sizes**2

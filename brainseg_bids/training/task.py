@@ -3,90 +3,75 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
 import lightning
-import numpy as np
 import torch
 from torch import Tensor
 
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.nets.architectures import NetSpec, build
-from brainseg_bids.training.losses import (
-    choose_voxels,
-    chosen_cross_entropy,
-    chosen_dice_loss,
-)
+from brainseg_bids.nets.architectures import build
+from brainseg_bids.training.losses import loss_of
+
+if TYPE_CHECKING:
+    from brainseg_bids.training.fit import TrainPlan
+
+SLAB_CELLS = 4
 
 
 class SegmentationTask(lightning.LightningModule):
     """Learn labels from synthetic pairs.
 
+    A step's loss is the mean over its pairs, however they are shared out among batches and
+    processes.
+
     Parameters
     ----------
-    spec : NetSpec
+    plan : TrainPlan
+        Its learning rate rises over the first ``warmup_steps``, stays, and falls to zero over
+        the last ``decay_steps``. Dice joins cross-entropy with ``dice_weight``: early on Dice of
+        rare labels is all noise, so it is best joined when cross-entropy has found them.
     table : LabelTable
         What the ranks in the pairs mean.
-    learning_rate : float
-    warmup_steps, total_steps, decay_steps : int
-        Rate rises over the first, stays, and falls to zero over the last ``decay_steps``.
-    per_label, anywhere : int
-        Voxels that a step learns from: of each label, and anywhere.
-    dice_weight : float
-        Of the Dice loss beside cross-entropy. Early on Dice of rare labels is all noise, so
-        it is best joined when cross-entropy has found them.
+
+    Attributes
+    ----------
+    losses : list of (list of int, Tensor)
+        Places and loss of each batch of the step in work.
     """
 
-    def __init__(
-        self,
-        spec: NetSpec,
-        table: LabelTable,
-        *,
-        learning_rate: float = 2e-3,
-        warmup_steps: int = 100,
-        total_steps: int = 10_000,
-        decay_steps: int = 2_000,
-        per_label: int = 256,
-        anywhere: int = 16_384,
-        dice_weight: float = 0.0,
-    ) -> None:
+    def __init__(self, plan: TrainPlan, table: LabelTable) -> None:
         super().__init__()
-        self.net = build(spec)
-        self.table = table
-        self.learning_rate = learning_rate
-        self.warmup_steps, self.total_steps, self.decay_steps = (
-            warmup_steps,
-            total_steps,
-            decay_steps,
-        )
-        self.per_label, self.anywhere = per_label, anywhere
-        self.dice_weight = dice_weight
-        self.overlap = torch.zeros(3, spec.n_labels)
+        self.net = build(plan.net)
+        self.plan, self.table = plan, table
+        self.loss = loss_of(plan)
+        self.losses: list[tuple[list[int], Tensor]] = []
+        if plan.checkpointing:
+            from brainseg_bids.nets.checkpointing import checkpointed
 
-    def training_step(self, pair: dict[str, Tensor]) -> Tensor:
-        features = self.net.features(pair["image"])
-        labels = pair["labels"]
-        voxels, log_odds = choose_voxels(
-            labels,
-            n_labels=self.net.spec.n_labels,
-            per_label=self.per_label,
-            anywhere=self.anywhere,
-            seed=int(pair["step"]),
-        )
+            checkpointed(self.net.body)
+
+    def training_step(self, batch: dict) -> Tensor:
+        # Dropout and the like are the same for a batch whenever and wherever it is learned from.
+        torch.manual_seed(batch["seeds"][0])
+        with self._offloaded():
+            features = self.net.features(batch["image"])
         with torch.autocast(self.device.type, enabled=False):
-            scores = self.net.scores_at(features, voxels)
-            truth = labels[voxels[:, 0], voxels[:, 1], voxels[:, 2]]
-            loss = chosen_cross_entropy(scores, truth, log_odds)
-            if self.dice_weight > 0:
-                loss = loss + self.dice_weight * chosen_dice_loss(scores, truth, log_odds)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"loss is {loss.item()} at step {int(pair['step'])}; its recipe can be drawn "
-                "again from the same seed and step"
-            )
-        self.log("loss", loss.detach(), prog_bar=True)
+            loss = self.loss(self.net, features, batch["labels"], batch["seeds"])
+        self.losses.append((batch["places"], loss.detach()))
         return loss
 
+    def _offloaded(self):
+        """Where activations wait for the way back: in the CPU's memory, or where they are."""
+        if not self.plan.offload:
+            return nullcontext()
+        return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
+
     def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=1e-4)
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=self.plan.learning_rate, weight_decay=1e-4
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_at)
         return {
             "optimizer": optimizer,
@@ -95,25 +80,16 @@ class SegmentationTask(lightning.LightningModule):
 
     def rate_at(self, step: int) -> float:
         """Share of the learning rate at a step: up, flat, down (a trapezoid)."""
-        up = min(1.0, (step + 1) / self.warmup_steps)
-        down = min(1.0, max(0.0, (self.total_steps - step) / max(1, self.decay_steps)))
+        plan = self.plan
+        up = min(1.0, (step + 1) / plan.warmup_steps)
+        down = min(1.0, max(0.0, (plan.total_steps - step) / max(1, plan.decay_steps)))
         return up * down
 
-    def validation_step(self, pair: dict[str, Tensor]) -> None:
-        found = self.net(pair["image"]).max(1).indices[0].flatten().cpu()
-        truth = pair["labels"].flatten().cpu()
-        n = self.net.spec.n_labels
-        self.overlap[0] += torch.bincount(found[found == truth], minlength=n)
-        self.overlap[1] += torch.bincount(found, minlength=n)
-        self.overlap[2] += torch.bincount(truth.int(), minlength=n)
+    def validation_step(self, batch: dict) -> Tensor:
+        """Ranks found, (X, Y, Z) uint8; what they are worth is counted by a callback."""
+        return self._ranks(self.net.features(batch["image"]))
 
-    def on_validation_epoch_end(self) -> None:
-        both, found, truth = self.overlap.double().numpy()
-        with np.errstate(invalid="ignore"):
-            dice = 2 * both / (found + truth)
-        self.overlap.zero_()
-        named = {label.name: dice[rank] for rank, label in enumerate(self.table) if label.index}
-        brain = [value for name, value in named.items() if self.table[name].is_brain]
-        self.log("dice_brain", float(np.nanmean(brain)), prog_bar=True)
-        for name, value in named.items():
-            self.log(f"dice/{name}", float(value))
+    def _ranks(self, features: Tensor) -> Tensor:
+        # Slab by slab: scores of all labels of a large patch at once would be gigabytes.
+        slabs = features.split(SLAB_CELLS, dim=2)
+        return torch.cat([self.net.scores(s).max(1).indices[0].to(torch.uint8) for s in slabs])

@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stage ``train`` is going to do: decided, checked, and written down in ``job.json``."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from brainseg_bids import __version__
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.bids.description import write_json
+from brainseg_bids.contrast.prior import ContrastPrior
+from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
+from brainseg_bids.settings import Settings
+from brainseg_bids.volumes import InputError
+from brainseg_bids.workflows.plan import read_object
+from brainseg_bids.workflows.train_plan import (
+    CONTRAST_OF,
+    PRIOR,
+    SOURCE,
+    HeadMap,
+    MapFacts,
+    Spaces,
+    TrainRecipe,
+    absent_labels,
+    choose_maps,
+    choose_spaces,
+    differences,
+    find_head_maps,
+    find_target,
+    hold_out,
+    model_name,
+    read_facts,
+    voxel_size_of,
+)
+
+log = logging.getLogger("brainseg")
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What is trained from what; decided and checked, nothing written yet.
+
+    Parameters
+    ----------
+    name : str
+        Of the model.
+    folder : Path
+        ``derivatives/model-NAME``.
+    heads, held_out : tuple of HeadMap
+    facts : dict of Path to MapFacts
+    recipe : TrainRecipe
+    spaces : Spaces
+    prior : ContrastPrior or None
+    kappa : float
+    voxel_size_mm : float
+    target : LabelTable
+    start_from : ModelBundle or None
+    before : dict
+        ``job.json`` of the run that goes on; empty: a fresh one.
+    """
+
+    name: str
+    folder: Path
+    heads: tuple[HeadMap, ...]
+    held_out: tuple[HeadMap, ...]
+    facts: dict[Path, MapFacts]
+    recipe: TrainRecipe
+    spaces: Spaces
+    prior: ContrastPrior | None
+    kappa: float
+    voxel_size_mm: float
+    target: LabelTable
+    start_from: ModelBundle | None
+    before: dict
+
+    @property
+    def training(self) -> Path:
+        """Where checkpoints and logs are."""
+        return self.folder / "training"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.training / "last.ckpt"
+
+
+# -- decide -------------------------------------------------------------------------------
+
+
+def plan_job(settings: Settings) -> JobPlan:
+    """Find label maps, recipe and prior, check all of them, choose what is not said."""
+    maps = find_head_maps(settings.bids_dir, settings.participant_label, settings.session_label)
+    before = _before(settings, settings.model_name) if settings.model_name else {}
+    base = before.get("recipe", {}).get("base") or (
+        "default" if has_accelerator(settings.device) else "cpu"
+    )
+    if settings.recipe:
+        recipe = TrainRecipe.read(settings.recipe, base)
+    else:
+        recipe = TrainRecipe.packaged(base)
+    spaces, why, prior = _choose_spaces(settings, recipe)
+    prior_mm = prior.voxel_size_mm if prior else None
+    voxel_size_mm, why_voxels = voxel_size_of(
+        settings.target_voxel_size_mm, recipe, prior_mm, maps
+    )
+    name = settings.model_name or model_name(spaces, voxel_size_mm)
+    before = before or _before(settings, name)
+    if before:
+        recipe = _as_before(recipe, before)
+        if not settings.target_voxel_size_mm and "voxel_size_mm" not in recipe.said:
+            voxel_size_mm, why_voxels = before["voxel_size_mm"], "as before"
+    if settings.steps:
+        recipe = recipe.with_steps(settings.steps)
+    target = find_target(recipe.values["target_table"])
+    log.info("model %s: %s", name, why)
+    log.info("voxels of %g mm: %s", voxel_size_mm, why_voxels)
+    heads, held_out, facts = _check_maps(settings, maps, voxel_size_mm, target)
+    return JobPlan(
+        name=name,
+        folder=settings.output_dir / "derivatives" / f"model-{name}",
+        heads=heads,
+        held_out=held_out,
+        facts=facts,
+        recipe=recipe,
+        spaces=spaces,
+        prior=prior,
+        kappa=settings.kappa,
+        voxel_size_mm=voxel_size_mm,
+        target=target,
+        start_from=_start(settings, before),
+        before=before,
+    )
+
+
+def has_accelerator(device: str) -> bool:
+    """Whether there is one and it may be used; asking takes none of its memory."""
+    import torch
+
+    wanted = {"auto": ("cuda", "mps"), "cpu": ()}.get(device, (device,))
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    return any(there[kind]() for kind in wanted)
+
+
+def _before(settings: Settings, name: str) -> dict:
+    """``job.json`` of a run that has a checkpoint to go on from.
+
+    Raises
+    ------
+    InputError
+        If there is a checkpoint that nothing is known of.
+    """
+    training = settings.output_dir / "derivatives" / f"model-{name}" / "training"
+    if not (training / "last.ckpt").is_file():
+        return {}
+    before = read_object(training / "job.json")
+    if not {"recipe", "maps", "spaces", "voxel_size_mm"} <= set(before):
+        raise InputError(
+            f"{training}: has a checkpoint, but job.json does not say of what. Choose another "
+            "--name, or move the folder away."
+        )
+    return before
+
+
+def _as_before(recipe: TrainRecipe, before: Mapping) -> TrainRecipe:
+    """What is not said stays as the run has it: another device may suggest other numbers."""
+    said = {key: recipe.values[key] for key in recipe.said if key in recipe.values}
+    values = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in before["recipe"]["values"].items()
+    }
+    return replace(recipe, values=recipe.values | values | said)
+
+
+def _choose_spaces(
+    settings: Settings, recipe: TrainRecipe
+) -> tuple[Spaces, str, ContrastPrior | None]:
+    """Spaces, why, and the prior among them; priors are those of the output, else of the maps."""
+    from brainseg_bids.workflows.priors import read_priors  # late: matplotlib, torch
+
+    folders = (settings.output_dir, settings.bids_dir)
+    there = [d for d in folders if next((d / "priors").glob("contrast-*_prior.json"), None)]
+    read: dict[str, ContrastPrior] = {}
+    if there:
+        found = read_priors(there[0], settings.prior)
+        read = {name: prior for name, (_, prior) in found.items()}
+    spaces, why = choose_spaces(
+        recipe,
+        priors={name: str((p.metadata or {}).get("Suffix", "T1w")) for name, p in read.items()},
+        wanted=settings.prior,
+        kappa_said=settings.kappa != Settings.kappa,
+    )
+    if spaces.prior:
+        why += f", contrast dial {settings.kappa:g}"
+    return spaces, why, read.get(spaces.prior)
+
+
+def _start(settings: Settings, before: Mapping) -> ModelBundle | None:
+    """Model whose weights training begins from; a run that goes on has begun long ago."""
+    if not settings.start_from:
+        return None
+    try:
+        return ModelBundle.read(find_bundle(settings.start_from))
+    except BundleError as error:
+        raise InputError(f"--start-from {error}") from error
+
+
+def _check_maps(
+    settings: Settings, maps: Sequence[HeadMap], voxel_size_mm: float, target: LabelTable
+) -> tuple[tuple[HeadMap, ...], tuple[HeadMap, ...], dict[Path, MapFacts]]:
+    """Maps to learn from and held out, read and found fit; what is odd is logged."""
+    chosen = choose_maps(maps, voxel_size_mm)
+    held = hold_out(chosen, settings.validation_label)
+    log.info("%d label maps are read and checked", len(chosen))
+    facts, faults = read_facts(chosen, target)
+    for fault in faults:
+        log.error("%s", fault)
+    if faults:
+        raise InputError(
+            f"{len(faults)} of {len(chosen)} label maps cannot be used; nothing was trained. "
+            "Mend them, or choose others with --participant-label."
+        )
+    heads = tuple(one for one in chosen if one.subject not in held)
+    held_out = tuple(one for one in chosen if one.subject in held)
+    absent = absent_labels([facts[one.path] for one in heads], target)
+    if absent:
+        log.warning(
+            "%d of %d labels are in no map to learn from, so the model will never say them: %s",
+            len(absent),
+            len(target) - 1,
+            ", ".join(absent),
+        )
+    coarse = [one for one in chosen if min(one.voxel_size_mm) > voxel_size_mm * 1.05]
+    if coarse:
+        log.warning(
+            "%d of %d label maps are coarser than %g mm (%s, ...): borders in pairs will have "
+            "steps. Run the participant level with --stages upsample first, or choose larger "
+            "voxels with --target-voxel-size.",
+            len(coarse),
+            len(chosen),
+            voxel_size_mm,
+            coarse[0].path.name,
+        )
+    log.info(
+        "learn from %d label map(s) of %d participant(s); held out: %s",
+        len(heads),
+        len({one.subject for one in heads}),
+        ", ".join(f"sub-{label}" for label in sorted(held)),
+    )
+    return heads, held_out, facts
+
+
+# -- write down ---------------------------------------------------------------------------
+
+
+def describe_job(job: JobPlan, settings: Settings) -> dict:
+    """Content of ``job.json``."""
+    spaces = {space_key(name, job): _said_of(name, job) for name in job.spaces.shares}
+    start = job.start_from.digest if job.start_from else ""
+    return {
+        "name": job.name,
+        "command": command_of(settings),
+        "started": job.before.get("started") or now(),
+        "seconds": job.before.get("seconds", 0.0),
+        "contrasts": list(job.spaces.contrasts),
+        "voxel_size_mm": job.voxel_size_mm,
+        "table": job.target.name,
+        "architecture": settings.architecture,
+        "seed": settings.seed,
+        # Once it has begun, where from need not be said again.
+        "start_from": start or job.before.get("start_from", ""),
+        "started_from": (job.start_from.name if job.start_from else "")
+        or job.before.get("started_from", ""),
+        "recipe": {
+            "base": job.recipe.base,
+            "values": {k: v for k, v in job.recipe.values.items() if k != "voxel_size_mm"},
+        },
+        "spaces": spaces,
+        "validation_space": space_key(job.spaces.validation, job),
+        "heads": [str(one.path) for one in job.heads],
+        "validation": [str(one.path) for one in job.held_out],
+        "maps": {
+            one.path.name: {
+                "digest": job.facts[one.path].digest,
+                "voxel_size_mm": list(one.voxel_size_mm),
+                "held_out": one in job.held_out,
+            }
+            for one in (*job.heads, *job.held_out)
+        },
+        "source": read_object(settings.bids_dir / "dataset_description.json").get("Name")
+        or settings.bids_dir.name,
+        "data_licence": read_object(settings.bids_dir / "dataset_description.json").get("License")
+        or "",
+    }
+
+
+def command_of(settings: Settings) -> str:
+    """The command line that says what these settings say of training."""
+    from brainseg_bids.cli.parser import STAGE_FLAGS  # late: it imports Settings' neighbours
+
+    words = ["brainseg", str(settings.bids_dir), str(settings.output_dir), "group"]
+    words += ["--stages", "train"]
+    flags = {name: flag for name, (flag, stages) in STAGE_FLAGS.items() if "train" in stages}
+    flags |= {"participant_label": "--participant-label", "session_label": "--session-label"}
+    for name, flag in flags.items():
+        value = getattr(settings, name)
+        if value == getattr(Settings(Path(), Path()), name):
+            continue
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, dict):
+            words += [flag, *(f"{key}={path}" for key, path in value.items())]
+        elif name == "memory_budget_gb":
+            words += [flag, f"{value:g}G"]
+        else:
+            words += [flag, *map(_word, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(words)
+
+
+def _word(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def space_key(name: str, job: JobPlan) -> str:
+    """What the plan calls a space: the prior's dial lies in the training folder itself."""
+    return f"contrast-{job.spaces.prior}_kappa-{job.kappa:g}.toml" if name == PRIOR else name
+
+
+def _said_of(name: str, job: JobPlan) -> dict:
+    """What is known of a recipe space.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read or lacks labels.
+    """
+    from brainseg_bids.synth.dial import DialledSpace  # late: torch
+    from brainseg_bids.synth.space import RecipeSpace, read_space
+
+    said = {"share": job.spaces.shares[name]}
+    try:
+        if name == PRIOR:
+            agnostic = RecipeSpace.named(job.recipe.values.get("agnostic", "agnostic"))
+            space = DialledSpace(agnostic.changed(_centre(job)), job.prior, job.kappa)
+            said |= {"contrast": job.spaces.contrasts[0], "kappa": job.kappa}
+        else:
+            space = read_space(name)
+            said |= {"contrast": CONTRAST_OF.get(name, "")}
+        space.covers(LabelTable.packaged(SOURCE))
+    except ValueError as error:
+        raise InputError(f"recipe space {name}: {error}") from error
+    return said | {"digest": space.at(job.voxel_size_mm).digest}
+
+
+def _centre(job: JobPlan) -> dict:
+    """Where a prior's crops lie, if the training recipe says it."""
+    values = job.recipe.values
+    return {"center_frac": values["center_frac"]} if "center_frac" in values else {}
+
+
+def check_same(job: JobPlan, described: Mapping) -> None:
+    """Raise `InputError` naming what has changed since the run began."""
+    changed = differences(job.before, described)
+    if changed:
+        raise InputError(
+            f"model {job.name} was begun with other settings: {'; '.join(changed)}. Go on with "
+            "those it was begun with, or train another model with --name."
+        )
+
+
+def write_job(job: JobPlan, described: dict) -> dict:
+    """Write ``job.json`` and, beside it, the prior and its dial, which may change elsewhere."""
+    from brainseg_bids.synth.dial import write_dial  # late: torch
+
+    if job.prior is not None and not job.before:
+        prior = job.prior.write(job.training, brainseg_version=__version__)
+        dial = job.training / space_key(PRIOR, job)
+        write_dial(dial, prior, job.kappa, job.recipe.values.get("agnostic", "agnostic"))
+        if centre := _centre(job):
+            low, high = centre["center_frac"]
+            with dial.open("a", encoding="utf-8") as file:
+                file.write(
+                    f"# Where crops lie, by the training recipe.\ncenter_frac = [{low}, {high}]\n"
+                )
+    write_json(job.training / "job.json", described)
+    return described
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage ``train``: from label maps to a model bundle, and on from where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from brainseg_bids.bids.description import write_json
+from brainseg_bids.cli.execute import DONE, FAILED, UNUSABLE
+from brainseg_bids.cli.train_job import (
+    JobPlan,
+    check_same,
+    describe_job,
+    now,
+    plan_job,
+    write_job,
+)
+from brainseg_bids.cli.train_memory import make_plan
+from brainseg_bids.cli.train_real import check_real, write_real
+from brainseg_bids.cli.train_tasks import Tasks, find_tasks
+from brainseg_bids.nets.bundle import BundleError
+from brainseg_bids.settings import Settings
+from brainseg_bids.volumes import InputError
+from brainseg_bids.workflows.plan import read_object
+
+log = logging.getLogger("brainseg")
+
+STOPPED = 75
+"""Exit code of a run that was told to stop and can go on (EX_TEMPFAIL, sysexits.h)."""
+PASSED_ON = ("SIGTERM", "SIGINT", "SIGUSR1")
+"""Signals that are handed to the training process; batch systems send the first and the last."""
+
+_CLOCK = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")
+_TRAIN_ERROR = "train: ERROR: "
+
+
+def train(settings: Settings, run_dir: Path) -> int:
+    """Plan, train, bundle, report.
+
+    Returns
+    -------
+    int
+        Exit code: 0 done; 1 it failed or was killed; 2 the input is at fault; 75 stopped by a
+        signal, the same command goes on.
+
+    Raises
+    ------
+    InputError
+        If something is wrong with what was given; nothing is trained then.
+    """
+    tasks = find_tasks(os.environ, settings.output_dir / "logs")
+    with _ending_in_order():
+        if tasks.rank:
+            return _follow(tasks, settings)
+        code = UNUSABLE
+        try:
+            code = _train(settings, tasks)
+        finally:
+            tasks.tell({"code": code})
+        return code
+    log.warning("stopped before or after training; run the same command again")
+    return STOPPED
+
+
+def _train(settings: Settings, tasks: Tasks) -> int:
+    check_real(settings)
+    _launcher(settings, max(1, settings.devices), tasks)
+    job = plan_job(settings)
+    with _alone(job.training) as lock:
+        described = describe_job(job, settings)
+        if job.before:
+            check_same(job, described)
+        write_job(job, described)
+        plan = make_plan(job, settings)
+        if settings.plan_only:
+            log.info("planned; nothing was trained (--plan-only): %s", job.training)
+            return DONE
+        code = _run_unless_done(job, plan, settings, lock, tasks)
+        return _conclude(job, settings) if code == DONE else code
+
+
+def _follow(tasks: Tasks, settings: Settings) -> int:
+    """Train with the first task, which decides and speaks for all."""
+    said = tasks.hear()
+    if "code" in said:
+        return said["code"]
+    folder = Path(said["folder"])
+    ended = _watch(said["argv"], folder, folder / f"log-task-{tasks.rank}.txt", settings)
+    for error in ended.errors:
+        log.error("task %d: %s", tasks.rank, error)
+    if ended.code == STOPPED or -ended.code in ended.received:
+        return STOPPED
+    return ended.code if ended.code in (DONE, UNUSABLE) else FAILED
+
+
+class _StopAsked(BaseException):
+    """A signal while nothing is trained."""
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """What a batch system's signals end, ends as a run that goes on with the same command."""
+
+    def stop(number: int, _frame) -> None:
+        raise _StopAsked
+
+    before = _handle(("SIGTERM", "SIGUSR1"), stop)
+    try:
+        yield
+    except _StopAsked:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _handle(names: Sequence[str], handler) -> dict[int, object]:
+    """Handle signals; what handled them before, by number. Nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {n: signal.signal(n, handler) for n in (getattr(signal, name) for name in names)}
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """A lock on the folder while the block lasts, as a file descriptor that children may keep.
+
+    Raises
+    ------
+    InputError
+        If another process has it.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: another process is training here. Wait for it, or choose another "
+                "--name."
+            ) from error
+        except OSError:  # a file system without locks
+            log.warning("%s: cannot be locked; do not train twice in it at a time", folder)
+        yield file.fileno()
+
+
+# -- run ----------------------------------------------------------------------------------
+
+
+def _run_unless_done(job: JobPlan, plan: Path, settings: Settings, lock: int, tasks: Tasks) -> int:
+    """Train what is left of the plan; the exit code."""
+    wanted, before = read_object(plan), read_object(job.training / "plan.json")
+    total, done = wanted["total_steps"], steps_behind(job.checkpoint)
+    if done >= total and all(before.get(key) == value for key, value in wanted.items()):
+        log.info("all %d steps are done already", done)
+        return DONE
+    if done:
+        log.info("going on after step %d of %d", done, total)
+    began_s = time.monotonic()
+    try:
+        argv = _argv(job, plan, settings, tasks, write_real(settings, job.training))
+        tasks.tell({"argv": argv, "folder": str(job.training)})
+        return _explain(job, _watch(argv, job.training, job.training / "log.txt", settings, lock))
+    finally:
+        said = read_object(job.training / "job.json")
+        spent_s = said.get("seconds", 0.0) + time.monotonic() - began_s
+        write_json(job.training / "job.json", said | {"seconds": round(spent_s, 1)})
+
+
+def steps_behind(checkpoint: Path) -> int:
+    """Steps behind a checkpoint; 0 if there is none.
+
+    Raises
+    ------
+    InputError
+        If it is damaged.
+    """
+    from brainseg_bids.training.fit import steps_done  # late: torch, lightning
+
+    try:
+        return steps_done(checkpoint)
+    except Exception as error:  # torch and zip files raise half a dozen kinds
+        raise InputError(
+            f"{checkpoint}: cannot be read ({_one_line(error)}). Move it away to begin anew."
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How the training process ended: code (-n: by signal n), its errors, signals handed on."""
+
+    code: int
+    errors: Sequence[str]
+    received: Sequence[int]
+
+
+def _watch(
+    argv: Sequence[str], folder: Path, log_path: Path, settings: Settings, lock: int | None = None
+) -> _Ended:
+    """Run the training process to its end; what it says is passed on and kept."""
+    errors: list[str] = []
+    with log_path.open("a", encoding="utf-8") as record:
+        record.write(f"{now()} {shlex.join(argv)}\n")
+        process = subprocess.Popen(
+            argv,
+            cwd=folder,  # recipe spaces of the job lie there
+            env=_environment(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            # An interrupt from the keyboard shall reach it once, from us.
+            start_new_session=True,
+            # Whoever is left over when this process is killed still holds the folder.
+            pass_fds=() if lock is None else (lock,),
+        )
+        with _passing_on(process) as received:
+            for line in process.stdout:
+                record.write(line)
+                record.flush()
+                _tell(line.rstrip(), errors)
+            code = process.wait()
+    return _Ended(code, errors, received)
+
+
+def _argv(
+    job: JobPlan, plan: Path, settings: Settings, tasks: Tasks, real: Path | None
+) -> list[str]:
+    """Command of the training process."""
+    devices = read_object(plan)["devices"]
+    tasks.check(devices, settings.nodes)
+    threads = max(1, settings.nprocs // (devices if tasks.count == 1 else 1))
+    argv = [sys.executable, "-m", "brainseg_bids.cli.train", "--plan", str(plan)]
+    argv += ["--heads", *(str(one.path.absolute()) for one in job.heads)]
+    argv += ["--validation", *(str(one.path.absolute()) for one in job.held_out)]
+    argv += ["--out", str(job.training.absolute()), "--threads", str(threads)]
+    argv += ["--memory", str(job.training.absolute() / "memory.json")]
+    if real:
+        argv += ["--real", str(real)]
+    if job.start_from and not job.before:
+        argv += ["--start-from", str(job.start_from.path)]
+    return [*_launcher(settings, devices, tasks), *argv]
+
+
+def _launcher(settings: Settings, devices: int, tasks: Tasks) -> list[str]:
+    """What starts the processes of several nodes.
+
+    Raises
+    ------
+    InputError
+        If it is not there.
+    """
+    if settings.nodes == 1 or tasks.count > 1:
+        return []
+    srun = shutil.which("srun")
+    if srun is None or "SLURM_JOB_ID" not in os.environ:
+        raise InputError(
+            f"--nodes {settings.nodes}: several nodes need a Slurm job that has them. Run the "
+            "command in a batch script (docs/how-to/train.md)."
+        )
+    tasks = f"--ntasks={settings.nodes * devices}", f"--ntasks-per-node={devices}"
+    return [srun, f"--nodes={settings.nodes}", *tasks, "--kill-on-bad-exit"]
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The environment of the training process."""
+    own = dict(os.environ, PYTHONUNBUFFERED="1")
+    if settings.device == "cpu":
+        own |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+    return own
+
+
+@contextlib.contextmanager
+def _passing_on(process: subprocess.Popen) -> Iterator[list[int]]:
+    """Hand signals on to the training process and its like; which ones came is kept."""
+    received: list[int] = []
+
+    def hand_on(number: int, _frame) -> None:
+        received.append(number)
+        log.warning(
+            "%s: asked to stop; the checkpoint is being written", signal.Signals(number).name
+        )
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+
+    before = _handle(PASSED_ON, hand_on)
+    try:
+        yield received
+    except BaseException:  # whatever ends us ends it
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell(line: str, errors: list[str]) -> None:
+    """A line of the training process, on the console."""
+    line = _CLOCK.sub("", line)
+    if line.startswith(_TRAIN_ERROR):
+        errors.append(line.removeprefix(_TRAIN_ERROR))
+    elif line:
+        log.info("%s", line)
+
+
+def _explain(job: JobPlan, ended: _Ended) -> int:
+    """Say how training ended; our exit code."""
+    code = ended.code
+    for error in ended.errors:
+        log.error("%s", error)
+    if code == DONE:
+        return DONE
+    done = steps_behind(job.checkpoint) if job.checkpoint.is_file() else 0
+    if code == STOPPED or -code in ended.received:
+        log.warning("stopped after step %d; run the same command again", done)
+        log.info("to try the model as it is: %s", _bundle_command(job))
+        return STOPPED
+    if code == UNUSABLE:
+        if not ended.errors:
+            log.error("training cannot use what it was given; see %s", job.training / "log.txt")
+        return UNUSABLE
+    kept = f"Nothing is lost up to step {done}" if done else "It had not saved a step yet"
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        why = " (usually because memory ran out)" if -code == signal.SIGKILL else ""
+        log.error(
+            "training was killed by %s%s. %s; run the same command again, and if it is killed "
+            "again with a smaller --memory-budget.",
+            name,
+            why,
+            kept,
+        )
+    else:
+        log.error(
+            "training failed (exit code %d). %s; the reason is at the end of %s",
+            code,
+            kept,
+            job.training / "log.txt",
+        )
+    return FAILED
+
+
+# -- conclude -----------------------------------------------------------------------------
+
+
+def _conclude(job: JobPlan, settings: Settings) -> int:
+    """Bundle, page, and how to use them; the exit code."""
+    from brainseg_bids.cli.bundle import bundle_run  # late: torch
+    from brainseg_bids.reports.training import write_training_page
+
+    code = DONE
+    try:
+        bundle = bundle_run(job.training)
+    except BundleError as error:
+        log.error("%s", error)
+        return FAILED
+    log.info("model %s: %s, digest %s", bundle.name, bundle.path, bundle.digest[:12])
+    page = settings.output_dir / f"train_{job.name}.html"
+    try:
+        log.info("report: %s", write_training_page(job.folder, page, title=f"Training {job.name}"))
+    except (OSError, ValueError, KeyError) as error:
+        log.error("%s: the report could not be written (%s); run again", page, _one_line(error))
+        code = FAILED
+    log.info("segment with it: brainseg BIDS OUT participant --model %s", bundle.path)
+    return code
+
+
+def _bundle_command(job: JobPlan) -> str:
+    return shlex.join(["python", "-m", "brainseg_bids.cli.bundle", "--run", str(job.training)])
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Going on with a run: what its checkpoint says, and which settings may have changed since."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from brainseg_bids.synth.generator import Head
+from brainseg_bids.synth.space import read_space
+
+if TYPE_CHECKING:
+    from brainseg_bids.training.fit import TrainPlan
+
+LAST = "last.ckpt"
+SETTINGS_KEY = "brainseg_settings"
+
+MAY_CHANGE = (
+    # How the same steps are computed.
+    "batch",
+    "accumulate",
+    "devices",
+    "nodes",
+    "strategy",
+    "precision",
+    "checkpointing",
+    "offload",
+    "compile",
+    "patch_vox",  # a smaller one when memory ran out
+    # How long, and how often it is looked at.
+    "total_steps",
+    "decay_steps",
+    "validate_every",
+    "validation_pairs",
+)
+"""Settings of a plan that a run may be gone on with; all others would make it another run."""
+
+
+class ChangedSettings(ValueError):
+    """A run to be gone on with was begun with other settings; the message names them."""
+
+
+def settings_of(
+    plan: TrainPlan, train_heads: Sequence[Head], validation_heads: Sequence[Head]
+) -> dict:
+    """What makes a run this run, for its checkpoint: JSON types only.
+
+    Recipe spaces and label maps are known by what is in them, so that files may move.
+    """
+    settings = json.loads(json.dumps(asdict(plan)))
+    settings["spaces"] = {
+        read_space(name).digest: float(share) for name, share in plan.spaces.items()
+    }
+    settings["validation_space"] = read_space(plan.validation_space).digest
+    settings["pairs_per_step"] = plan.pairs_per_step
+    settings["label_maps"] = [_digest(head) for head in train_heads]
+    settings["validation_maps"] = [_digest(head) for head in validation_heads]
+    return settings
+
+
+def _digest(head: Head) -> str:
+    told = hashlib.sha256(repr((tuple(head.ranks.shape), head.voxel_size_mm)).encode())
+    told.update(head.ranks.cpu().contiguous().numpy())
+    return told.hexdigest()
+
+
+def check_unchanged(checkpoint: Path, now: Mapping) -> list[str]:
+    """Refuse to go on with a run whose settings were others.
+
+    Returns
+    -------
+    list of str
+        What has changed and may change.
+
+    Raises
+    ------
+    ChangedSettings
+        Naming each setting, what it was and what it is.
+    ValueError
+        If the checkpoint cannot be read.
+    """
+    before = read_checkpoint(checkpoint).get(SETTINGS_KEY)
+    if before is None:
+        return [f"{checkpoint} does not say by which settings it came: they were not compared"]
+    before = json.loads(before)
+    names = [name for name in (*before, *now) if name in before and name in now]
+    changed = [name for name in dict.fromkeys(names) if before[name] != now[name]]
+    refused = [name for name in changed if name not in MAY_CHANGE]
+    if refused:
+        said = "; ".join(_says(name, before[name], now[name]) for name in refused)
+        raise ChangedSettings(
+            f"{checkpoint}: this run was begun with other settings: {said}. Go on with the old "
+            "ones, or train under another name."
+        )
+    return [_says(name, before[name], now[name]) for name in changed]
+
+
+def _says(name: str, before, now) -> str:
+    """A change in a few words.
+
+    >>> _says("learning_rate", 0.002, 0.001)
+    'learning_rate was 0.002, is 0.001'
+    >>> _says("label_maps", ["a", "b"], ["a", "c"])
+    'label_maps: number 2 is another'
+    """
+    if name.endswith("_maps"):
+        if sorted(before) == sorted(now):
+            return f"{name} are in another order"
+        if len(before) != len(now):
+            return f"{name} were {len(before)}, are {len(now)}"
+        pairs = enumerate(zip(before, now, strict=True), start=1)
+        others = [str(number) for number, (one, other) in pairs if one != other]
+        return f"{name}: number {', '.join(others)} is another"
+    if name.endswith(("spaces", "_space")):
+        return f"{name}: what is in it is another"
+    return f"{name} was {before}, is {now}"
+
+
+def read_checkpoint(path: Path) -> dict:
+    """A checkpoint, its tensors still on disk.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises a dozen kinds
+        raise ValueError(
+            f"{path}: this checkpoint cannot be read ({type(error).__name__}). Remove it to begin "
+            "anew."
+        ) from error
+
+
+def steps_done(checkpoint: str | Path) -> int:
+    """Steps behind a checkpoint; 0 if there is none."""
+    checkpoint = Path(checkpoint)
+    return int(read_checkpoint(checkpoint)["global_step"]) if checkpoint.exists() else 0
+
+
+def loops_at(loops: dict, step: int, accumulate: int) -> dict:
+    """State of Lightning's loops after ``step`` steps of ``accumulate`` batches each.
+
+    Lightning counts batches. Counted anew they may be of another size than before, and a
+    checkpoint of a run's last step can be gone on with, too.
+    """
+    loops = json.loads(json.dumps(loops))
+    fit = loops["fit_loop"]
+    batches = step * accumulate
+    progress = fit["epoch_loop.batch_progress"]
+    for part in ("total", "current"):
+        progress[part] = dict.fromkeys(progress[part], batches)
+    progress["is_last_batch"] = False
+    optimiser = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    optimiser["step"] = {
+        part: dict.fromkeys(optimiser["step"][part], step) for part in optimiser["step"]
+    }
+    for part in ("total", "current"):
+        fit["epoch_progress"][part] |= {"processed": 0, "completed": 0}
+    return loops
+
+
+def write_whole(path: str | Path, text: str) -> Path:
+    """Write a file beside and rename it: it is the old one or the new one, never half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+    return path

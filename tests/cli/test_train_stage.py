@@ -1,0 +1,496 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``--stages train`` from label maps to a model that segments, and on from where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.cli import bundle, train_memory, train_stage
+from brainseg_bids.cli.parser import parse
+from brainseg_bids.cli.run import run
+from brainseg_bids.cli.train_real import check_real, write_real
+from brainseg_bids.cli.train_tasks import Tasks, find_tasks
+from brainseg_bids.nets.bundle import ModelBundle
+from brainseg_bids.synth.space import read_space
+from brainseg_bids.volumes import InputError, read_label_map, write_label_map, write_volume
+from tests.fakes import dataset
+from tests.phantom.head import phantom_head, phantom_image
+from tests.synth.priors import make_prior
+
+FULLHEAD = LabelTable.packaged("fullhead")
+TINY = """\
+learning_rate = 1e-2
+total_steps = 2
+warmup_steps = 1
+decay_steps = 1
+per_label = 16
+anywhere = 256
+validate_every = 2
+validation_pairs = 1
+largest_patch_mm = [192, 192, 192]
+"""
+SIZES = {"01": 9.0, "02": 7.5, "03": 9.0}
+
+
+def give_maps(root: Path, sizes: dict[str, float] = SIZES) -> Path:
+    """Label maps of heads as stage headlabels leaves them, of any voxel sizes."""
+    for subject, size in sizes.items():
+        labels = phantom_head(tuple(round(n / size) for n in (200, 220, 210)), size)
+        anat = root / f"sub-{subject}" / "anat"
+        anat.mkdir(parents=True, exist_ok=True)
+        write_label_map(labels, anat / f"sub-{subject}_seg-fullhead_dseg.nii.gz")
+    FULLHEAD.write(root / "seg-fullhead_dseg.tsv")
+    said = {"Name": "Heads", "BIDSVersion": "1.10.1", "DatasetType": "derivative"}
+    (root / "dataset_description.json").write_text(json.dumps(said | {"License": "CC0"}))
+    return root
+
+
+def give_prior(root: Path, prior) -> None:
+    (root / "priors").mkdir(parents=True)
+    prior.write(root / "priors")
+
+
+class Stage:
+    """The command with its folders; call it with further arguments, get exit code and log."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.maps, self.out = root, root / "maps", root / "out"
+        root.joinpath("tiny.toml").write_text(TINY)
+
+    @property
+    def model(self) -> Path:
+        return self.out / "derivatives" / "model-tiny"
+
+    @property
+    def training(self) -> Path:
+        return self.model / "training"
+
+    def __call__(self, *arguments) -> tuple[int, str]:
+        code = run(
+            parse([
+                str(self.maps), str(self.out), "group", "--stages", "train", "--name", "tiny",
+                "--recipe", str(self.root / "tiny.toml"), "--target-voxel-size", "8",
+                "--device", "cpu", "--nprocs", "1", "-w", str(self.root / "work"),
+                *map(str, arguments),
+            ])
+        )  # fmt: skip
+        logs = self.out.glob("logs/*/brainseg.log")
+        return code, max(logs, key=lambda path: path.stat().st_mtime_ns).read_text()
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch):
+    """With maps; nothing is measured, which would take seconds."""
+    monkeypatch.setattr("brainseg_bids.training.probe.probe_gib", lambda *_, **__: 0.1)
+    give_maps(tmp_path / "maps")
+    return Stage(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run from one end to the other: maps of mixed voxel sizes to a bundle."""
+    stage = Stage(tmp_path_factory.mktemp("stage"))
+    give_maps(stage.maps)
+    with pytest.MonkeyPatch.context() as patch:  # tests of the probe are with the probe
+        patch.setattr("brainseg_bids.training.probe.probe_gib", lambda *_, **__: 0.1)
+        code, log = stage()
+    assert code == 0, log
+    return stage, log
+
+
+# -- the whole way ------------------------------------------------------------------------
+
+
+def test_label_maps_become_a_bundle_with_card_report_and_all_that_made_them(trained):
+    stage, log = trained
+    made = ModelBundle.read(stage.model / "bundle")
+    assert (made.name, made.voxel_size_mm, made.contrasts) == (
+        "tiny",
+        8.0,
+        ("T1w", "T2w", "FLAIR"),
+    )
+    job = json.loads((stage.training / "job.json").read_text())
+    assert [Path(path).name[:6] for path in job["heads"]] == ["sub-01", "sub-02"]
+    assert [Path(path).name[:6] for path in job["validation"]] == ["sub-03"]
+    assert {said["digest"] for said in job["maps"].values()} <= set(made.seen)
+    assert "sub-02_seg-fullhead_dseg.nii.gz | 7.5" in made.card
+    assert "CC0" in made.card
+    memory = json.loads((stage.training / "memory.json").read_text())
+    assert memory["plans"][-1]["probed_gib"] > 0
+    assert (stage.training / "last.ckpt").is_file()
+    assert (stage.out / "train_tiny.html").stat().st_size > 10_000
+    assert f"participant --model {stage.model / 'bundle'}" in log
+    assert "step 2 of 2" in (stage.training / "log.txt").read_text()
+    dataset.assert_valid_bids(stage.out)
+
+
+def test_a_label_that_no_map_has_is_told(trained):
+    _, log = trained
+    (line,) = [line for line in log.splitlines() if "are in no map to learn from" in line]
+    assert "WARNING" in line
+    assert "Left-Caudate" in line
+
+
+@pytest.mark.slow
+def test_the_bundle_segments_an_image(trained, tmp_path):
+    stage, _ = trained
+    head = phantom_head((24, 28, 26), 8.0)
+    data = dataset.write_dataset(tmp_path / "data", "sub-09_T1w")
+    image = phantom_image(head, np.random.default_rng(0))
+    write_volume(image, head.grid, data / "sub-09" / "anat" / "sub-09_T1w.nii.gz")
+    arguments = [data, tmp_path / "out", "participant", "--model", stage.model / "bundle"]
+    arguments += ["--nprocs", "1", "--device", "cpu", "-w", tmp_path / "work"]
+    assert run(parse([str(word) for word in arguments])) == 0
+    path = tmp_path / "out" / "sub-09" / "anat" / "sub-09_seg-brainseg_dseg.nii.gz"
+    assert read_label_map(path, LabelTable.packaged("brainseg")).grid.is_close(head.grid)
+
+
+@pytest.mark.slow
+def test_more_steps_go_on_from_the_checkpoint_and_the_same_steps_do_nothing(trained):
+    stage, _ = trained
+    checkpoint = (stage.training / "last.ckpt").stat().st_mtime_ns
+    code, log = stage()
+    assert code == 0, log
+    assert "all 2 steps are done already" in log
+    assert (stage.training / "last.ckpt").stat().st_mtime_ns == checkpoint
+    code, log = stage("--steps", "4")
+    assert code == 0, log
+    assert "going on after step 2 of 4" in log
+    said = json.loads((stage.model / "bundle" / "bundle.json").read_text())
+    assert said["training"]["steps"] == 4
+    assert (stage.training / "log-from-2" / "metrics.csv").is_file()
+
+
+def test_changed_settings_are_refused_by_name_and_nothing_is_lost(trained, tmp_path):
+    stage, _ = trained
+    before = {path: path.read_bytes() for path in stage.training.glob("*.json")}
+    recipe = tmp_path / "other.toml"
+    recipe.write_text(TINY.replace("learning_rate = 1e-2", "learning_rate = 5e-3"))
+    for arguments, said in (
+        (("--seed", "7"), "seed 1 (now 7)"),
+        (("--target-voxel-size", "9"), "voxel_size_mm 8.0 (now 9.0)"),
+        (("--architecture", "unet"), "architecture dynunet (now unet)"),
+        (("--validation-label", "01"), "held out or no longer (sub-01_"),
+        (("--recipe", recipe), "learning_rate 0.01 (now 0.005)"),
+    ):
+        code, log = stage(*arguments)
+        assert code == 2
+        (line,) = [line for line in log.splitlines() if "ERROR" in line]
+        assert said in line
+        assert "another model with --name" in line
+    assert before == {path: path.read_bytes() for path in stage.training.glob("*.json")}
+
+
+def test_an_unfinished_model_can_be_bundled_by_hand(trained, capsys):
+    stage, _ = trained
+    out = stage.root / "early"
+    assert bundle.main(["--run", str(stage.training), "--out", str(out)]) == 0
+    assert ModelBundle.read(out).name == "tiny"
+    assert not list(stage.root.glob(".early*"))
+    assert bundle.main(["--run", str(stage.root)]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+
+
+# -- plans --------------------------------------------------------------------------------
+
+
+def test_plan_only_prints_and_stores_the_plan_and_trains_nothing(stage):
+    give_prior(stage.maps, make_prior(name="T2w7T", metadata={"Suffix": "T2w"}))
+    code, log = stage("--plan-only", "--kappa", "0.5", "--precision", "fp32")
+    assert code == 0, log
+    plan = json.loads((stage.training / "plan.json").read_text())
+    dial = "contrast-T2w7T_kappa-0.5.toml"
+    assert plan["spaces"] == {dial: 1.0}
+    assert plan["precision"] == "32-true"
+    assert plan["patch_vox"] == [24, 24, 24]
+    space = read_space(str(stage.training / dial))
+    assert (space.kappa, space.agnostic.center_frac) == (0.5, (0.35, 0.65))
+    assert "contrast prior T2w7T (the only one there is), contrast dial 0.5" in log
+    assert "24 x 24 x 24 voxels of 8 mm" in log
+    job = json.loads((stage.training / "job.json").read_text())
+    assert job["contrasts"] == ["T2w"]
+    assert job["spaces"][dial]["digest"] == space.at(8.0).digest
+    assert job["command"].endswith("--precision fp32 --plan-only")
+    assert not (stage.training / "last.ckpt").exists()
+
+
+def test_a_probe_that_took_too_much_leads_to_a_smaller_plan(monkeypatch, caplog):
+    from brainseg_bids.nets.memory import MemoryPlan
+
+    plan = MemoryPlan((64,) * 3, 1, 1, "32-true", False, False, False, 2.0, 1.9, "cpu", "fits")
+    less = dataclasses.replace(plan, patch_vox=(32,) * 3)
+    took = iter([None, 99.0, 0.1])
+    monkeypatch.setattr("brainseg_bids.training.probe.probe_gib", lambda *_, **__: next(took))
+    monkeypatch.setattr("brainseg_bids.nets.memory.smaller", lambda *_, **__: less)
+    loss = {"loss": "dense", "per_label": 1, "anywhere": 1, "dice_weight": 1.0}
+    wish = train_memory.Wish("unet", "", 1.0, (9.0,) * 3, "cpu", 2.0, "", loss, {})
+    caplog.set_level("INFO", logger="brainseg")
+    plans = train_memory._probed(wish, None, plan)
+    assert [one.probed_gib for one in plans] == [None, 99.0, 0.1]
+    assert [one.patch_vox[0] for one in plans] == [64, 32, 32]
+    assert "a step took more than there is of 2.0 GiB: a smaller plan" in caplog.text
+    took = iter([99.0] * train_memory.TRIES)
+    with pytest.raises(InputError, match=r"no plan was found that fits 2.0 GiB.*--net-size small"):
+        train_memory._probed(wish, None, plan)
+
+
+def test_the_plan_can_be_made_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("brainseg_bids.training.probe.probe_gib", lambda *_, **__: 0.1)
+    loss = {"loss": "chosen", "per_label": 8, "anywhere": 64, "dice_weight": 0.0}
+    plan = loss | {"target_table": "brainseg", "devices": 2}
+    wish = train_memory.Wish("unet", "small", 8.0, (200.0,) * 3, "cpu", 4.0, "", plan, {})
+    wanted, made = tmp_path / "wish.json", tmp_path / "planned.json"
+    wanted.write_text(wish.to_json())
+    assert train_memory.main([str(wanted), str(made)]) == 0
+    planned = json.loads(made.read_text())
+    assert planned["plan"]["net"]["architecture"] == "unet"
+    # Two processes on one CPU share its memory.
+    assert planned["memory"]["plans"][-1]["budget_gib"] == 2.0
+    wanted.write_text(dataclasses.replace(wish, architecture="vnet").to_json())
+    assert train_memory.main([str(wanted), str(made)]) == 2
+    assert "train: ERROR: unknown architecture 'vnet'" in capsys.readouterr().err
+
+
+def test_other_devices_learn_from_as_many_pairs():
+    last = {"batch": 2, "accumulate": 1, "precision": "bf16-mixed", "reason": "fits"}
+    old = {"batch": 2, "accumulate": 1, "devices": 4, "nodes": 1}
+    before = {"plans": [last]}
+    now = train_memory._as_before(old, {"devices": 1, "nodes": 1}, "", before)
+    assert (now["plans"][-1]["batch"], now["plans"][-1]["accumulate"]) == (2, 4)
+    assert train_memory._as_before(old, {"devices": 4, "nodes": 1}, "", before) == before
+
+
+# -- refusals -----------------------------------------------------------------------------
+
+
+def refused(stage, *arguments) -> str:
+    code, log = stage(*arguments)
+    lines = [line for line in log.splitlines() if " ERROR: " in line]
+    assert code == 2, log
+    assert not (stage.training / "last.ckpt").exists()
+    return lines[-1]
+
+
+def test_one_participant_is_not_enough(stage):
+    assert "nobody is left to validate on" in refused(stage, "--participant-label", "01")
+
+
+def test_an_unknown_code_is_named_with_its_file_and_the_others_are_looked_at_too(stage):
+    for subject in ("01", "03"):
+        path = stage.maps / f"sub-{subject}" / "anat" / f"sub-{subject}_seg-fullhead_dseg.nii.gz"
+        image = nib.load(path)
+        voxels = np.asarray(image.dataobj).copy()
+        voxels[5, 5, 5] = 999
+        nib.save(nib.Nifti1Image(voxels, image.affine), path)
+    assert "2 of 3 label maps cannot be used" in refused(stage)
+    log = max(stage.out.glob("logs/*/brainseg.log")).read_text()
+    assert log.count("999 (1 voxel)") == 2
+
+
+def test_too_little_memory_says_what_would_do(stage):
+    line = refused(stage, "--memory-budget", "1M")
+    assert "GiB" in line
+    assert "Traceback" not in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--architecture", "vnet"), "unknown architecture 'vnet'"),
+        (("--prior", "T1w"), "--stages priors first"),
+        (("--kappa", "0.5"), "the contrast dial needs a contrast prior"),
+        (("--start-from", "nowhere"), "--start-from nowhere: no model of that name"),
+        (("--recipe", "nowhere.toml"), "nowhere.toml: cannot be read (No such file"),
+        (("--validate-on", "."), "say where the labels of these images are"),
+        (("--nodes", "2"), "several nodes need a Slurm job"),
+    ],
+)
+def test_what_cannot_be_is_one_line(stage, monkeypatch, arguments, said):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert said in refused(stage, *arguments)
+
+
+def test_a_folder_that_cannot_be_written_is_named(stage):
+    stage.out.mkdir()
+    (stage.out / "derivatives").write_text("a file")
+    code, _ = stage()
+    assert code == 1
+
+
+def test_two_processes_do_not_train_in_one_folder(stage):
+    with train_stage._alone(stage.training):
+        assert "another process is training here" in refused(stage)
+
+
+def test_a_checkpoint_that_nothing_is_known_of_is_left_alone(stage):
+    stage.training.mkdir(parents=True)
+    (stage.training / "last.ckpt").write_bytes(b"weights")
+    code, log = stage()
+    assert code == 2
+    assert "job.json does not say of what" in log
+    assert (stage.training / "last.ckpt").read_bytes() == b"weights"
+
+
+# -- how training ends --------------------------------------------------------------------
+
+
+@pytest.fixture
+def ends(tmp_path, caplog):
+    """Run a program instead of training; its exit code as ours, and what was said."""
+    job = SimpleNamespace(training=tmp_path, checkpoint=tmp_path / "last.ckpt", name="tiny")
+    settings = SimpleNamespace(device="cpu")
+
+    def end(program: str) -> tuple[int, str]:
+        caplog.set_level("INFO", logger="brainseg")
+        argv = [sys.executable, "-c", program]
+        with train_stage._alone(tmp_path) as lock:
+            ended = train_stage._watch(argv, tmp_path, tmp_path / "log.txt", settings, lock)
+        return train_stage._explain(job, ended), caplog.text
+
+    return end
+
+
+def test_what_training_says_goes_to_the_console_and_into_its_log(ends, tmp_path):
+    code, said = ends("print('2026-11-24 03:24:05,621 step 2 of 4')")
+    assert code == 0
+    assert "step 2 of 4" in said
+    assert "2026-11-24 03:24:05,621 step 2" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_killed_run_is_a_failure_that_goes_on(ends):
+    code, said = ends("import os; os.kill(os.getpid(), 9)")
+    assert code == 1
+    assert "training was killed by SIGKILL" in said
+    assert "run the same command again" in said
+
+
+def test_bad_input_keeps_its_words_and_its_code(ends):
+    code, said = ends(
+        "import sys; print('train: ERROR: sub-01: too small', file=sys.stderr); sys.exit(2)"
+    )
+    assert code == 2
+    assert "ERROR" in said
+    assert "sub-01: too small" in said
+
+
+def test_another_failure_says_where_the_reason_is(ends, tmp_path):
+    code, said = ends("raise RuntimeError('strange')")
+    assert code == 1
+    assert str(tmp_path / "log.txt") in said
+    assert "RuntimeError: strange" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_is_handed_on_and_the_code_handed_back(ends, tmp_path, name):
+    ready, before = tmp_path / "ready", signal.getsignal(getattr(signal, name))
+    program = (
+        "import pathlib, signal, sys, time\n"
+        f"signal.signal(signal.{name}, lambda *_: sys.exit(75))\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(30)\n"
+    )
+
+    def send() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), getattr(signal, name))
+
+    threading.Thread(target=send).start()
+    code, said = ends(program)
+    assert code == 75
+    assert "stopped after step 0; run the same command again" in said
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
+def test_several_nodes_are_started_by_srun(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    two, alone = SimpleNamespace(nodes=2), Tasks(0, 1, Path())
+    started = train_stage._launcher(two, 4, alone)
+    assert started[:4] == ["/usr/bin/srun", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4"]
+    assert train_stage._launcher(two, 4, Tasks(0, 8, Path())) == []  # srun has done it
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with pytest.raises(InputError, match="--nodes 2"):
+        train_stage._launcher(two, 4, alone)
+
+
+def test_of_several_tasks_the_first_decides_and_the_others_run_what_it_says(tmp_path, monkeypatch):
+    for name, value in (("PROCID", "1"), ("STEP_NUM_TASKS", "2"), ("JOB_ID", "7")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr("brainseg_bids.cli.train_tasks.LOOK_EVERY_S", 0.01)
+    settings = SimpleNamespace(output_dir=tmp_path, device="cpu")
+    tasks = find_tasks(os.environ, tmp_path / "logs")
+    first = dataclasses.replace(tasks, rank=0)
+    assert tasks.call == first.call
+    tasks.tell({"code": 1})  # only the first one is heard
+    argv = [sys.executable, "-c", "import sys; print('here'); sys.exit(75)"]
+    later = threading.Timer(0.1, first.tell, [{"argv": argv, "folder": str(tmp_path)}])
+    later.start()
+    assert train_stage.train(settings, tmp_path) == 75
+    assert "here" in (tmp_path / "log-task-1.txt").read_text()
+    tasks.call.unlink()
+    first.tell({"code": 2})
+    assert train_stage.train(settings, tmp_path) == 2
+    with pytest.raises(InputError, match="srun has started 2 tasks, but --devices 4 --nodes 1"):
+        first.check(4, 1)
+
+
+def test_a_signal_while_planning_is_a_stop_that_goes_on(monkeypatch, tmp_path):
+    def plan(settings, tasks):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(5)
+
+    monkeypatch.setattr(train_stage, "_train", plan)
+    before = signal.getsignal(signal.SIGUSR1)
+    assert train_stage.train(SimpleNamespace(output_dir=tmp_path), tmp_path) == 75
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+# -- real images --------------------------------------------------------------------------
+
+
+def test_real_images_are_listed_with_labels_in_our_codes(tmp_path):
+    head = phantom_head((24, 28, 26), 8.0)
+    data = dataset.write_dataset(tmp_path / "data", "sub-1_T1w", "sub-2_T1w")
+    reference = give_maps(tmp_path / "reference", {"01": 8.0, "07": 8.0})
+    image = phantom_image(head, np.random.default_rng(0))
+    write_volume(image, head.grid, data / "sub-1" / "anat" / "sub-1_T1w.nii.gz")
+    settings = SimpleNamespace(
+        validate_on=data, references={"manual": str(reference)}, stages=("train",)
+    )
+    check_real(settings)
+    (entry,) = json.loads(write_real(settings, tmp_path).read_text())
+    assert entry["name"] == "sub-01"
+    assert entry["image"].endswith("sub-1_T1w.nii.gz")
+    labels = read_label_map(entry["labels"], LabelTable.packaged(entry["table"]))
+    assert labels.grid.is_close(head.grid)
+    codes = {FULLHEAD[name].index for name in ("Left-Thalamus", "Right-Putamen")}
+    assert codes <= set(np.unique(labels.voxels))
+
+
+def test_images_without_labels_and_labels_without_images_are_refused(tmp_path):
+    data = dataset.write_dataset(tmp_path / "data", "sub-05_T1w")
+    reference = give_maps(tmp_path / "reference", {"01": 9.0})
+    settings = SimpleNamespace(
+        validate_on=data, references={"manual": str(reference)}, stages=("train",)
+    )
+    with pytest.raises(InputError, match="none of its images has labels of manual"):
+        write_real(settings, tmp_path)
+    settings.validate_on = None
+    with pytest.raises(InputError, match="--validate-on BIDS_DIR"):
+        check_real(settings)
+    assert write_real(settings, tmp_path) is None

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Beside the steps: average, time, signals, guard, log, validation, memory."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from brainseg_bids.cli import train
+from brainseg_bids.nets.memory import MemoryPlan, TooLittleMemory
+from brainseg_bids.synth.generator import Generator
+from brainseg_bids.training import task as tasks
+from brainseg_bids.training.callbacks import Keeper, NotFinite, RealImage, Stopped, middle_planes
+from brainseg_bids.training.fit import fit, make_generator, steps_done
+from brainseg_bids.training.losses import ChosenLoss
+from brainseg_bids.training.pairs import PairStream, pair_seed
+from tests.phantom.head import phantom_head, phantom_image
+from tests.training.tiny import FOUR, TINY, difference, read_state, tiny_head, write_inputs
+
+HEADS = ([tiny_head()], [tiny_head((26, 28, 26))])
+
+
+def rows(folder: Path, pattern: str = "log-from-*") -> list[dict[str, float]]:
+    found = []
+    for path in sorted(folder.glob(f"{pattern}/metrics.csv")):
+        with path.open(newline="") as file:
+            found += [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return found
+
+
+def at_render(monkeypatch, number: int, act) -> None:
+    """Do something when the pair of this number is made."""
+    original, count = Generator.render, iter(range(10**6))
+
+    def render(*arguments):
+        if next(count) == number:
+            act()
+        return original(*arguments)
+
+    monkeypatch.setattr(Generator, "render", render)
+
+
+# -- average, checkpoints, signals --------------------------------------------------------
+
+
+def test_the_average_is_the_moving_average_of_the_weights(tmp_path):
+    weights = []
+    for step in (1, 2, 3):
+        fit(TINY, *HEADS, tmp_path, until_step=step)
+        checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+        weights.append(checkpoint["current_model_state"]["net.head.weight"])
+    expected = 0.5 * (0.5 * weights[0] + 0.5 * weights[1]) + 0.5 * weights[2]
+    torch.testing.assert_close(checkpoint["state_dict"]["net.head.weight"], expected)
+    assert not torch.equal(weights[2], expected)
+
+
+def test_checkpoints_are_made_by_time_too(tmp_path, monkeypatch):
+    at_render(monkeypatch, 3, lambda: (_ for _ in ()).throw(RuntimeError("cut")))
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(replace(TINY, validate_every=50), *HEADS, tmp_path, checkpoint_every_s=0.0)
+    assert steps_done(tmp_path / "last.ckpt") == 3
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_ends_the_run_after_the_step_in_work(name, tmp_path, monkeypatch):
+    before = signal.getsignal(getattr(signal, name))
+    at_render(monkeypatch, 5, lambda: os.kill(os.getpid(), getattr(signal, name)))
+    with pytest.raises(Stopped) as stop:
+        fit(replace(FOUR, validate_every=50), *HEADS, tmp_path)
+    # The sixth pair is of the second step, whose eighth has to be made yet.
+    assert (stop.value.step, stop.value.signal_name, stop.value.code) == (2, name, 75)
+    assert steps_done(tmp_path / "last.ckpt") == 2
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
+def test_a_signal_before_training_has_begun_is_no_success(tmp_path, monkeypatch):
+    monkeypatch.setattr(Keeper, "SIGNALS", ())
+    at_render(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped) as stop:
+        fit(TINY, *HEADS, tmp_path)
+    assert (stop.value.step, stop.value.code) == (2, 75)
+
+
+# -- guard --------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_leaves_its_pairs_to_be_made_again(tmp_path, monkeypatch, capsys):
+    arguments = write_inputs(tmp_path, FOUR)
+    original, bad = ChosenLoss.__call__, pair_seed(2, 3)
+
+    def loss(self, net, features, labels, seeds):
+        value = original(self, net, features, labels, seeds)
+        return value * float("inf") if bad in seeds else value
+
+    monkeypatch.setattr(ChosenLoss, "__call__", loss)
+    assert train.main(arguments) == 1
+    said = capsys.readouterr().err
+    path = tmp_path / "out" / "bad-step-000002.json"
+    assert said.count("\n") == 1
+    assert f"loss is inf at step 2; its pairs are in {path}" in said
+    assert steps_done(tmp_path / "out" / "last.ckpt") == 2
+    told = json.loads(path.read_text())
+    assert [pair["place"] for pair in told["pairs"]] == [2, 3]
+    assert told["pairs"][0]["head_file"] == str(tmp_path / "learn.nii.gz")
+
+    assert train.main(["--replay", str(path)]) == 0
+    assert "image finite" in capsys.readouterr().out
+    made = np.load(tmp_path / "out" / "bad-step-000002_place-3.npz")
+    stream = PairStream(HEADS[0], [(_space("t1w"), 1.0)], make_generator(FOUR), seed=FOUR.seed)
+    which, recipe = stream.draw(2, 3)
+    pair = make_generator(FOUR).render(HEADS[0][which], recipe)
+    np.testing.assert_array_equal(made["image"], pair.image[0].numpy())
+    np.testing.assert_array_equal(made["labels"], pair.labels.numpy())
+
+
+def _space(name: str):
+    from brainseg_bids.synth.space import read_space
+
+    return read_space(name)
+
+
+def test_a_gradient_that_is_no_number_is_stopped_before_it_spoils_the_weights(
+    tmp_path, monkeypatch
+):
+    original = tasks.SegmentationTask.training_step
+
+    def step(self, batch):
+        loss = original(self, batch)
+        if batch["step"] == 2:
+            loss.register_hook(lambda slope: slope * float("nan"))
+        return loss
+
+    monkeypatch.setattr(tasks.SegmentationTask, "training_step", step)
+    with pytest.raises(NotFinite, match=r"gradient is nan and the loss a number at step 2"):
+        fit(TINY, *HEADS, tmp_path)
+    state = read_state(tmp_path / "last.ckpt")
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+    assert json.loads((tmp_path / "bad-step-000002.json").read_text())["gradient_norm"] == "nan"
+
+
+# -- log and validation -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory) -> Path:
+    """Two steps, with a real image whose reference has the skin and one thalamus only."""
+    folder = tmp_path_factory.mktemp("looked-at")
+    labels = phantom_head((26, 28, 26), 8.0)
+    image = phantom_image(labels, np.random.default_rng(1)).astype(np.float32)
+    generator = make_generator(TINY)
+    from brainseg_bids.anatomy.crosswalk import Crosswalk
+
+    reference = Crosswalk.packaged("fullhead", "brainseg").translate(labels)
+    kept = [reference.table[name].index for name in ("Skin", "Left-Thalamus")]
+    voxels = np.where(np.isin(reference.voxels, kept), reference.voxels, 0)
+    real = RealImage("phantom", image, labels.grid, replace(reference, voxels=voxels))
+    assert reference.table == generator.target
+    fit(replace(TINY, validation_pairs=3), *HEADS, folder, until_step=2, real=[real])
+    return folder
+
+
+def test_the_log_has_loss_rate_speed_waiting_and_memory(looked_at):
+    row = next(row for row in rows(looked_at) if "loss" in row)
+    named = {"step", "loss", "lr", "pairs_per_s", "voxels_per_s", "waiting_frac", "memory_gib"}
+    assert set(row) == named
+    assert row["voxels_per_s"] == pytest.approx(24**3 * row["pairs_per_s"])
+    assert 0 < row["waiting_frac"] < 1
+    assert row["lr"] == pytest.approx(TINY.learning_rate)
+    assert list(looked_at.glob("log-from-0/events.out.tfevents*"))
+
+
+def test_validation_gives_dice_of_pairs_and_of_what_a_real_reference_has(looked_at):
+    row = next(row for row in rows(looked_at) if "dice_brain" in row)
+    assert row["step"] == 2
+    real = {name for name in row if name.startswith("real/")}
+    assert real == {
+        "real/phantom/dice_brain",
+        "real/phantom/dice/Skin",
+        "real/phantom/dice/Left-Thalamus",
+    }
+    assert row["real/phantom/dice_brain"] == row["real/phantom/dice/Left-Thalamus"]
+    assert "dice/Right-Thalamus" in row
+
+
+def test_a_validation_leaves_a_sample_of_the_first_pair(looked_at):
+    sample = np.load(looked_at / "samples" / "step-000002.npz")
+    assert {name: sample[name].dtype.name for name in sample} == {
+        "image": "float16",
+        "truth": "uint8",
+        "found": "uint8",
+    }
+    stream = PairStream(HEADS[1], [(_space("t1w"), 1.0)], make_generator(TINY), seed=1_000_006)
+    which, recipe = stream.draw(0)
+    pair = make_generator(TINY).render(HEADS[1][which], recipe)
+    np.testing.assert_array_equal(sample["truth"], middle_planes(pair.labels.numpy()))
+    assert sample["truth"].any()
+    assert sample["found"].shape == sample["image"].shape == (3, 24, 24)
+
+
+def test_planes_of_uneven_patches_are_padded_to_one_shape():
+    volume = np.arange(1, 2 * 4 * 6 + 1, dtype=np.uint8).reshape(2, 4, 6)
+    axial, coronal, sagittal = middle_planes(volume)
+    np.testing.assert_array_equal(axial[:2, :4], volume[:, :, 3])
+    np.testing.assert_array_equal(coronal[:2, :6], volume[:, 2, :])
+    np.testing.assert_array_equal(sagittal[:4, :6], volume[1])
+    assert not axial[2:].any()
+    assert not coronal[2:].any()
+
+
+def test_a_line_now_and_then_says_how_long_it_will_take(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("brainseg_bids.training.callbacks.LINE_EVERY_S", 0.0)
+    with caplog.at_level(logging.INFO, "brainseg"):
+        fit(replace(TINY, validate_every=50), *HEADS, tmp_path, until_step=2)
+    lines = [line for line in caplog.messages if "s/step" in line]
+    assert len(lines) == 2
+    assert lines[1].startswith("step 2 of 5000: loss ")
+    assert lines[1].endswith(" left")
+
+
+# -- memory -------------------------------------------------------------------------------
+
+MEMORY = MemoryPlan(
+    patch_vox=(24, 24, 24),
+    batch=2,
+    accumulate=2,
+    precision="32-true",
+    checkpointing=False,
+    offload=False,
+    compile=False,
+    budget_gib=1.0,
+    predicted_gib=0.5,
+    device="cpu",
+    reason="test",
+)
+
+
+def write_memory(path: Path) -> Path:
+    path.write_text(json.dumps({"device": {}, "plans": [json.loads(MEMORY.to_json())]}))
+    return path
+
+
+def runs_out(monkeypatch, too_much) -> None:
+    """Memory runs out in the third step for batches that are too much."""
+    original = tasks.SegmentationTask.training_step
+
+    def step(self, batch):
+        if batch["step"] >= 2 and too_much(batch["image"]):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return original(self, batch)
+
+    monkeypatch.setattr(tasks.SegmentationTask, "training_step", step)
+
+
+def test_when_memory_runs_out_a_smaller_plan_goes_on_from_the_last_checkpoint(
+    tmp_path, monkeypatch, caplog
+):
+    memory = write_memory(tmp_path / "memory.json")
+    smaller = replace(MEMORY, batch=1, accumulate=4, predicted_gib=0.3)
+    monkeypatch.setattr("brainseg_bids.nets.memory.smaller", lambda *_, **__: smaller)
+    runs_out(monkeypatch, lambda image: len(image) > 1)
+    with caplog.at_level(logging.INFO, "brainseg"):
+        fit(FOUR, *HEADS, tmp_path / "run", until_step=4, memory=memory)
+    assert "memory ran out" in caplog.text
+    plans = json.loads(memory.read_text())["plans"]
+    assert [plan["batch"] for plan in plans] == [2, 1]
+    assert all(plan["used_gib"] >= 0 for plan in plans)
+    assert sorted(p.name for p in (tmp_path / "run").glob("log-*")) == ["log-from-0", "log-from-2"]
+    monkeypatch.undo()
+    fit(FOUR, *HEADS, tmp_path / "straight", until_step=4)
+    one, other = (read_state(tmp_path / d / "last.ckpt") for d in ("run", "straight"))
+    assert difference(one, other) < 1e-5
+
+
+def test_memory_for_no_plan_at_all_is_said(tmp_path, monkeypatch):
+    memory = write_memory(tmp_path / "memory.json")
+
+    def none_left(*_, **__):
+        raise TooLittleMemory("nothing fits")
+
+    monkeypatch.setattr("brainseg_bids.nets.memory.smaller", none_left)
+    runs_out(monkeypatch, lambda _: True)
+    with pytest.raises(TooLittleMemory, match="nothing fits"):
+        fit(FOUR, *HEADS, tmp_path / "run", memory=memory)
+    assert steps_done(tmp_path / "run" / "last.ckpt") == 2
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
+    memory = write_memory(tmp_path / "memory.json")
+    at_render(monkeypatch, 3, lambda: (_ for _ in ()).throw(RuntimeError("another")))
+    with pytest.raises(RuntimeError, match="another"):
+        fit(FOUR, *HEADS, tmp_path / "run", memory=memory)
+    assert len(json.loads(memory.read_text())["plans"]) == 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"checkpointing": True}, {"offload": True}], ids=["checkpointing", "offload"]
+)
+def test_what_saves_memory_does_not_change_the_weights(change, tmp_path):
+    fit(TINY, *HEADS, tmp_path / "plain", until_step=2)
+    fit(replace(TINY, **change), *HEADS, tmp_path / "saving", until_step=2)
+    one, other = (read_state(tmp_path / d / "last.ckpt") for d in ("plain", "saving"))
+    assert difference(one, other) < 1e-6
+
+
+@pytest.mark.parametrize("change", [{"loss": "dense"}, {"precision": "bf16-mixed"}], ids=str)
+def test_losses_and_precisions_train(change, tmp_path):
+    fit(replace(TINY, **change), *HEADS, tmp_path, until_step=2)
+    assert all(np.isfinite(row["loss"]) for row in rows(tmp_path) if "loss" in row)
