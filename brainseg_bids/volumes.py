@@ -299,6 +299,15 @@ def write_mask(mask: np.ndarray, grid: Grid, path: str | Path) -> Path:
     return _save(mask.astype(np.uint8), grid, path)
 
 
+def write_mgz(labels: LabelMap, path: str | Path) -> Path:
+    """Write codes as int32 MGZ, FreeSurfer's format, whole or not at all."""
+    path = Path(path)
+    file = nib.MGHImage(labels.voxels.astype(np.int32), labels.grid.affine)
+    with whole_or_nothing(path) as temporary:
+        nib.save(file, temporary)
+    return path
+
+
 def _save(
     array: np.ndarray,
     grid: Grid,

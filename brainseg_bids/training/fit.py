@@ -535,6 +535,9 @@ def _stretch(plan: TrainPlan, job: _Job) -> SegmentationTask:
     trainer = _trainer(plan, job, settings, data)
     try:
         trainer.fit(task, datamodule=data, ckpt_path=job.last if done else None, weights_only=True)
+        if trainer.global_step % plan.validate_every:
+            # What is kept is what is judged: the log's last word is about the last step.
+            trainer.validate(task, datamodule=data, verbose=False)
     except SIGTERMException as error:  # before our own handlers were there
         _end_children(trainer)
         raise Stopped(steps_done(job.last), "SIGTERM") from error

@@ -315,3 +315,10 @@ def test_what_saves_memory_does_not_change_the_weights(change, tmp_path):
 def test_losses_and_precisions_train(change, tmp_path):
     fit(replace(TINY, **change), *HEADS, tmp_path, until_step=2)
     assert all(np.isfinite(row["loss"]) for row in rows(tmp_path) if "loss" in row)
+
+
+def test_what_is_kept_at_the_end_has_been_judged(tmp_path):
+    # Three is no multiple of the interval of two.
+    fit(replace(TINY, total_steps=3), *HEADS, tmp_path)
+    assert [row["step"] for row in rows(tmp_path) if "dice_brain" in row] == [2, 3]
+    assert (tmp_path / "samples" / "step-000003.npz").is_file()
