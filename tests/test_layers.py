@@ -35,6 +35,7 @@ RATIONED = {
     "requests": {"fetch"},
     "urllib3": {"fetch"},
     "psutil": {"interfaces", "workflows", "cli"},
+    "ants": {"cli"},
 }
 
 

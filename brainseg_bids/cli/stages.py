@@ -298,9 +298,7 @@ def _plan_freesurfer(settings: Settings, failed: Collection[str]) -> list[Subjec
 
     write_homes(["freesurfer"], settings.output_dir)
     where = {"bids_dir": settings.bids_dir, "output_dir": settings.output_dir}
-    return [
-        plan_freesurfer(subject, **where, barred=failed) for subject in _segmented(settings)
-    ]
+    return [plan_freesurfer(subject, **where, barred=failed) for subject in _segmented(settings)]
 
 
 def _plan_precomputed(settings: Settings, failed: Collection[str]) -> list[SubjectPlan]:

@@ -9,10 +9,12 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from brainseg_bids import __version__
 from brainseg_bids.workflows.contrast import init_contrast_scan_wf
+from brainseg_bids.workflows.exports import init_freesurfer_scan_wf, init_precomputed_scan_wf
 from brainseg_bids.workflows.headlabels import init_headlabels_scan_wf
 from brainseg_bids.workflows.how import HowToRun
 from brainseg_bids.workflows.plan import SubjectPlan
 from brainseg_bids.workflows.segment import init_segment_scan_wf
+from brainseg_bids.workflows.spaces import init_spaces_scan_wf
 from brainseg_bids.workflows.upsample import init_upsample_scan_wf
 
 SCAN_WORKFLOWS = {
@@ -20,6 +22,9 @@ SCAN_WORKFLOWS = {
     "headlabels": init_headlabels_scan_wf,
     "upsample": init_upsample_scan_wf,
     "contrast": init_contrast_scan_wf,
+    "spaces": init_spaces_scan_wf,
+    "freesurfer": init_freesurfer_scan_wf,
+    "precomputed": init_precomputed_scan_wf,
 }
 """What a stage does with one image."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from brainseg_bids.interfaces.register import REGISTER
 from brainseg_bids.interfaces.segment import PREDICT
 from brainseg_bids.workflows.segment_plan import Model
 
@@ -27,6 +28,8 @@ class HowToRun:
         After which an external tool is ended.
     program : sequence of str
         What segments; tests put a stand-in here.
+    register : sequence of str
+        What registers images to templates; ANTs may live in an environment of its own.
     """
 
     model: Model
@@ -36,3 +39,4 @@ class HowToRun:
     threads: int = 1
     tool_timeout_s: float = 86400.0
     program: tuple[str, ...] = PREDICT
+    register: tuple[str, ...] = REGISTER

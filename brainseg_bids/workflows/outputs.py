@@ -32,7 +32,7 @@ def init_ds_scan_wf(
     facts : {"report", "facts"}
         Which input of `SaveDerivative` takes what the run itself has to tell.
     told : collection of str, optional
-        Outputs whose JSON is told that; all if not given.
+        Outputs whose JSON is told that; all if not given. If empty there is no such input.
     outdated : collection of str
         Files of an earlier run that go when the labels are saved.
 
@@ -44,7 +44,8 @@ def init_ds_scan_wf(
         One field per output, by the same name.
     """
     workflow = Workflow(name=name)
-    inputnode = pe.Node(IdentityInterface(fields=[facts, *outputs]), name="inputnode")
+    heard = [facts] if told is None or told else []
+    inputnode = pe.Node(IdentityInterface(fields=[*heard, *outputs]), name="inputnode")
     for output, path in outputs.items():
         save = pe.Node(
             SaveDerivative(path=path), name=f"ds_{output}", mem_gb=0.2, run_without_submitting=True

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels and images pulled to another grid, wherever a transform says that its voxels come from.
+
+Labels are resampled once and through probabilities: each label's share at a place is the linear
+interpolation of its own 0/1 map (or of its probabilities), and the largest share wins. That is
+what smoothing each label and taking the most probable one is, without a volume per label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import LabelTable
+
+SLAB_VOXELS = 1 << 19
+"""Target voxels that are worked on at a time: memory beyond source and target is about 100 MB."""
+
+
+def pull_labels(labels: LabelMap, places: np.ndarray, grid: Grid) -> LabelMap:
+    """Label map on another grid, by each label's linearly interpolated share.
+
+    Parameters
+    ----------
+    labels : LabelMap
+        Source.
+    places : (3, X, Y, Z) float
+        For each voxel of ``grid`` its place in the source, in the source's voxels. A voxel whose
+        place is outside the source's box (more than half a voxel off) gets code 0.
+    grid : Grid
+        Target.
+
+    Returns
+    -------
+    LabelMap
+        Of equal shares the voxel next to the place decides, then the lower code.
+
+    Raises
+    ------
+    ValueError
+        If places and grid differ in shape.
+
+    Examples
+    --------
+    >>> from brainseg_bids.anatomy.labels import Label
+    >>> table = LabelTable([Label(0, "Background"), Label(7, "Rod")])
+    >>> rod = LabelMap(np.array([0, 7, 7, 0]).reshape(4, 1, 1), Grid((4, 1, 1), np.eye(4)), table)
+    >>> places = np.zeros((3, 5, 1, 1)); places[0, :, 0, 0] = [0.4, 0.6, 2, 2.6, 9]
+    >>> pull_labels(rod, places, Grid((5, 1, 1), np.eye(4))).voxels.ravel().tolist()
+    [0, 7, 7, 0, 0]
+    """
+    _check(places, grid)
+    pulled = np.zeros(grid.shape, np.int16)
+    for planes in _slabs(grid.shape):
+        inside, low, frac = _locate(places[:, planes], labels.grid.shape)
+        seen = np.stack(
+            [labels.voxels[at] for at, _ in _corners(low, frac, labels.grid.shape)]
+        ).astype(np.int16)
+        found = seen[0].copy()
+        rest = np.flatnonzero(inside & (seen != seen[0]).any(0))
+        weights = np.stack([weight for _, weight in _corners(low[:, rest], frac[:, rest], None)])
+        found[rest] = _largest_share(seen[:, rest], weights)
+        pulled[planes] = np.where(inside, found, 0).reshape(pulled[planes].shape)
+    return LabelMap(pulled, grid, labels.table)
+
+
+def pull_probabilities(
+    posteriors: Iterable[tuple[int, np.ndarray]],
+    places: np.ndarray,
+    grid: Grid,
+    table: LabelTable,
+) -> LabelMap:
+    """Label map on another grid from probabilities of labels, one label at a time.
+
+    Parameters
+    ----------
+    posteriors : iterable of (code, (X', Y', Z') float)
+        Of the source, code 0 among them; see `brainseg_bids.volumes.read_posteriors`.
+    places, grid
+        As in `pull_labels`.
+    table : LabelTable
+        Of the codes.
+
+    Returns
+    -------
+    LabelMap
+        Of equal probabilities the first code wins; code 0 where all are 0.
+    """
+    _check(places, grid)
+    best, pulled = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.int16)
+    for code, posterior in posteriors:
+        share = pull_image(posterior, places, grid)
+        pulled[share > best] = code
+        np.maximum(best, share, out=best)
+    return LabelMap(pulled, grid, table)
+
+
+def pull_image(image: np.ndarray, places: np.ndarray, grid: Grid) -> np.ndarray:
+    """Image on another grid, linearly interpolated.
+
+    Parameters
+    ----------
+    image : (X', Y', Z')
+    places, grid
+        As in `pull_labels`; outside the image's box it is 0.
+
+    Returns
+    -------
+    (X, Y, Z) float32
+
+    Examples
+    --------
+    >>> image = np.array([10.0, 20.0]).reshape(2, 1, 1)
+    >>> places = np.zeros((3, 3, 1, 1)); places[0, :, 0, 0] = [0.25, 1.4, 3]
+    >>> pull_image(image, places, Grid((3, 1, 1), np.eye(4))).ravel().tolist()
+    [12.5, 20.0, 0.0]
+    """
+    _check(places, grid)
+    pulled = np.zeros(grid.shape, np.float32)
+    for planes in _slabs(grid.shape):
+        inside, low, frac = _locate(places[:, planes], image.shape)
+        found = np.zeros(inside.shape, np.float32)
+        for at, weight in _corners(low, frac, image.shape):
+            found += weight * image[at]
+        pulled[planes] = np.where(inside, found, 0).reshape(pulled[planes].shape)
+    return pulled
+
+
+def _check(places: np.ndarray, grid: Grid) -> None:
+    if places.shape != (3, *grid.shape):
+        raise ValueError(f"places {places.shape} do not fit the grid {grid.shape}")
+
+
+def _slabs(shape: tuple[int, int, int]) -> Iterator[slice]:
+    """Ranges of the first axis with about `SLAB_VOXELS` voxels each."""
+    thick = max(1, SLAB_VOXELS // (shape[1] * shape[2]))
+    return (slice(start, start + thick) for start in range(0, shape[0], thick))
+
+
+def _locate(places, shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Whether places are inside the box, (n,), voxels below them and fractions, (3, n) each."""
+    flat = np.asarray(places, np.float32).reshape(3, -1)
+    sizes = np.array(shape, np.float32)[:, None]
+    with np.errstate(invalid="ignore"):
+        inside = ((flat >= -0.5) & (flat <= sizes - 0.5)).all(0)
+    flat = np.where(inside, flat, 0)
+    low = np.floor(flat)
+    return inside, low.astype(np.int32), flat - low
+
+
+def _corners(low, frac, shape) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
+    """The eight voxels around each place (clamped to ``shape``, if given) and their weights."""
+    for step in np.ndindex(2, 2, 2):
+        weight = np.ones(low.shape[1], np.float32)
+        at = []
+        for axis, up in enumerate(step):
+            weight *= frac[axis] if up else 1 - frac[axis]
+            if shape is not None:
+                at.append(np.clip(low[axis] + up, 0, shape[axis] - 1))
+        yield tuple(at), weight
+
+
+def _largest_share(seen: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Code with the largest sum of weights at each place; both (8, n), result (n,) int16."""
+    best = np.zeros((3, seen.shape[1]), np.float32)  # share, nearest voxel's weight, -code
+    best[:2] = -1
+    for code in seen:
+        same = seen == code
+        # Sums of the same weights in the same order, so equal shares are equal.
+        share = np.where(same, weights, 0).sum(0)
+        nearest = np.where(same, weights, 0).max(0)
+        ahead = (share > best[0]) | (
+            (share == best[0]) & ((nearest > best[1]) | ((nearest == best[1]) & (-code > best[2])))
+        )
+        best = np.where(ahead, np.stack([share, nearest, -code.astype(np.float32)]), best)
+    return (-best[2]).astype(np.int16)

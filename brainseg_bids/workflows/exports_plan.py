@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written again for other programs, in datasets of their own below ``derivatives``.
+
+``OUT/derivatives/freesurfer-labels``: MGZ and colour tables (``--freesurfer-export``).
+``OUT/derivatives/smriprep-inputs``: mask, tissues and their probabilities under the names that
+sMRIPrep and fMRIPrep look for (with ``--probseg``). No Nipype here.
+"""
+
+from __future__ import annotations
+
+import filecmp
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from brainseg_bids import __version__
+from brainseg_bids.bids.description import json_text, raw_uri, write_once
+from brainseg_bids.bids.inputs import Subject
+from brainseg_bids.bids.names import OutputNames, Scan, folder, sidecar, stem
+from brainseg_bids.volumes import sha256
+from brainseg_bids.workflows.plan import (
+    REUSE,
+    RUN,
+    ScanPlan,
+    SubjectPlan,
+    fingerprint,
+    read_object,
+    unreadable,
+    why_run,
+)
+
+FREESURFER = Path("derivatives", "freesurfer-labels")
+SMRIPREP = Path("derivatives", "smriprep-inputs")
+
+README = """\
+# Labels by brainseg-bids for FreeSurfer's programs
+
+This is no output of recon-all: do not give it to programs that look for one.
+
+- `SUBJECT/mri/aseg.mgz`: labels that FreeSurfer has, in its codes
+- `SUBJECT/mri/head.mgz`: all labels; codes from 500 on mean something else in FreeSurfer's table,
+  so use this one: `freeview -v head.mgz:colormap=lut:lut=head_LUT.txt`
+- `SUBJECT/mri/*_LUT.txt`: colours of both
+
+All lie on the grid of the image that was segmented, which `aseg.json` names.
+"""
+
+
+@dataclass(frozen=True)
+class FreeSurferPlan(ScanPlan):
+    """One segmentation to write in FreeSurfer's format. ``labels``: the segmentation."""
+
+    labels: Path
+
+    stage = "freesurfer"
+    shown = ("aseg", "head")
+
+    @property
+    def name(self) -> str:
+        """Its workflow's name, unique within a subject."""
+        return "freesurfer_" + self.main.parents[1].name.replace("+", "plus").replace("-", "_")
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.scan.title} for FreeSurfer"
+
+
+@dataclass(frozen=True)
+class PrecomputedPlan(ScanPlan):
+    """One segmentation for sMRIPrep.
+
+    Parameters
+    ----------
+    labels, probseg : Path
+        What the segmentation left.
+    transforms : dict of str to Path
+        To standard spaces and back, by the name they have among ``outputs``.
+    """
+
+    labels: Path
+    probseg: Path
+    transforms: dict[str, Path]
+
+    stage = "precomputed"
+    shown = ("mask", "tissue")
+
+    @property
+    def name(self) -> str:
+        """Its workflow's name, unique within a subject."""
+        return "precomputed_" + stem(self.scan).replace("+", "plus").replace("-", "_")
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.scan.title} for sMRIPrep"
+
+
+def plan_freesurfer(
+    subject: Subject, *, bids_dir: Path, output_dir: Path, barred: Iterable[str] = ()
+) -> SubjectPlan:
+    """Decide for each segmented image whether FreeSurfer's files are there already.
+
+    Parameters
+    ----------
+    barred : iterable of str
+        Titles of images that could not be segmented; that has been told.
+    """
+    plans, faults = [], {}
+    for scan in _segmented(subject, output_dir, barred):
+        labels = output_dir / OutputNames.of(scan).labels
+        home = output_dir / FREESURFER / stem(scan) / "mri"
+        outputs = {
+            "aseg": home / "aseg.mgz",
+            "aseg_colours": home / "aseg_LUT.txt",
+            "head": home / "head.mgz",
+            "head_colours": home / "head_LUT.txt",
+        }
+        try:
+            facts = _facts(scan, labels, outputs["aseg"], bids_dir, output_dir)
+        except OSError as error:
+            faults[f"{scan.title} for FreeSurfer"] = unreadable(scan.path, error)
+            continue
+        reason = why_run({name: outputs[name] for name in ("aseg", "head")}, facts)
+        if not all(path.is_file() for path in outputs.values()):
+            reason = reason or "a colour table is missing"
+        plans.append(FreeSurferPlan(scan, *_decide(reason), outputs, facts, labels))
+    return SubjectPlan(subject.label, tuple(plans), faults)
+
+
+def plan_precomputed(
+    subject: Subject, *, bids_dir: Path, output_dir: Path, barred: Iterable[str] = ()
+) -> tuple[SubjectPlan, list[str]]:
+    """Decide for each T1w image with probabilities; also notes on those that are left out.
+
+    sMRIPrep takes one file of each kind for a person, or for a session of one. Where there are
+    several T1w images it would make one image of them first, on whose grid these are not.
+    """
+    plans, faults, notes = [], {}, []
+    scans = [scan for scan in _segmented(subject, output_dir, barred) if scan.suffix == "T1w"]
+    for scan in scans:
+        others = [s for s in subject.scans if s.suffix == "T1w" and s.session == scan.session]
+        if len(others) > 1:
+            notes.append(
+                f"{scan.title}: not written for sMRIPrep, which would average the {len(others)} "
+                "T1w images of this person or session"
+            )
+            continue
+        names = OutputNames.of(scan)
+        labels, probseg = output_dir / names.labels, output_dir / names.probseg
+        if not probseg.is_file():
+            continue
+        outputs = precomputed_outputs(scan, output_dir)
+        transforms = _transforms(scan, output_dir)
+        copies = {name: outputs["mask"].with_name(path.name) for name, path in transforms.items()}
+        try:
+            facts = _facts(scan, labels, outputs["mask"], bids_dir, output_dir)
+        except OSError as error:
+            faults[f"{scan.title} for sMRIPrep"] = unreadable(scan.path, error)
+            continue
+        reason = why_run(outputs, facts) or _why_copy(transforms, copies)
+        outputs |= copies
+        plans.append(
+            PrecomputedPlan(scan, *_decide(reason), outputs, facts, labels, probseg, transforms)
+        )
+    return SubjectPlan(subject.label, tuple(plans), faults), notes
+
+
+def precomputed_outputs(scan: Scan, output_dir: Path) -> dict[str, Path]:
+    """Where sMRIPrep's inputs go; only person and session are in the names it looks for.
+
+    >>> precomputed_outputs(Scan.from_path("sub-01_acq-x_T1w.nii.gz"), Path())["gm"].as_posix()
+    'derivatives/smriprep-inputs/sub-01/anat/sub-01_acq-x_label-GM_probseg.nii.gz'
+    """
+    base = output_dir / SMRIPREP / folder(scan) / stem(scan)
+    ends = {
+        "mask": "desc-brain_mask",
+        "tissue": "dseg",
+        "gm": "label-GM_probseg",
+        "wm": "label-WM_probseg",
+        "csf": "label-CSF_probseg",
+    }
+    return {name: base.with_name(f"{base.name}_{end}.nii.gz") for name, end in ends.items()}
+
+
+def _transforms(scan: Scan, output_dir: Path) -> dict[str, Path]:
+    """Transforms between an image and standard spaces that lie in the derivative."""
+    home, own = output_dir / folder(scan), stem(scan)
+    both = (f"{own}_from-T1w_to-*_mode-image_xfm.h5", f"{own}_from-*_to-T1w_mode-image_xfm.h5")
+    found = sorted(path for pattern in both for path in home.glob(pattern))
+    return {f"transform{number}": path for number, path in enumerate(found)}
+
+
+def _why_copy(transforms: dict[str, Path], copies: dict[str, Path]) -> str:
+    """Why transforms have to be copied, if they have to."""
+    for name, path in transforms.items():
+        if not copies[name].is_file():
+            return f"{copies[name].name} is missing"
+        if not filecmp.cmp(path, copies[name], shallow=False):
+            return f"{copies[name].name} has changed"
+    return ""
+
+
+def _segmented(subject: Subject, output_dir: Path, barred: Iterable[str]) -> list[Scan]:
+    """Images whose labels are there."""
+    barred = set(barred)
+    return [
+        scan
+        for scan in subject.scans
+        if scan.title not in barred and (output_dir / OutputNames.of(scan).labels).is_file()
+    ]
+
+
+def _decide(reason: str) -> tuple[str, str]:
+    return (RUN, reason) if reason else (REUSE, "results are there already")
+
+
+def _facts(scan: Scan, labels: Path, main: Path, bids_dir: Path, output_dir: Path) -> dict:
+    return {
+        "BrainsegVersion": __version__,
+        "Input": raw_uri(scan.path, bids_dir),
+        **fingerprint(scan.path, known=read_object(sidecar(main))),
+        "LabelsOf": f"bids:brainseg:{labels.relative_to(output_dir).as_posix()}",
+        "LabelsSHA256": sha256(labels),
+    }
+
+
+def write_homes(stages: Iterable[str], output_dir: Path) -> None:
+    """Files that the roots of these datasets have to hold."""
+    if "freesurfer" in stages:
+        write_once(output_dir / FREESURFER / "README.md", README)
+    if "precomputed" in stages:
+        up = "../.."
+        content = {
+            "Name": "Brain masks and tissues by brainseg-bids for sMRIPrep and fMRIPrep",
+            "BIDSVersion": "1.10.1",
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": "brainseg-bids", "Version": __version__}],
+            "DatasetLinks": {"brainseg": up},
+        }
+        ignored = "*_xfm.*\n"
+        write_once(output_dir / SMRIPREP / ".bidsignore", ignored)
+        write_once(output_dir / SMRIPREP / "dataset_description.json", json_text(content))
+        text = "Give this folder to fMRIPrep or sMRIPrep as a derivative (`-d`).\n"
+        write_once(output_dir / SMRIPREP / "README.md", text)
+
+
+def export_metadata(plan: FreeSurferPlan | PrecomputedPlan) -> dict[str, dict]:
+    """JSON of each output; colour tables have none."""
+    own = plan.provenance["LabelsOf"]
+    raw = plan.provenance["Input"]
+    if isinstance(plan, FreeSurferPlan):
+        what = {
+            "aseg": {"Description": "Labels that FreeSurfer has, in its codes."},
+            "head": {"Description": "All labels; codes are explained in head_LUT.txt."},
+        }
+    else:
+        dseg = "Tissues: 1 grey matter, 2 white matter, 3 cerebrospinal fluid."
+        what = {
+            "mask": {"Description": "Brain with its ventricles.", "Type": "Brain"},
+            "tissue": {"Description": dseg, "Manual": False, "SpatialReference": own},
+        }
+        what |= {
+            name: {"Description": f"Probability of {name.upper()} within the brain mask."}
+            for name in ("gm", "wm", "csf")
+        }
+    # The raw data set is not linked to from here; what is said of it stays as text.
+    facts = plan.provenance | {"Input": raw}
+    return {name: said | {"Sources": [own]} | facts for name, said in what.items()}
