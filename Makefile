@@ -1,10 +1,10 @@
-# The verbs: demo · test · lint · check · format · clean · tools-samseg.   PYTHON=python3.12 make demo   picks another Python.
+# The verbs: demo · test · lint · check · docs · format · clean · tools-samseg.   PYTHON=python3.12 make demo   picks another Python.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PYTHON_SAMSEG ?= python3.11
 
-.PHONY: demo test lint check format clean tools-samseg
+.PHONY: demo test lint check docs format clean tools-samseg
 
 demo: $(VENV)/app
 	$(BIN)/python -m brainseg_bids.cli.demo demo/bids
@@ -19,6 +19,10 @@ lint: $(VENV)/test
 	$(BIN)/ruff format --check .
 
 check: lint test
+
+docs: $(VENV)/docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	@echo "Open: $(CURDIR)/docs/_build/html/index.html"
 
 format: $(VENV)/test
 	$(BIN)/ruff format .
@@ -38,6 +42,10 @@ $(VENV)/test: $(VENV)/app
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	# Without its dependencies: see "nnunet" in pyproject.toml.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps dynamic-network-architectures
+	@touch $@
+
+$(VENV)/docs: $(VENV)/app
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 # SAMSEG's wheels are for Python 3.9 to 3.11 and want an older numpy: it lives by itself, where

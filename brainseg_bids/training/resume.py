@@ -37,6 +37,7 @@ MAY_CHANGE = (
     # How long, and how often it is looked at.
     "total_steps",
     "decay_steps",
+    "ema_decay",
     "validate_every",
     "validation_pairs",
 )
@@ -109,6 +110,8 @@ def _says(name: str, before, now) -> str:
     'learning_rate was 0.002, is 0.001'
     >>> _says("label_maps", ["a", "b"], ["a", "c"])
     'label_maps: number 2 is another'
+    >>> _says("net", {"stem": 1, "options": {"depth": 3}}, {"stem": 1, "options": {"depth": 4}})
+    'net options depth was 3, is 4'
     """
     if name.endswith("_maps"):
         if sorted(before) == sorted(now):
@@ -120,6 +123,9 @@ def _says(name: str, before, now) -> str:
         return f"{name}: number {', '.join(others)} is another"
     if name.endswith(("spaces", "_space")):
         return f"{name}: what is in it is another"
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        return "; ".join(_says(f"{name} {key}", before.get(key), now.get(key)) for key in keys)
     return f"{name} was {before}, is {now}"
 
 

@@ -372,6 +372,9 @@ class TrainRecipe:
     def with_steps(self, steps: int) -> TrainRecipe:
         """Another number of steps; warming up and slowing down keep their share.
 
+        Weights are averaged over a tenth of the steps at most: a longer average of a short run is
+        mostly of what it began with.
+
         >>> recipe = TrainRecipe.packaged("cpu").with_steps(430)
         >>> recipe.values["total_steps"], recipe.values["decay_steps"] < 430
         (430, True)
@@ -381,6 +384,7 @@ class TrainRecipe:
             key: max(1, round(self.values[key] * share)) for key in ("warmup_steps", "decay_steps")
         }
         scaled["validate_every"] = min(self.values["validate_every"], steps)
+        scaled["ema_decay"] = min(self.values["ema_decay"], max(0.0, 1 - 10 / steps))
         kept = {key: value for key, value in scaled.items() if key not in self.said}
         return TrainRecipe(
             self.base,

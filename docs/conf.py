@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How Sphinx makes the pages: ``sphinx-build -W --keep-going -b html docs docs/_build/html``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent)]
+
+import brainseg_bids  # noqa: E402
+
+project = "brainseg-bids"
+copyright = "the authors of brainseg-bids"
+version = release = brainseg_bids.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "api_pages",
+    "from_code",
+    "graphs",
+]
+exclude_patterns = ["_build"]
+templates_path: list[str] = []
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+# Docstrings are numpydoc's; single backticks are code there.
+default_role = "code"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"  # signatures show them
+autodoc_inherit_docstrings = False  # those of other packages have markup of their own
+suppress_warnings = ["ref.python"]  # two classes of one name, in two packages
+
+smartquotes = False  # --stages is no dash
+
+html_theme = "furo"
+html_title = "brainseg-bids"
+html_static_path = ["_static"]
+html_css_files = ["brainseg.css"]
+html_show_sphinx = False
+html_copy_source = False
+pygments_style = "tango"
+pygments_dark_style = "monokai"
