@@ -1,27 +1,41 @@
-# brainseg-bids: CPU and NVIDIA. Weights and everything else are inside; nothing is fetched at run time.
-#   docker build -t brainseg-bids .
-#   docker run --rm -v BIDS:/data:ro -v OUT:/out brainseg-bids /data /out participant
-# For a smaller image without CUDA, or for ROCm, give pip the matching PyTorch index:
-#   docker build --build-arg TORCH_ARGS="--index-url URL" -t brainseg-bids .
-FROM python:3.11-slim-bookworm
+# brainseg-bids. Weights and everything else are inside; nothing is fetched at run time.
+#   docker build -t brainseg-bids .                                CPU
+#   docker build -t brainseg-bids --build-arg VARIANT=cuda .       NVIDIA; rocm: AMD
+#   docker run --rm -u "$(id -u):$(id -g)" -v BIDS:/data:ro -v OUT:/out brainseg-bids /data /out participant -w /out/work
+# More in docs/how-to/containers.md. The steps are in docker/install.sh, which singularity.def runs, too.
 
-ARG TORCH_ARGS=""
-ENV PYTHONUNBUFFERED=1 PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1 \
-    LANG=C.UTF-8 LC_ALL=C.UTF-8 \
-    OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
-    MPLCONFIGDIR=/tmp/matplotlib HOME=/home/brainseg USER=brainseg \
-    IS_DOCKER_8395080871=1
+# By digest, so that the same build gives the same image: --build-arg BASE=python:3.11-slim-bookworm@sha256:...
+ARG BASE=python:3.11-slim-bookworm
 
-WORKDIR /opt/brainseg-bids
+FROM ${BASE} AS build
+ARG VARIANT=cpu
+ARG TORCH_INDEX=""
+ARG EXTRAS=""
+ARG TEMPLATES="MNI152NLin2009cAsym:1 MNI152NLin2009cAsym:2"
+WORKDIR /src
 COPY constraints.txt ./
-# In a layer of its own: PyTorch is most of the image and changes least.
-RUN pip install --no-cache-dir --constraint constraints.txt ${TORCH_ARGS} torch
+COPY docker docker
+# The secret is for sites that reach PyPI through a mirror; it is not kept in the image.
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf sh docker/install.sh torch
 COPY pyproject.toml README.md LICENSE ./
 COPY brainseg_bids brainseg_bids
-RUN pip install --no-cache-dir --constraint constraints.txt . \
-    && pip install --no-cache-dir --constraint constraints.txt --no-deps dynamic-network-architectures \
-    && mkdir -p /home/brainseg && chmod a+rwX /home/brainseg
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf sh docker/install.sh app
 
+FROM ${BASE}
+COPY --from=build /opt/brainseg /opt/brainseg
+RUN useradd --create-home --uid 1000 --user-group brainseg
+ENV PATH=/opt/brainseg/bin:/usr/local/bin:/usr/bin:/bin \
+    TEMPLATEFLOW_HOME=/opt/brainseg/templateflow \
+    PYTHONUNBUFFERED=1 \
+    PYTHONNOUSERSITE=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    LANG=C.UTF-8 \
+    LC_ALL=C.UTF-8 \
+    OMP_NUM_THREADS=1 \
+    MKL_NUM_THREADS=1 \
+    NO_ET=1 \
+    IS_DOCKER_8395080871=1
+USER 1000:1000
 WORKDIR /tmp
 ENTRYPOINT ["brainseg"]
 LABEL org.opencontainers.image.title="brainseg-bids" \

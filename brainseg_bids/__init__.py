@@ -17,6 +17,9 @@ os.environ.setdefault("NO_ET", "1")
 os.environ.setdefault("NIPYPE_NO_ET", "1")
 # torch and monai ask for the user's name; a container may run under a uid that has none.
 os.environ.setdefault("USER", "brainseg")
+# Nor has it a home, and pybids asks for one; like Docker we say it is the root folder.
+if os.path.expanduser("~") == "~":
+    os.environ["HOME"] = os.sep
 
 if os.environ.get("BRAINSEG_OFFLINE", "") not in ("", "0"):  # of --offline, for child processes
     from brainseg_bids.offline import forbid_network

@@ -14,8 +14,8 @@ def main(argv: list[str] | None = None) -> int:
     -------
     int
         0 done; 1 some image could not be done; 2 the command line or its data cannot be used;
-        70 the workflow could not be built; 126 and 127 a tool's licence or a tool is missing;
-        130 interrupted.
+        70 the workflow could not be built; 75 training was stopped and saved; 126 and 127 a tool's
+        licence or a tool is missing; 130 interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["doctor"]:

@@ -167,7 +167,14 @@ def card_facts(run: Path, job: Mapping, plan: TrainPlan, net: PackedNet, steps: 
         started_from=job.get("started_from", ""),
         command=job.get("command", ""),
         data_licence=job.get("data_licence", ""),
+        limits=_limits(job),
     )
+
+
+def _limits(job: Mapping) -> tuple[str, ...]:
+    absent = job.get("absent", ())
+    words = f"Labels that no label map had, so that it never finds them: {', '.join(absent)}."
+    return (words,) if absent else ()
 
 
 def _validated(run: Path, job: Mapping, plan: TrainPlan):

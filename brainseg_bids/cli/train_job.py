@@ -172,7 +172,10 @@ def _as_before(recipe: TrainRecipe, before: Mapping) -> TrainRecipe:
         key: tuple(value) if isinstance(value, list) else value
         for key, value in before["recipe"]["values"].items()
     }
-    return replace(recipe, values=recipe.values | values | said)
+    # With other --steps the rate has risen already: only how it falls can be stretched.
+    return replace(
+        recipe, values=recipe.values | values | said, said=recipe.said | {"warmup_steps"}
+    )
 
 
 def _choose_spaces(
@@ -225,8 +228,7 @@ def _check_maps(
         )
     heads = tuple(one for one in chosen if one.subject not in held)
     held_out = tuple(one for one in chosen if one.subject in held)
-    absent = absent_labels([facts[one.path] for one in heads], target)
-    if absent:
+    if absent := _absent(heads, facts, target):
         log.warning(
             "%d of %d labels are in no map to learn from, so the model will never say them: %s",
             len(absent),
@@ -251,6 +253,13 @@ def _check_maps(
         ", ".join(f"sub-{label}" for label in sorted(held)),
     )
     return heads, held_out, facts
+
+
+def _absent(
+    heads: Sequence[HeadMap], facts: Mapping[Path, MapFacts], target: LabelTable
+) -> tuple[str, ...]:
+    """Labels that no map to learn from has."""
+    return absent_labels([facts[one.path] for one in heads], target)
 
 
 # -- write down ---------------------------------------------------------------------------
@@ -290,6 +299,7 @@ def describe_job(job: JobPlan, settings: Settings) -> dict:
             }
             for one in (*job.heads, *job.held_out)
         },
+        "absent": list(_absent(job.heads, job.facts, job.target)),
         "source": read_object(settings.bids_dir / "dataset_description.json").get("Name")
         or settings.bids_dir.name,
         "data_licence": read_object(settings.bids_dir / "dataset_description.json").get("License")

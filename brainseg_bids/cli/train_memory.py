@@ -25,6 +25,7 @@ from brainseg_bids.cli.train_job import JobPlan, space_key
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import read_object
+from brainseg_bids.workflows.resources import memory_gib
 from brainseg_bids.workflows.train_plan import ABOUT_SPACES, SOURCE
 
 if TYPE_CHECKING:  # late: torch
@@ -114,7 +115,8 @@ def make_plan(job: JobPlan, settings: Settings) -> Path:
     """
     said = said_of_plan(job, settings)
     old = read_object(job.training / "plan.json") if job.before else {}
-    memory = read_object(job.training / "memory.json")
+    # Plans that no step was trained with, of --plan-only, are none that were given up.
+    memory = read_object(job.training / "memory.json") if job.before else {}
     wish = Wish(
         architecture=settings.architecture,
         net_size=settings.net_size or job.recipe.values.get("net_size", ""),
@@ -129,6 +131,7 @@ def make_plan(job: JobPlan, settings: Settings) -> Path:
         threads=settings.nprocs,
     )
     if not old or not memory or _tighter(settings, memory):
+        log.info("looking for the largest patch that fits, and trying a step: a minute or more")
         plan, fresh = _planned_elsewhere(wish, job) if _on_cuda(settings) else plan_memory_of(wish)
         memory = fresh | {"plans": [*memory.get("plans", []), *fresh["plans"]]}
     else:
@@ -223,7 +226,7 @@ def plan_memory_of(wish: Wish) -> tuple[dict, dict]:
     from brainseg_bids.nets.memory import find_device
 
     try:
-        device, budget_gib = find_device(wish.device), wish.budget_gib
+        device, budget_gib = find_device(wish.device, host_free_gib=memory_gib()), wish.budget_gib
         if device.kind == "cpu":  # all processes share its memory
             share = 1 / wish.plan["devices"]
             device = replace(device, free_gib=device.free_gib * share)
@@ -264,7 +267,7 @@ def _fitting(
         shortest = min(*plan.patch_vox) * wish.voxel_size_mm
         wanted = min(LONG_ENOUGH_MM, *wish.largest_patch_mm)
         if shortest >= wanted or spec is specs[-1]:
-            return spec, _probed(wish, spec, plan)
+            return spec, _probed(wish, spec, plan, device)
     raise fault
 
 
@@ -289,6 +292,7 @@ def _plan_of(wish: Wish, spec: NetSpec, device: Device) -> MemoryPlan:
         largest_vox=tuple(largest),
         multiple=multiple,
         batch_wanted=wish.batch,
+        voxel_size_mm=wish.voxel_size_mm,
     )
 
 
@@ -297,7 +301,7 @@ def _loss_plan(wish: Wish):
     return SimpleNamespace(**wish.plan)
 
 
-def _probed(wish: Wish, spec: NetSpec, plan: MemoryPlan) -> list[MemoryPlan]:
+def _probed(wish: Wish, spec: NetSpec, plan: MemoryPlan, device: Device) -> list[MemoryPlan]:
     """Memory plans, each with what a step took; the last one fits.
 
     Raises
@@ -305,7 +309,7 @@ def _probed(wish: Wish, spec: NetSpec, plan: MemoryPlan) -> list[MemoryPlan]:
     InputError
         If none of `TRIES` does, or the step fails.
     """
-    from brainseg_bids.nets.memory import smaller
+    from brainseg_bids.nets.memory import ALLOWANCES, smaller
     from brainseg_bids.training.losses import loss_of
     from brainseg_bids.training.probe import ProbeFailed, probe_gib
 
@@ -319,7 +323,9 @@ def _probed(wish: Wish, spec: NetSpec, plan: MemoryPlan) -> list[MemoryPlan]:
         except ProbeFailed as error:
             raise InputError(str(error)) from error
         plans.append(replace(plan, probed_gib=probed_gib))
-        if probed_gib is not None and probed_gib <= plan.budget_gib:
+        # The process itself comes on top of what a step takes.
+        own_gib = ALLOWANCES[device.kind].context_gib
+        if probed_gib is not None and probed_gib <= plan.budget_gib - own_gib:
             return plans
         told = "more than there is" if probed_gib is None else f"{probed_gib:.1f} GiB"
         log.info("a step took %s of %.1f GiB: a smaller plan", told, plan.budget_gib)

@@ -164,9 +164,15 @@ def _alone(folder: Path) -> Iterator[int]:
 
 def _run_unless_done(job: JobPlan, plan: Path, settings: Settings, lock: int, tasks: Tasks) -> int:
     """Train what is left of the plan; the exit code."""
+    from brainseg_bids.training.resume import MAY_CHANGE  # late: torch
+
     wanted, before = read_object(plan), read_object(job.training / "plan.json")
     total, done = wanted["total_steps"], steps_behind(job.checkpoint)
-    if done >= total and all(before.get(key) == value for key, value in wanted.items()):
+    changed = {key for key, value in wanted.items() if before.get(key) != value}
+    if done > total and changed <= set(MAY_CHANGE):
+        log.warning("%d steps are done already: %d cannot be gone back to", done, total)
+        return DONE
+    if done == total and changed <= set(MAY_CHANGE) - {"total_steps"}:
         log.info("all %d steps are done already", done)
         return DONE
     if done:

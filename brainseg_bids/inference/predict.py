@@ -164,7 +164,7 @@ def _within_memory(
             if following is None or "out of memory" not in str(error):
                 raise
         # Outside of the handler, where the error no longer holds on to what filled the memory.
-        if device == "cuda":
+        if torch.device(device).type == "cuda":  # training names one of several: cuda:1
             torch.cuda.empty_cache()
         note(
             f"not enough memory on {device}: done again with {following.describe()}; labels may "

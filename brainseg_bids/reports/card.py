@@ -354,11 +354,13 @@ def _training(facts: CardFacts) -> list[str]:
 
 def _hours(duration_s: float) -> str:
     """
-    >>> _hours(90), _hours(5400)
-    ('2 minutes', '1.5 hours')
+    >>> _hours(50), _hours(90), _hours(5400)
+    ('1 minute', '2 minutes', '1.5 hours')
     """
-    minutes = duration_s / 60
-    return f"{math.ceil(minutes):.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+    minutes = math.ceil(duration_s / 60)
+    if minutes < 90:
+        return f"{minutes} minute{'s' * (minutes != 1)}"
+    return f"{duration_s / 3600:.1f} hours"
 
 
 def _millions(n: int) -> str:

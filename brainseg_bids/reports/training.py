@@ -133,6 +133,7 @@ def warnings(job: Job) -> list[str]:
         *_unfinished(job),
         *(bad_step_words(bad) for bad in job.bad_steps),
         *_loss_warnings(log),
+        *_absent_warnings(job),
         *_dice_warnings(log, job.table),
         *_waiting_warnings(job),
         *_memory_warnings(job),
@@ -194,9 +195,18 @@ def _dice_warnings(log: TrainingLog, table: LabelTable | None) -> Iterable[str]:
     known = [label.name for label in table if label.index] if table is not None else []
     absent = sorted(name for name in {*dice, *known} if math.isnan(dice.get(name, math.nan)))
     if absent:
-        more = f" and {len(absent) - _MOST_NAMED} more" if len(absent) > _MOST_NAMED else ""
-        names = ", ".join(absent[:_MOST_NAMED]) + more
-        yield f"Not judged at the last validation, since no pair has them: {names}."
+        yield f"Not judged at the last validation, since no pair has them: {_named(absent)}."
+
+
+def _absent_warnings(job: Job) -> Iterable[str]:
+    absent = job.job.get("absent")
+    if isinstance(absent, list) and absent:
+        yield f"In no map that was learned from, so they are never found: {_named(absent)}."
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(map(str, names[:_MOST_NAMED])) + more
 
 
 def _waiting_warnings(job: Job) -> Iterable[str]:

@@ -82,7 +82,9 @@ def plan_facts(job: Job) -> dict[str, str]:
     facts = {
         "Architecture": net.get("architecture"),
         "Options": ", ".join(f"{k} {_plain(v)}" for k, v in (net.get("options") or {}).items()),
-        "Cells": f"{net['stem']} voxels per edge" if net.get("stem") else None,
+        "Cells": f"{net['stem']} voxel{'s' * (net['stem'] != 1)} per edge"
+        if net.get("stem")
+        else None,
         "Label tables": _join(" → ", plan.get("source_table"), plan.get("target_table")),
         "Voxel size": _millimetres(plan),
         "Patch": _shape(force.get("patch_vox") or plan.get("patch_vox")),

@@ -39,6 +39,7 @@ log = logging.getLogger("brainseg")
 
 STOPPED = 75
 """Exit code of a run that was told to stop and has saved: sysexits.h's EX_TEMPFAIL, try again."""
+OTHER_PROCESS = "a signal to another process"
 GIB = 2**30
 LINE_EVERY_S = 60.0
 LOG_EVERY = 25
@@ -265,7 +266,13 @@ class Keeper(Callback):
             trainer.save_checkpoint(self.path)
             self.saved_s = time.monotonic()
         if stop and not last:
-            raise Stopped(self.step, self.told or "a signal to another process")
+            raise Stopped(self.step, self.told or OTHER_PROCESS)
+
+    def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_) -> None:
+        # What is validated has been saved. To finish first could outlast a queue's patience, and
+        # a job that is killed does not go back. After the last step nothing is left to go on with.
+        if self.step < trainer.max_steps and any_process(trainer, bool(self.told))[0]:
+            raise Stopped(self.step, self.told or OTHER_PROCESS)
 
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict
@@ -486,24 +493,28 @@ class MemoryMeter:
             torch.cuda.reset_peak_memory_stats(device)
         with suppress(OSError):  # Linux: forget what reading label maps took
             Path("/proc/self/clear_refs").write_text("5")
-        self.before_gib = resident_gib()
+        self.before_gib = resident_gib("VmRSS")
 
     def peak_gib(self) -> float:
         """So far, GiB."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / GIB
+        return max(0.0, resident_gib("VmHWM") - self.before_gib)
+
+
+def resident_gib(what: str) -> float:
+    """Memory of this process, GiB: now ("VmRSS"), or at most since it began ("VmHWM").
+
+    Where there is no ``/proc`` it is 0 now, and at most what ``getrusage`` says: on Linux that
+    number begins at the parent's, which may be large.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 2**20
+    except (OSError, StopIteration):
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
-        return max(0.0, peak - self.before_gib)
-
-
-def resident_gib() -> float:
-    """Memory of this process now, GiB; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0.0
-    return pages * resource.getpagesize() / GIB
+        return peak if what == "VmHWM" else 0.0
 
 
 # Validation -------------------------------------------------------------------------------------

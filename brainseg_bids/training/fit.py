@@ -316,6 +316,16 @@ def check_hardware(plan: TrainPlan) -> None:
         )
 
 
+def _accelerator(memory: MemoryPlan | None) -> str:
+    """What Lightning takes: the best there is, but the CPU where memory was planned for it.
+
+    A CUDA or ROCm device is hidden from a process that shall not have it; Apple's cannot be.
+    """
+    if memory is not None and memory.device == "cpu" and not torch.cuda.is_available():
+        return "cpu"
+    return "auto"
+
+
 def _strategy(plan: TrainPlan):
     if plan.strategy == "fsdp":
         from lightning.pytorch.strategies import FSDPStrategy
@@ -571,7 +581,7 @@ def _trainer(plan: TrainPlan, job: _Job, settings: dict, data: PairData) -> ligh
     return lightning.Trainer(
         max_steps=min(job.until_step or plan.total_steps, plan.total_steps),
         precision=plan.precision,
-        accelerator="auto",
+        accelerator=_accelerator(job.book.plan() if job.book else None),
         devices=plan.devices,
         num_nodes=plan.nodes,
         strategy=_strategy(plan),

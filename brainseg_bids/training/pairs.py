@@ -19,8 +19,10 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.generator import Generator, Head
 from brainseg_bids.synth.recipe import Recipe
 
-HEADS_SHARE = 0.2
-"""Of the accelerator's free memory that label maps may take; if they need more, they stay out."""
+HEADS_SHARE = 0.03
+"""Of the accelerator's free memory that label maps to learn from, and those held out, may take
+each: a memory plan leaves a tenth, which pairs are made in, too. If they need more, they stay out
+and each is copied when its turn comes, which takes milliseconds."""
 PLACE_STRIDE = 1_000_003
 """Between the seeds of two places of a step: more than the steps of a run."""
 

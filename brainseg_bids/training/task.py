@@ -81,7 +81,7 @@ class SegmentationTask(lightning.LightningModule):
     def rate_at(self, step: int) -> float:
         """Share of the learning rate at a step: up, flat, down (a trapezoid)."""
         plan = self.plan
-        up = min(1.0, (step + 1) / plan.warmup_steps)
+        up = min(1.0, (step + 1) / max(1, plan.warmup_steps))
         down = min(1.0, max(0.0, (plan.total_steps - step) / max(1, plan.decay_steps)))
         return up * down
 
@@ -91,5 +91,7 @@ class SegmentationTask(lightning.LightningModule):
 
     def _ranks(self, features: Tensor) -> Tensor:
         # Slab by slab: scores of all labels of a large patch at once would be gigabytes.
-        slabs = features.split(SLAB_CELLS, dim=2)
-        return torch.cat([self.net.scores(s).max(1).indices[0].to(torch.uint8) for s in slabs])
+        # In float32, as where a model is used: in bfloat16 many scores are equal.
+        with torch.autocast(features.device.type, enabled=False):
+            slabs = (self.net.scores(slab.float()) for slab in features.split(SLAB_CELLS, dim=2))
+            return torch.cat([scores.max(1).indices[0].to(torch.uint8) for scores in slabs])

@@ -139,10 +139,15 @@ def test_label_maps_become_a_bundle_with_card_report_and_all_that_made_them(trai
 
 
 def test_a_label_that_no_map_has_is_told(trained):
-    _, log = trained
+    stage, log = trained
     (line,) = [line for line in log.splitlines() if "are in no map to learn from" in line]
     assert "WARNING" in line
     assert "Left-Caudate" in line
+    card = ModelBundle.read(stage.model / "bundle").card
+    (line,) = [line for line in card.splitlines() if "Labels that no label map had" in line]
+    assert "Left-Caudate" in line
+    assert "Left-Thalamus" not in line
+    assert "In no map that was learned from" in (stage.out / "train_tiny.html").read_text()
 
 
 @pytest.mark.slow
@@ -167,7 +172,15 @@ def test_more_steps_go_on_from_the_checkpoint_and_the_same_steps_do_nothing(trai
     assert code == 0, log
     assert "all 2 steps are done already" in log
     assert (stage.training / "last.ckpt").stat().st_mtime_ns == checkpoint
+    plan = (stage.training / "plan.json").read_text()
+    code, log = stage("--steps", "1")
+    assert code == 0, log
+    assert "2 steps are done already: 1 cannot be gone back to" in log
+    assert (stage.training / "plan.json").read_text() == plan
+    recipe = stage.root / "tiny.toml"  # nothing of warming up is said: it would be scaled
+    recipe.write_text(recipe.read_text().replace("warmup_steps = 1\n", ""))
     code, log = stage("--steps", "4")
+    recipe.write_text(TINY)
     assert code == 0, log
     assert "going on after step 2 of 4" in log
     said = json.loads((stage.model / "bundle" / "bundle.json").read_text())
@@ -226,11 +239,15 @@ def test_plan_only_prints_and_stores_the_plan_and_trains_nothing(stage):
     assert job["spaces"][dial]["digest"] == space.at(8.0).digest
     assert job["command"].endswith("--precision fp32 --plan-only")
     assert not (stage.training / "last.ckpt").exists()
+    assert stage("--plan-only", "--kappa", "0.5")[0] == 0
+    plans = json.loads((stage.training / "memory.json").read_text())["plans"]
+    assert len(plans) == 1, "a plan that was only looked at was not given up"
 
 
 def test_a_probe_that_took_too_much_leads_to_a_smaller_plan(monkeypatch, caplog):
-    from brainseg_bids.nets.memory import MemoryPlan
+    from brainseg_bids.nets.memory import Device, MemoryPlan
 
+    device = Device("cpu", "CPU", 8.0, 8.0, shared=True, bf16=True)
     plan = MemoryPlan((64,) * 3, 1, 1, "32-true", False, False, False, 2.0, 1.9, "cpu", "fits")
     less = dataclasses.replace(plan, patch_vox=(32,) * 3)
     took = iter([None, 99.0, 0.1])
@@ -239,13 +256,13 @@ def test_a_probe_that_took_too_much_leads_to_a_smaller_plan(monkeypatch, caplog)
     loss = {"loss": "dense", "per_label": 1, "anywhere": 1, "dice_weight": 1.0}
     wish = train_memory.Wish("unet", "", 1.0, (9.0,) * 3, "cpu", 2.0, "", loss, {})
     caplog.set_level("INFO", logger="brainseg")
-    plans = train_memory._probed(wish, None, plan)
+    plans = train_memory._probed(wish, None, plan, device)
     assert [one.probed_gib for one in plans] == [None, 99.0, 0.1]
     assert [one.patch_vox[0] for one in plans] == [64, 32, 32]
     assert "a step took more than there is of 2.0 GiB: a smaller plan" in caplog.text
     took = iter([99.0] * train_memory.TRIES)
     with pytest.raises(InputError, match=r"no plan was found that fits 2.0 GiB.*--net-size small"):
-        train_memory._probed(wish, None, plan)
+        train_memory._probed(wish, None, plan, device)
 
 
 def test_the_plan_can_be_made_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):

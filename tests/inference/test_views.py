@@ -229,8 +229,10 @@ def test_progress_counts_the_windows_of_all_views(head):
     assert told[-1][0] == told[-1][1]
 
 
-def test_a_full_accelerator_gets_smaller_windows_then_sums_in_main_memory():
-    tried, notes = [], []
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_full_accelerator_gets_smaller_windows_then_sums_in_main_memory(device, monkeypatch):
+    tried, notes, emptied = [], [], []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
 
     def look(thrift):
         tried.append((thrift.shrink, thrift.keep_on))
@@ -238,8 +240,9 @@ def test_a_full_accelerator_gets_smaller_windows_then_sums_in_main_memory():
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
         return torch.ones(1)
 
-    assert predict._within_memory(look, "cuda", notes.append) == 1
+    assert predict._within_memory(look, device, notes.append) == 1
     assert tried == [(1, ""), (2, ""), (2, "cpu")]
+    assert len(emptied) == 2
     assert len(notes) == 2
     assert "windows of 1/2 of the edges and sums in main memory" in notes[1]
 

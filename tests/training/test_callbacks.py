@@ -10,6 +10,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,15 @@ from brainseg_bids.cli import train
 from brainseg_bids.nets.memory import MemoryPlan, TooLittleMemory
 from brainseg_bids.synth.generator import Generator
 from brainseg_bids.training import task as tasks
-from brainseg_bids.training.callbacks import Keeper, NotFinite, RealImage, Stopped, middle_planes
-from brainseg_bids.training.fit import fit, make_generator, steps_done
+from brainseg_bids.training.callbacks import (
+    Keeper,
+    MemoryMeter,
+    NotFinite,
+    RealImage,
+    Stopped,
+    middle_planes,
+)
+from brainseg_bids.training.fit import _accelerator, fit, make_generator, make_task, steps_done
 from brainseg_bids.training.losses import ChosenLoss
 from brainseg_bids.training.pairs import PairStream, pair_seed
 from tests.phantom.head import phantom_head, phantom_image
@@ -88,6 +96,16 @@ def test_a_signal_before_training_has_begun_is_no_success(tmp_path, monkeypatch)
     with pytest.raises(Stopped) as stop:
         fit(TINY, *HEADS, tmp_path)
     assert (stop.value.step, stop.value.code) == (2, 75)
+
+
+def test_a_signal_ends_a_validation_for_its_step_is_saved(tmp_path, monkeypatch):
+    # The third pair is the first held-out one, after step 2.
+    at_render(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    with pytest.raises(Stopped) as stop:
+        fit(replace(TINY, validation_pairs=3), *HEADS, tmp_path)
+    assert (stop.value.step, stop.value.signal_name) == (2, "SIGUSR1")
+    assert steps_done(tmp_path / "last.ckpt") == 2
+    assert not any("dice_brain" in row for row in rows(tmp_path))
 
 
 # -- guard --------------------------------------------------------------------------------
@@ -226,6 +244,18 @@ def test_a_line_now_and_then_says_how_long_it_will_take(tmp_path, monkeypatch, c
     assert lines[1].endswith(" left")
 
 
+def test_validation_ranks_scores_in_float32_as_inference_does():
+    task = make_task(TINY)
+    features = torch.rand(1, 8, 12, 12, 12).bfloat16()
+    with torch.no_grad():
+        task.net.head.weight.mul_(0.1)
+        task.net.head.bias.fill_(10.0)  # where bfloat16's next number is 10.0625
+        expected = task.net.scores(features.float()).max(1).indices[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = task._ranks(features)
+    assert torch.equal(found.long(), expected)
+
+
 # -- memory -------------------------------------------------------------------------------
 
 MEMORY = MemoryPlan(
@@ -299,6 +329,21 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="another"):
         fit(FOUR, *HEADS, tmp_path / "run", memory=memory)
     assert len(json.loads(memory.read_text())["plans"]) == 1
+
+
+def test_what_a_parent_process_took_is_not_memory_of_training(monkeypatch):
+    meter = MemoryMeter(torch.device("cpu"))
+    # Linux lets a process's count begin at its parent's.
+    monkeypatch.setattr("resource.getrusage", lambda _: SimpleNamespace(ru_maxrss=2**40))
+    kept = torch.ones(2**25)  # an eighth of a GiB
+    assert 0.1 < meter.peak_gib() < 1.0
+    assert kept[0] == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device would be hidden")
+def test_memory_planned_for_the_cpu_keeps_training_there():
+    assert _accelerator(MEMORY) == "cpu"
+    assert _accelerator(replace(MEMORY, device="mps")) == _accelerator(None) == "auto"
 
 
 @pytest.mark.parametrize(

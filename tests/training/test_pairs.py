@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.nets.memory import ALLOWANCES
 from brainseg_bids.synth.dial import DialledSpace
 from brainseg_bids.synth.generator import Generator, Head
 from brainseg_bids.synth.space import RecipeSpace
-from brainseg_bids.training.pairs import Feed, HeldOut, PairStream, Share
+from brainseg_bids.training.pairs import HEADS_SHARE, Feed, HeldOut, PairStream, Share
 from tests.synth.priors import make_prior
 
 T1W, AGNOSTIC = RecipeSpace.packaged("t1w"), RecipeSpace.packaged("agnostic")
@@ -134,6 +135,11 @@ def test_every_space_of_a_mixture_is_drawn_from_at_its_rate(ready, generator):
     pairs = stream(ready, generator)
     names = [pairs.draw(step)[1].space for step in range(300)]
     assert np.mean([name == "agnostic" for name in names]) == pytest.approx(2 / 3, abs=0.09)
+
+
+def test_label_maps_and_a_step_fit_an_accelerator_together():
+    # Those to learn from and those held out, beside a plan that takes all it may.
+    assert 2 * HEADS_SHARE + ALLOWANCES["cuda"].free_share < 0.98
 
 
 @pytest.mark.gpu

@@ -12,30 +12,30 @@ import torch
 from brainseg_bids.nets.architectures import NetSpec
 from brainseg_bids.synth.generator import Head
 from brainseg_bids.synth.space import RecipeSpace
-from brainseg_bids.training.fit import TrainPlan, averaged_net, fit, make_generator, steps_done
+from brainseg_bids.training.fit import (
+    TrainPlan,
+    averaged_net,
+    fit,
+    make_generator,
+    make_task,
+    steps_done,
+)
 from brainseg_bids.training.losses import (
     choose_voxels,
     chosen_cross_entropy,
     chosen_dice_loss,
 )
 from brainseg_bids.training.pairs import PairStream
+from tests.training.tiny import TINY
 
-PLAN = TrainPlan(
+PLAN = replace(
+    TINY,
     net=NetSpec("dynunet", 43, 2, 12, {"widths": [12, 16, 24]}),
-    spaces={"t1w": 1.0},
     patch_vox=(32, 32, 32),
     voxel_size_mm=6.0,
-    learning_rate=1e-2,
-    warmup_steps=2,
     total_steps=4,
-    decay_steps=1,
     per_label=64,
     anywhere=1024,
-    precision="32-true",
-    seed=3,
-    validate_every=2,
-    validation_pairs=1,
-    ema_decay=0.5,
 )
 
 
@@ -114,7 +114,7 @@ def test_dice_of_chosen_voxels_estimates_that_of_all():
 
 
 def test_training_learns_a_phantom(ready, tmp_path):
-    plan = replace(PLAN, total_steps=150, decay_steps=50, validate_every=150, ema_decay=0.9)
+    plan = replace(PLAN, total_steps=60, decay_steps=20, validate_every=60, ema_decay=0.9)
     fit(plan, [ready], [ready], tmp_path)
     log = np.genfromtxt(tmp_path / "log-from-0" / "metrics.csv", delimiter=",", names=True)
     loss = log["loss"][~np.isnan(log["loss"])]
@@ -147,6 +147,10 @@ def test_a_loss_that_is_no_number_names_its_step(ready, tmp_path):
     plan = replace(PLAN, learning_rate=1e20, total_steps=30, validate_every=30, ema_decay=0.0)
     with pytest.raises(FloatingPointError, match=r"at step \d+"):
         fit(plan, [ready], [ready], tmp_path)
+
+
+def test_the_learning_rate_may_be_full_from_the_first_step_on():
+    assert make_task(replace(PLAN, warmup_steps=0)).rate_at(0) == 1
 
 
 def test_a_plan_survives_json():
