@@ -13,6 +13,7 @@ from torch import Tensor
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.synth.ageing import Walls, age, widen
 from brainseg_bids.synth.deform import coordinate_nodes, linear_part, node_stride
 from brainseg_bids.synth.gibbs import truncate
 from brainseg_bids.synth.intensity import one_value, paint, tissues
@@ -46,12 +47,15 @@ class Head:
     voxel_size_mm : tuple of 3 float
     box_vox, brain_box_vox : (2, 3) float
         First and last voxel in ``ranks`` of the head, and of the brain.
+    walls : Walls, optional
+        Of the ventricles, if there are any.
     """
 
     ranks: Tensor
     voxel_size_mm: tuple[float, float, float]
     box_vox: np.ndarray
     brain_box_vox: np.ndarray
+    walls: Walls | None = None
 
     @classmethod
     def from_label_map(cls, labels: LabelMap) -> Head:
@@ -65,11 +69,13 @@ class Head:
         brain_box = _box(np.array([label.is_brain for label in labels.table])[ranks])
         if brain_box is None:
             brain_box = box
-        return cls(torch.from_numpy(ranks), grid.voxel_size_mm, box, brain_box)
+        walls = Walls.of(ranks, labels.table, grid.voxel_size_mm)
+        return cls(torch.from_numpy(ranks), grid.voxel_size_mm, box, brain_box, walls)
 
     def to(self, device: torch.device | str) -> Head:
         """The same head on another device."""
-        return replace(self, ranks=self.ranks.to(device))
+        walls = self.walls and self.walls.to(device)
+        return replace(self, ranks=self.ranks.to(device), walls=walls)
 
 
 class Generator:
@@ -117,6 +123,7 @@ class Generator:
         """
         crop = self._crop(head, recipe)
         ranks = self._deform(head, recipe)  # anatomy moves; labels stay labels
+        ranks = age(ranks, recipe.ageing, self.source, voxel_size_mm=self.voxel_size_mm)
         gone = out_of_view(recipe.view, ranks, self.source, crop)
         labels = self._labels(ranks, gone, flip=recipe.flip)
 
@@ -214,6 +221,7 @@ class Generator:
             flip=recipe.flip,
             device=device,
         )
+        nodes = widen(nodes, head.walls, recipe.ageing, head.voxel_size_mm)
         # Half a voxel more, so that cutting off the decimals rounds.
         nodes = nodes.transpose(0, 1) + 0.5
         lowest, highest = nodes.amin((2, 3)).tolist(), nodes.amax((2, 3)).tolist()

@@ -63,6 +63,28 @@ class Deformation:
 
 
 @dataclass(frozen=True)
+class Ageing:
+    """What the brain has lost, or has too much of; see `synth.ageing`.
+
+    Parameters
+    ----------
+    ventricles_mm : float
+        How far the walls of the ventricles have moved outwards; negative: inwards.
+    thinning_frac : float
+        Share of the cortex's surface whose outermost voxels have become fluid; negative: where
+        fluid beside it has become cortex.
+    lesion_frac : float
+        Share of the white matter that is lesion.
+    seed : int
+    """
+
+    ventricles_mm: float = 0.0
+    thinning_frac: float = 0.0
+    lesion_frac: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Bias:
     """Receive field B1-: exp of a smooth field with the given spread."""
 
@@ -231,6 +253,7 @@ class Recipe:
     tissues: dict[str, Tissue]
     flip: bool = False
     deformation: Deformation = Deformation()
+    ageing: Ageing = Ageing()
     texture: Texture = Texture()
     bias: Bias = Bias()
     transmit: Transmit = Transmit()

@@ -19,6 +19,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.classes import ClassDraw, TissueSpace
 from brainseg_bids.synth.ranges import changed, check_ranges, digest_of, read_toml, tuples
 from brainseg_bids.synth.recipe import (
+    Ageing,
     Bias,
     Deformation,
     Gibbs,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 EFFECTS = (
     "flip",
     "deformation",
+    "ageing",
     "texture",
     "bias",
     "transmit",
@@ -58,6 +60,16 @@ EFFECTS = (
 
 DRAWING = 2
 """Raised whenever the same space and seed give another recipe; part of every digest."""
+
+
+@dataclass(frozen=True)
+class AgeingSpace:
+    """How often and how far brains differ from those of the label maps; see `Ageing`."""
+
+    p: float = 0.0
+    ventricles_mm: Range = (0.0, 0.0)
+    thinning_frac: Range = (0.0, 0.0)
+    lesion_frac: Range = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -183,6 +195,7 @@ class RecipeSpace:
     grain_frac: Range = (0.0, 0.0)
     stripped_p: float = 0.0
     cut_p: float = 0.0
+    ageing: AgeingSpace = AgeingSpace()
     transmit: TransmitSpace = TransmitSpace()
     ratio: RatioSpace = RatioSpace()
     susceptibility: SusceptibilitySpace = SusceptibilitySpace()
@@ -316,6 +329,7 @@ class RecipeSpace:
             tissues=tissues,
             flip=bool(streams.uniform("flip") < self.flip_p),
             deformation=self._draw_deformation(streams),
+            ageing=self._draw_ageing(streams),
             texture=self._draw_texture(streams),
             bias=self._draw_bias(streams),
             transmit=self._draw_transmit(streams, ratio),
@@ -342,6 +356,18 @@ class RecipeSpace:
             velocity_sd_mm=within(self.velocity_sd_mm, u[12]),
             node_spacing_mm=self.velocity_node_spacing_mm,
             seed=streams.seed("deformation"),
+        )
+
+    def _draw_ageing(self, streams: Streams) -> Ageing:
+        space = self.ageing
+        on, ventricles, thinning, lesion = streams.uniforms("ageing", 4)
+        if on >= space.p:
+            return Ageing()
+        return Ageing(
+            ventricles_mm=within(space.ventricles_mm, ventricles),
+            thinning_frac=within(space.thinning_frac, thinning),
+            lesion_frac=within(space.lesion_frac, lesion),
+            seed=streams.seed("ageing"),
         )
 
     def _draw_texture(self, streams: Streams) -> Texture:
@@ -482,6 +508,7 @@ _OFF: dict[str, dict] = {
         "shearing": (0.0, 0.0),
         "velocity_sd_mm": (0.0, 0.0),
     },
+    "ageing": {"ageing": {"p": 0.0}},
     "bias": {"bias_log_sd": (0.0, 0.0)},
     "transmit": {"transmit": {"p": 0.0}},
     "ratio": {"ratio": {"p": 0.0}},

@@ -12,7 +12,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.recipe import Recipe
 from brainseg_bids.synth.space import RecipeSpace, read_space
 
-SPACES = ["agnostic", "agnostic7t", "flair", "mp2rage7t", "t1w", "t2w"]
+SPACES = ["agnostic", "agnostic7t", "flair", "mp2rage7t", "t1w", "t1w7t", "t2w"]
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -94,7 +94,7 @@ def test_a_recipe_file_with_a_wrong_key_is_refused_by_name(tmp_path):
 
 def test_an_unknown_space_is_refused_with_the_known_ones():
     with pytest.raises(
-        ValueError, match="known: agnostic, agnostic7t, flair, mp2rage7t, t1w, t2w"
+        ValueError, match="known: agnostic, agnostic7t, flair, mp2rage7t, t1w, t1w7t, t2w"
     ):
         read_space("t9w")
 

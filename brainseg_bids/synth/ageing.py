@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Anatomy that the label maps lack: other ventricles, thin or thick cortex, lesions.
+
+Other than what is done to the image, this changes labels, before anything is painted. The forms
+are our own choice: what ageing brains have in common (larger ventricles, cortex that gives way
+to fluid, bright or dark spots in white matter) without a claim to its statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.synth.interpolate import slabs, smooth_field
+from brainseg_bids.synth.recipe import Ageing
+
+NODES_MM = 4.0
+"""Distance between the nodes of the field that moves the ventricles' walls."""
+REACH_MM = 8.0
+"""Standard deviation of the Gaussian that says how far from a wall tissue moves along."""
+THIN_PATCH_MM = 15.0
+LESION_MM = 7.0
+"""Distances between the nodes of the fields that choose where cortex is thin, and lesions are."""
+
+VENTRICLES = ("Lateral-Ventricle", "Inf-Lat-Vent", "3rd-Ventricle")
+CORTEX = ("Left-Cerebral-Cortex", "Right-Cerebral-Cortex")
+FLUID = ("CSF", "Extra-Cerebral-CSF")
+SIDES = ("Left", "Right")
+
+
+@dataclass(frozen=True)
+class Walls:
+    """Which way the walls of the ventricles lie, over a label map.
+
+    Parameters
+    ----------
+    towards : (3, x, y, z) float32
+        Towards the nearest ventricle, at nodes; at most 1 long.
+    spacing_vox : tuple of 3 float
+        Source voxels between nodes; the first lies on voxel 0.
+    """
+
+    towards: Tensor
+    spacing_vox: tuple[float, float, float]
+
+    @classmethod
+    def of(
+        cls, ranks: np.ndarray, table: LabelTable, voxel_size_mm: tuple[float, float, float]
+    ) -> Walls | None:
+        """Walls of a label map of ranks (X, Y, Z) uint8; ``None`` if it has no ventricles."""
+        chosen = np.array([label.name.endswith(VENTRICLES) for label in table])
+        steps = [max(1, round(NODES_MM / size)) for size in voxel_size_mm]
+        inside = _block_means(chosen[ranks], steps)
+        if not inside.any():
+            return None
+        spacing_mm = [step * size for step, size in zip(steps, voxel_size_mm, strict=True)]
+        smooth = ndimage.gaussian_filter(inside, [REACH_MM / mm for mm in spacing_mm])
+        slope = np.stack(np.gradient(smooth, *spacing_mm)).astype(np.float32)
+        longest = np.sqrt(np.square(slope).sum(0)).max()
+        return cls(torch.from_numpy(slope / longest), tuple(float(step) for step in steps))
+
+    def to(self, device: torch.device | str) -> Walls:
+        """The same on another device."""
+        return Walls(self.towards.to(device), self.spacing_vox)
+
+    def at(self, where_vox: Tensor) -> Tensor:
+        """The field at source voxels (3, x, y, z); nothing beyond the map."""
+        sizes = torch.tensor(self.towards.shape[1:], device=where_vox.device)
+        spacing = torch.tensor(self.spacing_vox, device=where_vox.device)
+        # Node i is the mean of voxels i * step to i * step + step - 1: its place is their middle.
+        nodes = (where_vox - ((spacing - 1) / 2).view(3, 1, 1, 1)) / spacing.view(3, 1, 1, 1)
+        unit = nodes * (2 / (sizes - 1).clamp(min=1)).view(3, 1, 1, 1) - 1
+        return functional.grid_sample(
+            self.towards[None], unit.flip(0).permute(1, 2, 3, 0)[None], align_corners=True
+        )[0]
+
+
+def _block_means(mask: np.ndarray, steps: list[int]) -> np.ndarray:
+    """Share of each block of voxels; the last blocks are filled up with nothing."""
+    filled = np.pad(mask, [(0, -n % step) for n, step in zip(mask.shape, steps, strict=True)])
+    blocks = [
+        part for n, step in zip(filled.shape, steps, strict=True) for part in (n // step, step)
+    ]
+    return filled.reshape(blocks).mean((1, 3, 5), dtype=np.float32)
+
+
+def widen(where_vox: Tensor, walls: Walls | None, ageing: Ageing, voxel_size_mm) -> Tensor:
+    """Places to look up, so that the ventricles' walls lie further out.
+
+    Parameters
+    ----------
+    where_vox : (3, x, y, z) float32
+        Source voxel of each node of a pair.
+    walls : Walls or None
+    ageing : Ageing
+    voxel_size_mm : tuple of 3 float
+        Of the source.
+
+    Returns
+    -------
+    (3, x, y, z) float32
+        Each node looks that far towards the ventricle; further in, for narrower ones.
+    """
+    if walls is None or ageing.ventricles_mm == 0:
+        return where_vox
+    shift_mm = ageing.ventricles_mm * walls.at(where_vox)
+    sizes_mm = torch.tensor(voxel_size_mm, dtype=torch.float32, device=where_vox.device)
+    return where_vox + shift_mm / sizes_mm.view(3, 1, 1, 1)
+
+
+def age(ranks: Tensor, ageing: Ageing, table: LabelTable, *, voxel_size_mm: float) -> Tensor:
+    """Thin (or thicken) the cortex and place lesions, in ranks of ``table``, (X, Y, Z) uint8.
+
+    Cortex that touches fluid gives way to it where a smooth random field is high, or fluid that
+    touches cortex to that; white matter becomes lesion where another field is high. With a label
+    that the table lacks nothing is done.
+    """
+    if ageing.thinning_frac != 0:
+        ranks = _thin(ranks, ageing, table, voxel_size_mm)
+    if ageing.lesion_frac > 0:
+        ranks = _lesions(ranks, ageing, table, voxel_size_mm)
+    return ranks
+
+
+def _thin(ranks: Tensor, ageing: Ageing, table: LabelTable, voxel_size_mm: float) -> Tensor:
+    cortex = [rank for rank, label in enumerate(table) if label.name in CORTEX]
+    fluid = [rank for rank, label in enumerate(table) if label.name in FLUID]
+    if not cortex or not fluid:
+        return ranks
+    share = abs(ageing.thinning_frac)
+    here = _highest(ranks, share, THIN_PATCH_MM, voxel_size_mm, ageing.seed)
+    here &= _is_any(ranks, cortex if ageing.thinning_frac > 0 else fluid, len(table))
+    if ageing.thinning_frac > 0:
+        return ranks.masked_fill(here & _touches(_is_any(ranks, fluid, len(table))), fluid[0])
+    grown = ranks
+    for rank in cortex:
+        grown = grown.masked_fill(here & _touches(ranks == rank), rank)
+    return grown
+
+
+def _lesions(ranks: Tensor, ageing: Ageing, table: LabelTable, voxel_size_mm: float) -> Tensor:
+    rank_of = {label.name: rank for rank, label in enumerate(table)}
+    spots = _highest(ranks, ageing.lesion_frac, LESION_MM, voxel_size_mm, ageing.seed + 1)
+    for side in SIDES:
+        matter, lesion = (rank_of.get(f"{side}-{x}") for x in ("Cerebral-White-Matter", "Lesion"))
+        if matter is not None and lesion is not None:
+            ranks = ranks.masked_fill(spots & (ranks == matter), lesion)
+    return ranks
+
+
+def _is_any(ranks: Tensor, chosen: list[int], n: int) -> Tensor:
+    lookup = torch.zeros(n, dtype=torch.bool, device=ranks.device)
+    lookup[chosen] = True
+    return lookup.index_select(0, ranks.flatten().int()).view(ranks.shape)
+
+
+def _touches(mask: Tensor) -> Tensor:
+    """Voxels that share a face with the mask, and those of the mask."""
+    grown = mask.clone()
+    for axis, n in enumerate(mask.shape):
+        first, last = mask.narrow(axis, 0, n - 1), mask.narrow(axis, 1, n - 1)
+        grown.narrow(axis, 1, n - 1).logical_or_(first)
+        grown.narrow(axis, 0, n - 1).logical_or_(last)
+    return grown
+
+
+def _highest(
+    ranks: Tensor, share: float, spacing_mm: float, voxel_size_mm: float, seed: int
+) -> Tensor:
+    """The given share of all voxels, in patches: where a smooth normal field is highest."""
+    field = smooth_field(
+        tuple(ranks.shape),
+        voxel_size_mm=voxel_size_mm,
+        node_spacing_mm=spacing_mm,
+        seed=seed,
+        device=ranks.device,
+    )
+    bound = torch.special.ndtri(torch.tensor(1 - min(share, 1 - 1e-6), dtype=torch.float64))
+    high = torch.empty_like(ranks, dtype=torch.bool)
+    for start, stop in slabs(ranks.shape[0]):
+        high[start:stop] = field(start, stop) > float(bound)
+    return high
