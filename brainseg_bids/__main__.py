@@ -29,19 +29,22 @@ def main(argv: list[str] | None = None) -> int:
     from brainseg_bids.cli.parser import parse
 
     settings = parse(argv)
-    # What a batch system sends at the end of its time is to end all that was started, too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def work() -> int:
         from brainseg_bids.cli.run import run  # late: `--help` shall not wait for it
 
         return run(settings)
 
-    if settings.offline:
-        from brainseg_bids.offline import run_offline
+    # What a batch system sends at the end of its time is to end all that was started, too.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if settings.offline:
+            from brainseg_bids.offline import run_offline
 
-        return run_offline(work)
-    return work()
+            return run_offline(work)
+        return work()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -217,43 +217,68 @@ def is_sharded(trainer: Trainer) -> bool:
 class Keeper(Callback):
     """Saves at intervals of steps and of time, and when told to stop; then ends the run.
 
-    All processes decide together. Signals that ask for an end: `SIGNALS`.
+    All processes decide together. Signals that ask for an end: `SIGNALS`; heard while the block
+    of `listening` lasts.
 
     Parameters
     ----------
     path : Path
     settings : dict
         Of `resume.settings_of`, kept in the checkpoint.
+    done : int
+        Steps that were done before.
     every_steps : int
     every_s : float
     """
 
     SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 
-    def __init__(self, path: Path, settings: dict, *, every_steps: int, every_s: float) -> None:
+    def __init__(
+        self, path: Path, settings: dict, *, done: int, every_steps: int, every_s: float
+    ) -> None:
         self.path, self.settings = path, settings
         self.every_steps, self.every_s = every_steps, every_s
+        self.begun = False
         self.told = ""
-        self.step = 0
+        self.step = done
         self.saved_s = time.monotonic()
-        self.before: dict = {}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear signals; afterwards they are handled as before, however the block ends.
+
+        Lightning puts back what it finds when it begins, but not if that was changed meanwhile.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are heard in the main thread only
+            return
+        numbers = [getattr(signal, name) for name in self.SIGNALS]
+        before = {number: signal.getsignal(number) for number in numbers}
+        try:
+            self._listen()
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _listen(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for name in self.SIGNALS:
+                signal.signal(getattr(signal, name), self._on_signal)
+
+    def _on_signal(self, number: int, _) -> None:
+        self.told = signal.Signals(number).name
+        if not self.begun:  # no step is in work, so there is nothing to finish and to save
+            raise Stopped(self.step, self.told)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.step = trainer.global_step
         self.saved_s = time.monotonic()
-        # After Lightning's own handlers, which would end the run without a checkpoint.
-        if threading.current_thread() is threading.main_thread():
-            for name in self.SIGNALS:
-                number = getattr(signal, name)
-                self.before[number] = signal.signal(number, self._on_signal)
+        self.begun = True
+        self._listen()  # instead of Lightning's handler, which would end the run without saving
 
-    def _on_signal(self, number: int, _) -> None:
-        self.told = signal.Signals(number).name
-
-    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        self.before = {}
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._listen()  # the one after the last step comes with a handler of its own
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_) -> None:
         if trainer.global_step == self.step:

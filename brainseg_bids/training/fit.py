@@ -542,13 +542,22 @@ def _stretch(plan: TrainPlan, job: _Job) -> SegmentationTask:
         task.net.body.compile()
     _announce(plan, task, len(job.train_heads))
     data = PairData(stream, held_out, plan, done)
-    trainer = _trainer(plan, job, settings, data)
+    keeper = Keeper(
+        job.last,
+        settings,
+        done=done,
+        every_steps=plan.validate_every,
+        every_s=job.checkpoint_every_s,
+    )
+    trainer = _trainer(plan, job, data, keeper)
+    start_at = job.last if done else None
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=job.last if done else None, weights_only=True)
-        if trainer.global_step % plan.validate_every:
-            # What is kept is what is judged: the log's last word is about the last step.
-            trainer.validate(task, datamodule=data, verbose=False)
-    except SIGTERMException as error:  # before our own handlers were there
+        with keeper.listening():
+            trainer.fit(task, datamodule=data, ckpt_path=start_at, weights_only=True)
+            if trainer.global_step % plan.validate_every:
+                # What is kept is what is judged: the log's last word is about the last step.
+                trainer.validate(task, datamodule=data, verbose=False)
+    except SIGTERMException as error:  # between Lightning's handler and ours
         _end_children(trainer)
         raise Stopped(steps_done(job.last), "SIGTERM") from error
     except BaseException:
@@ -576,7 +585,7 @@ def _announce(plan: TrainPlan, task: SegmentationTask, n_heads: int) -> None:
     )
 
 
-def _trainer(plan: TrainPlan, job: _Job, settings: dict, data: PairData) -> lightning.Trainer:
+def _trainer(plan: TrainPlan, job: _Job, data: PairData, keeper: Keeper) -> lightning.Trainer:
     version = f"log-from-{data.done}"
     return lightning.Trainer(
         max_steps=min(job.until_step or plan.total_steps, plan.total_steps),
@@ -604,12 +613,7 @@ def _trainer(plan: TrainPlan, job: _Job, settings: dict, data: PairData) -> ligh
             Examination(job.out_dir / "samples", job.real),
             Average(plan.ema_decay),
             Journal(lambda: data.feed, job.book.note_used if job.book else lambda _: None),
-            Keeper(
-                job.last,
-                settings,
-                every_steps=plan.validate_every,
-                every_s=job.checkpoint_every_s,
-            ),
+            keeper,
         ],
     )
 

@@ -21,6 +21,7 @@ from brainseg_bids.nets.memory import MemoryPlan, TooLittleMemory
 from brainseg_bids.synth.generator import Generator
 from brainseg_bids.training import task as tasks
 from brainseg_bids.training.callbacks import (
+    Guard,
     Keeper,
     MemoryMeter,
     NotFinite,
@@ -28,7 +29,14 @@ from brainseg_bids.training.callbacks import (
     Stopped,
     middle_planes,
 )
-from brainseg_bids.training.fit import _accelerator, fit, make_generator, make_task, steps_done
+from brainseg_bids.training.fit import (
+    PairData,
+    _accelerator,
+    fit,
+    make_generator,
+    make_task,
+    steps_done,
+)
 from brainseg_bids.training.losses import ChosenLoss
 from brainseg_bids.training.pairs import PairStream, pair_seed
 from tests.phantom.head import phantom_head, phantom_image
@@ -78,24 +86,82 @@ def test_checkpoints_are_made_by_time_too(tmp_path, monkeypatch):
     assert steps_done(tmp_path / "last.ckpt") == 3
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
-def test_a_signal_ends_the_run_after_the_step_in_work(name, tmp_path, monkeypatch):
-    before = signal.getsignal(getattr(signal, name))
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
+
+
+def interrupt(number, frame):
+    """What whoever calls us may have a signal do."""
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(params=[signal.SIG_DFL, interrupt], ids=["default", "handled"])
+def handlers(request):
+    """Handlers that training finds, whatever ran before; it has to leave them so."""
+    numbers = [getattr(signal, name) for name in SIGNALS]
+    before = [signal.signal(number, request.param) for number in numbers]
+    yield
+    left = [signal.getsignal(number) for number in numbers]
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    assert left == [request.param] * len(SIGNALS)
+
+
+def test_signals_are_handled_as_before_when_training_is_done(handlers, tmp_path):
+    # Three is no multiple of two: there is a validation after the last step.
+    fit(replace(TINY, total_steps=3), *HEADS, tmp_path)
+    assert steps_done(tmp_path / "last.ckpt") == 3
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_ends_the_run_after_the_step_in_work(name, handlers, tmp_path, monkeypatch):
     at_render(monkeypatch, 5, lambda: os.kill(os.getpid(), getattr(signal, name)))
     with pytest.raises(Stopped) as stop:
         fit(replace(FOUR, validate_every=50), *HEADS, tmp_path)
     # The sixth pair is of the second step, whose eighth has to be made yet.
     assert (stop.value.step, stop.value.signal_name, stop.value.code) == (2, name, 75)
     assert steps_done(tmp_path / "last.ckpt") == 2
-    assert signal.getsignal(getattr(signal, name)) == before
 
 
-def test_a_signal_before_training_has_begun_is_no_success(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize(
+    ("module", "hook"),
+    [(Guard, "setup"), (PairData, "train_dataloader")],
+    ids=["setting-up", "about-to-begin"],
+)
+def test_a_signal_before_the_first_step_stops_at_once(
+    module, hook, name, handlers, tmp_path, monkeypatch
+):
+    fit(TINY, *HEADS, tmp_path, until_step=2)
+    before = (tmp_path / "last.ckpt").read_bytes()
+    with monkeypatch.context() as patch:
+        number = getattr(signal, name)
+        patch.setattr(module, hook, lambda *_, **__: os.kill(os.getpid(), number))
+        with pytest.raises(Stopped) as stop:
+            fit(TINY, *HEADS, tmp_path, until_step=4)
+    assert (stop.value.step, stop.value.signal_name, stop.value.code) == (2, name, 75)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_a_signal_that_only_lightning_hears_is_no_success(tmp_path, monkeypatch):
     monkeypatch.setattr(Keeper, "SIGNALS", ())
     at_render(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Stopped) as stop:
-        fit(TINY, *HEADS, tmp_path)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(Stopped) as stop:
+            fit(TINY, *HEADS, tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert (stop.value.step, stop.value.code) == (2, 75)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_what_was_trained_to_the_end_is_looked_at_whatever_is_sent(
+    name, handlers, tmp_path, monkeypatch
+):
+    # Pairs: two steps, a validation, a third step, the validation after it.
+    at_render(monkeypatch, 5, lambda: os.kill(os.getpid(), getattr(signal, name)))
+    fit(replace(TINY, total_steps=3, validation_pairs=2), *HEADS, tmp_path)
+    assert [row["step"] for row in rows(tmp_path) if "dice_brain" in row] == [2, 3]
 
 
 def test_a_signal_ends_a_validation_for_its_step_is_saved(tmp_path, monkeypatch):
