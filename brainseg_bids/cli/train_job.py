@@ -19,6 +19,7 @@ from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import read_object
 from brainseg_bids.workflows.train_plan import (
+    BY_STEPS,
     CONTRAST_OF,
     PRIOR,
     SOURCE,
@@ -54,6 +55,8 @@ class JobPlan:
     heads, held_out : tuple of HeadMap
     facts : dict of Path to MapFacts
     recipe : TrainRecipe
+    asked : dict
+        What the recipe had for `BY_STEPS` before ``--steps``.
     spaces : Spaces
     prior : ContrastPrior or None
     kappa : float
@@ -70,6 +73,7 @@ class JobPlan:
     held_out: tuple[HeadMap, ...]
     facts: dict[Path, MapFacts]
     recipe: TrainRecipe
+    asked: dict
     spaces: Spaces
     prior: ContrastPrior | None
     kappa: float
@@ -110,11 +114,15 @@ def plan_job(settings: Settings) -> JobPlan:
     name = settings.model_name or model_name(spaces, voxel_size_mm)
     before = before or _before(settings, name)
     if before:
-        recipe = _as_before(recipe, before)
+        recipe = _as_before(recipe, before, other_steps=bool(settings.steps))
         if not settings.target_voxel_size_mm and "voxel_size_mm" not in recipe.said:
             voxel_size_mm, why_voxels = before["voxel_size_mm"], "as before"
+    asked = {key: recipe.values[key] for key in BY_STEPS}
     if settings.steps:
         recipe = recipe.with_steps(settings.steps)
+    elif before:
+        kept = before["recipe"].get("asked", {})
+        asked |= {key: value for key, value in kept.items() if key not in recipe.said}
     target = find_target(recipe.values["target_table"])
     log.info("model %s: %s", name, why)
     log.info("voxels of %g mm: %s", voxel_size_mm, why_voxels)
@@ -126,6 +134,7 @@ def plan_job(settings: Settings) -> JobPlan:
         held_out=held_out,
         facts=facts,
         recipe=recipe,
+        asked=asked,
         spaces=spaces,
         prior=prior,
         kappa=settings.kappa,
@@ -165,12 +174,18 @@ def _before(settings: Settings, name: str) -> dict:
     return before
 
 
-def _as_before(recipe: TrainRecipe, before: Mapping) -> TrainRecipe:
-    """What is not said stays as the run has it: another device may suggest other numbers."""
+def _as_before(recipe: TrainRecipe, before: Mapping, *, other_steps: bool) -> TrainRecipe:
+    """What is not said stays as the run has it: another device may suggest other numbers.
+
+    Other ``--steps`` are reckoned from what was asked for, not from what earlier ones made of it:
+    after two steps to try it out, a long run is not looked at every two steps.
+    """
     said = {key: recipe.values[key] for key in recipe.said if key in recipe.values}
+    values = before["recipe"]["values"]
+    if other_steps:
+        values = values | before["recipe"].get("asked", {})
     values = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in before["recipe"]["values"].items()
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
     }
     # With other --steps the rate has risen already: only how it falls can be stretched.
     return replace(
@@ -285,6 +300,7 @@ def describe_job(job: JobPlan, settings: Settings) -> dict:
         or job.before.get("started_from", ""),
         "recipe": {
             "base": job.recipe.base,
+            "asked": job.asked,
             "values": {k: v for k, v in job.recipe.values.items() if k != "voxel_size_mm"},
         },
         "spaces": spaces,

@@ -83,6 +83,11 @@ def _train(settings: Settings, tasks: Tasks) -> int:
         described = describe_job(job, settings)
         if job.before:
             check_same(job, described)
+            done, total = steps_behind(job.checkpoint), job.recipe.values["total_steps"]
+            if done > total:
+                # The run stays as it is, and so does what the command without --steps means.
+                log.warning("%d steps are done already: %d cannot be gone back to", done, total)
+                return DONE if settings.plan_only else _conclude(job, settings)
         write_job(job, described)
         plan = make_plan(job, settings)
         if settings.plan_only:
@@ -169,9 +174,6 @@ def _run_unless_done(job: JobPlan, plan: Path, settings: Settings, lock: int, ta
     wanted, before = read_object(plan), read_object(job.training / "plan.json")
     total, done = wanted["total_steps"], steps_behind(job.checkpoint)
     changed = {key for key, value in wanted.items() if before.get(key) != value}
-    if done > total and changed <= set(MAY_CHANGE):
-        log.warning("%d steps are done already: %d cannot be gone back to", done, total)
-        return DONE
     if done == total and changed <= set(MAY_CHANGE) - {"total_steps"}:
         log.info("all %d steps are done already", done)
         return DONE

@@ -311,6 +311,9 @@ ABOUT_SPACES = ("agnostic", "center_frac", "contrasts", "largest_patch_mm", "net
 
 MAY_BE_ZERO = ("dice_weight",)
 
+BY_STEPS = ("total_steps", "decay_steps", "validate_every", "ema_decay")
+"""Keys that `TrainRecipe.with_steps` changes even when a run has begun."""
+
 
 @dataclass(frozen=True)
 class TrainRecipe:
@@ -372,8 +375,9 @@ class TrainRecipe:
     def with_steps(self, steps: int) -> TrainRecipe:
         """Another number of steps; warming up and slowing down keep their share.
 
-        Weights are averaged over a tenth of the steps at most: a longer average of a short run is
-        mostly of what it began with.
+        What comes of it depends on this recipe alone, so start from the one that was asked for,
+        not from one that was shortened already. Weights are averaged over a tenth of the steps at
+        most: a longer average of a short run is mostly of what it began with.
 
         >>> recipe = TrainRecipe.packaged("cpu").with_steps(430)
         >>> recipe.values["total_steps"], recipe.values["decay_steps"] < 430
@@ -629,9 +633,8 @@ LEARNED_BY = (
     "dice_weight",
     "learning_rate",
     "warmup_steps",
-    "ema_decay",
 )
-"""And of its recipe. How long it trains, and how often it is looked at, may change."""
+"""And of its recipe. How long it trains (`BY_STEPS`) may change."""
 
 
 def differences(before: Mapping, now: Mapping) -> list[str]:

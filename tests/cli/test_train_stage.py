@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.cli import bundle, train_memory, train_stage
@@ -62,6 +63,11 @@ def give_maps(root: Path, sizes: dict[str, float] = SIZES) -> Path:
 def give_prior(root: Path, prior) -> None:
     (root / "priors").mkdir(parents=True)
     prior.write(root / "priors")
+
+
+def write_checkpoint(path: Path, *, step: int) -> None:
+    """As much of one as says how far a run is."""
+    torch.save({"global_step": step}, path)
 
 
 class Stage:
@@ -172,11 +178,11 @@ def test_more_steps_go_on_from_the_checkpoint_and_the_same_steps_do_nothing(trai
     assert code == 0, log
     assert "all 2 steps are done already" in log
     assert (stage.training / "last.ckpt").stat().st_mtime_ns == checkpoint
-    plan = (stage.training / "plan.json").read_text()
+    before = {path: path.read_bytes() for path in stage.training.glob("*.json")}
     code, log = stage("--steps", "1")
     assert code == 0, log
     assert "2 steps are done already: 1 cannot be gone back to" in log
-    assert (stage.training / "plan.json").read_text() == plan
+    assert before == {path: path.read_bytes() for path in stage.training.glob("*.json")}
     recipe = stage.root / "tiny.toml"  # nothing of warming up is said: it would be scaled
     recipe.write_text(recipe.read_text().replace("warmup_steps = 1\n", ""))
     code, log = stage("--steps", "4")
@@ -186,6 +192,38 @@ def test_more_steps_go_on_from_the_checkpoint_and_the_same_steps_do_nothing(trai
     said = json.loads((stage.model / "bundle" / "bundle.json").read_text())
     assert said["training"]["steps"] == 4
     assert (stage.training / "log-from-2" / "metrics.csv").is_file()
+
+
+def test_other_steps_are_reckoned_from_what_was_asked_for(stage):
+    recipe = stage.root / "long.toml"
+    keys = ("total_steps", "decay_steps", "validate_every")
+    recipe.write_text(
+        TINY.replace("total_steps = 2", "total_steps = 4300")
+        .replace("decay_steps = 1\n", "")
+        .replace("validate_every = 2\n", "")
+    )
+
+    def planned(*arguments) -> dict:
+        code, log = stage("--recipe", recipe, "--plan-only", *arguments)
+        assert code == 0, log
+        path = stage.training / ("plan-wanted.json" if begun else "plan.json")
+        plan = json.loads(path.read_text())
+        return {key: plan[key] for key in (*keys, "ema_decay")}
+
+    begun = False
+    full = planned()
+    assert full == {
+        "total_steps": 4300, "decay_steps": 1300, "validate_every": 200, "ema_decay": 0.995
+    }  # fmt: skip
+    short = planned("--steps", "2")
+    assert short == {"total_steps": 2, "decay_steps": 1, "validate_every": 2, "ema_decay": 0.0}
+    begun = True
+    write_checkpoint(stage.training / "last.ckpt", step=2)
+    recipe.write_text("")  # what is not said stays as it was
+    assert planned() == short
+    assert planned("--steps", "4300") == full
+    assert planned() == full
+    assert planned("--steps", "2") == short
 
 
 def test_changed_settings_are_refused_by_name_and_nothing_is_lost(trained, tmp_path):

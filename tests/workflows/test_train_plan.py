@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -332,6 +332,17 @@ def test_what_has_changed_since_a_run_began_is_named():
         "label maps: 1 new (sub-9), 1 gone (sub-0), 1 changed (sub-1), 1 held out or no longer "
         "(sub-2)",
     ]
+
+
+def test_a_run_may_be_gone_on_with_to_fewer_steps():
+    def said(recipe):
+        return {"recipe": {"values": recipe.values}}
+
+    # Warming up is over; the job keeps it as it was.
+    kept = replace(DEFAULT, said=frozenset({"warmup_steps"}))
+    before, now = kept.with_steps(2000), kept.with_steps(500)
+    assert now.values["ema_decay"] < before.values["ema_decay"]
+    assert differences(said(before), said(now)) == []
 
 
 def test_deciding_imports_neither_torch_nor_nipype():
