@@ -23,6 +23,7 @@ from brainseg_bids.synth.generator import Generator, Head
 from brainseg_bids.synth.gibbs import truncate
 from brainseg_bids.synth.noise import magnitude
 from brainseg_bids.synth.recipe import (
+    Ageing,
     Bias,
     Deformation,
     Gibbs,
@@ -290,11 +291,32 @@ def draw_noise_law(scene: Scene) -> None:
     save(figure, "noise")
 
 
+def draw_anatomy(scene: Scene) -> None:
+    brains = {
+        "as it is": Ageing(),
+        "walls 4 mm outwards": Ageing(ventricles_mm=4.0),
+        "walls 3 mm inwards": Ageing(ventricles_mm=-3.0),
+        "half of the cortex thinner": Ageing(thinning_frac=0.5, seed=3),
+        "2 % lesions": Ageing(lesion_frac=0.02, seed=3),
+    }
+    recipe = replace(scene.recipe, deformation=Deformation())
+    panels = [(name, axial(scene.show(replace(recipe, ageing=a)))) for name, a in brains.items()]
+    draw("ageing", panels)
+
+
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     scene = Scene()
-    for chapter in (draw_texture, draw_fields, draw_acquisition, draw_gibbs, draw_noise_law):
+    chapters = (
+        draw_anatomy,
+        draw_texture,
+        draw_fields,
+        draw_acquisition,
+        draw_gibbs,
+        draw_noise_law,
+    )
+    for chapter in chapters:
         chapter(scene)
 
 

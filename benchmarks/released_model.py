@@ -1,0 +1,460 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of the released models' cards: accuracy, robustness, native voxels, time.
+
+``python -m benchmarks.released_model --work SCRATCH --models head-t1w NEW --samseg "run_samseg"``
+
+Every image is segmented by every model of ours, by brainchop's MeshNets and, where named, by
+SAMSEG, on the image's own voxels; Dice as in `benchmarks.real_heads`. Results are kept in the work
+folder and not computed twice. Parts (``--parts``):
+
+``real``
+    The ECoG subject (FreeSurfer's aseg) and eight brains labelled by hand (OASIS).
+``fields``
+    The same images with what 7 T does to them, simulated: a receive field of 0.6 to 1.4, signal
+    lost in temporal lobes and cerebellum, MP2RAGE's background. What each method loses.
+``flair``
+    A real FLAIR head. No reference is at hand: agreement with SAMSEG, which adapts itself to any
+    contrast, beside the agreement with SAMSEG on the ECoG subject's T1w.
+``heldout``
+    Label maps 15 and 16, which no training has seen, with freshly drawn recipes: brain and head.
+``native``
+    Images of 0.8 and 0.6 mm, segmented as they are and after resampling to 1 mm: surface distance
+    of grey matter.
+``cost``
+    Time and peak memory of a whole head of 1 mm, file to file, one program after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from nibabel import processing
+from scipy import ndimage
+
+from benchmarks import real_heads
+from benchmarks.data import shared_data
+from benchmarks.inference import run
+from benchmarks.real_heads import RIVALS, STRUCTURES, TABLE, TISSUES, VENTRICLES, Case
+from brainseg_bids.anatomy.crosswalk import Crosswalk
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import Label, LabelTable
+from brainseg_bids.evaluation.agreement import compare
+from brainseg_bids.nets.bundle import ModelBundle, find_bundle
+from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.interpolate import smooth_field
+from brainseg_bids.synth.recipe import View
+from brainseg_bids.synth.space import read_space
+from brainseg_bids.volumes import read_label_map, read_volume, write_volume
+
+PARTS = ("real", "fields", "flair", "heldout", "native", "cost")
+
+Method = Callable[[Path], np.ndarray]
+"""Image file to codes of `TABLE` on its voxels."""
+
+ALL_HAVE = (*(s for s in STRUCTURES if s not in VENTRICLES), "All ventricles")
+"""Structures that the MeshNet without single ventricles has, too."""
+
+HEAD_CLASSES = {
+    "Artery": (502,),
+    "Eyes": (506,),
+    "Other soft tissue": (507,),
+    "Mucosa": (509,),
+    "Skin": (511,),
+    "Spinal cord": (512,),
+    "Vein": (514,),
+    "Cortical bone": (515,),
+    "Cancellous bone": (516,),
+    "Optic nerve and chiasm": (530,),
+}
+
+SPACES = ("t1w", "benchmarks/released/t1w_sharp.toml", "t1w7t", "mp2rage7t", "flair", "agnostic7t")
+
+
+def methods(options: argparse.Namespace, data: Path) -> dict[str, Method]:
+    """All methods by name; ours first."""
+    work, threads = options.work, options.threads
+    found: dict[str, Method] = {}
+    for name in options.models:
+        bundle = find_bundle(name)
+        found[ModelBundle.read(bundle).name] = partial(
+            real_heads.by_ours, model=bundle, work=work, threads=threads
+        )
+    for name in options.rivals:
+        found[name] = partial(
+            real_heads.by_rival, name=name, data=data, work=work, threads=threads
+        )
+    return found
+
+
+def by_samseg(image: Path, program: str, work: Path) -> np.ndarray:
+    """Codes of `TABLE` by SAMSEG; what is no brain is background."""
+    folder = samseg_folder(image, work)
+    if not (folder / "seg.mgz").exists():
+        used = run([*shlex.split(program), "-i", str(image), "-o", str(folder), "--threads", "1"])
+        (folder / "used.txt").write_text(" ".join(f"{number:.3f}" for number in used))
+    codes = np.asarray(nib.load(folder / "seg.mgz").dataobj).astype(np.int32)
+    targets = {int(k): v for k, v in real_heads.read_targets("aseg_to_brainseg.tsv").items()}
+    # Bone, soft tissue and eyes.
+    return real_heads.translate(codes, {165: "0", 258: "0", 259: "0"} | targets)
+
+
+def samseg_folder(image: Path, work: Path) -> Path:
+    """Where SAMSEG's results of an image are."""
+    return work / f"{image.name.split('.')[0]}_samseg"
+
+
+def _stem(image: Path) -> str:
+    return f"{image.parent.name}_{image.name.split('.')[0]}"
+
+
+def _dice(reference: np.ndarray, predicted: np.ndarray, method: str) -> dict[str, float]:
+    counts = real_heads.count(reference, predicted)
+    return real_heads.scores(counts, method, STRUCTURES | real_heads.GROUPS)
+
+
+MEANS = {
+    f"mean of {len(STRUCTURES)} structures": tuple(STRUCTURES),
+    f"mean of {len(ALL_HAVE)} that all have": ALL_HAVE,
+}
+
+
+def mean_of(row: dict[str, float]) -> float:
+    """Mean Dice of the structures that a method has."""
+    names = STRUCTURES if "3rd ventricle" in row else ALL_HAVE
+    return float(np.nanmean([row[name] for name in names]))
+
+
+# Real heads -------------------------------------------------------------------------------------
+
+
+def real(options: argparse.Namespace, data: Path) -> None:
+    """Dice beside references that programs or people have made."""
+    for title, cases in (
+        ("ECoG subject against FreeSurfer's aseg", real_heads.ecog(data)),
+        ("Eight brains labelled by hand (OASIS), skull-stripped", real_heads.oasis(data)),
+    ):
+        rows: dict[str, list[dict[str, float]]] = {}
+        for case in cases:
+            used = methods(options, data)
+            if options.samseg and case.name == "ECoG subject":
+                used["SAMSEG"] = partial(by_samseg, program=options.samseg, work=options.work)
+            for name, segment in used.items():
+                image = _nifti(case.image, options.work) if name == "SAMSEG" else case.image
+                rows.setdefault(name, []).append(_dice(case.reference, segment(image), name))
+            print(f"{case.name}: done", file=sys.stderr, flush=True)
+        print(f"\n### {title}\n\n{real_heads.table(rows, MEANS)}")
+
+
+def _nifti(image: Path, work: Path) -> Path:
+    """The image as NIfTI of 8 or 16 bits, for programs that want one."""
+    out = work / f"{_stem(image)}_input.nii.gz"
+    if not out.exists():
+        loaded = nib.load(image)
+        nib.save(nib.Nifti1Image(np.asarray(loaded.dataobj), loaded.affine), out)
+    return out
+
+
+# What 7 T does ----------------------------------------------------------------------------------
+
+
+def places_mm(grid: Grid) -> np.ndarray:
+    """World coordinates of all voxels, (3, X, Y, Z) float32."""
+    index = np.indices(grid.shape, dtype=np.float32).reshape(3, -1)
+    affine = np.asarray(grid.affine, dtype=np.float32)
+    return (affine[:3, :3] @ index + affine[:3, 3:]).reshape(3, *grid.shape)
+
+
+def receive_field(image: np.ndarray, grid: Grid, brain: np.ndarray) -> np.ndarray:
+    """Times a smooth field that spans 0.6 to 1.4 over the brain."""
+    field = smooth_field(
+        grid.shape,
+        voxel_size_mm=float(np.mean(grid.voxel_size_mm)),
+        node_spacing_mm=60.0,
+        seed=7,
+        device=torch.device("cpu"),
+    )
+    values = field(0, grid.shape[0]).numpy()
+    low, high = values[brain].min(), values[brain].max()
+    return image * (0.6 + 0.8 * np.clip((values - low) / (high - low), 0, 1))
+
+
+def dropout(image: np.ndarray, grid: Grid, brain: np.ndarray) -> np.ndarray:
+    """Up to 60 % of the signal lost in both temporal lobes and in the cerebellum."""
+    where = places_mm(grid)
+    low, high = (np.percentile(where[:, brain], q, axis=1) for q in (1, 99))
+    left = np.ones(grid.shape, dtype=np.float32)
+    # Shares of the brain's box, right, forward, up: temporal lobes, cerebellum.
+    for share in ((0.1, 0.6, 0.25), (0.9, 0.6, 0.25), (0.5, 0.15, 0.1)):
+        middle = low + (high - low) * np.array(share)
+        square = np.square(where - middle[:, None, None, None].astype(np.float32)).sum(0)
+        left *= 1 - 0.6 * np.exp(-square / (2 * 22.0**2))
+    return image * left
+
+
+def noisy_background(image: np.ndarray, grid: Grid, brain: np.ndarray) -> np.ndarray:
+    """What is dark around the head as bright noise, as in MP2RAGE's UNI."""
+    bright = image > 0.1 * np.percentile(image[brain], 90)
+    head = ndimage.binary_closing(bright, iterations=3) | brain
+    pieces, _ = ndimage.label(head)
+    head = ndimage.binary_fill_holes(pieces == np.argmax(np.bincount(pieces[brain])))
+    noise = np.random.default_rng(7).uniform(0, np.percentile(image[brain], 99), grid.shape)
+    return np.where(head, image, noise)
+
+
+CHANGES = {
+    "receive field ±40 %": receive_field,
+    "dropout": dropout,
+    "MP2RAGE background": noisy_background,
+}
+
+
+def changed_cases(cases: Iterator[Case], work: Path) -> Iterator[tuple[str, Case]]:
+    """Every case as it is and changed; stripped brains keep their empty background."""
+    for case in cases:
+        yield "as it is", case
+        image, grid = read_volume(case.image)
+        for name, change in CHANGES.items():
+            if name == "MP2RAGE background" and case.name.startswith("OASIS"):
+                continue
+            path = work / f"{_stem(case.image)}_{list(CHANGES).index(name)}.nii.gz"
+            if not path.exists():
+                brain = (case.reference != 0) & (image > 0)
+                write_volume(change(image, grid, brain).astype(np.float32), grid, path)
+            yield name, replace(case, image=path)
+
+
+def fields(options: argparse.Namespace, data: Path) -> None:
+    """Mean Dice of each method under each change."""
+    few = list(real_heads.oasis(data))[: options.oasis]
+    for title, cases in (("ECoG subject", real_heads.ecog(data)), ("OASIS", iter(few))):
+        found: dict[str, dict[str, list[float]]] = {}
+        for change, case in changed_cases(cases, options.work):
+            for name, segment in methods(options, data).items():
+                row = _dice(case.reference, segment(case.image), name)
+                found.setdefault(name, {}).setdefault(change, []).append(mean_of(row))
+            print(f"{case.name}, {change}: done", file=sys.stderr, flush=True)
+        print_losses(f"{title}: simulated fields of 7 T, mean Dice (loss)", found)
+
+
+def print_losses(title: str, found: dict[str, dict[str, list[float]]]) -> None:
+    """A row a method, a column a change."""
+    changes = list(next(iter(found.values())))
+    print(f"\n### {title}\n\n| method | " + " | ".join(changes) + " |")
+    print("|---" * (len(changes) + 1) + "|")
+    for name, by_change in found.items():
+        plain = np.mean(by_change[changes[0]])
+        cells = [f"{plain:.3f}"]
+        for change in changes[1:]:
+            mean = np.mean(by_change[change])
+            cells.append(f"{mean:.3f} ({mean - plain:+.3f})")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def flair(options: argparse.Namespace, data: Path) -> None:
+    """Agreement with SAMSEG on a FLAIR and on a T1w head."""
+    if not options.samseg:
+        print("\nflair: left out, it needs --samseg", file=sys.stderr)
+        return
+    images = {
+        "T1w (ECoG)": _nifti(data / "mne_sample_ecog" / "T1.mgz", options.work),
+        "FLAIR": data / "py_synthsr_flair" / "FLAIR.nii.gz",
+    }
+    found: dict[str, dict[str, list[float]]] = {}
+    for change, image in images.items():
+        reference = by_samseg(image, options.samseg, options.work)
+        for name, segment in methods(options, data).items():
+            row = _dice(reference, segment(image), name)
+            found.setdefault(name, {})[change] = [mean_of(row)]
+    print_losses("Agreement with SAMSEG, mean Dice (loss)", found)
+
+
+# Held-out label maps ----------------------------------------------------------------------------
+
+
+def heldout(options: argparse.Namespace, data: Path) -> None:
+    """Fresh pairs of maps 15 and 16, whole heads."""
+    full = LabelTable.packaged("fullhead")
+    shape = (176, 224, 208)
+    generator = Generator(Crosswalk.packaged("fullhead", "brainseg"), full, shape=shape)
+    ours = [find_bundle(name) for name in options.models]
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for number in (15, 16):
+        file = data / "synthseg_training_labels" / f"training_seg_{number}.nii.gz"
+        head = Head.from_label_map(read_label_map(file, full))
+        for space in SPACES:
+            for index in range(options.pairs):
+                recipe = read_space(space).at(1.0).draw(np.random.default_rng([number, index, 20]))
+                middle = replace(recipe.deformation, center_frac=(0.5, 0.5, 0.55))
+                pair = generator.render(head, replace(recipe, deformation=middle, view=View()))
+                image = options.work / f"seg{number}_{Path(space).stem}{index}.nii.gz"
+                write_volume(pair.image[0].numpy(), Grid(shape, np.eye(4)), image)
+                reference = TABLE.codes.astype(np.int16)[pair.labels.numpy()]
+                for bundle in ours:
+                    predicted = real_heads.by_ours(
+                        image, bundle, options.work, options.threads, anew=True
+                    )
+                    counts = real_heads.count(reference, predicted)
+                    means = [
+                        float(np.nanmean([real_heads.dice(counts, c) for c in codes.values()]))
+                        for codes in (STRUCTURES, HEAD_CLASSES)
+                    ]
+                    name = ModelBundle.read(bundle).name
+                    found.setdefault(name, {}).setdefault(Path(space).stem, []).append(means)
+    spaces = [Path(space).stem for space in SPACES]
+    print(f"\n### Fresh pairs of maps 15 and 16, {2 * options.pairs} a recipe space, mean Dice\n")
+    print("| model | classes | " + " | ".join(spaces) + " |\n|" + "---|" * (len(spaces) + 2))
+    for name, by_space in found.items():
+        for column, what in enumerate(("brain (17, sides merged)", "head (10)")):
+            cells = []
+            for space in spaces:
+                values = np.array(by_space[space])[:, column]
+                cells.append(f"{values.mean():.3f} ± {values.std(ddof=1):.3f}")
+            print(f"| {name} | {what} | " + " | ".join(cells) + " |")
+
+
+# Native voxels ----------------------------------------------------------------------------------
+
+
+def native(options: argparse.Namespace, data: Path) -> None:
+    """Grey matter's surface distance: own voxels, or by way of 1 mm."""
+    cases = [*real_heads.fine(data), *fine_synthetic(data, options.work)]
+    print("\n### Grey matter, own voxels and by way of 1 mm\n")
+    print("| image | model | Dice | by 1 mm | ASSD mm | by 1 mm |\n|" + "---|" * 6)
+    for case in cases:
+        coarse = _at_one_mm(case.image, options.work)
+        for model in options.models:
+            bundle = find_bundle(model)
+            cells = []
+            for image in (case.image, coarse):
+                real_heads.by_ours(image, bundle, options.work, options.threads)
+                cells.append(_grey(case, _result(image, bundle, options.work)))
+            numbers = [f"{dice:.4f}" for dice, _ in cells] + [f"{assd:.3f}" for _, assd in cells]
+            name = ModelBundle.read(bundle).name
+            print(f"| {case.name} | {name} | " + " | ".join(numbers) + " |")
+
+
+def _result(image: Path, bundle: Path, work: Path) -> Path:
+    model = ModelBundle.read(bundle)
+    return work / f"{_stem(image)}_{model.name}-{model.digest[:12]}.nii.gz"
+
+
+def _grey(case: Case, labels: Path) -> tuple[float, float]:
+    """Dice and ASSD of grey matter; labels of other voxels are brought to the image's."""
+    target = nib.load(case.image)
+    found = nib.load(labels)
+    if found.shape != target.shape:
+        found = processing.resample_from_to(found, target, order=0)
+    grid = Grid(target.shape, target.affine)
+    tissue = LabelTable([Label(0, "Background"), Label(1, "Grey-Matter")])
+    codes = TISSUES["Grey matter"]
+    predicted, reference = (
+        LabelMap(np.isin(voxels, codes).astype(np.int16), grid, tissue)
+        for voxels in (np.asarray(found.dataobj), case.reference)
+    )
+    (row,) = compare(predicted, reference)
+    return row.dice, row.assd_mm
+
+
+def _at_one_mm(image: Path, work: Path) -> Path:
+    """The image resampled to 1 mm, smoothed before as coarser voxels are."""
+    out = work / f"{_stem(image)}_1mm.nii.gz"
+    if not out.exists():
+        loaded = nib.load(image)
+        sizes = np.array(loaded.header.get_zooms()[:3], dtype=float)
+        # The standard deviation that a box of 1 mm has beyond a box of the image's voxels.
+        sd_vox = np.sqrt(np.maximum(1 - sizes**2, 0) / 12) / sizes
+        smooth = ndimage.gaussian_filter(np.asarray(loaded.dataobj, dtype=np.float32), sd_vox)
+        smooth = nib.Nifti1Image(smooth, loaded.affine)
+        nib.save(processing.resample_to_output(smooth, 1.0, order=1), out)
+    return out
+
+
+def fine_synthetic(data: Path, work: Path) -> Iterator[Case]:
+    """T1w images of 0.6 mm, painted from a label map of a real brain of that size."""
+    full = LabelTable.packaged("fullhead")
+    file = data / "gouhfi_expected_labels" / "sub002-t1w-06iso.nii.gz"
+    loaded = nib.load(file)
+    codes = Crosswalk.packaged("gouhfi", "fullhead").codes(np.asarray(loaded.dataobj).astype(int))
+    head = Head.from_label_map(LabelMap(codes, Grid(loaded.shape, loaded.affine), full))
+    low, high = head.box_vox
+    shape = tuple(int(n) for n in 16 * np.ceil((high - low + 24) / 16))
+    generator = Generator(
+        Crosswalk.packaged("fullhead", "brainseg"), full, shape=shape, voxel_size_mm=0.6
+    )
+    space = read_space("t1w").without("deformation", "ageing", "flip", "view")
+    space = space.changed({"resolution_isotropic_mm": (0.6, 0.7), "resolution_slice_p": 0.0})
+    for index in range(2):
+        recipe = space.draw(np.random.default_rng([index, 6]))
+        middle = replace(recipe.deformation, center_frac=(0.5, 0.5, 0.5))
+        pair = generator.render(head, replace(recipe, deformation=middle))
+        image = work / f"fine{index}.nii.gz"
+        write_volume(pair.image[0].numpy(), Grid(shape, np.diag([0.6, 0.6, 0.6, 1])), image)
+        reference = TABLE.codes.astype(np.int16)[pair.labels.numpy()]
+        yield Case(f"synthetic T1w, 0.6 mm ({index + 1})", image, reference)
+
+
+# Cost -------------------------------------------------------------------------------------------
+
+
+def cost(options: argparse.Namespace, data: Path) -> None:
+    """Seconds and memory of the ECoG head, each program alone."""
+    image = _nifti(data / "mne_sample_ecog" / "T1.mgz", options.work)
+    out = options.work / "cost.nii.gz"
+    common = ["--image", image, "--threads", str(options.threads), "--labels", out]
+    programs = {}
+    for model in options.models:
+        ours = [sys.executable, "-m", "brainseg_bids.cli.predict", *common, "--model", model]
+        ours += ["--device", "cpu", "--report", out.with_suffix(".json")]
+        name = ModelBundle.read(find_bundle(model)).name
+        programs |= {name: ours, f"{name} with flips": [*ours, "--test-time-flips"]}
+    for name in options.rivals:
+        programs[name] = [sys.executable, "-m", "benchmarks.meshnet", *common, "--model", name]
+    if options.deepbet:
+        code = "import sys; from deepbet import run_bet as bet; "
+        code += "bet([sys.argv[1]], [sys.argv[2]], no_gpu=True)"
+        programs["deepbet (mask only)"] = [options.deepbet, "-c", code, image, out]
+    print(f"\n### A head of 256³ at 1 mm, file to file, {options.threads} threads, one run\n")
+    print("| program | wall s | CPU-s | peak GiB |\n|---|---|---|---|")
+    for name, command in programs.items():
+        wall, cpu, peak = run([str(part) for part in command])
+        print(f"| {name} | {wall:.1f} | {cpu:.1f} | {peak:.2f} |")
+    used = samseg_folder(image, options.work) / "used.txt"
+    if used.exists():
+        wall, cpu, peak = map(float, used.read_text().split())
+        print(f"| SAMSEG, 1 thread | {wall:.0f} | {cpu:.0f} | {peak:.2f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder for results")
+    parser.add_argument("--models", nargs="+", required=True, help="packaged names or folders")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--rivals", nargs="*", default=list(RIVALS[:2]), choices=RIVALS)
+    parser.add_argument("--samseg", help="how SAMSEG is called; without, it is left out")
+    parser.add_argument("--deepbet", help="a Python that has deepbet; without, it is left out")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=2, help="synthetic pairs a map and space")
+    parser.add_argument("--oasis", type=int, default=8, help="brains that fields are tried on")
+    parser.add_argument("--data", help="folder of the shared data")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    torch.set_num_threads(options.threads)
+    data = shared_data(options.data)
+    for part in options.parts:
+        globals()[part](options, data)
+
+
+if __name__ == "__main__":
+    main()
