@@ -148,3 +148,17 @@ def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="full"):
         write_whole(path, "new")
     assert path.read_text() == "old"
+
+
+def test_other_steps_before_the_rate_falls_give_the_run_that_was_longer_from_the_first(tmp_path):
+    short = replace(TINY, total_steps=5, decay_steps=2)
+    long = replace(TINY, total_steps=8, decay_steps=3)
+    fit(short, LEARN, HELD, tmp_path / "resumed", until_step=2)
+    fit(long, LEARN, HELD, tmp_path / "resumed", until_step=6)
+    fit(long, LEARN, HELD, tmp_path / "straight", until_step=6)
+    one, other = (read_state(tmp_path / d / "last.ckpt") for d in ("straight", "resumed"))
+    assert difference(one, other) == 0
+    # Later it is another run, so that the line above says something.
+    fit(short, LEARN, HELD, tmp_path / "late", until_step=5)
+    fit(long, LEARN, HELD, tmp_path / "late", until_step=6)
+    assert difference(one, read_state(tmp_path / "late" / "last.ckpt")) > 0
