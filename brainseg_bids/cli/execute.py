@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -68,7 +69,9 @@ def run_plans(
     workflow.base_dir = str(settings.work_dir)
     failures, code = _run_workflow(settings, workflow, plans, crash_dir, to_run)
     with contextlib.suppress(OSError):
-        shutil.copytree(crash_dir, run_dir / "crash") if failures else shutil.rmtree(crash_dir)
+        if failures:
+            shutil.copytree(crash_dir, run_dir / "crash", dirs_exist_ok=True)
+        shutil.rmtree(crash_dir)
     return faults | failures, code
 
 
@@ -78,8 +81,10 @@ def _prepare(settings: Settings, run_dir: Path) -> Path:
 
     if settings.clean_workdir:
         _empty(settings.work_dir)
-    # In the scratch folder: the disk of the results may be what is full.
-    crash_dir = settings.work_dir / f"crash_{run_dir.name}"
+    # In the scratch folder: the disk of the results may be what is full. One for each pass of a
+    # run: what is in it is what failed in that pass.
+    settings.work_dir.mkdir(parents=True, exist_ok=True)
+    crash_dir = Path(tempfile.mkdtemp(prefix=f"crash_{run_dir.name}_", dir=settings.work_dir))
     configure_nipype(
         crash_dir=crash_dir,
         stop_on_first_crash=settings.stop_on_first_crash,

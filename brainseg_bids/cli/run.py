@@ -35,7 +35,7 @@ from brainseg_bids.cli.stages import (
 from brainseg_bids.nets.bundle import DEFAULT_MODEL, BundleError
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.plan import SubjectPlan, joined
+from brainseg_bids.workflows.plan import SubjectPlan, image_of, joined
 
 log = logging.getLogger("brainseg")
 
@@ -129,13 +129,20 @@ def _conclude(
     settings: Settings, plans: list[SubjectPlan], failures: Mapping[str, str], code: int
 ) -> int:
     """Say how it ended."""
+    # An image that several stages could not read is told once.
+    steps: dict[tuple[str, str], list[str]] = {}
     for title, reason in failures.items():
-        log.error("%s: failed: %s", title, reason)
+        steps.setdefault((image_of(title), reason), []).append(title)
+    for (image, reason), titles in steps.items():
+        log.error("%s: failed: %s", titles[0] if len(titles) == 1 else image, reason)
     if failures:
-        total = sum(len(plan.scans) + len(plan.faults) for plan in plans)
-        others = len(failures) < total and not settings.stop_on_first_crash
+        titles = {title for plan in plans for title in plan.faults}
+        titles |= {scan.title for plan in plans for scan in plan.scans}
+        failed = set(map(image_of, failures))
+        images = failed | set(map(image_of, titles))
+        others = len(failed) < len(images) and not settings.stop_on_first_crash
         rest = "; the others are complete" if others else ""
-        log.error("%d of %d could not be done%s", len(failures), total, rest)
+        log.error("%d of %d could not be done%s", len(failed), len(images), rest)
         return FAILED if code == DONE else code
     if code == DONE and settings.boilerplate_only:
         log.info("methods text: %s", settings.output_dir / "logs" / "CITATION.md")

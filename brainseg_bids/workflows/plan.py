@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -132,6 +133,25 @@ def joined(plans: Iterable[SubjectPlan]) -> list[SubjectPlan]:
             plan.label, known.scans + plan.scans, known.faults | plan.faults
         )
     return list(by_label.values())
+
+
+def image_of(title: str) -> str:
+    """The image that the title of a step or a fault is about.
+
+    >>> image_of("sub-01 ses-A T2w contrast"), image_of("sub-01 T1w for sMRIPrep")
+    ('sub-01 ses-A T2w', 'sub-01 T1w')
+
+    Maps of heads are made of T1w images, and their titles leave that out. A file beside another
+    of the same name counts for itself.
+
+    >>> image_of("sub-01 at 0.5 mm"), image_of("sub-01 T1w (sub-01_T1w.nii)")
+    ('sub-01 T1w', 'sub-01 T1w (sub-01_T1w.nii)')
+    """
+    found = re.match(r"(sub-\S+(?: [a-z]+-\S+)*) (\w+)(?= [^(]|$)", title)
+    if not found:
+        return title
+    entities, word = found.groups()
+    return f"{entities} {'T1w' if word == 'at' else word}"
 
 
 def why_run(outputs: Mapping[str, Path], provenance: Mapping, *, both_ways: bool = True) -> str:

@@ -277,3 +277,18 @@ def test_a_read_only_output_is_refused(app, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "Read-only file system" in said
     assert "Choose another" in said
+
+
+def test_an_image_that_several_passes_and_stages_meet_is_told_and_counted_once(app):
+    data = app.images("sub-01_T1w", "sub-02_T1w", "sub-03_T1w")
+    (data / "sub-02" / "anat" / "sub-02_T1w.nii.gz").write_bytes(b"no image")
+    done = app("--stages", "segment", "headlabels", "--freesurfer-export")
+    assert done.code == 1
+    lines = [line for line in done.log.splitlines() if " brainseg ERROR: " in line]
+    assert len(lines) == 2, lines
+    assert "ERROR: sub-02 T1w: failed: " in lines[0]
+    assert "cannot be read as an image" in lines[0]
+    assert lines[1].endswith("1 of 3 could not be done; the others are complete")
+    assert not list(done.work.glob("crash_*"))
+    (crashes,) = done.output.glob("logs/*/crash")
+    assert list(crashes.glob("crash-*.txt"))
