@@ -12,6 +12,7 @@ from torch import Tensor
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.architectures import build
+from brainseg_bids.nets.careful import careful
 from brainseg_bids.training.losses import loss_of
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class SegmentationTask(lightning.LightningModule):
         super().__init__()
         self.net = build(plan.net)
         self.plan, self.table = plan, table
+        careful(self.net)
         self.loss = loss_of(plan)
         self.losses: list[tuple[list[int], Tensor]] = []
         if plan.checkpointing:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from brainseg_bids.nets.architectures import NetSpec
+from brainseg_bids.nets.architectures import ARCHITECTURES, NetSpec
 from brainseg_bids.synth.generator import Head
 from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.fit import (
@@ -26,7 +26,8 @@ from brainseg_bids.training.losses import (
     chosen_dice_loss,
 )
 from brainseg_bids.training.pairs import PairStream
-from tests.training.tiny import TINY
+from tests.nets.test_architectures import smallest_patch, tiny
+from tests.training.tiny import TINY, difference, read_state
 
 PLAN = replace(
     TINY,
@@ -141,6 +142,28 @@ def test_a_resumed_run_ends_where_a_straight_one_does(ready, tmp_path):
     assert steps_done(tmp_path / "stopped" / "last.ckpt") == 3
     resumed = fit(PLAN, [ready], [ready], tmp_path / "stopped")
     torch.testing.assert_close(weights_of(resumed), weights_of(straight), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["chosen", "dense"])
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_every_architecture_trains_on_the_phantom_and_goes_on_bit_by_bit(
+    architecture, loss, ready, tmp_path
+):
+    net = tiny(architecture, n_labels=43)
+    own = {"net": net, "loss": loss, "precision": "bf16-mixed", "total_steps": 4}
+    plan = replace(TINY, **own, patch_vox=smallest_patch(net))
+    fit(plan, [ready], [ready], tmp_path / "straight")
+    fit(plan, [ready], [ready], tmp_path / "stopped", until_step=3)
+    fit(plan, [ready], [ready], tmp_path / "stopped")
+    one, other = (read_state(tmp_path / d / "last.ckpt") for d in ("straight", "stopped"))
+    assert difference(one, other) == 0
+    begun = make_task(plan).net.weights()
+    learned = {
+        name for name, was in begun.items() if not torch.equal(one[f"state_dict/net.{name}"], was)
+    }
+    kernels = {name for name, was in begun.items() if was.ndim > 1}
+    assert kernels <= learned
+    assert all(torch.isfinite(tensor).all() for tensor in one.values())
 
 
 def test_a_loss_that_is_no_number_names_its_step(ready, tmp_path):
