@@ -9,6 +9,7 @@ Outside (files, programs, pages)    ``bids`` · ``reports`` · ``interfaces`` ·
 The outside calls the inside, never the reverse (``tests/test_layers.py``).
 """
 
+import logging
 import os
 
 # nipype asks a server for its newest version at the first Interface() of every process;
@@ -20,6 +21,12 @@ os.environ.setdefault("USER", "brainseg")
 # Nor has it a home, and pybids asks for one; like Docker we say it is the root folder.
 if os.path.expanduser("~") == "~":
     os.environ["HOME"] = os.sep
+
+# Where the home cannot be written to, matplotlib makes itself a folder in TMPDIR. That is what we
+# want in a container, and no reason for two long lines of each process.
+logging.getLogger("matplotlib").addFilter(
+    lambda record: not str(record.msg).startswith(("mkdir -p failed", "Matplotlib created a temp"))
+)
 
 if os.environ.get("BRAINSEG_OFFLINE", "") not in ("", "0"):  # of --offline, for child processes
     from brainseg_bids.offline import forbid_network

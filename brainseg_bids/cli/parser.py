@@ -171,7 +171,11 @@ def _add_segmentation(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "cpu", "cuda", "mps"),
         help="where the network runs; auto (default) takes an accelerator if there is one",
     )
-    add("--probseg", action="store_true", help="also write the probability of each label")
+    add(
+        "--probseg",
+        action="store_true",
+        help="also write the probability of each label, and mask and tissues for sMRIPrep",
+    )
     add(
         "--ensemble",
         nargs="+",
