@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ class ScanReport:
         Files that were written.
     what, caption : str
         What ``source`` is, and what the figure shows.
+    noun, done : str
+        How it is counted: "2 images segmented".
     """
 
     title: str
@@ -50,6 +53,8 @@ class ScanReport:
     outputs: list[str] = field(default_factory=list)
     what: str = "Segmented image"
     caption: str = "Each cut twice: the image alone, and beneath it the image with its labels."
+    noun: str = "image"
+    done: str = "segmented"
 
 
 def write_page(
@@ -98,6 +103,7 @@ def write_page(
         "report.html.j2",
         subject=subject.removeprefix("sub-"),
         scans=[_scan(scan) for scan in scans],
+        counts=_counts(scans),
         heads=head_sections,
         contrasts=contrast_sections,
         n_warnings=sum(len(scan.warnings) for scan in scans)
@@ -107,6 +113,18 @@ def write_page(
         methods=_paragraphs(methods),
         version=version,
     )
+
+
+def _counts(scans: Sequence[ScanReport]) -> list[str]:
+    """How many there are of each kind.
+
+    >>> one = ScanReport("sub-01 T1w", "x", Path(), [])
+    >>> finer = ScanReport("at 0.5 mm", "x", Path(), [], noun="label map", done="made finer")
+    >>> _counts([one, one, finer])
+    ['2 images segmented', '1 label map made finer']
+    """
+    kinds = Counter((scan.noun, scan.done) for scan in scans)
+    return [f"{n} {noun}{'s' if n != 1 else ''} {done}" for (noun, done), n in kinds.items()]
 
 
 def _scan(scan: ScanReport) -> dict:

@@ -221,6 +221,8 @@ def finer_report(plan: UpsamplePlan, *, output_dir: Path) -> ScanReport:
         warnings=[f"These labels are lost at these voxels: {lost}."] if lost else [],
         outputs=_written(plan, output_dir),
         what="Label map",
+        noun="label map",
+        done="made finer",
         caption="Above the label map, below the same at finer voxels.",
     )
 
@@ -247,6 +249,7 @@ def space_report(plan: SpacePlan, *, output_dir: Path, bids_dir: Path) -> ScanRe
         facts={key: value for key, value in facts.items() if value},
         outputs=_written(plan, output_dir),
         what="Registered image",
+        done="in a standard space",
         caption="Each cut of the template twice: alone, and beneath it with the image's labels.",
     )
 
