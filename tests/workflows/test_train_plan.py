@@ -182,7 +182,7 @@ def test_a_file_that_was_not_fetched_says_how_to_get_it(tmp_path):
     root = give(tmp_path, "sub-01_seg-fullhead")
     link = root / "sub-01" / "anat" / "sub-01_ses-B_seg-fullhead_dseg.nii.gz"
     link.symlink_to("../../.git/annex/objects/nowhere.nii.gz")
-    with pytest.raises(InputError, match=r"Fetch it with: git -C .* annex get .*sub-01_ses-B"):
+    with pytest.raises(InputError, match=r"Fetch it with: .+ get .*sub-01_ses-B"):
         find_head_maps(root)
 
 
