@@ -45,5 +45,6 @@ html_static_path = ["_static"]
 html_css_files = ["brainseg.css"]
 html_show_sphinx = False
 html_copy_source = False
+highlight_language = "text"  # blocks without a language are shells' and logs
 pygments_style = "tango"
 pygments_dark_style = "monokai"
