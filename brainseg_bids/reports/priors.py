@@ -198,6 +198,11 @@ def _metadata_facts(metadata: Mapping) -> dict[str, str]:
 
     >>> _metadata_facts({"Suffix": "T1w", "Metadata": {"EchoTime": 0.003}, "Tags": ["a", "b"]})
     {'Suffix': 'T1w', 'Echo time': '0.003', 'Tags': 'a, b'}
+
+    Of a contrast the share of skull-stripped images is kept.
+
+    >>> _metadata_facts({"SkullStripped": 0.5})
+    {'Skull stripped': '50 % of the images'}
     """
     facts = {}
     for key, value in metadata.items():
@@ -205,6 +210,8 @@ def _metadata_facts(metadata: Mapping) -> dict[str, str]:
             facts |= _metadata_facts(value)
         elif isinstance(value, list | tuple):
             facts[_spaced(str(key))] = ", ".join(map(str, value))
+        elif key == "SkullStripped" and isinstance(value, float):
+            facts[_spaced(key)] = f"{100 * value:.0f} % of the images"
         elif value is not None:
             facts[_spaced(str(key))] = str(value)
     return facts
