@@ -84,8 +84,8 @@ REFUSED = {
     "zero": "every voxel is 0",
     "slice": "a single slice",
     "complex": "complex numbers",
-    "pointer": "datalad get",
-    "link": "datalad get",
+    "pointer": "(datalad|annex) get",
+    "link": "(datalad|annex) get",
 }
 
 

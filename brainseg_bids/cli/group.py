@@ -42,7 +42,7 @@ def _summary(settings: Settings) -> None:
     for page, n_images in write_group(
         settings.output_dir, title=settings.bids_dir.name, participants=settings.participant_label
     ):
-        log.info("%d images compared: %s", n_images, page)
+        log.info("%d image%s compared: %s", n_images, "s" * (n_images != 1), page)
 
 
 def _priors(settings: Settings) -> None:

@@ -85,7 +85,7 @@ def test_an_image_that_is_not_fetched_is_a_fault_with_the_remedy(dataset):
     image.symlink_to("../../.git/annex/objects/aa/bb/MD5E-s1--x.nii.gz")
     (subject,) = find_subjects(dataset, ["01"])
     assert titles([subject]) == ["sub-01 T1w"]
-    assert "datalad get" in subject.faults["sub-01 T2w"]
+    assert "Fetch it with: " in subject.faults["sub-01 T2w"]
 
 
 def test_two_files_for_one_image_are_a_fault(dataset):

@@ -77,7 +77,7 @@ def spoilt(lasting_app):
         ("empty", "empty. Copy or export it again"),
         ("corrupt", "cannot be read as an image"),
         ("truncated", "cannot be read as an image"),
-        ("unfetched", "datalad get"),
+        ("unfetched", "content is not here (git-annex). Fetch it with: "),
         ("series", "not one 3D volume"),
         ("nan", "NaN or infinite"),
         ("infinite", "NaN or infinite"),
