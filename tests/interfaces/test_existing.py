@@ -235,7 +235,7 @@ def test_a_derivative_of_another_image_or_tool_is_refused(tmp_path, text, words)
 
 def test_a_sidecar_that_was_not_fetched_is_told(tmp_path):
     (tmp_path / "sub-01_seg-charm_dseg.json").symlink_to(".git/annex/objects/nothing")
-    with pytest.raises(InputError, match="(datalad|annex) get"):
+    with pytest.raises(InputError, match=r"(datalad|annex) get"):
         origin(tmp_path, None)
 
 
