@@ -5,6 +5,9 @@
 
 For a run that stage ``train`` has not begun, say what it cannot know:
 ``--name mine --contrasts T1w --card FILE --out DIR``
+
+``--level-volumes 16`` fits one offset a label on 16 synthetic pairs of the label maps that were
+learned from, so that volumes are right on average; see `brainseg_bids.training.leveling`.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from brainseg_bids.training.fit import TrainPlan
 
 SEEN = "seen.json"
+LEVEL_SEED = 2_000_003
+"""Added to a plan's seed for the pairs that volumes are leveled on."""
 LOSSES = {"chosen": "at chosen voxels", "dense": "at all voxels"}
 
 
@@ -44,6 +49,8 @@ def bundle_run(
     name: str = "",
     contrasts: Sequence[str] = (),
     card: str = "",
+    level_pairs: int = 0,
+    heads: Sequence[Path] = (),
 ) -> ModelBundle:
     """Bundle the averaged weights of a run's last checkpoint, whole or not at all.
 
@@ -55,6 +62,10 @@ def bundle_run(
         Folder of the bundle; default: ``bundle`` beside ``run``.
     name, contrasts, card
         Default: what ``job.json`` of stage ``train`` says; the card is made from it.
+    level_pairs : int
+        Pairs that volumes are leveled on; 0: they are left as they are.
+    heads : sequence of Path
+        Label maps to make these of; default: those that were learned from.
 
     Raises
     ------
@@ -80,6 +91,7 @@ def bundle_run(
         raise BundleError(f"{run}: has no job.json. Say {', '.join(missing)}.")
     plan, steps = TrainPlan.from_json((run / "plan.json").read_text()), steps_done(checkpoint)
     net = averaged_net(plan, checkpoint)
+    leveled = _level(net, plan, heads or _learned_from(run), level_pairs) if level_pairs else {}
     text = card or _card(card_facts(run, job, plan, net, steps))
     out = out or run.parent / "bundle"
     fresh = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
@@ -93,17 +105,73 @@ def bundle_run(
             patch_vox=plan.patch_vox,
             contrasts=tuple(contrasts) or tuple(job["contrasts"]),
             card=text,
-            training={
-                "plan": json.loads(plan.to_json()),
-                "steps": steps,
-                **{key: job[key] for key in ("spaces", "maps", "command") if key in job},
-            },
+            training=names_only(
+                {
+                    "plan": json.loads(plan.to_json()),
+                    "steps": steps,
+                    **{key: job[key] for key in ("spaces", "maps", "command") if key in job},
+                    **leveled,
+                }
+            ),
             seen=read_seen(run),
         )
         _swap(fresh, out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return ModelBundle.read(out)
+
+
+def names_only(value):
+    """The same with file names where absolute paths stood: a model is given to others.
+
+    >>> names_only({"/home/me/mine.toml": 0.8, "command": "brainseg /data/maps out group"})
+    {'mine.toml': 0.8, 'command': 'brainseg maps out group'}
+    """
+    if isinstance(value, Mapping):
+        return {names_only(key): names_only(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [names_only(one) for one in value]
+    if isinstance(value, str):
+        words = value.split(" ")
+        return " ".join(Path(word).name if word.startswith("/") else word for word in words)
+    return value
+
+
+def _level(net: PackedNet, plan: TrainPlan, heads: Sequence[Path], pairs: int) -> dict:
+    """Level a network's volumes; what the manifest says of it."""
+    from brainseg_bids.synth.generator import Head
+    from brainseg_bids.synth.space import read_space
+    from brainseg_bids.training.fit import make_generator
+    from brainseg_bids.training.leveling import add_offsets, level_volumes
+    from brainseg_bids.training.pairs import PairStream
+    from brainseg_bids.volumes import read_label_map
+
+    source, target = (LabelTable.packaged(n) for n in (plan.source_table, plan.target_table))
+    stream = PairStream(
+        [Head.from_label_map(read_label_map(path, source)) for path in heads],
+        [(read_space(name), share) for name, share in plan.spaces.items()],
+        make_generator(plan),
+        seed=plan.seed + LEVEL_SEED,
+    )
+    is_half = plan.precision.startswith("bf16")
+    offsets = level_volumes(net.eval(), stream, target, pairs=pairs, autocast=is_half)
+    add_offsets(net, offsets)
+    names = {label.name: round(float(o), 4) for label, o in zip(target, offsets, strict=True)}
+    return {"leveled": {"pairs": pairs, "offsets": names}}
+
+
+def _learned_from(run: Path) -> list[Path]:
+    """Label maps of a run, as its log names them."""
+    from brainseg_bids.nets.bundle import BundleError
+
+    found = _read(run / "job.json").get("heads", [])
+    paths = [Path(path) for path in found]
+    if not paths or not all(path.is_file() for path in paths):
+        raise BundleError(
+            f"{run}: does not say which label maps it learned from, or they are gone. Name them "
+            "with --heads."
+        )
+    return paths
 
 
 def _swap(fresh: Path, out: Path) -> None:
@@ -224,6 +292,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--contrasts", nargs="+", default=(), help="BIDS suffixes it is made for")
     parser.add_argument("--card", type=Path, help="model card, Markdown")
     parser.add_argument("--out", type=Path, help="folder of the bundle; default: beside --run")
+    parser.add_argument("--level-volumes", type=int, default=0, metavar="PAIRS")
+    parser.add_argument("--heads", type=Path, nargs="+", default=(), help="label maps for that")
     options = parser.parse_args(argv)
     try:
         bundle = bundle_run(
@@ -232,6 +302,8 @@ def main(argv: list[str] | None = None) -> int:
             name=options.name,
             contrasts=options.contrasts,
             card=options.card.read_text(encoding="utf-8") if options.card else "",
+            level_pairs=options.level_volumes,
+            heads=options.heads,
         )
     except (OSError, ValueError) as error:
         print(f"bundle: ERROR: {error}", file=sys.stderr)

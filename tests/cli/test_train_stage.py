@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.cli import bundle, train_memory, train_stage
@@ -254,6 +255,20 @@ def test_an_unfinished_model_can_be_bundled_by_hand(trained, capsys):
     assert not list(stage.root.glob(".early*"))
     assert bundle.main(["--run", str(stage.root)]) == 2
     assert "there is no such file" in capsys.readouterr().err
+
+
+def test_bundling_can_level_volumes_and_tells_nobody_where_files_were(trained):
+    stage, _ = trained
+    plain, leveled = (stage.root / name for name in ("plain", "leveled"))
+    assert bundle.main(["--run", str(stage.training), "--out", str(plain)]) == 0
+    arguments = ["--run", str(stage.training), "--out", str(leveled), "--level-volumes", "2"]
+    assert bundle.main(arguments) == 0
+    weights, other = (load_file(folder / "weights.safetensors") for folder in (plain, leveled))
+    assert [name for name in weights if not weights[name].equal(other[name])] == ["head.bias"]
+    said = (leveled / "bundle.json").read_text()
+    assert json.loads(said)["training"]["leveled"]["pairs"] == 2
+    assert str(stage.root) not in said
+    assert "leveled" not in (plain / "bundle.json").read_text()
 
 
 # -- plans --------------------------------------------------------------------------------
