@@ -19,9 +19,11 @@ from brainseg_bids.nets.architectures import PackedNet
 from brainseg_bids.training.pairs import PairStream, render
 
 VOXELS_PER_PAIR = 400_000
-ROUNDS = 30
-STEP = 0.5
+ROUNDS = 60
+STEP = 0.3
 """Of the logarithm of a volume's ratio, taken off a label's scores in a round."""
+LONGEST_STEP = 0.2
+"""Labels compete: one that lost all its voxels must not take all of the others' in return."""
 FEWEST = 5.0
 """Voxels added to both volumes, so that what hardly occurs is not pushed about."""
 
@@ -89,12 +91,16 @@ def _mirrors(table: LabelTable) -> Tensor:
 def _offsets(scores: Tensor, truth: Tensor, mirrors: Tensor) -> Tensor:
     n_labels = scores.shape[1]
     wanted = _volumes(truth, n_labels, mirrors)
+    # What no pair has says nothing about how it should be scored; background is what the others
+    # are measured against: only differences of scores matter.
+    fitted = wanted > 0
+    fitted[0] = False
     offsets = torch.zeros(n_labels)
     for _ in range(ROUNDS):
         found = _volumes((scores + offsets).max(1).indices, n_labels, mirrors)
-        offsets -= STEP * torch.log((found + FEWEST) / (wanted + FEWEST))
-    # What no pair has, says nothing about how it should be scored.
-    return torch.where(wanted > 0, offsets, 0.0)
+        change = STEP * torch.log((found + FEWEST) / (wanted + FEWEST))
+        offsets -= torch.where(fitted, change.clamp(-LONGEST_STEP, LONGEST_STEP), 0.0)
+    return offsets
 
 
 def _volumes(ranks: Tensor, n_labels: int, mirrors: Tensor) -> Tensor:
