@@ -6,7 +6,7 @@ places and the same Gaussian, and end with labels (uint8) of every voxel. MONAI 
 scores in float32; ours blends features in rolling sums, in bfloat16 where the processor has it.
 Each run is a process of its own; the two take turns.
 
-``python -m benchmarks.sliding --model head-t1w --threads 2``
+``python -m benchmarks.sliding --model head-1mm --threads 2``
 
 Cases: ``own``, the head cropped at the network's own voxel size; ``large``, that head repeated
 until 352x352x256 voxels are full, so that the network sees what it was trained for; ``large54``,
@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.data import shared_data
+from brainseg_bids.nets.bundle import DEFAULT_MODEL
 
 LARGE_SHAPE, FINE_MM = (256, 352, 352), 0.7
 LARGE_WINDOW = (112, 112, 112)
@@ -39,7 +40,7 @@ PROGRAMS = {"ours": ("ours", "bf16"), "ours, float32": ("ours", "fp32"), "MONAI"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="head-t1w", help="packaged model or a model folder")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="packaged model or a model folder")
     parser.add_argument("--image", type=Path, help="by default the ECoG subject, 256³ at 1 mm")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=1)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from brainseg_bids.nets.architectures import PackedNet
 
-DEFAULT_MODEL = "head-t1w"
+DEFAULT_MODEL = "head-1mm"
 FORMAT = 1
 WEIGHTS, LABELS, CARD, MANIFEST = "weights.safetensors", "labels.tsv", "README.md", "bundle.json"
 

@@ -33,9 +33,10 @@ def _image(root: Path, name: str = "sub-01_T1w") -> Path:
 
 def _how(root: Path):
     from brainseg_bids.cli.stages import read_model
+    from brainseg_bids.nets.bundle import DEFAULT_MODEL
     from brainseg_bids.workflows.how import HowToRun
 
-    model, _ = read_model("head-t1w")
+    model, _ = read_model(DEFAULT_MODEL)
     tables = dict.fromkeys(("brainseg", "fullhead"), model.path / "labels.tsv")
     return HowToRun(model=model, tables=tables, output_dir=root)
 

@@ -20,7 +20,12 @@ from brainseg_bids.nets.architectures import (
     pack,
     unpack,
 )
-from brainseg_bids.nets.bundle import ModelBundle, find_bundle, write_bundle
+from brainseg_bids.nets.bundle import (
+    DEFAULT_MODEL,
+    ModelBundle,
+    find_bundle,
+    write_bundle,
+)
 from brainseg_bids.nets.sizes import patch_multiple
 from tests.phantom.head import phantom_head, phantom_image
 
@@ -188,7 +193,7 @@ def test_old_specs_still_make_the_networks_they_made(text, n_weights):
 
 
 def test_the_packaged_model_is_loaded():
-    net = ModelBundle.read(find_bundle("head-t1w")).load()
+    net = ModelBundle.read(find_bundle(DEFAULT_MODEL)).load()
     assert isinstance(net, PackedNet)
     assert all(weight.isfinite().all() for weight in net.weights().values())
 
