@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--steps", type=int, required=True, help="of each run")
     plan.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     plan.add_argument("--kappa", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0])
-    plan.add_argument("--plan", type=Path, help="TrainPlan as JSON; default: a small one of 1.5 mm")
+    plan.add_argument("--plan", type=Path, help="TrainPlan as JSON; default: a small net")
     plan.add_argument(
         "--margin", type=float, default=0.01, help="smallest difference of Dice that matters"
     )
