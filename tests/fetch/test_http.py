@@ -305,7 +305,11 @@ def test_ctrl_c_ends_it_at_once_and_the_next_run_goes_on(server, tmp_path):
     server.faults[T1W] = ["slow"]
     command = [sys.executable, "-m", "brainseg_bids", "fetch", "ds000999", str(tmp_path / "d")]
     command += ["--participant-label", "01", "--s3-url", server.url]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Shells start what they put in the background deaf to Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     part = tmp_path / "d" / (T1W.removeprefix("ds000999/") + ".part")
     until_s = time.monotonic() + 120
     while not (part.exists() and part.stat().st_size) and time.monotonic() < until_s:
