@@ -164,12 +164,18 @@ def fine(data: Path) -> Iterator[Case]:
 HEADS = {"ecog": ecog, "oasis": oasis, "colin": colin, "fine": fine}
 
 
+def ours_file(image: Path, model: Path, work: Path, *, flips: bool = False) -> Path:
+    """Where the labels of an image by a model of ours are kept."""
+    bundle = ModelBundle.read(model)
+    how = "-flips" if flips else ""
+    return work / f"{stem(image)}_{bundle.name}-{bundle.digest[:12]}{how}.nii.gz"
+
+
 def by_ours(
-    image: Path, model: Path, work: Path, threads: int, *, anew: bool = False
+    image: Path, model: Path, work: Path, threads: int, *, anew: bool = False, flips: bool = False
 ) -> np.ndarray:
     """Codes of `TABLE` from ``brainseg_bids.cli.predict``; ``anew`` even if they are there."""
-    bundle = ModelBundle.read(model)
-    out = work / f"{_stem(image)}_{bundle.name}-{bundle.digest[:12]}.nii.gz"
+    out = ours_file(image, model, work, flips=flips)
     if anew or not out.exists():
         subprocess.run(
             [
@@ -188,6 +194,7 @@ def by_ours(
                 "cpu",
                 "--threads",
                 str(threads),
+                *(["--test-time-flips"] if flips else []),
             ],
             check=True,
         )
@@ -196,7 +203,7 @@ def by_ours(
 
 def by_rival(image: Path, name: str, data: Path, work: Path, threads: int) -> np.ndarray:
     """Codes of `TABLE` from one of brainchop's models; sides merged into left if it has none."""
-    out = work / f"{_stem(image)}_{name}.nii.gz"
+    out = work / f"{stem(image)}_{name}.nii.gz"
     if not out.exists():
         subprocess.run(
             [
@@ -222,7 +229,8 @@ def by_rival(image: Path, name: str, data: Path, work: Path, threads: int) -> np
     return translate(ranks, {rank: targets[label] for rank, label in enumerate(names)})
 
 
-def _stem(image: Path) -> str:
+def stem(image: Path) -> str:
+    """Name that tells images of several folders apart."""
     return f"{image.parent.name}_{image.name.split('.')[0]}"
 
 

@@ -44,7 +44,7 @@ from scipy import ndimage
 from benchmarks import real_heads
 from benchmarks.data import shared_data
 from benchmarks.inference import run
-from benchmarks.real_heads import RIVALS, STRUCTURES, TABLE, TISSUES, VENTRICLES, Case
+from benchmarks.real_heads import RIVALS, STRUCTURES, TABLE, TISSUES, VENTRICLES, Case, stem
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
@@ -56,8 +56,6 @@ from brainseg_bids.synth.interpolate import smooth_field
 from brainseg_bids.synth.recipe import View
 from brainseg_bids.synth.space import read_space
 from brainseg_bids.volumes import read_label_map, read_volume, write_volume
-
-PARTS = ("real", "fields", "flair", "heldout", "native", "cost")
 
 Method = Callable[[Path], np.ndarray]
 """Image file to codes of `TABLE` on its voxels."""
@@ -87,9 +85,11 @@ def methods(options: argparse.Namespace, data: Path) -> dict[str, Method]:
     found: dict[str, Method] = {}
     for name in options.models:
         bundle = find_bundle(name)
-        found[ModelBundle.read(bundle).name] = partial(
-            real_heads.by_ours, model=bundle, work=work, threads=threads
-        )
+        ours = partial(real_heads.by_ours, model=bundle, work=work, threads=threads)
+        model = ModelBundle.read(bundle).name
+        found[model] = ours
+        if options.flips:
+            found[f"{model} with flips"] = partial(ours, flips=True)
     for name in options.rivals:
         found[name] = partial(
             real_heads.by_rival, name=name, data=data, work=work, threads=threads
@@ -112,10 +112,6 @@ def by_samseg(image: Path, program: str, work: Path) -> np.ndarray:
 def samseg_folder(image: Path, work: Path) -> Path:
     """Where SAMSEG's results of an image are."""
     return work / f"{image.name.split('.')[0]}_samseg"
-
-
-def _stem(image: Path) -> str:
-    return f"{image.parent.name}_{image.name.split('.')[0]}"
 
 
 def _dice(reference: np.ndarray, predicted: np.ndarray, method: str) -> dict[str, float]:
@@ -158,7 +154,7 @@ def real(options: argparse.Namespace, data: Path) -> None:
 
 def _nifti(image: Path, work: Path) -> Path:
     """The image as NIfTI of 8 or 16 bits, for programs that want one."""
-    out = work / f"{_stem(image)}_input.nii.gz"
+    out = work / f"{stem(image)}_input.nii.gz"
     if not out.exists():
         loaded = nib.load(image)
         nib.save(nib.Nifti1Image(np.asarray(loaded.dataobj), loaded.affine), out)
@@ -227,7 +223,7 @@ def changed_cases(cases: Iterator[Case], work: Path) -> Iterator[tuple[str, Case
         for name, change in CHANGES.items():
             if name == "MP2RAGE background" and case.name.startswith("OASIS"):
                 continue
-            path = work / f"{_stem(case.image)}_{list(CHANGES).index(name)}.nii.gz"
+            path = work / f"{stem(case.image)}_{list(CHANGES).index(name)}.nii.gz"
             if not path.exists():
                 brain = (case.reference != 0) & (image > 0)
                 write_volume(change(image, grid, brain).astype(np.float32), grid, path)
@@ -338,15 +334,10 @@ def native(options: argparse.Namespace, data: Path) -> None:
             cells = []
             for image in (case.image, coarse):
                 real_heads.by_ours(image, bundle, options.work, options.threads)
-                cells.append(_grey(case, _result(image, bundle, options.work)))
+                cells.append(_grey(case, real_heads.ours_file(image, bundle, options.work)))
             numbers = [f"{dice:.4f}" for dice, _ in cells] + [f"{assd:.3f}" for _, assd in cells]
             name = ModelBundle.read(bundle).name
             print(f"| {case.name} | {name} | " + " | ".join(numbers) + " |")
-
-
-def _result(image: Path, bundle: Path, work: Path) -> Path:
-    model = ModelBundle.read(bundle)
-    return work / f"{_stem(image)}_{model.name}-{model.digest[:12]}.nii.gz"
 
 
 def _grey(case: Case, labels: Path) -> tuple[float, float]:
@@ -368,7 +359,7 @@ def _grey(case: Case, labels: Path) -> tuple[float, float]:
 
 def _at_one_mm(image: Path, work: Path) -> Path:
     """The image resampled to 1 mm, smoothed before as coarser voxels are."""
-    out = work / f"{_stem(image)}_1mm.nii.gz"
+    out = work / f"{stem(image)}_1mm.nii.gz"
     if not out.exists():
         loaded = nib.load(image)
         sizes = np.array(loaded.header.get_zooms()[:3], dtype=float)
@@ -435,12 +426,23 @@ def cost(options: argparse.Namespace, data: Path) -> None:
         print(f"| SAMSEG, 1 thread | {wall:.0f} | {cpu:.0f} | {peak:.2f} |")
 
 
+PARTS = {
+    "real": real,
+    "fields": fields,
+    "flair": flair,
+    "heldout": heldout,
+    "native": native,
+    "cost": cost,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for results")
     parser.add_argument("--models", nargs="+", required=True, help="packaged names or folders")
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS[:2]), choices=RIVALS)
+    parser.add_argument("--flips", action="store_true", help="ours with --test-time-flips, too")
     parser.add_argument("--samseg", help="how SAMSEG is called; without, it is left out")
     parser.add_argument("--deepbet", help="a Python that has deepbet; without, it is left out")
     parser.add_argument("--threads", type=int, default=2)
@@ -453,7 +455,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     data = shared_data(options.data)
     for part in options.parts:
-        globals()[part](options, data)
+        PARTS[part](options, data)
 
 
 if __name__ == "__main__":

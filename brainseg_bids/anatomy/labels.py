@@ -206,6 +206,15 @@ class LabelTable:
         lookup[codes] = np.arange(len(codes), dtype=np.int32)
         return lookup
 
+    def mirrors(self) -> np.ndarray:
+        """Rank of each label's counterpart on the other side, itself if it has none, (n,) int32.
+
+        >>> sides = [Label(2, "Left", mirror=5), Label(5, "Right", mirror=2)]
+        >>> LabelTable([Label(0, "Background"), *sides]).mirrors()
+        array([0, 2, 1], dtype=int32)
+        """
+        return self.positions()[[label.mirror for label in self]]
+
     def subset(self, codes: Iterable[int], *, name: str | None = None) -> LabelTable:
         """Table of the given codes only; a counterpart that is left out is replaced by itself."""
         kept = {int(code) for code in codes}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 import uuid
@@ -82,6 +83,8 @@ def bundle_run(
                 f"{path}: there is no such file. Train first; nothing to bundle yet."
             )
     job = _read(run / "job.json")
+    if "command" in job:
+        job["command"] = _command_without_folders(job["command"])
     missing = [
         flag
         for flag, given in (("--name", name), ("--contrasts", contrasts), ("--card", card))
@@ -92,7 +95,7 @@ def bundle_run(
     plan, steps = TrainPlan.from_json((run / "plan.json").read_text()), steps_done(checkpoint)
     net = averaged_net(plan, checkpoint)
     leveled = _level(net, plan, heads or _learned_from(run), level_pairs) if level_pairs else {}
-    text = card or _card(card_facts(run, job, plan, net, steps))
+    text = card or _card(card_facts(run, job, plan, net, steps, level_pairs=level_pairs))
     out = out or run.parent / "bundle"
     fresh = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -124,17 +127,28 @@ def bundle_run(
 def names_only(value):
     """The same with file names where absolute paths stood: a model is given to others.
 
-    >>> names_only({"/home/me/mine.toml": 0.8, "command": "brainseg /data/maps out group"})
-    {'mine.toml': 0.8, 'command': 'brainseg maps out group'}
+    >>> names_only({"/home/me/mine.toml": 0.8, "spaces": ["t1w"]})
+    {'mine.toml': 0.8, 'spaces': ['t1w']}
     """
     if isinstance(value, Mapping):
         return {names_only(key): names_only(one) for key, one in value.items()}
     if isinstance(value, list):
         return [names_only(one) for one in value]
-    if isinstance(value, str):
-        words = value.split(" ")
-        return " ".join(Path(word).name if word.startswith("/") else word for word in words)
+    if isinstance(value, str) and value.startswith("/"):
+        return Path(value).name
     return value
+
+
+def _command_without_folders(command: str) -> str:
+    """
+    >>> _command_without_folders("brainseg '/data/my maps' out group -d fs=/data/fs --name a")
+    "brainseg 'my maps' out group -d fs=fs --name a"
+    """
+    words = []
+    for word in shlex.split(command):
+        what, _, path = word.rpartition("=")
+        words.append(f"{what}={names_only(path)}" if what else names_only(path))
+    return shlex.join(words)
 
 
 def _level(net: PackedNet, plan: TrainPlan, heads: Sequence[Path], pairs: int) -> dict:
@@ -161,7 +175,7 @@ def _level(net: PackedNet, plan: TrainPlan, heads: Sequence[Path], pairs: int) -
 
 
 def _learned_from(run: Path) -> list[Path]:
-    """Label maps of a run, as its log names them."""
+    """Label maps of a run, as its ``job.json`` names them."""
     from brainseg_bids.nets.bundle import BundleError
 
     found = _read(run / "job.json").get("heads", [])
@@ -189,7 +203,9 @@ def _card(facts: CardFacts) -> str:
     return model_card(facts)
 
 
-def card_facts(run: Path, job: Mapping, plan: TrainPlan, net: PackedNet, steps: int) -> CardFacts:
+def card_facts(
+    run: Path, job: Mapping, plan: TrainPlan, net: PackedNet, steps: int, *, level_pairs: int = 0
+) -> CardFacts:
     """What the model card says, from the files of a job."""
     from brainseg_bids.reports.card import CardFacts, MapFacts, SpaceFacts
 
@@ -221,6 +237,7 @@ def card_facts(run: Path, job: Mapping, plan: TrainPlan, net: PackedNet, steps: 
         spaces=tuple(spaces.values()),
         steps=steps,
         planned_steps=plan.total_steps,
+        level_pairs=level_pairs,
         patch_vox=plan.patch_vox,
         pairs_per_step=plan.pairs_per_step,
         precision=plan.precision,
@@ -292,8 +309,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--contrasts", nargs="+", default=(), help="BIDS suffixes it is made for")
     parser.add_argument("--card", type=Path, help="model card, Markdown")
     parser.add_argument("--out", type=Path, help="folder of the bundle; default: beside --run")
-    parser.add_argument("--level-volumes", type=int, default=0, metavar="PAIRS")
-    parser.add_argument("--heads", type=Path, nargs="+", default=(), help="label maps for that")
+    parser.add_argument(
+        "--level-volumes",
+        type=int,
+        default=0,
+        metavar="PAIRS",
+        help="fit offsets on so many synthetic pairs, so that volumes are right on average",
+    )
+    parser.add_argument(
+        "--heads", type=Path, nargs="+", default=(), help="label maps for that; default: the run's"
+    )
     options = parser.parse_args(argv)
     try:
         bundle = bundle_run(

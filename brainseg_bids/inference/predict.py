@@ -120,7 +120,8 @@ def segment(
     members = [Member(net, voxel_size_mm, window_vox), *others]
     views = [_view(turned, ras, member, device) for member in members]
     if flips:
-        views = [v for view in views for v in (view, replace(view, mirrored=_mirrors(table)))]
+        mirrors = torch.from_numpy(table.mirrors())
+        views = [v for view in views for v in (view, replace(view, mirrored=mirrors))]
 
     def look(thrift: _Thrift) -> Tensor:
         ranks = torch.zeros(ras.shape, dtype=torch.uint8)
@@ -229,11 +230,6 @@ def _view(turned: Tensor, ras: Grid, member: Member, device: str) -> _View:
     small = _whole_cells(small, stem)
     box = head_box(small, voxel_size_mm=member.voxel_size_mm, multiple=stem)
     return _View(member, rescale(small[box].to(device)), box, offset)
-
-
-def _mirrors(table: LabelTable) -> Tensor:
-    rank_of = table.positions()
-    return torch.tensor([int(rank_of[label.mirror]) for label in table])
 
 
 def _streams(

@@ -19,6 +19,7 @@ from torch.nn import functional
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.interpolate import slabs, smooth_field
 from brainseg_bids.synth.recipe import Ageing
+from brainseg_bids.synth.view import voxels_of
 
 NODES_MM = 4.0
 """Distance between the nodes of the field that moves the ventricles' walls."""
@@ -118,8 +119,8 @@ def age(ranks: Tensor, ageing: Ageing, table: LabelTable, *, voxel_size_mm: floa
     """Thin (or thicken) the cortex and place lesions, in ranks of ``table``, (X, Y, Z) uint8.
 
     Cortex that touches fluid gives way to it where a smooth random field is high, or fluid that
-    touches cortex to that; white matter becomes lesion where another field is high. With a label
-    that the table lacks nothing is done.
+    touches the cortex of one side to that; white matter becomes lesion where another field is
+    high. With a label that the table lacks nothing is done.
     """
     if ageing.thinning_frac != 0:
         ranks = _thin(ranks, ageing, table, voxel_size_mm)
@@ -129,18 +130,24 @@ def age(ranks: Tensor, ageing: Ageing, table: LabelTable, *, voxel_size_mm: floa
 
 
 def _thin(ranks: Tensor, ageing: Ageing, table: LabelTable, voxel_size_mm: float) -> Tensor:
-    cortex = [rank for rank, label in enumerate(table) if label.name in CORTEX]
-    fluid = [rank for rank, label in enumerate(table) if label.name in FLUID]
+    names = [label.name for label in table]
+    cortex = [names.index(name) for name in CORTEX if name in names]
+    fluid = [names.index(name) for name in FLUID if name in names]
     if not cortex or not fluid:
         return ranks
+    is_fluid = voxels_of(ranks, [name in FLUID for name in names])
     share = abs(ageing.thinning_frac)
     here = _highest(ranks, share, THIN_PATCH_MM, voxel_size_mm, ageing.seed)
-    here &= _is_any(ranks, cortex if ageing.thinning_frac > 0 else fluid, len(table))
     if ageing.thinning_frac > 0:
-        return ranks.masked_fill(here & _touches(_is_any(ranks, fluid, len(table))), fluid[0])
+        here &= voxels_of(ranks, [name in CORTEX for name in names])
+        return ranks.masked_fill(here & _touches(is_fluid), fluid[0])
+    here &= is_fluid
+    near = [_touches(ranks == rank) for rank in cortex]
+    if len(near) == len(CORTEX):
+        here &= ~(near[0] & near[1])  # between the hemispheres neither side is preferred
     grown = ranks
-    for rank in cortex:
-        grown = grown.masked_fill(here & _touches(ranks == rank), rank)
+    for rank, beside in zip(cortex, near, strict=True):
+        grown = grown.masked_fill(here & beside, rank)
     return grown
 
 
@@ -152,12 +159,6 @@ def _lesions(ranks: Tensor, ageing: Ageing, table: LabelTable, voxel_size_mm: fl
         if matter is not None and lesion is not None:
             ranks = ranks.masked_fill(spots & (ranks == matter), lesion)
     return ranks
-
-
-def _is_any(ranks: Tensor, chosen: list[int], n: int) -> Tensor:
-    lookup = torch.zeros(n, dtype=torch.bool, device=ranks.device)
-    lookup[chosen] = True
-    return lookup.index_select(0, ranks.flatten().int()).view(ranks.shape)
 
 
 def _touches(mask: Tensor) -> Tensor:

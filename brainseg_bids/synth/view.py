@@ -96,11 +96,11 @@ def masked(view: View, ranks: Tensor, table: LabelTable) -> Tensor | None:
     """
     if not view.air_masked:
         return None
-    return _of_labels(ranks, [is_outside(x) or not is_visible(x, view) for x in table])
+    return voxels_of(ranks, [is_outside(x) or not is_visible(x, view) for x in table])
 
 
-def _of_labels(ranks: Tensor, chosen: list[bool]) -> Tensor:
-    """Voxels of the chosen labels."""
+def voxels_of(ranks: Tensor, chosen: list[bool]) -> Tensor:
+    """Voxels of the chosen labels, (X, Y, Z) bool; ``chosen`` says so for each rank."""
     lookup = torch.tensor(chosen, device=ranks.device)
     return lookup.index_select(0, ranks.flatten().int()).view(ranks.shape)
 
@@ -115,7 +115,7 @@ def out_of_view(view: View, ranks: Tensor, table: LabelTable, crop: Crop) -> Ten
     """
     gone = None
     if view.kept != "head":
-        gone = _of_labels(ranks, [not is_visible(label, view) for label in table])
+        gone = voxels_of(ranks, [not is_visible(label, view) for label in table])
     normal = np.asarray(view.cut_normal)
     if normal.any():
         along = [

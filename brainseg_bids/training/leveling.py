@@ -57,7 +57,14 @@ def level_volumes(
     -------
     (n_labels,) float32
         To be added to the scores; see `add_offsets`.
+
+    Raises
+    ------
+    ValueError
+        If there is no pair to fit on.
     """
+    if pairs < 1:
+        raise ValueError(f"volumes cannot be leveled on {pairs} pairs: give 1 or more, e.g. 16")
     scores, truth = [], []
     with torch.inference_mode():
         for step in range(pairs):
@@ -67,7 +74,7 @@ def level_volumes(
             voxels = _voxels(labels, seed + step)
             scores.append(net.scores_at(features.float(), voxels))
             truth.append(labels[voxels[:, 0], voxels[:, 1], voxels[:, 2]].int())
-        return _offsets(torch.cat(scores), torch.cat(truth), _mirrors(table))
+        return _offsets(torch.cat(scores), torch.cat(truth), torch.from_numpy(table.mirrors()))
 
 
 def add_offsets(net: PackedNet, offsets: Tensor) -> None:
@@ -81,11 +88,6 @@ def _voxels(labels: Tensor, seed: int) -> Tensor:
     chosen = torch.randint(labels.numel(), (VOXELS_PER_PAIR,), generator=generator)
     y, z = labels.shape[1:]
     return torch.stack([chosen // (y * z), chosen // z % y, chosen % z], dim=1)
-
-
-def _mirrors(table: LabelTable) -> Tensor:
-    rank_of = table.positions()
-    return torch.tensor([int(rank_of[label.mirror]) for label in table])
 
 
 def _offsets(scores: Tensor, truth: Tensor, mirrors: Tensor) -> Tensor:

@@ -257,7 +257,7 @@ def test_an_unfinished_model_can_be_bundled_by_hand(trained, capsys):
     assert "there is no such file" in capsys.readouterr().err
 
 
-def test_bundling_can_level_volumes_and_tells_nobody_where_files_were(trained):
+def test_bundling_can_level_volumes_and_tells_nobody_where_files_were(trained, capsys):
     stage, _ = trained
     plain, leveled = (stage.root / name for name in ("plain", "leveled"))
     assert bundle.main(["--run", str(stage.training), "--out", str(plain)]) == 0
@@ -265,10 +265,16 @@ def test_bundling_can_level_volumes_and_tells_nobody_where_files_were(trained):
     assert bundle.main(arguments) == 0
     weights, other = (load_file(folder / "weights.safetensors") for folder in (plain, leveled))
     assert [name for name in weights if not weights[name].equal(other[name])] == ["head.bias"]
-    said = (leveled / "bundle.json").read_text()
-    assert json.loads(said)["training"]["leveled"]["pairs"] == 2
-    assert str(stage.root) not in said
-    assert "leveled" not in (plain / "bundle.json").read_text()
+    manifest, card = ((leveled / name).read_text() for name in ("bundle.json", "README.md"))
+    assert json.loads(manifest)["training"]["leveled"]["pairs"] == 2
+    assert "fitted on 2 synthetic pairs" in card
+    for text in (manifest, card):
+        assert "group --stages train" in text
+        assert str(stage.root) not in text
+    for name in ("bundle.json", "README.md"):
+        assert "leveled" not in (plain / name).read_text()
+    assert bundle.main([*arguments[:-1], "-3"]) == 2
+    assert "cannot be leveled on -3 pairs" in capsys.readouterr().err
 
 
 # -- plans --------------------------------------------------------------------------------

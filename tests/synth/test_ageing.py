@@ -81,6 +81,15 @@ def test_that_share_of_the_cortex_loses_or_gains_its_outermost_voxel(share):
     assert np.mean(changed) == pytest.approx(abs(share), abs=0.08)
 
 
+def test_fluid_between_the_hemispheres_goes_to_neither():
+    ranks = torch.full((64, 8, 8), FLUID, dtype=torch.uint8)
+    ranks[:20], ranks[21:40] = CORTEX, RANK["Right-Cerebral-Cortex"]
+    aged = age(ranks, Ageing(thinning_frac=-1.0), TABLE, voxel_size_mm=1.0)
+    assert (aged[20] == FLUID).all()
+    assert (aged[40] == RANK["Right-Cerebral-Cortex"]).all()
+    assert torch.equal(aged[41:], ranks[41:])
+
+
 def test_lesions_take_their_share_of_the_white_matter_in_pieces():
     ranks = layers()
     lesion = age(ranks, Ageing(lesion_frac=0.05, seed=3), TABLE, voxel_size_mm=1.0) == LESION
