@@ -78,9 +78,11 @@ class Settings:
     include_seen : bool
         Also evaluate on what a model was trained or fitted on, marked.
     ensemble : tuple of str
-        Further models whose probabilities are averaged with those of ``model``.
+        Further models whose probabilities are averaged with those of ``model``, which is the
+        first packaged one unless it is named.
     test_time_flips : bool
-        Also segment the image mirrored left to right, and average.
+        Also segment the image mirrored left to right, and average; measured to help
+        (docs/performance.md).
     architecture : str
         Network of stage ``train``; a key of `brainseg_bids.nets.architectures.ARCHITECTURES`.
     net_size : {"", "small", "medium", "large"}
@@ -162,7 +164,7 @@ class Settings:
     protocol: str = "label-restricted"
     include_seen: bool = False
     ensemble: tuple[str, ...] = ()
-    test_time_flips: bool = False
+    test_time_flips: bool = True
     architecture: str = "dynunet"
     net_size: str = ""
     recipe: Path | None = None

@@ -23,7 +23,7 @@ from pathlib import Path
 from brainseg_bids import __version__
 from brainseg_bids.bids.description import write_once
 from brainseg_bids.bids.inputs import STRUCTURAL, find_participants
-from brainseg_bids.nets.bundle import DEFAULT_MODEL, BundleError
+from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError, read_grid
 
@@ -324,9 +324,9 @@ def make_script(settings: Settings, profile: Profile) -> str:
         If there is no such model: found now, not in a thousand jobs.
     """
     if settings.analysis_level == "participant":
-        from brainseg_bids.cli.stages import read_model  # late: it finds this module's friends
+        from brainseg_bids.cli.stages import models_of  # late: it finds this module's friends
 
-        read_model(settings.model or DEFAULT_MODEL)
+        models_of(settings)
         return _participants_script(settings, profile)
     title = f"Submits brainseg's group level ({', '.join(settings.stages)})"
     if "train" in settings.stages:
@@ -677,6 +677,8 @@ def flags_of(
         value = getattr(settings, name)
         if name in always or value != _default(defaults[name]):
             flag = next(o for o in (*action.option_strings, "") if o.startswith("--") or not o)
+            if value is False:  # of two flags, the one that says no
+                flag = next(o for o in action.option_strings if o.startswith("--no-"))
             flags += _flag(flag or action.option_strings[0], name, value, settings)
     return flags
 

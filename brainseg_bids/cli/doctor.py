@@ -22,7 +22,7 @@ from brainseg_bids.workflows.resources import memory_limit_gib, total_memory_gib
 
 PACKAGES = ("torch", "monai", "lightning", "nipype", "niworkflows", "pybids", "nibabel", "numpy")
 NEEDED = ("torch", "monai", "safetensors", "nibabel", "numpy", "scipy")
-"""Modules without which the packaged model cannot segment."""
+"""Modules without which the packaged models cannot segment."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0, or 1 if the packaged model cannot run here or a ``--tool`` names no program.
+        0, or 1 if a packaged model cannot run here or a ``--tool`` names no program.
     """
     parser = argparse.ArgumentParser(
         prog="brainseg doctor", description=__doc__.splitlines()[0].partition(": ")[2]
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     for fault in faults + absent:
         print(f"brainseg: ERROR: {fault}", file=sys.stderr)
     if not faults:
-        print("The packaged model can run here.")
+        print("The packaged models can run here.")
     return 1 if faults or absent else 0
 
 
@@ -112,9 +112,9 @@ def licence_state(environment: Mapping[str, str]) -> str:
 
 
 def model_rows() -> tuple[list[tuple[str, ...]], list[str]]:
-    """Name, digest and contrasts of each packaged model; and why the default cannot run."""
+    """Name, digest and contrasts of each packaged model; and why a default cannot run."""
     from brainseg_bids.nets.bundle import (
-        DEFAULT_MODEL,
+        DEFAULT_MODELS,
         BundleError,
         ModelBundle,
         packaged_models,
@@ -133,8 +133,11 @@ def model_rows() -> tuple[list[tuple[str, ...]], list[str]]:
         rows.append(
             (name, f"digest {bundle.digest[:12]}", contrasts, f"{bundle.voxel_size_mm} mm")
         )
-    if DEFAULT_MODEL not in models:
-        faults.append(f"model {DEFAULT_MODEL} is not in this installation. Install it again.")
+    faults += [
+        f"model {name} is not in this installation. Install it again."
+        for name in DEFAULT_MODELS
+        if name not in models
+    ]
     faults += [
         f"Python package {name} is missing. Install it: pip install {name}"
         for name in NEEDED

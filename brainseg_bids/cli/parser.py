@@ -164,7 +164,8 @@ def _add_segmentation(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         metavar="NAME|PATH",
-        help="a packaged model or a model folder; default: the packaged one",
+        help="a packaged model or a model folder; default: the packaged one whose voxels are "
+        "nearest in size to the image's",
     )
     add(
         "--device",
@@ -184,8 +185,9 @@ def _add_segmentation(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--test-time-flips",
-        action="store_true",
-        help="also segment the mirrored image and average: twice the time",
+        action=argparse.BooleanOptionalAction,
+        help="also segment the mirrored image and average: the default, and more exact; without "
+        "it two thirds of the time",
     )
 
 
@@ -533,10 +535,8 @@ def parse(argv: list[str] | None = None) -> Settings:
     for no_setting in ("notrack", "md_only_boilerplate"):
         given.pop(no_setting)
     values = _read_config(parser, config_file) if config_file else {}
-    # What was not said on the command line is None, False or absent.
-    values |= {
-        key: value for key, value in given.items() if value is not None and value is not False
-    }
+    # What was not said on the command line is its default, None or False.
+    values |= {key: given[key] for key in _said(parser, given)}
     for name, flag in (
         ("tools", "--tool"),
         ("derivatives", "-d"),
@@ -726,6 +726,11 @@ def _derivative(text: str) -> tuple[str, str]:
     return (name if found else path.resolve().name), str(path.absolute())
 
 
+def _said(parser: argparse.ArgumentParser, given: dict) -> set[str]:
+    """Names of what was said on the command line. A flag that can be denied may be False."""
+    return {name for name, value in given.items() if value is not parser.get_default(name)}
+
+
 STAGE_FLAGS = {
     "head_tool": ("--head-tool", ("headlabels",)),
     "brain_tool": ("--brain-tool", ("headlabels",)),
@@ -770,9 +775,9 @@ STAGE_FLAGS = {
 
 
 def _check_stage_flags(parser: argparse.ArgumentParser, given: dict, stages: tuple) -> None:
+    said = _said(parser, given)
     for name, (flag, wanted) in STAGE_FLAGS.items():
-        said = given[name] is not None and given[name] is not False
-        if said and not set(wanted) & set(stages):
+        if name in said and not set(wanted) & set(stages):
             parser.error(
                 f"{flag} belongs to --stages {' or '.join(wanted)}, which was not asked for."
             )

@@ -26,13 +26,13 @@ from brainseg_bids.cli.group import run_group
 from brainseg_bids.cli.stages import (
     Refused,
     chosen_stages,
+    models_of,
     passes,
     plan_stages,
-    read_model,
     read_templates,
     tables_of,
 )
-from brainseg_bids.nets.bundle import DEFAULT_MODEL, BundleError
+from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import SubjectPlan, image_of, joined
@@ -91,7 +91,7 @@ def _group(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> 
 
 
 def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:
-    model, table = read_model(settings.model or DEFAULT_MODEL)
+    models, table = models_of(settings)
     templates = read_templates(settings)
     plans: list[SubjectPlan] = []
     failures: dict[str, str] = {}  # what messages call it: why
@@ -100,7 +100,7 @@ def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | No
         for stages in passes(chosen_stages(settings)):
             try:
                 new = plan_stages(
-                    settings, stages, model, program, failed=failures, templates=templates
+                    settings, stages, models, program, failed=failures, templates=templates
                 )
             except InputError:
                 if not failures:
@@ -108,7 +108,7 @@ def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | No
                 break  # nothing came out of the pass before, and that has been told
             tables = _write_root(settings, table)
             plans = joined([*plans, *new])
-            failed, ended = run_plans(settings, new, plans, model, tables, run_dir, program)
+            failed, ended = run_plans(settings, new, plans, models[0], tables, run_dir, program)
             failures |= failed
             code = ended if code == NOT_BUILT else max(code, ended)
             if ended == NOT_BUILT or (failures and settings.stop_on_first_crash):

@@ -17,7 +17,7 @@ from brainseg_bids.bids.inputs import (
     find_subjects,
 )
 from brainseg_bids.bids.templates import Template, fetch_command
-from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
+from brainseg_bids.nets.bundle import DEFAULT_MODELS, BundleError, ModelBundle, find_bundle
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import SubjectPlan, describe_plans, joined
@@ -54,6 +54,24 @@ def read_model(name: str) -> tuple[Model, LabelTable]:
     return _model_of(bundle), bundle.table
 
 
+def models_of(settings: Settings) -> tuple[tuple[Model, ...], LabelTable]:
+    """The models that images are shared out among, and the labels of all of them.
+
+    ``--model`` names the only one. So does an ensemble without it: its first member is the first
+    of the packaged models, whatever an image's voxels.
+
+    Raises
+    ------
+    BundleError
+        As `read_model`.
+    """
+    names = (settings.model,) if settings.model else DEFAULT_MODELS
+    if settings.ensemble:
+        names = names[:1]
+    (first, table), *others = map(read_model, names)
+    return (first, *(model for model, _ in others)), table
+
+
 def read_ensemble(settings: Settings, model: Model) -> tuple[Model, ...]:
     """Further models that are averaged with the first one.
 
@@ -73,7 +91,13 @@ def read_ensemble(settings: Settings, model: Model) -> tuple[Model, ...]:
 def _model_of(bundle: ModelBundle) -> Model:
     names = tuple(label.name for label in bundle.table)
     return Model(
-        bundle.path, bundle.name, bundle.digest, bundle.contrasts, names, Footprint.of(bundle)
+        bundle.path,
+        bundle.name,
+        bundle.digest,
+        bundle.contrasts,
+        names,
+        bundle.voxel_size_mm,
+        Footprint.of(bundle),
     )
 
 
@@ -145,7 +169,7 @@ def passes(stages: Sequence[str]) -> list[tuple[str, ...]]:
 def plan_stages(
     settings: Settings,
     stages: Sequence[str],
-    model: Model,
+    models: Sequence[Model],
     program: Sequence[str] | None = None,
     *,
     failed: Collection[str] = (),
@@ -164,7 +188,7 @@ def plan_stages(
         If a program or a licence is missing.
     """
     if set(stages) <= set(PASSES[0]):
-        plans = _plan_from_dataset(settings, stages, model, program)
+        plans = _plan_from_dataset(settings, stages, models, program)
     else:
         plans = _plan_from_results(settings, stages, failed, templates)
     for line in describe_plans(plans):
@@ -173,7 +197,10 @@ def plan_stages(
 
 
 def _plan_from_dataset(
-    settings: Settings, stages: Sequence[str], model: Model, program: Sequence[str] | None
+    settings: Settings,
+    stages: Sequence[str],
+    models: Sequence[Model],
+    program: Sequence[str] | None,
 ) -> list[SubjectPlan]:
     if not settings.skip_bids_validation:
         for note in dataset_notes(settings.bids_dir):
@@ -181,9 +208,9 @@ def _plan_from_dataset(
     labels = find_participants(settings.bids_dir, settings.participant_label)
     plans: list[SubjectPlan] = []
     if "segment" in stages:
-        plans += _plan_segment(settings, labels, model)
+        plans += _plan_segment(settings, labels, models)
     if "headlabels" in stages:
-        plans += _plan_headlabels(settings, labels, model, program)
+        plans += _plan_headlabels(settings, labels, models[0], program)
     plans = joined(plans)
     if not any(plan.scans or plan.faults for plan in plans):
         usual = "structural" if "segment" in stages else "T1w"
@@ -356,14 +383,16 @@ def _find(settings: Settings, labels: list[str], usual: Sequence[str]) -> list[S
     )
 
 
-def _plan_segment(settings: Settings, labels: list[str], model: Model) -> list[SubjectPlan]:
-    ensemble = read_ensemble(settings, model)
+def _plan_segment(
+    settings: Settings, labels: list[str], models: Sequence[Model]
+) -> list[SubjectPlan]:
+    ensemble = read_ensemble(settings, models[0])
     plans = [
         plan_segment(
             subject,
             bids_dir=settings.bids_dir,
             output_dir=settings.output_dir,
-            model=model,
+            models=models,
             probseg=settings.probseg,
             ensemble=ensemble,
             flips=settings.test_time_flips,
@@ -372,6 +401,7 @@ def _plan_segment(settings: Settings, labels: list[str], model: Model) -> list[S
     ]
     for plan in plans:
         for scan in plan.to_run:
+            model = scan.model
             if model.contrasts and scan.scan.suffix not in model.contrasts:
                 log.warning(
                     "%s: model %s was made for %s; look at the result with care",

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
     from brainseg_bids.nets.architectures import PackedNet
 
-DEFAULT_MODEL = "head-1mm"
+DEFAULT_MODELS = ("head-1mm",)
+"""Packaged models; an image is segmented by the one that is nearest to its voxel size."""
+DEFAULT_MODEL = DEFAULT_MODELS[0]
+"""For whatever has one model only: head label maps, ensembles."""
 FORMAT = 1
 WEIGHTS, LABELS, CARD, MANIFEST = "weights.safetensors", "labels.tsv", "README.md", "bundle.json"
 

@@ -18,6 +18,7 @@ class HowToRun:
     Parameters
     ----------
     model : Model
+        For the tool ``model`` of head label maps; plans of segmentation name their own.
     tables : dict of str to Path
         Label tables in the derivative's root, by the label of ``seg-``.
     output_dir : Path

@@ -24,9 +24,9 @@ def init_segment_scan_wf(plan: SegmentPlan, how: HowToRun) -> Workflow:
     inputnode = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
     inputnode.inputs.image = str(plan.scan.path)
     segment_wf = init_segment_wf(
-        model=str(how.model.path),
-        model_name=how.model.name,
-        model_digest=how.model.digest,
+        model=str(plan.model.path),
+        model_name=plan.model.name,
+        model_digest=plan.model.digest,
         ensemble=plan.ensemble,
         flips=plan.flips,
         mem_gib=plan.mem_gib,
@@ -38,7 +38,7 @@ def init_segment_scan_wf(plan: SegmentPlan, how: HowToRun) -> Workflow:
     )
     ds_scan_wf = init_ds_scan_wf(
         {output: str(path) for output, path in plan.outputs.items()},
-        metadata(plan, how.model, output_dir=how.output_dir),
+        metadata(plan, output_dir=how.output_dir),
     )
     workflow.connect([
         (inputnode, segment_wf, [("image", "inputnode.image")]),

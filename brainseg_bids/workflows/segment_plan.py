@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ class Model:
         Suffixes it was made for.
     label_names : tuple of str
         In the order of codes.
+    voxel_size_mm : float
+        Of the grid that it works on.
     footprint : Footprint or None
         What its memory depends on; None: not known.
     """
@@ -56,6 +59,7 @@ class Model:
     digest: str
     contrasts: tuple[str, ...]
     label_names: tuple[str, ...]
+    voxel_size_mm: float = 1.0
     footprint: Footprint | None = None
 
 
@@ -65,6 +69,8 @@ class SegmentPlan(ScanPlan):
 
     Parameters
     ----------
+    model : Model or None
+        None only of results that were found, not planned.
     ensemble : tuple of Model
         Further models whose probabilities are averaged with the first one's.
     flips : bool
@@ -73,6 +79,7 @@ class SegmentPlan(ScanPlan):
         Predicted peak of the segmentation.
     """
 
+    model: Model | None = None
     ensemble: tuple[Model, ...] = ()
     flips: bool = False
     mem_gib: float = SEGMENT_GIB
@@ -95,12 +102,12 @@ def plan_segment(
     *,
     bids_dir: Path,
     output_dir: Path,
-    model: Model,
+    models: Sequence[Model],
     probseg: bool = False,
     ensemble: Sequence[Model] = (),
     flips: bool = False,
 ) -> SubjectPlan:
-    """Decide for each image whether its results are there already.
+    """Decide for each image by which model, and whether its results are there already.
 
     Results are reused if every output and its JSON are there, and each JSON names the same
     input (by size and SHA-256), model digests, flips and version of this package.
@@ -110,6 +117,7 @@ def plan_segment(
         names = OutputNames.of(scan)
         fields = ["labels", "tissue", "mask", "volumes", "figure", *(["probseg"] * probseg)]
         outputs = {name: output_dir / getattr(names, name) for name in fields}
+        model = model_for(scan.path, models)
         try:
             provenance = {
                 "ModelName": model.name,
@@ -131,12 +139,28 @@ def plan_segment(
                 reason or "results are there already",
                 outputs,
                 provenance,
+                model,
                 tuple(ensemble),
                 flips,
                 mem_gib,
             )
         )
     return SubjectPlan(subject.label, tuple(plans), faults)
+
+
+def model_for(image: Path, models: Sequence[Model]) -> Model:
+    """The model whose voxels are nearest in size to the longest edge of the image's.
+
+    The longest one: thick slices do not show what a fine model looks for. Sizes are compared as
+    ratios; of models as near as each other, and for images that cannot be read, the first one.
+    """
+    if len(models) == 1:
+        return models[0]
+    try:
+        longest_mm = max(read_grid(image).voxel_size_mm)
+    except (InputError, ValueError):  # the segmentation itself says what is wrong with it
+        return models[0]
+    return min(models, key=lambda model: abs(math.log(longest_mm / model.voxel_size_mm)))
 
 
 def _views(ensemble: Sequence[Model], flips: bool) -> dict:
@@ -185,13 +209,13 @@ VOLUMES_COLUMNS = {
 """Columns of a volumes table, as BIDS wants them described; ``index`` depends on the table."""
 
 
-def metadata(plan: SegmentPlan, model: Model, *, output_dir: Path) -> dict[str, dict]:
+def metadata(plan: SegmentPlan, *, output_dir: Path) -> dict[str, dict]:
     """JSON of each output, less what only the run can tell (time, memory, warnings)."""
-    raw = plan.provenance["Input"]
+    model, raw = plan.model, plan.provenance["Input"]
     own = f"bids::{plan.outputs['labels'].relative_to(output_dir).as_posix()}"
     where = {"SpatialReference": raw}
     made_for = f"Made for {', '.join(model.contrasts)}. " if model.contrasts else ""
-    by = _by_whom(plan, model)
+    by = _by_whom(plan)
     what = {
         "labels": {
             "Description": f"Head and brain labels by {by}. {made_for}"
@@ -229,7 +253,7 @@ def metadata(plan: SegmentPlan, model: Model, *, output_dir: Path) -> dict[str, 
     return {name: what[name] | plan.provenance for name in plan.outputs if name in what}
 
 
-def _by_whom(plan: SegmentPlan, model: Model) -> str:
-    names = ", ".join([model.name, *(other.name for other in plan.ensemble)])
+def _by_whom(plan: SegmentPlan) -> str:
+    names = ", ".join([plan.model.name, *(other.name for other in plan.ensemble)])
     models = f"the mean of models {names}" if plan.ensemble else f"model {names}"
     return models + (", averaged with the mirrored image" if plan.flips else "")

@@ -83,7 +83,8 @@ def written(study, *arguments, site="", **choice):
 
 RICH = [
     [],
-    ["--session-label", "A", "B", "--probseg", "-vv", "--debug", "--mem", "12.5G"],
+    ["--session-label", "A", "B", "--probseg", "-vv", "--debug", "--mem", "12.5G",
+     "--no-test-time-flips"],
     ["--nprocs", "6", "--omp-nthreads", "3", "--contrasts", "T1w", "T2w", "--write-graph"],
     ["--stages", "segment", "headlabels", "--brain-tool", "samseg", "--tool-timeout", "2.5",
      "--tool", "samseg=apptainer exec 'my image.sif' run_samseg"],

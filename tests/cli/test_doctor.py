@@ -91,7 +91,7 @@ def test_the_packaged_model_is_told_by_its_digest(capsys):
     digest = ModelBundle.read(find_bundle(DEFAULT_MODEL)).digest
     words, _ = about(lines, DEFAULT_MODEL)
     assert words[1:3] == ["digest", digest[:12]]
-    assert lines[-1] == "The packaged model can run here."
+    assert lines[-1] == "The packaged models can run here."
 
 
 def test_a_damaged_model_is_an_error(capsys, tmp_path, monkeypatch):

@@ -76,6 +76,17 @@ def test_tools_and_derivatives_are_named(data, said, tmp_path):
     assert "hours above 0" in said("--tool-timeout", "-1")
 
 
+def test_flips_are_the_default_and_can_be_denied(data, said, tmp_path):
+    assert settings_of(data).test_time_flips is True
+    assert settings_of(data, "--test-time-flips").test_time_flips is True
+    assert settings_of(data, "--no-test-time-flips").test_time_flips is False
+    (tmp_path / "config.toml").write_text("test_time_flips = false\n")
+    stored = ("--config-file", tmp_path / "config.toml")
+    assert settings_of(data, *stored).test_time_flips is False
+    assert settings_of(data, *stored, "--test-time-flips").test_time_flips is True
+    assert "belongs to --stages segment" in said("--stages", "headlabels", "--no-test-time-flips")
+
+
 def test_the_brain_tool_is_the_head_tool_unless_said_otherwise(data):
     assert settings_of(data).brain_tool == "model"
     heads = ("--stages", "headlabels", "--head-tool")

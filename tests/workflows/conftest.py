@@ -28,10 +28,10 @@ def model(tmp_path):
 def plans(data, model, tmp_path):
     """Plans of both participants; ``plans(probseg=True)`` wants probabilities too."""
 
-    def make(*labels, model=model, **options):
+    def make(*labels, models=(model,), **options):
         return [
             plan_segment(
-                subject, bids_dir=data, output_dir=tmp_path / "out", model=model, **options
+                subject, bids_dir=data, output_dir=tmp_path / "out", models=models, **options
             )
             for subject in find_subjects(data, labels or ["01", "02"])
         ]

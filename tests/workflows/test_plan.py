@@ -5,19 +5,21 @@ import json
 import os
 from dataclasses import replace
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from brainseg_bids.bids.names import sidecar
 from brainseg_bids.workflows.plan import RUN, describe_plans
-from brainseg_bids.workflows.segment_plan import metadata
+from brainseg_bids.workflows.segment_plan import metadata, model_for
 from tests.fakes import dataset
 
 
-def leave_results(plans, model, output_dir):
+def leave_results(plans, output_dir):
     """Files as a run leaves them; what is in the images does not matter to a plan."""
     for plan in plans:
         for scan in plan.scans:
-            described = metadata(scan, model, output_dir=output_dir)
+            described = metadata(scan, output_dir=output_dir)
             for name, path in scan.outputs.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(b"result")
@@ -26,8 +28,8 @@ def leave_results(plans, model, output_dir):
 
 
 @pytest.fixture
-def done(plans, model, tmp_path):
-    leave_results(plans(), model, tmp_path / "out")
+def done(plans, tmp_path):
+    leave_results(plans(), tmp_path / "out")
     return plans
 
 
@@ -69,7 +71,7 @@ def test_an_unchanged_input_is_not_read_again(done, data, monkeypatch):
 
 
 def test_another_model_is_run(done, model):
-    plans = done(model=replace(model, digest="f" * 64))
+    plans = done(models=[replace(model, digest="f" * 64)])
     assert len(to_run(plans)) == 3
     assert "another model" in reasons(plans)["sub-01 T1w"]
 
@@ -86,7 +88,7 @@ def test_results_of_another_ensemble_or_other_flips_are_not_reused(
         "ensemble": {"ensemble": (further,)},
         "other": {"ensemble": (replace(further, digest="f" * 64),)},
     }
-    leave_results(plans(**options[before]), model, tmp_path / "out")
+    leave_results(plans(**options[before]), tmp_path / "out")
     again = plans(**options[now])
     assert len(to_run(again)) == (0 if before == now else 3)
     assert all(scan.has_results == (before == now) for plan in again for scan in plan.scans)
@@ -100,13 +102,42 @@ def test_the_json_of_an_ensemble_names_every_model_and_that_of_one_says_nothing_
 ):
     further = replace(model, name="further", digest="e" * 64)
     (scan, _) = plans("01", ensemble=(further,), flips=True)[0].scans
-    said = metadata(scan, model, output_dir=tmp_path / "out")["labels"]
+    said = metadata(scan, output_dir=tmp_path / "out")["labels"]
     assert said["Ensemble"] == [{"ModelName": "further", "ModelDigest": "e" * 64}]
     assert said["TestTimeFlips"] is True
     assert "models fake, further, averaged with the mirrored image" in said["Description"]
     (alone, _) = plans("01")[0].scans
-    said = metadata(alone, model, output_dir=tmp_path / "out")["labels"]
+    said = metadata(alone, output_dir=tmp_path / "out")["labels"]
     assert not {"Ensemble", "TestTimeFlips"} & set(said)
+
+
+@pytest.mark.parametrize(
+    ("voxel_size_mm", "expected"),
+    [(0.6, 0.7), (0.8, 0.7), (0.85, 1.0), (1.0, 1.0), (2.0, 1.0), ((0.5, 0.5, 3.0), 1.0)],
+)
+def test_an_image_gets_the_model_that_is_nearest_to_its_longest_edge(
+    model, tmp_path, voxel_size_mm, expected
+):
+    image = tmp_path / "image.nii.gz"
+    affine = np.diag([*np.broadcast_to(voxel_size_mm, 3), 1.0])
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), affine), image)
+    models = [replace(model, voxel_size_mm=size) for size in (1.0, 0.7)]
+    assert model_for(image, models).voxel_size_mm == expected
+
+
+def test_an_image_that_cannot_be_read_gets_the_first_model(model, tmp_path):
+    (tmp_path / "image.nii.gz").write_bytes(b"no image")
+    models = [replace(model, voxel_size_mm=size) for size in (1.0, 0.7)]
+    assert model_for(tmp_path / "image.nii.gz", models) is models[0]
+
+
+def test_results_name_the_model_that_the_image_got(plans, model, tmp_path):
+    fine = replace(model, name="fine", digest="e" * 64, voxel_size_mm=4.0)  # as the images
+    (scan, _) = plans("01", models=(model, fine))[0].scans
+    assert scan.model is fine
+    said = metadata(scan, output_dir=tmp_path / "out")["labels"]
+    assert (said["ModelName"], said["ModelDigest"]) == ("fine", "e" * 64)
+    assert "by model fine." in said["Description"]
 
 
 def test_another_version_is_run(done, monkeypatch):
@@ -152,7 +183,7 @@ def test_names_of_workflows_are_unique_and_allowed(plans):
 
 def test_the_json_names_source_model_and_reference(plans, model, tmp_path):
     (scan, _) = plans("01")[0].scans
-    described = metadata(scan, model, output_dir=tmp_path / "out")
+    described = metadata(scan, output_dir=tmp_path / "out")
     assert described["labels"]["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
     assert described["labels"]["ModelDigest"] == model.digest
     assert described["mask"]["Type"] == "Brain"
