@@ -186,7 +186,7 @@ def segmentation_gib(
             sums /= 2
         voxel_rows = SLAB_CELLS * net.stem
         kept = 4 * net.n_labels * (voxel_rows + 1) * plane
-        steady += 2 * 4 * math.prod(work) + times * (sums + kept)
+        steady += (1 + times) * 4 * math.prod(work) + times * (sums + kept)
         cells = math.prod(net.window_vox) / net.stem**3
         alive = ACTIVATION_BYTES.get(net.architecture, max(ACTIVATION_BYTES.values()))
         looking = alive * net.width * cells * (HALF if half else 1)
