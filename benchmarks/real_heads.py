@@ -164,7 +164,7 @@ def fine(data: Path) -> Iterator[Case]:
 HEADS = {"ecog": ecog, "oasis": oasis, "colin": colin, "fine": fine}
 
 
-def ours_file(image: Path, model: Path, work: Path, *, flips: bool = False) -> Path:
+def ours_file(image: Path, model: Path, work: Path, *, flips: bool = True) -> Path:
     """Where the labels of an image by a model of ours are kept."""
     bundle = ModelBundle.read(model)
     how = "-flips" if flips else ""
@@ -172,7 +172,7 @@ def ours_file(image: Path, model: Path, work: Path, *, flips: bool = False) -> P
 
 
 def by_ours(
-    image: Path, model: Path, work: Path, threads: int, *, anew: bool = False, flips: bool = False
+    image: Path, model: Path, work: Path, threads: int, *, anew: bool = False, flips: bool = True
 ) -> np.ndarray:
     """Codes of `TABLE` from ``brainseg_bids.cli.predict``; ``anew`` even if they are there."""
     out = ours_file(image, model, work, flips=flips)

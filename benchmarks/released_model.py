@@ -88,8 +88,8 @@ def methods(options: argparse.Namespace, data: Path) -> dict[str, Method]:
         ours = partial(real_heads.by_ours, model=bundle, work=work, threads=threads)
         model = ModelBundle.read(bundle).name
         found[model] = ours
-        if options.flips:
-            found[f"{model} with flips"] = partial(ours, flips=True)
+        if options.without_flips:
+            found[f"{model} without flips"] = partial(ours, flips=False)
     for name in options.rivals:
         found[name] = partial(
             real_heads.by_rival, name=name, data=data, work=work, threads=threads
@@ -408,7 +408,7 @@ def cost(options: argparse.Namespace, data: Path) -> None:
         ours = [sys.executable, "-m", "brainseg_bids.cli.predict", *common, "--model", model]
         ours += ["--device", "cpu", "--report", out.with_suffix(".json")]
         name = ModelBundle.read(find_bundle(model)).name
-        programs |= {name: ours, f"{name} with flips": [*ours, "--test-time-flips"]}
+        programs |= {name: [*ours, "--test-time-flips"], f"{name} without flips": ours}
     for name in options.rivals:
         programs[name] = [sys.executable, "-m", "benchmarks.meshnet", *common, "--model", name]
     if options.deepbet:
@@ -442,7 +442,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True, help="packaged names or folders")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS[:2]), choices=RIVALS)
-    parser.add_argument("--flips", action="store_true", help="ours with --test-time-flips, too")
+    parser.add_argument("--without-flips", action="store_true", help="ours without flips, too")
     parser.add_argument("--samseg", help="how SAMSEG is called; without, it is left out")
     parser.add_argument("--deepbet", help="a Python that has deepbet; without, it is left out")
     parser.add_argument("--threads", type=int, default=2)
