@@ -27,6 +27,7 @@ def init_segment_scan_wf(plan: SegmentPlan, how: HowToRun) -> Workflow:
         model=str(plan.model.path),
         model_name=plan.model.name,
         model_digest=plan.model.digest,
+        nearest_mm=plan.model.voxel_size_mm if plan.by_voxel_size else 0.0,
         ensemble=plan.ensemble,
         flips=plan.flips,
         mem_gib=plan.mem_gib,
@@ -55,6 +56,7 @@ def init_segment_wf(
     model_name: str,
     model_digest: str,
     table: str,
+    nearest_mm: float = 0.0,
     ensemble: Sequence[Model] = (),
     flips: bool = False,
     mem_gib: float = SEGMENT_GIB,
@@ -72,6 +74,8 @@ def init_segment_wf(
         Bundle folder, its name and SHA-256.
     table : str
         Label table of the model, ``dseg.tsv``.
+    nearest_mm : float
+        The model's voxel size, if it got the images whose voxels are nearest to it; 0: all.
     ensemble : sequence of Model
         Further models whose probabilities are averaged with the first one's.
     flips : bool
@@ -98,8 +102,12 @@ def init_segment_wf(
     """
     fields = ["labels", "tissue", "mask", "volumes", "figure", "report"]
     workflow = Workflow(name=name)
+    which = "Each structural image was segmented on its own grid"
+    if nearest_mm:
+        which = f"Structural images with voxels nearest to {nearest_mm:g} mm were segmented on "
+        which += "their own grids"
     workflow.__desc__ = f"""\
-Each structural image was segmented on its own grid with the convolutional network
+{which} with the convolutional network
 *{model_name}* (model digest `{model_digest[:12]}`), which labels brain, fluid, bone and soft
 tissues of the head. The network was trained on images synthesised from label maps
 [@billot2023]. It worked window by window, and its probabilities, not its labels,

@@ -77,12 +77,15 @@ class SegmentPlan(ScanPlan):
         Whether the mirrored image is averaged with, too.
     mem_gib : float
         Predicted peak of the segmentation.
+    by_voxel_size : bool
+        Whether the image got this model for its voxel size, of several.
     """
 
     model: Model | None = None
     ensemble: tuple[Model, ...] = ()
     flips: bool = False
     mem_gib: float = SEGMENT_GIB
+    by_voxel_size: bool = False
 
     stage = "segment"
 
@@ -143,6 +146,7 @@ def plan_segment(
                 tuple(ensemble),
                 flips,
                 mem_gib,
+                by_voxel_size=len(models) > 1,
             )
         )
     return SubjectPlan(subject.label, tuple(plans), faults)

@@ -177,6 +177,14 @@ def test_the_methods_text_names_model_and_references_once(plans, how):
     assert how.model.digest[:12] in text
 
 
+def test_the_methods_text_says_which_images_each_of_two_models_got(plans, how, model):
+    fine = replace(model, name="fine", voxel_size_mm=4.0)  # as the images
+    text = init_brainseg_wf(plans(models=(model, fine)), how).visit_desc()
+    assert "with voxels nearest to 4 mm were segmented on their own grids with" in text
+    assert "Each structural image was segmented" not in text
+    assert "*fine*" in text
+
+
 def test_planted_faults_are_found():
     workflow = pe.Workflow("w")
     inner = pe.Workflow("inner")
