@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from brainseg_bids.nets.architectures import PackedNet
 
-DEFAULT_MODELS = ("head-1mm",)
+DEFAULT_MODELS = ("head-1mm", "head-0.8mm")
 """Packaged models; an image is segmented by the one that is nearest to its voxel size."""
 DEFAULT_MODEL = DEFAULT_MODELS[0]
 """For whatever has one model only: head label maps, ensembles."""

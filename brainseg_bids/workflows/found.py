@@ -24,7 +24,7 @@ from brainseg_bids.workflows.plan import (
     read_object,
     why_run,
 )
-from brainseg_bids.workflows.segment_plan import SegmentPlan
+from brainseg_bids.workflows.segment_plan import VIEWS, SegmentPlan
 from brainseg_bids.workflows.spaces_plan import SpacePlan, found_space
 from brainseg_bids.workflows.upsample_plan import finer_plan
 
@@ -135,7 +135,8 @@ def _segmented(said: dict, bids_dir: Path, output_dir: Path) -> SegmentPlan | No
     outputs = _there(OutputNames.of(scan), output_dir)
     if not _unchanged(said, scan, outputs) or "figure" not in outputs:
         return None
-    return SegmentPlan(scan, REUSE, "found", outputs, {"Input": said["Input"]})
+    views = {key: said[key] for key in VIEWS if key in said}
+    return SegmentPlan(scan, REUSE, "found", outputs, {"Input": said["Input"], **views})
 
 
 def _in_space(path: Path, said: dict, bids_dir: Path, output_dir: Path) -> SpacePlan | None:
