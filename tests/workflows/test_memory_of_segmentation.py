@@ -78,7 +78,7 @@ def test_a_model_or_an_image_that_tells_nothing_gets_the_usual_memory(tmp_path):
     assert Footprint.of(bundle) is None
     image = dataset.write_image(tmp_path / "sub-01_T1w.nii.gz")
     unknown = segment_plan.Model(bundle.path, "x", "d", (), ())
-    known = segment_plan.Model(bundle.path, "x", "d", (), (), NET)
+    known = segment_plan.Model(bundle.path, "x", "d", (), (), footprint=NET)
     scan = Scan.from_path(image)
     assert segment_plan._memory_gib(scan, [known], False) < segment_plan.SEGMENT_GIB
     assert segment_plan._memory_gib(scan, [known, unknown], False) == segment_plan.SEGMENT_GIB
