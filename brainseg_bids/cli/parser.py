@@ -187,7 +187,7 @@ def _add_segmentation(parser: argparse.ArgumentParser) -> None:
         "--test-time-flips",
         action=argparse.BooleanOptionalAction,
         help="also segment the mirrored image and average: the default, and more exact; without "
-        "it two thirds of the time",
+        "it half to two thirds of the time",
     )
 
 
