@@ -190,6 +190,8 @@ class _View:
         Per axis, as `_axis_offsets` gives it.
     mirrored : (n_labels,) int or None
         Rank of each label's counterpart on the other side, if windows are mirrored.
+    lead : int
+        Voxels of ``seen`` that lie before the box along each axis.
     """
 
     member: Member
@@ -197,6 +199,7 @@ class _View:
     box: tuple[slice, slice, slice]
     offset: list[tuple[float, float]]
     mirrored: Tensor | None = None
+    lead: int = 0
 
     def look(self, window: Tensor) -> Tensor:
         """Features of a window."""
@@ -239,11 +242,9 @@ def _half_a_cell_off(view: _View, mirrors: Tensor) -> _View:
     early = stem // 2
     if not early:
         return replace(view, mirrored=mirrors)
-    late = stem - early
-    pads = (early, late) * 3
-    seen = torch.nn.functional.pad(view.seen[None, None], pads, mode="replicate")[0, 0]
-    box = tuple(slice(edge.start - early, edge.stop + late) for edge in view.box)
-    return replace(view, seen=seen, box=box, mirrored=mirrors)
+    # Zeros, as beyond the box in the other view; nothing is told of them.
+    seen = torch.nn.functional.pad(view.seen, (early, stem - early) * 3)
+    return replace(view, seen=seen, lead=early, mirrored=mirrors)
 
 
 def _streams(
@@ -461,7 +462,7 @@ def _planes(
 def _taps(
     view: _View, shape: tuple[int, ...], device: str
 ) -> list[tuple[slice, Tensor, Tensor]] | None:
-    """Per axis: voxels of the image within the box, the cropped voxel below each, and the weight
+    """Per axis: voxels of the image within the box, the voxel of ``seen`` below each, and the weight
     of the one above. None if no voxel is within."""
     taps = []
     for axis in range(3):
@@ -478,6 +479,7 @@ def _taps(
         # Positions that differ from a voxel centre by rounding only are that voxel.
         low = torch.where(weight > 1 - 1e-5, low + 1, low)
         weight = torch.where((weight < 1e-5) | (weight > 1 - 1e-5), 0.0, weight)
+        low += view.lead
         taps.append((slice(first, last), low.to(device), weight.to(device)))
     return taps
 
