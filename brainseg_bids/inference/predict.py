@@ -462,8 +462,8 @@ def _planes(
 def _taps(
     view: _View, shape: tuple[int, ...], device: str
 ) -> list[tuple[slice, Tensor, Tensor]] | None:
-    """Per axis: voxels of the image within the box, the voxel of ``seen`` below each, and the weight
-    of the one above. None if no voxel is within."""
+    """Per axis: voxels of the image within the box, the voxel of ``seen`` below each, and the
+    weight of the one above. None if no voxel is within."""
     taps = []
     for axis in range(3):
         start, step = view.offset[axis]

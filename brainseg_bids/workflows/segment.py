@@ -102,12 +102,8 @@ def init_segment_wf(
     """
     fields = ["labels", "tissue", "mask", "volumes", "figure", "report"]
     workflow = Workflow(name=name)
-    which = "Each structural image was segmented on its own grid"
-    if nearest_mm:
-        which = f"Structural images with voxels nearest to {nearest_mm:g} mm were segmented on "
-        which += "their own grids"
     workflow.__desc__ = f"""\
-{which} with the convolutional network
+{describe_images(nearest_mm)} with the convolutional network
 *{model_name}* (model digest `{model_digest[:12]}`), which labels brain, fluid, bone and soft
 tissues of the head. The network was trained on images synthesised from label maps
 [@billot2023]. It worked window by window, and its probabilities, not its labels,
@@ -155,6 +151,18 @@ derived from these labels.
         segment.inputs.probseg = "probseg.nii.gz"
         workflow.connect(segment, "probseg", outputnode, "probseg")
     return workflow
+
+
+def describe_images(nearest_mm: float) -> str:
+    """Begin the methods text: which images a model got.
+
+    >>> describe_images(0.8)
+    'Structural images with voxels nearest to 0.8 mm were segmented on their own grids'
+    """
+    if not nearest_mm:
+        return "Each structural image was segmented on its own grid"
+    which = f"Structural images with voxels nearest to {nearest_mm:g} mm"
+    return f"{which} were segmented on their own grids"
 
 
 def describe_views(ensemble: Sequence[Model], flips: bool) -> str:

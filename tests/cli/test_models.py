@@ -27,6 +27,12 @@ def test_voxel_sizes_are_those_of_the_bundles():
     )
 
 
+def test_the_packaged_models_have_the_same_labels():
+    # One table in the derivative's root explains the codes of all results.
+    models, table = models_of(Settings(Path("/in"), Path("/out")))
+    assert {model.label_names for model in models} == {tuple(label.name for label in table)}
+
+
 def test_a_named_model_takes_all(tmp_path):
     assert names(model=str(dataset.write_bundle(tmp_path / "own", name="own"))) == ("own",)
 
