@@ -18,7 +18,6 @@ from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import SubjectPlan
 from brainseg_bids.workflows.resources import memory_gib
-from brainseg_bids.workflows.segment_plan import Model
 
 log = logging.getLogger("brainseg")
 
@@ -30,7 +29,6 @@ def run_plans(
     settings: Settings,
     plans: list[SubjectPlan],
     so_far: list[SubjectPlan],
-    model: Model,
     tables: Mapping[str, Path],
     run_dir: Path,
     program: Sequence[str] | None,
@@ -51,7 +49,7 @@ def run_plans(
         os.environ["FS_LICENSE"] = str(settings.fs_license_file)  # tools look there
     crash_dir = _prepare(settings, run_dir)
     try:
-        workflow, description = _build(settings, plans, so_far, model, tables, program)
+        workflow, description = _build(settings, plans, so_far, tables, program)
     except Exception as error:  # whatever it is, it is ours to mend
         log.error(
             "the workflow could not be built (%s: %s). This is a fault of brainseg; "
@@ -97,7 +95,6 @@ def _build(
     settings: Settings,
     plans: list[SubjectPlan],
     so_far: list[SubjectPlan],
-    model: Model,
     tables: Mapping[str, Path],
     program: Sequence[str] | None,
 ):
@@ -112,7 +109,6 @@ def _build(
             "--omp-nthreads %d is more than --nprocs %d", settings.omp_nthreads, settings.nprocs
         )
     how = HowToRun(
-        model=model,
         tables=dict(tables),
         output_dir=settings.output_dir,
         device=settings.device,

@@ -744,7 +744,7 @@ STAGE_FLAGS = {
     "labels": ("--labels", ("contrast",)),
     "contrast_by": ("--contrast-by", ("priors",)),
     "ensemble": ("--ensemble", ("segment",)),
-    "test_time_flips": ("--test-time-flips", ("segment",)),
+    "test_time_flips": ("--test-time-flips", ("segment", "headlabels")),
     "output_spaces": ("--output-spaces", ("segment",)),
     "freesurfer_export": ("--freesurfer-export", ("segment",)),
     "prior": ("--prior", ("synth", "train")),

@@ -108,7 +108,7 @@ def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | No
                 break  # nothing came out of the pass before, and that has been told
             tables = _write_root(settings, table)
             plans = joined([*plans, *new])
-            failed, ended = run_plans(settings, new, plans, models[0], tables, run_dir, program)
+            failed, ended = run_plans(settings, new, plans, tables, run_dir, program)
             failures |= failed
             code = ended if code == NOT_BUILT else max(code, ended)
             if ended == NOT_BUILT or (failures and settings.stop_on_first_crash):

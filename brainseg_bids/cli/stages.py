@@ -210,7 +210,7 @@ def _plan_from_dataset(
     if "segment" in stages:
         plans += _plan_segment(settings, labels, models)
     if "headlabels" in stages:
-        plans += _plan_headlabels(settings, labels, models[0], program)
+        plans += _plan_headlabels(settings, labels, models, program)
     plans = joined(plans)
     if not any(plan.scans or plan.faults for plan in plans):
         usual = "structural" if "segment" in stages else "T1w"
@@ -413,7 +413,10 @@ def _plan_segment(
 
 
 def _plan_headlabels(
-    settings: Settings, labels: list[str], model: Model, program: Sequence[str] | None
+    settings: Settings,
+    labels: list[str],
+    models: Sequence[Model],
+    program: Sequence[str] | None,
 ) -> list[SubjectPlan]:
     from brainseg_bids.interfaces.tools.base import ToolError  # late: nipype
     from brainseg_bids.workflows.headlabels_plan import (
@@ -428,7 +431,8 @@ def _plan_headlabels(
     choice = ToolChoice(
         head=settings.head_tool,
         brain=settings.brain_tool,
-        model=model,
+        models=models,
+        flips=settings.test_time_flips,
         commands=commands,
         derivatives={
             name: Path(path)

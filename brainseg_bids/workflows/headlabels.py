@@ -139,11 +139,10 @@ def _init_run_node(plan: ToolPlan, scan: Scan, how: HowToRun) -> pe.Node:
         use_gpu=plan.tool.gpu and takes_gpu(how.device),
     )
     known = set(interface.inputs.copyable_trait_names())
-    of_this_tool = {
-        "model": str(how.model.path),
-        "model_digest": how.model.digest,
-        "device": how.device,
-    }
+    of_this_tool: dict = {"device": how.device}
+    if plan.model is not None:
+        of_this_tool |= {"model": str(plan.model.path), "model_digest": plan.model.digest}
+        of_this_tool |= {"test_time_flips": plan.flips}
     interface.inputs.trait_set(**{k: v for k, v in of_this_tool.items() if k in known})
     return pe.Node(interface, name="run", n_procs=threads, mem_gb=plan.mem_gb)
 

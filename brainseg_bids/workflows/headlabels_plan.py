@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,13 @@ from brainseg_bids.workflows.plan import (
     unreadable,
     why_run,
 )
-from brainseg_bids.workflows.segment_plan import VOLUMES_COLUMNS, Model
+from brainseg_bids.workflows.segment_plan import (
+    VOLUMES_COLUMNS,
+    Model,
+    model_for,
+    views,
+    why_other_views,
+)
 
 GIVEN = "given"
 WHAT_IS_DONE = {
@@ -53,6 +59,10 @@ class ToolPlan:
         Program and first arguments.
     mem_gb : float
         What it is expected to take.
+    model : Model or None
+        Of the tool ``model``, for this image.
+    flips : bool
+        Whether that model sees the mirrored image, too.
     """
 
     tool: Tool
@@ -62,6 +72,8 @@ class ToolPlan:
     provenance: dict
     command: tuple[str, ...] = ()
     mem_gb: float = 0.0
+    model: Model | None = None
+    flips: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,24 +112,27 @@ class ToolChoice:
     ----------
     head, brain : str
         Names of tools.
-    model : Model
-        For the tool ``model``.
+    models : sequence of Model
+        For the tool ``model``; each image gets the one that is made for its voxels.
     commands : mapping of str to tuple of str
         Where a tool lives, by name.
     derivatives : mapping of str to Path
         Folders that hold results, by name of the tool.
     memory_gb : float
         What there is.
+    flips : bool
+        Whether the tool ``model`` sees the mirrored image, too.
     will_run : bool
         Programs are looked for only if they are to be run now.
     """
 
     head: str
     brain: str
-    model: Model
+    models: Sequence[Model]
     commands: Mapping[str, tuple[str, ...]]
     derivatives: Mapping[str, Path]
     memory_gb: float
+    flips: bool = False
     will_run: bool = True
 
     def check(self) -> None:
@@ -230,19 +245,23 @@ def _plan_tool(
     names = ToolNames.of(scan, tool.name)
     outputs = {name: output_dir / getattr(names, name) for name in wanted}
     provenance = {"Tool": tool.name, **source}
+    model, flips = None, False
     if tool.name == "model":  # another model is another tool
+        model, flips = model_for(scan.path, choice.models), choice.flips
         provenance |= {
-            "ModelName": choice.model.name,
-            "ModelDigest": choice.model.digest,
+            "ModelName": model.name,
+            "ModelDigest": model.digest,
+            **views((), flips),
             "BrainsegVersion": __version__,
         }
-    reason = why_run(outputs, provenance)
+    reason = why_run(outputs, provenance) or why_other_views(outputs, provenance)
     if not reason:
         provenance |= {"SHA256": sha256(outputs["labels"])}
         return ToolPlan(tool, REUSE, reason, outputs, provenance)
     if root is not None:
         reason = f"no result of {tool.name} was found below {root}"
-    return _ready(ToolPlan(tool, RUN, reason, outputs, provenance), scan, choice)
+    plan = ToolPlan(tool, RUN, reason, outputs, provenance, model=model, flips=flips)
+    return _ready(plan, scan, choice)
 
 
 def _given(tool: Tool, found: Path, root: Path) -> ToolPlan:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from brainseg_bids.interfaces.register import REGISTER
 from brainseg_bids.interfaces.segment import PREDICT
-from brainseg_bids.workflows.segment_plan import Model
 
 
 @dataclass(frozen=True)
@@ -17,8 +16,6 @@ class HowToRun:
 
     Parameters
     ----------
-    model : Model
-        For the tool ``model`` of head label maps; plans of segmentation name their own.
     tables : dict of str to Path
         Label tables in the derivative's root, by the label of ``seg-``.
     output_dir : Path
@@ -33,7 +30,6 @@ class HowToRun:
         What registers images to templates; ANTs may live in an environment of its own.
     """
 
-    model: Model
     tables: dict[str, Path]
     output_dir: Path
     device: str = "auto"

@@ -92,7 +92,7 @@ class SegmentPlan(ScanPlan):
     @property
     def has_results(self) -> bool:
         shown = {name: self.outputs[name] for name in self.shown}
-        return super().has_results and not _why_other_views(shown, self.provenance)
+        return super().has_results and not why_other_views(shown, self.provenance)
 
     @property
     def with_probseg(self) -> bool:
@@ -125,7 +125,7 @@ def plan_segment(
             provenance = {
                 "ModelName": model.name,
                 "ModelDigest": model.digest,
-                **_views(ensemble, flips),
+                **views(ensemble, flips),
                 "BrainsegVersion": __version__,
                 "Input": raw_uri(scan.path, bids_dir),
                 **fingerprint(scan.path, known=read_object(sidecar(outputs["labels"]))),
@@ -133,7 +133,7 @@ def plan_segment(
         except OSError as error:
             faults[scan.title] = unreadable(scan.path, error)
             continue
-        reason = why_run(outputs, provenance) or _why_other_views(outputs, provenance)
+        reason = why_run(outputs, provenance) or why_other_views(outputs, provenance)
         mem_gib = _memory_gib(scan, (model, *ensemble), flips) if reason else SEGMENT_GIB
         plans.append(
             SegmentPlan(
@@ -167,7 +167,7 @@ def model_for(image: Path, models: Sequence[Model]) -> Model:
     return min(models, key=lambda model: abs(math.log(longest_mm / model.voxel_size_mm)))
 
 
-def _views(ensemble: Sequence[Model], flips: bool) -> dict:
+def views(ensemble: Sequence[Model], flips: bool) -> dict:
     """What the JSON says of further models and of flips: nothing where there are none."""
     facts = {}
     if ensemble:
@@ -179,7 +179,7 @@ def _views(ensemble: Sequence[Model], flips: bool) -> dict:
     return facts
 
 
-def _why_other_views(outputs: Mapping[str, Path], provenance: Mapping) -> str:
+def why_other_views(outputs: Mapping[str, Path], provenance: Mapping) -> str:
     """Why results made with another ensemble, or with other flips, do not do."""
     for name, path in outputs.items():
         found = read_object(sidecar(path)) if name != "figure" else provenance

@@ -491,6 +491,12 @@ def test_our_network_gives_probabilities_in_the_order_of_its_table(bundle, image
     assert facts["Model"] == "fake"
 
 
+@pytest.mark.parametrize("flips", [False, True])
+def test_our_network_looks_at_the_mirror_image_where_told(bundle, image, flips):
+    command = own(bundle, image, test_time_flips=flips).cmdline
+    assert ("--test-time-flips" in command) == flips
+
+
 def test_what_our_program_says_is_handed_on(bundle, image):
     code = "import sys; sys.exit('brainseg: ERROR: T1w.nii.gz: it is too dark.')"
     made = interface("model", image, command=(*IN_PYTHON, code), model=str(bundle.path))

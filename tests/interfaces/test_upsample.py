@@ -18,7 +18,6 @@ from brainseg_bids.interfaces.upsample import Upsample
 from brainseg_bids.volumes import read_label_map, write_label_map, write_membership
 from brainseg_bids.workflows.how import HowToRun
 from brainseg_bids.workflows.plan import RUN
-from brainseg_bids.workflows.segment_plan import Model
 from brainseg_bids.workflows.upsample import init_upsample_scan_wf
 from brainseg_bids.workflows.upsample_plan import Scan, Target, UpsamplePlan, finer_outputs
 
@@ -126,7 +125,6 @@ def test_a_step_on_a_gpu_takes_a_slot_and_more_memory(tmp_path, device, slots):
         scan, RUN, "it is new", outputs, {"Input": "bids::x"}, Target((0.5,)), (), 1.5
     )
     how = HowToRun(
-        model=Model(tmp_path, "none", "", (), ()),
         tables={"fullhead": tmp_path / "dseg.tsv"},
         output_dir=tmp_path,
         device=device,

@@ -42,7 +42,7 @@ def plans(data, model, tmp_path):
 @pytest.fixture
 def how(model, tmp_path):
     return HowToRun(
-        model=model, output_dir=tmp_path / "out",
+        output_dir=tmp_path / "out",
         tables=dict.fromkeys(("brainseg", "fullhead"), model.path / "labels.tsv"),
         program=dataset.PREDICT,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.bids.names import sidecar
 from brainseg_bids.interfaces.tools.base import ToolError
-from brainseg_bids.volumes import InputError
+from brainseg_bids.volumes import InputError, read_grid
 from brainseg_bids.workflows.headlabels_plan import (
     GIVEN,
     ToolChoice,
@@ -33,7 +33,7 @@ def choose(model):
         return ToolChoice(
             head=head,
             brain=brain,
-            model=model,
+            models=(model,),
             commands=everything if commands is None else commands,
             derivatives=dict(derivatives),
             memory_gb=memory_gb,
@@ -138,9 +138,30 @@ def test_a_newer_version_of_this_app_merges_again_but_runs_no_external_tool(
 def test_another_model_is_another_tool(planned, tmp_path, model, choose, data):
     leave_results(planned("model", "model"), tmp_path / "out")
     (subject,) = find_subjects(data, ["01"], usual=("T1w",))
-    choice = replace(choose("model", "model"), model=replace(model, digest="f" * 64))
+    choice = replace(choose("model", "model"), models=(replace(model, digest="f" * 64),))
     plan = plan_headlabels(subject, bids_dir=data, output_dir=tmp_path / "out", choice=choice)
     assert actions(plan) == (RUN, {"head": RUN})
+
+
+def test_the_model_nearest_to_the_voxels_labels_with_or_without_flips(
+    planned, tmp_path, model, choose, data
+):
+    """As `--stages segment` does: one app, one answer."""
+    (subject,) = find_subjects(data, ["01"], usual=("T1w",))
+    size_mm = max(read_grid(subject.scans[0].path).voxel_size_mm)
+    far = replace(model, name="far", digest="a" * 64, voxel_size_mm=3 * size_mm)
+    near = replace(model, name="near", digest="b" * 64, voxel_size_mm=1.1 * size_mm)
+    choice = replace(choose("model", "model"), models=(far, near), flips=True)
+
+    def plan(choice):
+        return plan_headlabels(subject, bids_dir=data, output_dir=tmp_path / "out", choice=choice)
+
+    (scan,) = plan(choice).scans
+    assert (scan.tools["head"].model, scan.tools["head"].flips) == (near, True)
+    leave_results(plan(choice), tmp_path / "out")
+    assert actions(plan(choice)) == (REUSE, {"head": REUSE})
+    assert actions(plan(replace(choice, flips=False))) == (RUN, {"head": RUN})
+    assert actions(plan(replace(choice, models=(far,)))) == (RUN, {"head": RUN})
 
 
 def test_an_image_that_changed_is_labelled_again(planned, tmp_path, data):

@@ -94,7 +94,7 @@ def test_heads_are_wired_for_every_source_of_labels(
         path.write_bytes(b"labels")
     runnable = ("samseg", "charm", "synthseg", "fastsurfer", "model")
     choice = ToolChoice(
-        head=head, brain=brain, model=model, memory_gb=64,
+        head=head, brain=brain, models=(model,), flips=True, memory_gb=64,
         commands=dict.fromkeys(runnable, (sys.executable,)),
         derivatives={name: tmp_path / name for name in given},
     )  # fmt: skip
@@ -105,6 +105,10 @@ def test_heads_are_wired_for_every_source_of_labels(
     workflow = init_headlabels_scan_wf(scan, how)
     assert list(wiring_faults(workflow)) == []
     ran = [node for node in workflow._create_flat_graph().nodes if node.name == "run"]
+    ours = [node.inputs for node in ran if hasattr(node.inputs, "test_time_flips")]
+    assert [(run.model, run.test_time_flips) for run in ours] == [(str(model.path), True)] * (
+        "model" in {head, brain}
+    )
     assert len(ran) == len({head, brain} - set(given))
     assert all(node.mem_gb > 0 for node in ran)
     reused = replace(
@@ -171,10 +175,10 @@ def test_an_ensemble_and_flips_reach_the_program_and_the_methods_text(plans, how
     assert "mirror" not in alone.visit_desc()
 
 
-def test_the_methods_text_names_model_and_references_once(plans, how):
+def test_the_methods_text_names_model_and_references_once(plans, how, model):
     text = init_brainseg_wf(plans(), how).visit_desc()
     assert text.count("[@billot2023]") == 1
-    assert how.model.digest[:12] in text
+    assert model.digest[:12] in text
 
 
 def test_the_methods_text_says_which_images_each_of_two_models_got(plans, how, model):

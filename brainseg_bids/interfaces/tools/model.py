@@ -37,6 +37,9 @@ class _ModelInputSpec(ToolInputSpec):
         "auto", "cpu", "cuda", "mps", usedefault=True, nohash=True, argstr="--device %s",
         position=5,
     )  # fmt: skip
+    test_time_flips = traits.Bool(
+        argstr="--test-time-flips", position=7, desc="average with the mirror image"
+    )
     threads = traits.Int(1, usedefault=True, nohash=True, argstr="--threads %d", position=6)
 
 
