@@ -84,7 +84,9 @@ def test_flips_are_the_default_and_can_be_denied(data, said, tmp_path):
     stored = ("--config-file", tmp_path / "config.toml")
     assert settings_of(data, *stored).test_time_flips is False
     assert settings_of(data, *stored, "--test-time-flips").test_time_flips is True
-    assert "belongs to --stages segment" in said("--stages", "headlabels", "--no-test-time-flips")
+    heads = ("--stages", "headlabels", "--no-test-time-flips")  # by our own model, too
+    assert settings_of(data, *heads).test_time_flips is False
+    assert "belongs to --stages segment" in said("--stages", "upsample", "--no-test-time-flips")
 
 
 def test_the_brain_tool_is_the_head_tool_unless_said_otherwise(data):
