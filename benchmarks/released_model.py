@@ -240,7 +240,8 @@ def fields(options: argparse.Namespace, data: Path) -> None:
                 row = _dice(case.reference, segment(case.image), name)
                 found.setdefault(name, {}).setdefault(change, []).append(mean_of(row))
             print(f"{case.name}, {change}: done", file=sys.stderr, flush=True)
-        print_losses(f"{title}: simulated fields of 7 T, mean Dice (loss)", found)
+        if found:  # of OASIS none may be wanted
+            print_losses(f"{title}: simulated fields of 7 T, mean Dice (loss)", found)
 
 
 def print_losses(title: str, found: dict[str, dict[str, list[float]]]) -> None:
