@@ -32,13 +32,11 @@ def _image(root: Path, name: str = "sub-01_T1w") -> Path:
 
 
 def _how(root: Path):
-    from brainseg_bids.cli.stages import read_model
-    from brainseg_bids.nets.bundle import DEFAULT_MODEL
+    from brainseg_bids.nets.bundle import DEFAULT_MODEL, find_bundle
     from brainseg_bids.workflows.how import HowToRun
 
-    model, _ = read_model(DEFAULT_MODEL)
-    tables = dict.fromkeys(("brainseg", "fullhead"), model.path / "labels.tsv")
-    return HowToRun(model=model, tables=tables, output_dir=root)
+    tables = dict.fromkeys(("brainseg", "fullhead"), find_bundle(DEFAULT_MODEL) / "labels.tsv")
+    return HowToRun(tables=tables, output_dir=root)
 
 
 def segment(root: Path):
