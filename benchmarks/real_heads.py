@@ -161,6 +161,20 @@ def fine(data: Path) -> Iterator[Case]:
     yield Case("0.8 mm", folder / "T1.nii.gz", np.where(grey, 3, 0).astype(np.int16))
 
 
+def aligned(data: Path, work: Path) -> Iterator[Case]:
+    """A stripped, affinely aligned T1w brain with FreeSurfer's aseg: VoxelMorph's test scan.
+
+    The file tells no orientation. Centres of its labels do: the axes run left, down and forward.
+    """
+    scan = np.load(data / "voxelmorph_test_scan" / "test_scan.npz")
+    image = work / "voxelmorph_test_scan.nii.gz"
+    if not image.exists():
+        axes = np.array([[-1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+        write_volume(scan["vol"].astype(np.float32), Grid(scan["vol"].shape, axes), image)
+    targets = {int(k): v for k, v in read_targets("aseg_to_brainseg.tsv").items()}
+    yield Case("VoxelMorph's test scan", image, translate(scan["seg"].astype(np.int32), targets))
+
+
 HEADS = {"ecog": ecog, "oasis": oasis, "colin": colin, "fine": fine}
 
 

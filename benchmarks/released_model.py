@@ -8,7 +8,8 @@ SAMSEG, on the image's own voxels; Dice as in `benchmarks.real_heads`. Results a
 folder and not computed twice. Parts (``--parts``):
 
 ``real``
-    The ECoG subject (FreeSurfer's aseg) and eight brains labelled by hand (OASIS).
+    The ECoG subject and a stripped brain (both FreeSurfer's aseg), and eight brains labelled by
+    hand (OASIS).
 ``fields``
     The same images with what 7 T does to them, simulated: a receive field of 0.6 to 1.4, signal
     lost in temporal lobes and cerebellum, MP2RAGE's background. What each method loses.
@@ -83,17 +84,27 @@ def methods(options: argparse.Namespace, data: Path) -> dict[str, Method]:
     """All methods by name; ours first."""
     work, threads = options.work, options.threads
     found: dict[str, Method] = {}
-    for name in options.models:
-        bundle = find_bundle(name)
-        ours = partial(real_heads.by_ours, model=bundle, work=work, threads=threads)
-        model = ModelBundle.read(bundle).name
-        found[model] = ours
+    for name, folder in our_models(options.models).items():
+        ours = partial(real_heads.by_ours, model=folder, work=work, threads=threads)
+        found[name] = ours
         if options.without_flips:
-            found[f"{model} without flips"] = partial(ours, flips=False)
+            found[f"{name} without flips"] = partial(ours, flips=False)
     for name in options.rivals:
         found[name] = partial(
             real_heads.by_rival, name=name, data=data, work=work, threads=threads
         )
+    return found
+
+
+def our_models(wanted: list[str]) -> dict[str, Path]:
+    """Model folders by name; models of one name are told apart by their digests."""
+    folders = [find_bundle(name) for name in wanted]
+    bundles = [ModelBundle.read(folder) for folder in folders]
+    names = [bundle.name for bundle in bundles]
+    found = {}
+    for bundle, folder in zip(bundles, folders, strict=True):
+        shared = names.count(bundle.name) > 1
+        found[f"{bundle.name} {bundle.digest[:8]}" if shared else bundle.name] = folder
     return found
 
 
@@ -138,6 +149,10 @@ def real(options: argparse.Namespace, data: Path) -> None:
     """Dice beside references that programs or people have made."""
     for title, cases in (
         ("ECoG subject against FreeSurfer's aseg", real_heads.ecog(data)),
+        (
+            "VoxelMorph's test scan, skull-stripped, against FreeSurfer's aseg",
+            real_heads.aligned(data, options.work),
+        ),
         ("Eight brains labelled by hand (OASIS), skull-stripped", real_heads.oasis(data)),
     ):
         rows: dict[str, list[dict[str, float]]] = {}
@@ -284,7 +299,7 @@ def heldout(options: argparse.Namespace, data: Path) -> None:
     full = LabelTable.packaged("fullhead")
     shape = (176, 224, 208)
     generator = Generator(Crosswalk.packaged("fullhead", "brainseg"), full, shape=shape)
-    ours = [find_bundle(name) for name in options.models]
+    ours = our_models(options.models)
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for number in (15, 16):
         file = data / "synthseg_training_labels" / f"training_seg_{number}.nii.gz"
@@ -297,16 +312,15 @@ def heldout(options: argparse.Namespace, data: Path) -> None:
                 image = options.work / f"seg{number}_{Path(space).stem}{index}.nii.gz"
                 write_volume(pair.image[0].numpy(), Grid(shape, np.eye(4)), image)
                 reference = TABLE.codes.astype(np.int16)[pair.labels.numpy()]
-                for bundle in ours:
+                for name, folder in ours.items():
                     predicted = real_heads.by_ours(
-                        image, bundle, options.work, options.threads, anew=True
+                        image, folder, options.work, options.threads, anew=True
                     )
                     counts = real_heads.count(reference, predicted)
                     means = [
                         float(np.nanmean([real_heads.dice(counts, c) for c in codes.values()]))
                         for codes in (STRUCTURES, HEAD_CLASSES)
                     ]
-                    name = ModelBundle.read(bundle).name
                     found.setdefault(name, {}).setdefault(Path(space).stem, []).append(means)
     spaces = [Path(space).stem for space in SPACES]
     print(f"\n### Fresh pairs of maps 15 and 16, {2 * options.pairs} a recipe space, mean Dice\n")
@@ -330,14 +344,12 @@ def native(options: argparse.Namespace, data: Path) -> None:
     print("| image | model | Dice | by 1 mm | ASSD mm | by 1 mm |\n|" + "---|" * 6)
     for case in cases:
         coarse = _at_one_mm(case.image, options.work)
-        for model in options.models:
-            bundle = find_bundle(model)
+        for name, folder in our_models(options.models).items():
             cells = []
             for image in (case.image, coarse):
-                real_heads.by_ours(image, bundle, options.work, options.threads)
-                cells.append(_grey(case, real_heads.ours_file(image, bundle, options.work)))
+                real_heads.by_ours(image, folder, options.work, options.threads)
+                cells.append(_grey(case, real_heads.ours_file(image, folder, options.work)))
             numbers = [f"{dice:.4f}" for dice, _ in cells] + [f"{assd:.3f}" for _, assd in cells]
-            name = ModelBundle.read(bundle).name
             print(f"| {case.name} | {name} | " + " | ".join(numbers) + " |")
 
 
@@ -405,10 +417,9 @@ def cost(options: argparse.Namespace, data: Path) -> None:
     out = options.work / "cost.nii.gz"
     common = ["--image", image, "--threads", str(options.threads), "--labels", out]
     programs = {}
-    for model in options.models:
-        ours = [sys.executable, "-m", "brainseg_bids.cli.predict", *common, "--model", model]
+    for name, folder in our_models(options.models).items():
+        ours = [sys.executable, "-m", "brainseg_bids.cli.predict", *common, "--model", folder]
         ours += ["--device", "cpu", "--report", out.with_suffix(".json")]
-        name = ModelBundle.read(find_bundle(model)).name
         programs |= {name: [*ours, "--test-time-flips"], f"{name} without flips": ours}
     for name in options.rivals:
         programs[name] = [sys.executable, "-m", "benchmarks.meshnet", *common, "--model", name]

@@ -164,8 +164,8 @@ def _add_segmentation(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         metavar="NAME|PATH",
-        help="a packaged model or a model folder; default: the packaged one whose voxels are "
-        "nearest in size to the image's",
+        help="a packaged model or a model folder; default: of the packaged ones made for the "
+        "image's contrast, the one nearest to its voxel size",
     )
     add(
         "--device",

@@ -247,7 +247,7 @@ def _plan_tool(
     provenance = {"Tool": tool.name, **source}
     model, flips = None, False
     if tool.name == "model":  # another model is another tool
-        model, flips = model_for(scan.path, choice.models), choice.flips
+        model, flips = model_for(scan, choice.models), choice.flips
         provenance |= {
             "ModelName": model.name,
             "ModelDigest": model.digest,

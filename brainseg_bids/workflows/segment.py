@@ -27,7 +27,7 @@ def init_segment_scan_wf(plan: SegmentPlan, how: HowToRun) -> Workflow:
         model=str(plan.model.path),
         model_name=plan.model.name,
         model_digest=plan.model.digest,
-        nearest_mm=plan.model.voxel_size_mm if plan.by_voxel_size else 0.0,
+        images=plan.images,
         ensemble=plan.ensemble,
         flips=plan.flips,
         mem_gib=plan.mem_gib,
@@ -56,7 +56,7 @@ def init_segment_wf(
     model_name: str,
     model_digest: str,
     table: str,
-    nearest_mm: float = 0.0,
+    images: str = "",
     ensemble: Sequence[Model] = (),
     flips: bool = False,
     mem_gib: float = SEGMENT_GIB,
@@ -74,8 +74,8 @@ def init_segment_wf(
         Bundle folder, its name and SHA-256.
     table : str
         Label table of the model, ``dseg.tsv``.
-    nearest_mm : float
-        The model's voxel size, if it got the images whose voxels are nearest to it; 0: all.
+    images : str
+        Which images got the model, of several; empty: all.
     ensemble : sequence of Model
         Further models whose probabilities are averaged with the first one's.
     flips : bool
@@ -103,7 +103,7 @@ def init_segment_wf(
     fields = ["labels", "tissue", "mask", "volumes", "figure", "report"]
     workflow = Workflow(name=name)
     workflow.__desc__ = f"""\
-{describe_images(nearest_mm)} with the convolutional network
+{describe_images(images)} with the convolutional network
 *{model_name}* (model digest `{model_digest[:12]}`), which labels brain, fluid, bone and soft
 tissues of the head. The network was trained on images synthesised from label maps
 [@billot2023]. It worked window by window, and its probabilities, not its labels,
@@ -153,16 +153,15 @@ derived from these labels.
     return workflow
 
 
-def describe_images(nearest_mm: float) -> str:
-    """Begin the methods text: which images a model got.
+def describe_images(images: str) -> str:
+    """Begin the methods text: which images a model got; empty: all.
 
-    >>> describe_images(0.8)
-    'Structural images with voxels nearest to 0.8 mm were segmented on their own grids'
+    >>> describe_images("FLAIR images")
+    'FLAIR images were segmented on their own grids'
     """
-    if not nearest_mm:
+    if not images:
         return "Each structural image was segmented on its own grid"
-    which = f"Structural images with voxels nearest to {nearest_mm:g} mm"
-    return f"{which} were segmented on their own grids"
+    return f"{images} were segmented on their own grids"
 
 
 def describe_views(ensemble: Sequence[Model], flips: bool) -> str:

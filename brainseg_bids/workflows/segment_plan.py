@@ -77,15 +77,15 @@ class SegmentPlan(ScanPlan):
         Whether the mirrored image is averaged with, too.
     mem_gib : float
         Predicted peak of the segmentation.
-    by_voxel_size : bool
-        Whether the image got this model for its voxel size, of several.
+    images : str
+        Which images got this model, of several; empty: all.
     """
 
     model: Model | None = None
     ensemble: tuple[Model, ...] = ()
     flips: bool = False
     mem_gib: float = SEGMENT_GIB
-    by_voxel_size: bool = False
+    images: str = ""
 
     stage = "segment"
 
@@ -120,7 +120,7 @@ def plan_segment(
         names = OutputNames.of(scan)
         fields = ["labels", "tissue", "mask", "volumes", "figure", *(["probseg"] * probseg)]
         outputs = {name: output_dir / getattr(names, name) for name in fields}
-        model = model_for(scan.path, models)
+        model = model_for(scan, models)
         try:
             provenance = {
                 "ModelName": model.name,
@@ -146,25 +146,51 @@ def plan_segment(
                 tuple(ensemble),
                 flips,
                 mem_gib,
-                by_voxel_size=len(models) > 1,
+                images=images_of(model, scan.suffix, models),
             )
         )
     return SubjectPlan(subject.label, tuple(plans), faults)
 
 
-def model_for(image: Path, models: Sequence[Model]) -> Model:
-    """The model whose voxels are nearest in size to the longest edge of the image's.
+def model_for(scan: Scan, models: Sequence[Model]) -> Model:
+    """Of the models made for the image's contrast, the one nearest to its longest voxel edge.
 
     The longest one: thick slices do not show what a fine model looks for. Sizes are compared as
     ratios; of models as near as each other, and for images that cannot be read, the first one.
+    A contrast that no model was made for gets one of all.
+    """
+    peers = _peers(scan.suffix, models)
+    if len(peers) == 1:
+        return peers[0]
+    try:
+        longest_mm = max(read_grid(scan.path).voxel_size_mm)
+    except (InputError, ValueError):  # the segmentation itself says what is wrong with it
+        return peers[0]
+    return min(peers, key=lambda model: abs(math.log(longest_mm / model.voxel_size_mm)))
+
+
+def images_of(model: Model, suffix: str, models: Sequence[Model]) -> str:
+    """In words, which images get a model that an image of a suffix got; empty: all do.
+
+    >>> fine = Model(Path(), "fine", "", ("T1w",), (), 0.8)
+    >>> flair = Model(Path(), "flair", "", ("FLAIR", "T2w"), ())
+    >>> images_of(fine, "T1w", [fine, flair]), images_of(fine, "T1w", [fine])
+    ('T1w images', '')
+    >>> images_of(fine, "T1w", [Model(Path(), "usual", "", ("T1w",), ()), fine, flair])
+    'T1w images with voxels nearest to 0.8 mm'
+    >>> images_of(flair, "T2w", [fine, flair])
+    'FLAIR and T2w images'
     """
     if len(models) == 1:
-        return models[0]
-    try:
-        longest_mm = max(read_grid(image).voxel_size_mm)
-    except (InputError, ValueError):  # the segmentation itself says what is wrong with it
-        return models[0]
-    return min(models, key=lambda model: abs(math.log(longest_mm / model.voxel_size_mm)))
+        return ""
+    peers = _peers(suffix, models)
+    kind = "Structural" if len(peers) == len(models) else " and ".join(model.contrasts)
+    near = f" with voxels nearest to {model.voxel_size_mm:g} mm" if len(peers) > 1 else ""
+    return f"{kind} images{near}"
+
+
+def _peers(suffix: str, models: Sequence[Model]) -> Sequence[Model]:
+    return [model for model in models if suffix in model.contrasts] or models
 
 
 def views(ensemble: Sequence[Model], flips: bool) -> dict:

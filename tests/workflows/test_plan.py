@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brainseg_bids.bids.names import sidecar
+from brainseg_bids.bids.names import Scan, sidecar
 from brainseg_bids.workflows.plan import RUN, describe_plans
 from brainseg_bids.workflows.segment_plan import metadata, model_for
 from tests.fakes import dataset
@@ -111,6 +111,13 @@ def test_the_json_of_an_ensemble_names_every_model_and_that_of_one_says_nothing_
     assert not {"Ensemble", "TestTimeFlips"} & set(said)
 
 
+def scan_of(folder, suffix="T1w", voxel_size_mm=1.0):
+    image = folder / f"sub-01_{suffix}.nii.gz"
+    affine = np.diag([*np.broadcast_to(voxel_size_mm, 3), 1.0])
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), affine), image)
+    return Scan.from_path(image)
+
+
 @pytest.mark.parametrize(
     ("voxel_size_mm", "expected"),
     [(0.6, 0.7), (0.8, 0.7), (0.85, 1.0), (1.0, 1.0), (2.0, 1.0), ((0.5, 0.5, 3.0), 1.0)],
@@ -118,17 +125,39 @@ def test_the_json_of_an_ensemble_names_every_model_and_that_of_one_says_nothing_
 def test_an_image_gets_the_model_that_is_nearest_to_its_longest_edge(
     model, tmp_path, voxel_size_mm, expected
 ):
-    image = tmp_path / "image.nii.gz"
-    affine = np.diag([*np.broadcast_to(voxel_size_mm, 3), 1.0])
-    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), affine), image)
     models = [replace(model, voxel_size_mm=size) for size in (1.0, 0.7)]
-    assert model_for(image, models).voxel_size_mm == expected
+    scan = scan_of(tmp_path, voxel_size_mm=voxel_size_mm)
+    assert model_for(scan, models).voxel_size_mm == expected
 
 
 def test_an_image_that_cannot_be_read_gets_the_first_model(model, tmp_path):
-    (tmp_path / "image.nii.gz").write_bytes(b"no image")
+    (tmp_path / "sub-01_T1w.nii.gz").write_bytes(b"no image")
     models = [replace(model, voxel_size_mm=size) for size in (1.0, 0.7)]
-    assert model_for(tmp_path / "image.nii.gz", models) is models[0]
+    assert model_for(Scan.from_path(tmp_path / "sub-01_T1w.nii.gz"), models) is models[0]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "voxel_size_mm", "expected"),
+    [
+        ("T1w", 0.7, "fine"),
+        ("T1w", 1.0, "usual"),
+        ("FLAIR", 0.7, "flair"),  # its contrast goes before its voxels
+        ("FLAIR", 1.0, "flair"),
+        ("PDw", 0.7, "fine"),  # nobody's contrast
+    ],
+)
+def test_a_model_for_the_contrast_goes_before_one_for_the_voxels(
+    model, tmp_path, suffix, voxel_size_mm, expected
+):
+    models = [
+        replace(model, name=name, contrasts=contrasts, voxel_size_mm=size)
+        for name, contrasts, size in (
+            ("usual", ("T1w", "UNIT1"), 1.0),
+            ("fine", ("T1w", "UNIT1"), 0.7),
+            ("flair", ("FLAIR",), 1.0),
+        )
+    ]
+    assert model_for(scan_of(tmp_path, suffix, voxel_size_mm), models).name == expected
 
 
 def test_results_name_the_model_that_the_image_got(plans, model, tmp_path):
