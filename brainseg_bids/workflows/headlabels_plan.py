@@ -28,6 +28,7 @@ from brainseg_bids.workflows.segment_plan import (
     VOLUMES_COLUMNS,
     Model,
     model_for,
+    predicted_gib,
     views,
     why_other_views,
 )
@@ -277,7 +278,10 @@ def _ready(plan: ToolPlan, scan: Scan, choice: ToolChoice) -> ToolPlan:
     """The plan with what it takes to run it; too large an image is refused before it begins."""
     grid = read_grid(scan.path)
     n_voxels = grid.shape[0] * grid.shape[1] * grid.shape[2]
-    mem_gb = plan.tool.mem_gb(n_voxels)
+    if plan.model is None:
+        mem_gb = plan.tool.mem_gb(n_voxels)
+    else:
+        mem_gb = predicted_gib(scan, (plan.model,), plan.flips)
     if choice.will_run and mem_gb > choice.memory_gb:
         raise InputError(
             f"{scan.path}: {plan.tool.name} needs about {mem_gb:.0f} GB for its "

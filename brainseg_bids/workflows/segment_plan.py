@@ -134,7 +134,7 @@ def plan_segment(
             faults[scan.title] = unreadable(scan.path, error)
             continue
         reason = why_run(outputs, provenance) or why_other_views(outputs, provenance)
-        mem_gib = _memory_gib(scan, (model, *ensemble), flips) if reason else SEGMENT_GIB
+        mem_gib = predicted_gib(scan, (model, *ensemble), flips) if reason else SEGMENT_GIB
         plans.append(
             SegmentPlan(
                 scan,
@@ -215,7 +215,7 @@ def why_other_views(outputs: Mapping[str, Path], provenance: Mapping) -> str:
     return ""
 
 
-def _memory_gib(scan: Scan, models: Sequence[Model], flips: bool) -> float:
+def predicted_gib(scan: Scan, models: Sequence[Model], flips: bool) -> float:
     """Predicted peak of a segmentation; `SEGMENT_GIB` where image or model does not tell."""
     nets = [model.footprint for model in models if model.footprint is not None]
     try:

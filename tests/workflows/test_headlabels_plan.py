@@ -21,6 +21,8 @@ from brainseg_bids.workflows.headlabels_plan import (
     tool_metadata,
 )
 from brainseg_bids.workflows.plan import REUSE, RUN
+from brainseg_bids.workflows.resources import Footprint
+from brainseg_bids.workflows.segment_plan import SEGMENT_GIB, predicted_gib
 from tests.fakes import dataset
 
 
@@ -162,6 +164,22 @@ def test_the_model_nearest_to_the_voxels_labels_with_or_without_flips(
     assert actions(plan(choice)) == (REUSE, {"head": REUSE})
     assert actions(plan(replace(choice, flips=False))) == (RUN, {"head": RUN})
     assert actions(plan(replace(choice, models=(far,)))) == (RUN, {"head": RUN})
+
+
+def test_memory_set_aside_for_the_model_is_what_segmentation_sets_aside(
+    tmp_path, model, choose, data
+):
+    (subject,) = find_subjects(data, ["01"], usual=("T1w",))
+    known = replace(model, footprint=Footprint("dynunet", 43, 2, 24, 24, 1.0, (96, 128, 112)))
+    for flips in (False, True):
+        choice = replace(choose("model", "model"), models=(known,), flips=flips)
+        (scan,) = plan_headlabels(
+            subject, bids_dir=data, output_dir=tmp_path / "out", choice=choice
+        ).scans
+        (image,) = subject.scans
+        expected = predicted_gib(image, (known,), flips)
+        assert scan.tools["head"].mem_gb == expected
+        assert 0 < expected < SEGMENT_GIB
 
 
 def test_an_image_that_changed_is_labelled_again(planned, tmp_path, data):

@@ -80,10 +80,10 @@ def test_a_model_or_an_image_that_tells_nothing_gets_the_usual_memory(tmp_path):
     unknown = segment_plan.Model(bundle.path, "x", "d", (), ())
     known = segment_plan.Model(bundle.path, "x", "d", (), (), footprint=NET)
     scan = Scan.from_path(image)
-    assert segment_plan._memory_gib(scan, [known], False) < segment_plan.SEGMENT_GIB
-    assert segment_plan._memory_gib(scan, [known, unknown], False) == segment_plan.SEGMENT_GIB
+    assert segment_plan.predicted_gib(scan, [known], False) < segment_plan.SEGMENT_GIB
+    assert segment_plan.predicted_gib(scan, [known, unknown], False) == segment_plan.SEGMENT_GIB
     image.write_bytes(b"no image")
-    assert segment_plan._memory_gib(scan, [known], False) == segment_plan.SEGMENT_GIB
+    assert segment_plan.predicted_gib(scan, [known], False) == segment_plan.SEGMENT_GIB
 
 
 def test_processors_are_asked_for_half_precision(tmp_path):
