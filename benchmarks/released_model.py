@@ -77,7 +77,15 @@ HEAD_CLASSES = {
     "Optic nerve and chiasm": (530,),
 }
 
-SPACES = ("t1w", "benchmarks/released/t1w_sharp.toml", "t1w7t", "mp2rage7t", "flair", "agnostic7t")
+SPACES = (
+    "t1w",
+    "benchmarks/released/t1w_sharp.toml",
+    "t1w7t",
+    "mp2rage7t",
+    "flair",
+    "t2w",
+    "agnostic7t",
+)
 
 
 def methods(options: argparse.Namespace, data: Path) -> dict[str, Method]:
@@ -285,9 +293,11 @@ def flair(options: argparse.Namespace, data: Path) -> None:
     found: dict[str, dict[str, list[float]]] = {}
     for change, image in images.items():
         reference = by_samseg(image, options.samseg, options.work)
+        rows: dict[str, list[dict[str, float]]] = {}
         for name, segment in methods(options, data).items():
-            row = _dice(reference, segment(image), name)
-            found.setdefault(name, {})[change] = [mean_of(row)]
+            rows[name] = [_dice(reference, segment(image), name)]
+            found.setdefault(name, {})[change] = [mean_of(rows[name][0])]
+        print(f"\n### {change} against SAMSEG\n\n{real_heads.table(rows, MEANS)}")
     print_losses("Agreement with SAMSEG, mean Dice (loss)", found)
 
 
@@ -304,7 +314,7 @@ def heldout(options: argparse.Namespace, data: Path) -> None:
     for number in (15, 16):
         file = data / "synthseg_training_labels" / f"training_seg_{number}.nii.gz"
         head = Head.from_label_map(read_label_map(file, full))
-        for space in SPACES:
+        for space in options.spaces:
             for index in range(options.pairs):
                 recipe = read_space(space).at(1.0).draw(np.random.default_rng([number, index, 20]))
                 middle = replace(recipe.deformation, center_frac=(0.5, 0.5, 0.55))
@@ -322,7 +332,7 @@ def heldout(options: argparse.Namespace, data: Path) -> None:
                         for codes in (STRUCTURES, HEAD_CLASSES)
                     ]
                     found.setdefault(name, {}).setdefault(Path(space).stem, []).append(means)
-    spaces = [Path(space).stem for space in SPACES]
+    spaces = [Path(space).stem for space in options.spaces]
     print(f"\n### Fresh pairs of maps 15 and 16, {2 * options.pairs} a recipe space, mean Dice\n")
     print("| model | classes | " + " | ".join(spaces) + " |\n|" + "---|" * (len(spaces) + 2))
     for name, by_space in found.items():
@@ -459,6 +469,9 @@ def main() -> None:
     parser.add_argument("--deepbet", help="a Python that has deepbet; without, it is left out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=2, help="synthetic pairs a map and space")
+    parser.add_argument(
+        "--spaces", nargs="+", default=list(SPACES), help="that held-out maps are painted by"
+    )
     parser.add_argument("--oasis", type=int, default=8, help="brains that fields are tried on")
     parser.add_argument("--data", help="folder of the shared data")
     options = parser.parse_args()
