@@ -77,6 +77,9 @@ HEAD_CLASSES = {
     "Optic nerve and chiasm": (530,),
 }
 
+LENTIFORM = ("Putamen", "Pallidum")
+"""On the FLAIR head SAMSEG calls the dark pallidum putamen, as its picture shows."""
+
 SPACES = (
     "t1w",
     "benchmarks/released/t1w_sharp.toml",
@@ -155,14 +158,18 @@ def mean_of(row: dict[str, float]) -> float:
 
 def real(options: argparse.Namespace, data: Path) -> None:
     """Dice beside references that programs or people have made."""
-    for title, cases in (
-        ("ECoG subject against FreeSurfer's aseg", real_heads.ecog(data)),
-        (
+    sets = {
+        "ecog": ("ECoG subject against FreeSurfer's aseg", real_heads.ecog(data)),
+        "voxelmorph": (
             "VoxelMorph's test scan, skull-stripped, against FreeSurfer's aseg",
             real_heads.aligned(data, options.work),
         ),
-        ("Eight brains labelled by hand (OASIS), skull-stripped", real_heads.oasis(data)),
-    ):
+        "oasis": (
+            "Eight brains labelled by hand (OASIS), skull-stripped",
+            real_heads.oasis(data),
+        ),
+    }
+    for title, cases in map(sets.get, options.heads):
         rows: dict[str, list[dict[str, float]]] = {}
         for case in cases:
             used = methods(options, data)
@@ -282,7 +289,7 @@ def print_losses(title: str, found: dict[str, dict[str, list[float]]]) -> None:
 
 
 def flair(options: argparse.Namespace, data: Path) -> None:
-    """Agreement with SAMSEG on a FLAIR and on a T1w head."""
+    """Agreement with SAMSEG on a FLAIR and on a T1w head, with and without `LENTIFORM`."""
     if not options.samseg:
         print("\nflair: left out, it needs --samseg", file=sys.stderr)
         return
@@ -291,14 +298,19 @@ def flair(options: argparse.Namespace, data: Path) -> None:
         "FLAIR": data / "py_synthsr_flair" / "FLAIR.nii.gz",
     }
     found: dict[str, dict[str, list[float]]] = {}
+    found_right: dict[str, dict[str, list[float]]] = {}
     for change, image in images.items():
         reference = by_samseg(image, options.samseg, options.work)
         rows: dict[str, list[dict[str, float]]] = {}
         for name, segment in methods(options, data).items():
             rows[name] = [_dice(reference, segment(image), name)]
-            found.setdefault(name, {})[change] = [mean_of(rows[name][0])]
+            row = rows[name][0]
+            found.setdefault(name, {})[change] = [mean_of(row)]
+            right = {key: np.nan if key in LENTIFORM else dice for key, dice in row.items()}
+            found_right.setdefault(name, {})[change] = [mean_of(right)]
         print(f"\n### {change} against SAMSEG\n\n{real_heads.table(rows, MEANS)}")
     print_losses("Agreement with SAMSEG, mean Dice (loss)", found)
+    print_losses("The same without putamen and pallidum", found_right)
 
 
 # Held-out label maps ----------------------------------------------------------------------------
@@ -464,6 +476,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True, help="packaged names or folders")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS[:2]), choices=RIVALS)
+    heads = ("ecog", "voxelmorph", "oasis")
+    parser.add_argument("--heads", nargs="+", default=heads, choices=heads, help="of part real")
     parser.add_argument("--without-flips", action="store_true", help="ours without flips, too")
     parser.add_argument("--samseg", help="how SAMSEG is called; without, it is left out")
     parser.add_argument("--deepbet", help="a Python that has deepbet; without, it is left out")

@@ -6,15 +6,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.evaluation.agreement import compare
+from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.recipe import View
+from brainseg_bids.synth.space import read_space
+from brainseg_bids.volumes import read_label_map, write_volume
 
 pytestmark = [pytest.mark.shared_data, pytest.mark.slow]
 
@@ -66,3 +72,29 @@ def test_a_stripped_brain_of_fine_voxels_is_done_by_the_model_for_them(shared_da
     # Measured: 0.832 and 0.465 mm.
     assert row.dice > 0.825
     assert row.assd_mm < 0.49
+
+
+def test_a_flair_of_a_head_that_was_not_learned_from_is_done_by_the_model_for_flair(
+    shared_data, tmp_path
+):
+    # No reference is at hand for a real one. As `benchmarks.released_model --parts heldout`.
+    full, shape = LabelTable.packaged("fullhead"), (176, 224, 208)
+    file = shared_data / "synthseg_training_labels" / "training_seg_15.nii.gz"
+    generator = Generator(Crosswalk.packaged("fullhead", "brainseg"), full, shape=shape)
+    recipe = read_space("flair").at(1.0).draw(np.random.default_rng([15, 0, 20]))
+    middle = replace(recipe.deformation, center_frac=(0.5, 0.5, 0.55))
+    pair = generator.render(
+        Head.from_label_map(read_label_map(file, full)),
+        replace(recipe, deformation=middle, view=View()),
+    )
+    image = write_volume(
+        pair.image[0].numpy(), Grid(shape, np.eye(4)), tmp_path / "sub-15_FLAIR.nii.gz"
+    )
+    codes = segment(image, "head-flair", tmp_path)
+    truth = LabelTable.packaged("brainseg").codes[pair.labels.numpy()]
+    # 0.013 to 0.02 under what was measured; `head-1mm` reaches 0.66 and 0.62 in 2, 41, 3 and 42.
+    floors = {2: 0.81, 41: 0.80, 3: 0.74, 42: 0.74, 8: 0.87, 47: 0.865, 10: 0.865, 49: 0.87,
+              17: 0.82, 53: 0.765, 11: 0.845, 50: 0.825, 12: 0.82, 51: 0.815,
+              16: 0.895}  # fmt: skip
+    reached = {code: dice(codes == code, truth == code) for code in floors}
+    assert {code: d for code, d in reached.items() if d < floors[code]} == {}

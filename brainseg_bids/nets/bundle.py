@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from brainseg_bids.nets.architectures import PackedNet
 
-DEFAULT_MODELS = ("head-1mm", "head-0.8mm")
+DEFAULT_MODELS = ("head-1mm", "head-0.8mm", "head-flair")
 """Packaged models; which of them an image gets: `workflows.segment_plan.model_for`."""
 DEFAULT_MODEL = DEFAULT_MODELS[0]
 """For whatever has one model only: head label maps, ensembles."""

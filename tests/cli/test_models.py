@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from brainseg_bids.bids.names import Scan
 from brainseg_bids.cli.stages import models_of
 from brainseg_bids.nets.bundle import DEFAULT_MODEL, DEFAULT_MODELS, BundleError
 from brainseg_bids.settings import Settings
+from brainseg_bids.workflows.segment_plan import model_for
 from tests.fakes import dataset
 
 
@@ -20,11 +22,24 @@ def test_unless_one_is_named_the_packaged_models_share_the_images():
     assert names() == DEFAULT_MODELS
 
 
-def test_voxel_sizes_are_those_of_the_bundles():
+@pytest.mark.parametrize(
+    ("suffix", "voxel_size_mm", "expected"),
+    [
+        ("T1w", 1.0, "head-1mm"),
+        ("UNIT1", 0.95, "head-1mm"),
+        ("T1w", 0.7, "head-0.8mm"),
+        ("UNIT1", 0.6, "head-0.8mm"),
+        ("FLAIR", 1.0, "head-flair"),
+        ("T2w", 0.6, "head-flair"),
+        ("PDw", 0.6, "head-0.8mm"),
+    ],
+)
+def test_contrast_and_voxels_decide_which_packaged_model_it_is(
+    tmp_path, suffix, voxel_size_mm, expected
+):
+    image = dataset.write_image(tmp_path / f"sub-1_{suffix}.nii.gz", voxel_size_mm=voxel_size_mm)
     models, _ = models_of(Settings(Path("/in"), Path("/out")))
-    assert [model.voxel_size_mm for model in models] == sorted(
-        (model.voxel_size_mm for model in models), reverse=True
-    )
+    assert model_for(Scan.from_path(image), models).name == expected
 
 
 def test_the_packaged_models_have_the_same_labels():
