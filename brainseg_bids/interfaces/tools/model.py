@@ -86,8 +86,10 @@ TOOL = Tool(
     licence="Apache-2.0",
     about="this app's own network",
     how_to_get="It comes with this package; install it again: pip install brainseg-bids.",
-    mem_base_gb=4.0,  # of a model that does not tell; others: `segment_plan.predicted_gib`
-    mem_gb_per_mvox=0.0,
+    # For whom asks before a model is chosen, as batch scripts do: what a 256³ head may take
+    # (docs/performance.md), and bytes of 42 labels. Then `segment_plan.predicted_gib`.
+    mem_base_gb=4.0,
+    mem_gb_per_mvox=0.05,
     max_threads=64,
     gpu=True,
     existing=("{bids}*_seg-brainseg_dseg.nii.gz",),
