@@ -156,22 +156,24 @@ def mean_of(row: dict[str, float]) -> float:
 # Real heads -------------------------------------------------------------------------------------
 
 
+REAL: dict[str, tuple[str, Callable[[Path, Path], Iterator[Case]]]] = {
+    "ecog": ("ECoG subject against FreeSurfer's aseg", lambda data, _: real_heads.ecog(data)),
+    "voxelmorph": (
+        "VoxelMorph's test scan, skull-stripped, against FreeSurfer's aseg",
+        real_heads.aligned,
+    ),
+    "oasis": (
+        "Eight brains labelled by hand (OASIS), skull-stripped",
+        lambda data, _: real_heads.oasis(data),
+    ),
+}
+
+
 def real(options: argparse.Namespace, data: Path) -> None:
     """Dice beside references that programs or people have made."""
-    sets = {
-        "ecog": ("ECoG subject against FreeSurfer's aseg", real_heads.ecog(data)),
-        "voxelmorph": (
-            "VoxelMorph's test scan, skull-stripped, against FreeSurfer's aseg",
-            real_heads.aligned(data, options.work),
-        ),
-        "oasis": (
-            "Eight brains labelled by hand (OASIS), skull-stripped",
-            real_heads.oasis(data),
-        ),
-    }
-    for title, cases in map(sets.get, options.heads):
+    for title, cases in map(REAL.get, options.heads):
         rows: dict[str, list[dict[str, float]]] = {}
-        for case in cases:
+        for case in cases(data, options.work):
             used = methods(options, data)
             if options.samseg and case.name == "ECoG subject":
                 used["SAMSEG"] = partial(by_samseg, program=options.samseg, work=options.work)
@@ -303,8 +305,8 @@ def flair(options: argparse.Namespace, data: Path) -> None:
         reference = by_samseg(image, options.samseg, options.work)
         rows: dict[str, list[dict[str, float]]] = {}
         for name, segment in methods(options, data).items():
-            rows[name] = [_dice(reference, segment(image), name)]
-            row = rows[name][0]
+            row = _dice(reference, segment(image), name)
+            rows[name] = [row]
             found.setdefault(name, {})[change] = [mean_of(row)]
             right = {key: np.nan if key in LENTIFORM else dice for key, dice in row.items()}
             found_right.setdefault(name, {})[change] = [mean_of(right)]
@@ -476,8 +478,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True, help="packaged names or folders")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS[:2]), choices=RIVALS)
-    heads = ("ecog", "voxelmorph", "oasis")
-    parser.add_argument("--heads", nargs="+", default=heads, choices=heads, help="of part real")
+    parser.add_argument(
+        "--heads", nargs="+", default=list(REAL), choices=REAL, help="of part real"
+    )
     parser.add_argument("--without-flips", action="store_true", help="ours without flips, too")
     parser.add_argument("--samseg", help="how SAMSEG is called; without, it is left out")
     parser.add_argument("--deepbet", help="a Python that has deepbet; without, it is left out")

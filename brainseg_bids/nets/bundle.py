@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_MODELS = ("head-1mm", "head-0.8mm", "head-flair")
 """Packaged models; which of them an image gets: `workflows.segment_plan.model_for`."""
 DEFAULT_MODEL = DEFAULT_MODELS[0]
-"""For whatever has one model only: head label maps, ensembles."""
+"""For whatever has one model only, as ensembles."""
 FORMAT = 1
 WEIGHTS, LABELS, CARD, MANIFEST = "weights.safetensors", "labels.tsv", "README.md", "bundle.json"
 

@@ -180,11 +180,18 @@ def images_of(model: Model, suffix: str, models: Sequence[Model]) -> str:
     'T1w images with voxels nearest to 0.8 mm'
     >>> images_of(flair, "T2w", [fine, flair])
     'FLAIR and T2w images'
+    >>> images_of(fine, "PDw", [fine, flair])
+    'Other structural images with voxels nearest to 0.8 mm'
     """
     if len(models) == 1:
         return ""
     peers = _peers(suffix, models)
-    kind = "Structural" if len(peers) == len(models) else " and ".join(model.contrasts)
+    if suffix not in model.contrasts:
+        kind = "Other structural"
+    elif len(peers) == len(models):
+        kind = "Structural"
+    else:
+        kind = " and ".join(model.contrasts)
     near = f" with voxels nearest to {model.voxel_size_mm:g} mm" if len(peers) > 1 else ""
     return f"{kind} images{near}"
 
