@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes ``docs/explanation/inputs.md``: what comes in, what happens, and which test holds it.
+
+A test says of itself ``@pytest.mark.input(kind, given, happens, exit_code)``, four literals; a parametrised case
+says it in ``pytest.param(..., marks=pytest.mark.input(...))``. ``python -m tests.inputs_table`` writes the page.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+TESTS = Path(__file__).parent
+PAGE = TESTS.parent / "docs" / "explanation" / "inputs.md"
+KINDS = {
+    "intensities": "Intensities",
+    "geometry": "Geometry",
+    "files": "Image files",
+    "names": "Names and datasets",
+    "metadata": "Metadata, filters and other files from outside",
+    "results": "Results that are implausible",
+    "runs": "Runs, disks, signals and streams",
+    "training": "Training, recipes and models",
+}
+"""Sections of the page, in this order."""
+HEAD = """# What comes in, and what happens
+
+Every line is held by the test that is named in it; the page is written by `python -m tests.inputs_table`.
+Exit codes: 0 done (a warning stands in the log and on the page where one is named), 1 this image could not be
+done and the others go on, 2 refused before anything runs. Other codes are explained where they stand.
+"""
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    kind: str
+    given: str
+    happens: str
+    exit_code: int
+    test: str
+
+
+def rows(folder: Path = TESTS) -> list[Row]:
+    """Every marked test, in the order of the sections, of files and of lines.
+
+    Raises
+    ------
+    ValueError
+        If a mark is not four literals, or names a section that is not in `KINDS`.
+    """
+    found = [row for path in sorted(folder.rglob("test_*.py")) for row in _rows_of(path, folder)]
+    return sorted(found, key=lambda row: list(KINDS).index(row.kind))
+
+
+def _rows_of(path: Path, folder: Path) -> Iterator[Row]:
+    where = path.relative_to(folder.parent)
+    for test in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(test, ast.FunctionDef):
+            continue
+        for node in ast.walk(test):
+            if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.input"):
+                continue
+            try:
+                kind, given, happens, exit_code = (ast.literal_eval(arg) for arg in node.args)
+            except ValueError as error:
+                raise ValueError(f"{where}:{node.lineno}: give four literals") from error
+            if kind not in KINDS:
+                raise ValueError(f"{where}:{node.lineno}: no section {kind!r}")
+            yield Row(kind, given, happens, exit_code, f"{where}::{test.name}")
+
+
+def page(found: list[Row]) -> str:
+    """The page as Markdown."""
+    parts = [HEAD]
+    for kind, title in KINDS.items():
+        lines = [
+            f"| {row.given} | {row.happens} | {row.exit_code} | `{row.test}` |"
+            for row in found
+            if row.kind == kind
+        ]
+        if lines:
+            head = "| given | what happens | exit code | test |\n| --- | --- | --- | --- |"
+            parts.append(f"## {title}\n\n{head}\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(rows()), encoding="utf-8")
+    print(f"{PAGE}: {len(rows())} inputs")
