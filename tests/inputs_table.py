@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes ``docs/explanation/inputs.md``: what comes in, what happens, and which test holds it.
+"""Writes ``docs/explanation/inputs.md``: what comes in, what happens, which test holds it.
 
-A test says of itself ``@pytest.mark.input(kind, given, happens, exit_code)``, four literals; a parametrised case
-says it in ``pytest.param(..., marks=pytest.mark.input(...))``. ``python -m tests.inputs_table`` writes the page.
+A test says of itself ``@pytest.mark.input(kind, given, happens, exit_code)``, four literals; a
+parametrised case says it in ``pytest.param(..., marks=pytest.mark.input(...))``, in the decorator
+or in a list above the test. ``python -m tests.inputs_table`` writes the page.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ KINDS = {
 """Sections of the page, in this order."""
 HEAD = """# What comes in, and what happens
 
-Every line is held by the test that is named in it; the page is written by `python -m tests.inputs_table`.
-Exit codes: 0 done (a warning stands in the log and on the page where one is named), 1 this image could not be
-done and the others go on, 2 refused before anything runs. Other codes are explained where they stand.
+Every line is held by the test that is named in it; the page is written by
+`python -m tests.inputs_table`. Exit codes: 0 done (a warning stands in the log and on the page
+where one is named), 1 this image could not be done and the others go on, 2 refused before
+anything runs. Other codes are explained where they stand.
 """
 
 
@@ -57,10 +59,9 @@ def rows(folder: Path = TESTS) -> list[Row]:
 
 def _rows_of(path: Path, folder: Path) -> Iterator[Row]:
     where = path.relative_to(folder.parent)
-    for test in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not isinstance(test, ast.FunctionDef):
-            continue
-        for node in ast.walk(test):
+    for part in ast.parse(path.read_text(encoding="utf-8")).body:
+        test = f"{where}::{part.name}" if isinstance(part, ast.FunctionDef) else str(where)
+        for node in ast.walk(part):
             if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.input"):
                 continue
             try:
@@ -69,7 +70,7 @@ def _rows_of(path: Path, folder: Path) -> Iterator[Row]:
                 raise ValueError(f"{where}:{node.lineno}: give four literals") from error
             if kind not in KINDS:
                 raise ValueError(f"{where}:{node.lineno}: no section {kind!r}")
-            yield Row(kind, given, happens, exit_code, f"{where}::{test.name}")
+            yield Row(kind, given, happens, exit_code, test)
 
 
 def page(found: list[Row]) -> str:

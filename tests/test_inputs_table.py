@@ -18,8 +18,7 @@ def test_every_line_names_one_input():
 
 
 def test_a_mark_of_an_unknown_section_is_refused(tmp_path):
-    (tmp_path / "test_one.py").write_text(
-        "import pytest\n@pytest.mark.input('weather', 'rain', 'an umbrella', 0)\ndef test_a(): ...\n"
-    )
+    mark = "@pytest.mark.input('weather', 'rain', 'an umbrella', 0)"
+    (tmp_path / "test_one.py").write_text(f"import pytest\n{mark}\ndef test_a(): ...\n")
     with pytest.raises(ValueError, match="weather"):
         rows(tmp_path)
