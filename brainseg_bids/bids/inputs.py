@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from brainseg_bids.bids.ignore import BidsIgnore
 from brainseg_bids.bids.index import open_index
 from brainseg_bids.bids.names import OutputNames, Scan
 from brainseg_bids.pointers import fetch_all, why_unfetched
@@ -87,17 +88,23 @@ def find_participants(bids_dir: Path, wanted: Iterable[str] = ()) -> list[str]:
     InputError
         If there is no participant, or a wanted one is not there.
     """
+    ignore = BidsIgnore.read(bids_dir)
     there = sorted(
-        path.name.removeprefix("sub-") for path in bids_dir.glob("sub-*") if path.is_dir()
+        path.name.removeprefix("sub-")
+        for path in bids_dir.glob("sub-*")
+        if path.is_dir() and not ignore.matches(path.name, folder=True)
     )
     if not there:
         raise InputError(f"{bids_dir}: no folder sub-* is in it. Give the root of a BIDS dataset.")
     labels = list(dict.fromkeys(wanted)) or there
     unknown = [label for label in labels if label not in there]
     if unknown:
+        ignored = any((bids_dir / f"sub-{label}").is_dir() for label in unknown)
+        why = f" (left out by {bids_dir}/.bidsignore)" if ignored else ""
         shown = ", ".join(there[:10]) + (f" and {len(there) - 10} more" if len(there) > 10 else "")
         raise InputError(
-            f"{bids_dir}: no participant {', '.join(unknown)}. --participant-label knows {shown}."
+            f"{bids_dir}: no participant {', '.join(unknown)}{why}. "
+            f"--participant-label knows {shown}."
         )
     return labels
 
@@ -141,7 +148,8 @@ def find_subjects(
     sessions : iterable of str
         Keep these sessions only. Images without a session are then left out.
     contrasts : iterable of str
-        Suffixes that the user asks for; empty means the usual ones.
+        Suffixes that the user asks for; empty means the usual ones. One that is not among
+        `STRUCTURAL` is taken even where ``.bidsignore`` names its images.
     usual : iterable of str
         Suffixes taken unless the user says otherwise, without parts of images and phase.
     filters : mapping
@@ -159,6 +167,7 @@ def find_subjects(
     suffixes = asked or list(usual)
     queries = _queries(suffixes, filters or {})
     layout = open_index(bids_dir, labels, datatypes=_datatypes(queries), database_dir=database_dir)
+    ignore, ignored = BidsIgnore.read(bids_dir), []
     paths: dict[str, set[Path]] = {label: set() for label in labels}
     for suffix, query in queries.items():
         given = {"datatype": "anat", "extension": [".nii", ".nii.gz"]} | query
@@ -167,9 +176,20 @@ def find_subjects(
         # One question for everyone: one for each of 1000 participants takes four minutes.
         for found in layout.get(suffix=suffix, return_type="filename", **given):
             path = Path(found)
-            owner = path.relative_to(bids_dir.absolute()).parts[0].removeprefix("sub-")
-            if owner in paths and (asked or _is_picture(path, query)):
+            inside = path.relative_to(bids_dir.absolute())
+            owner = inside.parts[0].removeprefix("sub-")
+            if owner not in paths or not (asked or _is_picture(path, query)):
+                continue
+            # A suffix of the user's own can only be in a valid dataset if it is ignored.
+            if suffix in STRUCTURAL and ignore.matches(inside):
+                ignored.append(path.name)
+            else:
                 paths[owner].add(path)
+    if ignored:
+        log.info(
+            "%s/.bidsignore: %d images that it names are left out, e.g. %s",
+            bids_dir, len(ignored), min(ignored),
+        )  # fmt: skip
     subjects = [_subject(label, sorted(paths[label])) for label in labels]
     if sum(len(subject.faults) for subject in subjects) > 1:
         for command in fetch_all(sorted(set().union(*paths.values()))):
