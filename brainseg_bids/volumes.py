@@ -19,6 +19,7 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.membership import Membership
+from brainseg_bids.documents import InputError
 from brainseg_bids.pointers import why_unfetched
 
 log = logging.getLogger("brainseg")
@@ -26,10 +27,6 @@ log = logging.getLogger("brainseg")
 
 WHOLE = 0.01
 """Label voxels may be this far from a whole number; an interpolated map is farther."""
-
-
-class InputError(ValueError):
-    """Something is wrong with a user's file; the message names file, fault and remedy."""
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:

@@ -10,6 +10,7 @@ import brainseg_bids
 
 PACKAGE = Path(brainseg_bids.__file__).parent
 LAYERS = [
+    {"documents"},
     {"anatomy"},
     {"contrast", "evaluation", "nets"},
     {"synth", "inference"},
