@@ -32,6 +32,10 @@ __all__ = [
     "scan_of",
 ]
 
+OWN_MAPS = ("brainseg", "fullhead")
+"""Labels of ``seg-`` of this app's maps of whole heads. A derivative of this app has others beside
+them (``tissue``, one for each tool): the first of these that is there is meant."""
+
 OWN_SPACE = frozenset({"T1w", "orig"})
 RAW = frozenset({*STRUCTURAL, "MP2RAGE", "MPM", "MEGRE", "inplaneT1", "angio"})
 """Suffixes that ``space-`` may name; a label that is none of them is a template's."""
@@ -301,8 +305,7 @@ def _plain(adapter: Adapter, root: Path, notes: list[str]) -> Found:
             continue
         which = said.get("seg") or said.get("desc", "")
         by_key.setdefault(key_of(scan), {}).setdefault(which, []).append((root / name, said))
-    named = any(adapter.name in segmentations for segmentations in by_key.values())
-    which = adapter.name if named else _only(by_key, adapter, root)
+    which = _chosen(by_key, adapter, root)
     found = {}
     for key, segmentations in by_key.items():
         if which in segmentations:
@@ -311,14 +314,22 @@ def _plain(adapter: Adapter, root: Path, notes: list[str]) -> Found:
     return found
 
 
-def _only(by_key: Mapping[str, Mapping[str, object]], adapter: Adapter, root: Path) -> str | None:
-    """The one label of ``seg-`` in a whole derivative: two of them may be two raters."""
+def _chosen(
+    by_key: Mapping[str, Mapping[str, object]], adapter: Adapter, root: Path
+) -> str | None:
+    """Label of ``seg-`` to take: the rater's name, this app's own, or the only one there is.
+
+    Two others may be two raters: that is refused.
+    """
     labels = sorted({which for segmentations in by_key.values() for which in segmentations})
+    for which in (adapter.name, *OWN_MAPS):
+        if which in labels:
+            return which
     if len(labels) > 1:
         shown = ", ".join(which or "(no seg-)" for which in labels)
         raise InputError(
-            f"{root}: has several segmentations ({shown}), none of them {adapter.name}. "
-            "Choose one by its name: NAME=PATH with the label of seg- as NAME, or give an adapter."
+            f"{root}: has several segmentations ({shown}), none of them {adapter.name}. Say which "
+            f"as NAME of NAME=PATH, e.g. {next(filter(None, labels))}={root}."
         )
     return labels[0] if labels else None
 

@@ -87,6 +87,9 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
         derivatives={name: Path(path) for name, path in settings.derivatives.items()},
         participants=settings.participant_label,
     )
+    for name, rater in plan.raters.items():
+        if _is_called_by_model(rater):
+            log.info("%s: called %s, by the model that made these maps", rater.root, name)
     for note in plan.notes:
         log.warning("%s", note)
     results = collect(settings, plan, _run(settings, plan, run_dir))
@@ -99,7 +102,7 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
         raise InputError(f"nothing could be compared: {why}")
     made = summarise(plan, results)
     _clear(settings.output_dir)
-    write_tables(settings.output_dir / FOLDER, results.rows, made, settings)
+    write_tables(settings.output_dir / FOLDER, results.rows, made, settings, plan)
     pages = write_pages(settings, plan, results, made)
     _tell(plan, made)
     for page in pages:
@@ -114,6 +117,11 @@ def _title(reference: str, rater: str, image: str) -> str:
     ('sub-01 (manual), ours', 'sub-01 (manual)')
     """
     return f"{image} ({reference})" + (f", {rater}" if rater else "")
+
+
+def _is_called_by_model(rater: Rater) -> bool:
+    """Whether a rater has another name than the user gave it."""
+    return rater.name != rater.adapter.name
 
 
 def _clear(output_dir: Path) -> None:
@@ -223,7 +231,7 @@ def collect(settings: Settings, plan: EvaluationPlan, told: Mapping[str, dict]) 
         for name, why in facts["Faults"].items():
             results.faults[reference, name, key] = why
         for name, rows in facts["Compared"].items():
-            leak = _leak(settings, image, name, facts["Hashes"], results.notes)
+            leak = _leak(settings, plan, image, name, facts["Hashes"], results.notes)
             if leak:
                 results.leaks[reference, name, key] = leak
                 if not settings.include_seen:
@@ -247,10 +255,16 @@ def collect(settings: Settings, plan: EvaluationPlan, told: Mapping[str, dict]) 
 
 
 def _leak(
-    settings: Settings, image: ImagePlan, rater: str, hashes: Sequence[str], notes: list[str]
+    settings: Settings,
+    plan: EvaluationPlan,
+    image: ImagePlan,
+    rater: str,
+    hashes: Sequence[str],
+    notes: list[str],
 ) -> str:
     """Why a rating is no test: its model was trained or fitted on it."""
-    seen, why_unknown = seen_by(image.rated[rater].labels, settings.model)
+    folders = (plan.raters[rater].root, settings.output_dir, settings.bids_dir)
+    seen, why_unknown = seen_by(image.rated[rater].labels, settings.model, folders)
     if why_unknown:
         note = f"{rater}: {why_unknown}; whether it has seen these images is not checked."
         if note not in notes:
@@ -289,7 +303,11 @@ def common_structures(rows: Sequence[dict], sideless: Collection[str]) -> set[st
 
 
 def write_tables(
-    folder: Path, rows: Sequence[dict], made: Mapping[str, list[dict]], settings: Settings
+    folder: Path,
+    rows: Sequence[dict],
+    made: Mapping[str, list[dict]],
+    settings: Settings,
+    plan: EvaluationPlan,
 ) -> None:
     """Every number, as TSV and as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -308,7 +326,7 @@ def write_tables(
             "OnOtherGrid": settings.on_other_grid,
             "NsdTolerancesMm": list(settings.nsd_tolerances_mm),
             "References": {name: str(path) for name, path in settings.references.items()},
-            "Raters": {name: str(path) for name, path in settings.derivatives.items()},
+            "Raters": {name: str(rater.root) for name, rater in plan.raters.items()},
         },
     )
 
@@ -397,7 +415,10 @@ def _notes(reference: Rater, plan: EvaluationPlan, results: Results) -> list[Sou
             rater.adapter.citation,
             rater.adapter.licence,
             tuple(rater.adapter.evaluable or ()) if role == "reference" else (),
-            tuple(rater.adapter.notes),
+            (
+                *rater.adapter.notes,
+                *((f"Label maps in {rater.root}.",) if _is_called_by_model(rater) else ()),
+            ),
         )
         for role, rater in sources
     ]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from brainseg_bids.workflows.plan import read_object
 NO_REFERENCE = ": labels without a reference: "
 """In notes of `find_rated`."""
 OURS = "brainseg"
-"""Name of this app's own segmentations among raters."""
+"""Label of ``seg-`` of this app's own segmentations."""
 
 
 @dataclass(frozen=True)
@@ -134,52 +134,127 @@ def plan_evaluation(
             "--stages evaluate: say what to compare with: --reference NAME=PATH, e.g. "
             "ultracortex=/data/ds005216."
         )
-    raters = _by_name(derivatives, "-d")
+    sources = list(_by_name(derivatives, "-d").values())
     if list(output_dir.glob(f"sub-*/**/*_seg-{OURS}_dseg.nii.gz")):
-        if OURS in raters:
-            raise InputError(
-                f"-d {OURS}=...: this is what this app's own segmentations in {output_dir} are "
-                "called. Give them through a TOML of another name."
-            )
-        raters[OURS] = Rater.of(OURS, output_dir)
-    if not raters:
+        sources.append(Rater.of(OURS, output_dir))
+    if not sources:
         raise InputError(
             f"{output_dir}: no segmentations are in it. Run the participant level into it first, "
             "or name others' with -d NAME=PATH."
         )
-    images: list[ImagePlan] = []
     notes: list[str] = []
-    found: dict[str, dict[str, tuple[str, ...]]] = {}
-    listed: dict[str, tuple[str, ...]] = {}
-    for name, reference in _by_name(references, "--reference").items():
+    found: list[tuple[Rater, Mapping[str, Case], list[Mapping[str, Case]]]] = []
+    for reference in _by_name(references, "--reference").values():
         every, said = find_cases(reference.adapter, reference.root)
         cases = _wanted(every, participants, reference)
         notes += said
-        rated = {}
-        for rater in raters.values():
-            rated[rater.name], said = find_rated(
-                rater.adapter, rater.root, cases, all_reference_keys=tuple(every)
+        rated = []
+        for source in sources:
+            theirs, said = find_rated(
+                source.adapter, source.root, cases, all_reference_keys=tuple(every)
             )
+            rated.append(theirs)
             # With several references each has some of a rater's images only.
             notes += [n for n in said if len(references) == 1 or NO_REFERENCE not in n]
-        listed[name] = tuple(cases)
-        found[name] = {rater: tuple(theirs) for rater, theirs in rated.items()}
-        images += [
-            ImagePlan(
-                reference,
-                _with_image(case, rated, bids_dir),
-                {who: theirs[key] for who, theirs in rated.items() if key in theirs},
-                {who: rater.adapter for who, rater in raters.items()},
-            )
-            for key, case in cases.items()
-        ]
-    images = [image for image in images if image.rated]
+        found.append((reference, cases, rated))
+    raters = _called_by_models(
+        sources,
+        [
+            [case.labels for _, _, rated in found for case in rated[n].values()]
+            for n in range(len(sources))
+        ],
+    )
+    images = [
+        image
+        for reference, cases, rated in found
+        for image in _images(
+            reference, cases, dict(zip(raters, rated, strict=True)), raters, bids_dir
+        )
+    ]
     if not images:
         raise InputError(
-            f"nobody has labelled any image of {', '.join(listed)}: "
+            f"nobody has labelled any image of {', '.join(r.name for r, _, _ in found)}: "
             f"{'; '.join(notes) or 'the names do not fit'}"
         )
-    return EvaluationPlan(tuple(images), raters, found, listed, tuple(dict.fromkeys(notes)))
+    return EvaluationPlan(
+        tuple(images),
+        raters,
+        {
+            reference.name: {who: tuple(rated[n]) for n, who in enumerate(raters)}
+            for reference, _, rated in found
+        },
+        {reference.name: tuple(cases) for reference, cases, _ in found},
+        tuple(dict.fromkeys(notes)),
+    )
+
+
+def _images(
+    reference: Rater,
+    cases: Mapping[str, Case],
+    rated: Mapping[str, Mapping[str, Case]],
+    raters: Mapping[str, Rater],
+    bids_dir: Path,
+) -> list[ImagePlan]:
+    """Images of a reference that somebody has labelled."""
+    adapters = {who: rater.adapter for who, rater in raters.items()}
+    plans = [
+        ImagePlan(
+            reference,
+            _with_image(case, rated, bids_dir),
+            {who: theirs[key] for who, theirs in rated.items() if key in theirs},
+            adapters,
+        )
+        for key, case in cases.items()
+    ]
+    return [plan for plan in plans if plan.rated]
+
+
+def _called_by_models(
+    sources: Sequence[Rater], maps: Sequence[Sequence[Path]]
+) -> dict[str, Rater]:
+    """Raters by what tables call them: the model that made their maps, else NAME of NAME=PATH.
+
+    Whose model is also another's is told apart by NAME, as ``head-1mm_mine``.
+
+    Parameters
+    ----------
+    sources : sequence of Rater
+    maps : sequence of sequence of Path
+        What is compared of each.
+
+    Raises
+    ------
+    InputError
+        If two have the same model and the same NAME.
+    """
+    wanted = [
+        rater.name if rater.who.endswith(".toml") else models_in(theirs) or rater.name
+        for rater, theirs in zip(sources, maps, strict=True)
+    ]
+    raters: dict[str, Rater] = {}
+    for rater, name in zip(sources, wanted, strict=True):
+        if wanted.count(name) > 1 and name != rater.name:
+            name = f"{name}_{rater.name}"
+        if name in raters:
+            raise InputError(
+                f"-d {rater.name}={raters[name].root}: {name} is what {rater.root} is called. "
+                "Give it another NAME."
+            )
+        raters[name] = replace(rater, name=name)
+    return raters
+
+
+def models_in(maps: Iterable[Path]) -> str:
+    """Names of the models that made some label maps, by their sidecars; those of an ensemble
+    with plus signs between. Empty if a map is not of a model, or there are more than three.
+    """
+    names = set()
+    for path in maps:
+        said = read_object(sidecar(path))
+        members = [said, *(m for m in said.get("Ensemble") or () if isinstance(m, dict))]
+        name = "+".join(dict.fromkeys(str(m.get("ModelName", "")) for m in members))
+        names.add(re.sub(r"[^0-9A-Za-z+_.-]", "-", name))
+    return "" if "" in names or len(names) > 3 else "_and_".join(sorted(names))
 
 
 def _by_name(given: Mapping[str, Path], flag: str) -> dict[str, Rater]:
@@ -223,8 +298,16 @@ def _with_image(case: Case, rated: Mapping[str, Mapping[str, Case]], bids_dir: P
     return case
 
 
-def seen_by(labels: Path, model: str) -> tuple[frozenset[str], str]:
+def seen_by(labels: Path, model: str, folders: Iterable[Path] = ()) -> tuple[frozenset[str], str]:
     """What the model that made a segmentation was trained or fitted on.
+
+    Parameters
+    ----------
+    labels : Path
+    model : str
+        As ``--model`` names it.
+    folders : iterable of Path
+        Derivatives in which a model of that name may have been trained.
 
     Returns
     -------
@@ -237,7 +320,8 @@ def seen_by(labels: Path, model: str) -> tuple[frozenset[str], str]:
     name, digest = str(said.get("ModelName", "")), said.get("ModelDigest")
     if not name:
         return frozenset(), ""
-    for candidate in filter(None, (model, name)):
+    trained = [folder / "derivatives" / f"model-{name}" / "bundle" for folder in folders]
+    for candidate in filter(None, (model, name, *(str(path) for path in trained))):
         try:
             bundle = ModelBundle.read(find_bundle(candidate))
         except BundleError:

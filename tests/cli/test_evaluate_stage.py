@@ -108,7 +108,7 @@ def test_own_segmentations_are_judged_too(app):
     truth = derivative(app.root / "manual", {"01": HEAD})
     done = app("--stages", "evaluate", "--reference", f"manual={truth}", level="group")
     assert done.code == 0, done.log
-    assert {row["rater"] for row in table(done, "agreement")} == {"brainseg"}
+    assert {row["rater"] for row in table(done, "agreement")} == {"fake"}
     assert (
         "does not say what it was trained on"
         in (done.output / "group_evaluation.html").read_text()

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is compared, and what tables call them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from brainseg_bids.nets.bundle import ModelBundle
+from brainseg_bids.volumes import InputError
+from brainseg_bids.workflows.evaluate_plan import models_in, plan_evaluation, seen_by
+from tests.fakes.dataset import write_bundle
+
+
+def derivative(folder: Path, *kinds: str, subjects=("01", "02"), **facts) -> Path:
+    """Maps of some kinds without a voxel in them, each with a sidecar."""
+    for subject in subjects:
+        anat = folder / f"sub-{subject}" / "anat"
+        anat.mkdir(parents=True)
+        for kind in kinds:
+            (anat / f"sub-{subject}_seg-{kind}_dseg.nii.gz").write_bytes(b"x")
+            (anat / f"sub-{subject}_seg-{kind}_dseg.json").write_text(json.dumps(facts))
+    return folder
+
+
+def plan(root: Path, **derivatives: Path):
+    truth = root / "truth"
+    if not truth.is_dir():
+        derivative(truth, "manual")
+    return plan_evaluation(
+        root / "out", bids_dir=root / "bids", references={"manual": truth}, derivatives=derivatives
+    )
+
+
+@pytest.mark.input(
+    "names",
+    "`evaluate -d mine=OUT`, a derivative of this app, beside the packaged model's",
+    "both are compared, each called by the model that made it",
+    0,
+)
+def test_own_and_packaged_model_stand_side_by_side(tmp_path):
+    derivative(tmp_path / "out", "brainseg", "tissue", ModelName="head-1mm")
+    mine = derivative(tmp_path / "mine", "brainseg", "tissue", "samseg", ModelName="head-7t")
+    found = plan(tmp_path, mine=mine)
+    assert {name: rater.root for name, rater in found.raters.items()} == {
+        "head-7t": mine,
+        "head-1mm": tmp_path / "out",
+    }
+    names = {case.labels.name for image in found.images for case in image.rated.values()}
+    assert names == {f"sub-{s}_seg-brainseg_dseg.nii.gz" for s in ("01", "02")}
+
+
+def test_one_model_twice_is_told_apart_by_the_names_that_were_given(tmp_path):
+    both = {n: derivative(tmp_path / n, "brainseg", ModelName="head-1mm") for n in ("a", "b")}
+    assert list(plan(tmp_path, **both).raters) == ["head-1mm_a", "head-1mm_b"]
+
+
+def test_a_model_called_as_another_rater_is_told_apart(tmp_path):
+    given = {
+        "mine": derivative(tmp_path / "mine", "brainseg", ModelName="expert"),
+        "expert": derivative(tmp_path / "expert", "hand"),
+    }
+    assert list(plan(tmp_path, **given).raters) == ["expert_mine", "expert"]
+
+
+def test_the_same_model_and_name_twice_is_refused(tmp_path):
+    derivative(tmp_path / "out", "brainseg", ModelName="head-1mm")
+    again = derivative(tmp_path / "again", "brainseg", ModelName="head-1mm")
+    with pytest.raises(InputError, match="Give it another NAME"):
+        plan(tmp_path, brainseg=again)
+
+
+@pytest.mark.parametrize(
+    ("facts", "name"),
+    [
+        ([{"ModelName": "a"}, {"ModelName": "b"}], "a_and_b"),
+        ([{"ModelName": "a", "Ensemble": [{"ModelName": "b"}]}], "a+b"),
+        ([{"ModelName": "my model/7T"}], "my-model-7T"),
+        ([{"ModelName": "a"}, {}], ""),
+        ([{"ModelName": name} for name in "abcd"], ""),
+        ([], ""),
+    ],
+)
+def test_models_are_named_by_sidecars(tmp_path, facts, name):
+    for number, said in enumerate(facts):
+        (tmp_path / f"{number}_dseg.json").write_text(json.dumps(said))
+    assert models_in(tmp_path / f"{n}_dseg.nii.gz" for n in range(len(facts))) == name
+
+
+def test_what_a_model_trained_in_the_derivative_has_seen_is_known(tmp_path):
+    bundle = write_bundle(tmp_path / "derivatives" / "model-mine" / "bundle", name="mine")
+    manifest = bundle / "bundle.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"seen": ["a", "b"]}))
+    made = {"ModelName": "mine", "ModelDigest": ModelBundle.read(bundle).digest}
+    derivative(tmp_path, "brainseg", subjects=("01",), **made)
+    labels = tmp_path / "sub-01" / "anat" / "sub-01_seg-brainseg_dseg.nii.gz"
+    assert seen_by(labels, "", [tmp_path]) == ({"a", "b"}, "")
+    assert "not here" in seen_by(labels, "")[1]
