@@ -57,6 +57,11 @@ def read_toml(path: str | Path) -> dict:
     return parse_toml(read_text(path), str(path))
 
 
+def parse_list(text: str, what: str) -> list:
+    """The list in a JSON text; as `parse_json`."""
+    return _faultless({"item": _load_json(text, what, list)}, what)["item"]
+
+
 def parse_json(text: str, what: str) -> dict:
     """The object in a JSON text; ``what`` names its file in messages.
 
@@ -66,7 +71,7 @@ def parse_json(text: str, what: str) -> dict:
     Traceback (most recent call last):
     brainseg_bids.documents.InputError: my.json: a.b is 1e999, no finite number. Correct it.
     """
-    return _faultless(_load_json(text, what), what)
+    return _faultless(_load_json(text, what, dict), what)
 
 
 def parse_toml(text: str, what: str) -> dict:
@@ -94,7 +99,7 @@ def sift_json(text: str, what: str) -> tuple[dict, list[str]]:
     faults : list of str
         A line for each key that is left out.
     """
-    found = _load_json(text, what)
+    found = _load_json(text, what, dict)
     bad = {top: f"{what}: {where} {why}; it is ignored." for top, where, why in _faults(found)}
     return {key: value for key, value in found.items() if key not in bad}, list(bad.values())
 
@@ -147,7 +152,7 @@ class _Unusable:
     why: str
 
 
-def _load_json(text: str, what: str) -> dict:
+def _load_json(text: str, what: str, top: type):
     """What the text holds, with `_Unusable` for numbers and keys that cannot be used."""
     try:
         found = json.loads(
@@ -163,10 +168,9 @@ def _load_json(text: str, what: str) -> dict:
         raise InputError(
             f"{what}, line {error.lineno}: this is no JSON ({error.msg}). Correct it."
         ) from error
-    if not isinstance(found, dict):
-        raise InputError(
-            f"{what}: this is {_kind_of(found)}, not an object in braces. Correct it."
-        )
+    if not isinstance(found, top):
+        wanted = "an object in braces" if top is dict else "a list"
+        raise InputError(f"{what}: this is {_kind_of(found)}, not {wanted}. Correct it.")
     return found
 
 
@@ -398,4 +402,6 @@ def _shown(value: object) -> str:
 def _kind_of(value: object) -> str:
     if isinstance(value, list):
         return "a list"
+    if isinstance(value, dict):
+        return "an object"
     return "a text" if isinstance(value, str) else f"the value {_shown(value)}"

@@ -12,7 +12,8 @@ from uuid import uuid4
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.volumes import InputError, whole_or_nothing
+from brainseg_bids.documents import InputError, read_json
+from brainseg_bids.volumes import whole_or_nothing
 
 CODE_URL = "https://pypi.org/project/brainseg-bids/"
 BIDS_VERSION = "1.10.1"
@@ -98,10 +99,11 @@ def write_description(
         Further folders that ``Sources`` refer to, by name. Those of earlier runs stay.
     """
     try:
-        raw = json.loads((bids_dir / "dataset_description.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        raw = read_json(bids_dir / "dataset_description.json")
+    except InputError:  # told where the dataset is looked at
         raw = {}
-    raw = raw if isinstance(raw, dict) else {}
+    # What is of another kind than BIDS says would make this file invalid, too.
+    raw = {key: value for key, value in raw.items() if isinstance(value, str)}
     source = {
         "URL": bids_dir.resolve().as_uri(),
         "DOI": raw.get("DatasetDOI"),
@@ -155,10 +157,10 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def _known_links(output_dir: Path) -> dict:
     """Links that an earlier run has written."""
     try:
-        known = json.loads((output_dir / "dataset_description.json").read_text(encoding="utf-8"))
-        return dict(known["DatasetLinks"])
-    except (OSError, ValueError, KeyError, TypeError):
+        known = read_json(output_dir / "dataset_description.json").get("DatasetLinks", {})
+    except InputError:
         return {}
+    return known if isinstance(known, dict) else {}
 
 
 def write_label_tables(output_dir: Path, tables: Mapping[str, LabelTable]) -> dict[str, Path]:

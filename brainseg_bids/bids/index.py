@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from uuid import uuid4
 
+from brainseg_bids.documents import read_json
+
 log = logging.getLogger("brainseg")
 
 FORMAT = 1
@@ -56,6 +58,11 @@ def open_index(
     Returns
     -------
     bids.BIDSLayout
+
+    Raises
+    ------
+    InputError
+        If the dataset's description is no JSON object.
     """
     labels = sorted(set(labels))
     ignored = _ignored(bids_dir, labels, datatypes)
@@ -93,7 +100,12 @@ def _make(bids_dir: Path, ignored: list[re.Pattern]):
     from bids.layout import BIDSLayout, BIDSLayoutIndexer  # late: takes a second to import
 
     indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignored)
-    return BIDSLayout(bids_dir, validate=False, indexer=indexer)
+    try:
+        return BIDSLayout(bids_dir, validate=False, indexer=indexer)
+    except (AttributeError, RecursionError, TypeError, ValueError):
+        # pybids reads this file, whatever it is asked for, and stops at what it does not expect.
+        read_json(bids_dir / "dataset_description.json")
+        raise
 
 
 def _read(bids_dir: Path, kept: Path):

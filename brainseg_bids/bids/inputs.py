@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from brainseg_bids.bids.ignore import BidsIgnore
 from brainseg_bids.bids.index import open_index
 from brainseg_bids.bids.names import OutputNames, Scan
+from brainseg_bids.documents import Text, read_json
 from brainseg_bids.pointers import fetch_all, why_unfetched
 from brainseg_bids.volumes import InputError, check_present
 
@@ -120,11 +120,14 @@ def dataset_notes(bids_dir: Path) -> list[str]:
             f"{path}: there is none, so this is not a valid BIDS dataset; going on all the same."
         ]
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return [f"{path}: cannot be read as JSON ({error}); going on all the same."]
-    missing = [key for key in ("Name", "BIDSVersion") if key not in description]
-    return [f"{path}: {key} is missing; going on all the same." for key in missing]
+        description = read_json(path)
+    except InputError as error:
+        return [str(error)]
+    wrong = {
+        key: Text().fault(description[key]) if key in description else "is missing"
+        for key in ("Name", "BIDSVersion")
+    }
+    return [f"{path}: {key} {why}; going on all the same." for key, why in wrong.items() if why]
 
 
 def find_subjects(
@@ -214,30 +217,6 @@ def _is_picture(path: Path, query: Mapping) -> bool:
     parts = [key for key in PARTS_OF_AN_IMAGE if key in entities and key not in query]
     phase = entities.get("part", "mag") != "mag" and "part" not in query
     return not parts and not phase
-
-
-def read_metadata(path: Path, bids_dir: Path) -> dict:
-    """What the JSON files that apply to an image say; the nearer to it wins (BIDS' inheritance).
-
-    Files that cannot be read are passed over: nothing here is needed to go on.
-    """
-    own = Scan.from_path(path)
-    inside = path.parent.relative_to(bids_dir).parts
-    merged: dict = {}
-    for depth in range(len(inside) + 1):
-        folder = bids_dir.joinpath(*inside[:depth])
-        fitting = []
-        for candidate in folder.glob(f"*{own.suffix}.json"):
-            scan = Scan.from_path(candidate.with_suffix(""))
-            if scan.suffix == own.suffix and scan.entities.items() <= own.entities.items():
-                fitting.append((len(scan.entities), candidate))
-        for _, candidate in sorted(fitting):
-            try:
-                said = json.loads(candidate.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
-            merged |= said if isinstance(said, dict) else {}
-    return merged
 
 
 def _queries(suffixes: list[str], filters: Mapping[str, Mapping]) -> dict[str, dict]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +15,8 @@ from pathlib import Path
 
 from brainseg_bids.bids.adapters import Adapter, plain_adapter, read_adapter
 from brainseg_bids.bids.inputs import STRUCTURAL
-from brainseg_bids.bids.names import Scan, stem
+from brainseg_bids.bids.names import Scan, sidecar, stem
+from brainseg_bids.bids.sidecars import Metadata, read_sidecar
 from brainseg_bids.volumes import InputError, check_present
 
 __all__ = [
@@ -420,25 +420,19 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _about_sidecars(adapter: Adapter, cases: Iterable[Case]) -> list[str]:
     counts = dict.fromkeys(adapter.misspelt, 0)
+    notes: list[str] = []
     for case in cases:
-        said = _sidecar(case.image) if case.image and counts else {}
+        path = sidecar(case.image) if case.image and counts else None
+        said = read_sidecar(path) if path and path.exists() else Metadata()
+        notes += said.warnings
         for wrong in counts:
-            counts[wrong] += wrong in said
-    return [
+            counts[wrong] += wrong in said.values
+    return notes + [
         f"{n} sidecar{'s' if n > 1 else ''} of images of {adapter.name} say {wrong}; taken as "
         f"{adapter.misspelt[wrong]}."
         for wrong, n in counts.items()
         if n
     ]
-
-
-def _sidecar(image: Path) -> dict:
-    path = image.with_name(image.name.split(".")[0] + ".json")
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # nothing in it is needed
-        return {}
-    return said if isinstance(said, dict) else {}
 
 
 # ---- matching

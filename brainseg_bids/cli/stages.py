@@ -278,6 +278,9 @@ def _plan_contrast(settings: Settings, failed: Collection[str]) -> list[SubjectP
         )
         for subject in _find(settings, labels, STRUCTURAL)
     ]
+    # Files higher up belong to many images.
+    for note in dict.fromkeys(n for plan in plans for scan in plan.scans for n in scan.notes):
+        log.warning("%s", note)
     if not any(plan.scans or plan.faults for plan in plans) and not barred:
         raise InputError(
             f"{settings.bids_dir}: no image was found to measure. Check --contrasts, "

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from brainseg_bids.documents import parse_json
+
 
 @dataclass(frozen=True)
 class Component:
@@ -198,7 +200,7 @@ class ContrastStatistics:
             If it is something else.
         """
         try:
-            raw = {name: _tuples(value) for name, value in json.loads(text).items()}
+            raw = {name: _tuples(value) for name, value in parse_json(text, "Statistics").items()}
             raw["labels"] = {name: _label(label) for name, label in raw["labels"].items()}
             raw["noise"] = NoiseLaw(**raw["noise"])
             raw["bias"] = BiasField(**{k: _tuples(v) for k, v in raw["bias"].items()})

@@ -18,6 +18,7 @@ import numpy as np
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.measured import Component
+from brainseg_bids.documents import parse_list, read_json
 
 VERSION = 1
 """Of the files; a reader of another version refuses them."""
@@ -231,7 +232,7 @@ class ContrastPrior:
         """
         path = Path(path)
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = read_json(path)
             version = raw["PriorVersion"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -333,7 +334,7 @@ def _label(row: dict[str, str]) -> tuple[str, LabelPrior]:
         mean=float(row["mean"]),
         mean_sd=float(row["mean_sd"]),
         sd=Spread(float(row["sd_median"]), float(row["sd_log_sd"])),
-        components=tuple(Component(*part) for part in json.loads(row["components"])),
+        components=tuple(Component(*part) for part in parse_list(row["components"], "components")),
         grain_mm=float(row["grain_mm"]),
         grain_frac=float(row["grain_frac"]),
         images=int(row["images"]),

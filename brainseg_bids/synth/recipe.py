@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 
+from brainseg_bids.documents import parse_json
+
 Triple = tuple[float, float, float]
 
 
@@ -275,7 +277,7 @@ class Recipe:
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         """Read `to_json`'s text."""
-        raw = json.loads(text)
+        raw = parse_json(text, "recipe")
         raw["tissues"] = {name: Tissue(**_frozen(t)) for name, t in raw["tissues"].items()}
         for item in fields(cls):
             if isinstance(raw.get(item.name), dict) and item.name != "tissues":

@@ -13,8 +13,9 @@ import numpy as np
 
 from brainseg_bids import __version__
 from brainseg_bids.bids.description import raw_uri
-from brainseg_bids.bids.inputs import Subject, read_metadata
+from brainseg_bids.bids.inputs import Subject
 from brainseg_bids.bids.names import ContrastNames, HeadNames, OutputNames, Scan, sidecar
+from brainseg_bids.bids.sidecars import Metadata, read_metadata
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.interfaces.tools import check_origin, find_existing, find_tool
 from brainseg_bids.volumes import InputError, read_grid, sha256
@@ -71,12 +72,15 @@ class ContrastPlan(ScanPlan):
     contrast : dict
         What BIDS metadata say the image's contrast is.
     mem_gb : float
+    notes : tuple of str
+        Metadata that could not be read or used.
     """
 
     labels: Path
     tool: str
     contrast: dict
     mem_gb: float
+    notes: tuple[str, ...] = ()
 
     stage = "contrast"
     shown = ("statistics", "figure")
@@ -199,7 +203,11 @@ def _plan_scan(
         "LabelsOf": uri,
         "LabelsSHA256": sha256(labels),
     }
+    metadata = read_metadata(scan.path, bids_dir)
+    contrast = contrast_of(scan, metadata)
     reason = why_run(outputs, provenance) or _why_damaged(known)
+    if not reason and known.get("Contrast") != contrast:
+        reason = "its metadata have changed"
     n_voxels = np.prod(read_grid(scan.path).shape, dtype=float)
     return ContrastPlan(
         scan,
@@ -209,8 +217,9 @@ def _plan_scan(
         provenance,
         labels,
         tool,
-        contrast_of(scan, bids_dir),
+        contrast,
         0.5 + BYTES_PER_VOXEL * n_voxels / 2**30,
+        metadata.warnings,
     )
 
 
@@ -223,12 +232,12 @@ def _why_damaged(said: dict) -> str:
     return ""
 
 
-def contrast_of(scan: Scan, bids_dir: Path) -> dict:
+def contrast_of(scan: Scan, metadata: Metadata) -> dict:
     """What says which contrast an image is of: suffix, name, voxel size, metadata.
 
     Voxel size is that of the voxel's volume, rounded to 0.1 mm.
     """
-    said = read_metadata(scan.path, bids_dir)
+    said = metadata.values
     sequence = next(
         (said[key] for key in ("PulseSequenceType", "ScanningSequence") if said.get(key)), None
     )
@@ -257,6 +266,7 @@ def contrast_metadata(plan: ContrastPlan) -> dict[str, dict]:
         "Sources": [plan.provenance["Input"], plan.provenance["LabelsOf"]],
         "Contrast": plan.contrast,
         "LabelsTool": plan.tool,
+        "MetadataWarnings": list(plan.notes) or None,
     }
     return {"statistics": said | COLUMNS | plan.provenance}
 

@@ -16,6 +16,7 @@ from brainseg_bids.bids.description import write_text
 from brainseg_bids.bids.names import folder, sidecar
 from brainseg_bids.bids.templates import transform_name
 from brainseg_bids.contrast.measured import ContrastStatistics
+from brainseg_bids.documents import read_json
 from brainseg_bids.reports.contrast import ContrastReport
 from brainseg_bids.reports.group import write_group_page
 from brainseg_bids.reports.head import HeadReport, ToolRun
@@ -152,7 +153,7 @@ def write_subject_page(
 
 def scan_report(plan: SegmentPlan, *, output_dir: Path, bids_dir: Path) -> ScanReport:
     """What a page says about one image, read from the files that the run left."""
-    facts = json.loads(sidecar(plan.outputs["labels"]).read_text(encoding="utf-8"))
+    facts = read_json(sidecar(plan.outputs["labels"]))
     shown = {
         "Model": facts.get("ModelName"),
         "Model digest": str(facts.get("ModelDigest", ""))[:12],
@@ -179,7 +180,7 @@ def head_report(
     plan: HeadPlan, *, output_dir: Path, bids_dir: Path, cohort: Cohort | None
 ) -> HeadReport:
     """What a page says about one map of the head, read from the files that the run left."""
-    merge = json.loads(sidecar(plan.outputs["merge"]).read_text(encoding="utf-8"))
+    merge = read_json(sidecar(plan.outputs["merge"]))
     image = plan.outputs["volumes"].name.split("_seg-")[0]
     return HeadReport(
         title=plan.scan.title,
@@ -198,7 +199,7 @@ def head_report(
 
 def finer_report(plan: UpsamplePlan, *, output_dir: Path) -> ScanReport:
     """What a page says about a label map at finer voxels."""
-    said = json.loads(sidecar(plan.outputs["labels"]).read_text(encoding="utf-8"))
+    said = read_json(sidecar(plan.outputs["labels"]))
     proof = said["Certificate"]
     lost = ", ".join(f"{row['name']} ({row['voxels']} voxels)" for row in proof["labels_lost"])
     changed = [row for row in proof["labels"] if row["index"] and row["volume_change"] is not None]
@@ -256,7 +257,7 @@ def space_report(plan: SpacePlan, *, output_dir: Path, bids_dir: Path) -> ScanRe
 
 def contrast_report(plan: ContrastPlan, *, output_dir: Path, bids_dir: Path) -> ContrastReport:
     """What a page says about the contrast of an image."""
-    said = json.loads(sidecar(plan.outputs["statistics"]).read_text(encoding="utf-8"))
+    said = read_json(sidecar(plan.outputs["statistics"]))
     return ContrastReport(
         title=plan.scan.title,
         labels=said.get("LabelsOf", ""),
@@ -267,7 +268,7 @@ def contrast_report(plan: ContrastPlan, *, output_dir: Path, bids_dir: Path) -> 
             "Time": _format(said.get("Seconds"), "{:.0f} s"),
             "Made by": f"brainseg-bids {said.get('BrainsegVersion')}",
         },
-        warnings=said.get("Warnings", []),
+        warnings=[*said.get("Warnings", []), *said.get("MetadataWarnings", [])],
         outputs=_written(plan, output_dir),
     )
 

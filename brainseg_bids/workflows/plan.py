@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from brainseg_bids.bids.names import Scan, sidecar
+from brainseg_bids.documents import InputError, read_json
 from brainseg_bids.volumes import sha256
 
 RUN, REUSE = "run", "reuse"
@@ -185,10 +185,9 @@ def why_run(outputs: Mapping[str, Path], provenance: Mapping, *, both_ways: bool
 def read_object(path: Path) -> dict:
     """A JSON object, empty if there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except InputError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def fingerprint(path: Path, *, known: Mapping) -> dict:

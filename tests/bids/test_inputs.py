@@ -207,6 +207,6 @@ def test_a_missing_or_poor_description_is_noted(dataset):
     path.write_text(json.dumps({"Name": "x"}))
     assert "BIDSVersion is missing" in dataset_notes(dataset)[0]
     path.write_text("{")
-    assert "cannot be read as JSON" in dataset_notes(dataset)[0]
+    assert "dataset_description.json, line 1" in dataset_notes(dataset)[0]
     path.unlink()
     assert "not a valid BIDS dataset" in dataset_notes(dataset)[0]

@@ -221,8 +221,8 @@ def test_a_derivative_that_says_nothing_against_it_is_taken(tmp_path, said):
     [
         ('{"InputSHA256": "cd34"}', "was made from another image than"),
         ('{"Tool": "samseg", "InputSHA256": "ab12"}', "says that samseg made it, not charm"),
-        ('{"Tool": ', "sub-01_seg-charm_dseg.json: cannot be read"),
-        ("[1]", "it is no JSON object"),
+        ('{"Tool": ', "sub-01_seg-charm_dseg.json, line 1"),
+        ("[1]", "a list, not an object"),
         ("", "the file is empty"),
     ],
 )

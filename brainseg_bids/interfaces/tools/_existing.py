@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import glob
-import json
 from pathlib import Path
 
 from brainseg_bids.bids.names import Scan, folder, sidecar, stem
+from brainseg_bids.documents import InputError, read_json
 from brainseg_bids.interfaces.tools import tool_names
 from brainseg_bids.interfaces.tools.base import Tool
-from brainseg_bids.volumes import InputError, check_present
+from brainseg_bids.volumes import check_present
 
 OWN_SPACE = frozenset({"T1w", "orig"})
 """Labels of ``space-`` that say the image's own space."""
@@ -91,13 +91,10 @@ def check_origin(found: Path, tool: Tool, scan: Scan, input_sha256: str) -> None
         return
     check_present(path)
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(said, dict):
-            raise ValueError("it is no JSON object")
-    except (OSError, ValueError) as error:
+        said = read_json(path)
+    except InputError as error:
         raise InputError(
-            f"{path}: cannot be read ({error}). Repair it, or remove it if {found.name} is of "
-            f"{scan.path.name}."
+            f"{error} Or remove it if {found.name} is of {scan.path.name}."
         ) from error
     if said.get("Tool", tool.name) != tool.name:
         raise InputError(
