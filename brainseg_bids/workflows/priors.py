@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brainseg_bids import __version__
@@ -28,6 +28,8 @@ ENDING = "_desc-contrast_morph.json"
 UNITS = {"MagneticFieldStrength": "T", "VoxelSizeMm": "mm"}
 USUAL_KEYS = ("Suffix", "MagneticFieldStrength", "Sequence", "VoxelSizeMm")
 """Facts that an image may lack."""
+NAMED = 10
+"""Images that a line names at most."""
 PREFERRED = ("brainseg", "fullhead")
 """Labels of an image that was measured with several; the last wins, any other before both."""
 
@@ -220,9 +222,27 @@ def make_priors(
                 f"contrast {name}: {error} Images can be told apart with --contrast-by, or left "
                 "out with --participant-label and --contrasts."
             ) from error
+        prior = replace(prior, warnings=(*prior.warnings, *unknown_facts(group, keys)))
         prior.write(output_dir / "priors", brainseg_version=__version__)
         made[name] = prior, group
     return made
+
+
+def unknown_facts(group: Sequence[Measured], keys: Sequence[str]) -> list[str]:
+    """A line for each key that images of a contrast were grouped without, naming the images."""
+    notes = []
+    for key in keys:
+        images = [one.image for one in group if one.value(key) is None]
+        # The sequence is optional in BIDS, and many sidecars lack it.
+        if not images or key == "Sequence":
+            continue
+        shown = ", ".join(images[:NAMED]) + (", ..." if len(images) > NAMED else "")
+        notes.append(
+            f"{key} of {len(images)} image{'s' * (len(images) > 1)} is not known ({shown}): they "
+            "may be of several. Write it into the JSON files beside them, run --stages contrast "
+            "again, and then priors."
+        )
+    return notes
 
 
 def _pooled(name: str, group: Sequence[Measured], keys: Sequence[str]) -> ContrastPrior:
