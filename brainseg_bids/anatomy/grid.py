@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+
+MM_PER_UNIT = {"mm": 1.0, "meter": 1000.0, "micron": 0.001}
+"""Units of length that NIfTI knows, by nibabel's names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,11 +22,15 @@ class Grid:
         Voxels along each axis, (X, Y, Z).
     affine : (4, 4) float
         Voxel index to RAS+ world coordinates in mm; a voxel's index is its centre.
+    file_unit : {"mm", "meter", "micron"}
+        Unit of length of the file that the grid was read from, and of files written on it; the
+        affine is in mm all the same. Two grids are equal whatever their files' units.
 
     Raises
     ------
     ValueError
-        If the shape has not three positive sizes or the affine is not an invertible (4, 4).
+        If the shape has not three positive sizes, the affine is not an invertible (4, 4), or the
+        unit is not in `MM_PER_UNIT`.
 
     Examples
     --------
@@ -34,6 +41,7 @@ class Grid:
 
     shape: tuple[int, int, int]
     affine: np.ndarray
+    file_unit: str = "mm"
 
     def __post_init__(self) -> None:
         shape = tuple(int(n) for n in self.shape)
@@ -42,8 +50,11 @@ class Grid:
             raise ValueError(f"a grid needs three positive sizes, got {shape}")
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise ValueError("a grid needs a finite (4, 4) affine")
-        if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        # As a share of the box of the same edges: it does not depend on the unit.
+        if abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(_lengths(affine)):
             raise ValueError("the affine cannot be inverted: one of its axes has no extent")
+        if self.file_unit not in MM_PER_UNIT:
+            raise ValueError(f"a grid's unit is one of {', '.join(MM_PER_UNIT)}")
         affine.setflags(write=False)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "affine", affine)
@@ -61,7 +72,7 @@ class Grid:
     @property
     def voxel_size_mm(self) -> tuple[float, float, float]:
         """Edge lengths of a voxel."""
-        return tuple(float(size) for size in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return tuple(float(size) for size in _lengths(self.affine))
 
     @property
     def voxel_volume_mm3(self) -> float:
@@ -127,7 +138,8 @@ class Grid:
             turn[old, new] = sign
             if sign < 0:
                 turn[old, 3] = self.shape[old] - 1
-        return Grid(tuple(self.shape[old] for old, _ in order), self.affine @ turn)
+        shape = tuple(self.shape[old] for old, _ in order)
+        return replace(self, shape=shape, affine=self.affine @ turn)
 
     def array_to_ras(self, array: np.ndarray) -> np.ndarray:
         """View of ``array`` (X, Y, Z, ... on this grid) on `to_ras`'s axes; nothing is copied."""
@@ -163,10 +175,14 @@ class Grid:
         affine = np.eye(4)
         affine[:3, :3] = linear
         affine[:3, 3] = self.center_mm - linear @ ((np.asarray(shape) - 1) / 2)
-        return Grid(tuple(shape), affine)
+        return replace(self, shape=tuple(shape), affine=affine)
 
     def crop(self, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Grid:
         """Grid of the box that begins at voxel ``start``; it may reach outside."""
         affine = self.affine.copy()
         affine[:3, 3] = self.affine[:3, :3] @ np.asarray(start) + self.affine[:3, 3]
-        return Grid(tuple(shape), affine)
+        return replace(self, shape=tuple(shape), affine=affine)
+
+
+def _lengths(affine: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(affine[:3, :3], axis=0)

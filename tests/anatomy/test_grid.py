@@ -80,6 +80,25 @@ def test_grids_that_place_no_voxel_are_refused():
         Grid((3, 3, 3), np.full((4, 4), np.nan))
 
 
+def test_a_grid_of_any_unit_is_told_from_one_without_extent():
+    tiny = np.diag([1e-4, 2e-4, 1e-4, 1])  # cubes of 1e-12: small, but of three dimensions
+    assert Grid((3, 3, 3), tiny).voxel_size_mm == pytest.approx((1e-4, 2e-4, 1e-4))
+    flat = np.array([[100, 0, 100, 0], [0, 100, 100, 0], [0, 0, 1e-7, 0], [0, 0, 0, 1.0]])
+    with pytest.raises(ValueError, match="inverted"):
+        Grid((3, 3, 3), flat)
+
+
+def test_the_files_unit_stays_with_derived_grids_and_makes_no_difference():
+    grid = Grid((4, 5, 6), np.diag([2.0, -2, 2, 1]), "micron")
+    for derived in (grid.to_ras(), grid.with_voxel_size(1), grid.crop((1, 1, 1), (2, 2, 2))):
+        assert derived.file_unit == "micron"
+    assert grid == Grid((4, 5, 6), grid.affine)
+    assert grid.is_close(Grid((4, 5, 6), grid.affine))
+    assert grid.voxel_volume_mm3 == 8
+    with pytest.raises(ValueError, match="micron"):
+        Grid((4, 5, 6), grid.affine, "inch")
+
+
 def test_closeness_is_judged_in_millimetres_at_the_corners():
     grid = Grid((100, 3, 3), np.eye(4))
     tilted = np.eye(4)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -40,6 +41,7 @@ from brainseg_bids.volumes import (
     read_grid,
     read_label_map,
     read_posteriors,
+    read_volume,
     write_volume,
 )
 from tests.fakes import dataset
@@ -146,6 +148,23 @@ def test_an_image_with_a_plain_path_is_given_by_that_path(image):
         assert interface("samseg", plain).arguments()[1] == str(plain)
     finally:
         plain.unlink()
+
+
+@pytest.mark.input(
+    "geometry",
+    "an image in microns or metres for an external tool (`--stages headlabels`)",
+    "the tool gets a copy in mm, and its labels lie on the image",
+    0,
+)
+def test_a_tool_gets_mm_whatever_the_images_unit(image):
+    grid = replace(read_grid(image), file_unit="micron")
+    write_volume(read_volume(image)[0], grid, image)
+    made = interface("samseg", image)
+    outputs = made.run().outputs
+    assert made.arguments()[1] == "input.nii.gz"
+    assert read_grid("input.nii.gz") == grid
+    assert read_grid("input.nii.gz").file_unit == "mm"
+    assert read_grid(outputs.labels).is_close(grid)
 
 
 def test_synthseg_is_told_threads_and_where_to_compute(image):

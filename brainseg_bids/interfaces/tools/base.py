@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nipype.interfaces.base import (
@@ -30,7 +30,7 @@ from nipype.interfaces.base import (
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.interfaces.tools._process import Ended, run_program
-from brainseg_bids.volumes import read_volume
+from brainseg_bids.volumes import read_volume, write_volume
 
 PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
 """Paths that no tool chokes on. Some split at spaces, or take a bracket for a pattern."""
@@ -42,6 +42,9 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
+
+IN_MM = "input.nii.gz"
+"""Copy of an image whose file has another unit of length."""
 
 SUBJECT = re.compile(r"[A-Za-z0-9+_-]+")
 LOG_TAIL_BYTES = 64 * 1024
@@ -203,6 +206,7 @@ class ToolInterface(CommandLine):
     output_spec = ToolOutputSpec
     _cmd = "tool"
     _folder: Path | None = None
+    _in_mm = True
     name = ""
     labels_file = ""
     """Where the labels are, below the node's folder; ``{subject}`` is filled in."""
@@ -265,8 +269,10 @@ class ToolInterface(CommandLine):
 
     @property
     def image(self) -> str:
-        """The image's path, or that of a plain link in the node's folder."""
+        """The image's path, or what `_provide_image` leaves in the node's folder."""
         path = os.path.abspath(self.inputs.image)
+        if not self._in_mm:
+            return IN_MM
         return path if PLAIN.fullmatch(path) else f"input{ending(path)}"
 
     def _format_arg(self, name, spec, value):
@@ -285,11 +291,10 @@ class ToolInterface(CommandLine):
                 f"{self.inputs.image}: files cannot be named after {self.inputs.subject!r}; use "
                 "letters, digits, +, - and _."
             )
-        read_volume(self.inputs.image)  # what is wrong with it is told now, not after hours
         folder = self._folder = Path(runtime.cwd)
         log = folder / f"{self.name}.log"
         log.write_bytes(b"")
-        self._link_image(folder)
+        self._provide_image(folder)
         self.prepare(folder)
         environment = {**runtime.environ, **self.inputs.environ, **self._environment()}
         runtime.stdout = runtime.stderr = runtime.merged = ""
@@ -329,10 +334,19 @@ class ToolInterface(CommandLine):
         threads = str(min(self.inputs.threads, self.tool.max_threads))
         return dict.fromkeys(THREAD_VARIABLES, threads) | self.environment()
 
-    def _link_image(self, folder: Path) -> None:
+    def _provide_image(self, folder: Path) -> None:
+        """A link where the path is not plain; a copy where lengths are not in mm.
+
+        Most tools take every number of a header for mm.
+        """
+        # What is wrong with the image is told now, not after hours.
+        image, grid = read_volume(self.inputs.image)
+        self._in_mm = grid.file_unit == "mm"
         link = folder / f"input{ending(self.inputs.image)}"
         link.unlink(missing_ok=True)
-        if self.image == link.name:
+        if not self._in_mm:
+            write_volume(image, replace(grid, file_unit="mm"), folder / IN_MM)
+        elif self.image == link.name:
             link.symlink_to(os.path.abspath(self.inputs.image))
 
     def _written(self, folder: Path) -> Path:

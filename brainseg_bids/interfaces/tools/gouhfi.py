@@ -71,8 +71,8 @@ class Gouhfi(ToolInterface):
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / RAW).mkdir()
         raw = folder / RAW / f"{self.inputs.subject}_0000.nii.gz"
-        if ending(self.inputs.image) == ".nii.gz":
-            raw.symlink_to(os.path.abspath(self.inputs.image))
+        if ending(self.image) == ".nii.gz":
+            raw.symlink_to(os.path.abspath(folder / self.image))
             return
         write_volume(*read_volume(self.inputs.image), raw)
 
