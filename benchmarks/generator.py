@@ -7,7 +7,7 @@ the other in rounds in one process on one thread. Loading the map is not counted
 ``python -m benchmarks.generator --labels training_seg_02.nii.gz --sizes 128 256``
 ``python -m benchmarks.generator --effects``: what each effect costs
 
-Needs ``pip install torchio cornucopia`` beside brainseg-bids; ``--effects`` runs without.
+Rivals come with ``pip install '.[benchmarks]'``; one that is not installed is a row that says so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import ctypes
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +55,16 @@ OF_TISSUE = {0: 0, 2: 2, 3: 4, 4: 515, 5: 507, 6: 507, 8: 3, 9: 3, 10: 16, 11: 8
 """BIDS standard label to one of `EIGHT`."""
 
 Pair = Callable[[], object]
+
+NOT_INSTALLED = "not installed"
+MODULES = {"TorchIO": "torchio", "cornucopia": "cornucopia"}
+"""What has to be there for candidates whose names begin so."""
+
+
+def is_installed(name: str) -> bool:
+    """Whether a candidate can be run here."""
+    needed = (module for rival, module in MODULES.items() if name.startswith(rival))
+    return all(importlib.util.find_spec(module) is not None for module in needed)
 
 
 def ours(labels: LabelMap, size: int, space: str = "t1w") -> Pair:
@@ -140,21 +150,20 @@ def report_effects(labels: LabelMap, size: int, repeats: int) -> None:
     # What follows TorchIO and the largest chain finds a cold cache: that is not the first row.
     candidates = {"warm-up": (next(iter(chains.values())), repeats)}
     candidates |= {name: (chain, repeats) for name, chain in chains.items()}
-    if importlib.util.find_spec("torchio"):
+    if is_installed("TorchIO"):
         candidates["TorchIO"] = (torchio_chain(labels, size, crop_first=False), 1)
     found = {name: (statistics.median(t), mb) for name, (t, mb) in measure(candidates).items()}
     found.pop("warm-up")
     plain = next(iter(found.values()))[0]
-    rival = found.pop("TorchIO", (float("nan"), 0))[0]
-    print(f"\n{size}³ voxels, TorchIO's chain: {rival:.3g} CPU-s\n")
+    rival, _ = found.pop("TorchIO", (None, 0))
+    said = NOT_INSTALLED if rival is None else f"{rival:.3g} CPU-s"
+    print(f"\n{size}³ voxels, TorchIO's chain: {said}\n")
     print(
         "| effect | CPU-ms a pair | added ms | TorchIO / ours | peak MB |\n|---|---|---|---|---|"
     )
     for name, (took, rise) in found.items():
-        print(
-            f"| {name} | {1e3 * took:.0f} | {1e3 * (took - plain):.0f} | {rival / took:.0f} "
-            f"| {rise:.0f} |"
-        )
+        ratio = "" if rival is None else f"{rival / took:.0f}"
+        print(f"| {name} | {1e3 * took:.0f} | {1e3 * (took - plain):.0f} | {ratio} | {rise:.0f} |")
 
 
 def torchio_chain(labels: LabelMap, size: int, *, crop_first: bool) -> Pair:
@@ -246,14 +255,43 @@ def measure(candidates: dict[str, tuple[Pair, int]]) -> dict[str, tuple[list[flo
     return {name: (times[name], rises[name]) for name in candidates}
 
 
-def report(title: str, found: dict[str, tuple[list[float], float]]) -> None:
-    """Markdown table; ratios are to the first candidate."""
+def report(
+    title: str, found: dict[str, tuple[list[float], float]], absent: Sequence[str] = ()
+) -> None:
+    """Markdown table; ratios are to the first candidate, ``absent`` are not installed."""
     first = statistics.median(next(iter(found.values()))[0])
     print(f"\n{title}\n\n| generator | CPU-s a pair | n | x ours | peak MB |")
     print("|---|---|---|---|---|")
     for name, (times, rise) in found.items():
         median = statistics.median(times)
         print(f"| {name} | {median:.3g} | {len(times)} | {median / first:.3g} | {rise:.0f} |")
+    for name in absent:
+        print(f"| {name} | {NOT_INSTALLED} | 0 | | |")
+
+
+def contest(labels: LabelMap, size: int, n: int, *, slowest: bool) -> dict:
+    """How each candidate is made, and how often it is measured, by its name."""
+    few = eight_labels(labels)
+    candidates = {
+        "ours, t1w recipes": (lambda: ours(labels, size), 12 * n),
+        "ours, agnostic recipes": (lambda: ours(labels, size, "agnostic"), 12 * n),
+        "ours, t1w recipes, 8 labels": (lambda: ours(few, size), 12 * n),
+        "TorchIO, crop after the moves": (
+            lambda: torchio_chain(labels, size, crop_first=False),
+            n,
+        ),
+        "TorchIO, crop first, moves in one": (
+            lambda: torchio_chain(labels, size, crop_first=True),
+            n,
+        ),
+        "cornucopia, gmm_fwhm=False, order=1": (
+            lambda: cornucopia_chain(labels, size, gmm_fwhm=False, order=1),
+            n,
+        ),
+    }
+    if slowest:
+        candidates["cornucopia, defaults"] = (lambda: cornucopia_chain(labels, size), 1)
+    return candidates
 
 
 def main() -> None:
@@ -273,24 +311,15 @@ def main() -> None:
         for size in options.sizes:
             report_effects(labels, size, 4 * options.repeats)
         return
-    few = eight_labels(labels)
-    n = options.repeats
     for size in options.sizes:
-        candidates = {
-            "ours, t1w recipes": (ours(labels, size), 12 * n),
-            "ours, agnostic recipes": (ours(labels, size, "agnostic"), 12 * n),
-            "ours, t1w recipes, 8 labels": (ours(few, size), 12 * n),
-            "TorchIO, crop after the moves": (torchio_chain(labels, size, crop_first=False), n),
-            "TorchIO, crop first, moves in one": (torchio_chain(labels, size, crop_first=True), n),
-            "cornucopia, gmm_fwhm=False, order=1": (
-                cornucopia_chain(labels, size, gmm_fwhm=False, order=1),
-                n,
-            ),
-        }
-        if not options.no_slowest:
-            candidates["cornucopia, defaults"] = (cornucopia_chain(labels, size), 1)
+        candidates = contest(labels, size, options.repeats, slowest=not options.no_slowest)
+        ready = {k: (make(), n) for k, (make, n) in candidates.items() if is_installed(k)}
         present = len(np.unique(labels.voxels))
-        report(f"{size}³ voxels of {file.name}, {present} labels", measure(candidates))
+        report(
+            f"{size}³ voxels of {file.name}, {present} labels",
+            measure(ready),
+            [name for name in candidates if name not in ready],
+        )
 
 
 if __name__ == "__main__":

@@ -163,3 +163,12 @@ def test_a_template_that_cannot_be_is_named(tmp_path, word, told):
     assert done.returncode != 0
     assert told in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_pins_leave_room_for_ants():
+    """antspyx 0.6 wants numpy below 2.4 and scipy below 1.16: EXTRAS=spaces."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line)
+    for name, below in {"numpy": (2, 4), "scipy": (1, 16)}.items():
+        assert tuple(map(int, pins[name].split(".")[:2])) < below
+    assert pins["antspyx"].startswith("0.6.")
