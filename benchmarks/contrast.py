@@ -346,7 +346,6 @@ SHOWN = (
     "CSF",
     "Soft-Nonbrain-Tissue",
     "Other-Tissues",
-    "Other-Soft-Tissue",
     "Skull",
     "Bone-Cortical",
 )

@@ -8,6 +8,7 @@ import pytest
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import Label, LabelTable, UnknownLabelError
+from brainseg_bids.nets.bundle import packaged_models
 
 SYNTHSEG_STRUCTURES = {
     2,
@@ -48,6 +49,19 @@ SYNTHSEG_STRUCTURES = {
 def test_a_packaged_table_survives_writing_and_reading(name, tmp_path):
     table = LabelTable.packaged(name)
     assert LabelTable.read(table.write(tmp_path / "t.tsv")) == table
+
+
+def test_a_code_has_one_name_in_all_tables():
+    """But for 0, and but for BIDS' tissues, which are codes of their own."""
+    full = LabelTable.packaged("fullhead")
+    tables = [LabelTable.packaged("brainseg")]
+    tables += [LabelTable.read(path / "labels.tsv") for path in packaged_models().values()]
+    assert {
+        (label.index, label.name, full[label.index].name)
+        for table in tables
+        for label in table
+        if label.index in full and label.index and label.name != full[label.index].name
+    } == set()
 
 
 def test_an_unknown_table_is_named_with_those_that_are_known():

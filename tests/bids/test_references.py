@@ -389,7 +389,7 @@ def test_the_nearest_table_that_fits_explains_a_map(tmp_path):
 
 def test_names_of_fullhead_brainseg_and_freesurfer_are_known(tmp_path):
     path = tmp_path / "dseg.tsv"
-    names = ("Left-Thalamus", "Optic-Nerve-and-Chiasm", "ctx-lh-cuneus", "Spleen")
+    names = ("Left-Thalamus", "Optic-Nerve", "ctx-lh-cuneus", "Spleen")
     path.write_text("index\tname\n" + "".join(f"{n}\t{name}\n" for n, name in enumerate(names, 1)))
     labels, unknown = read_names(path)
     assert labels == {1: (10,), 2: (530,), 3: (3,)}
