@@ -405,9 +405,11 @@ def voxel_hash(array: np.ndarray, grid: Grid) -> str:
     str
         Hex.
     """
-    turned = np.ascontiguousarray(grid.array_to_ras(array), dtype=np.float32)
+    turned = grid.array_to_ras(array)
     digest = hashlib.sha256(repr(turned.shape).encode())
-    digest.update(turned + np.float32(0))  # minus zero is zero
+    for plane in turned:  # plane by plane: a copy of all would be four bytes a voxel
+        # Minus zero is zero.
+        digest.update(np.ascontiguousarray(plane, dtype=np.float32) + np.float32(0))
     return digest.hexdigest()
 
 

@@ -94,7 +94,10 @@ def bundle_run(
         raise BundleError(f"{run}: has no job.json. Say {', '.join(missing)}.")
     plan, steps = TrainPlan.from_json((run / "plan.json").read_text()), steps_done(checkpoint)
     net = averaged_net(plan, checkpoint)
-    leveled = _level(net, plan, heads or _learned_from(run), level_pairs) if level_pairs else {}
+    leveled = {}
+    if level_pairs:
+        cache = Path(job["map_cache"]) if "map_cache" in job else None
+        leveled = _level(net, plan, heads or _learned_from(run), level_pairs, cache)
     text = card or _card(card_facts(run, job, plan, net, steps, level_pairs=level_pairs))
     out = out or run.parent / "bundle"
     fresh = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
@@ -151,18 +154,19 @@ def _command_without_folders(command: str) -> str:
     return shlex.join(words)
 
 
-def _level(net: PackedNet, plan: TrainPlan, heads: Sequence[Path], pairs: int) -> dict:
+def _level(
+    net: PackedNet, plan: TrainPlan, heads: Sequence[Path], pairs: int, cache: Path | None
+) -> dict:
     """Level a network's volumes; what the manifest says of it."""
-    from brainseg_bids.synth.generator import Head
+    from brainseg_bids.cli.train_cache import read_checked_map
     from brainseg_bids.synth.space import read_space
     from brainseg_bids.training.fit import make_generator
     from brainseg_bids.training.leveling import add_offsets, level_volumes
     from brainseg_bids.training.pairs import PairStream
-    from brainseg_bids.volumes import read_label_map
 
-    source, target = (LabelTable.packaged(n) for n in (plan.source_table, plan.target_table))
+    target = LabelTable.packaged(plan.target_table)
     stream = PairStream(
-        [Head.from_label_map(read_label_map(path, source)) for path in heads],
+        [read_checked_map(path, cache, source=plan.source_table).head for path in heads],
         [(read_space(name), share) for name, share in plan.spaces.items()],
         make_generator(plan),
         seed=plan.seed + LEVEL_SEED,

@@ -84,6 +84,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     add("--plan", type=Path, help="TrainPlan as JSON")
     add("--heads", type=Path, nargs="+", help="label maps to learn from")
     add("--validation", type=Path, nargs="+", help="label maps held out")
+    add("--cache", type=Path, help="folder in which label maps are kept as they were read")
     add("--out", type=Path, help="folder for checkpoint and log")
     add("--threads", type=int, help="CPU threads of each process; default: all")
     add(
@@ -136,31 +137,30 @@ def requeue(environ: Mapping[str, str]) -> bool:
 
 def _train(options: argparse.Namespace) -> int:
     """Read, check, train."""
+    import numpy as np
     import torch
 
-    from brainseg_bids.anatomy.labels import LabelTable
     from brainseg_bids.bids.description import write_text
     from brainseg_bids.cli.bundle import SEEN, read_seen
-    from brainseg_bids.synth.generator import Head
+    from brainseg_bids.cli.train_cache import read_checked_map
     from brainseg_bids.synth.space import read_space
     from brainseg_bids.training.callbacks import CannotSave
     from brainseg_bids.training.fit import check_run, fit, is_first_process, make_generator
-    from brainseg_bids.volumes import read_label_map, voxel_hash
+    from brainseg_bids.volumes import voxel_hash
 
     if options.threads:
         torch.set_num_threads(options.threads)
     plan = _read_plan(options.plan)
-    table = LabelTable.packaged(plan.source_table)
     generator = make_generator(plan)
     seen: set[str] = set()
 
     def read(paths: list[Path]) -> list[Head]:
         heads = []
         for path in paths:
-            labels = read_label_map(path, table)
-            generator.check_codes(labels, what=str(path))
-            seen.add(voxel_hash(labels.voxels, labels.grid))
-            heads.append(Head.from_label_map(labels))
+            one = read_checked_map(path, options.cache, source=plan.source_table)
+            generator.check_codes(np.array(sorted(one.facts.codes)), what=str(path))
+            seen.add(one.facts.digest)
+            heads.append(one.head)
         return heads
 
     heads, held_out = read(options.heads), read(options.validation)

@@ -13,6 +13,7 @@ from pathlib import Path
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_json
+from brainseg_bids.cli.train_cache import cache_folder, read_facts
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.settings import Settings
@@ -35,7 +36,6 @@ from brainseg_bids.workflows.train_plan import (
     find_target,
     hold_out,
     model_name,
-    read_facts,
     voxel_size_of,
 )
 
@@ -54,6 +54,8 @@ class JobPlan:
         ``derivatives/model-NAME``.
     heads, held_out : tuple of HeadMap
     facts : dict of Path to MapFacts
+    cache : Path
+        Where label maps are kept as they were read.
     recipe : TrainRecipe
     asked : dict
         What the recipe had for `BY_STEPS` before ``--steps``.
@@ -72,6 +74,7 @@ class JobPlan:
     heads: tuple[HeadMap, ...]
     held_out: tuple[HeadMap, ...]
     facts: dict[Path, MapFacts]
+    cache: Path
     recipe: TrainRecipe
     asked: dict
     spaces: Spaces
@@ -126,13 +129,16 @@ def plan_job(settings: Settings) -> JobPlan:
     target = find_target(recipe.values["target_table"])
     log.info("model %s: %s", name, why)
     log.info("voxels of %g mm: %s", voxel_size_mm, why_voxels)
-    heads, held_out, facts = _check_maps(settings, maps, voxel_size_mm, target)
+    folder = settings.output_dir / "derivatives" / f"model-{name}"
+    cache = cache_folder(settings.bids_dir, folder / "training")
+    heads, held_out, facts = _check_maps(settings, maps, voxel_size_mm, target, cache)
     return JobPlan(
         name=name,
-        folder=settings.output_dir / "derivatives" / f"model-{name}",
+        folder=folder,
         heads=heads,
         held_out=held_out,
         facts=facts,
+        cache=cache,
         recipe=recipe,
         asked=asked,
         spaces=spaces,
@@ -227,13 +233,17 @@ def _start(settings: Settings, before: Mapping) -> ModelBundle | None:
 
 
 def _check_maps(
-    settings: Settings, maps: Sequence[HeadMap], voxel_size_mm: float, target: LabelTable
+    settings: Settings,
+    maps: Sequence[HeadMap],
+    voxel_size_mm: float,
+    target: LabelTable,
+    cache: Path,
 ) -> tuple[tuple[HeadMap, ...], tuple[HeadMap, ...], dict[Path, MapFacts]]:
     """Maps to learn from and held out, read and found fit; what is odd is logged."""
     chosen = choose_maps(maps, voxel_size_mm)
     held = hold_out(chosen, settings.validation_label)
     log.info("%d label maps are read and checked", len(chosen))
-    facts, faults = read_facts(chosen, target)
+    facts, faults = read_facts(chosen, target, cache, readers=settings.nprocs)
     for fault in faults:
         log.error("%s", fault)
     if faults:
@@ -305,6 +315,7 @@ def describe_job(job: JobPlan, settings: Settings) -> dict:
         },
         "spaces": spaces,
         "validation_space": space_key(job.spaces.validation, job),
+        "map_cache": str(job.cache.absolute()),
         "heads": [str(one.path) for one in job.heads],
         "validation": [str(one.path) for one in job.held_out],
         "maps": {

@@ -14,6 +14,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_json, write_text
 from brainseg_bids.cli.execute import DONE, UNUSABLE
+from brainseg_bids.cli.train_cache import probe_once
 from brainseg_bids.cli.train_job import JobPlan, space_key
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
@@ -74,6 +77,8 @@ class Wish:
         Pairs that a step of one device is to learn from.
     threads : int
         Of a CPU.
+    cache : str
+        Folder that keeps what probes measured; empty: none does.
     """
 
     architecture: str
@@ -87,6 +92,7 @@ class Wish:
     net: dict
     batch: int = 1
     threads: int = 1
+    cache: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -129,6 +135,7 @@ def make_plan(job: JobPlan, settings: Settings) -> Path:
         net=old.get("net", {}),
         batch=job.recipe.values["batch"],
         threads=settings.nprocs,
+        cache=str(job.cache.absolute()),
     )
     if not old or not memory or _tighter(settings, memory):
         log.info("looking for the largest patch that fits, and trying a step: a minute or more")
@@ -316,12 +323,19 @@ def _probed(wish: Wish, spec: NetSpec, plan: MemoryPlan, device: Device) -> list
     loss, plans = _loss_plan(wish), []
     while len(plans) < TRIES:
         try:
-            probed_gib = probe_gib(spec, plan, loss, threads=wish.threads)
+            probe = partial(probe_gib, spec, plan, loss, threads=wish.threads)
+            if wish.cache:
+                decides = _decides(wish, spec, plan, device)
+                probed_gib, is_kept = probe_once(Path(wish.cache), decides, probe)
+            else:
+                probed_gib, is_kept = probe(), False
         except TimeoutError as error:
             log.warning("memory was not measured: %s", error)
             return [*plans, plan]
         except ProbeFailed as error:
             raise InputError(str(error)) from error
+        if is_kept:
+            log.info("memory of a step: as measured before")
         plans.append(replace(plan, probed_gib=probed_gib))
         # The process itself comes on top of what a step takes.
         own_gib = ALLOWANCES[device.kind].context_gib
@@ -334,6 +348,29 @@ def _probed(wish: Wish, spec: NetSpec, plan: MemoryPlan, device: Device) -> list
         f"no plan was found that fits {plan.budget_gib:.1f} GiB; the last one: {plan.describe()}. "
         "Choose a smaller network (--net-size small) or larger voxels (--target-voxel-size)."
     )
+
+
+def _decides(wish: Wish, spec: NetSpec, plan: MemoryPlan, device: Device) -> dict:
+    """All that decides what a probe measures, but code and environment."""
+    import torch
+
+    named = ("loss", "per_label", "anywhere", "dice_weight")
+    return {
+        "net": asdict(spec),
+        "plan": {name: getattr(plan, name) for name in MEMORY_FIELDS if name != "accumulate"},
+        "accumulates": plan.accumulate > 1,
+        "loss": {name: wish.plan[name] for name in named},
+        # What is free changes from minute to minute; it decides whether a step fits.
+        "device": {key: value for key, value in asdict(device).items() if key != "free_gib"},
+        "threads": wish.threads,
+        "versions": {
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "hip": torch.version.hip,
+            "monai": metadata.version("monai"),
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+        },
+    }
 
 
 def _tell_plan(plan: Mapping, memory: Mapping) -> None:

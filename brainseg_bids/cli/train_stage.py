@@ -198,7 +198,7 @@ def steps_behind(checkpoint: Path) -> int:
     InputError
         If it is damaged.
     """
-    from brainseg_bids.training.fit import steps_done  # late: torch, lightning
+    from brainseg_bids.training.resume import steps_done  # late: torch
 
     try:
         return steps_done(checkpoint)
@@ -257,6 +257,7 @@ def _argv(
     argv = [sys.executable, "-m", "brainseg_bids.cli.train", "--plan", str(plan)]
     argv += ["--heads", *(str(one.path.absolute()) for one in job.heads)]
     argv += ["--validation", *(str(one.path.absolute()) for one in job.held_out)]
+    argv += ["--cache", str(job.cache.absolute())]
     argv += ["--out", str(job.training.absolute()), "--threads", str(threads)]
     argv += ["--memory", str(job.training.absolute() / "memory.json")]
     if real:

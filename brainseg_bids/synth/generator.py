@@ -62,7 +62,8 @@ class Head:
         """Turn towards RAS, rank the codes, find the head."""
         grid = labels.grid.to_ras()
         codes = labels.grid.array_to_ras(labels.voxels)
-        ranks = np.pad(labels.table.positions()[codes].astype(np.uint8), 1)
+        # Codes without a position are not in a label map, so a byte holds all.
+        ranks = np.pad(labels.table.positions().astype(np.uint8)[codes], 1)
         box = _box(ranks > 0)
         if box is None:
             raise ValueError("the label map is empty: every voxel is background")
@@ -277,10 +278,10 @@ class Generator:
         brain_mm = self._place_mm(head, recipe, head.brain_box_vox.mean(0))
         return flip_angles(recipe.transmit, recipe.ratio, self.source, crop, brain_mm=brain_mm)
 
-    def check_codes(self, labels: LabelMap, *, what: str = "label map") -> None:
-        """Refuse a label map that holds codes without a translation."""
+    def check_codes(self, codes: np.ndarray, *, what: str = "label map") -> None:
+        """Refuse codes of the source table that have no translation."""
         Crosswalk(self._to_target, self.target, name="to the network's labels").codes(
-            labels.voxels, what=what
+            codes, what=what
         )
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
-from brainseg_bids.anatomy.labels import LabelTable, count_codes
+from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.adapters import find_label_table
 from brainseg_bids.bids.inputs import STRUCTURAL
 from brainseg_bids.bids.names import Scan
-from brainseg_bids.volumes import InputError, read_grid, read_label_map, voxel_hash
+from brainseg_bids.volumes import InputError, read_grid
 
 SOURCE = "fullhead"
 """Table whose codes label maps have."""
@@ -221,31 +221,6 @@ class MapFacts:
 
     digest: str
     codes: frozenset[int]
-
-
-def read_facts(maps: Iterable[HeadMap], target: LabelTable) -> tuple[dict[Path, MapFacts], list]:
-    """Read each label map once, so that what is wrong with it is said before anything is trained.
-
-    Returns
-    -------
-    facts : dict of Path to MapFacts
-    faults : list of str
-        One line for each map that cannot be used.
-    """
-    source, crosswalk = LabelTable.packaged(SOURCE), Crosswalk.packaged(SOURCE, target.name)
-    facts, faults = {}, []
-    for one in maps:
-        try:
-            labels = read_label_map(one.path, source)
-            codes = frozenset(count_codes(labels.voxels))
-            crosswalk.codes(np.array(sorted(codes)), what=str(one.path))
-            if not any(source[code].is_brain for code in codes):
-                raise InputError(f"{one.path}: has no structure of the brain. Leave it out.")
-        except (OSError, ValueError) as error:
-            faults.append(str(error))
-            continue
-        facts[one.path] = MapFacts(voxel_hash(labels.voxels, labels.grid), codes)
-    return facts, faults
 
 
 def find_target(name: str) -> LabelTable:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.cli.train_cache import read_facts
 from brainseg_bids.volumes import InputError, write_label_map
 from brainseg_bids.workflows.train_plan import (
     ABOUT_SPACES,
@@ -28,7 +29,6 @@ from brainseg_bids.workflows.train_plan import (
     find_head_maps,
     find_target,
     hold_out,
-    read_facts,
     usual_voxel_size_mm,
     voxel_size_of,
 )
@@ -167,7 +167,8 @@ def test_every_map_that_cannot_be_used_is_named_with_its_fault(tmp_path):
     assert "sub-02" in faults[0]
     assert "cannot be read" in faults[0]
     assert "999 (1 voxel)" in faults[1]
-    assert "no structure of the brain" in faults[2]
+    assert "sub-04" in faults[2]
+    assert "every voxel is background" in faults[2]
 
 
 def test_labels_that_no_map_has_are_named(tmp_path):

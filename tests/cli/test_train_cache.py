@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept of label maps and probes: the same as read anew, and never used when damaged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.cli import train_cache
+from brainseg_bids.cli.train_cache import cache_folder, probe_once, read_checked_map, read_facts
+from brainseg_bids.volumes import InputError, write_label_map
+from brainseg_bids.workflows.train_plan import HeadMap
+from tests.phantom.head import phantom_head
+
+SMALL = phantom_head((24, 28, 26), 8.0)
+NAME = "sub-01_seg-fullhead_dseg.nii"
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A label map and its cache; files are read only where a test allows it."""
+    path, cache = write_label_map(SMALL, tmp_path / NAME), tmp_path / "cache"
+    read_checked_map(path, cache)
+    read = []
+
+    def counted(*arguments):
+        read.append(arguments)
+        return original(*arguments)
+
+    original = train_cache.read_label_map
+    monkeypatch.setattr(train_cache, "read_label_map", counted)
+    return path, cache, read
+
+
+def same(one, other) -> bool:
+    heads = one.head, other.head
+    return (
+        one.facts == other.facts
+        and torch.equal(*(head.ranks for head in heads))
+        and torch.equal(*(head.walls.towards for head in heads))
+        and heads[0].walls.spacing_vox == heads[1].walls.spacing_vox
+        and heads[0].voxel_size_mm == heads[1].voxel_size_mm
+        and all(np.array_equal(a, b) for a, b in zip(*map(boxes, heads), strict=True))
+    )
+
+
+def boxes(head):
+    return head.box_vox, head.brain_box_vox
+
+
+def test_what_is_kept_is_what_reading_gives_and_nothing_is_read_again(kept):
+    path, cache, read = kept
+    found = read_checked_map(path, cache)
+    assert read == []
+    assert same(found, read_checked_map(path))
+
+
+def test_a_copy_elsewhere_is_known_by_its_content(kept):
+    path, cache, read = kept
+    other = path.with_name("sub-02_seg-fullhead_dseg.nii")
+    other.write_bytes(path.read_bytes())
+    read_checked_map(other, cache)
+    assert read == []
+
+
+@pytest.mark.input(
+    "training",
+    "a label map that changed since it was kept in the cache, its size and time as before",
+    "read, checked and kept anew: content decides",
+    0,
+)
+def test_a_changed_source_is_read_anew_even_with_the_same_size_and_time(kept):
+    path, cache, read = kept
+    stat = path.stat()
+    changed = SMALL.voxels.copy()
+    changed[12, 14, 13] = 0
+    write_label_map(type(SMALL)(changed, SMALL.grid, SMALL.table), path)
+    assert path.stat().st_size == stat.st_size
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    found = read_checked_map(path, cache)
+    assert len(read) == 1
+    assert same(found, read_checked_map(path))
+    assert len(list(cache.glob("*.json"))) == 2
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def reshape(path: Path) -> None:
+    np.save(path, np.zeros((3, 3, 3), np.uint8))
+
+
+def other_number(path: Path) -> None:
+    path.write_text(path.read_text().replace("8.0", "7.0"))
+
+
+def other_json(path: Path) -> None:
+    path.write_text("[1]")
+
+
+@pytest.mark.parametrize(
+    ("which", "damage"),
+    [
+        pytest.param(
+            "_indices.npy",
+            cut,
+            marks=pytest.mark.input(
+                "training", "a truncated cache of a label map", "named, made anew, not used", 0
+            ),
+        ),
+        ("_indices.npy", empty),
+        pytest.param(
+            "_indices.npy",
+            flip,
+            marks=pytest.mark.input(
+                "training", "a bit of a label map's cache flipped", "named, made anew, not used", 0
+            ),
+        ),
+        pytest.param(
+            "_indices.npy",
+            reshape,
+            marks=pytest.mark.input(
+                "training",
+                "an array of another shape in a label map's cache",
+                "named, made anew, not used",
+                0,
+            ),
+        ),
+        ("_indices.npy", Path.unlink),
+        ("_walls.npy", flip),
+        ("_walls.npy", Path.unlink),
+        (".json", cut),
+        (".json", empty),
+        (".json", other_number),
+        (".json", other_json),
+    ],
+)
+def test_a_damaged_cache_is_named_made_anew_and_never_used(kept, which, damage, caplog):
+    path, cache, read = kept
+    (victim,) = (one for one in cache.iterdir() if one.name.endswith(which))
+    damage(victim)
+    with caplog.at_level(logging.WARNING, "brainseg"):
+        found = read_checked_map(path, cache)
+    assert len(read) == 1
+    (line,) = caplog.messages
+    assert str(cache) in line
+    assert str(path) in line
+    assert same(found, read_checked_map(path))
+    read.clear()
+    read_checked_map(path, cache)
+    assert read == []
+
+
+def test_other_code_makes_it_anew(kept, monkeypatch):
+    path, cache, read = kept
+    monkeypatch.setattr(train_cache, "code_digest", lambda _: "other")
+    read_checked_map(path, cache)
+    assert len(read) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(tmp_path, caplog, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    path = write_label_map(SMALL, tmp_path / NAME)
+    monkeypatch.setattr(np, "save", full)
+    with caplog.at_level(logging.WARNING, "brainseg"):
+        found = read_checked_map(path, tmp_path / "cache")
+    assert "No space left on device" in caplog.text
+    assert same(found, read_checked_map(path))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_warnings_of_a_map_are_told_each_time(tmp_path, caplog, monkeypatch):
+    def odd(path, table):
+        logging.getLogger("brainseg").warning("%s: is odd", path)
+        return SMALL
+
+    path = write_label_map(SMALL, tmp_path / NAME)
+    monkeypatch.setattr(train_cache, "read_label_map", odd)
+    with caplog.at_level(logging.WARNING, "brainseg"):
+        read_checked_map(path, tmp_path / "cache")
+        read_checked_map(path, tmp_path / "cache")
+    assert caplog.messages == [f"{path}: is odd"] * 2
+
+
+def read_in_process(path, cache, barrier):
+    barrier.wait()
+    read_checked_map(path, cache)
+
+
+def test_two_runs_may_make_it_at_once(tmp_path, caplog):
+    path, cache = write_label_map(SMALL, tmp_path / NAME), tmp_path / "cache"
+    many = multiprocessing.get_context("fork")
+    barrier = many.Barrier(2)
+    runs = [many.Process(target=read_in_process, args=(path, cache, barrier)) for _ in range(2)]
+    for one in runs:
+        one.start()
+    for one in runs:
+        one.join()
+    assert [one.exitcode for one in runs] == [0, 0]
+    assert len(list(cache.iterdir())) == 3
+    assert same(read_checked_map(path, cache), read_checked_map(path))
+    assert caplog.messages == []
+
+
+def test_where_the_cache_lies(tmp_path):
+    maps, training = tmp_path / "maps", tmp_path / "out" / "training"
+    maps.mkdir()
+    folder = cache_folder(maps, training)
+    assert folder == maps / ".brainseg-cache"
+    assert (folder / ".gitignore").read_text() == "*\n"
+    (tmp_path / "other").write_text("")
+    # A file where the dataset should be stands for one that cannot be written: root may all.
+    assert cache_folder(tmp_path / "other", training) == training / "cache"
+    assert not training.exists()
+
+
+def test_faults_are_told_in_the_order_of_the_maps(tmp_path):
+    paths = [tmp_path / f"sub-0{n}_dseg.nii.gz" for n in range(4)]
+    for path in paths[1:3]:
+        write_label_map(SMALL, path)
+    skin = type(SMALL)(np.where(SMALL.voxels == 511, 511, 0), SMALL.grid, SMALL.table)
+    write_label_map(skin, paths[3])
+    maps = [HeadMap(path, "0", (8.0,) * 3) for path in paths]
+    facts, faults = read_facts(maps, LabelTable.packaged("brainseg"), tmp_path / "c", readers=2)
+    assert list(facts) == paths[1:3]
+    assert [fault.split(":")[0] for fault in faults] == [str(paths[0]), str(paths[3])]
+    assert "no structure of the brain" in faults[1]
+    with pytest.raises(InputError, match="no such file"):
+        read_checked_map(paths[0], tmp_path / "c")
+
+
+# -- probes -------------------------------------------------------------------------------
+
+
+def test_a_probe_is_measured_once_as_long_as_all_that_decides_it_is_the_same(
+    tmp_path, monkeypatch
+):
+    asked = []
+
+    def probe():
+        asked.append(1)
+        return 1.5
+
+    assert probe_once(tmp_path, {"patch": (8, 8, 8)}, probe) == (1.5, False)
+    assert probe_once(tmp_path, {"patch": [8, 8, 8]}, probe) == (1.5, True)
+    assert len(asked) == 1
+    assert probe_once(tmp_path, {"patch": (8, 8, 9)}, probe) == (1.5, False)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    assert probe_once(tmp_path, {"patch": (8, 8, 8)}, probe) == (1.5, False)
+
+
+def test_that_a_step_did_not_fit_is_not_kept(tmp_path):
+    assert probe_once(tmp_path, {}, lambda: None) == (None, False)
+    assert probe_once(tmp_path, {}, lambda: 2.0) == (2.0, False)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"probed_gib": NaN}', '{"probed_gib": 1.0}'])
+def test_a_damaged_probe_is_named_and_measured_anew(tmp_path, text, caplog):
+    probe_once(tmp_path, {}, lambda: 1.5)
+    (path,) = tmp_path.iterdir()
+    if text:
+        content = json.loads(text)
+        text = json.dumps(json.loads(path.read_text()) | content) if content else text
+        text = text.replace('"code"', '"cod"') if "1.0" in text else text
+    path.write_text(text)
+    with caplog.at_level(logging.WARNING, "brainseg"):
+        assert probe_once(tmp_path, {}, lambda: 1.7) == (1.7, False)
+    assert str(path) in caplog.text
+    assert probe_once(tmp_path, {}, lambda: 1.9) == (1.7, True)
