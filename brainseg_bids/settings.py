@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import tomli_w
+
+from brainseg_bids.documents import Flag, InputError, Items, Number, Text, parse_json, parse_toml
 
 PARTICIPANT_STAGES = ("segment", "headlabels", "upsample", "contrast")
 GROUP_STAGES = ("summary", "priors", "synth", "train", "evaluate")
@@ -235,6 +236,36 @@ class Settings:
         return cls(**read_values(text))
 
 
+KINDS_BY_TYPE = {
+    "str": Text(),
+    "bool": Flag(),
+    "int": Number(0, 1e9, whole=True),
+    "float": Number(0, 1e9),
+}
+"""What a value of a settings file must be if `KINDS` does not say more."""
+
+VOXEL_SIZE = Number(0.1, 10, "mm")
+"""Of label maps and of pairs: a head of finer voxels fits into no memory."""
+
+KINDS = {
+    "device": Text(("auto", "cpu", "cuda", "mps")),
+    "upsample_kernel": Text(("fitted", "linear", "lossless")),
+    "surfaces": Text(("surface", "voxel")),
+    "on_other_grid": Text(("resample", "refuse")),
+    "protocol": Text(("label-restricted", "within-evaluable")),
+    "net_size": Text(("", "small", "medium", "large")),
+    "precision": Text(("", "bf16", "fp32")),
+    "kappa": Number(0, 1),
+    "target_voxel_size_mm": Items(VOXEL_SIZE),
+    "nsd_tolerances_mm": Items(Number(0, 100, "mm", above=True)),
+    "nodes": Number(1, 1e6, whole=True),
+    "memory_gb": Number(0, 1e6, "GiB", above=True),
+    "memory_budget_gb": Number(0, 1e6, "GiB", above=True),
+    "tool_timeout_h": Number(0, 1e6, "h", above=True),
+}
+"""Bounds and words of single settings; those of the command line."""
+
+
 def read_values(text: str, *, what: str = "settings") -> dict:
     """Values of a settings file by name, in the types that `Settings` has.
 
@@ -244,9 +275,9 @@ def read_values(text: str, *, what: str = "settings") -> dict:
         As `Settings.from_toml`; ``what`` names the file in the message.
     """
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{what}: this is no TOML ({error}).") from error
+        values = parse_toml(text, what)
+    except InputError as error:
+        raise SettingsError(str(error)) from error
     kinds = {item.name: str(item.type) for item in fields(Settings)}
     unknown = sorted(set(values) - set(kinds))
     if unknown:
@@ -264,13 +295,13 @@ def read_values(text: str, *, what: str = "settings") -> dict:
                 item_kind = float if "float" in kind else str
                 values[name] = tuple(item_kind(item) for item in value)
             elif kind == "dict":
-                values[name] = json.loads(value) if isinstance(value, str) else dict(value)
-            elif kind == "bool" and not isinstance(value, bool):
-                raise TypeError("true or false is expected")
-            elif kind == "int" and type(value) is not int:
-                raise TypeError("a whole number is expected")
+                values[name] = parse_json(value, name) if isinstance(value, str) else dict(value)
             elif kind.startswith("float"):
                 values[name] = float(value)
         except (TypeError, ValueError) as error:
             raise SettingsError(f"{what}: {name} = {value!r}: {error}.") from error
+        usual = KINDS_BY_TYPE.get(kind.removesuffix(" | None"))
+        fits = KINDS.get(name, usual)
+        if fits and (why := fits.fault(values[name])):
+            raise SettingsError(f"{what}: {name} {why}.")
     return values

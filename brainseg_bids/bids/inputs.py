@@ -8,57 +8,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from brainseg_bids.bids.filters import Filter, log_ignored, make_filters
 from brainseg_bids.bids.ignore import BidsIgnore
 from brainseg_bids.bids.index import open_index
-from brainseg_bids.bids.names import OutputNames, Scan
+from brainseg_bids.bids.names import STRUCTURAL, OutputNames, Scan, bare, clean_label, is_label
 from brainseg_bids.documents import Text, read_json
 from brainseg_bids.pointers import fetch_all, why_unfetched
 from brainseg_bids.volumes import InputError, check_present
 
 log = logging.getLogger("brainseg")
 
-STRUCTURAL = ("T1w", "T2w", "PDw", "T2starw", "FLAIR", "UNIT1", "FLASH", "PD")
-"""Suffixes taken unless the user says otherwise: whole-head pictures of anatomy. Slabs (angio,
-inplaneT1), quantitative maps (T1map) and raw parts (MP2RAGE, MPM, MEGRE) have to be asked for."""
-
 PARTS_OF_AN_IMAGE = ("inv", "flip", "mt")
 """An image with one of these is one exposure of several, such as MP2RAGE's first inversion."""
-
-ENTITIES = {  # pybids' name: BIDS' key
-    "session": "ses",
-    "task": "task",
-    "acquisition": "acq",
-    "ceagent": "ce",
-    "reconstruction": "rec",
-    "direction": "dir",
-    "run": "run",
-    "echo": "echo",
-    "flip": "flip",
-    "inv": "inv",
-    "mt": "mt",
-    "part": "part",
-    "chunk": "chunk",
-    "datatype": "",
-    "extension": "",
-}
-
-ELSEWHERE = frozenset(
-    {name.lower() for name in STRUCTURAL}
-    | {
-        "asl",
-        "bold",
-        "dwi",
-        "fmap",
-        "magref",
-        "mask",
-        "pet",
-        "roi",
-        "sbref",
-        "t1map",
-        "xfm",
-    }
-)
-"""Queries in filter files made for other apps, or for images not asked for now: no concern."""
 
 
 @dataclass(frozen=True)
@@ -156,109 +117,133 @@ def find_subjects(
     usual : iterable of str
         Suffixes taken unless the user says otherwise, without parts of images and phase.
     filters : mapping
-        Lower-case suffix to pybids entity to value; None: absent, ``"*"``: any.
+        Content of a filter file; see `brainseg_bids.bids.filters`.
     database_dir : Path, optional
         Keep the index there; see `brainseg_bids.bids.index`.
 
     Raises
     ------
     InputError
-        If a filter names an image type or entity that there is not.
+        If a filter cannot be used, or leaves no image at all.
     """
     labels, sessions = list(labels), list(sessions)
     asked = list(contrasts)
     suffixes = asked or list(usual)
-    queries = _queries(suffixes, filters or {})
-    layout = open_index(bids_dir, labels, datatypes=_datatypes(queries), database_dir=database_dir)
-    ignore, ignored = BidsIgnore.read(bids_dir), []
-    paths: dict[str, set[Path]] = {label: set() for label in labels}
-    for suffix, query in queries.items():
-        given = {"datatype": "anat", "extension": [".nii", ".nii.gz"]} | query
-        if sessions and "session" not in query:
-            given["session"] = sessions
+    by_suffix = make_filters(filters or {}, suffixes)
+    log_ignored(filters or {}, suffixes)
+    refused = {label: fault for label in labels if (fault := label_fault(bids_dir, label))}
+    paths: dict[str, set[Path]] = {label: set() for label in labels if label not in refused}
+    layout = open_index(
+        bids_dir, paths, datatypes=_datatypes(by_suffix.values()), database_dir=database_dir
+    )
+    ignore, ignored, missed = BidsIgnore.read(bids_dir), [], []
+    for suffix, own in by_suffix.items():
+        given = {"extension": list(own.extensions)}
+        if own.datatypes is not None:
+            given["datatype"] = list(own.datatypes)
+        left_out: list[Scan] = []
+        n_found = 0
         # One question for everyone: one for each of 1000 participants takes four minutes.
         for found in layout.get(suffix=suffix, return_type="filename", **given):
-            path = Path(found)
-            inside = path.relative_to(bids_dir.absolute())
+            scan = Scan.from_path(found)
+            inside = scan.path.relative_to(bids_dir.absolute())
             owner = inside.parts[0].removeprefix("sub-")
-            if owner not in paths or not (asked or _is_picture(path, query)):
+            if owner not in paths or not (asked or _is_picture(scan, own)):
+                continue
+            if sessions and not {*sessions} & {scan.session, _session_folder(inside)}:
                 continue
             # A suffix of the user's own can only be in a valid dataset if it is ignored.
             if suffix in STRUCTURAL and ignore.matches(inside):
-                ignored.append(path.name)
+                ignored.append(scan.path.name)
+            elif own.passes(scan):
+                paths[owner].add(scan.path)
+                n_found += 1
             else:
-                paths[owner].add(path)
+                left_out.append(scan)
+        if left_out and not n_found:
+            missed.append(f"--bids-filter-file: no {suffix} image fits: {own.missed(left_out)}.")
     if ignored:
         log.info(
             "%s/.bidsignore: %d images that it names are left out, e.g. %s",
             bids_dir, len(ignored), min(ignored),
         )  # fmt: skip
-    subjects = [_subject(label, sorted(paths[label])) for label in labels]
+    if missed and not any(paths.values()):
+        raise InputError(" ".join([*missed, "Correct it."]))
+    for note in missed:
+        log.warning("%s", note)
+    subjects = [
+        Subject(label, (), {f"sub-{label}": refused[label]})
+        if label in refused
+        else _subject(label, sorted(paths[label]), bids_dir.absolute())
+        for label in labels
+    ]
     if sum(len(subject.faults) for subject in subjects) > 1:
         for command in fetch_all(sorted(set().union(*paths.values()))):
             log.warning("to fetch all images that are not here: %s", command)
     return subjects
 
 
-def _datatypes(queries: Mapping[str, Mapping]) -> list[str] | None:
-    """Folders that queries look in; None if one of them does not say."""
-    wanted: list[str] = []
-    for query in queries.values():
-        said = query.get("datatype", "anat")
-        said = [said] if isinstance(said, str) else said
-        if not isinstance(said, list):
-            return None
-        wanted += said
-    return wanted
+def _datatypes(filters: Iterable[Filter]) -> list[str] | None:
+    """Folders that filters look in; None if one of them looks everywhere."""
+    every = [one.datatypes for one in filters]
+    return None if None in every else sorted({name for names in every for name in names})
 
 
-def _is_picture(path: Path, query: Mapping) -> bool:
-    entities = Scan.from_path(path).entities
-    parts = [key for key in PARTS_OF_AN_IMAGE if key in entities and key not in query]
-    phase = entities.get("part", "mag") != "mag" and "part" not in query
+def _is_picture(scan: Scan, own: Filter) -> bool:
+    """Whether it is a whole image's magnitude; a filter that names a part has its way."""
+    parts = [key for key in PARTS_OF_AN_IMAGE if key in scan.entities and key not in own.entities]
+    phase = scan.entities.get("part", "mag") != "mag" and "part" not in own.entities
     return not parts and not phase
 
 
-def _queries(suffixes: list[str], filters: Mapping[str, Mapping]) -> dict[str, dict]:
-    from bids.layout import Query  # late: pybids takes a second to import
+def label_fault(bids_dir: Path, label: str) -> str:
+    """Why a participant's folder cannot be taken, or nothing."""
+    if is_label(label):
+        return ""
+    clean = clean_label(label)
+    return (
+        f"{bids_dir / f'sub-{label}'}: {label!r} is no BIDS label, which has letters and digits "
+        f"only. Rename the folder and its files{f', e.g. to sub-{clean}' if clean else ''}."
+    )
 
-    special = {None: Query.NONE, "*": Query.ANY}
-    by_key = {suffix.lower(): suffix for suffix in suffixes}
-    queries: dict[str, dict] = {suffix: {} for suffix in suffixes}
-    for key, values in filters.items():
-        if key.lower() not in by_key:
-            if key.lower() in ELSEWHERE:
-                continue
-            known = ", ".join(sorted(by_key))
-            raise InputError(f"--bids-filter-file: unknown query {key!r}. Known here: {known}.")
-        if not isinstance(values, Mapping):
-            raise InputError(f"--bids-filter-file: {key}: give entities and values in braces.")
-        for entity, value in values.items():
-            if entity == "suffix":
-                raise InputError("--bids-filter-file: choose suffixes with --contrasts.")
-            if entity not in ENTITIES:
-                known = ", ".join(sorted(ENTITIES))
-                raise InputError(
-                    f"--bids-filter-file: {key}: unknown entity {entity!r}. Known: {known}."
-                )
-            queries[by_key[key.lower()]][entity] = (
-                special[value] if value is None or value == "*" else value
+
+def name_fault(scan: Scan, label: str, inside: Path) -> str:
+    """Why a name cannot be taken, or nothing: no BIDS name, or one that its folder contradicts."""
+    path = scan.path
+    *pairs, _ = bare(path).split("_")
+    for pair in pairs:
+        key, dash, value = pair.partition("-")
+        if not dash or not is_label(value):
+            return (
+                f"{path}: {pair!r} is no BIDS entity: a key, a hyphen, and a label of letters and "
+                "digits. Rename it."
             )
-    return queries
+        if scan.entities[key] != value:
+            return f"{path}: its name has {key}- twice. Rename it."
+    says = {"sub": label, "ses": _session_folder(inside)}
+    for key, folder in says.items():
+        own = scan.entities.get(key)
+        if folder is not None and own != folder:
+            said = f"{key}-{own}" if own else f"no {key}-"
+            return f"{path}: the name says {said}, the folder {key}-{folder}. Rename one of them."
+    return ""
 
 
-def _subject(label: str, paths: list[Path]) -> Subject:
+def _session_folder(inside: Path) -> str | None:
+    """Label of the session's folder that a path below the root goes through."""
+    names = [part for part in inside.parts[1:-1] if part.startswith("ses-")]
+    return names[0].removeprefix("ses-") if names else None
+
+
+def _subject(label: str, paths: list[Path], bids_dir: Path) -> Subject:
     """Check what can be told from names and sizes; the rest shows when an image is read."""
     scans, faults = [], {}
     owners: dict[Path, Scan] = {}
     for path in paths:
         scan = Scan.from_path(path)
         title = scan.title
-        if scan.entities.get("sub") != label:
-            faults[title] = (
-                f"{path}: the name says sub-{scan.entities.get('sub')}, the folder sub-{label}. "
-                "Rename one of them."
-            )
+        if fault := name_fault(scan, label, path.relative_to(bids_dir)):
+            faults[title] = fault
             continue
         output = OutputNames.of(scan).labels
         if output in owners:

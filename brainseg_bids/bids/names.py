@@ -19,6 +19,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+STRUCTURAL = ("T1w", "T2w", "PDw", "T2starw", "FLAIR", "UNIT1", "FLASH", "PD")
+"""Suffixes taken unless the user says otherwise: whole-head pictures of anatomy. Slabs (angio,
+inplaneT1), quantitative maps (T1map) and raw parts (MP2RAGE, MPM, MEGRE) have to be asked for."""
+
 # BIDS' order; a name in another order does not pass the validator.
 BEFORE_SPACE = ("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part")
 AFTER_SPACE = ("chunk", "seg", "desc")
@@ -51,7 +55,7 @@ class Scan:
         ('T2w', {'sub': '01', 'ses': 'A', 'run': '2'})
         """
         path = Path(path)
-        *pairs, suffix = _bare(path).split("_")
+        *pairs, suffix = bare(path).split("_")
         entities = dict(pair.split("-", 1) for pair in pairs if "-" in pair)
         return cls(path, entities, suffix)
 
@@ -72,7 +76,7 @@ class Scan:
         >>> Scan.from_path("sub-01_ses-A_run-2_T2w.nii.gz").title
         'sub-01 ses-A run-2 T2w'
         """
-        return _bare(self.path).replace("_", " ")
+        return bare(self.path).replace("_", " ")
 
 
 def stem(scan: Scan, **extra: str) -> str:
@@ -91,14 +95,16 @@ def stem(scan: Scan, **extra: str) -> str:
     >>> stem(Scan.from_path("sub-01_T1w.nii.gz"), desc="brain")
     'sub-01_desc-brain'
     """
-    entities = {key: _clean(label) for key, label in scan.entities.items() if key in KEPT}
+    entities = {key: clean_label(label) for key, label in scan.entities.items() if key in KEPT}
     folded = [
-        _clean(key) + _clean(label) for key, label in scan.entities.items() if key not in KEPT
+        clean_label(key) + clean_label(label)
+        for key, label in scan.entities.items()
+        if key not in KEPT
     ]
     if folded:
         entities["acq"] = "+".join(filter(None, [entities.get("acq"), *folded]))
     if scan.suffix != "T1w":
-        entities["space"] = _clean(scan.suffix)
+        entities["space"] = clean_label(scan.suffix)
     entities |= extra
     order = (*BEFORE_SPACE, "space", *AFTER_SPACE)
     return "_".join(f"{key}-{entities[key]}" for key in order if key in entities)
@@ -114,13 +120,23 @@ def folder(scan: Scan) -> Path:
     return Path(f"sub-{scan.subject}", *session, "anat")
 
 
-def _bare(path: Path) -> str:
+def bare(path: Path) -> str:
+    """Name of an image without its extension."""
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
-def _clean(label: str) -> str:
-    """What BIDS allows in a label: letters, digits and plus."""
-    return re.sub(r"[^0-9A-Za-z+]", "", label)
+def is_label(text: str) -> bool:
+    """Whether BIDS allows it as a label: letters, digits and plus.
+
+    >>> is_label("CON01"), is_label("CON-01"), is_label("WMH_21"), is_label("")
+    (True, False, False, False)
+    """
+    return re.fullmatch(r"[0-9A-Za-z+]+", text) is not None
+
+
+def clean_label(text: str) -> str:
+    """The letters, digits and pluses of a text."""
+    return re.sub(r"[^0-9A-Za-z+]", "", text)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from brainseg_bids import __version__
 from brainseg_bids.bids.description import write_once
-from brainseg_bids.bids.inputs import STRUCTURAL, find_participants
+from brainseg_bids.bids.inputs import STRUCTURAL, find_participants, label_fault
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError, read_grid
@@ -286,14 +286,19 @@ def batch(settings: Settings) -> int:
     Returns
     -------
     int
-        0; 1 if Slurm refuses it; 2 if the settings cannot be used; 127 if there is no sbatch.
+        0; 1 if Slurm refuses it or a participant's label is none; 2 if the settings cannot be
+        used; 127 if there is no sbatch.
     """
     try:
         script = make_script(settings, read_profile(settings.slurm_profile or "default"))
+        refused = refused_labels(settings)
+        for line in refused:
+            print(f"brainseg: ERROR: {line} The others are in the script.", file=sys.stderr)
+        done = FAILED if refused else DONE
         if not settings.submit:
             print(script, end="")
-            return DONE
-        return _submit(script)
+            return done
+        return _submit(script) or done
     except (InputError, BundleError, OSError) as error:
         print(f"brainseg: ERROR: {' '.join(str(error).split())}", file=sys.stderr)
         return UNUSABLE
@@ -334,8 +339,19 @@ def make_script(settings: Settings, profile: Profile) -> str:
     return submit_script(title, [_group_job(settings, profile)])
 
 
+def refused_labels(settings: Settings) -> list[str]:
+    """Why participants that a run of all would refuse are not in a script, a line each."""
+    if settings.analysis_level != "participant":
+        return []
+    labels = find_participants(settings.bids_dir, settings.participant_label)
+    return [fault for label in labels if (fault := label_fault(settings.bids_dir, label))]
+
+
 def _participants_script(settings: Settings, profile: Profile) -> str:
     labels = find_participants(settings.bids_dir, settings.participant_label)
+    labels = [label for label in labels if not label_fault(settings.bids_dir, label)]
+    if not labels:
+        raise InputError(f"{settings.bids_dir}: no participant has a BIDS label. Rename them.")
     jobs = [
         _array_job(settings, profile, labels[first : first + LARGEST_ARRAY])
         for first in range(0, len(labels), LARGEST_ARRAY)

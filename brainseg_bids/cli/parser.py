@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import re
 import shlex
@@ -14,10 +13,14 @@ from dataclasses import fields
 from pathlib import Path
 
 from brainseg_bids import __version__
+from brainseg_bids.bids.filters import make_filters
+from brainseg_bids.bids.names import STRUCTURAL, is_label
+from brainseg_bids.documents import InputError, read_json, read_text
 from brainseg_bids.interfaces.tools import tool_names
 from brainseg_bids.settings import (
     GROUP_STAGES,
     PARTICIPANT_STAGES,
+    VOXEL_SIZE,
     Settings,
     SettingsError,
     read_values,
@@ -252,7 +255,7 @@ def _add_finer(parser: argparse.ArgumentParser) -> None:
         "--target-voxel-size",
         dest="target_voxel_size_mm",
         nargs="+",
-        type=_above_zero("millimetres", below=100),
+        type=_voxel_size_mm,
         metavar="MM",
         help="one number, or one per axis; default: 0.5, for synthetic pairs the contrast's own",
     )
@@ -564,16 +567,18 @@ def parse(argv: list[str] | None = None) -> Settings:
     values.setdefault("omp_nthreads", min(values["nprocs"], 8))
     values.setdefault("work_dir", Path("work").absolute())
     settings = Settings(**values)
+    try:
+        make_filters(settings.bids_filters, settings.contrasts or STRUCTURAL)
+    except InputError as error:
+        parser.error(str(error))
     _check_folders(parser, settings)
     return settings
 
 
 def _read_config(parser: argparse.ArgumentParser, path: Path) -> dict:
     try:
-        values = read_values(path.read_text(encoding="utf-8"), what=str(path))
-    except OSError as error:
-        parser.error(f"--config-file {path}: cannot be read ({error.strerror}).")
-    except SettingsError as error:
+        values = read_values(read_text(path), what=str(path))
+    except (InputError, SettingsError) as error:
         parser.error(f"--config-file {error}")
     return {
         k: v for k, v in values.items() if k not in ("bids_dir", "output_dir", "analysis_level")
@@ -668,8 +673,10 @@ def _write_fault(folder: Path) -> str:
 def _label(prefix: str):
     def label(text: str) -> str:
         text = text.removeprefix(prefix)
-        if not re.fullmatch(r"[0-9A-Za-z+]+", text):
-            raise argparse.ArgumentTypeError(f"{text!r}: a label has letters, digits and + only")
+        if not is_label(text):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no BIDS label, which has letters and digits only"
+            )
         return text
 
     return label
@@ -685,14 +692,9 @@ def _model_name(text: str) -> str:
 
 def _filters(text: str) -> dict:
     try:
-        filters = json.loads(Path(text).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{text}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: this is no JSON ({error})") from error
-    if not isinstance(filters, dict):
-        raise argparse.ArgumentTypeError(f'{text}: give an object, e.g. {{"t1w": {{"run": 1}}}}')
-    return filters
+        return read_json(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def named_command(text: str) -> tuple[str, list[str]]:
@@ -803,6 +805,13 @@ def _above_zero(what: str, *, below: float):
         return value
 
     return number
+
+
+def _voxel_size_mm(text: str) -> float:
+    value = _above_zero("millimetres", below=100)(text)
+    if why := VOXEL_SIZE.fault(value):
+        raise argparse.ArgumentTypeError(f"a voxel {why}")
+    return value
 
 
 def _share(text: str) -> float:

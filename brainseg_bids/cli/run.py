@@ -13,6 +13,7 @@ from pathlib import Path
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_description, write_label_tables, write_text
+from brainseg_bids.bids.names import is_label
 from brainseg_bids.cli.console import logging_to
 from brainseg_bids.cli.execute import (
     DONE,
@@ -177,6 +178,8 @@ def _write_pages(
         except OSError as error:  # a full disk: what failed is in the log, too
             log.debug("failures are not kept (%s)", error)
     for plan in plans:
+        if not is_label(plan.label):  # nothing is called by it
+            continue
         try:
             update_subject_page(
                 plan,

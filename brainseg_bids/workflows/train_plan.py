@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,9 +17,11 @@ import numpy as np
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.adapters import find_label_table
-from brainseg_bids.bids.inputs import STRUCTURAL
-from brainseg_bids.bids.names import Scan
+from brainseg_bids.bids.inputs import label_fault
+from brainseg_bids.bids.names import STRUCTURAL, Scan
 from brainseg_bids.volumes import InputError, read_grid
+
+log = logging.getLogger("brainseg")
 
 SOURCE = "fullhead"
 """Table whose codes label maps have."""
@@ -75,6 +78,7 @@ def find_head_maps(
     """
     every = sorted(folder.glob("sub-*/**/sub-*_dseg.nii*"))
     every += sorted(folder.glob("sub-*_dseg.nii*"))
+    every = _without_refused(every, folder)
     scans = [scan for path in every if "desc" not in (scan := Scan.from_path(path)).entities]
     maps = [scan for scan in scans if scan.entities.get("seg") == SOURCE]
     maps = maps or [scan for scan in scans if "seg" not in scan.entities]
@@ -98,6 +102,24 @@ def find_head_maps(
     return [
         HeadMap(scan.path, scan.subject, read_grid(scan.path).voxel_size_mm) for scan in wanted
     ]
+
+
+def _without_refused(paths: Iterable[Path], folder: Path) -> list[Path]:
+    """Maps of participants who have a BIDS label; of the others each is told once."""
+    kept, told = [], set()
+    for path in paths:
+        first = path.relative_to(folder).parts[0]
+        label = first.removeprefix("sub-") if path.parent != folder else _label_of(path)
+        if not (fault := label_fault(folder, label)):
+            kept.append(path)
+        elif label not in told:
+            log.warning("%s It is left out.", fault)
+            told.add(label)
+    return kept
+
+
+def _label_of(path: Path) -> str:
+    return Scan.from_path(path).entities.get("sub", "")
 
 
 def _advice(folder: Path, scans: Sequence[Scan]) -> str:

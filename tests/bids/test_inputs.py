@@ -5,10 +5,15 @@ import json
 
 import pytest
 
-from brainseg_bids.bids.inputs import dataset_notes, find_participants, find_subjects
+from brainseg_bids.bids.inputs import (
+    dataset_notes,
+    find_participants,
+    find_subjects,
+    label_fault,
+)
 from brainseg_bids.bids.names import OutputNames
 from brainseg_bids.volumes import InputError
-from tests.fakes.dataset import write_dataset
+from tests.fakes.dataset import write_dataset, write_image
 
 
 @pytest.fixture
@@ -45,29 +50,6 @@ def test_asked_for_suffixes_are_taken_parts_and_all(dataset):
 def test_a_session_leaves_images_of_others_out(dataset):
     found = titles(find_subjects(dataset, ["01", "02"], sessions=["B"]))
     assert found == ["sub-02 ses-B run-1 T1w"]
-
-
-@pytest.mark.parametrize(
-    ("filters", "expected"),
-    [
-        ({"t1w": {"acquisition": "x"}}, ["sub-02 ses-A acq-x run-1 T1w"]),
-        ({"t1w": {"acquisition": None}}, ["sub-02 ses-B run-1 T1w"]),
-        ({"T1w": {"acquisition": "*"}}, ["sub-02 ses-A acq-x run-1 T1w"]),
-        ({"bold": {"task": "rest"}, "t1w": {"session": ["B"]}}, ["sub-02 ses-B run-1 T1w"]),
-    ],
-)
-def test_filters_choose_by_value_absence_and_presence(dataset, filters, expected):
-    assert titles(find_subjects(dataset, ["02"], filters=filters)) == expected
-
-
-@pytest.mark.parametrize(
-    ("filters", "named"),
-    [({"t9w": {}}, "t9w"), ({"t1w": {"acquisition_time": 1}}, "acquisition_time"),
-     ({"t1w": {"suffix": "T2w"}}, "--contrasts"), ({"t1w": 3}, "braces")],
-)  # fmt: skip
-def test_a_filter_that_means_nothing_is_refused_by_name(dataset, filters, named):
-    with pytest.raises(InputError, match=named):
-        find_subjects(dataset, ["02"], filters=filters)
 
 
 def test_an_unknown_participant_is_named_with_those_there_are(dataset):
@@ -210,3 +192,105 @@ def test_a_missing_or_poor_description_is_noted(dataset):
     assert "dataset_description.json, line 1" in dataset_notes(dataset)[0]
     path.unlink()
     assert "not a valid BIDS dataset" in dataset_notes(dataset)[0]
+
+
+@pytest.mark.parametrize(
+    ("label", "file"),
+    [
+        pytest.param(
+            "CON-01",
+            "sub-CON-01_T1w",
+            marks=pytest.mark.input(
+                "names",
+                "participants called `sub-CON-01`, `sub-WMH_MRI_21` or `sub-Jürgen`",
+                "each refused by name, with a proposal; the others go on",
+                1,
+            ),
+        ),
+        ("WMH_MRI_21", "sub-WMH_MRI_21_T1w"),
+        ("Jürgen", "sub-Jürgen_T1w"),
+        ("", "sub-_T1w"),
+    ],
+)
+def test_a_label_that_is_none_is_one_refusal_and_the_others_go_on(dataset, label, file):
+    write_image(dataset / f"sub-{label}" / "anat" / f"{file}.nii.gz")
+    labels = find_participants(dataset)
+    assert label in labels
+    found = find_subjects(dataset, labels)
+    assert titles(found)[:2] == ["sub-01 T1w", "sub-01 T2w"]
+    (refused,) = [subject for subject in found if subject.faults]
+    assert (refused.label, refused.scans) == (label, ())
+    (line,) = refused.faults.values()
+    assert f"sub-{label}: " in line
+    assert "Rename" in line
+    assert label_fault(dataset, label) == line
+
+
+def test_participants_without_a_label_alone_are_refused_too(tmp_path):
+    write_image(tmp_path / "sub-A_1" / "anat" / "sub-A_1_T1w.nii.gz")
+    (subject,) = find_subjects(tmp_path, ["A_1"])
+    assert "no BIDS label" in subject.faults["sub-A_1"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "named"),
+    [
+        pytest.param(
+            "sub-07/ses-1",
+            "sub-07_ses-2_T1w",
+            "says ses-2, the folder ses-1",
+            marks=pytest.mark.input(
+                "names",
+                "`ses-1/anat/sub-07_ses-2_T1w`, or a name without its folder's session",
+                "this image is refused by name; the others go on",
+                1,
+            ),
+        ),
+        ("sub-07/ses-1", "sub-07_T1w", "says no ses-, the folder ses-1"),
+        pytest.param(
+            "sub-07",
+            "sub-08_T1w",
+            "says sub-08, the folder sub-07",
+            marks=pytest.mark.input(
+                "names", "a name of another participant than its folder", "refused by name", 1
+            ),
+        ),
+        ("sub-07", "T1w", "says no sub-"),
+        pytest.param(
+            "sub-07",
+            "sub-07_acq-my-seq_T1w",
+            "acq-my-seq",
+            marks=pytest.mark.input(
+                "names",
+                "`acq-my-seq`, `acq-`, a word without a key, or a key twice in a name",
+                "this image is refused by name; the others go on",
+                1,
+            ),
+        ),
+        ("sub-07", "sub-07_mine_T1w", "'mine'"),
+        ("sub-07", "sub-07_acq-_T1w", "'acq-'"),
+        ("sub-07", "sub-07_run-1_run-2_T1w", "run- twice"),
+    ],
+)
+def test_a_name_that_is_none_or_that_its_folder_contradicts_is_a_fault(
+    tmp_path, folder, file, named
+):
+    write_image(tmp_path / folder / "anat" / f"{file}.nii.gz")
+    write_image(tmp_path / "sub-07" / "anat" / "sub-07_T2w.nii.gz")
+    (subject,) = find_subjects(tmp_path, ["07"])
+    assert titles([subject]) == ["sub-07 T2w"]
+    (line,) = subject.faults.values()
+    assert named in line
+    assert "Rename" in line
+
+
+def test_a_contradicting_session_is_told_whichever_session_is_asked_for(tmp_path):
+    write_image(tmp_path / "sub-07" / "ses-1" / "anat" / "sub-07_ses-2_T1w.nii.gz")
+    for session in ("1", "2"):
+        (subject,) = find_subjects(tmp_path, ["07"], sessions=[session])
+        assert "says ses-2" in next(iter(subject.faults.values()))
+
+
+def test_a_session_in_the_name_alone_is_no_contradiction(tmp_path):
+    write_image(tmp_path / "sub-07" / "anat" / "sub-07_ses-2_T1w.nii.gz")
+    assert titles(find_subjects(tmp_path, ["07"])) == ["sub-07 ses-2 T1w"]

@@ -521,3 +521,20 @@ for _test in (
     test_slurm_stops_a_training_in_time_and_starts_it_again,
 ):
     _test.pytestmark = really
+
+
+@pytest.mark.input(
+    "names", "`--slurm` with a participant called `sub-CON-01`", "not in the script, and told", 1
+)
+def test_a_label_that_is_none_is_in_no_script_and_told(study, capsys):
+    (study / "sub-CON-01" / "anat").mkdir(parents=True)
+    try:
+        assert run(settings(study)) == 1
+        said = capsys.readouterr()
+        assert "CON-01" not in said.out
+        assert said.out.startswith("#!/bin/bash\n")
+        (line,) = said.err.splitlines()
+        assert "sub-CON-01: 'CON-01' is no BIDS label" in line
+    finally:
+        (study / "sub-CON-01" / "anat").rmdir()
+        (study / "sub-CON-01").rmdir()

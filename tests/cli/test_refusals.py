@@ -292,3 +292,14 @@ def test_an_image_that_several_passes_and_stages_meet_is_told_and_counted_once(a
     assert not list(done.work.glob("crash_*"))
     (crashes,) = done.output.glob("logs/*/crash")
     assert list(crashes.glob("crash-*.txt"))
+
+
+def test_a_participant_without_a_label_is_refused_and_leaves_no_file_of_its_name(app):
+    app.images("sub-01_T1w")
+    dataset.write_image(app.root / "data" / "sub-CON-01" / "anat" / "sub-CON-01_T1w.nii.gz")
+    done = app()
+    assert done.code == 1
+    assert "sub-CON-01: failed: " in done.log
+    assert "1 of 2 could not be done; the others are complete" in done.log
+    assert not [name for name in done.files if "CON" in name and not name.startswith("logs")]
+    assert "sub-01/anat/sub-01_seg-brainseg_dseg.nii.gz" in done.files
