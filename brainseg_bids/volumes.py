@@ -67,6 +67,7 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
         Missing, not fetched, unreadable, several volumes, NaN or infinite voxels, or empty.
     """
     image, grid = _load(path)
+    _warn(_on_unit(grid, path))
     if np.iscomplexobj(image):
         raise InputError(f"{path}: voxels are complex numbers. Give the magnitude image.")
     image = image.astype(np.float32, copy=False)
@@ -208,10 +209,14 @@ def _load(path: str | Path) -> tuple[np.ndarray, Grid]:
     if min(shape) < 2:
         raise InputError(f"{path}: shape {shape} is a single slice, not a volume.")
     grid, notes = _geometry(file, path)
-    for note in mended + notes:
-        log.warning(note)
-        warnings.warn(note, stacklevel=2)
+    _warn(mended + notes)
     return data.reshape(shape), grid
+
+
+def _warn(notes: Sequence[str]) -> None:
+    for note in notes:
+        log.warning(note)
+        warnings.warn(note, stacklevel=3)
 
 
 @contextmanager
@@ -297,10 +302,15 @@ def _unit(file, path: Path) -> tuple[str, list[str]]:
     unit = _UNIT_CODES.get(code, "mm")
     if code and code not in _UNIT_CODES:
         return unit, [f"{path}: unit of length {code} is none of NIfTI's; it is taken for mm."]
-    if unit == "mm":
-        return unit, []
-    words = _UNIT_WORDS[unit]
-    return unit, [
+    return unit, []
+
+
+def _on_unit(grid: Grid, path: str | Path) -> list[str]:
+    """What became of another unit; label maps made of the image have it too and say nothing."""
+    if grid.file_unit == "mm":
+        return []
+    words = _UNIT_WORDS[grid.file_unit]
+    return [
         f"{path}: the header is in {words}: sizes are converted to mm, and results are written in "
         f"{words}, as the image is."
     ]
