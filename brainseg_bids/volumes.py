@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import logging
 import os
@@ -43,6 +44,7 @@ SAME_SIZE = 0.01
 """Share by which two descriptions of a voxel's size may differ: volumes differ by as much."""
 
 GUESS = "left and right are a guess"
+_NIFTI_STARTS = {size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big")}
 _UNIT_CODES = {1: "meter", 2: "mm", 3: "micron"}
 _UNIT_WORDS = {"mm": "mm", "meter": "metres", "micron": "microns"}
 
@@ -104,7 +106,8 @@ def read_label_map(path: str | Path, table: LabelTable) -> LabelMap:
             )
         voxels = whole.astype(np.int32)
     table.check(voxels, what=str(path))
-    return LabelMap(np.ascontiguousarray(voxels), grid, table)
+    native = voxels.dtype.newbyteorder("=")  # compiled code takes no other
+    return LabelMap(np.ascontiguousarray(voxels, dtype=native), grid, table)
 
 
 def read_membership(codes: str | Path, weights: str | Path, table: LabelTable) -> Membership:
@@ -186,6 +189,11 @@ def check_present(path: str | Path) -> None:
     path = Path(path)
     if why := why_unfetched(path):
         raise InputError(why)
+    if path.is_symlink() and not path.exists():
+        raise InputError(
+            f"{path}: a link to {os.readlink(path)}, where nothing is. Bind or mount that folder, "
+            "or copy the file."
+        )
     if not path.exists():
         raise InputError(f"{path}: there is no such file.")
     if path.stat().st_size == 0:
@@ -197,6 +205,8 @@ def _load(path: str | Path) -> tuple[np.ndarray, Grid]:
     file, mended = _open(path)
     with _said_as_input_error(path):
         data = np.asanyarray(file.dataobj)
+        if path.suffix in (".gz", ".mgz"):
+            _check_sum(path)
     shape = data.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -231,6 +241,7 @@ def _said_as_input_error(path: str | Path, remedy: str = "Copy or export it agai
 def _open(path: str | Path, remedy: str = "Copy or export it again."):
     """An image as nibabel has it, and what it mended in the header; voxels are not read."""
     check_present(path)
+    _check_ending(Path(path))
     mended: list[str] = []
 
     def take(record: logging.LogRecord) -> bool:
@@ -246,6 +257,26 @@ def _open(path: str | Path, remedy: str = "Copy or export it again."):
         nib.imageglobals.logger.removeFilter(take)
 
 
+def _check_sum(path: Path) -> None:
+    """Read a compressed file to its end; only there a check sum tells of damaged voxels."""
+    with gzip.open(path) as packed:
+        while packed.read(1 << 20):
+            pass
+
+
+def _check_ending(path: Path) -> None:
+    """Refuse a NIfTI whose name says that it is compressed, or is not, and its content not so."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(4)
+    named, packed = path.suffix == ".gz", start[:2] == b"\x1f\x8b"
+    if path.suffix == ".nii" and packed:
+        raise InputError(f"{path}: it is compressed. Rename it to {path.name}.gz.")
+    if named and start in _NIFTI_STARTS:
+        raise InputError(f"{path}: it is not compressed. Rename it to {path.stem}.")
+
+
 def _geometry(file, path: Path) -> tuple[Grid, list[str]]:
     """Where the voxels of an opened image are, and what its header makes doubtful.
 
@@ -257,6 +288,10 @@ def _geometry(file, path: Path) -> tuple[Grid, list[str]]:
     InputError
         If nothing says where the voxels are, or no head can be of that size.
     """
+    if isinstance(file, nib.Nifti1Image) and file.dataobj.offset == 0:
+        raise InputError(
+            f"{path}: the header says that voxels begin in it (vox_offset 0). Export it again."
+        )
     sizes = _declared_sizes(file)
     unit, notes = _unit(file, path)
     affine = file.affine.copy()
@@ -374,6 +409,8 @@ def _on_orientation(file, grid: Grid, path: Path) -> list[str]:
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in grid.shape])).reshape(3, -1)
         apart = (qform - header.get_sform()) @ np.vstack([corners, np.ones(8)])
         apart_mm = float(np.abs(apart[:3]).max()) * MM_PER_UNIT[grid.file_unit]
+        if not np.isfinite(apart_mm):
+            return [f"{path}: the qform is damaged; the sform is used. Repair the header."]
         if apart_mm > 0.1:
             return [
                 f"{path}: qform and sform differ by up to {apart_mm:.1f} mm; the sform is used."
@@ -384,7 +421,8 @@ def _on_orientation(file, grid: Grid, path: Path) -> list[str]:
 def _is_oriented(file) -> bool:
     """Whether a file that is no NIfTI tells left from right; of Analyze's, SPM's ``.mat`` does."""
     if isinstance(file, nib.MGHImage):
-        return bool(file.header["goodRASFlag"])
+        with file.file_map["image"].get_prepare_fileobj("rb") as stored:
+            return any(stored.read(30)[28:])  # nibabel sets the flag that it does not find
     if not isinstance(file, AnalyzeImage):
         return True
     matrix = file.file_map.get("mat")

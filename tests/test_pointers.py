@@ -31,6 +31,12 @@ def describe(root, doi):
     (root / "dataset_description.json").write_text(json.dumps({"DatasetDOI": doi}))
 
 
+@pytest.mark.input(
+    "files",
+    "what git-annex leaves for content that is elsewhere: a text (unlocked) with the key's path",
+    "refused before anything runs for it, with the command that fetches it",
+    1,
+)
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
@@ -48,6 +54,12 @@ def test_small_texts_are_told_apart(image, text, kind):
     assert pointer_kind(image) == kind
 
 
+@pytest.mark.input(
+    "files",
+    "what git-annex leaves for content that is elsewhere: a link into `.git/annex`",
+    "refused before anything runs for it, with the command that fetches it",
+    1,
+)
 def test_links_that_lead_nowhere_are_told_apart(image):
     image.symlink_to(f"../../.git/annex/objects/aa/bb/{ANNEXED}/{ANNEXED}")
     assert pointer_kind(image) == "git-annex"
@@ -56,11 +68,18 @@ def test_links_that_lead_nowhere_are_told_apart(image):
     assert pointer_kind(image) == ""
 
 
+@pytest.mark.input("files", "a large file that begins like a pointer", "taken for content", 0)
 def test_a_large_file_that_begins_like_a_pointer_is_content(image):
     image.write_text(f"/annex/objects/{ANNEXED}\n" + "x" * 40_000)
     assert pointer_kind(image) == ""
 
 
+@pytest.mark.input(
+    "files",
+    "an empty file in a dataset of OpenNeuro",
+    "refused, with the command that fetches it",
+    1,
+)
 def test_an_empty_file_of_openneuro_can_be_had_again(image):
     image.write_bytes(b"")
     root = image.parents[2]
@@ -86,6 +105,12 @@ def test_the_command_is_for_what_is_installed(image):
     )
 
 
+@pytest.mark.input(
+    "files",
+    "a pointer of git-LFS",
+    "refused before anything runs for it, with the command that fetches it",
+    1,
+)
 def test_git_lfs_has_its_own_command(image):
     image.write_text(LFS)
     command = f"git -C {image.parents[2]} lfs pull --include=sub-01/anat/sub-01_T1w.nii.gz"

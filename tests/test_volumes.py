@@ -60,6 +60,12 @@ def test_mgh_files_are_read(ramp, tmp_path):
     np.testing.assert_allclose(grid.affine, AFFINE, atol=1e-5)
 
 
+@pytest.mark.input(
+    "files",
+    "a label map stored as floats",
+    "read if every voxel is within 0.01 of a whole number, else refused",
+    0,
+)
 def test_labels_stored_as_whole_floats_are_read_and_others_refused(tmp_path):
     table = LabelTable.packaged("brainseg")
     codes = np.zeros((3, 3, 3), np.float32)
@@ -122,6 +128,12 @@ def test_bad_input_gets_one_line_that_names_the_file(fault, ramp, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.input(
+    "geometry",
+    "qform and sform that put the image at two places, more than 0.1 mm apart",
+    "the sform is used; a warning says how far they are apart",
+    0,
+)
 def test_a_conflict_of_qform_and_sform_is_told_and_the_sform_used(ramp, tmp_path):
     image = nib.Nifti1Image(ramp, AFFINE)
     other = AFFINE.copy()
@@ -134,6 +146,12 @@ def test_a_conflict_of_qform_and_sform_is_told_and_the_sform_used(ramp, tmp_path
     np.testing.assert_allclose(grid.affine, AFFINE, atol=1e-5)
 
 
+@pytest.mark.input(
+    "geometry",
+    "neither qform nor sform",
+    "done; a warning says that left and right are a guess",
+    0,
+)
 def test_an_image_without_orientation_is_told(ramp, tmp_path):
     image = nib.Nifti1Image(ramp, None)
     nib.save(image, tmp_path / "a.nii.gz")
@@ -153,6 +171,12 @@ def test_a_damaged_qform_beside_a_sound_sform_is_told(ramp, tmp_path):
     np.testing.assert_allclose(grid.affine, AFFINE, atol=1e-5)
 
 
+@pytest.mark.input(
+    "geometry",
+    "a sheared sform",
+    "done; results have the same sform and no qform, which cannot hold it",
+    0,
+)
 def test_a_sheared_image_is_written_without_a_qform_that_contradicts(ramp, tmp_path, recwarn):
     sheared = AFFINE.copy()
     sheared[0, 1] = 0.3

@@ -63,6 +63,12 @@ def test_on_the_networks_own_grid_nothing_is_interpolated(picture):
     assert agree > 0.995  # grey scaling is measured in the head's box only
 
 
+@pytest.mark.input(
+    "geometry",
+    "the same image in any of the 48 orders and directions of axes",
+    "the same labels, voxel for voxel",
+    0,
+)
 @pytest.mark.parametrize(
     ("order", "signs"), list(product(permutations(range(3)), product((1, -1), repeat=3)))
 )
@@ -79,6 +85,12 @@ def test_turned_copies_of_an_image_give_the_same_labels_turned_back(picture, ord
     np.testing.assert_array_equal(back, run(image, grid).voxels)
 
 
+@pytest.mark.input(
+    "geometry",
+    "voxels of any size and ratio of edges, such as 1.5 x 3 x 8 mm",
+    "done on the image's own grid; thick slices get a warning",
+    0,
+)
 @pytest.mark.parametrize(
     "sizes", [(2.0, 2.0, 2.0), (1.5, 3.0, 8.0), (4.0, 4.0, 10.0), (3.1, 2.7, 5.2)]
 )
@@ -104,18 +116,55 @@ def test_any_voxel_size_gives_the_same_anatomy(sizes):
     assert volume_ml == pytest.approx(truth_ml, rel=0.35 if max(sizes) > 5 else 0.15)
 
 
-def test_an_oblique_image_keeps_its_affine():
-    a = np.deg2rad(20)
+def rotated(degrees):
+    a = np.deg2rad(degrees)
+    return np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+
+
+TILTED = [
+    pytest.param(
+        rotated(20),
+        id="oblique",
+        marks=pytest.mark.input("geometry", "an oblique image", "done on its own grid", 0),
+    ),
+    pytest.param(rotated(45), id="halfway between two axes"),
+    pytest.param(
+        np.array([[1, 0.2, 0], [0, 1, 0], [0.1, 0, 1]]),
+        id="sheared",
+        marks=pytest.mark.input("geometry", "a sheared image", "done on its own grid", 0),
+    ),
+]
+
+
+@pytest.mark.parametrize("turn", TILTED)
+def test_an_oblique_image_keeps_its_affine(turn):
     affine = phantom_grid((60, 60, 60), 3.5).affine.copy()
-    affine[:3] = (
-        np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]) @ affine[:3]
-    )
+    affine[:3] = turn @ affine[:3]
     grid = Grid((60, 60, 60), affine)
     labels = phantom_head(grid=grid)
     found = run(phantom_image(labels, np.random.default_rng(0), noise_sd=1.0), grid)
     assert found.grid == grid
     inside = np.isin(labels.voxels, (2, 41))
     assert (found.voxels[inside] == 7).mean() > 0.9
+
+
+@pytest.mark.input("geometry", "voxels of 0.5 x 0.5 x 6 mm", "done on the image's own grid", 0)
+def test_thin_voxels_in_thick_slices_give_the_same_anatomy():
+    thick, thin = (
+        phantom_head(grid=phantom_grid(shape, sizes))
+        for shape, sizes in (((100, 100, 24), (0.5, 0.5, 6.0)), ((25, 25, 72), (2.0, 2.0, 2.0)))
+    )
+    found = [
+        run(
+            phantom_image(labels, np.random.default_rng(1), noise_sd=1.0),
+            labels.grid,
+            voxel_size_mm=2.0,
+        )
+        for labels in (thick, thin)
+    ]
+    assert found[0].grid == thick.grid
+    bright = [labels.volumes_mm3()[7] for labels in found]
+    assert bright[0] == pytest.approx(bright[1], rel=0.1)
 
 
 def test_labels_come_through_probabilities_not_by_nearest_neighbour():
@@ -130,8 +179,11 @@ def test_labels_come_through_probabilities_not_by_nearest_neighbour():
     assert np.abs(np.diff(edges)).max() == 1
 
 
+@pytest.mark.input(
+    "geometry", "sizes that are prime, or smaller than the network's patch", "done", 0
+)
 def test_an_image_smaller_than_the_window_is_done():
-    labels = phantom_head((14, 16, 18), 12.0)
+    labels = phantom_head((13, 17, 19), 12.0)
     image = phantom_image(labels, np.random.default_rng(0))
     found = run(image, labels.grid, voxel_size_mm=12.0, window=(32, 32, 32))
     assert found.voxels.shape == image.shape
