@@ -55,7 +55,12 @@ def templateflow_home(environment: Mapping[str, str] = os.environ) -> Path:
     '/templates'
     """
     given = environment.get("TEMPLATEFLOW_HOME")
-    return Path(given) if given else Path.home() / ".cache" / "templateflow"
+    return Path(given) if given else usual_home()
+
+
+def usual_home() -> Path:
+    """Where TemplateFlow puts what it fetches, unless TEMPLATEFLOW_HOME says otherwise."""
+    return Path.home() / ".cache" / "templateflow"
 
 
 def template_names(home: Path) -> list[str]:
@@ -125,11 +130,16 @@ def _not_there(home: Path, name: str, cohort: str, resolution: str, there: list[
         )
     fetch = {"cohort": cohort, "resolution": resolution or "1"}
     others = f" Here are: {', '.join(f'res-{res}' for res in there)}." if there else ""
+    commands = f"{fetch_command(name, **fetch)} && {fetch_command(name, **fetch, suffix='mask')}"
+    missing = f"--output-spaces: template {which}{what} is not in {home}"
+    if home.resolve() == usual_home().resolve():
+        return (
+            f"{missing}, where TemplateFlow puts what it fetches.{others} Fetch it: {commands}. "
+            f"Without network: fetch it elsewhere and copy the folder tpl-{name}."
+        )
     return (
-        f"--output-spaces: template {which}{what} is not in {home} (TEMPLATEFLOW_HOME).{others} "
-        f"On a machine with network: {fetch_command(name, **fetch)} && "
-        f"{fetch_command(name, **fetch, suffix='mask')}, then copy ~/.cache/templateflow/"
-        f"tpl-{name} into that folder."
+        f"{missing} (TEMPLATEFLOW_HOME).{others} On a machine with network: {commands}, then copy "
+        f"~/.cache/templateflow/tpl-{name} into that folder."
     )
 
 

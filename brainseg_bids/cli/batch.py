@@ -15,14 +15,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 
 from brainseg_bids import __version__
+from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.bids.description import write_once
 from brainseg_bids.bids.inputs import STRUCTURAL, find_participants, label_fault
+from brainseg_bids.bids.names import Scan
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError, read_grid
@@ -41,8 +43,15 @@ MOST_RESTARTS = 100
 CPUS, MOST_THREADS = 8, 8
 """CPUs of a job if nobody says, and threads of one segmentation."""
 
-APP_GIB = 2.0
-"""Memory of the app itself and its workers beside the largest step."""
+APP_GIB = 1.0
+"""Memory of the app itself and its workers beside the largest step: 0.3 GiB were measured."""
+
+MARGIN = 1.25
+"""What is asked for, of what the largest step is predicted to take: predictions of segmentations
+are within a quarter of what was measured."""
+
+PICTURES_GIB = 1.0
+"""Memory set aside for the largest of the small steps: volumes, pictures."""
 
 UNKNOWN_VOXELS = 256**3
 """Size of an image to plan with if no header can be read."""
@@ -511,19 +520,47 @@ def _memory_gib(settings: Settings, labels: Iterable[str], *, at_once: int) -> f
     """Memory of one participant's job: of its largest step, for the largest image there is."""
     if settings.memory_gb:
         return settings.memory_gb
-    from brainseg_bids.interfaces.tools import find_tool  # late: nipype
+    steps = _steps_gib(settings, list(_scans(settings, labels)), at_once)
+    return math.ceil(MARGIN * max(steps) + APP_GIB)
 
-    grids = list(_grids(settings, labels))
-    voxels = max((math.prod(grid.shape) for grid in grids), default=UNKNOWN_VOXELS)
-    steps = [4.0]  # merging, measuring, drawing
+
+def _steps_gib(
+    settings: Settings, images: Sequence[tuple[Scan, Grid]], at_once: int
+) -> Iterator[float]:
+    """Memory that the app sets aside for its steps, as the plans of its stages do."""
+    from brainseg_bids.workflows.contrast_plan import BYTES_PER_VOXEL  # late: nibabel, nipype
+    from brainseg_bids.workflows.spaces_plan import REGISTER_GIB
+
+    voxels = max((math.prod(grid.shape) for _, grid in images), default=UNKNOWN_VOXELS)
+    yield PICTURES_GIB
     if "segment" in settings.stages:
-        steps.append(find_tool("model").mem_gb(voxels) * at_once)
+        yield at_once * _network_gib(settings, images)
     if "headlabels" in settings.stages:
-        tools = {settings.head_tool, settings.brain_tool}
-        steps += [find_tool(name).mem_gb(voxels) for name in tools]
+        from brainseg_bids.interfaces.tools import find_tool
+        from brainseg_bids.workflows.headlabels import MERGE_GIB
+
+        yield MERGE_GIB
+        for name in {settings.head_tool, settings.brain_tool}:
+            own = name == "model"
+            yield _network_gib(settings, images) if own else find_tool(name).mem_gb(voxels)
     if "upsample" in settings.stages:
-        steps += [_finer_gib(settings, grid) for grid in grids]
-    return math.ceil(max(steps) + APP_GIB)
+        yield from (_finer_gib(settings, grid) for _, grid in images)
+    if "contrast" in settings.stages:
+        yield 0.5 + BYTES_PER_VOXEL * voxels / 2**30
+    if settings.output_spaces:
+        yield REGISTER_GIB
+
+
+def _network_gib(settings: Settings, images: Sequence[tuple[Scan, Grid]]) -> float:
+    """The most that a segmentation takes: predicted for each image from its network."""
+    from brainseg_bids.cli.stages import models_of, read_ensemble  # late: nibabel
+    from brainseg_bids.workflows.segment_plan import SEGMENT_GIB, model_for, predicted_gib
+
+    models, _ = models_of(settings)
+    others = read_ensemble(settings, models[0])
+    flips = settings.test_time_flips
+    needs = (predicted_gib(scan, (model_for(scan, models), *others), flips) for scan, _ in images)
+    return max(needs, default=SEGMENT_GIB)
 
 
 def _finer_gib(settings: Settings, grid) -> float:
@@ -536,17 +573,27 @@ def _finer_gib(settings: Settings, grid) -> float:
     return needed_gib(finer, grid) + CERTIFICATE_BYTES * math.prod(finer.shape) / 2**30
 
 
-def _grids(settings: Settings, labels: Iterable[str]):
-    """Grids of the images that may be taken; of those that cannot be read their job will tell."""
+def _scans(settings: Settings, labels: Iterable[str]) -> Iterator[tuple[Scan, Grid]]:
+    """Images that may be taken, one of each kind and size.
+
+    Of those that cannot be read their job will tell.
+    """
     suffixes = settings.contrasts or STRUCTURAL
     root = glob.escape(str(settings.bids_dir))
+    seen = set()
     for label in labels:
         for path in glob.iglob(f"{root}/sub-{label}/**/anat/*.nii*", recursive=True):
-            if Path(path).name.split(".")[0].rpartition("_")[2] in suffixes:
-                try:
-                    yield read_grid(Path(path))
-                except (OSError, ValueError):
-                    continue
+            suffix = Path(path).name.split(".")[0].rpartition("_")[2]
+            if suffix not in suffixes:
+                continue
+            try:
+                grid = read_grid(Path(path))
+            except (OSError, ValueError):
+                continue
+            kind = (suffix, grid.shape, tuple(map(float, grid.voxel_size_mm)))
+            if kind not in seen:
+                seen.add(kind)
+                yield Scan.from_path(path), grid
 
 
 def _app_mem(mem: str) -> str:

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,12 +46,16 @@ def main(argv: list[str] | None = None) -> int:
         help='look whether this command can be run, e.g. samseg="apptainer exec s.sif run_samseg"',
     )
     commands = dict(parser.parse_args(argv).tool)
+    ants = commands.pop("ants", ())
     tools, absent = tool_rows(commands)
+    absent += [f"--tool ants: {ants[0]}: there is no such program."] if no_program(ants) else []
     models, faults = model_rows()
     print(f"brainseg {__version__}, {platform.platform()}\n")
     for title, rows in (
         ("Tools for --stages headlabels", tools),
         ("FreeSurfer licence key", [(licence_state(os.environ),)]),
+        ("For --output-spaces", space_rows(ants)),
+        ("For brainseg fetch", fetch_rows()),
         ("Packaged models", models),
         ("Accelerators", accelerator_rows()),
         ("Machine", machine_rows()),
@@ -109,6 +114,38 @@ def licence_state(environment: Mapping[str, str]) -> str:
         if home and (Path(home) / name).is_file():
             return f"{Path(home) / name}"
     return "none seen; only some programs of FreeSurfer want one (--fs-license-file, FS_LICENSE)"
+
+
+def space_rows(ants: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """ANTs' Python package, or the given command, and the templates that lie here."""
+    from brainseg_bids.bids.templates import fetch_command, template_names, templateflow_home
+
+    home = templateflow_home()
+    names = ", ".join(template_names(home)) if home.is_dir() else ""
+    if ants:
+        found = "not found" if no_program(ants) else shlex.join(ants)
+    elif importlib.util.find_spec("ants"):
+        found = f"antspyx {_version('antspyx')}"
+    else:
+        found = "not found: pip install 'brainseg-bids[spaces]'"
+    return [
+        ("ANTs", found),
+        ("templates", f"{names or 'none'} in {home}"),
+        *([] if names else [("", fetch_command("MNI152NLin2009cAsym", resolution="1"))]),
+    ]
+
+
+def no_program(command: Sequence[str]) -> bool:
+    """Whether a command names a program that is not there; none at all is no fault."""
+    return bool(command) and shutil.which(command[0]) is None
+
+
+def fetch_rows() -> list[tuple[str, ...]]:
+    """Programs that get datasets; without them HTTP does."""
+    rows = [(name, shutil.which(name) or "not found") for name in ("git", "git-annex", "datalad")]
+    if shutil.which("git") and shutil.which("git-annex"):
+        return rows
+    return [*rows, ("", "by HTTP, then; to clone datasets: pip install git-annex")]
 
 
 def model_rows() -> tuple[list[tuple[str, ...]], list[str]]:
@@ -179,12 +216,14 @@ def machine_rows() -> list[tuple[str, ...]]:
 def package_rows() -> list[tuple[str, ...]]:
     """Versions."""
     rows = [("Python", f"{platform.python_version()} ({sys.executable})")]
-    for name in PACKAGES:
-        try:
-            rows.append((name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            rows.append((name, "missing"))
-    return rows
+    return [*rows, *((name, _version(name)) for name in PACKAGES)]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

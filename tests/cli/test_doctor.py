@@ -135,3 +135,33 @@ def test_limits_of_containers_are_read(tmp_path, file, text, limit_gib):
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     assert resources.memory_limit_gib(tmp_path) == limit_gib
+
+
+def test_ants_templates_and_programs_that_fetch_are_listed(capsys, tmp_path, monkeypatch):
+    image = tmp_path / "home" / "tpl-Made" / "tpl-Made_res-01_T1w.nii.gz"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"x")
+    empty = tmp_path / "home" / "tpl-Known" / "tpl-Known_res-01_T1w.nii.gz"
+    empty.parent.mkdir()
+    empty.touch()
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, lines, _ = said(capsys)
+    assert code == 0
+    assert about(lines, "templates")[0] == ["templates", "Made", "in", str(tmp_path / "home")]
+    for name in ("git", "git-annex", "datalad"):
+        assert about(lines, name)[0] == [name, "not", "found"]
+    program = tmp_path / "git-annex"
+    program.write_text("")
+    program.chmod(0o755)
+    assert about(said(capsys)[1], "git-annex")[0][1] == str(program)
+
+
+def test_a_command_for_ants_is_looked_at(capsys, tmp_path):
+    python = f"{sys.executable} -m brainseg_bids.cli.register"
+    code, lines, _ = said(capsys, "--tool", f"ants={python}")
+    assert code == 0
+    assert python in " ".join(about(lines, "ANTs")[0])
+    code, _, error = said(capsys, "--tool", f"ants={tmp_path}/nothing")
+    assert code == 1
+    assert f"{tmp_path}/nothing" in error

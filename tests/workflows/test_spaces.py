@@ -4,7 +4,7 @@
 import pytest
 
 from brainseg_bids.bids.inputs import find_subjects
-from brainseg_bids.bids.templates import find_template
+from brainseg_bids.bids.templates import find_template, templateflow_home
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.base import init_subject_wf
 from brainseg_bids.workflows.exports_plan import plan_freesurfer, plan_precomputed
@@ -25,6 +25,18 @@ def test_a_template_is_found_by_what_people_write(home):
     assert [(t.space, t.resolution) for t in found] == [(MNI, "2"), (MNI, "1")]
     assert found[0].image.name == f"tpl-{MNI}_res-02_T1w.nii.gz"
     assert found[0].mask.name == f"tpl-{MNI}_res-02_desc-brain_mask.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("given", "copies"),
+    [("", False), ("{user}/.cache/templateflow", False), ("{user}/small", True)],
+)
+def test_nobody_is_told_to_copy_a_folder_onto_itself(tmp_path, monkeypatch, given, copies):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", given.format(user=tmp_path))
+    with pytest.raises(InputError, match=f"templateflow get {MNI} --res 1 -s T1w") as told:
+        find_template(templateflow_home(), MNI)
+    assert ("then copy ~/.cache/templateflow" in str(told.value)) == copies
 
 
 @pytest.mark.parametrize(
