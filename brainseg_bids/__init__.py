@@ -28,6 +28,11 @@ logging.getLogger("matplotlib").addFilter(
     lambda record: not str(record.msg).startswith(("mkdir -p failed", "Matplotlib created a temp"))
 )
 
+if "BRAINSEG_PARENT" in os.environ:  # a child process of this app ends with it
+    from brainseg_bids.lifetime import end_with_parent
+
+    end_with_parent()
+
 if os.environ.get("BRAINSEG_OFFLINE", "") not in ("", "0"):  # of --offline, for child processes
     from brainseg_bids.offline import forbid_network
 

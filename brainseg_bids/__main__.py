@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
+
+from brainseg_bids.lifetime import ended_by_signals
+from brainseg_bids.standard_streams import is_lost, protected
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,10 +16,24 @@ def main(argv: list[str] | None = None) -> int:
     -------
     int
         0 done; 1 some image could not be done; 2 the command line or its data cannot be used;
-        70 the workflow could not be built; 75 training was stopped and saved; 126 and 127 a tool's
-        licence or a tool is missing; 130 interrupted.
+        70 the workflow could not be built; 75 training was stopped and saved, or SIGUSR1 came;
+        126 and 127 a tool's licence or a tool is missing; 130 interrupted; 143 ended by SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
+    with ended_by_signals(), protected() as output:
+        try:
+            code = _run(argv)
+        except SystemExit:  # of --help and the like
+            output.flush()
+            if not is_lost(output):
+                raise
+            code = 1
+        output.flush()
+        # Of these the output is all there is.
+        return 1 if argv[:1] == ["doctor"] and is_lost(output) else code
+
+
+def _run(argv: list[str]) -> int:
     if argv[:1] == ["doctor"]:
         from brainseg_bids.cli.doctor import main as doctor
 
@@ -35,16 +51,11 @@ def main(argv: list[str] | None = None) -> int:
 
         return run(settings)
 
-    # What a batch system sends at the end of its time is to end all that was started, too.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        if settings.offline:
-            from brainseg_bids.offline import run_offline
+    if settings.offline:
+        from brainseg_bids.offline import run_offline
 
-            return run_offline(work)
-        return work()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return run_offline(work)
+    return work()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from brainseg_bids.lifetime import at_end
+
 VARIABLE = "BRAINSEG_OFFLINE"
 FAILED = 1
 """Exit code of a run that was fine but for the attempt."""
@@ -73,7 +75,8 @@ def run_offline(work: Callable[[], int]) -> int:
     os.environ[VARIABLE] = name
     forbid_network()
     try:
-        code = work()
+        with at_end(lambda _: Path(name).unlink(missing_ok=True)):
+            code = work()
         attempts = list(dict.fromkeys(Path(name).read_text(encoding="utf-8").splitlines()))
     finally:
         if before is None:

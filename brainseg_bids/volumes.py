@@ -22,6 +22,7 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.membership import Membership
 from brainseg_bids.documents import InputError
+from brainseg_bids.lifetime import at_end
 from brainseg_bids.pointers import why_unfetched
 
 log = logging.getLogger("brainseg")
@@ -540,7 +541,8 @@ def whole_or_nothing(path: Path):
     # Not the process number: in containers on two nodes it is often the same.
     temporary = path.with_name(f".{path.name.removesuffix(endings)}.{uuid4().hex}{endings}")
     try:
-        yield temporary
+        with at_end(lambda _: temporary.unlink(missing_ok=True)):
+            yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

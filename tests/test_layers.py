@@ -10,7 +10,7 @@ import brainseg_bids
 
 PACKAGE = Path(brainseg_bids.__file__).parent
 LAYERS = [
-    {"documents"},
+    {"documents", "lifetime", "standard_streams"},
     {"anatomy"},
     {"contrast", "evaluation", "nets"},
     {"synth", "inference"},

@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from brainseg_bids import __version__
+from brainseg_bids.lifetime import at_end
 
 log = logging.getLogger("brainseg")
 
@@ -73,7 +74,7 @@ def logging_to(path: Path, *, verbose: int, debug: bool) -> Iterator[None]:
     """Console and file handlers on our logger; Nipype's goes to the file, or with -v to both."""
     console = _ConsoleHandler()
     console.setFormatter(_ConsoleFormatter())
-    file = _FileHandler(path, encoding="utf-8")
+    file = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     log.setLevel(logging.DEBUG if verbose or debug else logging.INFO)
     log.propagate = False
@@ -82,9 +83,16 @@ def logging_to(path: Path, *, verbose: int, debug: bool) -> Iterator[None]:
     nipype = logging.getLogger("nipype")
     nipype.handlers[:] = [file, console] if verbose else [file]
     nipype.propagate = False
+
+    def note_signal(number: int) -> None:
+        # Not by the logger, whose lock somebody may hold.
+        with path.open("a", encoding="utf-8") as record:
+            record.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} ended by signal {number}\n")
+
     try:
         log.info("brainseg-bids %s, log: %s", __version__, path)
-        yield
+        with at_end(note_signal):
+            yield
     finally:
         log.handlers[:] = []
         nipype.handlers[:] = []

@@ -32,8 +32,8 @@ DEFAULT_STAGE = {"participant": ("segment",), "group": ("summary",)}
 EPILOG = """\
 exit codes: 0 all done; 1 some image could not be done (the last lines say which and why);
 2 the command line or the data it names cannot be used; 70 the workflow could not be built;
-75 training was stopped and saved, and the same command goes on;
-126 a tool's licence is missing; 127 a tool is missing; 130 interrupted.
+75 training was stopped and saved, or SIGUSR1 came, and the same command goes on;
+126 a tool's licence is missing; 127 a tool is missing; 130 interrupted; 143 ended by SIGTERM.
 `brainseg doctor` tells which tools, licences, models and accelerators are there.
 `brainseg fetch` gets datasets; nothing else downloads, and nothing is ever sent."""
 

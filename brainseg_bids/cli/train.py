@@ -143,11 +143,13 @@ def _train(options: argparse.Namespace) -> int:
     from brainseg_bids.bids.description import write_text
     from brainseg_bids.cli.bundle import SEEN, read_seen
     from brainseg_bids.cli.train_cache import read_checked_map
+    from brainseg_bids.lifetime import for_children
     from brainseg_bids.synth.space import read_space
     from brainseg_bids.training.callbacks import CannotSave
     from brainseg_bids.training.fit import check_run, fit, is_first_process, make_generator
     from brainseg_bids.volumes import voxel_hash
 
+    os.environ.update(for_children({}))  # processes that Lightning starts
     if options.threads:
         torch.set_num_threads(options.threads)
     plan = _read_plan(options.plan)

@@ -25,6 +25,7 @@ from brainseg_bids.bids.description import write_json, write_text
 from brainseg_bids.cli.execute import DONE, UNUSABLE
 from brainseg_bids.cli.train_cache import probe_once
 from brainseg_bids.cli.train_job import JobPlan, space_key
+from brainseg_bids.lifetime import for_children
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import read_object
@@ -210,7 +211,9 @@ def _planned_elsewhere(wish: Wish, job: JobPlan) -> tuple[dict, dict]:
     wanted, made = job.training / "wish.json", job.training / "planned.json"
     write_text(wanted, wish.to_json() + "\n")
     program = [sys.executable, "-m", "brainseg_bids.cli.train_memory", str(wanted), str(made)]
-    done = subprocess.run(program, stderr=subprocess.PIPE, text=True, errors="replace")
+    done = subprocess.run(
+        program, env=for_children(), stderr=subprocess.PIPE, text=True, errors="replace"
+    )
     told = [line for line in done.stderr.splitlines() if line.strip()]
     if done.returncode:
         last = told[-1].removeprefix(_ERROR) if told else f"exit code {done.returncode}"

@@ -31,6 +31,7 @@ from brainseg_bids.cli.train_job import (
 from brainseg_bids.cli.train_memory import make_plan
 from brainseg_bids.cli.train_real import check_real, write_real
 from brainseg_bids.cli.train_tasks import Tasks, find_tasks
+from brainseg_bids.lifetime import CODES, at_end, for_children
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
@@ -62,17 +63,15 @@ def train(settings: Settings, run_dir: Path) -> int:
         If something is wrong with what was given; nothing is trained then.
     """
     tasks = find_tasks(os.environ, settings.output_dir / "logs")
-    with _ending_in_order():
-        if tasks.rank:
-            return _follow(tasks, settings)
-        code = UNUSABLE
-        try:
+    if tasks.rank:
+        return _follow(tasks, settings)
+    code = UNUSABLE
+    try:
+        with at_end(lambda number: tasks.tell({"code": CODES[number]})):
             code = _train(settings, tasks)
-        finally:
-            tasks.tell({"code": code})
-        return code
-    log.warning("stopped before or after training; run the same command again")
-    return STOPPED
+    finally:
+        tasks.tell({"code": code})
+    return code
 
 
 def _train(settings: Settings, tasks: Tasks) -> int:
@@ -109,27 +108,6 @@ def _follow(tasks: Tasks, settings: Settings) -> int:
     if ended.code == STOPPED or -ended.code in ended.received:
         return STOPPED
     return ended.code if ended.code in (DONE, UNUSABLE) else FAILED
-
-
-class _StopAsked(BaseException):
-    """A signal while nothing is trained."""
-
-
-@contextlib.contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """What a batch system's signals end, ends as a run that goes on with the same command."""
-
-    def stop(number: int, _frame) -> None:
-        raise _StopAsked
-
-    before = _handle(("SIGTERM", "SIGUSR1"), stop)
-    try:
-        yield
-    except _StopAsked:
-        pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _handle(names: Sequence[str], handler) -> dict[int, object]:
@@ -289,7 +267,7 @@ def _launcher(settings: Settings, devices: int, tasks: Tasks) -> list[str]:
 
 def _environment(settings: Settings) -> dict[str, str]:
     """The environment of the training process."""
-    own = dict(os.environ, PYTHONUNBUFFERED="1")
+    own = for_children() | {"PYTHONUNBUFFERED": "1"}
     if settings.device == "cpu":
         own |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
     return own

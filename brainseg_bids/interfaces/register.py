@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
-    CommandLine,
     CommandLineInputSpec,
     File,
     SimpleInterface,
@@ -24,7 +23,7 @@ from nipype.interfaces.base import (
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.pull import pull_image, pull_labels, pull_probabilities
-from brainseg_bids.interfaces.segment import _reason
+from brainseg_bids.interfaces.segment import OwnProgram, _reason
 from brainseg_bids.volumes import (
     read_grid,
     read_label_map,
@@ -77,7 +76,7 @@ class _RegisterOutputSpec(TraitedSpec):
     report = File(exists=True, desc="facts: time, memory, versions")
 
 
-class Register(CommandLine):
+class Register(OwnProgram):
     """Register an image to a template.
 
     Parameters

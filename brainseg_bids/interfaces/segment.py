@@ -11,6 +11,7 @@ from pathlib import Path
 from nipype.interfaces.base import CommandLine, CommandLineInputSpec, File, TraitedSpec, traits
 
 from brainseg_bids import __version__
+from brainseg_bids.lifetime import for_children
 
 PREDICT = (sys.executable, "-m", "brainseg_bids.cli.predict")
 
@@ -44,7 +45,20 @@ class _SegmentOutputSpec(TraitedSpec):
     report = File(exists=True, desc="facts: time, memory, device, warnings")
 
 
-class Segment(CommandLine):
+class OwnProgram(CommandLine):
+    """A program of this app, which ends when the process that runs this step is killed."""
+
+    @property
+    def cmdline(self) -> str:
+        # Nipype starts a shell, and a shell in between would live on.
+        return f"exec {super().cmdline}"
+
+    def _run_interface(self, runtime, correct_return_codes=(0,)):
+        runtime.environ.update(for_children({}))
+        return super()._run_interface(runtime, correct_return_codes)
+
+
+class Segment(OwnProgram):
     """Run the segmentation program on one image.
 
     Parameters

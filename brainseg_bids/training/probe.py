@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch.autograd.graph import save_on_cpu
 
+from brainseg_bids.lifetime import for_children
 from brainseg_bids.nets.architectures import NetSpec, build
 from brainseg_bids.nets.memory import GIB, MemoryPlan, Step
 from brainseg_bids.training.losses import LossPlan, loss_of
@@ -87,6 +88,7 @@ def probe_gib(
             capture_output=True,
             text=True,
             timeout=limit_s,
+            env=for_children(),
             check=False,
         )
     except subprocess.TimeoutExpired:

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import json
 import logging
-import multiprocessing
+import multiprocessing.util
 import os
 import re
 import shutil
@@ -16,14 +15,16 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 from nipype import config
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
 
-from brainseg_bids.interfaces.tools._process import GRACE_S, end_children
+from brainseg_bids.interfaces.tools._process import end_children
+from brainseg_bids.lifetime import at_end
+from brainseg_bids.standard_streams import protect
 
 log = logging.getLogger("brainseg")
 
@@ -142,23 +143,15 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         Python waits for its workers when it ends, and a worker waits for work: when an
         interrupt has reached the thread between them, both would wait for ever.
         """
-        watchers = []
-        for process in list((self.pool._processes or {}).values()):
-            # A worker's program, and what that has started, would go on without it.
-            watchers += end_children(process.pid)
-            process.kill()
+        end_children(os.getpid())
         self.pool.shutdown(wait=False, cancel_futures=True)
-        _, left = psutil.wait_procs(watchers, timeout=2 * GRACE_S)
-        for watcher in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for process in [*watcher.children(recursive=True), watcher]:
-                    process.kill()
 
     def _renew_pool(self) -> None:
         self.pool.shutdown(wait=False)
         # fork would inherit locks of threads that libraries have started.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
+        _start_server()
         self.pool = ProcessPoolExecutor(
             max_workers=self.processors,
             mp_context=context,
@@ -167,8 +160,27 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         )
 
 
+def _start_server() -> None:
+    """Start the process that workers are forked from, deaf to interrupts.
+
+    A terminal sends one to all processes; the app alone ends the others, and half an import in
+    the server would be half an import in every worker.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    resource_tracker.ensure_running()  # it would hear again what is blocked here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(folder: str) -> None:
     """Nipype prints each step to stdout; what fails is in the crash file."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    protect()
     process_initializer(folder)
     for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
         logging.getLogger(name).handlers[:] = [logging.NullHandler()]
@@ -185,7 +197,7 @@ def _end_when_orphaned() -> None:
     if app is None:  # not a worker
         return
     app.join()
-    end_children(os.getpid())
+    end_children(os.getpid(), wait=False)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -331,7 +343,8 @@ def run_workflow(
     watcher = threading.Thread(target=_watch, args=(working, ended, on_progress), daemon=True)
     watcher.start()
     try:
-        workflow.run(plugin=chosen, plugin_args=arguments)
+        with at_end(_end_workers):
+            workflow.run(plugin=chosen, plugin_args=arguments)
     except KeyboardInterrupt:
         if isinstance(chosen, SafeMultiProcPlugin):
             chosen.stop()
@@ -346,6 +359,12 @@ def run_workflow(
         ended.set()
         watcher.join()
     return read_crashes(crash_dir)
+
+
+def _end_workers(_signal: int) -> None:
+    end_children(os.getpid())
+    # Semaphores that are shared with the workers outlive all of them unless they are removed.
+    multiprocessing.util._run_finalizers(0)
 
 
 def _watch(

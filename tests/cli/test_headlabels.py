@@ -397,7 +397,7 @@ def test_an_interrupt_or_the_end_of_a_job_ends_the_tools_too(app, number):
         time.sleep(0.2)
     assert running(app.root)
     os.kill(process.pid, number)
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=60) == 128 + number
     until_s = time.monotonic() + 10
     while running(app.root) and time.monotonic() < until_s:
         time.sleep(0.2)

@@ -175,14 +175,10 @@ def test_a_derivative_inside_the_dataset_names_it_by_a_relative_link(app):
 
 def start(app, *program, **options):
     """The app as a process of its own, so that it has a terminal or can be interrupted."""
-    code = (
-        "import sys; from tests.fakes.dataset import PREDICT\n"
-        "from brainseg_bids.cli.parser import parse; from brainseg_bids.cli.run import run\n"
-        f"sys.exit(run(parse(sys.argv[1:]), program=(*PREDICT, *{program})))"
-    )
     arguments = [app.root / "data", app.root / "out", "participant", "-w", app.root / "work"]
+    arguments += ["--model", app.model, "--", *program]
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments), "--model", app.model],
+        [sys.executable, "-W", "ignore", "-m", "tests.fakes.app", *map(str, arguments)],
         cwd=Path(__file__).parents[2], text=True, **options,
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from brainseg_bids import lifetime
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.cli import bundle, train_memory, train_stage
 from brainseg_bids.cli.parser import parse
@@ -525,15 +526,23 @@ def test_of_several_tasks_the_first_decides_and_the_others_run_what_it_says(tmp_
         first.check(4, 1)
 
 
-def test_a_signal_while_planning_is_a_stop_that_goes_on(monkeypatch, tmp_path):
+def test_a_signal_while_the_first_task_plans_is_told_to_the_others(monkeypatch, tmp_path):
+    for name, value in (("PROCID", "0"), ("STEP_NUM_TASKS", "2"), ("JOB_ID", "7")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    told = []
+
     def plan(settings, tasks):
-        os.kill(os.getpid(), signal.SIGUSR1)
-        time.sleep(5)
+        lifetime._end(signal.SIGUSR1, None)
 
     monkeypatch.setattr(train_stage, "_train", plan)
-    before = signal.getsignal(signal.SIGUSR1)
-    assert train_stage.train(SimpleNamespace(output_dir=tmp_path), tmp_path) == 75
-    assert signal.getsignal(signal.SIGUSR1) == before
+    monkeypatch.setattr(lifetime.os, "_exit", lambda code: told.append(code))
+    kept = {number: signal.getsignal(number) for number in lifetime.CODES}
+    train_stage.train(SimpleNamespace(output_dir=tmp_path), tmp_path)
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+    assert told == [75]
+    (call,) = tmp_path.glob("logs/train_7_*.json")
+    assert json.loads(call.read_text()) == {"code": 75}
 
 
 # -- real images --------------------------------------------------------------------------

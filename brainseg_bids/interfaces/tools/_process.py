@@ -95,6 +95,7 @@ def watch(argv: Sequence[str], log: Path, timeout_s: float) -> Ended:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_watcher,  # no thread runs yet
             )
         except OSError as error:
             file.write(f"{argv[0]}: {error.strerror or error}\n".encode())
@@ -114,6 +115,15 @@ def watch(argv: Sequence[str], log: Path, timeout_s: float) -> Ended:
         round(time.monotonic() - began_s, 3),
         round(peak / (2**30 if sys.platform == "darwin" else 2**20), 3),
     )
+
+
+def _end_with_watcher() -> None:
+    """Have the kernel end the program when this watcher is killed itself, where it can."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            import ctypes
+
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _end_when_alone(program: subprocess.Popen) -> None:
@@ -147,29 +157,36 @@ def _end(program: subprocess.Popen, family: list) -> None:
             time.sleep(0.02)
 
 
-def end_children(pid: int) -> list:
+def end_children(pid: int, *, wait: bool = True) -> None:
     """Kill what a process has started, but for watchers: they end their programs in order.
 
-    A watcher does so when the process itself is gone, which is for the caller to see to.
-
-    Returns
-    -------
-    list of psutil.Process
-        The watchers.
+    A watcher does so when whoever has started it is gone; it is waited for, and killed if it
+    takes too long. Not if the watchers are children of the process ``pid`` itself: then that has
+    to end first, so do not wait.
     """
     import psutil
 
-    watchers = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(pid).children():
+    spared, watchers = set(), []
+    family = _descendants(pid)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = process.cmdline()
+            if __file__ in command:
+                watchers.append(process)
+                spared |= {process, *process.children(recursive=True)}
+            elif "resource_tracker" in "".join(command):  # of multiprocessing; ends by itself
+                spared.add(process)
+    for process in family:
+        if process not in spared:
             with contextlib.suppress(psutil.NoSuchProcess):
-                if __file__ in child.cmdline():
-                    watchers.append(child)
-                    continue
-                for process in [*child.children(recursive=True), child]:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.kill()
-    return watchers
+                process.kill()
+    if not wait:
+        return
+    _, left = psutil.wait_procs(watchers, timeout=2 * GRACE_S)
+    for watcher in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [*watcher.children(recursive=True), watcher]:
+                process.kill()
 
 
 def _descendants(pid: int) -> list:
