@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.volumes import (
     InputError,
     read_grid,
@@ -214,6 +217,18 @@ def test_labels_and_probabilities_go_through_the_same_door(tmp_path):
     weights = write_volume(np.ones((5, 6, 7, 2), np.uint8), grid, tmp_path / "w.nii.gz")
     assert read_membership(codes, weights, table).grid.is_close(in_mm)
     assert read_posteriors([weights], [2, 41])[0].is_close(in_mm)
+
+
+def test_maps_of_other_tools_lie_on_an_image_in_microns(head, tmp_path):
+    image = write_volume(
+        np.ones(head.grid.shape), replace(head.grid, file_unit="micron"), tmp_path / "um.nii"
+    )
+    ours = Crosswalk.packaged("fullhead", "brainseg").translate(head)
+    labels = write_label_map(ours, tmp_path / "dseg.nii")
+    source = read_source(read_grid(image), tool="model", labels=str(labels))
+    assert source.labels.grid.file_unit == "micron"
+    assert source.labels.grid.is_close(head.grid)
+    np.testing.assert_array_equal(source.labels.voxels > 0, head.voxels > 0)
 
 
 IMPOSSIBLE = [
