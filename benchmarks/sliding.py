@@ -150,6 +150,7 @@ def _image(path: Path, case: str, voxel_size_mm: float, stem: int):
     """Grey values 0..1 on the network's grid: the head's box, once or many times, or a cube."""
     import torch
 
+    from brainseg_bids.anatomy.intensity import rescale
     from brainseg_bids.inference import predict
     from brainseg_bids.volumes import read_volume
 
@@ -165,7 +166,7 @@ def _image(path: Path, case: str, voxel_size_mm: float, stem: int):
             n = int((part.stop - part.start) / step) // stem * stem
         start = (part.start + part.stop - 1) / 2 - step * (n - 1) / 2
         turned = predict._resample_axis(turned, axis, n, start, step)
-    turned = predict.rescale(turned)
+    turned = rescale(turned)
     if case.startswith("large"):
         turned = turned.repeat(
             *(-(-n // old) for n, old in zip(LARGE_SHAPE, turned.shape, strict=True))

@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.analyze import AnalyzeImage
 
+from brainseg_bids.anatomy.fill import with_finite_background
 from brainseg_bids.anatomy.grid import MM_PER_UNIT, Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
@@ -61,29 +62,43 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
     Returns
     -------
     image : (X, Y, Z) float32
-        As stored on disk, in the file's own axis order.
+        As stored on disk, in the file's own axis order; NaN and infinite voxels of the background
+        are set to its level.
     grid : Grid
 
     Raises
     ------
     InputError
-        Missing, not fetched, unreadable, several volumes, NaN or infinite voxels, or empty.
+        Missing, not fetched, unreadable, several volumes, NaN or infinite inside the head, or
+        empty.
     """
     image, grid = _load(path)
     _warn(_on_unit(grid, path))
     if np.iscomplexobj(image):
         raise InputError(f"{path}: voxels are complex numbers. Give the magnitude image.")
     image = image.astype(np.float32, copy=False)
-    bad = image.size - int(np.count_nonzero(np.isfinite(image)))
-    if bad:
-        raise InputError(
-            f"{path}: {bad} voxels are NaN or infinite. Replace them, e.g. with fslmaths -nan."
-        )
+    try:
+        image = with_finite_background(image)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}. Replace them, e.g. with fslmaths -nan.") from error
     if image.min() == image.max():
         raise InputError(
             f"{path}: every voxel is {image.flat[0]:g}, the image is constant. Check the export."
         )
     return image, grid
+
+
+def holds_numbers_only(path: str | Path) -> bool:
+    """Whether no voxel of an image is NaN or infinite: programs that get the file expect that.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read.
+    """
+    file, _ = _open(path)
+    with _said_as_input_error(path):
+        return bool(np.isfinite(np.asanyarray(file.dataobj)).all())
 
 
 def read_label_map(path: str | Path, table: LabelTable) -> LabelMap:

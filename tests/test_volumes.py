@@ -79,14 +79,22 @@ def test_labels_stored_as_whole_floats_are_read_and_others_refused(tmp_path):
         )
 
 
+def test_voxels_that_are_no_numbers_are_background_at_the_border(ramp, tmp_path):
+    ramp[0] = np.nan
+    image, _ = read_volume(save(tmp_path / "a.nii.gz", ramp))
+    np.testing.assert_array_equal(image[1:], ramp[1:])
+    assert np.isfinite(image).all()
+    assert np.ptp(image[0]) == 0
+
+
 REFUSED = {
     "missing": "no such file",
     "empty": "the file is empty",
     "text": "cannot be read as an image",
     "cut": "cannot be read as an image",
     "series": r"shape \(4, 5, 6, 3\) is not one 3D volume",
-    "nan": "1 voxels are NaN or infinite",
-    "inf": "2 voxels are NaN or infinite",
+    "nan": "1 voxels inside the head are NaN or infinite. Replace them",
+    "inf": "2 voxels inside the head are NaN or infinite. Replace them",
     "zero": "every voxel is 0",
     "slice": "a single slice",
     "complex": "complex numbers",
@@ -109,8 +117,8 @@ def test_bad_input_gets_one_line_that_names_the_file(fault, ramp, tmp_path):
     elif fault == "series":
         save(path, np.repeat(ramp[..., None], 3, 3))
     elif fault in ("nan", "inf"):
-        ramp[0, 0, 0] = np.nan if fault == "nan" else np.inf
-        ramp[0, 0, 1] = 0 if fault == "nan" else -np.inf
+        ramp[2, 2, 2] = np.nan if fault == "nan" else np.inf
+        ramp[2, 2, 3] = 0 if fault == "nan" else -np.inf
         save(path, ramp)
     elif fault == "zero":
         save(path, ramp * 0)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
+from brainseg_bids.anatomy.fill import without_fill
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.intensity import rescale
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.bids.description import raw_path
 from brainseg_bids.bids.names import sidecar
@@ -21,7 +22,7 @@ from brainseg_bids.contrast.compare import Histogram, energy_distance
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.reports.densities import Likeness
-from brainseg_bids.synth.generator import Generator, Head, rescale
+from brainseg_bids.synth.generator import Generator, Head
 from brainseg_bids.training.pairs import PairStream
 from brainseg_bids.volumes import InputError, read_volume
 from brainseg_bids.workflows.plan import read_object
@@ -69,8 +70,8 @@ def read_real(
         except (InputError, ValueError) as error:
             log.warning("%s: not compared (%s)", path, error)
             continue
-        seen = rescale(torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)))
-        yield Shown(seen.numpy(), to_network.translate(placed))
+        seen = rescale(np.ascontiguousarray(without_fill(image)[0]))
+        yield Shown(seen, to_network.translate(placed))
 
 
 def _labels(

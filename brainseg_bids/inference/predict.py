@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brainseg_bids.anatomy.fill import without_fill, wrapped_share
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.intensity import AIR_SHARE, rescale
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.inference.windows import Triple, count_windows, stitched_rows
@@ -75,6 +77,8 @@ def segment(
     Several networks, and each network's view of the mirrored image, are averaged as
     probabilities, plane by plane. Where a view shows air only, it says background.
 
+    Fill values count as background; `note` is told of them, and of integers that wrapped round.
+
     Where an accelerator's memory runs out, windows become smaller, then sums are kept in main
     memory; only then it is an error.
 
@@ -104,7 +108,7 @@ def segment(
         that were worked on, and their probabilities (n_labels, rows, columns). Elsewhere
         everything is background.
     note : callable
-        Told in one line what had to be done otherwise than asked.
+        Told in one line what had to be done otherwise than asked, or is wrong with intensities.
 
     Returns
     -------
@@ -116,6 +120,7 @@ def segment(
     RuntimeError
         If there is not enough memory.
     """
+    image = _without_what_is_no_image(image, note)
     ras = grid.to_ras()
     turned = torch.from_numpy(np.ascontiguousarray(grid.array_to_ras(image), dtype=np.float32))
     members = [Member(net, voxel_size_mm, window_vox), *others]
@@ -137,6 +142,19 @@ def segment(
         ranks = _within_memory(look, device, note)
     codes = table.codes.astype(np.int16)[ranks.numpy()]
     return LabelMap(np.ascontiguousarray(grid.array_from_ras(codes)), grid, table)
+
+
+def _without_what_is_no_image(image: np.ndarray, note: Callable[[str], None]) -> np.ndarray:
+    image, fills = without_fill(image)
+    for fill in fills:
+        note(str(fill))
+    if share := wrapped_share(image):
+        note(
+            f"{100 * share:.2g} % of voxels are negative beside the brightest ones: intensities "
+            "above the largest integer of the file's type have wrapped round. Labels there are "
+            "wrong. Export the image again as float or as unsigned 16-bit integers."
+        )
+    return image
 
 
 @dataclass(frozen=True)
@@ -344,17 +362,6 @@ def winners(probabilities: Tensor) -> Tensor:
     return rank
 
 
-def rescale(image: Tensor) -> Tensor:
-    """Intensities to 0..1 between the 0.5th and 99.5th percentile, as in training."""
-    # Every 61st voxel; a prime neighbour where rows are a multiple of it, or whole planes
-    # would be missed.
-    stride = next(step for step in (61, 59, 53, 47) if image.shape[-1] % step)
-    sample = image.flatten()[::stride][:4_000_000].float()
-    low, high = torch.quantile(sample, torch.tensor([0.005, 0.995], device=image.device))
-    span = high - low if high > low else torch.ones_like(high)
-    return ((image - low) / span).clamp_(0, 1)
-
-
 def _whole_cells(image: Tensor, stem: int) -> Tensor:
     """Repeat the last plane along each axis until the network's cells fit."""
     for axis, size in enumerate(image.shape):
@@ -375,7 +382,7 @@ def head_box(image: Tensor, *, voxel_size_mm: float, multiple: int) -> tuple[sli
     cells = [min(cell, n) for n in image.shape]
     pooled = torch.nn.functional.avg_pool3d(image[None, None], cells, ceil_mode=True)[0, 0]
     low, high = torch.quantile(pooled.flatten()[:8_000_000], torch.tensor([0.02, 0.98]))
-    bright = pooled > low + 0.12 * (high - low)
+    bright = pooled > low + AIR_SHARE * (high - low)
     margin = int(np.ceil(MARGIN_MM / voxel_size_mm))
     box = []
     for axis, size in enumerate(image.shape):

@@ -96,6 +96,8 @@ class HeadReport:
     facts : dict of str to str
         Shown in the given order.
     warnings, outputs : list of str
+    no_asymmetry : str
+        Why left and right are not compared; empty if they are.
     """
 
     title: str
@@ -109,6 +111,7 @@ class HeadReport:
     facts: Mapping[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    no_asymmetry: str = ""
 
     @property
     def flags(self) -> list[str]:
@@ -138,6 +141,8 @@ def head_section(head: HeadReport) -> dict:
     rows = [row | {"z": (head.z or {}).get(row["index"])} for row in anatomical(head.volumes)]
     present = [row for row in rows if row["volume_mm3"] > 0]
     pairs = [pair for pair in asymmetries(rows) if pair.left_mm3 or pair.right_mm3]
+    if head.no_asymmetry:
+        pairs = []
     rules = list(head.merge.get("rules", []))
     groups = grouped(present)
     totals = {group["name"]: group["total_mm3"] for group in groups}
@@ -167,6 +172,7 @@ def head_section(head: HeadReport) -> dict:
         "outlier_z": OUTLIER_Z,
         "asymmetries": pairs,
         "widest_percent": widest_percent(pairs),
+        "no_asymmetry": head.no_asymmetry,
         "brain_mm3": totals.get(BRAIN),
         "csf_mm3": totals.get(CSF),
         "facts": dict(head.facts),

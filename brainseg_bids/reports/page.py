@@ -42,6 +42,8 @@ class ScanReport:
         What ``source`` is, and what the figure shows.
     noun, done : str
         How it is counted: "2 images segmented".
+    no_asymmetry : str
+        Why left and right are not compared; empty if they are.
     """
 
     title: str
@@ -55,6 +57,7 @@ class ScanReport:
     caption: str = "Each cut twice: the image alone, and beneath it the image with its labels."
     noun: str = "image"
     done: str = "segmented"
+    no_asymmetry: str = ""
 
 
 def write_page(
@@ -130,7 +133,7 @@ def _counts(scans: Sequence[ScanReport]) -> list[str]:
 def _scan(scan: ScanReport) -> dict:
     """What the template needs of one scan."""
     rows = anatomical(scan.volumes)
-    pairs = asymmetries(rows)
+    pairs = [] if scan.no_asymmetry else asymmetries(rows)
     groups = grouped(rows)
     totals = {group["name"]: group["total_mm3"] for group in groups}
     return {
@@ -144,6 +147,7 @@ def _scan(scan: ScanReport) -> dict:
         "csf_mm3": totals.get(CSF),
         "asymmetries": pairs,
         "widest_percent": widest_percent(pairs),
+        "no_asymmetry": scan.no_asymmetry,
         "model": next((v for k, v in scan.facts.items() if k.strip().lower() == "model"), None),
         "facts": scan.facts,
         "warnings": scan.warnings,

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from brainseg_bids.anatomy.fill import without_fill
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.intensity import rescale
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.reports.comparison import compare, draw_methods, method_colors, one_side
@@ -140,7 +142,7 @@ def draw_real_and_synthetic(
     for name, image, labels in heads:
         if image.shape != labels.voxels.shape:
             raise ValueError(f"{name}: image {image.shape}, labels {labels.voxels.shape}")
-    shown = [(name, as_network(image), labels) for name, image, labels in heads]
+    shown = [(name, _as_network(image), labels) for name, image, labels in heads]
     comparisons = _histograms(shown) if histograms is None else one_side(histograms)
     boxes_mm = same_size([view_mm(labels) for _, _, labels in shown])
     strip = Strip.fit(boxes_mm[0][:, 1] - boxes_mm[0][:, 0], planes_of(_STEPS), tallest_px=360)
@@ -160,16 +162,9 @@ def draw_real_and_synthetic(
     return write_sheet(sheet, path)
 
 
-def as_network(image: np.ndarray) -> np.ndarray:
-    """Image between its 0.5th and 99.5th percentile as 0..1, clipped, float32.
-
-    >>> as_network(np.arange(1001.0)[:, None, None])[[5, 500, 995], 0, 0].round(3).tolist()
-    [0.0, 0.5, 1.0]
-    """
-    finite = np.nan_to_num(np.asarray(image, dtype=np.float32))
-    low, high = np.percentile(finite, [0.5, 99.5])
-    span = high - low if high > low else 1.0
-    return np.clip((finite - low) / span, 0, 1).astype(np.float32)
+def _as_network(image: np.ndarray) -> np.ndarray:
+    cleaned, _ = without_fill(np.nan_to_num(np.asarray(image, dtype=np.float32)))
+    return rescale(cleaned)
 
 
 # -- pairs --------------------------------------------------------------------------------

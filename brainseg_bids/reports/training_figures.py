@@ -329,7 +329,8 @@ def draw_samples(path: Path, samples: Sequence[Sample], table: LabelTable | None
     rows = []
     for plane in range(len(last.image)):
         box = _filled(last, plane)
-        grey = _grey(last.image[plane][box])
+        # Kept as the network got it: 0..1.
+        grey = np.clip(np.nan_to_num(last.image[plane][box]), 0, 1)
         found = [_blend(grey, one.found[plane][box], colors) for one in samples]
         truth = _blend(grey, last.truth[plane][box], colors)
         wrong = _wrong(grey, last.found[plane][box] != last.truth[plane][box])
@@ -382,12 +383,6 @@ def _filled(sample: Sample, plane: int) -> tuple[slice, slice]:
         return slice(None), slice(None)
     ends = [np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0)]
     return tuple(slice(int(found[0]), int(found[-1]) + 1) for found in ends)
-
-
-def _grey(image: np.ndarray) -> np.ndarray:
-    finite = image[np.isfinite(image)]
-    low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
-    return np.clip((np.nan_to_num(image) - low) / max(high - low, 1e-6), 0, 1)
 
 
 def _blend(grey: np.ndarray, ranks: np.ndarray, colors: np.ndarray) -> np.ndarray:

@@ -39,6 +39,14 @@ TRIES, READS, PAUSE_S = 10, 4, 0.5
 """How often a page is written at most if other jobs leave more each time, how often results are
 read that cannot be read, and how long is waited then: another job may be replacing them."""
 
+NO_ASYMMETRY = (
+    "Not compared: the network saw this image once, not mirrored as well, and one pass makes one "
+    "side of a symmetric structure up to a sixth larger than the other. Segment without "
+    "--no-test-time-flips to compare the sides."
+)
+"""Whatever the side of the larger structure, it changes when the image is mirrored: it is the
+network's, not the head's."""
+
 GROUP_PAGES = {"brainseg": "group.html", "fullhead": "group_fullhead.html"}
 """Page over participants, by the label of ``seg-``."""
 
@@ -173,7 +181,15 @@ def scan_report(plan: SegmentPlan, *, output_dir: Path, bids_dir: Path) -> ScanR
         facts={key: value for key, value in shown.items() if value},
         warnings=facts.get("Warnings", []),
         outputs=_written(plan, output_dir),
+        no_asymmetry=no_asymmetry(plan.outputs["labels"]),
     )
+
+
+def no_asymmetry(*by_network: Path) -> str:
+    """Why sides are not compared, if any of these label maps was made without flips."""
+    said = [read_object(sidecar(labels)) for labels in by_network]
+    lopsided = any("ModelDigest" in one and not one.get("TestTimeFlips") for one in said)
+    return NO_ASYMMETRY if lopsided else ""
 
 
 def head_report(
@@ -194,6 +210,7 @@ def head_report(
         facts={"Made by": f"brainseg-bids {merge.get('BrainsegVersion')}"},
         warnings=merge.get("Warnings", []),
         outputs=_written(plan, output_dir),
+        no_asymmetry=no_asymmetry(*(tool.outputs["labels"] for tool in plan.tools.values())),
     )
 
 
@@ -225,7 +242,16 @@ def finer_report(plan: UpsamplePlan, *, output_dir: Path) -> ScanReport:
         noun="label map",
         done="made finer",
         caption="Above the label map, below the same at finer voxels.",
+        no_asymmetry=no_asymmetry(*_maps_of_the_model(plan.scan.path)),
     )
+
+
+def _maps_of_the_model(merged: Path) -> list[Path]:
+    """The network's label map that a merged one was made of, if it was."""
+    said = read_object(sidecar(merged))
+    if "model" not in (said.get("HeadTool"), said.get("BrainTool")):
+        return []
+    return [merged.with_name(merged.name.replace("_seg-fullhead_", "_seg-model_"))]
 
 
 def space_report(plan: SpacePlan, *, output_dir: Path, bids_dir: Path) -> ScanReport:

@@ -48,6 +48,36 @@ def picture():
     return phantom_image(labels, np.random.default_rng(1), noise_sd=2.0), labels.grid
 
 
+@pytest.mark.parametrize("value", [-32768, -1024, 32767])
+def test_fill_values_do_not_move_labels_and_are_noted(picture, value):
+    image, grid = picture
+    given, notes = image.copy(), []
+    given[0], given[-1] = value, value
+    found = run(given, grid, note=notes.append)
+    # The noise in these planes no longer counts, nor does it in the scale.
+    assert (found.voxels == run(image, grid).voxels).mean() > 0.9998
+    (note,) = notes
+    assert f"fill value {value:g}" in note
+
+
+def test_an_ordinary_image_is_passed_on_untouched(picture, monkeypatch):
+    image, grid = picture
+    notes = []
+    plain = run(image, grid, note=notes.append)
+    assert notes == []
+    monkeypatch.setattr("brainseg_bids.inference.predict.without_fill", lambda given: (given, []))
+    np.testing.assert_array_equal(run(image, grid).voxels, plain.voxels)
+
+
+def test_wrapped_integers_are_noted(picture):
+    image, grid = picture
+    notes = []
+    bright = np.rint(image * (32768 / np.quantile(image, 0.97))).astype(np.int64)
+    run(bright.astype(np.int16).astype(np.float32), grid, note=notes.append)
+    (note,) = notes
+    assert "unsigned 16-bit" in note
+
+
 def expected_codes(image):
     """What ShadeNet says of each voxel when nothing is resampled."""
     low, high = np.quantile(image.ravel()[::61], [0.005, 0.995])

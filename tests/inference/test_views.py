@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from brainseg_bids.anatomy.intensity import rescale
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.inference import predict
-from brainseg_bids.inference.predict import Member, has_fast_bf16, rescale, segment
+from brainseg_bids.inference.predict import Member, has_fast_bf16, segment
 from brainseg_bids.inference.windows import window_starts, window_weights
 from brainseg_bids.nets.architectures import NetSpec, build, pack, unpack
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image

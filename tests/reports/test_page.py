@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -326,3 +327,11 @@ def test_few_participants_have_no_outliers(cohort, tmp_path):
     assert not any(line.outliers for line in spreads(few))
     path = write_group_page(tmp_path / "group.html", title="Demo", volumes=few, version="1")
     assert "no one is called an outlier" in read(path).text
+
+
+def test_sides_that_cannot_be_compared_have_no_table_but_a_reason(scan, tmp_path):
+    one = replace(scan, no_asymmetry="Not compared: one pass.")
+    path = written(tmp_path / "sub-01.html", [one])
+    assert "Not compared: one pass." in read(path).text
+    assert "+8.6 %" not in path.read_text(encoding="utf-8")
+    assert ["Left-Thalamus", "10", "7,300", "7.30"] in cells(path)

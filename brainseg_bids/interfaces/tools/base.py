@@ -30,7 +30,7 @@ from nipype.interfaces.base import (
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.interfaces.tools._process import Ended, run_program
-from brainseg_bids.volumes import read_volume, write_volume
+from brainseg_bids.volumes import holds_numbers_only, read_volume, write_volume
 
 PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
 """Paths that no tool chokes on. Some split at spaces, or take a bracket for a pattern."""
@@ -43,8 +43,8 @@ THREAD_VARIABLES = (
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
 
-IN_MM = "input.nii.gz"
-"""Copy of an image whose file has another unit of length."""
+COPY = "input.nii.gz"
+"""Of an image whose file has another unit of length than mm, or voxels that are no numbers."""
 
 SUBJECT = re.compile(r"[A-Za-z0-9+_-]+")
 LOG_TAIL_BYTES = 64 * 1024
@@ -206,7 +206,7 @@ class ToolInterface(CommandLine):
     output_spec = ToolOutputSpec
     _cmd = "tool"
     _folder: Path | None = None
-    _in_mm = True
+    _as_it_is = True
     name = ""
     labels_file = ""
     """Where the labels are, below the node's folder; ``{subject}`` is filled in."""
@@ -271,8 +271,8 @@ class ToolInterface(CommandLine):
     def image(self) -> str:
         """The image's path, or what `_provide_image` leaves in the node's folder."""
         path = os.path.abspath(self.inputs.image)
-        if not self._in_mm:
-            return IN_MM
+        if not self._as_it_is:
+            return COPY
         return path if PLAIN.fullmatch(path) else f"input{ending(path)}"
 
     def _format_arg(self, name, spec, value):
@@ -335,17 +335,17 @@ class ToolInterface(CommandLine):
         return dict.fromkeys(THREAD_VARIABLES, threads) | self.environment()
 
     def _provide_image(self, folder: Path) -> None:
-        """A link where the path is not plain; a copy where lengths are not in mm.
+        """A link where the path is not plain; a copy where lengths are not in mm or voxels are NaN.
 
-        Most tools take every number of a header for mm.
+        Most tools take every number of a header for mm, and NaN spreads through their sums.
         """
         # What is wrong with the image is told now, not after hours.
         image, grid = read_volume(self.inputs.image)
-        self._in_mm = grid.file_unit == "mm"
+        self._as_it_is = grid.file_unit == "mm" and holds_numbers_only(self.inputs.image)
         link = folder / f"input{ending(self.inputs.image)}"
         link.unlink(missing_ok=True)
-        if not self._in_mm:
-            write_volume(image, replace(grid, file_unit="mm"), folder / IN_MM)
+        if not self._as_it_is:
+            write_volume(image, replace(grid, file_unit="mm"), folder / COPY)
         elif self.image == link.name:
             link.symlink_to(os.path.abspath(self.inputs.image))
 

@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in an image's array without being image: fill values, voxels that are no numbers.
+
+Padding, masks and corrections of distortion leave voxels at one constant value. Where that is
+the image's zero, nothing has to be done. Where it is not (-32768, -1024, the type's maximum, the
+grey middle of a masked UNI image), quantiles and the search for the head would follow it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+from scipy import ndimage
+
+from brainseg_bids.anatomy.intensity import AIR_SHARE, HIGH, LOW, IntensityRange
+
+FEWEST_SHARE = 0.001
+"""Of the voxels. A head's box may be a fifth of its image: fewer are less than the 0.5 % of the
+box that the scaling leaves out at either end."""
+
+APART = AIR_SHARE
+"""Of the range of the other voxels, between them and a fill value. A value farther away than what
+separates head from air makes air count as head; a nearer one shifts intensities by less, and may
+be the background of an image whose zero was moved."""
+
+FAR = 3.0
+"""As `APART`, where the value may be the image's zero around what a mask has kept. It lies 0.0 to
+0.3 below the range of stripped T1w brains, about 1 where CSF has half of the intensity of white
+matter; at 3 all of the brain is within a quarter of the scale."""
+
+SURROUNDING_SHARE = 0.5
+"""Of the voxels on the six faces of an image that hold one value: its surroundings. A head touches
+one or two faces and leaves more than half of their voxels to what surrounds it."""
+
+FEWEST_VALUES = 16
+"""An image of fewer values is a drawing: none of its values is apart from a distribution."""
+
+MOST_FILLS = 4
+"""Values that are looked for, one after another."""
+
+MOST_SAMPLED = 300_000
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A value that stands for "no image here".
+
+    Parameters
+    ----------
+    value : float
+    share : float
+        Of all voxels.
+    """
+
+    value: float
+    share: float
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.share:.2g} % of voxels hold the fill value {self.value:g}; they count "
+            "as background, and the other voxels alone set the scale of intensities. If they are "
+            "image, give the image without that value."
+        )
+
+
+def without_fill(image: np.ndarray) -> tuple[np.ndarray, list[Fill]]:
+    """Set voxels that hold a fill value to the level of the background.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float
+
+    Returns
+    -------
+    image : (X, Y, Z) float
+        The same array where nothing was found.
+    fills : list of Fill
+
+    Examples
+    --------
+    >>> head = np.random.default_rng(0).gamma(2, 50, (20, 20, 20)).astype(np.float32)
+    >>> head[:2] = -1024
+    >>> cleaned, fills = without_fill(head)
+    >>> [(fill.value, fill.share) for fill in fills], bool(cleaned.min() >= 0)
+    ([(-1024.0, 0.1)], True)
+    """
+    if _is_turned(image):
+        cleaned, fills = without_fill(image.T)
+        return cleaned.T if fills else image, fills
+    fills: list[Fill] = []
+    gone = np.zeros(image.shape, dtype=bool)
+    while len(fills) < MOST_FILLS and (found := _next_fill(image, gone)):
+        value, where, same = found
+        fills.append(Fill(value, same / image.size))
+        gone |= where
+    if not fills:
+        return image, []
+    cleaned = image.copy()
+    cleaned[gone] = background_level(image, gone)
+    return cleaned, fills
+
+
+def background_level(image: np.ndarray, gone: np.ndarray) -> float:
+    """Intensity of air, as far as the voxels that are left tell.
+
+    The darkest of them where they go on as dark beyond what is gone, or have negative values;
+    else zero, which magnitude images have where there is no signal.
+    """
+    rim = _rim(gone, gone)
+    left = ~(gone | rim) if _is_in_blocks(gone) else ~gone
+    window, beside = _range(_sampled(image[left])), _sampled(image[rim])
+    dark = not beside.size or window.level(float(np.median(beside))) < APART
+    return window.low if dark or window.low < 0 else 0.0
+
+
+def _next_fill(image: np.ndarray, gone: np.ndarray) -> tuple[float, np.ndarray, int] | None:
+    """A fill value, the voxels that are to go with it, and how many hold it."""
+    on_faces = np.concatenate([image[face][~gone[face]] for face in _faces()])
+    if not on_faces.size:
+        return None
+    values, counts = np.unique(on_faces, return_counts=True)
+    # A fill touches the border; it is the lowest value there, the highest, or a frequent one. The
+    # two ends come first: as long as they are not gone, air lies in the middle.
+    likely = dict.fromkeys([0, len(values) - 1, *np.argsort(counts)[:-3:-1].tolist()])
+    for number in likely:
+        value = float(values[number])
+        surrounds = counts[number] >= SURROUNDING_SHARE * on_faces.size
+        if not _may_be_fill(image, value, surrounds):
+            continue
+        same = image == values[number]
+        where = _where_to_fill(image, value, same, gone, surrounds)
+        if where is not None:
+            return value, where, int(np.count_nonzero(same))
+    return None
+
+
+def _may_be_fill(image: np.ndarray, value: float, surrounds: bool) -> bool:
+    """A quick look at some voxels: enough of them, and neither near zero nor in between."""
+    some = _sampled(image.reshape(-1), rows_of=image.shape[-1])
+    others = some[some != value]
+    if len(some) - len(others) < FEWEST_SHARE / 2 * len(some):
+        return False
+    level = _range(others).level(value)
+    return value < 0 or (abs(level) > APART and (surrounds or not 0 < level < 1))
+
+
+def _where_to_fill(
+    image: np.ndarray, value: float, same: np.ndarray, gone: np.ndarray, surrounds: bool
+) -> np.ndarray | None:
+    """Voxels that hold a fill value or were mixed with it; None if it is an intensity."""
+    if np.count_nonzero(same) < FEWEST_SHARE * image.size:
+        return None
+    # Interpolation mixes what lies beside a block with its value. What is scattered through noise
+    # is beside everything.
+    rim = _rim(same, gone) if _is_in_blocks(same) else np.zeros_like(same)
+    rest = _sampled(image[~(same | gone | rim)])
+    window = _range(rest)
+    if window.high <= window.low or len(np.unique(rest)) < FEWEST_VALUES:
+        return None
+    level = window.level(value)
+    if level > APART and surrounds:
+        # Zero seems to lie in the middle, too, where bright voxels became negative.
+        return None if wrapped_share(np.where(gone, 0, image)) else same
+    # Magnitudes are not negative; elsewhere zero may have been moved, as in standard scores.
+    below_zero = value < 0 and window.level(0.0) < APART
+    if level < -(APART if below_zero else FAR):
+        return same | (rim & (image < window.low))
+    if level > 1 + APART:
+        return _above(image, value, same, gone)
+    return None
+
+
+def _above(
+    image: np.ndarray, value: float, same: np.ndarray, gone: np.ndarray
+) -> np.ndarray | None:
+    """Voxels of a value above all others, if there is a gap below it.
+
+    Without a gap it is saturation: receivers and conversions cut off the bright end of a
+    distribution, whose other voxels come up to the value. A plane of the border all of whose
+    voxels are saturated is none either: what lies beside it is mixed by interpolation.
+    """
+    whole_face = any(same[face].all() for face in _faces())
+    rim = _rim(same, gone) if whole_face else np.zeros_like(same)
+    kept = ~(same | gone | rim)
+    top = float(np.max(image, where=kept, initial=-np.inf))
+    window = _range(_sampled(image[kept]))
+    if window.level(value) - window.level(top) <= APART:
+        return None
+    return same | (rim & (image > top))
+
+
+def _rim(same: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    """Voxels that share a face with a mask and are not taken away."""
+    grown = same.copy()
+    for axis in range(3):
+        along, mask = np.moveaxis(grown, axis, 0), np.moveaxis(same, axis, 0)
+        along[1:] |= mask[:-1]
+        along[:-1] |= mask[1:]
+    return grown & ~same & ~gone
+
+
+def _is_in_blocks(same: np.ndarray) -> bool:
+    """Whether most neighbours of a mask's voxels are in it, too; a plane's are."""
+    within = across = 0
+    for axis in range(3):
+        mask = np.moveaxis(same, axis, 0)
+        within += np.count_nonzero(mask[1:] & mask[:-1])
+        across += np.count_nonzero(mask[1:] != mask[:-1])
+    return within >= across
+
+
+def _is_turned(image: np.ndarray) -> bool:
+    """Whether memory is in the order of files: masks in another order cost 100 times as much."""
+    return image.flags.f_contiguous and not image.flags.c_contiguous
+
+
+def _faces() -> list[tuple]:
+    """Index of each of the six faces of a volume."""
+    return [
+        tuple(end if axis == a else slice(None) for a in range(3))
+        for axis in range(3)
+        for end in (0, -1)
+    ]
+
+
+def _sampled(values: np.ndarray, *, rows_of: int = 1) -> np.ndarray:
+    """Evenly spread values; no column of the rows is preferred."""
+    step = max(1, len(values) // MOST_SAMPLED)
+    while gcd(step, rows_of) > 1:
+        step += 1
+    return values[::step]
+
+
+def _range(values: np.ndarray) -> IntensityRange:
+    if not values.size:
+        return IntensityRange(0.0, 0.0)
+    return IntensityRange(*np.quantile(values.astype(np.float64), [LOW, HIGH]).tolist())
+
+
+# -- integers that wrapped round ------------------------------------------------------------
+
+
+TYPICAL = 2 / 3
+"""Share of the negative voxels, and of the steps to them, that have to look wrapped. Of real heads
+0.1 to 30 % of which were made to wrap it was 0.78 to 1.00; of a UNI image's noise it is 0.5."""
+
+MOST_WRAPPED = 0.25
+"""Of the voxels. More than that is not the bright end of a head, but air of an image whose zero
+was moved."""
+
+
+def wrapped_share(image: np.ndarray) -> float:
+    """Share of voxels that look like bright ones stored in too few bits; 0 if it is no such image.
+
+    A bright voxel that did not fit became negative, by nearly as much as the brightest are
+    positive: most negative voxels are far below zero, and beside them intensities jump by more
+    than half of all there is. Where negative values are usual (UNI images, standard scores,
+    ringing), most are near zero and intensities pass through it.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float
+        Without fill values.
+    """
+    low, high = float(image.min()), float(image.max())
+    if low >= 0 or high < -low / 2:
+        return 0.0
+    negative = image < 0
+    voxels = int(np.count_nonzero(negative))
+    few = 1e-5 * image.size < voxels < MOST_WRAPPED * image.size
+    if not few or np.count_nonzero(image < low / 2) < TYPICAL * voxels:
+        return 0.0
+    steps = []
+    for axis in range(3):
+        along, sign = np.moveaxis(image, axis, 0), np.moveaxis(negative, axis, 0)
+        crossing = sign[1:] != sign[:-1]
+        steps.append(np.abs(along[1:][crossing] - along[:-1][crossing]))
+    jumps = np.concatenate(steps) > (high - low) / 2
+    return voxels / image.size if jumps.size and jumps.mean() > TYPICAL else 0.0
+
+
+# -- voxels that are no numbers -------------------------------------------------------------
+
+
+def with_finite_background(image: np.ndarray) -> np.ndarray:
+    """Set NaN and infinite voxels outside the head to the level of the background.
+
+    Outside is what reaches the border of the image through such voxels, unless it is a whole
+    plane with head on both sides; and what lies within air.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float
+
+    Returns
+    -------
+    (X, Y, Z) float
+        The same array if all voxels are finite.
+
+    Raises
+    ------
+    ValueError
+        If there are such voxels inside the head; the message says how many.
+
+    Examples
+    --------
+    >>> head = np.random.default_rng(0).gamma(2, 50, (9, 9, 9))
+    >>> head[0] = np.nan
+    >>> bool(np.isfinite(with_finite_background(head)).all())
+    True
+    >>> head[4, 4, 4] = np.inf
+    >>> with_finite_background(head)
+    Traceback (most recent call last):
+    ValueError: 1 voxels inside the head are NaN or infinite
+    """
+    if _is_turned(image):
+        return with_finite_background(image.T).T
+    bad = ~np.isfinite(image)
+    n_bad = int(np.count_nonzero(bad))
+    if not n_bad:
+        return image
+    if n_bad == image.size:
+        raise ValueError(f"all {n_bad} voxels are NaN or infinite")
+    finite = np.where(bad, 0, image)
+    window = _range(_sampled(image[~bad]))
+    bright = ~bad & (finite > window.low + APART * window.span)
+    inside = _within_tissue(bad, bright) | _between_planes(bad, bright)
+    if inside.any():
+        raise ValueError(f"{np.count_nonzero(inside)} voxels inside the head are NaN or infinite")
+    finite[bad] = background_level(finite, bad)
+    return finite
+
+
+def _within_tissue(bad: np.ndarray, bright: np.ndarray) -> np.ndarray:
+    """Connected parts of a mask, most of whose neighbours are bright; none at the border."""
+    parts, n = ndimage.label(bad)
+    counts = np.zeros((2, n + 1))
+    for axis in range(3):
+        part, is_bad, is_bright = (np.moveaxis(a, axis, 0) for a in (parts, bad, bright))
+        for here, there in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+            at_rim = is_bad[here] & ~is_bad[there]
+            owners = part[here][at_rim]
+            counts[0] += np.bincount(owners, minlength=n + 1)
+            counts[1] += np.bincount(owners, is_bright[there][at_rim], minlength=n + 1)
+    chosen = counts[1] > counts[0] / 2
+    for face in _faces():
+        chosen[np.unique(parts[face])] = False
+    chosen[0] = False
+    return chosen[parts]
+
+
+def _between_planes(bad: np.ndarray, bright: np.ndarray) -> np.ndarray:
+    """Voxels of whole planes of a mask that have bright planes on both sides: slices lost."""
+    lost = np.zeros_like(bad)
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        with_head = np.flatnonzero(bright.any(axis=others))
+        empty = np.flatnonzero(bad.all(axis=others))
+        if with_head.size:
+            between = empty[(empty > with_head[0]) & (empty < with_head[-1])]
+            np.moveaxis(lost, axis, 0)[between] = True
+    return lost
