@@ -38,6 +38,7 @@ from brainseg_bids.interfaces.tools.synthseg import measure_quality
 from brainseg_bids.nets.bundle import ModelBundle
 from brainseg_bids.volumes import (
     InputError,
+    holds_numbers_only,
     read_grid,
     read_label_map,
     read_posteriors,
@@ -165,6 +166,25 @@ def test_a_tool_gets_mm_whatever_the_images_unit(image):
     assert read_grid("input.nii.gz") == grid
     assert read_grid("input.nii.gz").file_unit == "mm"
     assert read_grid(outputs.labels).is_close(grid)
+
+
+@pytest.mark.input(
+    "intensities",
+    "NaN in the background of an image for an external tool (`--stages headlabels`)",
+    "the tool gets a copy with the level of the background there",
+    0,
+)
+def test_a_tool_gets_numbers_only(image):
+    voxels, grid = read_volume(image)
+    voxels[0] = np.nan
+    write_volume(voxels, grid, image)
+    made = interface("samseg", image)
+    made.run()
+    assert made.arguments()[1] == "input.nii.gz"
+    given, _ = read_volume("input.nii.gz")
+    assert holds_numbers_only("input.nii.gz")
+    assert not holds_numbers_only(image)
+    np.testing.assert_array_equal(given[1:], voxels[1:])
 
 
 def test_synthseg_is_told_threads_and_where_to_compute(image):
@@ -672,7 +692,7 @@ def damaged(image: Path, how: str) -> Path:
     if how == "4D":
         voxels = np.stack([voxels, voxels], axis=-1)
     elif how == "NaN":
-        voxels[3, 3, 3] = np.nan
+        voxels[tuple(n // 2 for n in voxels.shape)] = np.nan
     elif how == "constant":
         voxels[:] = 7
     nib.save(nib.Nifti1Image(voxels, file.affine), path)
@@ -684,7 +704,7 @@ def damaged(image: Path, how: str) -> Path:
     [
         ("truncated", "cannot be read"),
         ("4D", "not one 3D volume"),
-        ("NaN", "1 voxels are NaN"),
+        ("NaN", "1 voxels inside the head are NaN"),
         ("constant", "every voxel is 7"),
     ],
 )

@@ -335,7 +335,7 @@ class ToolInterface(CommandLine):
         return dict.fromkeys(THREAD_VARIABLES, threads) | self.environment()
 
     def _provide_image(self, folder: Path) -> None:
-        """A link where the path is not plain; a copy where lengths are not in mm or voxels are NaN.
+        """A link where the path is not plain; a copy where lengths are not mm or voxels are NaN.
 
         Most tools take every number of a header for mm, and NaN spreads through their sums.
         """
