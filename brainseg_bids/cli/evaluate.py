@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import logging
 import warnings
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brainseg_bids import __version__
-from brainseg_bids.bids.description import write_json, write_text
+from brainseg_bids.bids.description import write_json, write_text, write_tsv
 from brainseg_bids.evaluation.summary import Missing, tables
 from brainseg_bids.interfaces.raters import comparison, read_rating
 from brainseg_bids.settings import Settings
-from brainseg_bids.volumes import InputError, read_volume, whole_or_nothing
+from brainseg_bids.volumes import InputError, read_volume
 from brainseg_bids.workflows.evaluate_plan import (
     EvaluationPlan,
     ImagePlan,
@@ -329,24 +328,6 @@ def write_tables(
             "Raters": {name: str(rater.root) for name, rater in plan.raters.items()},
         },
     )
-
-
-def write_tsv(path: Path, lines: Sequence[dict]) -> Path:
-    """A table, whole or not at all; what is not there is n/a."""
-    columns = list(dict.fromkeys(key for line in lines for key in line))
-    with whole_or_nothing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([_cell(line.get(column)) for column in columns] for line in lines)
-    return path
-
-
-def _cell(value) -> str:
-    if value is None or value == "" or value != value:
-        return "n/a"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _plain(lines: Sequence[dict]) -> list[dict]:

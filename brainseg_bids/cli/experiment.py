@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
-import io
 import logging
 import os
 import shlex
@@ -25,7 +23,7 @@ from brainseg_bids import __version__
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
-from brainseg_bids.bids.description import write_json, write_text
+from brainseg_bids.bids.description import write_json, write_text, write_tsv
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.evaluation.decision import FEWEST_SEEDS
 from brainseg_bids.training.experiment import (
@@ -571,8 +569,8 @@ def report(options: argparse.Namespace) -> int:
 def _write_tables(
     folder: Path, plan: ExperimentPlan, findings: Findings, results: Sequence[RunResult]
 ) -> None:
-    _write_tsv(folder / "report.tsv", [one.row() for one in findings.accuracy])
-    _write_tsv(folder / "report_differences.tsv", [one.row() for one in findings.differences])
+    write_tsv(folder / "report.tsv", [one.row() for one in findings.accuracy])
+    write_tsv(folder / "report_differences.tsv", [one.row() for one in findings.differences])
     scores = [
         {"kappa": result.run.kappa, "seed": result.run.seed}
         | {"where": score.where, "space": score.space, "case": score.case}
@@ -581,7 +579,7 @@ def _write_tables(
         for score in result.scores
         for name, value in score.dice.items()
     ]
-    _write_tsv(folder / "report_structures.tsv", scores)
+    write_tsv(folder / "report_structures.tsv", scores)
     decisions = {"thesis": findings.thesis, "without_loss": findings.without_loss}
     write_json(
         folder / "report.json",
@@ -592,18 +590,6 @@ def _write_tables(
         }
         | {name: one.row() for name, one in decisions.items() if one},
     )
-
-
-def _write_tsv(path: Path, rows: list[dict]) -> None:
-    """Rows of the same columns; what is not known is ``n/a``."""
-    text = io.StringIO()
-    if rows:
-        table = csv.DictWriter(text, list(rows[0]), delimiter="\t", lineterminator="\n")
-        table.writeheader()
-        table.writerows(
-            {key: "n/a" if value is None else value for key, value in row.items()} for row in rows
-        )
-    write_text(path, text.getvalue())
 
 
 # -- slurm --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.bids.description import write_json
+from brainseg_bids.bids.description import write_json, write_model_description
 from brainseg_bids.cli.train_cache import cache_folder, read_facts
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
@@ -422,6 +422,7 @@ def write_job(job: JobPlan, described: dict) -> dict:
                 file.write(
                     f"# Where crops lie, by the training recipe.\ncenter_frac = [{low}, {high}]\n"
                 )
+    write_model_description(job.folder, job.name)
     write_json(job.training / "job.json", described)
     return described
 

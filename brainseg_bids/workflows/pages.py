@@ -12,7 +12,7 @@ from pathlib import Path
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.cohort import Cohort
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.bids.description import write_text
+from brainseg_bids.bids.description import write_tsv
 from brainseg_bids.bids.names import folder, sidecar
 from brainseg_bids.bids.templates import transform_name
 from brainseg_bids.contrast.measured import ContrastStatistics
@@ -398,25 +398,27 @@ def write_group(
 
 
 def _write_table(path: Path, volumes: dict[str, list[dict]]) -> None:
-    names = list(dict.fromkeys(row["name"] for rows in volumes.values() for row in rows))
-    lines = ["\t".join(["participant_id", "session_id", "image", *names])]
-    for image, rows in volumes.items():
+    rows = []
+    for image, volumes_of in volumes.items():
         entities = dict(part.split("-", 1) for part in image.split("_"))
-        by_name = {row["name"]: f"{row['volume_mm3']:g}" for row in rows}
         session = f"ses-{entities['ses']}" if "ses" in entities else "n/a"
-        values = [by_name.get(name, "n/a") for name in names]
-        lines.append("\t".join([f"sub-{entities['sub']}", session, image, *values]))
-    write_text(path, "\n".join(lines) + "\n")
+        about = {"participant_id": f"sub-{entities['sub']}", "session_id": session, "image": image}
+        rows.append(about | {row["name"]: row["volume_mm3"] for row in volumes_of})
+    write_tsv(path, rows)
 
 
 def _write_presence(path: Path, cohort: Cohort) -> None:
     """Which structures how many heads have, and who lacks them."""
-    lines = ["\t".join(["structure", "codes", "kind", "n_has", "n_lacks", "lacks", "reason"])]
-    for line in cohort.presence:
-        found = line.structure
-        codes = " ".join(str(code) for code in found.codes)
-        kind = "core" if found.core else "optional"
-        lacks = " ".join(line.lacks) or "n/a"
-        counts = str(len(line.has)), str(len(line.lacks))
-        lines.append("\t".join([found.name, codes, kind, *counts, lacks, found.reason]))
-    write_text(path, "\n".join(lines) + "\n")
+    rows = [
+        {
+            "structure": line.structure.name,
+            "codes": " ".join(map(str, line.structure.codes)),
+            "kind": "core" if line.structure.core else "optional",
+            "n_has": len(line.has),
+            "n_lacks": len(line.lacks),
+            "lacks": " ".join(line.lacks),
+            "reason": line.structure.reason,
+        }
+        for line in cohort.presence
+    ]
+    write_tsv(path, rows)

@@ -7,9 +7,14 @@ import pytest
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.bids.description import write_description, write_label_tables
+from brainseg_bids.bids.description import (
+    write_description,
+    write_label_tables,
+    write_model_description,
+    write_tsv,
+)
 from brainseg_bids.volumes import InputError
-from tests.fakes.dataset import write_dataset
+from tests.fakes.dataset import assert_valid_bids, write_bundle, write_dataset
 
 
 def test_the_description_names_the_software_and_where_the_data_came_from(tmp_path):
@@ -44,3 +49,22 @@ def test_names_with_odd_characters_survive_in_the_label_table(tmp_path):
     table = LabelTable([Label(0, "Background"), Label(2, "Ää \"x\" <b>\t&; 'y' 名")])
     paths = write_label_tables(tmp_path, {"brainseg": table})
     assert LabelTable.read(paths["brainseg"]) == table
+
+
+def test_the_folder_of_a_trained_model_is_a_dataset(tmp_path):
+    write_bundle(tmp_path / "bundle")
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "seen.json").write_text("[]")
+    write_model_description(tmp_path, "mine")
+    assert "Model mine" in (tmp_path / "README.md").read_text()
+    assert_valid_bids(tmp_path)
+
+
+def test_tables_have_one_number_format(tmp_path):
+    rows = [{"a": 1234567.25, "b": 1}, {"b": 2, "c": 1e-7, "d": False}, {"a": float("nan")}]
+    assert write_tsv(tmp_path / "t.tsv", rows).read_text().splitlines() == [
+        "a\tb\tc\td",
+        "1234567.25\t1\tn/a\tn/a",
+        "n/a\t2\t0.0000001\tfalse",
+        "n/a\tn/a\tn/a\tn/a",
+    ]
