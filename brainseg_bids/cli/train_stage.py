@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,8 @@ PASSED_ON = ("SIGTERM", "SIGINT", "SIGUSR1")
 
 _CLOCK = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")
 _TRAIN_ERROR = "train: ERROR: "
+_VALIDATED = re.compile(r"^step \d+ of \d+, ")
+"""What the training process says after each validation begins like this."""
 
 
 def train(settings: Settings, run_dir: Path) -> int:
@@ -86,14 +88,15 @@ def _train(settings: Settings, tasks: Tasks) -> int:
             if done > total:
                 # The run stays as it is, and so does what the command without --steps means.
                 log.warning("%d steps are done already: %d cannot be gone back to", done, total)
-                return DONE if settings.plan_only else _conclude(job, settings)
+                return DONE if settings.plan_only else _conclude(job, _Page(job, settings))
         write_job(job, described)
         plan = make_plan(job, settings)
         if settings.plan_only:
             log.info("planned; nothing was trained (--plan-only): %s", job.training)
             return DONE
-        code = _run_unless_done(job, plan, settings, lock, tasks)
-        return _conclude(job, settings) if code == DONE else code
+        page = _Page(job, settings)
+        code = _run_unless_done(job, plan, settings, lock, tasks, page)
+        return _conclude(job, page) if code == DONE else code
 
 
 def _follow(tasks: Tasks, settings: Settings) -> int:
@@ -145,7 +148,55 @@ def _alone(folder: Path) -> Iterator[int]:
 # -- run ----------------------------------------------------------------------------------
 
 
-def _run_unless_done(job: JobPlan, plan: Path, settings: Settings, lock: int, tasks: Tasks) -> int:
+class _Page:
+    """The page of a training, written while it runs by a thread, so that nothing waits for it.
+
+    Parameters
+    ----------
+    job : JobPlan
+    settings : Settings
+    """
+
+    def __init__(self, job: JobPlan, settings: Settings) -> None:
+        self.job, self.path = job, settings.output_dir / f"train_{job.name}.html"
+        self._thread: threading.Thread | None = None
+
+    def renew(self) -> None:
+        """Write it beside what goes on, unless it is being written; a fault is a warning."""
+        if self._thread is None:
+            log.info("report, written again at each validation: %s", self.path)
+        elif self._thread.is_alive():
+            return
+        self._thread = threading.Thread(target=self._try, daemon=True)
+        self._thread.start()
+
+    def _try(self) -> None:
+        try:
+            self.write()
+        except Exception as error:  # whatever it is, training goes on
+            log.warning("%s: the report was not written (%s)", self.path, _one_line(error))
+            log.debug("report", exc_info=True)
+
+    def finish(self) -> None:
+        """Write it as it is now; a fault is a warning."""
+        self.wait()
+        self._try()
+
+    def write(self) -> Path:
+        """Write it now."""
+        from brainseg_bids.reports.training import write_training_page  # late: matplotlib
+
+        return write_training_page(self.job.folder, self.path, title=f"Training {self.job.name}")
+
+    def wait(self) -> None:
+        """Until it is not being written."""
+        if self._thread is not None:
+            self._thread.join()
+
+
+def _run_unless_done(
+    job: JobPlan, plan: Path, settings: Settings, lock: int, tasks: Tasks, page: _Page
+) -> int:
     """Train what is left of the plan; the exit code."""
     from brainseg_bids.training.resume import MAY_CHANGE  # late: torch
 
@@ -161,7 +212,11 @@ def _run_unless_done(job: JobPlan, plan: Path, settings: Settings, lock: int, ta
     try:
         argv = _argv(job, plan, settings, tasks, write_real(settings, job.training))
         tasks.tell({"argv": argv, "folder": str(job.training)})
-        return _explain(job, _watch(argv, job.training, job.training / "log.txt", settings, lock))
+        record = job.training / "log.txt"
+        code = _explain(job, _watch(argv, job.training, record, settings, lock, page.renew))
+        if code != DONE and job.checkpoint.is_file():
+            page.finish()
+        return code
     finally:
         said = read_object(job.training / "job.json")
         spent_s = said.get("seconds", 0.0) + time.monotonic() - began_s
@@ -196,7 +251,12 @@ class _Ended:
 
 
 def _watch(
-    argv: Sequence[str], folder: Path, log_path: Path, settings: Settings, lock: int | None = None
+    argv: Sequence[str],
+    folder: Path,
+    log_path: Path,
+    settings: Settings,
+    lock: int | None = None,
+    on_validation: Callable[[], None] = lambda: None,
 ) -> _Ended:
     """Run the training process to its end; what it says is passed on and kept."""
     errors: list[str] = []
@@ -220,7 +280,8 @@ def _watch(
             for line in process.stdout:
                 record.write(line)
                 record.flush()
-                _tell(line.rstrip(), errors)
+                if _VALIDATED.match(_tell(line.rstrip(), errors)):
+                    on_validation()
             code = process.wait()
     return _Ended(code, errors, received)
 
@@ -299,13 +360,14 @@ def _passing_on(process: subprocess.Popen) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _tell(line: str, errors: list[str]) -> None:
-    """A line of the training process, on the console."""
+def _tell(line: str, errors: list[str]) -> str:
+    """A line of the training process, on the console; without its clock."""
     line = _CLOCK.sub("", line)
     if line.startswith(_TRAIN_ERROR):
         errors.append(line.removeprefix(_TRAIN_ERROR))
     elif line:
         log.info("%s", line)
+    return line
 
 
 def _explain(job: JobPlan, ended: _Ended) -> int:
@@ -348,10 +410,9 @@ def _explain(job: JobPlan, ended: _Ended) -> int:
 # -- conclude -----------------------------------------------------------------------------
 
 
-def _conclude(job: JobPlan, settings: Settings) -> int:
+def _conclude(job: JobPlan, page: _Page) -> int:
     """Bundle, page, and how to use them; the exit code."""
     from brainseg_bids.cli.bundle import bundle_run  # late: torch
-    from brainseg_bids.reports.training import write_training_page
 
     code = DONE
     try:
@@ -360,11 +421,13 @@ def _conclude(job: JobPlan, settings: Settings) -> int:
         log.error("%s", error)
         return FAILED
     log.info("model %s: %s, digest %s", bundle.name, bundle.path, bundle.digest[:12])
-    page = settings.output_dir / f"train_{job.name}.html"
     try:
-        log.info("report: %s", write_training_page(job.folder, page, title=f"Training {job.name}"))
+        page.wait()
+        log.info("report: %s", page.write())
     except (OSError, ValueError, KeyError) as error:
-        log.error("%s: the report could not be written (%s); run again", page, _one_line(error))
+        log.error(
+            "%s: the report could not be written (%s); run again", page.path, _one_line(error)
+        )
         code = FAILED
     log.info("segment with it: brainseg BIDS OUT participant --model %s", bundle.path)
     return code

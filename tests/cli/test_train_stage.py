@@ -441,6 +441,62 @@ def ends(tmp_path, caplog):
     return end
 
 
+VALIDATES = """\
+import pathlib, sys, time
+print("2026-11-24 03:24:05,621 step 2 of 4, 1 s: dice_brain 0.5", flush=True)
+until_s = time.monotonic() + 10
+while not pathlib.Path("page.html").exists() and time.monotonic() < until_s:
+    time.sleep(0.01)
+sys.exit(75 if pathlib.Path("page.html").exists() else 1)
+"""
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """Run a program instead of training, with a page; exit code."""
+    job = SimpleNamespace(training=tmp_path, folder=tmp_path, name="tiny")
+    page = train_stage._Page(job, SimpleNamespace(output_dir=tmp_path))
+    settings = SimpleNamespace(device="cpu")
+
+    def run_watched(program: str) -> int:
+        argv = [sys.executable, "-c", program]
+        log_path = tmp_path / "log.txt"
+        code = train_stage._watch(
+            argv, tmp_path, log_path, settings, on_validation=page.renew
+        ).code
+        page.finish()
+        return code
+
+    return run_watched
+
+
+@pytest.mark.input(
+    "training", "a training that runs, and one that was stopped",
+    "the page is written at each validation and after the stop", 75,
+)  # fmt: skip
+def test_the_page_is_written_while_training_runs_and_after_a_stop(watched, tmp_path, monkeypatch):
+    written = []
+
+    def write(job_dir, path, *, title):
+        written.append(path.name)
+        (tmp_path / "page.html").touch()
+        return path
+
+    monkeypatch.setattr("brainseg_bids.reports.training.write_training_page", write)
+    assert watched(VALIDATES) == 75
+    assert written == ["train_tiny.html"] * 2
+
+
+def test_a_page_that_cannot_be_written_harms_no_training(watched, caplog, monkeypatch):
+    def write(job_dir, path, *, title):
+        raise RuntimeError("a picture could not be drawn")
+
+    monkeypatch.setattr("brainseg_bids.reports.training.write_training_page", write)
+    assert watched(VALIDATES.replace("< until_s", "< 0").replace("1)", "0)")) == 0
+    assert "train_tiny.html" in caplog.text
+    assert "a picture could not be drawn" in caplog.text
+
+
 def test_what_training_says_goes_to_the_console_and_into_its_log(ends, tmp_path):
     code, said = ends("print('2026-11-24 03:24:05,621 step 2 of 4')")
     assert code == 0
