@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from brainseg_bids.anatomy.fill import without_fill
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.intensity import rescale
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.inference.predict import head_box, segment
 from brainseg_bids.nets.architectures import pack, unpack
+from brainseg_bids.volumes import read_volume
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
 TABLE = LabelTable(
@@ -277,3 +280,30 @@ def test_the_unit_of_grey_values_does_not_matter(picture, unit):
     np.testing.assert_array_equal(
         run(image * np.float32(unit), grid).voxels, run(image, grid).voxels
     )
+
+
+def scaled_box(image):
+    """What a network of 1 mm sees of an image of 1 mm."""
+    cleaned, fills = without_fill(image)
+    seen = torch.from_numpy(np.ascontiguousarray(cleaned))
+    box = head_box(seen, voxel_size_mm=1.0, multiple=2)
+    return box, rescale(seen[box]).numpy(), fills
+
+
+@pytest.mark.shared_data
+@pytest.mark.slow
+def test_a_network_sees_the_same_of_a_real_head_whatever_fills_the_surroundings(shared_data):
+    image, _ = read_volume(shared_data / "mne_sample_ecog" / "T1.mgz")
+    box, plain, fills = scaled_box(image)
+    assert fills == []
+    planes = 4 * image
+    forms = {
+        value: np.concatenate([np.full_like(planes[:1], value), planes[1:]])
+        for value in (-32768, -1024, 32767)
+    }
+    forms["UNI"] = np.where(image == 0, 0, image / 255 - np.float32(0.5))
+    for form, given in forms.items():
+        its_box, seen, fills = scaled_box(given)
+        assert len(fills) == 1, form
+        assert its_box == box, form
+        np.testing.assert_allclose(seen, plain, atol=0.01, err_msg=str(form))
