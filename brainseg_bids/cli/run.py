@@ -163,8 +163,6 @@ def _write_pages(
     from brainseg_bids.workflows.found import note_failures  # late: jinja2, nipype
     from brainseg_bids.workflows.pages import read_cohort, update_subject_page
 
-    citation = settings.output_dir / "logs" / "CITATION.md"
-    methods = citation.read_text(encoding="utf-8") if citation.is_file() else ""
     # Read once: each page compares its head with all of them.
     missed = {}
     try:
@@ -187,7 +185,6 @@ def _write_pages(
                 bids_dir=settings.bids_dir,
                 failures=failures,
                 settings=settings.to_toml(),
-                methods=methods,
                 cohort=cohort,
             )
         except (OSError, ValueError, KeyError) as error:

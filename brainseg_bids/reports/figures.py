@@ -84,7 +84,8 @@ def draw_volumes(
     percents : dict of str to dict of str to float
         For each structure, participant to per cent above (or below) the structure's median.
     outliers : dict of str to set of str
-        For each structure, the participants to name.
+        For each structure, the participants to mark. They are named, and so are the lowest and
+        the highest.
     path : Path
         PNG file, written whole or not at all.
     """
@@ -97,22 +98,23 @@ def draw_volumes(
     limit = float(np.clip(np.max(np.abs(values), initial=0) * 1.15, 10, 100))
     for line, (structure, found) in enumerate(percents.items()):
         axes.axhline(line, color=LINE, alpha=0.4, linewidth=1, zorder=0)
-        named = outliers.get(structure, set())
+        far = outliers.get(structure, set())
+        named = far | {min(found, key=found.get), max(found, key=found.get)} if found else far
         for who, value in found.items():
             marker = "o" if abs(value) < limit else "<" if value < 0 else ">"
             at = float(np.clip(value, -limit * 0.99, limit * 0.99))
-            color = RED if who in named else BLUE
+            color = RED if who in far else BLUE
             axes.plot(at, line, marker, color=color, markersize=5, alpha=0.85, markeredgewidth=0)
             if who in named:
                 # Away from the crowd in the middle, unless there is no room.
-                right = (at > 0) == (abs(at) < 0.85 * limit)
+                right = (at > 0) == (abs(at) < 0.8 * limit)
                 axes.annotate(
                     who,
                     (at, line),
                     xytext=(7 if right else -7, 0),
                     fontsize=8,
                     textcoords="offset points",
-                    color=INK,
+                    color=INK if who in far else FAINT,
                     va="center",
                     ha="left" if right else "right",
                     **FONT,

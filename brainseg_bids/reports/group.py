@@ -105,6 +105,7 @@ def write_group_page(
         ``volumes`` may then be empty.
     """
     lines = spreads(volumes)
+    pages = {page.name for page in Path(path).parent.glob("sub-*.html")}
     figure = None
     if len(volumes) > 1:
         with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +131,8 @@ def write_group_page(
         participants=list(volumes),
         lines=lines,
         figure=figure,
-        cohort=None if cohort is None else _cohort(cohort),
+        cohort=None if cohort is None else _cohort(cohort) | {"pages": pages},
+        pages=pages,
         suspects=dict(sorted(suspects.items(), key=lambda item: -len(item[1]))),
         outlier_z=OUTLIER_Z,
         fewest=FEWEST,

@@ -6,9 +6,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from brainseg_bids.anatomy.cohort import OUTLIER_Z
+from brainseg_bids.anatomy.rules import MergeRules
 from brainseg_bids.reports.groups import BRAIN, CSF
 from brainseg_bids.reports.html import embedded
 from brainseg_bids.reports.rows import anatomical, asymmetries, grouped, widest_percent
@@ -143,7 +145,7 @@ def head_section(head: HeadReport) -> dict:
     pairs = [pair for pair in asymmetries(rows) if pair.left_mm3 or pair.right_mm3]
     if head.no_asymmetry:
         pairs = []
-    rules = list(head.merge.get("rules", []))
+    rules = [rule for rule in head.merge.get("rules", []) if _may_act(rule, head.merge)]
     groups = grouped(present)
     totals = {group["name"]: group["total_mm3"] for group in groups}
     return {
@@ -178,6 +180,16 @@ def head_section(head: HeadReport) -> dict:
         "facts": dict(head.facts),
         "outputs": head.outputs,
     }
+
+
+def _may_act(rule: Mapping, merge: Mapping) -> bool:
+    """Whether a rule can have done anything: of one tool alone, none between two."""
+    return bool(merge.get("brain")) or bool(rule["voxels"]) or rule["rule"] not in _between_tools()
+
+
+@cache
+def _between_tools() -> frozenset[str]:
+    return frozenset(line.rule for line in MergeRules.packaged().precedence)
 
 
 def _tool(tool: ToolRun) -> dict:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Collection
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from brainseg_bids.volumes import whole_or_nothing
 
@@ -42,6 +44,16 @@ def _percent(value: float | None) -> str:
     return "n/a" if value is None else f"{value:+.1f}".replace("-", "−")
 
 
+def _linked(who: str, pages: Collection[str]) -> str:
+    """What an image's results are called, linked to the participant's page if that is there.
+
+    >>> str(_linked("sub-01_ses-A", {"sub-01.html"})), _linked("sub-02", {"sub-01.html"})
+    ('<a href="sub-01.html">sub-01_ses-A</a>', 'sub-02')
+    """
+    page = f"{who.split('_')[0]}.html"
+    return Markup('<a href="{}">{}</a>').format(page, who) if page in pages else who
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -51,5 +63,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"ml": _ml, "mm3": _mm3, "percent": _percent}
+    environment.filters |= {"ml": _ml, "mm3": _mm3, "percent": _percent, "linked": _linked}
     return environment

@@ -13,6 +13,7 @@ from brainseg_bids.reports.contrast import ContrastReport, contrast_section
 from brainseg_bids.reports.groups import BRAIN, CSF
 from brainseg_bids.reports.head import HeadReport, head_section
 from brainseg_bids.reports.html import embedded, render_page
+from brainseg_bids.reports.prose import prose, references
 from brainseg_bids.reports.rows import anatomical, asymmetries, grouped, widest_percent
 
 
@@ -91,7 +92,7 @@ def write_page(
     errors : list of str
         One per thing that failed; line breaks are kept.
     methods : str
-        Boilerplate; blank lines separate paragraphs.
+        Markdown; blank lines separate paragraphs.
     version : str
         Of this software.
     heads : sequence of HeadReport
@@ -113,7 +114,8 @@ def write_page(
         + sum(len(section["flags"]) for section in (*head_sections, *contrast_sections)),
         settings=settings,
         errors=errors,
-        methods=_paragraphs(methods),
+        methods=[prose(paragraph) for paragraph in _paragraphs(methods)],
+        references=references(methods),
         version=version,
     )
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from brainseg_bids import __version__
 from brainseg_bids.workflows.contrast import init_contrast_scan_wf
 from brainseg_bids.workflows.exports import init_freesurfer_scan_wf, init_precomputed_scan_wf
 from brainseg_bids.workflows.headlabels import init_headlabels_scan_wf
 from brainseg_bids.workflows.how import HowToRun
+from brainseg_bids.workflows.methods import preamble
 from brainseg_bids.workflows.plan import SubjectPlan
 from brainseg_bids.workflows.segment import init_segment_scan_wf
 from brainseg_bids.workflows.spaces import init_spaces_scan_wf
@@ -32,10 +32,7 @@ SCAN_WORKFLOWS = {
 def init_brainseg_wf(plans: Sequence[SubjectPlan], how: HowToRun) -> Workflow:
     """All participants for whom there is something to run."""
     workflow = Workflow(name="brainseg_wf")
-    workflow.__desc__ = f"""\
-Results were made with *brainseg-bids* {__version__}, a BIDS App [@gorgolewski2017] built on
-*Nipype* [@gorgolewski2011] and *PyTorch* [@paszke2019].
-"""
+    workflow.__desc__ = preamble()
     workflow.add_nodes([init_subject_wf(plan, how) for plan in plans if plan.to_run])
     return workflow
 

@@ -10,18 +10,14 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 from brainseg_bids.interfaces.contrast import DrawContrast, MeasureContrast
 from brainseg_bids.workflows.contrast_plan import ContrastPlan, contrast_metadata
 from brainseg_bids.workflows.how import HowToRun
+from brainseg_bids.workflows.methods import CONTRAST
 from brainseg_bids.workflows.outputs import init_ds_scan_wf
 
 
 def init_contrast_scan_wf(plan: ContrastPlan, how: HowToRun) -> Workflow:
     """One image and its label map: measure, draw, save."""
     workflow = Workflow(name=plan.name)
-    workflow.__desc__ = """\
-The contrast of each image was measured label by label: robust location and scale away from the
-labels' borders and free of a smooth field that was estimated jointly with them, mixtures of
-Gaussians where one did not do, spatial correlation within labels, the law and strength of the
-noise from the background, and the effective resolution.
-"""
+    workflow.__desc__ = CONTRAST
     inputnode = pe.Node(IdentityInterface(fields=["image", "labels"]), name="inputnode")
     inputnode.inputs.image = str(plan.scan.path)
     inputnode.inputs.labels = str(plan.labels)

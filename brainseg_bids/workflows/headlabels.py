@@ -11,7 +11,6 @@ from brainseg_bids.bids.names import Scan
 from brainseg_bids.interfaces.headlabels import MergeHead, ReadTool
 from brainseg_bids.interfaces.labels import Volumes
 from brainseg_bids.interfaces.reportlets import DrawMerge
-from brainseg_bids.interfaces.tools import find_tool
 from brainseg_bids.workflows.headlabels_plan import (
     GIVEN,
     HeadPlan,
@@ -20,6 +19,7 @@ from brainseg_bids.workflows.headlabels_plan import (
     tool_metadata,
 )
 from brainseg_bids.workflows.how import HowToRun
+from brainseg_bids.workflows.methods import head_labels
 from brainseg_bids.workflows.outputs import init_ds_scan_wf
 from brainseg_bids.workflows.plan import REUSE, RUN
 from brainseg_bids.workflows.segment import takes_gpu
@@ -34,8 +34,7 @@ def init_headlabels_scan_wf(plan: HeadPlan, how: HowToRun) -> Workflow:
     Each tool is a workflow of its own (`init_tool_wf`), whatever its labels come from.
     """
     workflow = Workflow(name=plan.name)
-    names = [tool.tool.name for tool in plan.tools.values()]
-    workflow.__desc__ = _describe(names)
+    workflow.__desc__ = head_labels([tool.tool.name for tool in plan.tools.values()])
     image = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
     image.inputs.image = str(plan.scan.path)
     table = str(how.tables["fullhead"])
@@ -145,14 +144,3 @@ def _init_run_node(plan: ToolPlan, scan: Scan, how: HowToRun) -> pe.Node:
         of_this_tool |= {"test_time_flips": plan.flips}
     interface.inputs.trait_set(**{k: v for k, v in of_this_tool.items() if k in known})
     return pe.Node(interface, name="run", n_procs=threads, mem_gb=plan.mem_gb)
-
-
-def _describe(names: list[str]) -> str:
-    """Methods text."""
-    tools = " and ".join(find_tool(name).about for name in names)
-    return f"""\
-Label maps of the whole head were made with {tools}. Codes were translated into one table, maps
-were brought to the grid of the image by their affines, and merged by a table of rules; what no
-tool labelled inside the head was told apart into tissue and air, islands were removed, and the
-voxels that each rule changed were counted.
-"""

@@ -22,6 +22,7 @@ from brainseg_bids.reports.group import write_group_page
 from brainseg_bids.reports.head import HeadReport, ToolRun
 from brainseg_bids.reports.page import ScanReport, write_page
 from brainseg_bids.volumes import InputError
+from brainseg_bids.workflows import methods
 from brainseg_bids.workflows.contrast_plan import ContrastPlan
 from brainseg_bids.workflows.found import noted_failures, with_found
 from brainseg_bids.workflows.headlabels_plan import GIVEN, HeadPlan, ToolPlan
@@ -58,7 +59,6 @@ def update_subject_page(
     bids_dir: Path,
     failures: Mapping[str, str],
     settings: str,
-    methods: str,
     cohort: Cohort | None = None,
 ) -> Path | None:
     """Write ``sub-LABEL.html`` from all that any run has left; None if there is nothing to tell.
@@ -89,7 +89,6 @@ def update_subject_page(
                 bids_dir=bids_dir,
                 errors=[f"{title}: {why}" for title, why in told.items()],
                 settings=settings,
-                methods=methods,
                 cohort=cohort,
             )
             shown = now
@@ -116,7 +115,6 @@ def write_subject_page(
     bids_dir: Path,
     errors: Iterable[str],
     settings: str,
-    methods: str,
     cohort: Cohort | None = None,
 ) -> Path:
     """Write ``sub-LABEL.html``: every image whose results are there, and what went wrong.
@@ -154,7 +152,7 @@ def write_subject_page(
         ],
         settings=settings,
         errors=list(errors),
-        methods=methods,
+        methods=methods.of_results(done),
         version=__version__,
     )
 

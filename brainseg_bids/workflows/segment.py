@@ -13,6 +13,7 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 from brainseg_bids.interfaces.labels import BrainMask, Tissue, Volumes
 from brainseg_bids.interfaces.reportlets import DrawLabels
 from brainseg_bids.interfaces.segment import PREDICT, Segment
+from brainseg_bids.workflows import methods
 from brainseg_bids.workflows.how import HowToRun
 from brainseg_bids.workflows.outputs import init_ds_scan_wf
 from brainseg_bids.workflows.segment_plan import SEGMENT_GIB, Model, SegmentPlan, metadata
@@ -102,15 +103,12 @@ def init_segment_wf(
     """
     fields = ["labels", "tissue", "mask", "volumes", "figure", "report"]
     workflow = Workflow(name=name)
-    workflow.__desc__ = f"""\
-{describe_images(images)} with the convolutional network
-*{model_name}* (model digest `{model_digest[:12]}`), which labels brain, fluid, bone and soft
-tissues of the head. The network was trained on images synthesised from label maps
-[@billot2023]. It worked window by window, and its probabilities, not its labels,
-were interpolated to the voxels of the image.
-{describe_views(ensemble, flips)}Tissue classes, the brain mask and the volumes were
-derived from these labels.
-"""
+    workflow.__desc__ = methods.segmentation(
+        images,
+        (model_name, model_digest),
+        ensemble=[(other.name, other.digest) for other in ensemble],
+        flips=flips,
+    )
     inputnode = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
     outputnode = pe.Node(
         IdentityInterface(fields=fields + ["probseg"] * probseg), name="outputnode"
@@ -151,33 +149,6 @@ derived from these labels.
         segment.inputs.probseg = "probseg.nii.gz"
         workflow.connect(segment, "probseg", outputnode, "probseg")
     return workflow
-
-
-def describe_images(images: str) -> str:
-    """Begin the methods text: which images a model got; empty: all.
-
-    >>> describe_images("FLAIR images")
-    'FLAIR images were segmented on their own grids'
-    """
-    if not images:
-        return "Each structural image was segmented on its own grid"
-    return f"{images} were segmented on their own grids"
-
-
-def describe_views(ensemble: Sequence[Model], flips: bool) -> str:
-    """Sentences of the methods text on what was averaged; empty if nothing was.
-
-    >>> describe_views((), flips=True)
-    'Probabilities of the image and of its mirror image, sides swapped back, were averaged. '
-    """
-    text = ""
-    if ensemble:
-        named = " and ".join(f"*{other.name}* (`{other.digest[:12]}`)" for other in ensemble)
-        text += f"Its probabilities were averaged with those of {named}. "
-    if flips:
-        text += "Probabilities of the image and of its mirror image, sides swapped back, were "
-        text += "averaged. "
-    return text
 
 
 def takes_gpu(device: str) -> bool:

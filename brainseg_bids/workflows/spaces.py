@@ -11,6 +11,7 @@ from brainseg_bids.interfaces.labels import BrainMask, Tissue
 from brainseg_bids.interfaces.register import Pull, Register
 from brainseg_bids.interfaces.reportlets import DrawLabels
 from brainseg_bids.workflows.how import HowToRun
+from brainseg_bids.workflows.methods import standard_space
 from brainseg_bids.workflows.outputs import init_ds_scan_wf
 from brainseg_bids.workflows.spaces_plan import KIND, REGISTER_GIB, SpacePlan, key, space_metadata
 
@@ -18,12 +19,8 @@ from brainseg_bids.workflows.spaces_plan import KIND, REGISTER_GIB, SpacePlan, k
 def init_spaces_scan_wf(plan: SpacePlan, how: HowToRun) -> Workflow:
     """One image and one space: register once, pull once per resolution, save."""
     workflow = Workflow(name=plan.name)
-    through = "their probabilities" if plan.probseg else "each label's linearly interpolated share"
-    workflow.__desc__ = f"""\
-T1-weighted images were registered to template {plan.templates[0].name} with *ANTs*
-(`{KIND}`) [@avants2011], by their brains where the template has a brain mask. Labels were
-brought there once, through {through}; tissues and brain masks were derived from the result.
-"""
+    name, soft = plan.templates[0].name, plan.probseg is not None
+    workflow.__desc__ = standard_space(name, probabilities=soft)
     inputnode = pe.Node(IdentityInterface(fields=["image", "labels", "mask"]), name="inputnode")
     inputnode.inputs.image = str(plan.scan.path)
     inputnode.inputs.labels = str(plan.labels)

@@ -11,6 +11,7 @@ from brainseg_bids.interfaces.labels import Volumes
 from brainseg_bids.interfaces.reportlets import DrawFiner
 from brainseg_bids.interfaces.upsample import Upsample
 from brainseg_bids.workflows.how import HowToRun
+from brainseg_bids.workflows.methods import upsampling
 from brainseg_bids.workflows.outputs import init_ds_scan_wf
 from brainseg_bids.workflows.segment import takes_gpu
 from brainseg_bids.workflows.upsample_plan import UpsamplePlan, upsample_metadata
@@ -23,13 +24,7 @@ def init_upsample_scan_wf(plan: UpsamplePlan, how: HowToRun) -> Workflow:
     """One label map: upsample it, measure volumes, draw it beside its source; all of it saved."""
     workflow = Workflow(name=plan.name)
     target, table = plan.target, str(how.tables["fullhead"])
-    workflow.__desc__ = f"""\
-Label maps were brought to voxels of {target.shown}: where a tool had given probabilities, these
-were interpolated (cubic convolution) and each voxel got the most probable label; elsewhere each
-voxel got the label with the largest weight under a separable kernel (*{target.kernel}*). The
-maps' world extent was kept. Each map has a certificate of what it is when taken back to its
-source's voxels.
-"""
+    workflow.__desc__ = upsampling(target)
     on_gpu = takes_gpu(how.device)
     inputnode = pe.Node(IdentityInterface(fields=["labels"]), name="inputnode")
     inputnode.inputs.labels = str(plan.scan.path)

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from brainseg_bids.anatomy.grid import Grid
@@ -136,6 +137,19 @@ def test_far_volumes_are_named_and_do_not_flatten_the_rest(tmp_path):
         picture = np.asarray(file.convert("RGB")).astype(int)
     columns = (picture[..., 2] - picture[..., 0] > 60).nonzero()[1]  # blue
     assert np.ptp(columns) > 15  # six dots over 5 % stay apart on an axis of 200 %
+
+
+def test_the_lowest_and_the_highest_of_each_structure_are_named(tmp_path, monkeypatch):
+    said = []
+    original = Axes.annotate
+    monkeypatch.setattr(
+        Axes,
+        "annotate",
+        lambda axes, text, *a, **k: said.append(text) or original(axes, text, *a, **k),
+    )
+    percents = {"Left-Thalamus": {f"sub-{k}": k - 3.0 for k in range(6)}, "Nowhere": {}}
+    draw_volumes(percents, {}, tmp_path / "plain.png")
+    assert said == ["sub-0", "sub-5"]
 
 
 def test_figures_need_no_pyplot_and_no_writable_home(tmp_path):

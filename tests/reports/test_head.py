@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from PIL import Image
 
 from brainseg_bids.anatomy.cohort import Cohort
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.anatomy.rules import MergeRules
+from brainseg_bids.interfaces.tools import tool_names
 from brainseg_bids.reports.group import write_group_page
-from brainseg_bids.reports.head import HeadReport, ToolRun
+from brainseg_bids.reports.head import HeadReport, ToolRun, head_section
 from brainseg_bids.reports.page import ScanReport, write_page
 from tests.reports.test_page import cells, read
 
@@ -261,9 +264,29 @@ def test_pages_with_heads_need_nothing_but_themselves(head, tmp_path):
         text = page.read_text(encoding="utf-8")
         for words in ("http:", "https:", "url(", "@import", "<script"):
             assert words not in text
+        # The page of a group links to those of participants, which lie beside it.
+        fine = ("#", "data:image/png", *(["sub-01.html"] if page == group else []))
         for tag, attrs in read(page).tags:
             for name in ("src", "href", "srcset", "data"):
-                assert attrs.get(name, "#").startswith(("#", "data:image/png")), (tag, attrs)
+                assert attrs.get(name, "#").startswith(fine), (tag, attrs)
+
+
+def test_of_one_tool_no_rule_between_two_is_told(head):
+    between = MergeRules.packaged().precedence[0]
+    idle = {"rule": between.rule, "voxels": 0, "volume_mm3": 0.0, "reason": between.reason}
+    rules = [idle, {"rule": "islands", "voxels": 0, "volume_mm3": 0.0, "reason": ""}]
+    two = head_section(replace(head, merge=merge_report(rules=rules)))
+    one = head_section(replace(head, merge=merge_report(rules=rules, brain="", conflicts=[])))
+    assert [rule["rule"] for rule in two["idle"]] == [between.rule, "islands"]
+    assert [rule["rule"] for rule in one["idle"]] == ["islands"]
+
+
+def test_reasons_of_rules_name_no_tool():
+    """They stand on pages of heads that other tools have labelled."""
+    rules = MergeRules.packaged()
+    lines = (*rules.precedence, *rules.resolve, *rules.islands, *rules.completion)
+    said = " ".join(line.reason for line in lines).lower()
+    assert not [name for name in tool_names() if name != "model" and name in said.split()]
 
 
 def test_facts_of_a_tool_are_read_from_what_its_interface_writes():

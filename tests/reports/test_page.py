@@ -335,3 +335,22 @@ def test_sides_that_cannot_be_compared_have_no_table_but_a_reason(scan, tmp_path
     assert "Not compared: one pass." in read(path).text
     assert "+8.6 %" not in path.read_text(encoding="utf-8")
     assert ["Left-Thalamus", "10", "7,300", "7.30"] in cells(path)
+
+
+def test_the_group_page_links_to_the_pages_that_are_there(cohort, tmp_path):
+    there, lacking, *_ = [who for who in cohort if "<" not in who]
+    (tmp_path / f"{there}.html").write_text("")
+    path = write_group_page(tmp_path / "group.html", title="Demo", volumes=cohort, version="1")
+    links = {attrs["href"] for tag, attrs in read(path).tags if tag == "a"}
+    assert links == {f"{there}.html"}
+    assert lacking in read(path).text
+
+
+def test_methods_are_html_with_their_references(scan, tmp_path):
+    text = "Made with *Nipype* [@gorgolewski2011] and `it` <b>.\n\nMore [@paszke2019]."
+    path = written(tmp_path / "sub-01.html", [scan], methods=text)
+    page = path.read_text()
+    section = page[page.index('<section id="methods">') :]
+    assert "<em>Nipype</em> (Gorgolewski et al., 2011) and <code>it</code> &lt;b&gt;." in section
+    assert "doi:10.3389/fninf.2011.00013" in section
+    assert "[@" not in section

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods text of a page is of the participant whose page it is."""
+
+import json
+
+from brainseg_bids.bids.names import Scan
+from brainseg_bids.workflows import methods
+from brainseg_bids.workflows.plan import REUSE
+from brainseg_bids.workflows.segment_plan import SegmentPlan
+
+
+def found(folder, name: str, **facts) -> SegmentPlan:
+    """A segmentation that lies in a derivative."""
+    labels = folder / f"{name}_seg-brainseg_dseg.nii.gz"
+    labels.with_name(f"{name}_seg-brainseg_dseg.json").write_text(json.dumps(facts))
+    return SegmentPlan(Scan.from_path(f"{name}.nii.gz"), REUSE, "found", {"labels": labels}, {})
+
+
+def test_models_are_those_of_the_results_and_each_is_named_once(tmp_path):
+    mine = {"ModelName": "mine", "ModelDigest": "a" * 64, "BrainsegVersion": "0.9"}
+    text = methods.of_results([
+        found(tmp_path, "sub-01_T1w", **mine, TestTimeFlips=True),
+        found(tmp_path, "sub-01_UNIT1", **mine, TestTimeFlips=True),
+        found(tmp_path, "sub-01_FLAIR", ModelName="flair", ModelDigest="b" * 64),
+    ])  # fmt: skip
+    assert "T1w and UNIT1 images were segmented" in text
+    assert "FLAIR images were segmented" in text
+    assert text.count("*mine*") == text.count("*flair*") == 1
+    assert text.count("mirror image") == 1
+    assert "brainseg-bids* 0.9," in text
+
+
+def test_an_ensemble_is_named_with_all_its_members(tmp_path):
+    other = {"ModelName": "other", "ModelDigest": "c" * 64}
+    text = methods.of_results([
+        found(tmp_path, "sub-01_T1w", ModelName="a", ModelDigest="d" * 64, Ensemble=[other])
+    ])  # fmt: skip
+    assert "averaged with those of *other* (`cccccccccccc`)" in text
+
+
+def test_one_tool_is_not_merged_with_another():
+    assert "merged" not in methods.head_labels(["samseg"])
+    assert "*SAMSEG*" in methods.head_labels(["samseg", "synthseg"])
