@@ -100,6 +100,8 @@ class Settings:
         Empty: what the device is fast in.
     steps : int
         Of training; 0: as the recipe says.
+    minutes : float
+        After which training ends by itself; 0: never.
     start_from : str
         Model whose weights training begins from.
     validation_label : tuple of str
@@ -175,6 +177,7 @@ class Settings:
     nodes: int = 1
     precision: str = ""
     steps: int = 0
+    minutes: float = 0.0
     start_from: str = ""
     validation_label: tuple[str, ...] = ()
     validate_on: Path | None = None

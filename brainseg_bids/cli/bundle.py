@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.training.deadline import planned_steps
 
 if TYPE_CHECKING:
     from brainseg_bids.nets.architectures import PackedNet
@@ -71,7 +72,7 @@ def bundle_run(
     Raises
     ------
     BundleError
-        If there is no checkpoint, or no ``job.json`` for what is not said.
+        If there is no checkpoint, or no ``job.json`` for what is not said, or the disk is full.
     """
     from brainseg_bids.nets.bundle import BundleError, ModelBundle, write_bundle
     from brainseg_bids.training.fit import TrainPlan, averaged_net, steps_done
@@ -122,6 +123,12 @@ def bundle_run(
             seen=read_seen(run),
         )
         _swap(fresh, out)
+    except OSError as error:
+        before = "the one before it is as it was" if out.exists() else "there is none yet"
+        raise BundleError(
+            f"{out}: the bundle could not be written ({error.strerror or error}); {before}, and "
+            "so is the checkpoint. Make room, then run the same command again."
+        ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return ModelBundle.read(out)
@@ -240,7 +247,7 @@ def card_facts(
         ),
         spaces=tuple(spaces.values()),
         steps=steps,
-        planned_steps=plan.total_steps,
+        planned_steps=planned_steps(plan.total_steps) or steps,
         level_pairs=level_pairs,
         patch_vox=plan.patch_vox,
         pairs_per_step=plan.pairs_per_step,

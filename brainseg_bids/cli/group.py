@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 from brainseg_bids.bids.description import write_description
@@ -21,11 +22,12 @@ def run_group(settings: Settings, run_dir: Path) -> int:
     InputError
         If what a stage needs is not there.
     """
+    began_s = time.time()
     stages = {"summary": _summary, "priors": _priors, "synth": _synth}
     for name, stage in stages.items():
         if name in settings.stages:
             stage(settings)
-    if "train" in settings.stages and (code := _train(settings, run_dir)):
+    if "train" in settings.stages and (code := _train(settings, run_dir, began_s)):
         return code
     if "evaluate" in settings.stages and (failures := _evaluate(settings, run_dir)):
         for title, reason in failures.items():
@@ -70,11 +72,11 @@ def _priors(settings: Settings) -> None:
     log.info("report: %s", write_page(settings.output_dir, settings.bids_dir.name))
 
 
-def _train(settings: Settings, run_dir: Path) -> int:
+def _train(settings: Settings, run_dir: Path, began_s: float) -> int:
     from brainseg_bids.cli.train_stage import train  # late: what it needs is
 
     write_description(settings.bids_dir, settings.output_dir)
-    return train(settings, run_dir)
+    return train(settings, run_dir, began_s=began_s)
 
 
 def _evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:

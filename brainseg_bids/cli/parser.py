@@ -25,6 +25,7 @@ from brainseg_bids.settings import (
     SettingsError,
     read_values,
 )
+from brainseg_bids.training.deadline import MOST_MINUTES, check_minutes
 
 STAGES = {"participant": PARTICIPANT_STAGES, "group": GROUP_STAGES}
 DEFAULT_STAGE = {"participant": ("segment",), "group": ("summary",)}
@@ -341,6 +342,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     add("--name", dest="model_name", type=_model_name, help="name of the model")
     add("--steps", type=_positive, metavar="N", help="training steps; default: the recipe's")
+    add(
+        "--minutes",
+        type=_minutes,
+        metavar="N",
+        help="end by itself N minutes after the command began: rate flat, model bundled, page "
+        "written; the same command goes on for N more",
+    )
     add(
         "--start-from",
         metavar="NAME|PATH",
@@ -758,6 +766,7 @@ STAGE_FLAGS = {
     "recipe": ("--recipe", ("train",)),
     "model_name": ("--name", ("train",)),
     "steps": ("--steps", ("train",)),
+    "minutes": ("--minutes", ("train",)),
     "start_from": ("--start-from", ("train",)),
     "validation_label": ("--validation-label", ("train",)),
     "validate_on": ("--validate-on", ("train",)),
@@ -812,6 +821,15 @@ def _voxel_size_mm(text: str) -> float:
     if why := VOXEL_SIZE.fault(value):
         raise argparse.ArgumentTypeError(f"a voxel {why}")
     return value
+
+
+def _minutes(text: str) -> float:
+    try:
+        return check_minutes(float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give a number above 0, at most {MOST_MINUTES}"
+        ) from error
 
 
 def _share(text: str) -> float:

@@ -18,6 +18,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,6 +100,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         help="JSON list of {name, image, labels, table or crosswalk}: real images to look at",
     )
+    add("--minutes", type=float, help="end so long after --began, bundle and page included")
+    add("--began", type=float, metavar="SECONDS", help="of the epoch; default: now")
     add("--checkpoint-every", type=float, default=600.0, metavar="SECONDS", help="at least")
     add("--replay", type=Path, metavar="FILE", help="make the pairs of a bad-step-N.json again")
     options = parser.parse_args(argv)
@@ -146,12 +149,16 @@ def _train(options: argparse.Namespace) -> int:
     from brainseg_bids.lifetime import for_children
     from brainseg_bids.synth.space import read_space
     from brainseg_bids.training.callbacks import CannotSave
+    from brainseg_bids.training.deadline import Deadline
     from brainseg_bids.training.fit import check_run, fit, is_first_process, make_generator
     from brainseg_bids.volumes import voxel_hash
 
     os.environ.update(for_children({}))  # processes that Lightning starts
     if options.threads:
         torch.set_num_threads(options.threads)
+    deadline = None
+    if options.minutes is not None:
+        deadline = Deadline(options.minutes, options.began or time.time())
     plan = _read_plan(options.plan)
     generator = make_generator(plan)
     seen: set[str] = set()
@@ -187,6 +194,7 @@ def _train(options: argparse.Namespace) -> int:
             memory=options.memory,
             head_names=[str(path) for path in options.heads],
             checkpoint_every_s=options.checkpoint_every,
+            deadline=deadline,
         )
     except CannotSave:
         raise

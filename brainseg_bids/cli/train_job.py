@@ -117,7 +117,9 @@ def plan_job(settings: Settings) -> JobPlan:
     name = settings.model_name or model_name(spaces, voxel_size_mm)
     before = before or _before(settings, name)
     if before:
-        recipe = _as_before(recipe, before, other_steps=bool(settings.steps))
+        # A run that ended by time has no number of steps of its own to go on to.
+        other = bool(settings.steps or settings.minutes or before.get("minutes"))
+        recipe = _as_before(recipe, before, other_steps=other)
         if not settings.target_voxel_size_mm and "voxel_size_mm" not in recipe.said:
             voxel_size_mm, why_voxels = before["voxel_size_mm"], "as before"
     asked = {key: recipe.values[key] for key in BY_STEPS}
@@ -126,6 +128,8 @@ def plan_job(settings: Settings) -> JobPlan:
     elif before:
         kept = before["recipe"].get("asked", {})
         asked |= {key: value for key, value in kept.items() if key not in recipe.said}
+    if settings.minutes:
+        recipe = recipe.by_time(at_most=settings.steps)
     target = find_target(recipe.values["target_table"])
     log.info("model %s: %s", name, why)
     log.info("voxels of %g mm: %s", voxel_size_mm, why_voxels)
@@ -299,6 +303,7 @@ def describe_job(job: JobPlan, settings: Settings) -> dict:
         "command": command_of(settings),
         "started": job.before.get("started") or now(),
         "seconds": job.before.get("seconds", 0.0),
+        "minutes": settings.minutes,
         "contrasts": list(job.spaces.contrasts),
         "voxel_size_mm": job.voxel_size_mm,
         "table": job.target.name,

@@ -27,6 +27,7 @@ from brainseg_bids.cli.train_cache import probe_once
 from brainseg_bids.cli.train_job import JobPlan, space_key
 from brainseg_bids.lifetime import for_children
 from brainseg_bids.settings import Settings
+from brainseg_bids.training.deadline import planned_steps
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import read_object
 from brainseg_bids.workflows.resources import memory_gib
@@ -394,7 +395,8 @@ def _tell_plan(plan: Mapping, memory: Mapping) -> None:
         "pairs a step": f"{plan['batch']} x {plan['accumulate']} a device",
         "precision": ", ".join([plan["precision"], *extras]),
         "memory": f"{peak}, of {last['budget_gib']:.1f} GiB ({last['reason']})",
-        "steps": f"{plan['total_steps']}, learning rate {plan['learning_rate']:g}, "
+        "steps": f"{planned_steps(plan['total_steps']) or 'as many as there is time for'}, "
+        f"learning rate {plan['learning_rate']:g}, "
         f"loss {plan['loss']}, Dice weight {plan['dice_weight']:g}",
         "recipe spaces": ", ".join(f"{k} {v:g}" for k, v in plan["spaces"].items()),
     }

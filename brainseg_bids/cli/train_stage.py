@@ -34,6 +34,7 @@ from brainseg_bids.cli.train_tasks import Tasks, find_tasks
 from brainseg_bids.lifetime import CODES, at_end, for_children
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.settings import Settings
+from brainseg_bids.training.deadline import Deadline, planned_steps
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import read_object
 
@@ -46,12 +47,20 @@ PASSED_ON = ("SIGTERM", "SIGINT", "SIGUSR1")
 
 _CLOCK = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")
 _TRAIN_ERROR = "train: ERROR: "
-_VALIDATED = re.compile(r"^step \d+ of \d+, ")
+_VALIDATED = re.compile(r"^step \d+( of \d+)?, ")
 """What the training process says after each validation begins like this."""
 
 
-def train(settings: Settings, run_dir: Path) -> int:
+def train(settings: Settings, run_dir: Path, *, began_s: float | None = None) -> int:
     """Plan, train, bundle, report.
+
+    Parameters
+    ----------
+    settings : Settings
+    run_dir : Path
+        Of the log.
+    began_s : float, optional
+        `time.time` when the command began, for ``--minutes``; default: now.
 
     Returns
     -------
@@ -64,19 +73,29 @@ def train(settings: Settings, run_dir: Path) -> int:
     InputError
         If something is wrong with what was given; nothing is trained then.
     """
+    deadline = _deadline(settings, time.time() if began_s is None else began_s)
     tasks = find_tasks(os.environ, settings.output_dir / "logs")
     if tasks.rank:
         return _follow(tasks, settings)
     code = UNUSABLE
     try:
         with at_end(lambda number: tasks.tell({"code": CODES[number]})):
-            code = _train(settings, tasks)
+            code = _train(settings, tasks, deadline)
     finally:
         tasks.tell({"code": code})
     return code
 
 
-def _train(settings: Settings, tasks: Tasks) -> int:
+def _deadline(settings: Settings, began_s: float) -> Deadline | None:
+    if not settings.minutes:
+        return None
+    try:
+        return Deadline(settings.minutes, began_s)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _train(settings: Settings, tasks: Tasks, deadline: Deadline | None) -> int:
     check_real(settings)
     _launcher(settings, max(1, settings.devices), tasks)
     job = plan_job(settings)
@@ -95,7 +114,7 @@ def _train(settings: Settings, tasks: Tasks) -> int:
             log.info("planned; nothing was trained (--plan-only): %s", job.training)
             return DONE
         page = _Page(job, settings)
-        code = _run_unless_done(job, plan, settings, lock, tasks, page)
+        code = _run_unless_done(job, plan, settings, lock, tasks, page, deadline)
         return _conclude(job, page) if code == DONE else code
 
 
@@ -195,7 +214,13 @@ class _Page:
 
 
 def _run_unless_done(
-    job: JobPlan, plan: Path, settings: Settings, lock: int, tasks: Tasks, page: _Page
+    job: JobPlan,
+    plan: Path,
+    settings: Settings,
+    lock: int,
+    tasks: Tasks,
+    page: _Page,
+    deadline: Deadline | None,
 ) -> int:
     """Train what is left of the plan; the exit code."""
     from brainseg_bids.training.resume import MAY_CHANGE  # late: torch
@@ -207,10 +232,15 @@ def _run_unless_done(
         log.info("all %d steps are done already", done)
         return DONE
     if done:
-        log.info("going on after step %d of %d", done, total)
+        aim = f" of {total}" if planned_steps(total) else ""
+        log.info("going on after step %d%s", done, aim)
+    if deadline and deadline.left_s() <= 0:
+        raise InputError(str(deadline.too_short()))
     began_s = time.monotonic()
     try:
         argv = _argv(job, plan, settings, tasks, write_real(settings, job.training))
+        if deadline:
+            argv += ["--minutes", f"{deadline.minutes:g}", "--began", f"{deadline.began_s:.3f}"]
         tasks.tell({"argv": argv, "folder": str(job.training)})
         record = job.training / "log.txt"
         code = _explain(job, _watch(argv, job.training, record, settings, lock, page.renew))

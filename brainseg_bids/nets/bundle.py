@@ -199,13 +199,13 @@ def write_bundle(
     BundleError
         If a weight is not a number or too large for float16; nothing is written then.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     stored = {key: _as_half(weight, key, path) for key, weight in net.weights().items()}
     path.mkdir(parents=True, exist_ok=True)
-    save_file(stored, path / WEIGHTS)
-    (path / WEIGHTS).chmod(0o644)  # the library leaves it readable by its owner only
+    # Not by the library's own writer: a full disk is no OSError there.
+    (path / WEIGHTS).write_bytes(save(stored))
     table.write(path / LABELS)
     (path / CARD).write_text(card, encoding="utf-8")
     manifest = {

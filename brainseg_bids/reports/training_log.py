@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.training.deadline import planned_steps
 
 DICE, BRAIN, REAL = "dice/", "dice_brain", "real/"
 TRAINING, BUNDLE = "training", "bundle"
@@ -249,9 +250,10 @@ class Job:
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of the plan, None if it does not say."""
+        """Steps of the plan, None if it does not say or ends by time."""
         total = self.plan.get("total_steps")
-        return int(total) if isinstance(total, int | float) and total > 0 else None
+        is_number = isinstance(total, int | float) and total > 0
+        return planned_steps(int(total)) if is_number else None
 
     @property
     def finished(self) -> bool:

@@ -28,6 +28,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.training.deadline import ENDING_S, Deadline, planned_steps
 from brainseg_bids.training.experiment import Overlap
 from brainseg_bids.training.pairs import Feed, PairStream
 from brainseg_bids.training.resume import SETTINGS_KEY, loops_at, write_whole
@@ -229,14 +230,30 @@ class Keeper(Callback):
         Steps that were done before.
     every_steps : int
     every_s : float
+    deadline : Deadline, optional
+        When to end as if the last step were done.
+
+    Attributes
+    ----------
+    is_over : bool
+        Whether the run ends for its time.
     """
 
     SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 
     def __init__(
-        self, path: Path, settings: dict, *, done: int, every_steps: int, every_s: float
+        self,
+        path: Path,
+        settings: dict,
+        *,
+        done: int,
+        every_steps: int,
+        every_s: float,
+        deadline: Deadline | None = None,
     ) -> None:
-        self.path, self.settings = path, settings
+        self.path, self.settings, self.deadline = path, settings, deadline
+        self.is_over = False
+        self.validation_s: float | None = None
         self.every_steps, self.every_s = every_steps, every_s
         self.begun = False
         self.told = ""
@@ -272,24 +289,48 @@ class Keeper(Callback):
             raise Stopped(self.step, self.told)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        is_late = self.deadline is not None and self.deadline.left_s() <= 0
+        if any_process(trainer, is_late)[0]:
+            raise self.deadline.too_short()
         self.step = trainer.global_step
-        self.saved_s = time.monotonic()
+        self.saved_s = self.step_began_s = time.monotonic()
         self.begun = True
         self._listen()  # instead of Lightning's handler, which would end the run without saving
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._listen()  # the one after the last step comes with a handler of its own
+        self.validation_began_s = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.step_began_s = time.monotonic()
+        self.validation_s = self.step_began_s - self.validation_began_s
+
+    def _no_time_left(self, trainer: Trainer, plan: TrainPlan) -> bool:
+        """Whether another step and all that comes after it would outlast the deadline."""
+        if self.deadline is None:
+            return False
+        step_s = time.monotonic() - self.step_began_s
+        validation_s = self.validation_s
+        if validation_s is None:  # a pair to look at takes no longer than one to learn from
+            pairs_s = step_s / (plan.batch * plan.accumulate)
+            validation_s = math.ceil(plan.validation_pairs / trainer.world_size) * pairs_s
+        return self.deadline.left_s() < step_s + validation_s + ENDING_S
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_) -> None:
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step
         late = time.monotonic() - self.saved_s >= self.every_s
-        stop, late = any_process(trainer, bool(self.told), late)
+        is_over = self._no_time_left(trainer, module.plan)
+        stop, late, self.is_over = any_process(trainer, bool(self.told), late, is_over)
         last = self.step >= trainer.max_steps
-        if stop or late or last or self.step % self.every_steps == 0:
+        self.is_over = self.is_over and not last
+        if self.is_over:
+            trainer.should_stop = True  # validated once more, then the end
+        if stop or late or last or self.is_over or self.step % self.every_steps == 0:
             trainer.save_checkpoint(self.path)
             self.saved_s = time.monotonic()
+        self.step_began_s = time.monotonic()
         if stop and not last:
             raise Stopped(self.step, self.told or OTHER_PROCESS)
 
@@ -410,10 +451,18 @@ class Journal(Callback):
         Gives the `Feed` in use.
     on_used : callable
         Told GiB in use at most, now and then.
+    deadline : Deadline, optional
+        When the run ends.
     """
 
-    def __init__(self, feed: Callable[[], Feed], on_used: Callable[[float], None]) -> None:
-        self.feed, self.on_used = feed, on_used
+    def __init__(
+        self,
+        feed: Callable[[], Feed],
+        on_used: Callable[[float], None],
+        *,
+        deadline: Deadline | None = None,
+    ) -> None:
+        self.feed, self.on_used, self.deadline = feed, on_used, deadline
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.memory = MemoryMeter(module.device)
@@ -445,13 +494,15 @@ class Journal(Callback):
         self.line_s = time.monotonic()
         steps = self.step - self.stretch_step
         per_step_s = self._took_s() / steps
+        left_s = per_step_s * (plan.total_steps - self.step)
+        if self.deadline:
+            left_s = min(left_s, max(0.0, self.deadline.left_s()))
         log.info(
-            "step %d of %d: loss %.3f, %.2f s/step, %s left",
-            self.step,
-            plan.total_steps,
+            "%s: loss %.3f, %.2f s/step, %s left",
+            numbered(self.step, plan),
             float(self.sum) / steps,
             per_step_s,
-            duration(per_step_s * (plan.total_steps - self.step)),
+            duration(left_s),
         )
 
     def _took_s(self) -> float:
@@ -485,6 +536,12 @@ class Journal(Callback):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.paused_s += time.monotonic() - self.pause_began_s
+
+
+def numbered(step: int, plan: TrainPlan) -> str:
+    """A step's number, and of how many if that is known."""
+    total = planned_steps(plan.total_steps)
+    return f"step {step} of {total}" if total else f"step {step}"
 
 
 def duration(seconds: float) -> str:
@@ -606,9 +663,8 @@ class Examination(Callback):
         write_metrics(trainer, trainer.global_step, metrics)
         shown = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k.endswith("dice_brain"))
         log.info(
-            "step %d of %d, %s: %s",
-            trainer.global_step,
-            module.plan.total_steps,
+            "%s, %s: %s",
+            numbered(trainer.global_step, module.plan),
             duration(time.monotonic() - self.began_s),
             shown or "no structure of the brain was there to look at",
         )

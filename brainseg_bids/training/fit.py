@@ -41,6 +41,7 @@ from brainseg_bids.training.callbacks import (
     Stopped,
     WholeCheckpoints,
 )
+from brainseg_bids.training.deadline import Deadline
 from brainseg_bids.training.losses import loss_of
 from brainseg_bids.training.pairs import Feed, HeldOut, PairStream, Share
 from brainseg_bids.training.resume import (
@@ -399,6 +400,7 @@ class _Job:
     book: MemoryBook | None = None
     head_names: Sequence[str] = ()
     checkpoint_every_s: float = CHECKPOINT_EVERY_S
+    deadline: Deadline | None = None
     last: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -417,6 +419,7 @@ def fit(
     memory: str | Path | None = None,
     head_names: Sequence[str] = (),
     checkpoint_every_s: float = CHECKPOINT_EVERY_S,
+    deadline: Deadline | None = None,
 ) -> SegmentationTask:
     """Train, or go on training.
 
@@ -440,6 +443,9 @@ def fit(
         Files of ``train_heads``, for messages.
     checkpoint_every_s : float
         Longest time between checkpoints, which are made before each validation, too.
+    deadline : Deadline, optional
+        When to end, with a validation, before the plan's last step. ``plan.json`` then says how
+        many steps there were.
 
     Returns
     -------
@@ -454,6 +460,8 @@ def fit(
         If the run was begun with other settings.
     NotFinite
         A loss or a gradient is no number; its pairs are in ``bad-step-NNNNNN.json``.
+    TooShort
+        The time of ``deadline`` is over before a step has begun.
     CannotSave
         The disk is full; the checkpoint before is as it was.
     Stopped
@@ -470,6 +478,7 @@ def fit(
         MemoryBook(Path(memory)) if memory else None,
         head_names,
         checkpoint_every_s,
+        deadline,
     )
     if job.book:
         plan = with_memory(plan, job.book.plan())
@@ -548,13 +557,14 @@ def _stretch(plan: TrainPlan, job: _Job) -> SegmentationTask:
         done=done,
         every_steps=plan.validate_every,
         every_s=job.checkpoint_every_s,
+        deadline=job.deadline,
     )
     trainer = _trainer(plan, job, data, keeper)
     start_at = job.last if done else None
     try:
         with keeper.listening():
             trainer.fit(task, datamodule=data, ckpt_path=start_at, weights_only=True)
-            if trainer.global_step % plan.validate_every:
+            if trainer.global_step % plan.validate_every and not keeper.is_over:
                 # What is kept is what is judged: the log's last word is about the last step.
                 trainer.validate(task, datamodule=data, verbose=False)
     except SIGTERMException as error:  # between Lightning's handler and ours
@@ -563,6 +573,10 @@ def _stretch(plan: TrainPlan, job: _Job) -> SegmentationTask:
     except BaseException:
         _end_children(trainer)
         raise
+    if keeper.is_over and is_first_process():
+        log.info("%g minutes are over after step %d", job.deadline.minutes, trainer.global_step)
+        whole = replace(plan, total_steps=trainer.global_step)
+        write_whole(job.out_dir / "plan.json", whole.to_json())
     return task
 
 
@@ -612,7 +626,11 @@ def _trainer(plan: TrainPlan, job: _Job, data: PairData, keeper: Keeper) -> ligh
             Guard(job.out_dir, data.stream, plan.to_json(), job.head_names),
             Examination(job.out_dir / "samples", job.real),
             Average(plan.ema_decay),
-            Journal(lambda: data.feed, job.book.note_used if job.book else lambda _: None),
+            Journal(
+                lambda: data.feed,
+                job.book.note_used if job.book else lambda _: None,
+                deadline=job.deadline,
+            ),
             keeper,
         ],
     )

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -135,15 +137,28 @@ def read_checkpoint(path: Path) -> dict:
     Raises
     ------
     ValueError
-        If it is damaged.
+        If it is damaged, be it by a bit of a weight.
     """
     try:
+        stat = path.stat()
+        _check_parts(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises a dozen kinds
         raise ValueError(
             f"{path}: this checkpoint cannot be read ({type(error).__name__}). Remove it to begin "
             "anew."
         ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _check_parts(path: Path, *_: int) -> None:
+    """Compare a checkpoint's parts with their checksums, which PyTorch itself does not.
+
+    The further arguments are what tells one state of a file from another.
+    """
+    with zipfile.ZipFile(path) as parts:
+        if damaged := parts.testzip():
+            raise zipfile.BadZipFile(f"{damaged} is not what was written")
 
 
 def steps_done(checkpoint: str | Path) -> int:

@@ -7,7 +7,7 @@ import logging
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -19,6 +19,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.adapters import find_label_table
 from brainseg_bids.bids.inputs import label_fault
 from brainseg_bids.bids.names import STRUCTURAL, Scan
+from brainseg_bids.training.deadline import MOST_STEPS
 from brainseg_bids.volumes import InputError, read_grid
 
 log = logging.getLogger("brainseg")
@@ -393,6 +394,19 @@ class TrainRecipe:
             self.spaces,
             self.said | {"total_steps"},
         )
+
+    def by_time(self, *, at_most: int = 0) -> TrainRecipe:
+        """For a run whose end is a time: the rate stays flat, for nobody knows its last step.
+
+        Its own number of steps, which is meant for a run without, does not end it sooner; those
+        that are named here do.
+
+        >>> recipe = TrainRecipe.packaged("cpu")
+        >>> [recipe.by_time(at_most=n).values["total_steps"] for n in (0, 9)]
+        [1000000, 9]
+        """
+        by_time = {"total_steps": at_most or MOST_STEPS, "decay_steps": 1}
+        return replace(self, values=self.values | by_time)
 
 
 def _absolute(name: str, folder: Path) -> str:

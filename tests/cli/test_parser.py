@@ -230,6 +230,23 @@ def test_a_flag_without_its_stage_is_refused(said, flag, stage):
     assert f"{flag} belongs to --stages {stage}" in said(flag, "1", level="group")
 
 
+@pytest.mark.parametrize(
+    "minutes",
+    [
+        pytest.param(
+            "0",
+            marks=pytest.mark.input(
+                "training", "`--minutes` of 0, below 0, NaN or beyond a year", "refused", 2
+            ),
+        ),
+        "-1", "nan", "inf", "1e9", "soon",
+    ],
+)  # fmt: skip
+def test_a_run_by_time_has_minutes(said, minutes):
+    message = said("--stages", "train", f"--minutes={minutes}", level="group")
+    assert f"--minutes: '{minutes}': give a number above 0" in message
+
+
 @pytest.mark.parametrize("kappa", ["-0.1", "1.1", "half"])
 def test_the_dial_goes_from_0_to_1(said, kappa):
     assert "from 0 to 1" in said("--stages", "synth", f"--kappa={kappa}", level="group")

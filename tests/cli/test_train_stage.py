@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -27,8 +28,9 @@ from brainseg_bids.cli.parser import parse
 from brainseg_bids.cli.run import run
 from brainseg_bids.cli.train_real import check_real, write_real
 from brainseg_bids.cli.train_tasks import Tasks, find_tasks
-from brainseg_bids.nets.bundle import ModelBundle
+from brainseg_bids.nets.bundle import BundleError, ModelBundle
 from brainseg_bids.synth.space import read_space
+from brainseg_bids.training.deadline import MOST_STEPS
 from brainseg_bids.volumes import InputError, read_label_map, write_label_map, write_volume
 from tests.fakes import dataset
 from tests.phantom.head import phantom_head, phantom_image
@@ -228,6 +230,23 @@ def test_other_steps_are_reckoned_from_what_was_asked_for(stage):
     assert planned("--steps", "2") == short
 
 
+def test_a_run_by_time_has_no_last_step_and_without_it_the_recipe_counts_again(stage):
+    def planned(*arguments) -> tuple[int, int]:
+        code, log = stage("--plan-only", *arguments)
+        assert code == 0, log
+        plan = json.loads(next(stage.training.glob(name)).read_text())
+        return plan["total_steps"], plan["decay_steps"], plan["warmup_steps"]
+
+    name = "plan.json"
+    assert planned("--minutes", "5", "--steps", "40") == (40, 1, 1)
+    assert planned("--minutes", "5") == (MOST_STEPS, 1, 1)
+    write_checkpoint(stage.training / "last.ckpt", step=2)
+    name = "plan-wanted.json"
+    assert planned("--minutes", "5") == (MOST_STEPS, 1, 1)
+    assert planned() == (2, 1, 1)
+    assert json.loads((stage.training / "job.json").read_text())["minutes"] == 0
+
+
 def test_changed_settings_are_refused_by_name_and_nothing_is_lost(trained, tmp_path):
     stage, _ = trained
     before = {path: path.read_bytes() for path in stage.training.glob("*.json")}
@@ -256,6 +275,27 @@ def test_an_unfinished_model_can_be_bundled_by_hand(trained, capsys):
     assert not list(stage.root.glob(".early*"))
     assert bundle.main(["--run", str(stage.root)]) == 2
     assert "there is no such file" in capsys.readouterr().err
+
+
+@pytest.mark.input(
+    "training",
+    "a disk that is full when the model is bundled",
+    "said in a line; the bundle before and the checkpoint are as they were",
+    1,
+)
+def test_a_full_disk_leaves_the_bundle_that_there_was(trained):
+    stage, _ = trained
+    out = stage.root / "kept"
+    before = bundle.bundle_run(stage.training, out=out).digest
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(BundleError, match=r"kept: the bundle could not .*File too large"):
+            bundle.bundle_run(stage.training, out=out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ModelBundle.read(out).digest == before
+    assert not list(stage.root.glob(".kept*"))
 
 
 def test_bundling_can_level_volumes_and_tells_nobody_where_files_were(trained, capsys):
@@ -394,6 +434,7 @@ def test_too_little_memory_says_what_would_do(stage):
         (("--recipe", "nowhere.toml"), "nowhere.toml: cannot be read (No such file"),
         (("--validate-on", "."), "say where the labels of these images are"),
         (("--nodes", "2"), "several nodes need a Slurm job"),
+        (("--minutes", "0.001"), "--minutes 0.001: too short for one step"),
     ],
 )
 def test_what_cannot_be_is_one_line(stage, monkeypatch, arguments, said):

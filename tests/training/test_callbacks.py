@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import signal
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ from brainseg_bids.training.callbacks import (
     Stopped,
     middle_planes,
 )
+from brainseg_bids.training.deadline import MOST_STEPS, Deadline, TooShort
 from brainseg_bids.training.fit import (
     PairData,
     _accelerator,
@@ -426,6 +428,60 @@ def test_what_saves_memory_does_not_change_the_weights(change, tmp_path):
 def test_losses_and_precisions_train(change, tmp_path):
     fit(replace(TINY, **change), *HEADS, tmp_path, until_step=2)
     assert all(np.isfinite(row["loss"]) for row in rows(tmp_path) if "loss" in row)
+
+
+@dataclass(frozen=True)
+class Looks(Deadline):
+    """Time enough for so many looks at the clock, then for none."""
+
+    looks: int = 1
+
+    def left_s(self) -> float:
+        object.__setattr__(self, "looks", self.looks - 1)
+        return 1000.0 if self.looks >= 0 else 1.0
+
+
+def test_a_run_by_time_ends_in_order_with_the_rate_flat_and_can_be_gone_on_with(tmp_path):
+    plan = replace(TINY, total_steps=MOST_STEPS, decay_steps=1, validate_every=50)
+    # One look before the first step, one after each.
+    task = fit(plan, *HEADS, tmp_path, deadline=Looks(9.0, time.time(), looks=3))
+    assert steps_done(tmp_path / "last.ckpt") == 3
+    found = rows(tmp_path)
+    assert [row["step"] for row in found if "dice_brain" in row] == [3]
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert all(torch.equal(w, saved["state_dict"][n]) for n, w in task.state_dict().items())
+    assert saved["lr_schedulers"][0]["_last_lr"] == [plan.learning_rate]
+    assert json.loads((tmp_path / "plan.json").read_text())["total_steps"] == 3
+    fit(plan, *HEADS, tmp_path, deadline=Looks(9.0, time.time(), looks=2))
+    straight = replace(plan, total_steps=5)
+    fit(straight, *HEADS, tmp_path / "straight")
+    states = [read_state(folder / "last.ckpt") for folder in (tmp_path, tmp_path / "straight")]
+    assert difference(*states) == 0
+
+
+def test_a_run_by_time_foresees_its_last_validation(tmp_path):
+    keeper = Keeper(
+        tmp_path, {}, done=0, every_steps=9, every_s=9.0, deadline=Looks(9.0, 0.0, looks=2)
+    )
+    trainer, plan = SimpleNamespace(world_size=1), replace(TINY, validation_pairs=4)
+    keeper.step_began_s = time.monotonic() - 100
+    assert not keeper._no_time_left(trainer, plan)  # 100 + 4 x 100 + 15 < 1000
+    keeper.validation_s = 900.0
+    assert keeper._no_time_left(trainer, plan)
+    keeper.deadline = None
+    assert not keeper._no_time_left(trainer, plan)
+
+
+@pytest.mark.input(
+    "training",
+    "`--minutes` that are over before the first step",
+    "refused; the message says how many would do",
+    2,
+)
+def test_too_little_time_for_a_step_is_said(tmp_path):
+    with pytest.raises(TooShort, match=r"--minutes 0\.5: too short for one step.*Give 4 or more"):
+        fit(TINY, *HEADS, tmp_path, deadline=Deadline(0.5, time.time() - 100))
+    assert not (tmp_path / "last.ckpt").exists()
 
 
 def test_what_is_kept_at_the_end_has_been_judged(tmp_path):

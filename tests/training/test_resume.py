@@ -120,6 +120,12 @@ def test_a_finished_run_is_not_gone_on_with(begun, caplog):
     assert all(torch.equal(task.state_dict()[name], average[name]) for name in average)
 
 
+@pytest.mark.input(
+    "training",
+    "a disk that is full when the checkpoint is written",
+    "the checkpoint before stays whole; the same command goes on from it",
+    1,
+)
 def test_a_full_disk_is_said_and_the_checkpoint_before_goes_on(begun, tmp_path):
     copy_of(begun, tmp_path)
     before = (tmp_path / "last.ckpt").read_bytes()
@@ -136,10 +142,21 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_goes_on(begun, tmp_path):
     assert steps_done(tmp_path / "last.ckpt") == 4
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    (tmp_path / "last.ckpt").write_bytes(b"damaged")
+@pytest.mark.input(
+    "training",
+    "a checkpoint that is cut off, or has a bit of a weight flipped",
+    "named, not used",
+    2,
+)
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_damaged_checkpoint_is_named(begun, tmp_path, is_cut):
+    content = bytearray((begun / "last.ckpt").read_bytes())
+    middle = len(content) // 2
+    content[middle] ^= 1
+    content = content[:middle] if is_cut else content
+    (tmp_path / "last.ckpt").write_bytes(content)
     with pytest.raises(ValueError, match=r"last.ckpt: this checkpoint cannot be read"):
-        fit(TINY, LEARN, HELD, tmp_path)
+        fit(FOUR, LEARN, HELD, tmp_path)
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path, monkeypatch):
