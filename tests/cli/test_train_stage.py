@@ -496,7 +496,7 @@ sys.exit(75 if pathlib.Path("page.html").exists() else 1)
 def watched(tmp_path):
     """Run a program instead of training, with a page; exit code."""
     job = SimpleNamespace(training=tmp_path, folder=tmp_path, name="tiny")
-    page = train_stage._Page(job, SimpleNamespace(output_dir=tmp_path))
+    page = train_stage._Page(job, SimpleNamespace(output_dir=tmp_path, minutes=0.0))
     settings = SimpleNamespace(device="cpu")
 
     def run_watched(program: str) -> int:
@@ -634,7 +634,7 @@ def test_a_signal_while_the_first_task_plans_is_told_to_the_others(monkeypatch, 
     monkeypatch.setattr(train_stage, "_train", plan)
     monkeypatch.setattr(lifetime.os, "_exit", lambda code: told.append(code))
     kept = {number: signal.getsignal(number) for number in lifetime.CODES}
-    train_stage.train(SimpleNamespace(output_dir=tmp_path), tmp_path)
+    train_stage.train(SimpleNamespace(output_dir=tmp_path, minutes=0.0), tmp_path)
     for number, handler in kept.items():
         signal.signal(number, handler)
     assert told == [75]
