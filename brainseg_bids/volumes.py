@@ -101,6 +101,21 @@ def holds_numbers_only(path: str | Path) -> bool:
         return bool(np.isfinite(np.asanyarray(file.dataobj)).all())
 
 
+def read_again(path: str | Path) -> tuple[np.ndarray, Grid]:
+    """As `read_volume`; what is odd about the image is not said again."""
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING
+
+    log.addFilter(is_error)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read_volume(path)
+    finally:
+        log.removeFilter(is_error)
+
+
 def read_label_map(path: str | Path, table: LabelTable) -> LabelMap:
     """Read a label map; voxels stored as floats are accepted if they are whole within `WHOLE`.
 

@@ -17,6 +17,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.volumes import (
     InputError,
+    read_again,
     read_grid,
     read_label_map,
     read_membership,
@@ -93,6 +94,18 @@ def test_voxel_sizes_that_contradict_the_sform_are_told(said, named, tmp_path):
     (note,) = [note for note in notes_on(path) if "contradicts itself" in note]
     assert all(part in note for part in named)
     assert read_grid(path).is_close(Grid((5, 6, 7), said["sform"]))
+
+
+def test_what_is_odd_is_said_once(tmp_path, caplog, recwarn):
+    path = write_nifti(tmp_path / "a.nii", sform=PLACED_MM, pixdim=(24.0, 20.8, 22.4))
+    image, grid = read_again(path)
+    assert not caplog.records
+    assert not recwarn.list
+    assert len(notes_on(path)) == len(caplog.records) == 1
+    np.testing.assert_array_equal(image, read_volume(path)[0])
+    assert grid == read_grid(path)
+    with pytest.raises(InputError):
+        read_again(tmp_path / "b.nii")
 
 
 AGREE = [

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from brainseg_bids.bids.description import write_json, write_text, write_tsv
 from brainseg_bids.evaluation.summary import Missing, tables
 from brainseg_bids.interfaces.raters import comparison, read_rating
 from brainseg_bids.settings import Settings
-from brainseg_bids.volumes import InputError, read_volume
+from brainseg_bids.volumes import InputError, read_again
 from brainseg_bids.workflows.evaluate_plan import (
     EvaluationPlan,
     ImagePlan,
@@ -436,9 +435,8 @@ def _draw(settings: Settings, plan: ImagePlan, case: WorstCase, path: Path) -> N
     judged = judge_again(plan, case.rater, settings)
     image = None
     if plan.case.image is not None:
-        with warnings.catch_warnings(), contextlib.suppress(InputError):
-            warnings.simplefilter("ignore")  # without the image there are labels to look at
-            voxels, grid = read_volume(plan.case.image)
+        with contextlib.suppress(InputError):  # without the image there are labels to look at
+            voxels, grid = read_again(plan.case.image)
             image = voxels if grid.is_close(judged.reference.grid) else None
     known = case.structure in {label.name for label in judged.reference.table}
     draw_case(

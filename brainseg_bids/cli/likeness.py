@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.reports.densities import Likeness
 from brainseg_bids.synth.generator import Generator, Head
 from brainseg_bids.training.pairs import PairStream
-from brainseg_bids.volumes import InputError, read_volume
+from brainseg_bids.volumes import InputError, read_again
 from brainseg_bids.workflows.plan import read_object
 
 log = logging.getLogger("brainseg")
@@ -63,9 +62,7 @@ def read_real(
             )
             continue
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # they have been told when it was measured
-                image, grid = read_volume(path)
+            image, grid = read_again(path)
             placed = read_source(grid, tool=tool, labels=str(labels)).labels
         except (InputError, ValueError) as error:
             log.warning("%s: not compared (%s)", path, error)

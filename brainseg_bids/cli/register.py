@@ -16,14 +16,13 @@ import resource
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
 from brainseg_bids.anatomy.grid import Grid
-from brainseg_bids.volumes import InputError, read_grid, read_volume, whole_or_nothing
+from brainseg_bids.volumes import InputError, read_again, read_grid, whole_or_nothing
 
 KINDS = (
     "antsRegistrationSyNQuick[s]",
@@ -156,14 +155,12 @@ def closed(mask: np.ndarray, voxel_size_mm: tuple[float, ...], reach_mm: float) 
 
 def _read(path: Path, mask: Path | None, ants, *, closing_mm: float = 0.0):
     """An image for ANTs, outside the mask 0, and its grid."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        image, grid = read_volume(path)
-        if mask is not None:
-            inside, its_grid = read_volume(mask)
-            if not its_grid.is_close(grid, tolerance_mm=0.1):
-                raise InputError(f"{mask}: lies on another grid than {path}. Fetch both again.")
-            image = np.where(closed(inside > 0, grid.voxel_size_mm, closing_mm), image, 0)
+    image, grid = read_again(path)
+    if mask is not None:
+        inside, its_grid = read_again(mask)
+        if not its_grid.is_close(grid, tolerance_mm=0.1):
+            raise InputError(f"{mask}: lies on another grid than {path}. Fetch both again.")
+        image = np.where(closed(inside > 0, grid.voxel_size_mm, closing_mm), image, 0)
     return _image(image, grid, ants), grid
 
 

@@ -23,7 +23,7 @@ from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.statistics import measure
 from brainseg_bids.interfaces.headlabels import LEAST_SHARED, read_source, shared_box
-from brainseg_bids.volumes import InputError, read_grid, read_volume, voxel_hash
+from brainseg_bids.volumes import InputError, read_again, read_grid, read_volume, voxel_hash
 
 COLUMNS = (
     "index",
@@ -163,9 +163,7 @@ class DrawContrast(SimpleInterface):
     def _run_interface(self, runtime):
         from brainseg_bids.reports.contrast_figures import draw_contrast  # late: matplotlib
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MeasureContrast has told them
-            image, grid = read_volume(self.inputs.image)
+        image, grid = read_again(self.inputs.image)
         labels, _ = labels_on(grid, self.inputs.labels, self.inputs.tool, self.inputs.image)
         said = json.loads(Path(self.inputs.facts).read_text(encoding="utf-8"))["Statistics"]
         found = ContrastStatistics.from_json(json.dumps(said))

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-import warnings
 from pathlib import Path
 
 from nipype.interfaces.base import (
@@ -21,7 +21,7 @@ from nipype.interfaces.base import (
 from brainseg_bids import __version__
 from brainseg_bids.evaluation.agreement import compare
 from brainseg_bids.interfaces.raters import Rating, comparison, find_adapter, read_rating
-from brainseg_bids.volumes import InputError, read_volume, voxel_hash
+from brainseg_bids.volumes import InputError, read_again, voxel_hash
 
 
 class _CompareInputSpec(BaseInterfaceInputSpec):
@@ -118,12 +118,8 @@ class CompareRaters(SimpleInterface):
         """Of the image and of the reference's labels, as a model may have seen them."""
         hashes = [reference.raw_hash, voxel_hash(reference.labels.voxels, reference.labels.grid)]
         if isdefined(self.inputs.image):
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    hashes.append(voxel_hash(*read_volume(self.inputs.image)))
-            except InputError:
-                pass  # the image is needed for this alone
+            with contextlib.suppress(InputError):  # the image is needed for this alone
+                hashes.append(voxel_hash(*read_again(self.inputs.image)))
         return hashes
 
 

@@ -25,10 +25,10 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.pull import pull_image, pull_labels, pull_probabilities
 from brainseg_bids.interfaces.segment import OwnProgram, _reason
 from brainseg_bids.volumes import (
+    read_again,
     read_grid,
     read_label_map,
     read_posteriors,
-    read_volume,
     write_label_map,
     write_volume,
 )
@@ -156,7 +156,7 @@ class Pull(SimpleInterface):
         else:
             pulled = pull_labels(read_label_map(self.inputs.labels, table), places, grid)
         self._results["labels"] = str(write_label_map(pulled, folder / "pulled_dseg.nii.gz"))
-        image, _ = read_volume(self.inputs.image)
+        image, _ = read_again(self.inputs.image)
         warped = pull_image(image, places, grid)
         self._results["image"] = str(write_volume(warped, grid, folder / "warped_T1w.nii.gz"))
         return runtime

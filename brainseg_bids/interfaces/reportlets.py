@@ -16,7 +16,7 @@ from nipype.interfaces.base import (
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.interfaces.headlabels import read_source
-from brainseg_bids.volumes import read_label_map, read_volume
+from brainseg_bids.volumes import read_again, read_label_map
 
 
 class _DrawLabelsInputSpec(BaseInterfaceInputSpec):
@@ -38,7 +38,7 @@ class DrawLabels(SimpleInterface):
     def _run_interface(self, runtime):
         from brainseg_bids.reports.figures import draw_segmentation  # late: matplotlib
 
-        image, _ = read_volume(self.inputs.image)
+        image, _ = read_again(self.inputs.image)
         table = LabelTable.read(self.inputs.table, name="brainseg")
         labels = read_label_map(self.inputs.labels, table)
         path = Path(runtime.cwd) / "labels.png"
@@ -62,7 +62,7 @@ class DrawMerge(SimpleInterface):
     def _run_interface(self, runtime):
         from brainseg_bids.reports.head_figures import draw_merge  # late: matplotlib
 
-        image, grid = read_volume(self.inputs.image)
+        image, grid = read_again(self.inputs.image)
         merged = read_label_map(self.inputs.labels, LabelTable.read(self.inputs.table))
         sources = [(self.inputs.head_tool, self.inputs.head_labels)]
         if isdefined(self.inputs.brain_tool):

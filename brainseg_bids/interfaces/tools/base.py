@@ -30,7 +30,7 @@ from nipype.interfaces.base import (
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.interfaces.tools._process import Ended, run_program
-from brainseg_bids.volumes import holds_numbers_only, read_volume, write_volume
+from brainseg_bids.volumes import holds_numbers_only, read_again, write_volume
 
 PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
 """Paths that no tool chokes on. Some split at spaces, or take a bracket for a pattern."""
@@ -340,7 +340,7 @@ class ToolInterface(CommandLine):
         Most tools take every number of a header for mm, and NaN spreads through their sums.
         """
         # What is wrong with the image is told now, not after hours.
-        image, grid = read_volume(self.inputs.image)
+        image, grid = read_again(self.inputs.image)
         self._as_it_is = grid.file_unit == "mm" and holds_numbers_only(self.inputs.image)
         link = folder / f"input{ending(self.inputs.image)}"
         link.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from brainseg_bids.interfaces.tools.base import (
     ToolInterface,
     ending,
 )
-from brainseg_bids.volumes import read_volume, write_volume
+from brainseg_bids.volumes import read_again, write_volume
 
 MAIN, FIRST_OF_2 = "run_gouhfi", "run_preprocessing"
 RAW, CONFORMED, MASKED, OUTPUT = "gouhfi_raw", "gouhfi_conformed", "gouhfi_masked", "gouhfi"
@@ -74,7 +74,7 @@ class Gouhfi(ToolInterface):
         if ending(self.image) == ".nii.gz":
             raw.symlink_to(os.path.abspath(folder / self.image))
             return
-        write_volume(*read_volume(self.inputs.image), raw)
+        write_volume(*read_again(self.inputs.image), raw)
 
     def commands(self) -> list[list[str]]:
         threads = str(min(self.inputs.threads, self.tool.max_threads))

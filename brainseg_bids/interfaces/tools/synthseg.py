@@ -25,7 +25,7 @@ from brainseg_bids.interfaces.tools.base import (
     ToolInterface,
     freesurfer_version,
 )
-from brainseg_bids.volumes import read_volume
+from brainseg_bids.volumes import read_again
 
 LARGEST_VOXEL_MM = 2.0
 """Edge above which slices are thick: structures of a few millimetres are blurred."""
@@ -155,7 +155,7 @@ class Synthseg(ToolInterface):
     def quality(self) -> Quality:
         """Of the image; measured once."""
         if self._quality is None:
-            self._quality = measure_quality(*read_volume(self.inputs.image))
+            self._quality = measure_quality(*read_again(self.inputs.image))
         return self._quality
 
     @property
