@@ -73,10 +73,10 @@ def train(settings: Settings, run_dir: Path, *, began_s: float | None = None) ->
     InputError
         If something is wrong with what was given; nothing is trained then.
     """
-    deadline = _deadline(settings, time.time() if began_s is None else began_s)
     tasks = find_tasks(os.environ, settings.output_dir / "logs")
     if tasks.rank:
         return _follow(tasks, settings)
+    deadline = _deadline(settings, time.time() if began_s is None else began_s)
     code = UNUSABLE
     try:
         with at_end(lambda number: tasks.tell({"code": CODES[number]})):

@@ -496,7 +496,7 @@ sys.exit(75 if pathlib.Path("page.html").exists() else 1)
 def watched(tmp_path):
     """Run a program instead of training, with a page; exit code."""
     job = SimpleNamespace(training=tmp_path, folder=tmp_path, name="tiny")
-    page = train_stage._Page(job, SimpleNamespace(output_dir=tmp_path, minutes=0.0))
+    page = train_stage._Page(job, SimpleNamespace(output_dir=tmp_path))
     settings = SimpleNamespace(device="cpu")
 
     def run_watched(program: str) -> int:
@@ -628,7 +628,7 @@ def test_a_signal_while_the_first_task_plans_is_told_to_the_others(monkeypatch, 
         monkeypatch.setenv(f"SLURM_{name}", value)
     told = []
 
-    def plan(settings, tasks):
+    def plan(*_):
         lifetime._end(signal.SIGUSR1, None)
 
     monkeypatch.setattr(train_stage, "_train", plan)
