@@ -76,11 +76,11 @@ def train(settings: Settings, run_dir: Path, *, began_s: float | None = None) ->
     tasks = find_tasks(os.environ, settings.output_dir / "logs")
     if tasks.rank:
         return _follow(tasks, settings)
-    deadline = _deadline(settings, time.time() if began_s is None else began_s)
+    began_s = time.time() if began_s is None else began_s
     code = UNUSABLE
     try:
         with at_end(lambda number: tasks.tell({"code": CODES[number]})):
-            code = _train(settings, tasks, deadline)
+            code = _train(settings, tasks, began_s)
     finally:
         tasks.tell({"code": code})
     return code
@@ -95,7 +95,8 @@ def _deadline(settings: Settings, began_s: float) -> Deadline | None:
         raise InputError(str(error)) from error
 
 
-def _train(settings: Settings, tasks: Tasks, deadline: Deadline | None) -> int:
+def _train(settings: Settings, tasks: Tasks, began_s: float) -> int:
+    deadline = _deadline(settings, began_s)
     check_real(settings)
     _launcher(settings, max(1, settings.devices), tasks)
     job = plan_job(settings)
