@@ -17,6 +17,12 @@ from brainseg_bids.anatomy.upsample import regrid
 CONNECTIVITY = 26
 """Voxels that share a corner belong together; the background is then 6-connected."""
 
+PIECES = (2, 5)
+"""A label may be in twice as many pieces as before and this many more."""
+VOLUME_CHANGE, LARGE_MM3 = 0.2, 1000.0
+"""Share of a volume, of labels at least so large, that upsampling may change: on real heads no
+such label changed by more than 0.08."""
+
 
 def certificate(source: LabelMap, result: LabelMap) -> dict:
     """Compare a label map with its upsampled version, label by label.
@@ -85,6 +91,40 @@ def certificate(source: LabelMap, result: LabelMap) -> dict:
         "connectivity": CONNECTIVITY,
         "labels": rows,
     }
+
+
+def broken(proof: dict) -> list[str]:
+    """What a person should look at in an upsampled map, from its `certificate`.
+
+    Labels in more pieces than `PIECES` allows, labels lost, and labels whose volume changed by
+    more than `VOLUME_CHANGE`; thin vessels and nerves come apart at any factor, so a few more
+    pieces are no fault.
+
+    Examples
+    --------
+    >>> row = {"index": 0, "name": "Unknown", "components_before": 1, "components_after": 900,
+    ...     "volume_before_mm3": 1e6, "volume_change": 0.003}
+    >>> broken({"labels": [row], "labels_lost": []})
+    ['many more pieces than in the source: Unknown (1, now 900)']
+    """
+    rows = proof["labels"]
+    apart = [
+        f"{row['name']} ({row['components_before']}, now {row['components_after']})"
+        for row in rows
+        if row["components_after"] > PIECES[0] * row["components_before"] + PIECES[1]
+    ]
+    changed = [
+        f"{row['name']} ({row['volume_change']:+.0%})"
+        for row in rows
+        if row["volume_before_mm3"] >= LARGE_MM3 and abs(row["volume_change"]) > VOLUME_CHANGE
+    ]
+    lost = [row["name"] for row in proof["labels_lost"]]
+    said = {
+        "many more pieces than in the source": apart,
+        "volume unlike the source's": changed,
+        "lost": lost,
+    }
+    return [f"{what}: {', '.join(names)}" for what, names in said.items() if names]
 
 
 def _row(source: LabelMap, result: LabelMap, code: int, dice: float, shapes: list) -> dict:

@@ -15,7 +15,12 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
-from brainseg_bids.anatomy.cleaning import code_lookup, fill_nearest
+from brainseg_bids.anatomy.cleaning import (
+    code_lookup,
+    fill_nearest,
+    piece_sizes,
+    voxels_in,
+)
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.rules import MergeRules
 
@@ -129,8 +134,7 @@ def complete(
     if len(at):
         lit = bright.ravel()[at] if outline.lit else None
         _decide(inside, at, lit, hollows, grid, rules, settings, done)
-    left = Hollows.of(inside)
-    done.nearest += _fill(inside, left.enclosed[left.numbers], rules, grid)
+    done.nearest += fill_enclosed(inside, grid, rules)
     done.holes_after = Hollows.of(inside).enclosed_voxels
     voxels[box] = inside
     return done
@@ -357,13 +361,16 @@ class Hollows:
     def of(cls, voxels: np.ndarray) -> Hollows:
         """Find them all."""
         numbers, n = cc3d.connected_components(voxels == 0, connectivity=6, return_N=True)
-        sizes = np.bincount(numbers.ravel(), minlength=n + 1)
-        return cls(numbers, sizes, _touches_no_face(numbers, n))
+        return cls(numbers, piece_sizes(numbers, n), _touches_no_face(numbers, n))
 
     @property
     def enclosed_voxels(self) -> int:
         """Voxels of all enclosed pieces."""
         return int(self.sizes[self.enclosed].sum())
+
+    def at_enclosed(self) -> np.ndarray:
+        """Flat indices, ascending, of the voxels of all enclosed pieces."""
+        return voxels_in(self.numbers, self.enclosed)
 
 
 def fill_cavities(mask: np.ndarray) -> np.ndarray:
@@ -448,8 +455,9 @@ def _in_brain(voxels, at, piece, hollows: Hollows, rules: MergeRules) -> np.ndar
     return hollows.enclosed & (brain > other)
 
 
-def _fill(voxels: np.ndarray, mask: np.ndarray, rules: MergeRules, grid: Grid) -> int:
-    at = np.flatnonzero(mask)
+def fill_enclosed(voxels: np.ndarray, grid: Grid, rules: MergeRules) -> int:
+    """Enclosed voxels without a label take the one around them, in place; how many there were."""
+    at = Hollows.of(voxels).at_enclosed()
     _fill_at(voxels, at, rules, grid)
     return len(at)
 

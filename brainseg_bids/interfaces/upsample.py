@@ -18,11 +18,12 @@ from nipype.interfaces.base import (
 )
 
 from brainseg_bids import __version__
-from brainseg_bids.anatomy.certificate import certificate
+from brainseg_bids.anatomy.certificate import broken, certificate
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.upsample import upsample, upsample_membership
+from brainseg_bids.anatomy.upsample_cleaning import clean_upsampled
 from brainseg_bids.volumes import read_label_map, read_membership, write_label_map
 
 log = logging.getLogger("brainseg")
@@ -73,11 +74,15 @@ class Upsample(SimpleInterface):
             log.warning("memory of %s is too small or in use: upsampling on cpu", device)
             device = "cpu"
             finer, method = self._finer(labels, grid, device)
-        facts = {
-            "Method": method,
-            "Device": device,
+        facts = {"Method": method, "Device": device}
+        if self.inputs.kernel != "lossless":  # whose promise is to give the source back
+            finer, done = clean_upsampled(labels, finer)
+            facts |= {"HolesFilledVoxels": done.holes, "IslandsRemovedVoxels": done.islands}
+        proof = certificate(labels, finer)
+        facts |= {
             "Seconds": round(time.monotonic() - began_s, 2),
-            "Certificate": certificate(labels, finer),
+            "Certificate": proof,
+            "ToLookAt": broken(proof),
         }
         (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         self._results["labels"] = str(write_label_map(finer, folder / "finer_dseg.nii.gz"))

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cannot be right about a label map: volumes, sides and shares that nobody has.
+
+Limits stand in ``data/labels/plausible.tsv``, each with its source. They are wide: what is beyond
+them is a failure of the segmentation far more often than a person. A brain that the field of view
+cuts is told once and not compared with whole ones.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import numpy as np
+
+from brainseg_bids.anatomy.cleaning import fit_sagittal_plane
+from brainseg_bids.anatomy.cohort import structures
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.anatomy.stripped import is_stripped
+
+TABLE = resources.files("brainseg_bids") / "data" / "labels" / "plausible.tsv"
+MEASURES = ("ml", "share", "ratio")
+HEAD_MAPPINGS = (4, 5)
+"""BIDS standard codes of bone and soft tissue; veins and nerves may be left on a stripped brain."""
+CUT_MM2, CUT_PER_MM = 1500.0, 900.0
+"""Area of brain on the outermost plane of an image, at least and per millimetre of thickness,
+from which the brain is cut: the pole of a whole brain of 70 mm radius has 440 mm2 per mm."""
+NAMED = 6
+"""More structures than this are counted."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A line of ``plausible.tsv``.
+
+    Parameters
+    ----------
+    structure : str
+        Without its side; or what else is measured.
+    measure : {"ml", "share", "ratio"}
+        Volume of one side; share of the labelled head; larger over smaller side.
+    low, high : float
+    source : str
+    """
+
+    structure: str
+    measure: str
+    low: float
+    high: float
+    source: str
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is within the limits."""
+        return self.low <= value <= self.high
+
+
+@cache
+def limits() -> dict[tuple[str, str], Limit]:
+    """The table, by structure and measure.
+
+    >>> limits()["Hippocampus", "ml"].holds(3.2)
+    True
+    """
+    found: dict[tuple[str, str], Limit] = {}
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file, delimiter="\t"), start=2):
+            key = row["structure"], row["measure"]
+            if key in found or row["measure"] not in MEASURES or not row["source"]:
+                raise ValueError(f"{TABLE}, line {number}: one line per structure and measure")
+            found[key] = Limit(*key, float(row["low"]), float(row["high"]), row["source"])
+    return found
+
+
+def implausible(labels: LabelMap, image: np.ndarray | None = None) -> list[str]:
+    """What a person should look at before the labels are used; one sentence per kind of fault.
+
+    Parameters
+    ----------
+    labels : LabelMap
+        Any table; labels that the packaged ones do not know are not judged.
+    image : (X, Y, Z) float, optional
+        That was labelled. It tells whether the brain was taken out of its head, and where the
+        field of view ends inside a padded box. Without it, a map without any bone and soft tissue
+        is taken for one of the brain alone.
+
+    Examples
+    --------
+    >>> table, grid = LabelTable.packaged("brainseg"), Grid((40, 40, 40), np.eye(4))
+    >>> voxels = np.zeros((40, 40, 40), int); voxels[18:22, 18:22, 18:22] = 2
+    >>> implausible(LabelMap(voxels, grid, table))
+    ['brain of 0.064 ml, expected 600 to 2200 ml']
+    >>> implausible(LabelMap(0 * voxels, grid, table))
+    ['no brain was found']
+    """
+    table = _known(labels.table)
+    volume_ml = {code: mm3 / 1000 for code, mm3 in labels.volumes_mm3().items()}
+    brain_codes = [label.index for label in table if label.is_brain]
+    brain_ml = sum(volume_ml[code] for code in brain_codes)
+    if not brain_ml:
+        return ["no brain was found"]
+    brain = np.isin(labels.voxels, brain_codes)
+    stripped = image is not None and is_stripped(image, brain, labels.grid)
+    head_ml = sum(volume_ml[label.index] for label in table if label.mapping in HEAD_MAPPINGS)
+    whole_head = not stripped if image is not None else head_ml > 0
+    found = list(_swapped(labels, table))
+    if stripped:
+        found += _head_of_stripped(volume_ml, table)
+    if cut := _cut(labels, image, table):
+        return [*found, cut]
+    return [*found, *_volumes(volume_ml, brain_ml, head_ml, table, whole_head=whole_head)]
+
+
+def _known(table: LabelTable) -> LabelTable:
+    """Labels of a table that the packaged one of the whole head knows by the same code."""
+    packaged = LabelTable.packaged("fullhead")
+    return table.subset([label.index for label in table if label.index in packaged])
+
+
+def _swapped(labels: LabelMap, table: LabelTable) -> Iterator[str]:
+    grid = labels.grid
+    voxels = np.ascontiguousarray(grid.array_to_ras(labels.voxels))
+    plane = fit_sagittal_plane(voxels, labels.table, grid.to_ras())
+    if plane is not None and plane.tilt_deg > 90:
+        yield (
+            "left and right look swapped: left labels lie on the world's right. Check the "
+            "image's orientation"
+        )
+
+
+def _head_of_stripped(volume_ml: dict[int, float], table: LabelTable) -> Iterator[str]:
+    limit = limits()["Head of a stripped image", "ml"]
+    parts = {
+        label.name: volume_ml[label.index] for label in table if label.mapping in HEAD_MAPPINGS
+    }
+    total_ml = sum(parts.values())
+    if not limit.holds(total_ml):
+        most = sorted((name for name in parts if parts[name] > 0), key=lambda name: -parts[name])
+        shown = _listed([f"{name} {_ml(parts[name])}" for name in most])
+        yield (
+            f"the image is skull-stripped, and {_ml(total_ml)} of it are labelled as head: "
+            f"{shown}. Leave these out"
+        )
+
+
+def _cut(labels: LabelMap, image: np.ndarray | None, table: LabelTable) -> str:
+    """A sentence if the field of view ends inside the brain; the stem ends somewhere anyway."""
+    codes = [lab.index for lab in table if lab.is_brain and lab.name != "Brain-Stem"]
+    for axis in range(3):
+        sizes = labels.grid.voxel_size_mm
+        least_mm2 = max(CUT_MM2, CUT_PER_MM * sizes[axis])
+        pixel_mm2 = labels.grid.voxel_volume_mm3 / sizes[axis]
+        for plane in _ends(image, labels.voxels.shape, axis):
+            here = np.isin(np.take(labels.voxels, plane, axis), codes)
+            if np.count_nonzero(here) * pixel_mm2 >= least_mm2:
+                return (
+                    "the brain is cut by the edge of the image, so its volumes are no whole ones "
+                    "and were not compared with those of others"
+                )
+    return ""
+
+
+def _ends(image: np.ndarray | None, shape: tuple[int, ...], axis: int) -> tuple[int, int]:
+    """First and last plane along an axis; of an image, that are not one constant."""
+    if image is None:
+        return 0, shape[axis] - 1
+    others = tuple(a for a in range(3) if a != axis)
+    used = np.flatnonzero(image.min(axis=others) < image.max(axis=others))
+    return (int(used[0]), int(used[-1])) if len(used) else (0, shape[axis] - 1)
+
+
+def _volumes(
+    volume_ml: dict[int, float],
+    brain_ml: float,
+    head_ml: float,
+    table: LabelTable,
+    *,
+    whole_head: bool,
+) -> Iterator[str]:
+    """Sentences about volumes, missing structures and sides of an uncut head."""
+    brain, infant = limits()["Brain", "ml"], limits()["Infant brain", "ml"]
+    if not brain.holds(brain_ml):
+        said = f"brain of {_ml(brain_ml)}, expected {brain.low:g} to {brain.high:g} ml"
+        yield said + (" (infants have less)" if infant.holds(brain_ml) else "")
+        return  # what it is made of is no better
+    share = limits()["Brain in head", "share"]
+    if whole_head and head_ml and not share.holds(brain_ml / (brain_ml + head_ml)):
+        yield (
+            f"brain and the head around it do not fit: {_ml(brain_ml)} and {_ml(head_ml)}. Is a "
+            "part of the head missing, or taken for brain?"
+        )
+    missing, beyond, by_side = [], [], {}
+    for structure in structures(table):
+        name = structure.name.removeprefix("Left-").removeprefix("Right-")
+        limit = limits().get((name, "ml"))
+        is_head = table[structure.codes[0]].mapping in HEAD_MAPPINGS
+        if limit is None or (is_head and not whole_head):
+            continue
+        own_ml = sum(volume_ml[code] for code in structure.codes)
+        by_side.setdefault(name, []).append(own_ml)
+        if own_ml == 0 and limit.low > 0:
+            missing.append(structure.name)
+        elif not limit.holds(own_ml):
+            beyond.append(f"{structure.name} {_ml(own_ml)} ({limit.low:g} to {limit.high:g})")
+    unlike = [
+        f"{name} {_ml(min(sides))} and {_ml(max(sides))}"
+        for name, sides in by_side.items()
+        if (limit := limits().get((name, "ratio")))
+        and len(sides) == 2
+        and min(sides) > 0
+        and not limit.holds(max(sides) / min(sides))
+    ]
+    said = {
+        "missing": missing,
+        "volumes that nobody has": beyond,
+        "left and right too different": unlike,
+    }
+    yield from (f"{what}: {_listed(names)}" for what, names in said.items() if names)
+
+
+def _ml(volume: float) -> str:
+    """Volume for the eye.
+
+    >>> _ml(0.0644), _ml(15.32), _ml(1263.2)
+    ('0.064 ml', '15 ml', '1263 ml')
+    """
+    return f"{volume:.0f} ml" if volume >= 100 else f"{volume:.2g} ml"
+
+
+def _listed(names: list[str]) -> str:
+    """Names, the first few of many.
+
+    >>> _listed(["a", "b"]), _listed([str(n) for n in range(9)])
+    ('a, b', '0, 1, 2, 3, 4, 5 and 3 more')
+    """
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether an image shows a brain without its head: nothing but a constant lies around the brain."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from brainseg_bids.anatomy.grid import Grid
+
+CELL_MM = 2.5
+"""Finer voxels are sampled, about so far apart."""
+BEYOND_MM = 8.0
+"""Around the brain; masks of brains are a little generous, and fluid and meninges lie there."""
+SIGNAL_SHARE = 0.01
+"""Of the image's range: what differs from the background by more is image."""
+CONSTANT_SHARE = 0.1
+"""Of all voxels that have one value: a stripped image has at least as much background."""
+HEAD_SHARE = 0.15
+"""Image beyond the brain, as a share of the brain's volume: a whole head has more than half of
+it in skin and fat alone, a stripped one next to nothing."""
+LEAST_BRAIN_ML = 20.0
+"""Of less brain nobody can say what lies around it."""
+
+
+def is_stripped(image: np.ndarray, brain: np.ndarray, grid: Grid) -> bool:
+    """Whether the image is skull-stripped.
+
+    Its background is one value, and hardly anything else lies further than `BEYOND_MM` from the
+    brain. Noise around the head, a head whose background was set to zero, and a defaced head
+    are no stripped brain.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float
+        Any contrast; not finite is background.
+    brain : (X, Y, Z) bool
+        Brain with ventricles as labelled; its border may be wrong by some millimetres.
+    grid : Grid
+        Of both.
+
+    Examples
+    --------
+    >>> away = np.linalg.norm(np.indices((60, 60, 60)) - 29.5, axis=0) * 4
+    >>> grid = Grid((60, 60, 60), np.diag([4, 4, 4, 1]))
+    >>> head = np.where(away < 100, 50.0, 0.0); brain = away < 70
+    >>> is_stripped(head, brain, grid), is_stripped(np.where(brain, head, 0), brain, grid)
+    (False, True)
+    """
+    if np.count_nonzero(brain) * grid.voxel_volume_mm3 < 1000 * LEAST_BRAIN_ML:
+        return False
+    background, span = background_of(image)
+    if background is None:
+        return False
+    steps = [max(1, int(CELL_MM // size)) for size in grid.voxel_size_mm]
+    some = tuple(slice(None, None, step) for step in steps)
+    image, brain = image[some], brain[some]
+    sampling_mm = [size * step for size, step in zip(grid.voxel_size_mm, steps, strict=True)]
+    away_mm = ndimage.distance_transform_edt(~brain, sampling=sampling_mm)
+    beyond = image[away_mm > BEYOND_MM]
+    # What is not finite compares as False: it is background.
+    signal = np.isfinite(beyond) & (np.abs(beyond - background) > SIGNAL_SHARE * span)
+    return bool(np.count_nonzero(signal) < HEAD_SHARE * np.count_nonzero(brain))
+
+
+def background_of(image: np.ndarray) -> tuple[float | None, float]:
+    """The one value that the background has, or None, and the range of the other values.
+
+    Where the background is not finite, the lowest value stands for it.
+
+    >>> background_of(np.array([7.0, 7, 7, 9, 10]))
+    (7.0, 3.0)
+    """
+    some = image.reshape(-1)[:: max(1, image.size // 1_000_000)]
+    finite = np.isfinite(some)
+    lost, some = 1 - float(finite.mean()), some[finite]
+    if not len(some):
+        return None, 0.0
+    low, high = np.quantile(some, [0.0, 0.999])
+    span = float(high - low)
+    if span <= 0:
+        return None, 0.0
+    if lost >= CONSTANT_SHARE:  # a background of NaN
+        return float(low), span
+    # Interpolation leaves a constant background constant but for rounding.
+    steps = np.rint((np.clip(some, low, high) - low) * (1000 / span)).astype(np.int64)
+    counts = np.bincount(steps)
+    usual = int(counts.argmax())
+    if counts[usual] < CONSTANT_SHARE * len(some):
+        return None, span
+    return float(np.median(some[steps == usual])), span
