@@ -118,11 +118,11 @@ def broken(proof: dict) -> list[str]:
         for row in rows
         if row["volume_before_mm3"] >= LARGE_MM3 and abs(row["volume_change"]) > VOLUME_CHANGE
     ]
-    lost = [row["name"] for row in proof["labels_lost"]]
+    lost = [f"{row['name']} ({row['voxels']} voxels)" for row in proof["labels_lost"]]
     said = {
         "many more pieces than in the source": apart,
         "volume unlike the source's": changed,
-        "lost": lost,
+        "lost at these voxels": lost,
     }
     return [f"{what}: {', '.join(names)}" for what, names in said.items() if names]
 

@@ -28,6 +28,7 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
 from brainseg_bids.anatomy.membership import Membership
+from brainseg_bids.anatomy.plausibility import implausible, limits
 from brainseg_bids.anatomy.rules import PLACES, WHERE, MergeRules
 
 HULL_CLOSING_MM = 2.0
@@ -35,8 +36,6 @@ HULL_CLOSING_MM = 2.0
 lie between frontal and temporal lobe, are wider and stay outside."""
 STRAY_MARGIN_MM = 3.0
 """A sided piece is on the wrong side if all of it is further than this beyond the middle."""
-BRAIN_ML = (600.0, 2200.0)
-"""Volume of adult brains with ventricles, with room on both sides."""
 SHELL_SHARE = 0.15
 """A brain with less bone and soft tissue around it than this share of its own volume has been
 taken out of its head; around a whole head's brain there is more than half of its volume."""
@@ -121,6 +120,8 @@ class MergeReport:
         ``before_voxels``, ``before_mm3`` and ``after_voxels``: 0-voxels enclosed by the head.
     flags : list of str
         Sentences for a human.
+    implausible : list of str
+        What cannot be right about the result, see `brainseg_bids.anatomy.plausibility`.
 
     Examples
     --------
@@ -138,6 +139,7 @@ class MergeReport:
         default_factory=lambda: {"before_voxels": 0, "before_mm3": 0.0, "after_voxels": 0}
     )
     flags: list[str] = field(default_factory=list)
+    implausible: list[str] = field(default_factory=list)
 
     def count(self, rule: str, voxels: int, reason: str) -> None:
         """Add a rule at the end."""
@@ -233,10 +235,11 @@ def merge(
         inside = np.ascontiguousarray(voxels[box])
         _clean(inside, _cropped(ras, box), rules, report)
         voxels[box] = inside
-    image = None if image is None else turned(image)
-    _complete(voxels, ras, image, rules, report)
-    _flag_result(voxels, ras, image, rules, report)
+    seen_as = None if image is None else turned(image)
+    _complete(voxels, ras, seen_as, rules, report)
+    _flag_result(voxels, ras, seen_as, rules, report)
     labels = LabelMap(np.ascontiguousarray(grid.array_from_ras(voxels)), grid, rules.table)
+    report.implausible = implausible(labels, image)
     if origin is None:
         return Merged(labels, None, report)
     return Merged(labels, _membership(labels, sources, grid.array_from_ras(origin)), report)
@@ -587,11 +590,8 @@ def _flag_result(
     counts = count_codes(voxels)
     volume = {code: n * grid.voxel_volume_mm3 for code, n in counts.items()}
     brain_ml = sum(volume.get(code, 0) for code in rules.groups["brain"]) / 1000
-    low, high = BRAIN_ML
-    if not low <= brain_ml <= high:
-        report.flags.append(f"brain of {brain_ml:.0f} mL, expected {low:.0f} to {high:.0f} mL")
     shell_ml = _shell_voxels(voxels, image, rules) * grid.voxel_volume_mm3 / 1000
-    if brain_ml >= low and shell_ml < SHELL_SHARE * brain_ml:
+    if brain_ml >= limits()["Brain", "ml"].low and shell_ml < SHELL_SHARE * brain_ml:
         report.flags.append(
             "nearly no bone and soft tissue around the brain: is the image skull-stripped? "
             "Label maps of whole heads need whole heads"

@@ -9,7 +9,7 @@ cuts is told once and not compared with whole ones.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -18,15 +18,14 @@ import numpy as np
 
 from brainseg_bids.anatomy.cleaning import fit_sagittal_plane
 from brainseg_bids.anatomy.cohort import structures
-from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.anatomy.stripped import is_stripped
+from brainseg_bids.anatomy.stripped import brain_and_fluid, is_stripped
 
 TABLE = resources.files("brainseg_bids") / "data" / "labels" / "plausible.tsv"
 MEASURES = ("ml", "share", "ratio")
 HEAD_MAPPINGS = (4, 5)
-"""BIDS standard codes of bone and soft tissue; veins and nerves may be left on a stripped brain."""
+"""BIDS standard codes of bone and soft tissue; veins and nerves may be left on stripped brains."""
 CUT_MM2, CUT_PER_MM = 1500.0, 900.0
 """Area of brain on the outermost plane of an image, at least and per millimetre of thickness,
 from which the brain is cut: the pole of a whole brain of 70 mm radius has 440 mm2 per mm."""
@@ -90,6 +89,7 @@ def implausible(labels: LabelMap, image: np.ndarray | None = None) -> list[str]:
 
     Examples
     --------
+    >>> from brainseg_bids.anatomy.grid import Grid
     >>> table, grid = LabelTable.packaged("brainseg"), Grid((40, 40, 40), np.eye(4))
     >>> voxels = np.zeros((40, 40, 40), int); voxels[18:22, 18:22, 18:22] = 2
     >>> implausible(LabelMap(voxels, grid, table))
@@ -103,16 +103,15 @@ def implausible(labels: LabelMap, image: np.ndarray | None = None) -> list[str]:
     brain_ml = sum(volume_ml[code] for code in brain_codes)
     if not brain_ml:
         return ["no brain was found"]
-    brain = np.isin(labels.voxels, brain_codes)
-    stripped = image is not None and is_stripped(image, brain, labels.grid)
+    stripped = image is not None and is_stripped(image, brain_and_fluid(labels), labels.grid)
     head_ml = sum(volume_ml[label.index] for label in table if label.mapping in HEAD_MAPPINGS)
     whole_head = not stripped if image is not None else head_ml > 0
-    found = list(_swapped(labels, table))
+    found = list(_swapped(labels))
     if stripped:
         found += _head_of_stripped(volume_ml, table)
     if cut := _cut(labels, image, table):
         return [*found, cut]
-    return [*found, *_volumes(volume_ml, brain_ml, head_ml, table, whole_head=whole_head)]
+    return [*found, *implausible_volumes(volume_ml, table, whole_head=whole_head)]
 
 
 def _known(table: LabelTable) -> LabelTable:
@@ -121,7 +120,7 @@ def _known(table: LabelTable) -> LabelTable:
     return table.subset([label.index for label in table if label.index in packaged])
 
 
-def _swapped(labels: LabelMap, table: LabelTable) -> Iterator[str]:
+def _swapped(labels: LabelMap) -> Iterator[str]:
     grid = labels.grid
     voxels = np.ascontiguousarray(grid.array_to_ras(labels.voxels))
     plane = fit_sagittal_plane(voxels, labels.table, grid.to_ras())
@@ -173,23 +172,30 @@ def _ends(image: np.ndarray | None, shape: tuple[int, ...], axis: int) -> tuple[
     return (int(used[0]), int(used[-1])) if len(used) else (0, shape[axis] - 1)
 
 
-def _volumes(
-    volume_ml: dict[int, float],
-    brain_ml: float,
-    head_ml: float,
-    table: LabelTable,
-    *,
-    whole_head: bool,
-) -> Iterator[str]:
-    """Sentences about volumes, missing structures and sides of an uncut head."""
+def implausible_volumes(
+    volume_ml: Mapping[int, float], table: LabelTable, *, whole_head: bool
+) -> list[str]:
+    """Sentences about volumes, missing structures and sides of a head that nothing cuts.
+
+    Parameters
+    ----------
+    volume_ml : mapping of int to float
+        By code of ``table``; what is not there has none.
+    table : LabelTable
+    whole_head : bool
+        Whether bone and soft tissue are to be there.
+    """
+    volume_ml = {label.index: volume_ml.get(label.index, 0.0) for label in table}
+    brain_ml = sum(volume_ml[label.index] for label in table if label.is_brain)
+    head_ml = sum(volume_ml[label.index] for label in table if label.mapping in HEAD_MAPPINGS)
     brain, infant = limits()["Brain", "ml"], limits()["Infant brain", "ml"]
-    if not brain.holds(brain_ml):
+    if not brain.holds(brain_ml):  # what it is made of is no better
         said = f"brain of {_ml(brain_ml)}, expected {brain.low:g} to {brain.high:g} ml"
-        yield said + (" (infants have less)" if infant.holds(brain_ml) else "")
-        return  # what it is made of is no better
+        return [said + (" (infants have less)" if infant.holds(brain_ml) else "")]
+    found = []
     share = limits()["Brain in head", "share"]
     if whole_head and head_ml and not share.holds(brain_ml / (brain_ml + head_ml)):
-        yield (
+        found.append(
             f"brain and the head around it do not fit: {_ml(brain_ml)} and {_ml(head_ml)}. Is a "
             "part of the head missing, or taken for brain?"
         )
@@ -219,7 +225,7 @@ def _volumes(
         "volumes that nobody has": beyond,
         "left and right too different": unlike,
     }
-    yield from (f"{what}: {_listed(names)}" for what, names in said.items() if names)
+    return found + [f"{what}: {_listed(names)}" for what, names in said.items() if names]
 
 
 def _ml(volume: float) -> str:

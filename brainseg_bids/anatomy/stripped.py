@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an image shows a brain without its head: nothing but a constant lies around the brain."""
+"""Whether an image shows a brain without its head: only a constant lies around the brain."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import numpy as np
 from scipy import ndimage
 
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import BRAIN_MAPPINGS
 
 CELL_MM = 2.5
 """Finer voxels are sampled, about so far apart."""
@@ -35,7 +37,8 @@ def is_stripped(image: np.ndarray, brain: np.ndarray, grid: Grid) -> bool:
     image : (X, Y, Z) float
         Any contrast; not finite is background.
     brain : (X, Y, Z) bool
-        Brain with ventricles as labelled; its border may be wrong by some millimetres.
+        Brain with the fluid in and around it, see `brain_and_fluid`; its border may be wrong by
+        some millimetres.
     grid : Grid
         Of both.
 
@@ -63,13 +66,21 @@ def is_stripped(image: np.ndarray, brain: np.ndarray, grid: Grid) -> bool:
     return bool(np.count_nonzero(signal) < HEAD_SHARE * np.count_nonzero(brain))
 
 
+def brain_and_fluid(labels: LabelMap) -> np.ndarray:
+    """Where a map has brain, ventricles, or CSF around the brain, (X, Y, Z) bool."""
+    return np.isin(
+        labels.voxels, [lab.index for lab in labels.table if lab.mapping in BRAIN_MAPPINGS]
+    )
+
+
 def background_of(image: np.ndarray) -> tuple[float | None, float]:
     """The one value that the background has, or None, and the range of the other values.
 
     Where the background is not finite, the lowest value stands for it.
 
-    >>> background_of(np.array([7.0, 7, 7, 9, 10]))
-    (7.0, 3.0)
+    >>> background, span = background_of(np.array([7.0, 7, 7, 9, 10]))
+    >>> background, round(span)
+    (7.0, 3)
     """
     some = image.reshape(-1)[:: max(1, image.size // 1_000_000)]
     finite = np.isfinite(some)

@@ -148,6 +148,8 @@ def _run_workflow(
             progress(title, 100)
             for note in facts.get("Warnings", []):
                 log.warning("%s", note)
+            for fault in facts.get("ToLookAt", facts.get("to_look_at", [])):
+                log.warning("%s: look at it: %s", title, fault)
             if "Merge" in facts:
                 for flag in facts["Merge"]["flags"]:
                     log.warning("%s: %s", title, flag)

@@ -41,10 +41,12 @@ def run_group(settings: Settings, run_dir: Path) -> int:
 def _summary(settings: Settings) -> None:
     from brainseg_bids.workflows.pages import write_group  # late: matplotlib
 
-    for page, n_images in write_group(
+    for page, n_images, n_to_look_at in write_group(
         settings.output_dir, title=settings.bids_dir.name, participants=settings.participant_label
     ):
         log.info("%d image%s compared: %s", n_images, "s" * (n_images != 1), page)
+        if n_to_look_at:
+            log.warning("%d to look at: %s", n_to_look_at, page)
 
 
 def _priors(settings: Settings) -> None:

@@ -27,6 +27,7 @@ import numpy as np
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.anatomy.plausibility import implausible
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.volumes import InputError, place, read_volume, whole_or_nothing, write_label_map
 
@@ -117,9 +118,7 @@ def predict(options: argparse.Namespace) -> dict:
             on_probabilities=probabilities.put if probabilities else None,
             note=lambda text: notes.append(f"{options.image}: {text}"),
         )
-        brain = [label.index for label in labels.table if label.is_brain]
-        if not np.isin(labels.voxels, brain).any():
-            notes.append(f"{options.image}: no brain was found. Look at the picture.")
+        to_look_at = implausible(labels, image)
         if probabilities:
             probabilities.save()
         write_label_map(labels, options.labels)
@@ -140,6 +139,7 @@ def predict(options: argparse.Namespace) -> dict:
         "input_voxel_size_mm": [round(size, 4) for size in grid.voxel_size_mm],
         "model_voxel_size_mm": bundle.voxel_size_mm,
         "warnings": notes,
+        "to_look_at": to_look_at,
     }
 
 

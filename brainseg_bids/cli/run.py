@@ -36,7 +36,7 @@ from brainseg_bids.cli.stages import (
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.plan import SubjectPlan, image_of, joined
+from brainseg_bids.workflows.plan import SubjectPlan, image_of, joined, to_look_at
 
 log = logging.getLogger("brainseg")
 
@@ -148,9 +148,12 @@ def _conclude(
     if code == DONE and settings.boilerplate_only:
         log.info("methods text: %s", settings.output_dir / "logs" / "CITATION.md")
     elif code == DONE:
-        log.info("finished successfully!")
+        found = to_look_at(plans)
+        log.info("finished%s", "" if found else " successfully!")
         page = f"sub-{plans[0].label}.html" if len(plans) == 1 else "sub-*.html"
         log.info("report: %s", settings.output_dir / page)
+        if found:
+            log.warning("%d to look at: %s", len(found), ", ".join(found))
     return code
 
 

@@ -153,6 +153,7 @@ class MergeHead(SimpleInterface):
             f"{role.capitalize()}SHA256": sha256(getattr(self.inputs, f"{role}_labels"))
             for role in self.inputs.made or ()
         }
+        facts["ToLookAt"] = merged.report.implausible
         report = facts | {"Merge": merged.report.to_json(), "Warnings": notes}
         (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")

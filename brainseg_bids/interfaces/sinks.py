@@ -84,6 +84,7 @@ class SaveDerivative(SimpleInterface):
             "InputVoxelSizeMm": report["input_voxel_size_mm"],
             "ModelVoxelSizeMm": report["model_voxel_size_mm"],
             "Warnings": report["warnings"],
+            "ToLookAt": report.get("to_look_at", []),
         }
 
 

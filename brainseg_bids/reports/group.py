@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def write_group_page(
     volumes: dict[str, list[dict]],
     version: str,
     cohort: Cohort | None = None,
+    to_look_at: Mapping[str, list[str]] | None = None,
 ) -> Path:
     """Write volumes over participants as one self-contained HTML file, whole or not at all.
 
@@ -103,6 +105,8 @@ def write_group_page(
     cohort : Cohort, optional
         Head label maps side by side: who lacks what, and whose volumes are far from the rest.
         ``volumes`` may then be empty.
+    to_look_at : mapping of str to list of str, optional
+        What cannot be right about which of the participants' results.
     """
     lines = spreads(volumes)
     pages = {page.name for page in Path(path).parent.glob("sub-*.html")}
@@ -133,6 +137,7 @@ def write_group_page(
         figure=figure,
         cohort=None if cohort is None else _cohort(cohort) | {"pages": pages},
         pages=pages,
+        to_look_at=to_look_at or {},
         suspects=dict(sorted(suspects.items(), key=lambda item: -len(item[1]))),
         outlier_z=OUTLIER_Z,
         fewest=FEWEST,

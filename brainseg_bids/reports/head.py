@@ -88,7 +88,7 @@ class HeadReport:
     tools : list of ToolRun
     merge : dict
         ``MergeReport.to_json()``: ``head``, ``brain``, ``rules``, ``conflicts``, ``holes``,
-        ``flags``. What is left out is not shown.
+        ``flags``, ``implausible``. What is left out is not shown.
     volumes : list of dict
         As in `brainseg_bids.reports.page.ScanReport`.
     z : dict of int to float, optional
@@ -118,7 +118,11 @@ class HeadReport:
     @property
     def flags(self) -> list[str]:
         """Everything that a person should look at, most telling first."""
-        found = [*self.merge.get("flags", []), *self.warnings]
+        found = [
+            *self.merge.get("implausible", []),
+            *self.merge.get("flags", []),
+            *self.warnings,
+        ]
         if self.missing:
             found.append(f"Every head has these, this one lacks them: {', '.join(self.missing)}.")
         left = int((self.merge.get("holes") or {}).get("after_voxels") or 0)

@@ -177,7 +177,7 @@ def scan_report(plan: SegmentPlan, *, output_dir: Path, bids_dir: Path) -> ScanR
         figure=plan.outputs["figure"],
         volumes=read_volumes(plan.outputs["volumes"], output_dir, "brainseg"),
         facts={key: value for key, value in shown.items() if value},
-        warnings=facts.get("Warnings", []),
+        warnings=[*facts.get("ToLookAt", []), *facts.get("Warnings", [])],
         outputs=_written(plan, output_dir),
         no_asymmetry=no_asymmetry(plan.outputs["labels"]),
     )
@@ -216,11 +216,12 @@ def finer_report(plan: UpsamplePlan, *, output_dir: Path) -> ScanReport:
     """What a page says about a label map at finer voxels."""
     said = read_json(sidecar(plan.outputs["labels"]))
     proof = said["Certificate"]
-    lost = ", ".join(f"{row['name']} ({row['voxels']} voxels)" for row in proof["labels_lost"])
     changed = [row for row in proof["labels"] if row["index"] and row["volume_change"] is not None]
     widest = max(changed, key=lambda row: abs(row["volume_change"]), default=None)
     facts = {
         "Method": said.get("Method"),
+        "Holes filled": _format(said.get("HolesFilledVoxels"), "{:,} voxels"),
+        "Islands removed": _format(said.get("IslandsRemovedVoxels"), "{:,} voxels"),
         "Time": _format(said.get("Seconds"), "{:.0f} s"),
         "Dice when taken back": _format(proof["round_trip_mean_dice"], "{:.4f}"),
         "Voxels equal when taken back": _format(proof["round_trip_equal_voxels"], "{:.2%}"),
@@ -234,7 +235,7 @@ def finer_report(plan: UpsamplePlan, *, output_dir: Path) -> ScanReport:
         figure=plan.outputs["figure"],
         volumes=read_volumes(plan.outputs["volumes"], output_dir, "fullhead"),
         facts={key: value for key, value in facts.items() if value},
-        warnings=[f"These labels are lost at these voxels: {lost}."] if lost else [],
+        warnings=said.get("ToLookAt", []),
         outputs=_written(plan, output_dir),
         what="Label map",
         noun="label map",
@@ -348,6 +349,23 @@ def find_volumes(
     }
 
 
+def find_to_look_at(
+    output_dir: Path, segmentation: str, images: Iterable[str]
+) -> dict[str, list[str]]:
+    """What cannot be right about the images' results, for those where there is something.
+
+    Images are called as by `find_volumes`.
+    """
+    found = {}
+    for image in images:
+        name = f"{image}_seg-{segmentation}_dseg.json"
+        subject = image.split("_")[0]
+        for path in output_dir.glob(f"{subject}/**/{name}"):
+            if said := read_object(path).get("ToLookAt"):
+                found[image] = list(map(str, said))
+    return found
+
+
 def read_cohort(output_dir: Path, participants: Iterable[str] = ()) -> Cohort:
     """All maps of heads in the derivative, side by side."""
     return Cohort.from_rows(find_volumes(output_dir, "fullhead", participants))
@@ -355,7 +373,7 @@ def read_cohort(output_dir: Path, participants: Iterable[str] = ()) -> Cohort:
 
 def write_group(
     output_dir: Path, *, title: str, participants: Iterable[str] = ()
-) -> list[tuple[Path, int]]:
+) -> list[tuple[Path, int, int]]:
     """Write one table and one page of the volumes of all images in the derivative.
 
     There is one for segmentations and one for maps of heads, whichever are there; the latter
@@ -363,8 +381,8 @@ def write_group(
 
     Returns
     -------
-    list of (Path, int)
-        Each page, and how many images it compares.
+    list of (Path, int, int)
+        Each page, how many images it compares, and how many of them are to be looked at.
 
     Raises
     ------
@@ -377,7 +395,10 @@ def write_group(
         volumes = find_volumes(output_dir, segmentation, participants)
         if not volumes:
             continue
-        _write_table(output_dir / f"group_seg-{segmentation}_desc-volumes_morph.tsv", volumes)
+        to_look_at = find_to_look_at(output_dir, segmentation, volumes)
+        _write_table(
+            output_dir / f"group_seg-{segmentation}_desc-volumes_morph.tsv", volumes, to_look_at
+        )
         cohort = None
         if segmentation == "fullhead":
             cohort = Cohort.from_rows(volumes)
@@ -385,9 +406,14 @@ def write_group(
                 output_dir / f"group_seg-{segmentation}_desc-presence_morph.tsv", cohort
             )
         page = write_group_page(
-            output_dir / name, title=title, volumes=volumes, version=__version__, cohort=cohort
+            output_dir / name,
+            title=title,
+            volumes=volumes,
+            version=__version__,
+            cohort=cohort,
+            to_look_at=to_look_at,
         )
-        pages.append((page, len(volumes)))
+        pages.append((page, len(volumes), len(to_look_at)))
     if not pages:
         raise InputError(
             f"{output_dir}: no volumes are in it. Run the participant level into it first."
@@ -395,12 +421,15 @@ def write_group(
     return pages
 
 
-def _write_table(path: Path, volumes: dict[str, list[dict]]) -> None:
+def _write_table(
+    path: Path, volumes: dict[str, list[dict]], to_look_at: Mapping[str, list[str]]
+) -> None:
     rows = []
     for image, volumes_of in volumes.items():
         entities = dict(part.split("-", 1) for part in image.split("_"))
         session = f"ses-{entities['ses']}" if "ses" in entities else "n/a"
         about = {"participant_id": f"sub-{entities['sub']}", "session_id": session, "image": image}
+        about["to_look_at"] = "; ".join(to_look_at.get(image, ())) or "n/a"
         rows.append(about | {row["name"]: row["volume_mm3"] for row in volumes_of})
     write_tsv(path, rows)
 

@@ -135,6 +135,17 @@ def joined(plans: Iterable[SubjectPlan]) -> list[SubjectPlan]:
     return list(by_label.values())
 
 
+def to_look_at(plans: Iterable[SubjectPlan]) -> dict[str, list[str]]:
+    """What cannot be right about the results of these plans, by the titles of their images."""
+    found: dict[str, list[str]] = {}
+    for plan in plans:
+        for scan in plan.scans:
+            said = read_object(sidecar(scan.main)).get("ToLookAt")
+            if isinstance(said, list) and said:
+                found.setdefault(image_of(scan.title), []).extend(map(str, said))
+    return found
+
+
 def image_of(title: str) -> str:
     """The image that the title of a step or a fault is about.
 

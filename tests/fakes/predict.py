@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stand-in for ``brainseg_bids.cli.predict``: same arguments, a ball for a brain, no network.
 
-With ``--kill TEXT`` it dies as if the out-of-memory killer had come, for images whose path
-holds that text.
+The brain of a participant ``tiny`` is to be looked at. With ``--kill TEXT`` it dies as if the
+out-of-memory killer had come, for images whose path holds that text.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def main() -> int:
                 "input_voxel_size_mm": list(grid.voxel_size_mm),
                 "model_voxel_size_mm": bundle.voxel_size_mm,
                 "warnings": [str(note.message) for note in noted],
+                "to_look_at": ["brain of 0.47 ml"] if "sub-tiny" in str(options.image) else [],
             }
         )
     )
