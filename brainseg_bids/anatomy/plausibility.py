@@ -23,7 +23,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.stripped import brain_and_fluid, is_stripped
 
 TABLE = resources.files("brainseg_bids") / "data" / "labels" / "plausible.tsv"
-MEASURES = ("ml", "share", "ratio")
+MEASURES = ("ml", "share", "ratio", "dice", "count")
 HEAD_MAPPINGS = (4, 5)
 """BIDS standard codes of bone and soft tissue; veins and nerves may be left on stripped brains."""
 CUT_MM2, CUT_PER_MM = 1500.0, 900.0
@@ -41,8 +41,8 @@ class Limit:
     ----------
     structure : str
         Without its side; or what else is measured.
-    measure : {"ml", "share", "ratio"}
-        Volume of one side; share of the labelled head; larger over smaller side.
+    measure : {"ml", "share", "ratio", "dice", "count"}
+        Volume of one side; share of the labelled head; larger over smaller side; overlap; number.
     low, high : float
     source : str
     """
@@ -226,6 +226,38 @@ def implausible_volumes(
         "left and right too different": unlike,
     }
     return found + [f"{what}: {_listed(names)}" for what, names in said.items() if names]
+
+
+def implausible_model(brain_dice: float | None, n_maps: int | None) -> list[str]:
+    """What a person should look at before a trained model is used.
+
+    Parameters
+    ----------
+    brain_dice : float or None
+        Mean over brain structures on pairs of held-out maps; None or NaN if nothing was judged.
+    n_maps : int or None
+        Label maps that were learned from; None if that is not known.
+
+    Examples
+    --------
+    >>> implausible_model(0.001, 14)
+    ['held-out Dice of the brain is 0.001: it has learned nothing']
+    >>> implausible_model(0.77, 14)
+    []
+    """
+    dice, maps = (
+        limits()["Held-out Dice of the brain", "dice"],
+        limits()["Label maps learned from", "count"],
+    )
+    found = []
+    if brain_dice is not None and brain_dice < dice.low:  # NaN is not
+        found.append(f"held-out Dice of the brain is {brain_dice:.3f}: it has learned nothing")
+    if n_maps is not None and not maps.holds(n_maps):
+        found.append(
+            f"learned from {n_maps} label map{'s' * (n_maps != 1)}, fewer than {maps.low:g}: it "
+            "knows the heads of too few people"
+        )
+    return found
 
 
 def _ml(volume: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from brainseg_bids.bids.description import write_description
@@ -23,30 +24,52 @@ def run_group(settings: Settings, run_dir: Path) -> int:
         If what a stage needs is not there.
     """
     began_s = time.time()
-    stages = {"summary": _summary, "priors": _priors, "synth": _synth}
-    for name, stage in stages.items():
+    to_look_at: list[str] = []
+    if "summary" in settings.stages:
+        to_look_at += _summary(settings)
+    for name, stage in {"priors": _priors, "synth": _synth}.items():
         if name in settings.stages:
             stage(settings)
     if "train" in settings.stages and (code := _train(settings, run_dir, began_s)):
         return code
+    if "train" in settings.stages:
+        to_look_at += _models_to_look_at(settings, began_s)
     if "evaluate" in settings.stages and (failures := _evaluate(settings, run_dir)):
         for title, reason in failures.items():
             log.error("%s: failed: %s", title, reason)
         log.error("%d could not be compared; the others are complete", len(failures))
         return FAILED
-    log.info("finished successfully!")
+    say_finished(to_look_at)
     return DONE
 
 
-def _summary(settings: Settings) -> None:
+def say_finished(to_look_at: Collection[str], report: Path | None = None) -> None:
+    """The last lines of a run in which nothing failed; the very last says what to look at.
+
+    Parameters
+    ----------
+    to_look_at : collection of str
+        What messages call the images and models whose results cannot be right.
+    report : Path, optional
+    """
+    log.info("finished" if to_look_at else "finished successfully!")
+    if report:
+        log.info("report: %s", report)
+    if to_look_at:
+        log.warning("%d to look at: %s", len(to_look_at), ", ".join(to_look_at))
+
+
+def _summary(settings: Settings) -> list[str]:
+    """Compare all images; those whose results cannot be right."""
     from brainseg_bids.workflows.pages import write_group  # late: matplotlib
 
-    for page, n_images, n_to_look_at in write_group(
+    found: dict[str, None] = {}
+    for page, n_images, to_look_at in write_group(
         settings.output_dir, title=settings.bids_dir.name, participants=settings.participant_label
     ):
         log.info("%d image%s compared: %s", n_images, "s" * (n_images != 1), page)
-        if n_to_look_at:
-            log.warning("%d to look at: %s", n_to_look_at, page)
+        found |= dict.fromkeys(to_look_at)
+    return list(found)
 
 
 def _priors(settings: Settings) -> None:
@@ -79,6 +102,12 @@ def _train(settings: Settings, run_dir: Path, began_s: float) -> int:
 
     write_description(settings.bids_dir, settings.output_dir)
     return train(settings, run_dir, began_s=began_s)
+
+
+def _models_to_look_at(settings: Settings, began_s: float) -> list[str]:
+    from brainseg_bids.cli.train_stage import models_to_look_at  # late: what it needs is
+
+    return models_to_look_at(settings.output_dir, began_s)
 
 
 def _evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ from brainseg_bids.cli.execute import (
     UNUSABLE,
     run_plans,
 )
-from brainseg_bids.cli.group import run_group
+from brainseg_bids.cli.group import run_group, say_finished
 from brainseg_bids.cli.stages import (
     Refused,
     chosen_stages,
@@ -148,12 +148,8 @@ def _conclude(
     if code == DONE and settings.boilerplate_only:
         log.info("methods text: %s", settings.output_dir / "logs" / "CITATION.md")
     elif code == DONE:
-        found = to_look_at(plans)
-        log.info("finished%s", "" if found else " successfully!")
         page = f"sub-{plans[0].label}.html" if len(plans) == 1 else "sub-*.html"
-        log.info("report: %s", settings.output_dir / page)
-        if found:
-            log.warning("%d to look at: %s", len(found), ", ".join(found))
+        say_finished(to_look_at(plans), settings.output_dir / page)
     return code
 
 

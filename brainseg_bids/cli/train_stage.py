@@ -460,8 +460,30 @@ def _conclude(job: JobPlan, page: _Page) -> int:
             "%s: the report could not be written (%s); run again", page.path, _one_line(error)
         )
         code = FAILED
+    for fault in _implausible(job):
+        log.warning("model %s: look at it: %s", job.name, fault)
     log.info("segment with it: brainseg BIDS OUT participant --model %s", bundle.path)
     return code
+
+
+def _implausible(job: JobPlan) -> list[str]:
+    """What cannot be right about the model; kept in the job's JSON."""
+    from brainseg_bids.reports.training import to_look_at
+    from brainseg_bids.reports.training_log import read_job
+
+    found = to_look_at(read_job(job.folder))
+    path = job.training / "job.json"
+    write_json(path, read_object(path) | {"to_look_at": found})
+    return found
+
+
+def models_to_look_at(output_dir: Path, since_s: float) -> list[str]:
+    """Models made since a `time.time` that cannot be right, as messages call them."""
+    return [
+        f"model {path.parents[1].name.removeprefix('model-')}"
+        for path in sorted(output_dir.glob("derivatives/model-*/training/job.json"))
+        if path.stat().st_mtime >= since_s and read_object(path).get("to_look_at")
+    ]
 
 
 def _bundle_command(job: JobPlan) -> str:

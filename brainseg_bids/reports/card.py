@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.anatomy.plausibility import implausible_model
 from brainseg_bids.reports.groups import GROUPS, group_of_mapping
 
 MOST_LISTED = 40
@@ -427,6 +428,12 @@ def _limits(facts: CardFacts) -> list[str]:
         f"It must not be taken as a model for contrasts it was not made for: anything but "
         f"{', '.join(facts.contrasts) or 'those of its recipe spaces'}.",
         f"It must not be used for measures finer than its grid of {facts.voxel_size_mm:g} mm.",
+    ]
+    held_out = None if facts.validation is None else _brain(facts.validation, facts.table)
+    learned = sum(not one.held_out for one in facts.maps)
+    lines += [
+        f"Look at it before it is used: {fault}."
+        for fault in implausible_model(held_out, learned or None)
     ]
     if not facts.real:
         lines.append("Accuracy on real images was not measured.")

@@ -13,6 +13,7 @@ import numpy as np
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.anatomy.plausibility import implausible_model
 from brainseg_bids.reports.html import embedded, render_page
 from brainseg_bids.reports.training_facts import (
     bad_step_json,
@@ -130,6 +131,7 @@ def warnings(job: Job) -> list[str]:
     """What somebody who uses the model must know first, a line each."""
     log = job.log
     return [
+        *(f"Look at this model before you use it: {fault}." for fault in to_look_at(job)),
         *_unfinished(job),
         *(bad_step_words(bad) for bad in job.bad_steps),
         *_loss_warnings(log),
@@ -139,6 +141,18 @@ def warnings(job: Job) -> list[str]:
         *_memory_warnings(job),
         *job.faults,
     ]
+
+
+def to_look_at(job: Job) -> list[str]:
+    """What cannot be right about a model, see `plausibility.implausible_model`.
+
+    Of one that is not finished, nobody expects that it has learned enough.
+    """
+    maps = job.job.get("heads")
+    return implausible_model(
+        job.log[BRAIN].finite().last if job.finished else None,
+        len(maps) if isinstance(maps, list) else None,
+    )
 
 
 def _unfinished(job: Job) -> Iterable[str]:

@@ -373,7 +373,7 @@ def read_cohort(output_dir: Path, participants: Iterable[str] = ()) -> Cohort:
 
 def write_group(
     output_dir: Path, *, title: str, participants: Iterable[str] = ()
-) -> list[tuple[Path, int, int]]:
+) -> list[tuple[Path, int, dict[str, list[str]]]]:
     """Write one table and one page of the volumes of all images in the derivative.
 
     There is one for segmentations and one for maps of heads, whichever are there; the latter
@@ -381,8 +381,8 @@ def write_group(
 
     Returns
     -------
-    list of (Path, int, int)
-        Each page, how many images it compares, and how many of them are to be looked at.
+    list of (Path, int, dict of str to list of str)
+        Each page, how many images it compares, and what cannot be right about which of them.
 
     Raises
     ------
@@ -413,7 +413,7 @@ def write_group(
             cohort=cohort,
             to_look_at=to_look_at,
         )
-        pages.append((page, len(volumes), len(to_look_at)))
+        pages.append((page, len(volumes), to_look_at))
     if not pages:
         raise InputError(
             f"{output_dir}: no volumes are in it. Run the participant level into it first."

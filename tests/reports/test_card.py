@@ -98,6 +98,15 @@ def test_each_structure_has_its_dice_and_weak_ones_are_named_among_the_limits():
     assert "Thalamus" not in limits
 
 
+def test_a_model_of_few_maps_or_without_any_overlap_is_to_be_looked_at():
+    few = section(model_card(FACTS), "What it must not be used for")
+    assert "fewer than 5" in few
+    many = replace(FACTS, maps=FACTS.maps * 5, validation=DiceFacts("4 pairs", brain=0.001))
+    limits = section(model_card(many), "What it must not be used for")
+    assert "learned nothing" in limits
+    assert "fewer than 5" not in limits
+
+
 def test_without_real_images_the_card_says_that_they_were_not_measured():
     words = "on real images was not measured"
     assert words in model_card(FACTS)

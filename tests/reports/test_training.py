@@ -408,3 +408,36 @@ def test_the_page_opens_offline_with_its_warnings_and_pictures(tmp_path, head, h
     # Pictures lie on a dark sheet.
     assert (pixels == (11, 13, 16)).all(axis=1).mean() > 0.1
     assert not re.search(r"https?://", page_of(folder).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("dice", "n_maps", "named"),
+    [
+        pytest.param(
+            0.001, 14, "it has learned nothing",
+            marks=pytest.mark.input(
+                "results", "a trained model whose held-out Dice is near 0",
+                "log, page and card say so; the last line says 1 to look at", 0,
+            ),
+        ),
+        pytest.param(
+            0.8, 3, "learned from 3 label maps",
+            marks=pytest.mark.input(
+                "results", "a model that was trained on fewer than five label maps",
+                "log, page and card say so; the last line says 1 to look at", 0,
+            ),
+        ),
+        (0.8, 5, ""),
+    ],
+)  # fmt: skip
+def test_a_model_that_cannot_be_right_is_named_first(tmp_path, dice, n_maps, named):
+    rows = [{"step": step, "loss": 1 / step} for step in range(25, 2001, 25)]
+    rows[-1] |= {"dice_brain": dice}
+    heads = [f"sub-{n:02d}_dseg.nii.gz" for n in range(n_maps)]
+    folder = jobs.write_job(tmp_path / "model", rows=rows, job=jobs.JOB | {"heads": heads})
+    first = [*warnings(read_job(folder)), ""][0]
+    assert first.startswith("Look at this model") == bool(named)
+    assert named in first
+    # One that is not finished need not have learned yet.
+    part = jobs.write_job(tmp_path / "part", rows=rows[:4], job=jobs.JOB | {"heads": heads})
+    assert "learned nothing" not in flags(part)
