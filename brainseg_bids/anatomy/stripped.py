@@ -73,6 +73,16 @@ def brain_and_fluid(labels: LabelMap) -> np.ndarray:
     )
 
 
+def brain_alone(labels: LabelMap) -> LabelMap:
+    """The map with brain and ventricles only: what a skull-stripped image can tell of.
+
+    The fluid around the brain goes too: where the mask runs through it, it is half background.
+    """
+    codes = [label.index for label in labels.table if label.is_brain]
+    voxels = np.where(np.isin(labels.voxels, codes), labels.voxels, 0)
+    return LabelMap(voxels.astype(labels.voxels.dtype), labels.grid, labels.table)
+
+
 def background_of(image: np.ndarray) -> tuple[float | None, float]:
     """The one value that the background has, or None, and the range of the other values.
 

@@ -15,6 +15,7 @@ from brainseg_bids.anatomy.fill import without_fill
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.intensity import rescale
 from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.stripped import brain_alone
 from brainseg_bids.bids.description import raw_path
 from brainseg_bids.bids.names import sidecar
 from brainseg_bids.contrast.compare import Histogram, energy_distance
@@ -64,6 +65,8 @@ def read_real(
         try:
             image, grid = read_again(path)
             placed = read_source(grid, tool=tool, labels=str(labels)).labels
+            if said.get("stripped"):
+                placed = brain_alone(placed)
         except (InputError, ValueError) as error:
             log.warning("%s: not compared (%s)", path, error)
             continue

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from brainseg_bids.anatomy.cohort import structures
+from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.alignment import RATIO_RANGES
 from brainseg_bids.contrast.interior import FEWEST_VOXELS
@@ -60,11 +61,42 @@ def of_image(image: np.ndarray) -> Iterator[str]:
         yield f"There are only {len(values)} different values."
 
 
+def of_stripped(labels: LabelMap, said: bool | None, *, seen: bool) -> Iterator[str]:
+    """What is left out of a skull-stripped image, and whether its metadata say otherwise.
+
+    Parameters
+    ----------
+    labels : LabelMap
+        With all that was labelled.
+    said : bool or None
+        ``SkullStripped`` of the metadata.
+    seen : bool
+        Whether the image shows it.
+    """
+    left_out = [
+        f"{labels.table[code].name} ({mm3 / 1000:.2g} ml)"
+        for code, mm3 in sorted(labels.volumes_mm3().items(), key=lambda item: -item[1])
+        if code and mm3 and not labels.table[code].is_brain
+    ]
+    what = f": {_shown(left_out)} left out" if left_out else ""
+    yield f"The image is skull-stripped, so the brain alone is measured{what}."
+    if seen and said is False:
+        yield "SkullStripped in its metadata is false, and the image shows no head. Correct it."
+    elif said and not seen:
+        yield "SkullStripped in its metadata is true, but there is image around the brain."
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
 def of_labels(
     table: LabelTable,
     described: Mapping[str, LabelStatistics],
     image: np.ndarray,
     ranks: np.ndarray,
+    *,
+    brain_alone: bool = False,
 ) -> Iterator[str]:
     """Doubts about the label map and how it lies on the image.
 
@@ -75,22 +107,29 @@ def of_labels(
         Labels that are there.
     image, ranks : (X, Y, Z)
         Crop around the head; rank 0 is air.
+    brain_alone : bool
+        Whether nothing else is to be there.
     """
     present = {table[name].index for name in described if name in table}
     present = {code for code in present if described[table[code].name].voxels > 0}
     try:
-        lacking = [s.name for s in structures(table) if s.core and not present & set(s.codes)]
+        lacking = [
+            s.name
+            for s in structures(table)
+            if s.core
+            and not present & set(s.codes)
+            and (table[s.codes[0]].is_brain or not brain_alone)
+        ]
     except ValueError:  # a table of the user's own: nobody knows what a head has to have
         lacking = []
     if lacking:
-        shown = ", ".join(lacking[:8]) + (", ..." if len(lacking) > 8 else "")
-        yield f"The label map lacks {len(lacking)} core labels: {shown}."
+        yield f"The label map lacks {len(lacking)} core labels: {_shown(lacking)}."
     few = [n for n, s in described.items() if n in table and table[n].index != 0]
     few = [n for n in few if described[n].interior_voxels < FEWEST_VOXELS]
     if few:
-        shown = ", ".join(few[:8]) + (", ..." if len(few) > 8 else "")
         yield (
-            f"{len(few)} labels have fewer than {FEWEST_VOXELS} voxels away from borders: {shown}."
+            f"{len(few)} labels have fewer than {FEWEST_VOXELS} voxels away from borders: "
+            f"{_shown(few)}."
         )
     inside = image[ranks > 0]
     inside = inside[:: max(1, len(inside) // 500_000)]

@@ -169,6 +169,8 @@ class ContrastStatistics:
     fwhm_method : str
         What ``fwhm_mm`` was measured from: ``edges``, ``edges and noise``, ``noise``, or
         ``voxel size`` where neither served.
+    stripped : bool
+        Whether the image is skull-stripped; ``labels`` are then those of the brain alone.
     """
 
     table: str
@@ -182,6 +184,7 @@ class ContrastStatistics:
     edges: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
     fwhm_method: str = "edges"
+    stripped: bool = False
 
     def __getitem__(self, name: str) -> LabelStatistics:
         return self.labels[name]

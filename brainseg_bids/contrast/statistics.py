@@ -13,6 +13,7 @@ import numpy as np
 
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
+from brainseg_bids.anatomy.stripped import brain_alone, brain_and_fluid, is_stripped
 from brainseg_bids.contrast import doubts
 from brainseg_bids.contrast.bias import LogField, fit_field, flat_field, summarise
 from brainseg_bids.contrast.grain import autocorrelation, grain_of
@@ -87,6 +88,7 @@ def measure(
     background: np.ndarray | None = None,
     kind: str = "auto",
     threads: int = 1,
+    stripped: bool | None = None,
 ) -> ContrastStatistics:
     """Measure what each label looks like, and how the image was formed.
 
@@ -103,6 +105,9 @@ def measure(
         fills the image's range.
     threads : int
         Labels that are described at the same time.
+    stripped : bool, optional
+        Whether the image is said to be skull-stripped. One that shows a brain without its head is
+        taken for stripped whatever is said; of a stripped one only the brain is measured.
 
     Returns
     -------
@@ -130,7 +135,11 @@ def measure(
     rng = np.random.default_rng(0)
     image = np.asarray(image, dtype=np.float32)
     warnings = list(doubts.of_image(image))
-    grid = labels.grid
+    grid, labelled = labels.grid, labels.grid.array_to_ras(labels.voxels) != 0
+    shows_no_head = is_stripped(image, brain_and_fluid(labels), grid)
+    if is_bare := shows_no_head or bool(stripped):
+        whole, labels = labels, brain_alone(labels)
+        warnings += doubts.of_stripped(whole, stripped, seen=shows_no_head)
     image, voxels = grid.array_to_ras(image), grid.array_to_ras(labels.voxels)
     scene = _crop(image, voxels, labels)
     finite = np.isfinite(scene.image)
@@ -142,7 +151,7 @@ def measure(
         usable=usable,
         partners=_partners(scene.labels),
     )
-    air = voxels == scene.labels[0].index
+    air = ~labelled
     if background is not None:
         air &= grid.array_to_ras(np.asarray(background, dtype=bool))
     behind = find_background(image, air, scene.voxel_size_mm, rng=rng)
@@ -164,7 +173,9 @@ def measure(
     described = _without_spill(scene, interior, described, fwhm_mm, rng)
     named = {label.name: described[rank] for rank, label in enumerate(scene.labels)}
     named = {name: known for name, known in named.items() if known.voxels > 0}
-    warnings += doubts.of_labels(labels.table, named, scene.image, scene.ranks)
+    warnings += doubts.of_labels(
+        labels.table, named, scene.image, scene.ranks, brain_alone=is_bare
+    )
     masked = behind.masked_share
     warnings += doubts.of_noise(noise, in_tissue, ratio=ratio, masked_share=masked)
     named, alone = _borrow(named, labels.table)
@@ -183,6 +194,7 @@ def measure(
         edges=tuple(float(e) for e in edges),
         warnings=tuple(warnings),
         fwhm_method=method,
+        stripped=is_bare,
     )
 
 

@@ -46,6 +46,9 @@ class _MeasureInputSpec(BaseInterfaceInputSpec):
     labels = File(exists=True, mandatory=True, desc="label map, the tool's codes")
     tool = traits.Str(mandatory=True, desc="whose codes")
     kind = traits.Enum("auto", "magnitude", "ratio", usedefault=True, desc="of image")
+    said_stripped = traits.Enum(
+        None, True, False, usedefault=True, desc="SkullStripped of the image's metadata"
+    )
     # Another version may measure otherwise: nothing is taken from Nipype's cache then.
     version = traits.Str(__version__, usedefault=True, desc="of this package")
 
@@ -70,7 +73,9 @@ class MeasureContrast(SimpleInterface):
         notes = [str(w.message) for w in noted if str(path) in str(w.message)]
         labels, resampled = labels_on(grid, self.inputs.labels, self.inputs.tool, path)
         try:
-            found = measure(image, labels, kind=self.inputs.kind)
+            found = measure(
+                image, labels, kind=self.inputs.kind, stripped=self.inputs.said_stripped
+            )
         except ValueError as error:
             raise InputError(f"{path}: {error}") from error
         if resampled:
@@ -78,6 +83,7 @@ class MeasureContrast(SimpleInterface):
         facts = {
             "Seconds": round(time.monotonic() - began_s, 2),
             "VoxelHash": voxel_hash(image, grid),
+            "SkullStripped": found.stripped,
             "Warnings": [*notes, *(f"{Path(path).name}: {note}" for note in found.warnings)],
             "Statistics": asdict(found),
         }

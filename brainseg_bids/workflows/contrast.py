@@ -23,7 +23,9 @@ def init_contrast_scan_wf(plan: ContrastPlan, how: HowToRun) -> Workflow:
     inputnode.inputs.labels = str(plan.labels)
     kind = "ratio" if plan.scan.suffix == "UNIT1" else "auto"
     measure = pe.Node(
-        MeasureContrast(tool=plan.tool, kind=kind), name="measure", mem_gb=plan.mem_gb
+        MeasureContrast(tool=plan.tool, kind=kind, said_stripped=plan.said_stripped),
+        name="measure",
+        mem_gb=plan.mem_gb,
     )
     figure = pe.Node(DrawContrast(tool=plan.tool), name="figure", mem_gb=plan.mem_gb)
     ds_contrast_wf = init_ds_scan_wf(

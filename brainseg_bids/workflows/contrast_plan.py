@@ -91,6 +91,12 @@ class ContrastPlan(ScanPlan):
         return f"{self.scan.title} contrast"
 
     @property
+    def said_stripped(self) -> bool | None:
+        """``SkullStripped`` of the image's metadata; None where they do not say."""
+        said = self.contrast.get("Metadata", {}).get("SkullStripped")
+        return said if isinstance(said, bool) else None
+
+    @property
     def has_results(self) -> bool:
         """Whether statistics of this input and these labels are there, and their figure."""
         table = {"statistics": self.outputs["statistics"]}

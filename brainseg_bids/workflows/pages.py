@@ -290,6 +290,8 @@ def contrast_report(plan: ContrastPlan, *, output_dir: Path, bids_dir: Path) -> 
         figure=plan.outputs["figure"],
         statistics=ContrastStatistics.from_json(json.dumps(said["Statistics"])),
         facts={
+            "Skull-stripped": "yes: the brain alone was measured"
+            * bool(said.get("SkullStripped")),
             "Time": _format(said.get("Seconds"), "{:.0f} s"),
             "Made by": f"brainseg-bids {said.get('BrainsegVersion')}",
         },

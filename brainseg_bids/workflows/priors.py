@@ -222,7 +222,8 @@ def make_priors(
                 f"contrast {name}: {error} Images can be told apart with --contrast-by, or left "
                 "out with --participant-label and --contrasts."
             ) from error
-        prior = replace(prior, warnings=(*prior.warnings, *unknown_facts(group, keys)))
+        notes = (*unknown_facts(group, keys), *stripped_images(group))
+        prior = replace(prior, warnings=(*prior.warnings, *notes))
         prior.write(output_dir / "priors", brainseg_version=__version__)
         made[name] = prior, group
     return made
@@ -245,8 +246,25 @@ def unknown_facts(group: Sequence[Measured], keys: Sequence[str]) -> list[str]:
     return notes
 
 
+def stripped_images(group: Sequence[Measured]) -> list[str]:
+    """A line that names the skull-stripped images of a contrast, if there are any."""
+    images = [one.image for one in group if one.statistics.stripped]
+    if not images:
+        return []
+    if len(images) == len(group):
+        return [
+            "All images are skull-stripped: bone, soft tissue and the fluid around the brain were "
+            "not measured and are borrowed from tissues that look alike."
+        ]
+    shown = ", ".join(images[:NAMED]) + (", ..." if len(images) > NAMED else "")
+    return [
+        f"{len(images)} of {len(group)} images are skull-stripped and tell of the brain alone: "
+        f"{shown}."
+    ]
+
+
 def _pooled(name: str, group: Sequence[Measured], keys: Sequence[str]) -> ContrastPrior:
-    stripped = [one.value("SkullStripped") is True for one in group]
+    stripped = {one.image for one in group if one.statistics.stripped}
     return pool(
         {one.image: one.statistics for one in group},
         name=name,
@@ -256,7 +274,7 @@ def _pooled(name: str, group: Sequence[Measured], keys: Sequence[str]) -> Contra
             "BrainsegVersion": __version__,
             **{key: group[0].value(key) for key in keys if group[0].value(key) is not None},
             "Suffix": group[0].value("Suffix") or "T1w",
-            "SkullStripped": sum(stripped) / len(stripped),
+            "SkullStripped": len(stripped) / len(group),
         },
         images=tuple(
             {
@@ -266,6 +284,7 @@ def _pooled(name: str, group: Sequence[Measured], keys: Sequence[str]) -> Contra
                 "labels": one.said.get("LabelsOf", ""),
                 "subject": one.subject,
                 "name": one.image,
+                "stripped": one.image in stripped,
             }
             for one in group
         ),

@@ -26,7 +26,7 @@ ADULT_ML = {
     "Inf-Lat-Vent": 0.3, "Cerebellum-White-Matter": 14, "Cerebellum-Cortex": 54, "Thalamus": 7.4,
     "Caudate": 3.7, "Putamen": 5.2, "Pallidum": 1.6, "Hippocampus": 3.9, "Amygdala": 1.5,
     "Accumbens-area": 0.55, "VentralDC": 4.1, "3rd-Ventricle": 1.0, "4th-Ventricle": 1.7,
-    "Brain-Stem": 21, "CSF": 350, "Eyes": 12, "Other-Soft-Tissue": 1300, "Skin": 350,
+    "Brain-Stem": 21, "CSF": 350, "Eyes": 12, "Other-Tissues": 1300, "Skin": 350,
     "Bone-Cortical": 430, "Bone-Cancellous": 100,
 }  # fmt: skip
 """An ordinary adult's head, each side."""
@@ -69,7 +69,7 @@ def test_every_limit_names_a_structure_of_a_head_and_a_source():
             ),
         ),
         pytest.param({"Left_Hippocampus": 0.3}, id="sclerosis of one hippocampus"),
-        pytest.param({"Other_Soft_Tissue": 3, "Skin": 2}, id="neck and shoulders"),
+        pytest.param({"Other_Tissues": 3, "Skin": 2}, id="neck and shoulders"),
     ],
 )
 def test_what_people_have_is_not_flagged(changes):
@@ -109,7 +109,7 @@ def test_what_people_have_is_not_flagged(changes):
         ),
         ({"Thalamus": 4}, "Left-Thalamus"),
         ({"Bone_Cortical": 0, "Bone_Cancellous": 0}, "Bone"),
-        ({"Other_Soft_Tissue": 0.08, "Skin": 0, "Bone_Cortical": 0.2}, "brain and the head"),
+        ({"Other_Tissues": 0.08, "Skin": 0, "Bone_Cortical": 0.2}, "brain and the head"),
     ],
 )  # fmt: skip
 def test_what_nobody_has_is_named_in_one_sentence(changes, named):
@@ -129,7 +129,7 @@ def test_many_faults_of_a_kind_are_one_sentence():
 
 
 def test_a_brain_map_without_a_head_is_a_brain_map():
-    without = head_ml(Bone_Cortical=0, Bone_Cancellous=0, Other_Soft_Tissue=0, Skin=0)
+    without = head_ml(Bone_Cortical=0, Bone_Cancellous=0, Other_Tissues=0, Skin=0)
     assert implausible_volumes(without, TABLE, whole_head=False) == []
 
 

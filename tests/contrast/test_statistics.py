@@ -197,6 +197,61 @@ def test_doubts_are_told(head, head_image, change, sentence):
     assert np.isfinite(locations).all()
 
 
+def brain_of(head: LabelMap) -> np.ndarray:
+    return np.isin(head.voxels, [label.index for label in head.table if label.is_brain])
+
+
+@pytest.mark.input(
+    "results",
+    "a skull-stripped image without metadata, with bone and skin in its label map",
+    "contrast: the brain alone is measured; log, JSON and page say so",
+    0,
+)
+def test_of_a_stripped_image_the_brain_alone_is_measured(head, head_image):
+    bare = np.where(brain_of(head), head_image, 0)
+    found, whole = measure(bare, head), measure(head_image, head)
+    assert found.stripped
+    assert not whole.stripped
+    assert {name for name in found.labels if name != "Unknown"} == {
+        name for name in whole.labels if head.table[name].is_brain
+    }
+    (said,) = [warning for warning in found.warnings if "skull-stripped" in warning]
+    assert "Bone-Cortical" in said
+    for name in ("Left-Cerebral-White-Matter", "Right-Cerebral-White-Matter"):
+        assert found[name].location == pytest.approx(whole[name].location, rel=0.02)
+    # What a whole head lacks is not missing in a brain.
+    (lacks,) = [warning for warning in found.warnings if "lacks" in warning]
+    assert "Eyes" not in lacks
+
+
+@pytest.mark.parametrize(
+    ("said", "bare", "words"),
+    [
+        pytest.param(
+            False, True, "is false",
+            marks=pytest.mark.input(
+                "metadata", "SkullStripped false, the image shows no head",
+                "the image is believed; warning", 0,
+            ),
+        ),
+        pytest.param(
+            True, False, "is true",
+            marks=pytest.mark.input(
+                "metadata", "SkullStripped true, the image shows a head",
+                "the brain alone is measured; warning", 0,
+            ),
+        ),
+        (True, True, "the brain alone is measured"),
+    ],
+)  # fmt: skip
+def test_metadata_that_contradict_the_image_are_told(head, head_image, said, bare, words):
+    image = np.where(brain_of(head), head_image, 0) if bare else head_image
+    found = measure(image, head, stripped=said)
+    assert found.stripped
+    assert "Skin" not in found.labels
+    assert any(words in warning for warning in found.warnings)
+
+
 def test_core_labels_that_are_missing_are_named(head, head_image):
     assert any(
         "lacks" in warning and "Left-Caudate" in warning
