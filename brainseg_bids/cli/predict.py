@@ -31,6 +31,12 @@ from brainseg_bids.anatomy.plausibility import implausible
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.volumes import InputError, place, read_volume, whole_or_nothing, write_label_map
 
+WRITING_FRAC = 0.05
+"""Of the time: label map and report, once the network has ended."""
+PACKED_BYTES_PER_S = 1e8
+"""Of probabilities, most of which are zero."""
+LINE_EVERY_PERCENT = 5
+
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -103,6 +109,8 @@ def predict(options: argparse.Namespace) -> dict:
     probabilities = (
         _ProbabilityFile(options.probseg, grid, len(bundle.table)) if options.probseg else None
     )
+    packed_bytes = len(bundle.table) * math.prod(grid.shape) if options.probseg else 0
+    progress = _Progress(options.image.name, began_s, packed_bytes / PACKED_BYTES_PER_S)
     try:
         labels = segment(
             image,
@@ -114,7 +122,7 @@ def predict(options: argparse.Namespace) -> dict:
             others=more,
             flips=options.test_time_flips,
             device=device,
-            progress=_Progress(options.image.name),
+            progress=progress,
             on_probabilities=probabilities.put if probabilities else None,
             note=lambda text: notes.append(f"{options.image}: {text}"),
         )
@@ -122,6 +130,7 @@ def predict(options: argparse.Namespace) -> dict:
         if probabilities:
             probabilities.save()
         write_label_map(labels, options.labels)
+        progress.done()
     finally:
         if probabilities:
             probabilities.close()
@@ -234,22 +243,46 @@ def _notes_on_voxels(path: Path, grid: Grid, model_mm: float) -> list[str]:
 
 
 class _Progress:
-    """A bar on a terminal, a line every tenth of the way in a log file."""
+    """Per cent of the time that is over: a bar on a terminal, lines in a log file.
 
-    def __init__(self, name: str) -> None:
-        self.name, self.bar, self.told = name, None, 0
+    Parameters
+    ----------
+    name : str
+        Of the image.
+    began_s : float
+        Of `time.monotonic`, when this image was begun.
+    after_s : float
+        What is likely to be done after the network has ended, such as compressing probabilities.
+    """
 
-    def __call__(self, done: int, total: int) -> None:
+    def __init__(self, name: str, began_s: float, after_s: float = 0.0) -> None:
+        self.name, self.began_s, self.after_s = name, began_s, after_s
+        self.bar, self.percent = None, 0
+
+    def __call__(self, left_s: float) -> None:
+        spent_s = time.monotonic() - self.began_s
+        left_s += self.after_s + WRITING_FRAC * (spent_s + left_s)
+        percent = min(99, int(100 * spent_s / max(1e-6, spent_s + left_s)))
+        if percent <= self.percent:  # what is left was thought less before
+            return
+        self._tell(percent)
+
+    def _tell(self, percent: int) -> None:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = self.bar or tqdm(total=total, desc=self.name, unit="window")
-            self.bar.update(1)
-            if done == total:
-                self.bar.close()
-        elif done == total or done * 10 // total > self.told:
-            self.told = done * 10 // total
-            print(f"brainseg: {self.name}: {100 * done // total} %", file=sys.stderr, flush=True)
+            self.bar = self.bar or tqdm(total=100, desc=self.name, unit="%")
+            self.bar.update(percent - self.percent)
+            self.percent = percent
+        elif percent >= self.percent + LINE_EVERY_PERCENT:
+            self.percent = percent
+            print(f"brainseg: {self.name}: {percent} %", file=sys.stderr, flush=True)
+
+    def done(self) -> None:
+        """All is written."""
+        if self.bar:
+            self.bar.update(100 - self.percent)
+            self.bar.close()
 
 
 class _ProbabilityFile:
