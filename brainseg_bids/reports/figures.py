@@ -39,7 +39,8 @@ from brainseg_bids.volumes import whole_or_nothing
 
 
 def draw_segmentation(image: np.ndarray, labels: LabelMap, path: Path, *, n_cuts: int = 7) -> Path:
-    """Draw sagittal, coronal and axial cuts of an image, plain and with its labels filled in.
+    """Draw sagittal, coronal and axial cuts of an image, plain, with its labels filled in, and
+    with their outlines.
 
     Cuts are world planes: an oblique image is cut along the scanner's axes, and copies of an
     image whose axes are permuted or flipped give the same picture. All tiles have one scale.
@@ -154,7 +155,7 @@ def _write_tile_marks(sheet: Sheet, montage: Montage) -> None:
     for tile in montage.tiles:
         top = HEADER_PX + tile.top
         write_ends(sheet, tile.plane, tile.left, top, tile.width)
-        if not tile.overlay:
+        if tile.style == "plain":
             at = f"{'xyz'[tile.plane.axis]} = {signed(tile.at_mm)} mm"
             sheet.text(tile.left + tile.width / 2, top - 11, at, ha="center", size_px=14)
     for plane in PLANES:

@@ -20,7 +20,10 @@ MARGIN_PX = 44
 """Left of the tiles, for the names of the planes."""
 BACKGROUND = (11, 13, 16)
 
-_TILES_HEIGHT_PX = 1800
+STYLES = ("plain", "filled", "outlined")
+"""Rows of each plane."""
+
+_TILES_HEIGHT_PX = 2700
 _GAP_PX, _PAIR_HEAD_PX, _PLANE_GAP_PX = 4, 22, 14
 _MARGIN_MM, _SMALLEST_VIEW_MM = 6.0, 100.0
 _HEADROOM = 0.08  # keeps white matter in a T1w picture short of white
@@ -57,15 +60,15 @@ class Tile:
     plane : Plane
     at_mm : float
         World coordinate of the cut along ``plane.axis``.
-    overlay : bool
-        Whether labels are drawn over the image.
+    style : {"plain", "filled", "outlined"}
+        What of the labels is drawn over the image.
     left, top, width, height : int
         Pixels, from the upper left corner.
     """
 
     plane: Plane
     at_mm: float
-    overlay: bool
+    style: str
     left: int
     top: int
     width: int
@@ -127,7 +130,7 @@ def arrange(image: np.ndarray, labels: LabelMap, *, n_cuts: int = 7) -> Montage:
     for tile in tiles:
         cut = cuts[tile.plane.name, tile.at_mm]
         pixels[tile.top : tile.top + tile.height, tile.left : tile.left + tile.width] = paint_cut(
-            cut, labels, window, overlay=tile.overlay
+            cut, labels, window, overlay=tile.style == "filled", lines=tile.style == "outlined"
         )
     return Montage(pixels, tiles, box_mm, px_per_mm, window)
 
@@ -276,20 +279,41 @@ def grey_window(cuts: Iterable[Cut], labels: LabelMap) -> tuple[float, float]:
 
 
 def paint_cut(
-    cut: Cut, labels: LabelMap, window: tuple[float, float], *, overlay: bool
+    cut: Cut,
+    labels: LabelMap,
+    window: tuple[float, float],
+    *,
+    overlay: bool,
+    lines: bool = False,
 ) -> np.ndarray:
-    """Colours of one tile, (height, width, 3) uint8."""
+    """Colours of one tile, (height, width, 3) uint8: labels filled in, or their borders alone."""
     low, high = window
     grey = np.nan_to_num(np.clip((cut.grey - low) / (high - low), 0, 1)) * cut.inside
     colors = np.repeat(grey[..., None], 3, axis=2)
-    if overlay:
+    if overlay or lines:
         largest = int(labels.table.codes[-1])
         palette, filled = np.zeros((largest + 1, 3), np.float32), np.zeros(largest + 1, bool)
         for label in shown_labels(labels.table):
             palette[label.index], filled[label.index] = label.rgb, True
-        here = filled[cut.codes]
-        colors[here] = (1 - OPACITY) * colors[here] + OPACITY * palette[cut.codes[here]]
+        shown = np.where(filled[cut.codes], cut.codes, 0)
+        here = borders(shown) if lines else shown > 0
+        opacity = 1.0 if lines else OPACITY
+        colors[here] = (1 - opacity) * colors[here] + opacity * palette[shown[here]]
     return np.rint(colors * 255).astype(np.uint8)
+
+
+def borders(codes: np.ndarray) -> np.ndarray:
+    """Pixels of a label next to a smaller code, or to nothing: one line between two labels.
+
+    >>> borders(np.pad(np.ones((3, 3), int), 1)).astype(int)[1:-1, 1:-1]
+    array([[1, 1, 1],
+           [1, 0, 1],
+           [1, 1, 1]])
+    >>> borders(np.array([[1, 1, 2, 2]])).astype(int)
+    array([[0, 0, 1, 0]])
+    """
+    cross = ndimage.generate_binary_structure(2, 1)
+    return codes > ndimage.minimum_filter(codes, footprint=cross, mode="nearest")
 
 
 # -- layout -------------------------------------------------------------------------------
@@ -305,7 +329,7 @@ def _scale(box_mm: np.ndarray, n_cuts: int) -> float:
     """Pixels per mm that fill the picture's width, unless it would become too tall."""
     size_mm = box_mm[:, 1] - box_mm[:, 0]
     widest_mm = max(size_mm[plane.right] for plane in PLANES)
-    tall_mm = 2 * sum(size_mm[plane.up] for plane in PLANES)
+    tall_mm = len(STYLES) * sum(size_mm[plane.up] for plane in PLANES)
     wide_px = (WIDTH_PX - MARGIN_PX - _GAP_PX * n_cuts) / n_cuts
     return float(min(wide_px / widest_mm, _TILES_HEIGHT_PX / tall_mm))
 
@@ -320,10 +344,10 @@ def _lay_out(
     for plane in PLANES:
         width, height = tile_size(plane, box_mm, px_per_mm)
         top += _PAIR_HEAD_PX
-        for overlay in (False, True):
+        for style in STYLES:
             for column, at_mm in enumerate(positions[plane.axis]):
                 left = round(start + pitch * (column + 0.5) - width / 2)
-                tiles.append(Tile(plane, at_mm, overlay, left, top, width, height))
+                tiles.append(Tile(plane, at_mm, style, left, top, width, height))
             top += height + _GAP_PX
         top += _PLANE_GAP_PX
     return tuple(tiles)

@@ -55,7 +55,7 @@ class ScanReport:
     warnings: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     what: str = "Segmented image"
-    caption: str = "Each cut twice: the image alone, and beneath it the image with its labels."
+    caption: str = "Each cut three times: the image alone, with its labels, with their outlines."
     noun: str = "image"
     done: str = "segmented"
     no_asymmetry: str = ""

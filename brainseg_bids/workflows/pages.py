@@ -276,7 +276,7 @@ def space_report(plan: SpacePlan, *, output_dir: Path, bids_dir: Path) -> ScanRe
         outputs=_written(plan, output_dir),
         what="Registered image",
         done="in a standard space",
-        caption="Each cut of the template twice: alone, and beneath it with the image's labels.",
+        caption="Each cut of the template: alone, with the image's labels, with their outlines.",
     )
 
 

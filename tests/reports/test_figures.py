@@ -64,8 +64,8 @@ def test_the_file_is_a_small_png_that_holds_the_montage(head, tmp_path):
 def test_the_picture_names_convention_sides_places_and_structures(head, tmp_path, monkeypatch):
     words = words_on(monkeypatch, *head, tmp_path / "head.png")
     assert any("neurological convention" in text for text in words)
-    assert words.count("L") == words.count("R") == 2 * 2 * 7
-    assert words.count("P") == words.count("A") == 2 * 7
+    assert words.count("L") == words.count("R") == 2 * 3 * 7
+    assert words.count("P") == words.count("A") == 3 * 7
     assert sum(text.startswith(("x = ", "y = ", "z = ")) for text in words) == 3 * 7
     assert [text for text in words if text in ("Brain", "CSF", "Head")] == ["Brain", "CSF", "Head"]
     assert words.count("Cerebral White Matter") == 1

@@ -62,7 +62,8 @@ GRIDS = {
 
 
 def tiles_of(montage, plane: str, *, overlay: bool):
-    return [t for t in montage.tiles if t.plane.name == plane and t.overlay is overlay]
+    style = "filled" if overlay else "plain"
+    return [t for t in montage.tiles if t.plane.name == plane and t.style == style]
 
 
 def is_filled_with(pixel: np.ndarray, beneath: np.ndarray, code: int) -> bool:
@@ -77,8 +78,8 @@ def test_every_pixel_shows_the_label_of_its_world_position(name):
     size = max(labels.grid.voxel_size_mm)
     checked = 0
     for plain, filled in zip(
-        [t for t in montage.tiles if not t.overlay],
-        [t for t in montage.tiles if t.overlay],
+        [t for t in montage.tiles if t.style == "plain"],
+        [t for t in montage.tiles if t.style == "filled"],
         strict=True,
     ):
         plane = plain.plane
@@ -216,3 +217,20 @@ def test_what_does_not_fit_together_is_refused():
         arrange(image[1:], labels)
     with pytest.raises(ValueError, match="n_cuts"):
         arrange(image, labels, n_cuts=0)
+
+
+def test_outlines_leave_the_image_inside_a_label_as_it_is():
+    image, labels = head_on(GRIDS["isotropic"])
+    montage = arrange(image, labels, n_cuts=3)
+    for plain, lined in zip(
+        [t for t in montage.tiles if t.style == "plain"],
+        [t for t in montage.tiles if t.style == "outlined"],
+        strict=True,
+    ):
+        assert (plain.at_mm, plain.plane) == (lined.at_mm, lined.plane)
+        one, other = (
+            montage.pixels[t.top : t.top + t.height, t.left : t.left + t.width]
+            for t in (plain, lined)
+        )
+        changed = (one != other).any(axis=2).mean()
+        assert 0 < changed < 0.25
