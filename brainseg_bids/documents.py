@@ -345,17 +345,20 @@ class Items:
         How many there are; None: any number of them.
     or_one : bool
         Whether a single value may stand without its list.
+    least : int
+        How many there are at least.
     rising : bool
         Whether no item may be smaller than the one before, as in [low, high].
 
     Examples
     --------
     >>> Items(Number(0, 1), count=2, rising=True).fault([0.8, 0.2])
-    'is [0.8, 0.2]: give a list of 2 with the smallest first'
+    'is [0.8, 0.2]: give [low, high]'
     """
 
     kind: Kind = field(default_factory=Text)
     count: int | None = None
+    least: int = 0
     or_one: bool = False
     rising: bool = False
 
@@ -364,16 +367,21 @@ class Items:
         if self.or_one and not isinstance(value, list | tuple):
             return self.kind.fault(value)
         fits = isinstance(value, list | tuple) and self.count in (None, len(value))
+        fits = fits and len(value) >= self.least
         if not fits:
             return f"is {_shown(value)}: give {self}"
         wrong = next((why for one in value if (why := self.kind.fault(one))), "")
         if wrong:
             return f"has an item that {wrong}"
         falls = self.rising and any(a > b for a, b in pairwise(value))
-        return f"is {_shown(value)}: give {self} with the smallest first" if falls else ""
+        return f"is {_shown(value)}: give {self}" if falls else ""
 
     def __str__(self) -> str:
-        return "a list" if self.count is None else f"a list of {self.count}"
+        if self.rising and self.count == 2:
+            return "[low, high]"
+        if self.count is not None:
+            return f"a list of {self.count}"
+        return f"a list of at least {self.least}" if self.least else "a list"
 
 
 def check(values: Mapping, kinds: Mapping[str, Kind], what: str, *, remedy: str = "") -> None:

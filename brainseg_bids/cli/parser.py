@@ -576,7 +576,8 @@ def parse(argv: list[str] | None = None) -> Settings:
     values.setdefault("work_dir", Path("work").absolute())
     settings = Settings(**values)
     try:
-        make_filters(settings.bids_filters, settings.contrasts or STRUCTURAL)
+        what = f"--bids-filter-file {getattr(settings.bids_filters, 'path', '')}".rstrip()
+        make_filters(settings.bids_filters, settings.contrasts or STRUCTURAL, what=what)
     except InputError as error:
         parser.error(str(error))
     _check_folders(parser, settings)
@@ -698,9 +699,17 @@ def _model_name(text: str) -> str:
     return text
 
 
+class _FilterFile(dict):
+    """Content of a filter file that knows its path, for messages."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(read_json(path))
+        self.path = path
+
+
 def _filters(text: str) -> dict:
     try:
-        return read_json(text)
+        return _FilterFile(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -651,6 +652,18 @@ class _Search:
             shared=self.shared,
         ).total
 
+    def most_pairs(
+        self, patch_vox: tuple[int, int, int], wanted: int, lean: Lean, room_gib: float
+    ) -> int:
+        """The largest divisor of the wanted pairs that fits; of one pair it is known.
+
+        Each prediction takes seconds, and more pairs never need less: the first that does not
+        fit ends the search.
+        """
+        divisors = [n for n in range(2, wanted + 1) if wanted % n == 0]
+        fitting = takewhile(lambda n: self.predict(patch_vox, n, lean) <= room_gib, divisors)
+        return max(fitting, default=1)
+
     def largest(self, patches: list[tuple[int, int, int]], lean: Lean, room_gib: float) -> int:
         """How many of the patches, which grow, fit; by bisection."""
         low, high = 0, len(patches)
@@ -728,11 +741,7 @@ def plan_memory(
     if index == 0:
         raise TooLittleMemory(_what_would_fit(search, patches[0], leaner, budget_gib))
     patch, whole = patches[index - 1], index == len(patches)
-    batch = max(
-        n
-        for n in range(1, batch_wanted + 1)
-        if batch_wanted % n == 0 and (n == 1 or search.predict(patch, n, lean) <= room_gib)
-    )
+    batch = search.most_pairs(patch, batch_wanted, lean, room_gib)
     return MemoryPlan(
         patch_vox=patch,
         batch=batch,

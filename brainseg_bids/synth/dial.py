@@ -23,8 +23,9 @@ from scipy.special import ndtri
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.prior import ContrastPrior, LabelPrior, Spread
+from brainseg_bids.documents import Number, Text, check, read_toml
 from brainseg_bids.synth.classes import ClassDraw, clip_mean
-from brainseg_bids.synth.ranges import digest_of, read_toml
+from brainseg_bids.synth.ranges import digest_of
 from brainseg_bids.synth.recipe import (
     Bias,
     Noise,
@@ -179,13 +180,14 @@ class DialledSpace:
         """
         path = Path(path)
         raw = read_toml(path)
-        prior_path = path.parent / str(raw.pop("prior", ""))
+        check(raw, {"prior": Text(), "agnostic": Text(), "name": Text()}, str(path))
+        prior_path = path.parent / raw.pop("prior", "")
         kappa, name = raw.pop("kappa", 1.0), raw.pop("name", path.stem)
-        agnostic = str(raw.pop("agnostic", "agnostic"))
+        agnostic = raw.pop("agnostic", "agnostic")
         if not prior_path.is_file():
             raise ValueError(f"{path}: the prior {prior_path} is not there")
-        if isinstance(kappa, bool) or not isinstance(kappa, int | float):
-            raise ValueError(f"{path}: kappa has to be a number from 0 to 1, not {kappa!r}")
+        if why := Number(0, 1).fault(kappa):
+            raise ValueError(f"{path}: kappa {why}")
         space = RecipeSpace.named(agnostic, path.parent)
         prior = ContrastPrior.read(prior_path)
         try:

@@ -5,19 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
+from collections.abc import Mapping
 from dataclasses import fields, replace
-from pathlib import Path
 
-
-def read_toml(path: Path) -> dict:
-    """Content of a TOML file; ``ValueError`` names it where it is none."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: there is no such recipe file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: this is no TOML ({error})") from error
+from brainseg_bids.documents import Kind
 
 
 def digest_of(values: dict) -> str:
@@ -59,32 +50,19 @@ def changed(group, values: dict, prefix: str = ""):
     return replace(group, **new)
 
 
-def _is_range(value) -> bool:
-    """Whether it is two numbers, the lower first."""
-    numbers = isinstance(value, tuple) and all(isinstance(v, int | float) for v in value)
-    return numbers and len(value) == 2 and value[0] <= value[1]
+def check_ranges(group, kinds: Mapping[str, Kind], prefix: str = "") -> None:
+    """Raise ``ValueError`` for the first field whose value is not of its kind.
 
-
-def _are_counts(value) -> bool:
-    return all(isinstance(v, int) and v >= 1 for v in value)
-
-
-def check_ranges(group, prefix: str = "") -> None:
-    """Probabilities lie in 0..1, ranges have two ends in order, numbers are numbers."""
+    Parameters
+    ----------
+    group : dataclass
+        Groups within it are checked, too.
+    kinds : mapping of str to Kind
+        By field; those of a group by ``group.field``.
+    """
     for item in fields(group):
-        name, value, kind = prefix + item.name, getattr(group, item.name), type(item.default)
+        name, value = prefix + item.name, getattr(group, item.name)
         if hasattr(value, "__dataclass_fields__"):
-            check_ranges(value, f"{name}.")
-        elif kind is float:
-            if not isinstance(value, int | float) or isinstance(value, bool):
-                raise ValueError(f"{name} has to be a number, not {value!r}")
-            if (item.name == "p" or item.name.endswith("_p")) and not 0 <= value <= 1:
-                raise ValueError(f"{name} is a probability: {value!r} is outside 0..1")
-        elif kind is tuple and isinstance(item.default[0], int | float) and not _is_range(value):
-            raise ValueError(f"{name} has to be [low, high], not {value!r}")
-        elif kind is tuple and isinstance(item.default[0], int) and not _are_counts(value):
-            raise ValueError(f"{name} counts: whole numbers of 1 or more, not {value!r}")
-    sequences = getattr(group, "sequences", ())
-    wrong = [one for one in sequences if one not in ("none", "mprage", "mp2rage")]
-    if wrong or ("sequences" in {f.name for f in fields(group)} and not sequences):
-        raise ValueError(f"{prefix}sequences has to hold 'mprage' or 'mp2rage', not {sequences!r}")
+            check_ranges(value, kinds, f"{name}.")
+        elif name in kinds and (why := kinds[name].fault(value)):
+            raise ValueError(f"{name} {why}")

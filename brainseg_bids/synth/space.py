@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.documents import Items, Number, Text, read_toml
 from brainseg_bids.synth.classes import ClassDraw, TissueSpace
-from brainseg_bids.synth.ranges import changed, check_ranges, digest_of, read_toml, tuples
+from brainseg_bids.synth.ranges import changed, check_ranges, digest_of, tuples
 from brainseg_bids.synth.recipe import (
     Ageing,
     Bias,
@@ -60,6 +61,94 @@ EFFECTS = (
 
 DRAWING = 2
 """Raised whenever the same space and seed give another recipe; part of every digest."""
+
+
+P = Number(0, 1)
+LEVEL = Number(-10_000, 10_000)
+"""Of painted intensities, in whose units 255 is bright."""
+
+
+def _range(low: float, high: float, unit: str = "", **more) -> Items:
+    """Kind of a range (low, high) within bounds."""
+    return Items(Number(low, high, unit, **more), count=2, rising=True)
+
+
+ANGLES = _range(-180, 180, "degrees")
+SPREADS = _range(0, 10)
+SPACING = Number(1, 1000, "mm")
+"""Of nodes of smooth fields: as many as fit into a head, not more."""
+SIZES = _range(0.1, 100, "mm")
+FIELD = Number(0.001, 25, "T")
+
+KINDS = {
+    "name": Text(),
+    "law": Text(("uniform", "normal")),
+    "widen": Number(0, 100),
+    "shared_frac": P,
+    "sd_frac": SPREADS,
+    "background_dark_p": P,
+    "background_noisy_mean": Items(LEVEL, count=2, rising=True),
+    "background_noisy_sd": _range(0, 10_000),
+    "flip_p": P,
+    "rotation_deg": ANGLES,
+    "scaling": _range(0.1, 10),
+    "shearing": _range(-2, 2),
+    "center_frac": _range(0, 1),
+    "velocity_sd_mm": _range(0, 100, "mm"),
+    "velocity_node_spacing_mm": SPACING,
+    "bias_log_sd": SPREADS,
+    "bias_node_spacing_mm": SPACING,
+    "gamma_log_sd": Number(0, 5),
+    "resolution_native_p": P,
+    "resolution_isotropic_mm": SIZES,
+    "resolution_slice_p": P,
+    "resolution_slice_mm": SIZES,
+    "resolution_thickness_frac": _range(0.05, 10),
+    "noise_sd_frac": SPREADS,
+    "noise_channels": _range(1, 256, whole=True),
+    "texture_scale_mm": _range(0.5, 1000, "mm"),
+    "grain_mm": _range(0.5, 1000, "mm"),
+    "grain_frac": _range(0, 1),
+    "stripped_p": P,
+    "cut_p": P,
+    "ageing.p": P,
+    "ageing.ventricles_mm": _range(-30, 30, "mm"),
+    "ageing.thinning_frac": _range(-1, 1),
+    "ageing.lesion_frac": _range(0, 1),
+    "transmit.p": P,
+    "transmit.sequences": Items(Text(("none", "mprage", "mp2rage")), least=1),
+    "transmit.center": _range(0, 10),
+    "transmit.edge": _range(0, 10),
+    "transmit.log_sd": SPREADS,
+    "transmit.node_spacing_mm": SPACING,
+    "transmit.field_t": FIELD,
+    "ratio.p": P,
+    "ratio.noise_frac": SPREADS,
+    "ratio.low": LEVEL,
+    "ratio.high": LEVEL,
+    "susceptibility.p": P,
+    "susceptibility.echo_time_ms": _range(0, 1000, "ms"),
+    "susceptibility.field_t": FIELD,
+    "motion.p": P,
+    "motion.moves": _range(1, 1000, whole=True),
+    "motion.translation_mm": _range(-200, 200, "mm"),
+    "motion.rotation_deg": ANGLES,
+    "gibbs.p": P,
+    "gibbs.kept_frac": _range(0.01, 1),
+    "field_of_view.p": P,
+    "field_of_view.half_mm": _range(1, 1000, "mm"),
+}
+"""What the fields of a `RecipeSpace` and of its groups may be: far beyond what a scanner does, and
+short of what no computer can draw."""
+
+TISSUE_KINDS = {
+    "labels": Items(Text(), least=1),
+    "mean": Items(LEVEL, count=2),
+    "sd": Items(Number(0, 10_000), count=2),
+    "components": Number(1, 100, whole=True),
+    "component_spread": Number(0, 10_000),
+}
+"""The same of a `TissueSpace`."""
 
 
 @dataclass(frozen=True)
@@ -204,21 +293,19 @@ class RecipeSpace:
     field_of_view: FieldOfViewSpace = FieldOfViewSpace()
 
     def __post_init__(self) -> None:
-        if self.law not in ("uniform", "normal"):
-            raise ValueError(f"law {self.law!r} is neither 'uniform' nor 'normal'")
-        check_ranges(self)
-        for tissue in self.tissues:
-            if tissue.mean[1] < 0 or tissue.sd[1] < 0 or tissue.components < 1:
-                raise ValueError(
-                    f"class of {tissue.labels[0]}: spreads have to be 0 or more, "
-                    "components 1 or more"
-                )
+        check_ranges(self, KINDS)
+        for number, tissue in enumerate(self.tissues, start=1):
+            what = f"class {number} of [[tissues]]: "
+            check_ranges(tissue, {what + key: kind for key, kind in TISSUE_KINDS.items()}, what)
+            if tissue.mean[1] < 0:
+                raise ValueError(f"{what}mean is [centre, spread]: a spread is 0 or more")
 
     @classmethod
-    def read(cls, path: str | Path) -> RecipeSpace:
+    def read(cls, path: str | Path, above: tuple[Path, ...] = ()) -> RecipeSpace:
         """Read a TOML recipe file.
 
         ``base`` names a packaged space, or a file beside this one, that it differs from.
+        ``above`` are the files that name this one so.
 
         Raises
         ------
@@ -230,20 +317,25 @@ class RecipeSpace:
         base, classes = raw.pop("base", ""), raw.pop("tissues", None)
         if not base and not classes:
             raise ValueError(f"{path}: the classes are missing; add [[tissues]] or base")
-        space = cls.named(base, path.parent) if base else cls(())
+        if not isinstance(base, str):
+            raise ValueError(f"{path}: base {Text().fault(base)}")
+        if path.resolve() in above:
+            raise ValueError(f"{path}: base leads back to this file. Name another.")
+        space = cls.named(base, path.parent, (*above, path.resolve())) if base else cls(())
         try:
             if classes:
-                tissues = tuple(TissueSpace(**tuples(one)) for one in classes)
-                space = replace(space, tissues=tissues)
+                space = replace(space, tissues=_tissues(classes))
             return replace(space, name=path.stem).changed(raw)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
 
     @classmethod
-    def named(cls, name_or_path: str, folder: Path = Path()) -> RecipeSpace:
+    def named(
+        cls, name_or_path: str, folder: Path = Path(), above: tuple[Path, ...] = ()
+    ) -> RecipeSpace:
         """A packaged space, or one from a TOML file whose path starts at ``folder``."""
         if name_or_path.endswith(".toml"):
-            return cls.read(folder / name_or_path)
+            return cls.read(folder / name_or_path, above)
         return cls.packaged(name_or_path)
 
     @classmethod
@@ -478,6 +570,16 @@ class RecipeSpace:
             highs[int(axis * 3)] = within(self.field_of_view.half_mm, high)
             view = replace(view, low_mm=tuple(lows), high_mm=tuple(highs))
         return view
+
+
+def _tissues(classes: object) -> tuple[TissueSpace, ...]:
+    """Classes of a recipe file; ``ValueError`` if they are none."""
+    if not isinstance(classes, list) or not all(isinstance(one, dict) for one in classes):
+        raise ValueError("tissues is a list of tables: write [[tissues]]")
+    lacking = [key for one in classes for key in ("labels", "mean", "sd") if key not in one]
+    if lacking:
+        raise ValueError(f"a class of [[tissues]] has no {lacking[0]}")
+    return tuple(TissueSpace(**tuples(one)) for one in classes)
 
 
 def check_effects(effects: tuple[str, ...]) -> None:

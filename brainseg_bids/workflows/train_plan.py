@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import re
-import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +18,8 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.adapters import find_label_table
 from brainseg_bids.bids.inputs import label_fault
 from brainseg_bids.bids.names import STRUCTURAL, Scan
+from brainseg_bids.documents import Items, Kind, Number, Text, check, parse_toml, read_text
+from brainseg_bids.settings import VOXEL_SIZE
 from brainseg_bids.training.deadline import MOST_STEPS
 from brainseg_bids.volumes import InputError, read_grid
 
@@ -280,34 +281,36 @@ def absent_labels(facts: Iterable[MapFacts], target: LabelTable) -> tuple[str, .
 
 # -- training recipe ----------------------------------------------------------------------
 
-KEYS: dict[str, type | tuple] = {
-    "target_table": str,
-    "voxel_size_mm": float,
-    "largest_patch_mm": (float, float, float),
-    "net_size": str,
-    "loss": str,
-    "per_label": int,
-    "anywhere": int,
-    "dice_weight": float,
-    "learning_rate": float,
-    "warmup_steps": int,
-    "total_steps": int,
-    "decay_steps": int,
-    "batch": int,
-    "ema_decay": float,
-    "validate_every": int,
-    "validation_pairs": int,
-    "validation_space": str,
-    "agnostic": str,
-    "center_frac": (float, float),
-    "contrasts": (str,),
+_STEPS = Number(1, 1e9, whole=True)
+_COUNT = Number(1, 1e9, whole=True)
+
+KEYS: dict[str, Kind] = {
+    "target_table": Text(),
+    "voxel_size_mm": VOXEL_SIZE,
+    "largest_patch_mm": Items(Number(10, 500, "mm"), count=3),
+    "net_size": Text(("small", "medium", "large")),
+    "loss": Text(("chosen", "dense")),
+    "per_label": _COUNT,
+    "anywhere": _COUNT,
+    "dice_weight": Number(0, 1000),
+    "learning_rate": Number(0, 1, above=True),
+    "warmup_steps": _STEPS,
+    "total_steps": _STEPS,
+    "decay_steps": _STEPS,
+    "batch": Number(1, 256, whole=True),
+    "ema_decay": Number(0, 1, above=True, below=True),
+    "validate_every": _STEPS,
+    "validation_pairs": Number(1, 10_000, whole=True),
+    "validation_space": Text(),
+    "agnostic": Text(),
+    "center_frac": Items(Number(0, 1), count=2, rising=True),
+    "contrasts": Items(Text()),
 }
-"""Keys of a training recipe, beside ``base`` and the table ``[spaces]``, and their types."""
+"""Keys of a training recipe, beside ``base`` and the table ``[spaces]``, and what they may be.
+Patches hold a head at most; what still does not fit a memory is told when it is planned."""
 
 ABOUT_SPACES = ("agnostic", "center_frac", "contrasts", "largest_patch_mm", "net_size")
 """Keys that are no fields of a `TrainPlan`: they decide some."""
-
-MAY_BE_ZERO = ("dice_weight",)
 
 BY_STEPS = ("total_steps", "decay_steps", "validate_every", "ema_decay")
 """Keys that `TrainRecipe.with_steps` changes even when a run has begun."""
@@ -356,13 +359,11 @@ class TrainRecipe:
         InputError
             Naming the file and the key that is not known or has the wrong kind of value.
         """
+        values, spaces = _parse(read_text(path), str(path))
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", "") or error
-            raise InputError(f"--recipe {path}: cannot be read ({why}).") from error
-        values, spaces = _parse(text, str(path))
-        under = cls.packaged(values.pop("base", base))
+            under = cls.packaged(values.pop("base", base))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
         spaces = {_absolute(name, path.parent): share for name, share in spaces.items()}
         for key in ("validation_space", "agnostic"):
             if key in values:
@@ -415,59 +416,34 @@ def _absolute(name: str, folder: Path) -> str:
 
 def _parse(text: str, what: str) -> tuple[dict, dict[str, float]]:
     """Values and spaces of a recipe file; ``base`` is among the values if it is there."""
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{what}: this is no TOML ({error}).") from error
+    raw = parse_toml(text, what)
     spaces = raw.pop("spaces", {})
-    unknown = sorted(set(raw) - set(KEYS) - {"base"})
+    kinds = {"base": Text(), **KEYS}
+    unknown = sorted(set(raw) - set(kinds))
     if unknown:
         raise InputError(
             f"{what}: unknown key {', '.join(unknown)}. Known: base, [spaces], "
             f"{', '.join(sorted(KEYS))}."
         )
-    values = {
-        key: value if key == "base" else _value(key, value, what) for key, value in raw.items()
-    }
-    is_number = isinstance(spaces, dict) and all(
-        isinstance(share, int | float) and not isinstance(share, bool) and share > 0
-        for share in spaces.values()
-    )
-    if not is_number:
+    check(raw, kinds, what)
+    share = Number(0, 1e6, above=True)
+    if not isinstance(spaces, dict) or any(map(share.fault, spaces.values())):
         raise InputError(
             f"{what}: [spaces] gives each recipe space a share above 0, e.g. t1w = 1.0."
         )
+    values = {key: _value(kinds[key], value) for key, value in raw.items()}
     return values, {name: float(share) for name, share in spaces.items()}
 
 
-def _value(key: str, value: object, what: str) -> object:
-    """A value in the type that `KEYS` says.
+def _value(kind: Kind, value):
+    """A value in the type that its kind has everywhere else.
 
-    >>> _value("learning_rate", 1, "my.toml"), _value("center_frac", [0, 1], "my.toml")
+    >>> _value(KEYS["learning_rate"], 1), _value(KEYS["center_frac"], [0, 1])
     (1.0, (0.0, 1.0))
     """
-    kind = KEYS[key]
-    if isinstance(kind, tuple):
-        kinds = kind * len(value) if kind == (str,) and isinstance(value, list) else kind
-        if not isinstance(value, list) or len(value) != len(kinds):
-            raise InputError(f"{what}: {key} = {value!r}: give a list of {len(kinds)}.")
-        return tuple(_one(key, one, own, what) for one, own in zip(value, kinds, strict=True))
-    return _one(key, value, kind, what)
-
-
-def _one(key: str, value: object, kind: type, what: str) -> object:
-    is_whole = type(value) is int
-    fits = isinstance(value, str) if kind is str else is_whole or type(value) is kind
-    if not fits:
-        shown = {str: "a text", int: "a whole number", float: "a number"}[kind]
-        raise InputError(f"{what}: {key} = {value!r}: give {shown}.")
-    if (
-        kind is not str
-        and (value < 0 or (value == 0 and key not in MAY_BE_ZERO))
-        and (key != "center_frac")
-    ):
-        raise InputError(f"{what}: {key} = {value!r}: give a number above 0.")
-    return kind(value)
+    if isinstance(kind, Items):
+        return tuple(_value(kind.kind, one) for one in value)
+    return float(value) if isinstance(kind, Number) and not kind.whole else value
 
 
 # -- recipe spaces ------------------------------------------------------------------------

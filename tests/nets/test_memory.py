@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from brainseg_bids.nets import memory
 from brainseg_bids.nets.architectures import NetSpec, build
 from brainseg_bids.nets.memory import (
     ALLOWANCES,
@@ -257,3 +258,23 @@ def test_an_integrated_gpu_is_counted_once(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     found = find_device(host_free_gib=2.0)
     assert (found.kind, found.shared, found.free_gib) == ("cuda", True, 2.0)
+
+
+@pytest.mark.input(
+    "training",
+    "recipe whose wanted pairs do not fit at once",
+    "fewer at a time, accumulated; the first number that does not fit ends the search",
+    0,
+)
+@pytest.mark.parametrize(("room", "most", "tries"), [(5.0, 5, [2, 3, 4, 5, 6]), (1.5, 1, [2])])
+def test_more_pairs_are_tried_only_until_they_do_not_fit(monkeypatch, room, most, tries):
+    tried = []
+
+    def predict(self, patch, batch, lean):
+        tried.append(batch)
+        return float(batch)
+
+    monkeypatch.setattr(memory._Search, "predict", predict)
+    search = memory._Search(None, None, "32-true", "cpu", True, 1)
+    assert search.most_pairs((32, 32, 32), 240, memory.Lean(), room) == most
+    assert tried == tries

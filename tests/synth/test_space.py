@@ -11,7 +11,7 @@ from scipy.stats import kstest
 
 from brainseg_bids.synth.classes import TissueSpace
 from brainseg_bids.synth.recipe import Recipe, View
-from brainseg_bids.synth.space import EFFECTS, RecipeSpace, read_space
+from brainseg_bids.synth.space import EFFECTS, KINDS, TISSUE_KINDS, RecipeSpace, read_space
 from brainseg_bids.synth.streams import Streams
 from tests.synth.switches import is_off
 
@@ -133,7 +133,7 @@ def test_the_digest_changes_with_every_number(path):
     value = getattr(group, path[-1])
     if isinstance(value, tuple):
         step = 0.001 if isinstance(value[1], float) else 1
-        other = (value[0], value[1] + step)
+        other = (value[0], value[1] - step if value[1] > value[0] else value[1] + step)
     else:
         other = value + 0.001 if value < 0.5 else value - 0.001
     change = {path[-1]: other}
@@ -142,10 +142,18 @@ def test_the_digest_changes_with_every_number(path):
     assert changed.changed({"name": "another"}).digest == changed.digest
 
 
+def test_every_number_of_a_space_and_of_its_classes_has_bounds():
+    assert {".".join(path) for path in numbers_of(SEVEN_T)} <= set(KINDS)
+    assert {item.name for item in fields(TissueSpace)} == set(TISSUE_KINDS)
+
+
 def test_the_digest_knows_the_classes():
     assert replace(SMALL, tissues=SMALL.tissues[:2]).digest != SMALL.digest
     brighter = replace(SMALL.tissues[0], mean=(8.5, 7.5))
     assert replace(SMALL, tissues=(brighter, *SMALL.tissues[1:])).digest != SMALL.digest
+
+
+ONE_CLASS = "[[tissues]]\nlabels = ['Skin']\nmean = [100, 10]"
 
 
 @pytest.mark.parametrize(
@@ -153,15 +161,61 @@ def test_the_digest_knows_the_classes():
     [
         ("[gibbs]\nq = 0.5", "'gibbs.q' is no setting .*kept_frac, p"),
         ("gibbs = 0.5", "'gibbs' is a group of settings"),
-        ("[motion]\np = 1.5", "motion.p is a probability: 1.5"),
-        ("flip_p = -0.1", "flip_p is a probability"),
-        ("bias_log_sd = 0.3", r"bias_log_sd has to be \[low, high\]"),
-        ("bias_log_sd = [0.3, 0.1]", r"bias_log_sd has to be \[low, high\]"),
-        ("[motion]\nmoves = [0, 2]", "motion.moves counts: whole numbers"),
-        ("noise_channels = [1.0, 2.0]", "noise_channels counts: whole numbers"),
-        ('gamma_log_sd = "big"', "gamma_log_sd has to be a number"),
-        ('law = "cauchy"', "law 'cauchy' is neither"),
-        ('[transmit]\nsequences = ["flash"]', "transmit.sequences has to hold"),
+        ("[motion]\np = 1.5", "motion.p is 1.5: give a number from 0 to 1"),
+        ("flip_p = -0.1", "flip_p is -0.1"),
+        ("bias_log_sd = 0.3", r"bias_log_sd is 0.3: give \[low, high\]"),
+        ("bias_log_sd = [0.3, 0.1]", r"bias_log_sd is .*: give \[low, high\]"),
+        ("[motion]\nmoves = [0, 2]", "motion.moves .* whole number from 1"),
+        ("noise_channels = [1.0, 2.0]", "noise_channels .* whole number from 1"),
+        ('gamma_log_sd = "big"', "gamma_log_sd is 'big'"),
+        ('law = "cauchy"', "law is 'cauchy': give uniform or normal"),
+        ('[transmit]\nsequences = ["flash"]', "transmit.sequences .*mprage"),
+        ("[transmit]\nsequences = []", "transmit.sequences"),
+        pytest.param(
+            "bias_log_sd = [0.1, nan]",
+            r"bias_log_sd\[2\] is nan",
+            marks=pytest.mark.input(
+                "training",
+                "recipe space with NaN, infinite or out-of-range numbers",
+                "refused by file and key",
+                2,
+            ),
+        ),
+        ("widen = inf", "widen is inf"),
+        ("scaling = [0.0, 1.0]", "scaling .* from 0.1 to 10"),
+        pytest.param(
+            "bias_node_spacing_mm = 0.001",
+            "bias_node_spacing_mm is 0.001: give a number from 1",
+            marks=pytest.mark.input(
+                "training",
+                "recipe space with voxels or nodes 0.001 mm apart",
+                "refused by file and key, before memory is taken",
+                2,
+            ),
+        ),
+        ("resolution_isotropic_mm = [0.001, 1.0]", "resolution_isotropic_mm .* from 0.1"),
+        ("resolution_slice_mm = [1e-9, 1e-9]", "resolution_slice_mm"),
+        pytest.param(
+            "flip_p = " + "[" * 5000 + "]" * 5000,
+            "mine.toml: .*nested",
+            marks=pytest.mark.input(
+                "training", "recipe with thousands of levels", "refused in one line", 2
+            ),
+        ),
+        ("flip_p = " + "1" * 5000, "mine.toml: .*64 bits"),
+        pytest.param(
+            'base = "mine.toml"',
+            "base leads back",
+            marks=pytest.mark.input(
+                "training", "recipe space whose `base` is itself", "refused by file", 2
+            ),
+        ),
+        ("base = 3", "base is 3"),
+        ("tissues = 3", r"write \[\[tissues\]\]"),
+        ("[[tissues]]\nlabels = ['Skin']", "has no mean"),
+        (f"{ONE_CLASS}\nsd = [5, -1]", r"class 1 of \[\[tissues\]\]: sd"),
+        (f"{ONE_CLASS}\nsd = [5, 1]\ncolour = 1", "colour"),
+        (f"{ONE_CLASS}\nsd = [5, 1]\ncomponents = 2.5", "components is 2.5"),
         ("tissues = [", "this is no TOML"),
         ('base = "t9w"', "no recipe space 't9w'"),
     ],
@@ -175,7 +229,7 @@ def test_a_recipe_file_that_cannot_be_used_says_why_in_one_line(tmp_path, text, 
 
 
 def test_a_recipe_file_that_is_not_there_or_has_no_classes_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="there is no such recipe file"):
+    with pytest.raises(ValueError, match=r"gone\.toml: there is no such file"):
         read_space(str(tmp_path / "gone.toml"))
     (tmp_path / "empty.toml").write_text("flip_p = 0.5\n")
     with pytest.raises(ValueError, match="the classes are missing"):

@@ -228,10 +228,49 @@ def test_a_users_recipe_changes_what_it_says_and_nothing_else(tmp_path):
     ("text", "said"),
     [
         ("learning_rte = 1", "unknown key learning_rte. Known: base.*learning_rate"),
-        ('batch = "two"', "batch = 'two': give a whole number"),
+        ('batch = "two"', "batch is 'two': give a whole number"),
         ("batch = true", "give a whole number"),
         ("batch = 1.5", "give a whole number"),
         ("ema_decay = 0", "above 0"),
+        pytest.param(
+            "ema_decay = 2",
+            "ema_decay is 2: .*below 1",
+            marks=pytest.mark.input(
+                "training", "recipe with `ema_decay = 2`", "refused by file and key", 2
+            ),
+        ),
+        pytest.param(
+            "learning_rate = nan",
+            "learning_rate is nan",
+            marks=pytest.mark.input(
+                "training",
+                "recipe with a learning rate that is NaN, infinite or 5",
+                "refused by file and key",
+                2,
+            ),
+        ),
+        ("learning_rate = inf", "learning_rate is inf"),
+        ("learning_rate = 5", "learning_rate is 5"),
+        ("learning_rate = -1e-3", "learning_rate is -0.001"),
+        pytest.param(
+            "batch = 1000000",
+            "batch is 1000000: give a whole number from 1 to 256",
+            marks=pytest.mark.input(
+                "training",
+                "recipe with a patch or batch that can never fit, or voxels of 0.001 mm",
+                "refused by file and key, before anything is tried",
+                2,
+            ),
+        ),
+        ("largest_patch_mm = [1e5, 100, 100]", "largest_patch_mm .*up to 500|from 10 to 500"),
+        ("voxel_size_mm = 0.001", "voxel_size_mm is 0.001: give a number from 0.1 to 10 mm"),
+        ("center_frac = [0.8, 0.2]", r"center_frac .*\[low, high\]"),
+        ('loss = "focal"', "loss is 'focal': give chosen or dense"),
+        ("total_steps = 12345678901234567890", "total_steps is beyond 64 bits"),
+        ("contrasts = [1]", "contrasts has an item that is 1"),
+        ("batch = " + "[" * 5000 + "]" * 5000, "nested"),
+        ("[spaces]\nt1w = nan", "spaces.t1w is nan"),
+        ("base = 3", "base is 3"),
         ("largest_patch_mm = [1, 2]", "give a list of 3"),
         ("[spaces]\nt1w = 0", "share above 0"),
         ("spaces = 3", "share above 0"),
@@ -245,6 +284,7 @@ def test_a_wrong_recipe_is_one_line_that_names_it(tmp_path, text, said):
     with pytest.raises(InputError, match=said) as error:
         TrainRecipe.read(path, "cpu")
     assert "\n" not in str(error.value)
+    assert "mine.toml" in str(error.value)
 
 
 def test_other_steps_keep_the_shares_of_warming_up_and_slowing_down():
