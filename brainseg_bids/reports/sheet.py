@@ -194,7 +194,7 @@ def write_png(pixels: np.ndarray, path: Path) -> None:
     for step in (8, 16):
         if path.stat().st_size <= _LARGEST_BYTES:
             return
-        # Noise does not compress. 32 levels of grey, or 16, are more than anyone tells apart in it.
+        # Noise does not compress. 32 or 16 levels of grey are more than anyone tells apart in it.
         coarse = np.minimum((pixels.astype(np.uint16) + step // 2) // step * step, 255)
         rounded = np.where(page, pixels, coarse.astype(np.uint8))
         Image.fromarray(rounded).save(path, format="PNG")
