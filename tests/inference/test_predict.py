@@ -307,3 +307,20 @@ def test_a_network_sees_the_same_of_a_real_head_whatever_fills_the_surroundings(
         assert len(fills) == 1, form
         assert its_box == box, form
         np.testing.assert_allclose(seen, plain, atol=0.01, err_msg=str(form))
+
+
+@pytest.mark.parametrize("voxel_size_mm", [4.0, 3.1, 5.0])
+def test_the_way_to_the_network_and_back_prefers_no_side(picture, voxel_size_mm):
+    """What differs between a head and its mirror image is the network's doing, not the way's."""
+    image, grid = picture
+    plain = run(image, grid, voxel_size_mm=voxel_size_mm).voxels == 7
+    mirrored = run(image[::-1].copy(), grid, voxel_size_mm=voxel_size_mm).voxels[::-1] == 7
+    # Nor are labels moved: a head one voxel to the right has its labels one voxel to the right.
+    moved = run(np.roll(image, 1, axis=0), grid, voxel_size_mm=voxel_size_mm).voxels == 7
+    for same in (mirrored, np.roll(moved, -1, axis=0)):
+        assert same.sum() == pytest.approx(plain.sum(), rel=0.01)
+        # Half a voxel is what a way out of line with the grid would make of it.
+        assert np.argwhere(same)[:, 0].mean() == pytest.approx(
+            np.argwhere(plain)[:, 0].mean(), abs=0.05
+        )
+        assert (same != plain).mean() < 0.04
