@@ -325,8 +325,10 @@ def heldout(options: argparse.Namespace, data: Path) -> None:
     generator = Generator(Crosswalk.packaged("fullhead", "brainseg"), full, shape=shape)
     ours = our_models(options.models)
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    rows = ["model\tmap\tspace\tpair\tbrain\thead"]
     for number in (15, 16):
-        file = data / "synthseg_training_labels" / f"training_seg_{number}.nii.gz"
+        labels = options.labels or data / "synthseg_training_labels"
+        file = labels / f"training_seg_{number}.nii.gz"
         head = Head.from_label_map(read_label_map(file, full))
         for space in options.spaces:
             for index in range(options.pairs):
@@ -346,6 +348,18 @@ def heldout(options: argparse.Namespace, data: Path) -> None:
                         for codes in (STRUCTURES, HEAD_CLASSES)
                     ]
                     found.setdefault(name, {}).setdefault(Path(space).stem, []).append(means)
+                    brain, outside = means
+                    words = (
+                        name,
+                        number,
+                        Path(space).stem,
+                        index,
+                        f"{brain:.4f}",
+                        f"{outside:.4f}",
+                    )
+                    rows.append("\t".join(map(str, words)))
+    if options.tsv:
+        options.tsv.write_text("\n".join(rows) + "\n", encoding="utf-8")
     spaces = [Path(space).stem for space in options.spaces]
     print(f"\n### Fresh pairs of maps 15 and 16, {2 * options.pairs} a recipe space, mean Dice\n")
     print("| model | classes | " + " | ".join(spaces) + " |\n|" + "---|" * (len(spaces) + 2))
@@ -491,11 +505,14 @@ def main() -> None:
     )
     parser.add_argument("--oasis", type=int, default=8, help="brains that fields are tried on")
     parser.add_argument("--data", help="folder of the shared data")
+    parser.add_argument("--labels", type=Path, help="folder of label maps 15 and 16, of heldout")
+    parser.add_argument("--tsv", type=Path, help="also write the numbers of heldout there")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     torch.set_num_threads(options.threads)
-    data = shared_data(options.data)
+    alone = options.labels is not None and options.parts == ["heldout"]
+    data = options.labels.parent if alone else shared_data(options.data)
     for part in options.parts:
         PARTS[part](options, data)
 

