@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -468,6 +469,24 @@ def sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes, hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+FRESH_S = 2.0
+"""A file that was changed so lately may change again without its times telling."""
+
+
+def file_state(path: Path) -> str:
+    """Hash of where a file lies, its inode, size, and times in nanoseconds; empty if it is fresh.
+
+    While the state is the same, so is the content: a file that is replaced has another inode, and
+    one that is written in place another time of change, which nobody can set.
+    """
+    stat = path.stat()
+    if time.time() - stat.st_ctime < FRESH_S:
+        return ""
+    facts = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    digest = hashlib.sha256(os.fsencode(path.resolve()) + repr(facts).encode())
+    return digest.hexdigest()[:16]
 
 
 def voxel_hash(array: np.ndarray, grid: Grid) -> str:

@@ -15,7 +15,7 @@ LAYERS = [
     {"contrast", "evaluation", "nets"},
     {"synth", "inference"},
     {"training"},
-    {"pointers", "offline"},
+    {"pointers", "offline", "locks"},
     {"volumes"},
     {"bids", "reports", "fetch"},
     {"interfaces"},

@@ -16,6 +16,7 @@ from uuid import uuid4
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.documents import InputError, read_json
+from brainseg_bids.locks import lock_file
 from brainseg_bids.volumes import whole_or_nothing
 
 CODE_URL = "https://pypi.org/project/brainseg-bids/"
@@ -143,15 +144,9 @@ def write_description(
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """One process at a time, on one machine; between machines only if the file system can."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock_file(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from brainseg_bids import __version__
 from brainseg_bids.bids.description import write_json, write_text, write_tsv
+from brainseg_bids.cli.scratch import explain, scratch_dir, working_alone
 from brainseg_bids.evaluation.summary import Missing, tables
 from brainseg_bids.interfaces.raters import comparison, read_rating
 from brainseg_bids.settings import Settings
@@ -90,7 +91,9 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
             log.info("%s: called %s, by the model that made these maps", rater.root, name)
     for note in plan.notes:
         log.warning("%s", note)
-    results = collect(settings, plan, _run(settings, plan, run_dir))
+    with working_alone(settings, ["evaluation"]):
+        told = _run(settings, plan, run_dir)
+    results = collect(settings, plan, told)
     for note in results.notes:
         log.info("%s", note)
     for leak in results.leaks.values():
@@ -180,6 +183,7 @@ def _run(settings: Settings, plan: EvaluationPlan, run_dir: Path) -> dict[str, d
     from brainseg_bids.workflows.evaluate import asked, init_evaluate_wf  # late: nipype
     from brainseg_bids.workflows.runner import configure_nipype, run_workflow
 
+    scratch = scratch_dir(settings)
     crash_dir = settings.work_dir / f"crash_{run_dir.name}"
     configure_nipype(
         crash_dir=crash_dir,
@@ -193,7 +197,7 @@ def _run(settings: Settings, plan: EvaluationPlan, run_dir: Path) -> dict[str, d
         "protocol": settings.protocol,
     }
     workflow = init_evaluate_wf(plan, **choices)
-    workflow.base_dir = str(settings.work_dir)
+    workflow.base_dir = str(scratch)
     crashed = run_workflow(
         workflow,
         nprocs=settings.nprocs,
@@ -204,10 +208,11 @@ def _run(settings: Settings, plan: EvaluationPlan, run_dir: Path) -> dict[str, d
         on_progress=lambda step, percent: None,
     )
     told: dict[str, dict] = {
-        step.split(".")[-1]: {"Crash": crash.reason} for step, crash in crashed.items()
+        step.split(".")[-1]: {"Crash": explain(crash.reason, settings.work_dir)}
+        for step, crash in crashed.items()
     }
     for image in plan.images:
-        path = settings.work_dir / workflow.name / image.name / "facts.json"
+        path = scratch / workflow.name / image.name / "facts.json"
         if image.name not in told and path.is_file():
             facts = json.loads(path.read_text(encoding="utf-8"))
             # An earlier run's, of another question, may lie there if this one has ended early.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from brainseg_bids.bids.description import write_once
 from brainseg_bids.cli.console import Progress
+from brainseg_bids.cli.scratch import explain, scratch_dir
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import SubjectPlan
@@ -47,7 +48,15 @@ def run_plans(
         return faults, DONE
     if settings.fs_license_file:
         os.environ["FS_LICENSE"] = str(settings.fs_license_file)  # tools look there
-    crash_dir = _prepare(settings, run_dir)
+    will_run = to_run and not settings.boilerplate_only
+    if will_run:
+        try:
+            crash_dir = _prepare(
+                settings, run_dir
+            )  # before the workflow is built, which copies it
+        except OSError as error:
+            why = explain(str(error), settings.work_dir)
+            return faults | {scan.title: why for plan in plans for scan in plan.to_run}, DONE
     try:
         workflow, description = _build(settings, plans, so_far, tables, program)
     except Exception as error:  # whatever it is, it is ours to mend
@@ -62,11 +71,11 @@ def run_plans(
     _write_citation(citation, description)
     if settings.write_graph:
         _draw_graph(workflow, run_dir / "graph.dot")
-    if settings.boilerplate_only or not to_run:
+    if not will_run:
         return faults, DONE
-    workflow.base_dir = str(settings.work_dir)
-    failures, code = _run_workflow(settings, workflow, plans, crash_dir, to_run)
-    with contextlib.suppress(OSError):
+    workflow.base_dir = str(scratch_dir(settings))
+    failures, code = _run_workflow(settings, workflow, plans, crash_dir)
+    with contextlib.suppress(OSError, shutil.Error):
         if failures:
             shutil.copytree(crash_dir, run_dir / "crash", dirs_exist_ok=True)
         shutil.rmtree(crash_dir)
@@ -77,11 +86,9 @@ def _prepare(settings: Settings, run_dir: Path) -> Path:
     """Scratch folder and Nipype's settings; where crashes are told."""
     from brainseg_bids.workflows.runner import configure_nipype  # late: nipype
 
-    if settings.clean_workdir:
-        _empty(settings.work_dir)
     # In the scratch folder: the disk of the results may be what is full. One for each pass of a
     # run: what is in it is what failed in that pass.
-    settings.work_dir.mkdir(parents=True, exist_ok=True)
+    scratch_dir(settings).mkdir(parents=True, exist_ok=True)
     crash_dir = Path(tempfile.mkdtemp(prefix=f"crash_{run_dir.name}_", dir=settings.work_dir))
     configure_nipype(
         crash_dir=crash_dir,
@@ -122,7 +129,7 @@ def _build(
 
 
 def _run_workflow(
-    settings: Settings, workflow, plans: list[SubjectPlan], crash_dir: Path, to_run: int
+    settings: Settings, workflow, plans: list[SubjectPlan], crash_dir: Path
 ) -> tuple[dict[str, str], int]:
     """Failures by title, and the exit code that their kind asks for, or 0."""
     from brainseg_bids.workflows.runner import run_workflow
@@ -138,7 +145,7 @@ def _run_workflow(
             (title for prefix, title in titles.items() if f"{step}.".startswith(prefix)), step
         )
 
-    with Progress(to_run) as progress:
+    with Progress(len(titles)) as progress:
 
         def ended(step: str, facts: dict) -> None:
             title = title_of(step)
@@ -180,11 +187,11 @@ def _run_workflow(
         )
     failures: dict[str, str] = {}
     for step, crash in crashed.items():
-        reason = crash.reason
-        if "No space left on device" in reason:
-            where = f"{settings.work_dir} or {settings.output_dir}"
-            reason = f"{reason}. The disk of {where} is full; make room."
-        failures.setdefault(title_of(step), reason)
+        reason = explain(crash.reason, settings.work_dir)
+        # What ends all of it is told of each image that it has left undone.
+        undone = [scan.title for plan in plans for scan in plan.to_run if not scan.has_results]
+        for title in undone if step == workflow.name else [title_of(step)]:
+            failures.setdefault(title, reason)
     return failures, max((crash.exit_code for crash in crashed.values()), default=DONE)
 
 
@@ -226,11 +233,3 @@ def _read_plugin(path: Path | None) -> dict | None:
     except ValueError as error:
         raise InputError(f"--use-plugin {path}: {error}") from error
     return plugin
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

@@ -26,6 +26,7 @@ from brainseg_bids.anatomy.labels import LabelTable, count_codes
 from brainseg_bids.bids.description import write_json, write_text, write_tsv
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.evaluation.decision import FEWEST_SEEDS
+from brainseg_bids.locks import Lock, lock_file
 from brainseg_bids.training.experiment import (
     EVALUATION_SEED,
     OFF,
@@ -397,18 +398,12 @@ def read_result(plan: ExperimentPlan, folder: Path, one: Run) -> RunResult | Non
 @contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
     """Whether the folder is ours alone while the block lasts; a killed process lets go of it."""
-    import fcntl
-
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:  # a file system without locks
+        found = lock_file(file)
+        if found is Lock.UNKNOWN:
             log.warning("%s: cannot be locked; do not run it twice at a time", folder)
-        yield True
+        yield found is not Lock.BUSY
 
 
 def _run_one(bench: Bench, one: Run) -> bool:

@@ -24,6 +24,7 @@ from brainseg_bids.cli.execute import (
     run_plans,
 )
 from brainseg_bids.cli.group import run_group, say_finished
+from brainseg_bids.cli.scratch import TOO_MANY, participants_of, working_alone
 from brainseg_bids.cli.stages import (
     Refused,
     chosen_stages,
@@ -80,6 +81,8 @@ def run(settings: Settings, *, program: Sequence[str] | None = None) -> int:
         where = error.filename or settings.output_dir
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
         remedy = "Make room or choose another folder" if full else "Check that it is there for you"
+        if error.errno in TOO_MANY:
+            remedy = TOO_MANY[error.errno][1]
         print(
             f"brainseg: ERROR: {where}: {error.strerror or error}. {remedy}, and run it again.",
             file=sys.stderr,
@@ -92,6 +95,14 @@ def _group(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> 
 
 
 def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:
+    if settings.reports_only or settings.boilerplate_only:
+        return _plan_and_run(settings, run_dir, program)
+    # Before anything is decided: another run's results are reused, not made again.
+    with working_alone(settings, participants_of(settings)):
+        return _plan_and_run(settings, run_dir, program)
+
+
+def _plan_and_run(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:
     models, table = models_of(settings)
     templates = read_templates(settings)
     plans: list[SubjectPlan] = []

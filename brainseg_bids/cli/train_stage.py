@@ -32,6 +32,7 @@ from brainseg_bids.cli.train_memory import make_plan
 from brainseg_bids.cli.train_real import check_real, write_real
 from brainseg_bids.cli.train_tasks import Tasks, find_tasks
 from brainseg_bids.lifetime import CODES, at_end, for_children
+from brainseg_bids.locks import Lock, lock_file
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.settings import Settings
 from brainseg_bids.training.deadline import Deadline, planned_steps
@@ -149,18 +150,15 @@ def _alone(folder: Path) -> Iterator[int]:
     InputError
         If another process has it.
     """
-    import fcntl
-
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        found = lock_file(file)
+        if found is Lock.BUSY:
             raise InputError(
                 f"{folder}: another process is training here. Wait for it, or choose another "
                 "--name."
-            ) from error
-        except OSError:  # a file system without locks
+            )
+        if found is Lock.UNKNOWN:
             log.warning("%s: cannot be locked; do not train twice in it at a time", folder)
         yield file.fileno()
 

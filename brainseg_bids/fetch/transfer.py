@@ -27,6 +27,7 @@ from requests.adapters import HTTPAdapter
 from brainseg_bids import __version__
 from brainseg_bids.fetch.choice import gigabytes
 from brainseg_bids.fetch.known import FetchError
+from brainseg_bids.locks import Lock, lock_file
 from brainseg_bids.pointers import pointer_kind
 
 if TYPE_CHECKING:
@@ -333,18 +334,8 @@ def why_wrong(path: Path, file: RemoteFile) -> str:
 
 def _lock(stream, part: Path) -> None:
     """Two runs must not write one part; where a disk knows no locks, checksums have to do."""
-    try:
-        import fcntl
-    except ImportError:  # no Unix
-        return
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise FetchError(
-            f"{part}: another fetch is writing it. Wait for that one, or end it."
-        ) from error
-    except OSError:
-        return
+    if lock_file(stream) is Lock.BUSY:
+        raise FetchError(f"{part}: another fetch is writing it. Wait for that one, or end it.")
 
 
 # ---- all of them

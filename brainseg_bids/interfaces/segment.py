@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from nipype.interfaces.base import CommandLine, CommandLineInputSpec, File, TraitedSpec, traits
@@ -89,6 +91,8 @@ class Segment(OwnProgram):
         if runtime.returncode not in correct_return_codes:
             image = Path(self.inputs.image)
             raise SegmentationError(_reason(image, runtime.returncode, runtime.stderr))
+        report = json.loads((Path(runtime.cwd) / self.inputs.report).read_text(encoding="utf-8"))
+        check_model(self.inputs.model, self.inputs.model_digest, report)
         return runtime
 
     def _list_outputs(self):
@@ -98,6 +102,12 @@ class Segment(OwnProgram):
             if isinstance(value, str):
                 outputs[name] = str(Path(value).absolute())
         return outputs
+
+
+def check_model(model: str, digest: str, report: Mapping) -> None:
+    """Raise `SegmentationError` if another bundle than the planned one has been read."""
+    if report.get("model_digest", digest) != digest:
+        raise SegmentationError(f"{model}: the model was changed meanwhile. Run it again.")
 
 
 def _reason(image: Path, code: int, stderr: str) -> str:

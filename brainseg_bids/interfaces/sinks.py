@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import shutil
@@ -18,7 +19,7 @@ from nipype.interfaces.base import (
 
 from brainseg_bids.bids.description import write_json
 from brainseg_bids.bids.names import sidecar
-from brainseg_bids.volumes import whole_or_nothing
+from brainseg_bids.volumes import file_state, sha256, whole_or_nothing
 
 
 class SaveError(RuntimeError):
@@ -27,13 +28,17 @@ class SaveError(RuntimeError):
 
 class _SaveDerivativeInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True)
-    # A string, not a File: Nipype would hash what an earlier run left there.
-    path = traits.Str(mandatory=True, desc="where it goes, with its final name")
+    # What an earlier run left there does not count.
+    path = traits.Str(mandatory=True, hash_files=False, desc="where it goes, with its final name")
     metadata = traits.Dict(desc="for the JSON beside it; none: no JSON")
     report = File(exists=True, desc="of the segmentation, added to the metadata")
     facts = File(exists=True, desc="JSON object, added to the metadata as it is")
-
-    outdated = traits.List(traits.Str(), desc="files of an earlier run that go, with their JSON")
+    source = traits.Str(
+        hash_files=False, desc="what it was made from; nothing is saved if that has changed since"
+    )
+    outdated = traits.List(
+        traits.Str(), hash_files=False, desc="files of an earlier run that go, with their JSON"
+    )
 
 
 class _SaveDerivativeOutputSpec(TraitedSpec):
@@ -56,6 +61,7 @@ class SaveDerivative(SimpleInterface):
 
     def _run_interface(self, runtime):
         source, path = Path(self.inputs.in_file), Path(self.inputs.path)
+        self._check_source()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             for old in map(Path, self.inputs.outdated or ()):
@@ -69,6 +75,18 @@ class SaveDerivative(SimpleInterface):
             raise SaveError(save_fault(path, error)) from error
         self._results["out_file"] = str(path)
         return runtime
+
+    def _check_source(self) -> None:
+        """Results bear the SHA-256 that the plan knew; they are of the content that was read."""
+        said = self.inputs.metadata if isinstance(self.inputs.metadata, dict) else {}
+        if not (self.inputs.source and "InputSHA256" in said):
+            return
+        source = Path(self.inputs.source)
+        with contextlib.suppress(OSError):  # gone meanwhile: it has not become another
+            if file_state(source) == said.get("InputState", "-"):
+                return
+            if sha256(source) != said["InputSHA256"]:
+                raise SaveError(f"{source}: was changed while it was worked on. Run it again.")
 
     def _facts(self) -> dict:
         if isinstance(self.inputs.facts, str):

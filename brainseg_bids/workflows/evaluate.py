@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from brainseg_bids.interfaces.evaluate import CompareRaters
 from brainseg_bids.interfaces.raters import meaning_digest
-from brainseg_bids.volumes import InputError, read_grid
+from brainseg_bids.volumes import InputError, read_grid, sha256
 from brainseg_bids.workflows.evaluate_plan import EvaluationPlan, ImagePlan
 
 BYTES_PER_VOXEL = 14
@@ -72,15 +71,10 @@ def asked(image: ImagePlan, **settings) -> dict:
     files |= {name: (case.labels, image.adapters[name]) for name, case in image.rated.items()}
     return {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()} | {
         "files": {
-            name: [str(path), *_state(path), meaning_digest(path, adapter)]
+            name: [str(path), sha256(path), meaning_digest(path, adapter)]
             for name, (path, adapter) in files.items()
         }
     }
-
-
-def _state(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _mem_gb(image: ImagePlan) -> float:

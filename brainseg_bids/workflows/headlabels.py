@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from nipype import IdentityInterface
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -11,6 +14,7 @@ from brainseg_bids.bids.names import Scan
 from brainseg_bids.interfaces.headlabels import MergeHead, ReadTool
 from brainseg_bids.interfaces.labels import Volumes
 from brainseg_bids.interfaces.reportlets import DrawMerge
+from brainseg_bids.volumes import file_state
 from brainseg_bids.workflows.headlabels_plan import (
     GIVEN,
     HeadPlan,
@@ -133,6 +137,7 @@ def _init_run_node(plan: ToolPlan, scan: Scan, how: HowToRun) -> pe.Node:
             f"{key}-{label}" for key, label in scan.entities.items() if key in ("sub", "ses")
         ),
         command=list(plan.command),
+        command_state=[file_state(Path(word)) for word in plan.command if os.path.isfile(word)],
         threads=threads,
         timeout_s=how.tool_timeout_s,
         use_gpu=plan.tool.gpu and takes_gpu(how.device),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from brainseg_bids.bids.names import Scan, sidecar
 from brainseg_bids.documents import InputError, read_json
-from brainseg_bids.volumes import sha256
+from brainseg_bids.volumes import file_state, sha256
 
 RUN, REUSE = "run", "reuse"
 
@@ -202,12 +202,15 @@ def read_object(path: Path) -> dict:
 
 
 def fingerprint(path: Path, *, known: Mapping) -> dict:
-    """Size, time and SHA-256 of an input; it is not read if size and time are as ``known``."""
+    """Size, time, state and SHA-256 of an input; it is not read if its state is as ``known``."""
     stat = path.stat()
     modified = datetime.fromtimestamp(stat.st_mtime, tz=UTC).isoformat(timespec="microseconds")
     seen = {"InputBytes": stat.st_size, "InputModified": modified}
-    if "InputSHA256" in known and all(known.get(key) == value for key, value in seen.items()):
-        return seen | {"InputSHA256": known["InputSHA256"]}
+    state = file_state(path)
+    if state:
+        seen["InputState"] = state
+        if known.get("InputState") == state and "InputSHA256" in known:
+            return seen | {"InputSHA256": known["InputSHA256"]}
     return seen | {"InputSHA256": sha256(path)}
 
 

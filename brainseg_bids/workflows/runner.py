@@ -12,15 +12,17 @@ import re
 import shutil
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import NamedTuple
 
 from nipype import config
-from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer
 
 from brainseg_bids.interfaces.tools._process import end_children
 from brainseg_bids.lifetime import at_end
@@ -82,11 +84,31 @@ class Crash(NamedTuple):
     exit_code: int = 0
 
 
-class SafeMultiProcPlugin(MultiProcPlugin):
-    """MultiProc that goes on when a worker is killed.
+def run_step(node, updatehash: bool, taskid: int) -> dict:
+    """Run a step in a worker; what Nipype cannot write or read of it is the step's failure, too.
 
-    Nipype's own loses the failure in a callback and waits for ever (nipy/nipype#2700). Here
-    each step that was running gets one more try in fresh workers, and then counts as failed.
+    Nipype's own reads the result file of a step that failed, and ends without a word when it is
+    broken.
+    """
+    try:
+        return {"result": node.run(updatehash=updatehash), "traceback": None, "taskid": taskid}
+    except BaseException as error:  # a worker tells, it does not end
+        return _failed(taskid, error)
+
+
+def _failed(taskid: int, error: BaseException) -> dict:
+    """What a worker hands back of a step that failed."""
+    return {"result": None, "traceback": traceback.format_exception(error), "taskid": taskid}
+
+
+class SafeMultiProcPlugin(MultiProcPlugin):
+    """MultiProc that goes on whatever happens to a step, to its worker or to its files.
+
+    Nipype's own loses a killed worker in a callback and waits for ever (nipy/nipype#2700). Here
+    each step that was running gets one more try in fresh workers, and then counts as failed. A
+    step also fails that cannot be started, whose result cannot be handed back, or whose files of
+    an earlier run cannot be read; and failures are kept in memory, since their files may have no
+    room.
     """
 
     def __init__(self, plugin_args: dict | None = None) -> None:
@@ -96,24 +118,37 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         self._retried: set[int] = set()
         self._broken: set[int] = set()
         self._lock = threading.Lock()
+        self.crashes: dict[str, Crash] = {}
 
     def _submit_job(self, node, updatehash=False):
-        try:
-            taskid = super()._submit_job(node, updatehash=updatehash)
-        except BrokenProcessPool:
-            self._renew_pool()
-            taskid = super()._submit_job(node, updatehash=updatehash)
-        self._nodes[taskid] = (node, updatehash)
-        return taskid
+        self._taskid += 1
+        self._nodes[self._taskid] = (node, updatehash)
+        self._start(self._taskid)
+        return self._taskid
 
-    def _async_callback(self, args: Future) -> None:
+    def _start(self, taskid: int) -> None:
+        node, updatehash = self._nodes[taskid]
         try:
-            super()._async_callback(args)
+            try:
+                future = self.pool.submit(run_step, node, updatehash, taskid)
+            except BrokenProcessPool:
+                self._renew_pool()
+                future = self.pool.submit(run_step, node, updatehash, taskid)
+        except Exception as error:  # no process can be started: too many files, no memory
+            self._task_obj[taskid] = None
+            self._taskresult[taskid] = _failed(taskid, error)
+            return
+        self._task_obj[taskid] = future
+        future.add_done_callback(partial(self._ended, taskid))
+
+    def _ended(self, taskid: int, future: Future) -> None:
+        try:
+            self._async_callback(future)
         except BrokenProcessPool:
-            # The newest task is not in the list yet when its future breaks while it is submitted.
-            known = [task for task, future in self._task_obj.items() if future is args]
             with self._lock:
-                self._broken.add(known[0] if known else self._taskid)
+                self._broken.add(taskid)
+        except Exception as error:  # the result could not be handed back
+            self._taskresult[taskid] = _failed(taskid, error)
 
     def _get_result(self, taskid):
         with self._lock:
@@ -124,18 +159,39 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         if taskid in self._retried:
             return {"result": None, "traceback": [f"WorkerKilled: {KILLED}\n"], "taskid": taskid}
         self._retried.add(taskid)
-        self._resubmit(taskid)
+        self._start(taskid)
         return None
 
-    def _resubmit(self, taskid: int) -> None:
-        node, updatehash = self._nodes[taskid]
+    def _local_hash_check(self, jobid, graph):
+        """Whether an earlier run has done a step; what it left of it must be readable."""
+        node = self.procs[jobid]
         try:
-            future = self.pool.submit(run_node, node, updatehash, taskid)
-        except BrokenProcessPool:
-            self._renew_pool()
-            future = self.pool.submit(run_node, node, updatehash, taskid)
-        self._task_obj[taskid] = future
-        future.add_done_callback(self._async_callback)
+            try:
+                if node.is_cached()[0]:
+                    node.result  # noqa: B018  reads it
+            except Exception:
+                log.debug("%s: made again", node.fullname, exc_info=True)
+                shutil.rmtree(node.output_dir(), ignore_errors=True)
+                node.is_cached()
+        except Exception as error:
+            self._clean_queue(jobid, graph, result=_failed(0, error))
+            self.proc_pending[jobid] = False
+            return True
+        return super()._local_hash_check(jobid, graph)
+
+    def _report_crash(self, node, result=None):
+        text = "".join((result or {}).get("traceback") or traceback.format_exc())
+        kind, message = _last_line(text)
+        self.crashes.setdefault(node.fullname, Crash(message, EXIT_CODES.get(kind, 0)))
+        try:
+            return super()._report_crash(node, result=result)
+        except Exception:  # no room for it
+            log.debug("%s: no crash file", node.fullname, exc_info=True)
+            return ""
+
+    def _postrun_check(self):
+        # Of a step that could not be started nobody waits for the result.
+        self.pool.shutdown(cancel_futures=True)
 
     def stop(self) -> None:
         """End all workers at once.
@@ -215,6 +271,10 @@ def configure_nipype(
                 "check_version": "false",
                 "get_linked_libs": "false",
                 "parameterize_dirs": "false",
+                # Two files of the same size and time are not the same file.
+                "hash_method": "content",
+                # Pages on each step in the scratch folder: nobody reads them, all runs share one.
+                "create_report": "false",
                 "poll_sleep_duration": "0.2",
             },
             "monitoring": {
@@ -319,10 +379,12 @@ def run_workflow(
             working[node.fullname] = Path(node.output_dir()) / "stderr.nipype"
             return
         working.pop(node.fullname, None)
-        if status == "end":
-            facts = Path(node.output_dir()) / WATCHED[node.name]
-            if facts.is_file():
+        facts = Path(node.output_dir()) / WATCHED[node.name]
+        if status == "end" and facts.is_file():
+            try:
                 on_end(node.fullname, json.loads(facts.read_text(encoding="utf-8")))
+            except (OSError, ValueError) as error:  # what is needed of it comes with the results
+                log.debug("%s: cannot be read (%s)", facts, error)
 
     arguments = {
         "n_procs": nprocs,
@@ -332,17 +394,18 @@ def run_workflow(
         "status_callback": told,
         **({"memory_gb": memory_gb} if memory_gb else {}),
     }
+    name = (plugin or {}).get("plugin", "MultiProc")
     if plugin:
-        name = plugin.get("plugin", "MultiProc")
         arguments |= plugin.get("plugin_args") or {}
-        chosen = SafeMultiProcPlugin(arguments) if name == "MultiProc" else name
         _name_user()
-    else:
-        chosen = SafeMultiProcPlugin(arguments)
+    chosen: SafeMultiProcPlugin | str = name
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(working, ended, on_progress), daemon=True)
     watcher.start()
+    died: Exception | None = None
     try:
+        if name == "MultiProc":
+            chosen = SafeMultiProcPlugin(arguments)
         with at_end(_end_workers):
             workflow.run(plugin=chosen, plugin_args=arguments)
     except KeyboardInterrupt:
@@ -350,15 +413,17 @@ def run_workflow(
             chosen.stop()
         raise
     except Exception as error:  # Nipype raises whatever the first failed step raised
-        failures = read_crashes(crash_dir)
-        if not failures:
-            log.debug("workflow", exc_info=True)
-            failures[workflow.name] = Crash(_last_line(str(error))[1])
-        return failures
+        log.debug("workflow", exc_info=True)
+        died = error
     finally:
         ended.set()
         watcher.join()
-    return read_crashes(crash_dir)
+    # Files of failures may have had no room.
+    in_memory = isinstance(chosen, SafeMultiProcPlugin)
+    failures = chosen.crashes if in_memory else read_crashes(crash_dir)
+    if died and not failures:
+        failures[workflow.name] = Crash(_last_line(str(died))[1])
+    return failures
 
 
 def _end_workers(_signal: int) -> None:
@@ -392,8 +457,10 @@ def read_crashes(crash_dir: Path) -> dict[str, Crash]:
                 for line in text.splitlines()
                 if line.startswith("Node: ")
             ),
-            path.stem,
+            None,
         )
+        if name is None:  # half a file, of a disk that is full
+            continue
         kind, message = _last_line(text)
         failures[name] = Crash(message, EXIT_CODES.get(kind, 0))
     return failures

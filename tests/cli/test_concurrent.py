@@ -2,11 +2,14 @@
 """Jobs that write one derivative at the same time do not disturb each other."""
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from brainseg_bids.anatomy.labels import LabelTable
@@ -29,13 +32,24 @@ ROOT_FILES = (
 
 def run_together(root, cases):
     """Exit codes and what was said, of jobs that begin together, each a process."""
-    (root / "plugin.yml").write_text("plugin: Linear\n")  # without workers of its own
     jobs = [
-        [root / "data", root / "out", "participant", "--model", root / "model", "--nprocs", "1",
-         "-w", root / "work" / f"sub-{label}", "--use-plugin", root / "plugin.yml",
-         "--participant-label", label, "--session-label", session]
+        job(root, "data", "out", f"work/sub-{label}", "--participant-label", label,
+            "--session-label", session)
         for label, session in cases
     ]  # fmt: skip
+    return dict(zip(cases, ends_of(jobs), strict=True))
+
+
+def job(root, data, output, work, *more):
+    """A command line, without workers of its own."""
+    plugin = root / "plugin.yml"
+    plugin.write_text("plugin: Linear\n")
+    return [root / data, root / output, "participant", "-w", root / work, "--model",
+            root / "model", "--nprocs", "1", "--use-plugin", plugin, *more]  # fmt: skip
+
+
+def ends_of(jobs):
+    """Exit code and what was said of each command line; all begin at once."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.fakes.together"],
         input=json.dumps([[str(word) for word in job] for job in jobs]),
@@ -45,7 +59,7 @@ def run_together(root, cases):
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    return {case: tuple(end) for case, end in zip(cases, json.loads(done.stdout), strict=True)}
+    return list(map(tuple, json.loads(done.stdout)))
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +112,54 @@ def test_root_files_are_left_alone_by_jobs_that_come_later(eight):
     dataset.write_dataset(root / "data", "sub-05_ses-A_T1w")
     assert run_together(root, [("05", "A")])[("05", "A")][0] == 0
     assert state() == before
+
+
+# -- with one scratch folder --------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.input(
+    "runs",
+    "the same command twice at the same time, with one scratch folder",
+    "one segments, the other waits and reuses",
+    0,
+)
+def test_of_the_same_command_twice_one_waits_for_the_other(tmp_path):
+    dataset.write_bundle(tmp_path / "model")
+    dataset.write_dataset(tmp_path / "data", "sub-01_T1w")
+    ends = ends_of([job(tmp_path, "data", "out", "work")] * 2)
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert sorted("reused" in said for _, said in ends) == [False, True]
+    assert sorted("another run is at work" in said for _, said in ends) == [False, True]
+
+
+@pytest.mark.slow
+@pytest.mark.input(
+    "runs",
+    "two datasets with participants of the same label, images of the same size and time stamp, at "
+    "the same time with one scratch folder",
+    "each gets its own segmentation",
+    0,
+)
+def test_datasets_that_look_the_same_keep_their_own_images(tmp_path):
+    dataset.write_bundle(tmp_path / "model")
+    places = {"a": 0.0, "b": 7.0}
+    for name, shift_mm in places.items():
+        dataset.write_dataset(tmp_path / name)
+        path = tmp_path / name / "sub-01" / "anat" / "sub-01_T1w.nii"
+        dataset.write_image(path)
+        file = nib.load(path, mmap=False)
+        affine = file.affine.copy()
+        affine[0, 3] += shift_mm
+        nib.save(nib.Nifti1Image(np.asarray(file.dataobj), affine), path)
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    ends = ends_of([job(tmp_path, name, f"out-{name}", "work") for name in places])
+    assert [code for code, _ in ends] == [0, 0], ends
+    labels = [
+        nib.load(tmp_path / f"out-{name}/sub-01/anat/sub-01_seg-brainseg_dseg.nii.gz")
+        for name in places
+    ]
+    assert labels[1].affine[0, 3] - labels[0].affine[0, 3] == pytest.approx(7)
 
 
 # -- the same without chance --------------------------------------------------------------

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from brainseg_bids.interfaces.sinks import SaveDerivative, SaveError
+from brainseg_bids.volumes import sha256
 
 
 @pytest.fixture
@@ -39,6 +40,40 @@ def test_without_metadata_there_is_no_json(source, tmp_path):
     path = tmp_path / "out" / "figure.png"
     SaveDerivative(in_file=source, path=str(path)).run()
     assert [p.name for p in path.parent.iterdir()] == ["figure.png"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(
+            "content",
+            marks=pytest.mark.input(
+                "runs",
+                "an image that is replaced while it is segmented",
+                "nothing is saved; run it again",
+                1,
+            ),
+        ),
+        "permissions",
+        "gone",
+    ],
+)
+def test_nothing_is_saved_of_an_image_that_was_replaced_meanwhile(source, tmp_path, change):
+    image, path = tmp_path / "sub-01_T1w.nii", tmp_path / "out" / "sub-01_dseg.nii.gz"
+    image.write_bytes(b"planned")
+    planned = {"InputState": "as planned", "InputSHA256": sha256(image)}
+    save = SaveDerivative(in_file=source, path=str(path), metadata=planned, source=str(image))
+    {
+        "content": lambda: image.write_bytes(b"another"),
+        "permissions": lambda: image.chmod(0o600),
+        "gone": image.unlink,
+    }[change]()
+    if change == "content":
+        with pytest.raises(SaveError, match=r"sub-01_T1w.nii: .* Run it again"):
+            save.run()
+    else:
+        save.run()
+    assert path.exists() == (change != "content")
 
 
 def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(source, tmp_path, monkeypatch):

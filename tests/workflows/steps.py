@@ -6,19 +6,45 @@ import signal
 import time
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
 
 
 class _StepInputSpec(BaseInterfaceInputSpec):
     value = traits.Int(mandatory=True)
-    mark = traits.Str(mandatory=True, desc="file that counts the tries")
+    mark = traits.Str(mandatory=True, hash_files=False, desc="file that counts the tries")
     deaths = traits.Int(0, usedefault=True, desc="tries that end in SIGKILL")
     message = traits.Str("", usedefault=True, desc="to fail with")
     sleep_s = traits.Float(0.0, usedefault=True)
+    in_the_way = traits.Str("", usedefault=True, desc="folder made where Nipype writes a file")
 
 
 class _StepOutputSpec(TraitedSpec):
     value = traits.Int()
+
+
+class _ReadInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True)
+
+
+class _ReadOutputSpec(TraitedSpec):
+    content = traits.Str()
+
+
+class Read(SimpleInterface):
+    """Pass a file's content on."""
+
+    input_spec = _ReadInputSpec
+    output_spec = _ReadOutputSpec
+
+    def _run_interface(self, runtime):
+        self._results["content"] = Path(self.inputs.in_file).read_text()
+        return runtime
 
 
 class Step(SimpleInterface):
@@ -32,6 +58,8 @@ class Step(SimpleInterface):
         with mark.open("a") as file:
             file.write("x")
         time.sleep(self.inputs.sleep_s)
+        if self.inputs.in_the_way:
+            (Path(runtime.cwd) / self.inputs.in_the_way).mkdir()
         if len(mark.read_text()) <= self.inputs.deaths:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.inputs.message:

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is run, what is reused, and why."""
 
+import hashlib
 import json
 import os
+import time
 from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from brainseg_bids import volumes
 from brainseg_bids.bids.names import Scan, sidecar
-from brainseg_bids.workflows.plan import RUN, describe_plans
+from brainseg_bids.workflows.plan import RUN, describe_plans, fingerprint
 from brainseg_bids.workflows.segment_plan import metadata, model_for
 from tests.fakes import dataset
 
@@ -63,11 +66,99 @@ def test_an_input_that_changed_is_run_again_and_only_that(done, data):
     assert "the input has changed" in reasons(done())["sub-01 T2w"]
 
 
-def test_an_unchanged_input_is_not_read_again(done, data, monkeypatch):
-    import hashlib
+@pytest.fixture
+def settled(monkeypatch):
+    """Files count as written long ago."""
+    monkeypatch.setattr(volumes, "FRESH_S", -1.0)
+    yield monkeypatch
+    time.sleep(0.02)
 
-    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("was read"))
+
+def test_an_unchanged_input_is_not_read_again(settled, done, data):
+    settled.setattr(hashlib, "file_digest", lambda *_: pytest.fail("was read"))
     assert to_run(done()) == []
+
+
+def test_an_input_that_was_just_written_is_read_again(done, data, monkeypatch):
+    read = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, kind: read.append(file) or digest(file, kind)
+    )
+    assert to_run(done()) == []
+    assert read
+
+
+def write_in_place(path, content):
+    with path.open("r+b") as file:
+        file.write(content)
+
+
+def replace_file(path, content):
+    other = path.with_name("other")
+    other.write_bytes(content)
+    other.rename(path)
+
+
+def point_elsewhere(path, content):
+    other = path.parents[3] / "elsewhere"
+    other.write_bytes(content)
+    path.unlink()
+    path.symlink_to(other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(
+            write_in_place,
+            marks=pytest.mark.input(
+                "runs",
+                "an image that was overwritten with one of the same size and time stamp",
+                "segmented again",
+                0,
+            ),
+        ),
+        pytest.param(
+            replace_file,
+            marks=pytest.mark.input(
+                "runs",
+                "an image that another file of the same size and time stamp was moved over",
+                "segmented again",
+                0,
+            ),
+        ),
+        pytest.param(
+            point_elsewhere,
+            marks=pytest.mark.input(
+                "runs",
+                "a link to an image that now leads to another of the same size and time stamp",
+                "segmented again",
+                0,
+            ),
+        ),
+    ],
+)
+def test_another_image_of_the_same_size_and_time_is_another_image(settled, done, data, change):
+    path = data / "sub-01" / "anat" / "sub-01_T2w.nii.gz"
+    content, stat = bytearray(path.read_bytes()), path.stat()
+    content[-5] ^= 1
+    time.sleep(0.02)  # clocks of file systems tick slowly
+    change(path, bytes(content))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert to_run(done()) == ["sub-01 T2w"]
+
+
+def test_an_image_of_another_dataset_is_never_taken_for_known(settled, data, tmp_path):
+    mine, theirs = (tmp_path / name / "sub-01_T1w.nii" for name in ("a", "b"))
+    for path in (mine, theirs):
+        path.parent.mkdir()
+    mine.write_bytes(b"mine")
+    os.link(mine, theirs)  # even inode and times are the same
+    known = fingerprint(mine, known={})
+    assert fingerprint(mine, known=known | {"InputSHA256": "known"})["InputSHA256"] == "known"
+    assert fingerprint(theirs, known=known | {"InputSHA256": "known"})["InputSHA256"] != "known"
 
 
 def test_another_model_is_run(done, model):

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run comes to its end whatever fails on the way."""
 
+import errno
+import os
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 
 import pytest
 from nipype.pipeline import engine as pe
+from nipype.pipeline.plugins import base
 
 from brainseg_bids.workflows.runner import Crash, configure_nipype, run_workflow
-from tests.workflows.steps import Step
+from tests.workflows.steps import Read, Step
 
 
 @pytest.fixture
@@ -78,3 +82,70 @@ def test_another_plugin_tells_the_same_failures(run):
     )
     assert failures == {"w.bad": Crash("mend it")}
     assert tries["good_then"] == 1
+
+
+# -- what Nipype itself reads and writes --------------------------------------------------
+
+
+@pytest.mark.input("runs", "a step's own record cannot be written", "that image failed", 1)
+def test_a_step_whose_own_record_cannot_be_written_has_failed(run):
+    failures, tries = run(good={}, bad={"in_the_way": "result_bad.pklz"})
+    assert list(failures) == ["w.bad"]
+    assert "result_bad.pklz" in failures["w.bad"].reason
+    assert tries == {"good": 1, "good_then": 1, "bad": 1, "bad_then": 0}
+
+
+def test_a_failure_is_told_when_there_is_no_room_for_its_file(run, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(base, "report_crash", full)
+    failures, tries = run(good={}, bad={"message": "mend it"})
+    assert failures == {"w.bad": Crash("mend it")}
+    assert tries["good_then"] == 1
+
+
+def test_a_step_that_cannot_be_started_has_failed(run, monkeypatch):
+    submit = ProcessPoolExecutor.submit
+
+    def some(pool, function, node, *others):
+        if node.name == "bad":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return submit(pool, function, node, *others)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", some)
+    failures, tries = run(good={}, bad={})
+    assert failures == {"w.bad": Crash("[Errno 24] Too many open files")}
+    assert tries == {"good": 1, "good_then": 1, "bad": 0, "bad_then": 0}
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda content: content[:-20], lambda _: b"x"])
+def test_what_an_earlier_run_has_left_in_pieces_is_made_again(run, tmp_path, damage):
+    assert run(one={}, other={})[0] == {}
+    record = tmp_path / "work" / "w" / "one" / "result_one.pklz"
+    record.write_bytes(damage(record.read_bytes()))
+    failures, tries = run(one={}, other={})
+    assert failures == {}
+    assert (tries["one"], tries["other"]) == (2, 1)
+
+
+def test_workflows_that_share_a_scratch_folder_write_nothing_in_common(run, tmp_path):
+    run(plugin={"plugin": "Linear"}, one={})
+    assert sorted(os.listdir(tmp_path / "work" / "w")) == ["one", "one_then"]
+
+
+def test_a_file_of_the_same_size_and_time_is_read_again(tmp_path):
+    path = tmp_path / "file.txt"
+
+    def read(content):
+        path.write_text(content)
+        os.utime(path, (1, 1))
+        configure_nipype(
+            crash_dir=tmp_path / "crash", stop_on_first_crash=False, resource_monitor=False
+        )
+        workflow = pe.Workflow(name="w", base_dir=str(tmp_path / "work"))
+        workflow.add_nodes([pe.Node(Read(in_file=path), name="read")])
+        graph = workflow.run(plugin="Linear")
+        return next(iter(graph.nodes)).result.outputs.content
+
+    assert [read("one"), read("two"), read("two")] == ["one", "two", "two"]

@@ -179,7 +179,11 @@ class ToolInputSpec(CommandLineInputSpec):
 
     image = File(exists=True, mandatory=True, desc="image, 3D")
     subject = traits.Str(mandatory=True, desc="what files are named after, e.g. sub-01_ses-A")
-    command = traits.List(traits.Str(), desc="program and first arguments; default: the tool's")
+    # A container that is named there has gigabytes: its state is hashed instead.
+    command = traits.List(
+        traits.Str(), hash_files=False, desc="program and first arguments; default: the tool's"
+    )
+    command_state = traits.List(traits.Str(), desc="`volumes.file_state` of the files among them")
     threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads")
     timeout_s = traits.Float(nohash=True, desc="end it after this time")
     # Nipype counts a node with this input as one that needs a GPU slot.

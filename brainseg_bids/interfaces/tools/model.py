@@ -9,7 +9,7 @@ from pathlib import Path
 from nipype.interfaces.base import File, traits
 
 from brainseg_bids import __version__
-from brainseg_bids.interfaces.segment import PREDICT
+from brainseg_bids.interfaces.segment import PREDICT, check_model
 from brainseg_bids.interfaces.tools._process import Ended
 from brainseg_bids.interfaces.tools.base import (
     Tool,
@@ -61,6 +61,7 @@ class Model(ToolInterface):
 
     def facts(self, folder: Path) -> dict:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        check_model(self.inputs.model, self.inputs.model_digest or report["model_digest"], report)
         return {
             "ToolVersion": __version__,
             "Model": report["model"],

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scratch folder: kept apart by dataset and output, one run for a participant at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import logging
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from brainseg_bids.locks import Lock, lock_byte
+from brainseg_bids.settings import Settings
+from brainseg_bids.volumes import InputError
+
+log = logging.getLogger("brainseg")
+
+LOCK = ".brainseg.lock"
+"""File in the scratch folder whose bytes are locked: the first one by all who work there, shared;
+one for each participant of a dataset and output, alone."""
+ANYONE = 0
+
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your quota is used up",
+    errno.EROFS: "the disk is read-only",
+}
+TOO_MANY = {
+    errno.EMFILE: (
+        "too many files are open",
+        "Allow more (ulimit -n), or run fewer at a time with --nprocs",
+    ),
+    errno.ENFILE: (
+        "too many files are open on this machine",
+        "Run it again later, or on another one",
+    ),
+}
+"""What is said of errors of the operating system, whichever step meets them."""
+
+
+def scratch_dir(settings: Settings) -> Path:
+    """Where the steps of this dataset into this output work.
+
+    Its name holds the dataset's, and a short hash of where the dataset and the output lie: two
+    datasets have participants of the same label.
+    """
+    places = (settings.bids_dir.resolve(), settings.output_dir.resolve())
+    digest = hashlib.sha256("\0".join(map(str, places)).encode(errors="surrogateescape"))
+    name = re.sub(r"[^0-9A-Za-z+.-]+", "_", places[0].name)[:40] or "data"
+    return settings.work_dir / f"{name}_{digest.hexdigest()[:10]}"
+
+
+@contextlib.contextmanager
+def working_alone(settings: Settings, names: Iterable[str]) -> Iterator[None]:
+    """Keep other runs from the same steps while the block lasts; wait for them first.
+
+    Parameters
+    ----------
+    settings : Settings
+    names : iterable of str
+        What is worked on, e.g. ``sub-01``.
+
+    Raises
+    ------
+    InputError
+        If the scratch folder is to be emptied and another run works in it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            settings.work_dir.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((settings.work_dir / LOCK).open("a+b"))
+        except OSError as error:  # full or read-only: the steps themselves will say so
+            log.debug("%s: not locked (%s)", settings.work_dir, error)
+        else:
+            _take_locks(file, settings, names)
+        yield
+
+
+def _take_locks(file: IO, settings: Settings, names: Iterable[str]) -> None:
+    if settings.clean_workdir:
+        _clean(settings.work_dir, file)
+    found = lock_byte(file, ANYONE, wait=True, shared=True)
+    own = scratch_dir(settings).name
+    # All in the same order: two runs never wait for each other.
+    for offset, name in sorted((_offset(f"{own}/{name}"), name) for name in set(names)):
+        if found is Lock.UNKNOWN:
+            break
+        found = _wait_for(file, offset, name, settings.work_dir)
+    if found is Lock.UNKNOWN:
+        log.warning(
+            "%s: files cannot be locked on this file system; do not run two jobs for the same "
+            "participant with this scratch folder at a time",
+            settings.work_dir,
+        )
+
+
+def participants_of(settings: Settings) -> list[str]:
+    """Participants that a run may work on: those asked for, or all of dataset and derivative."""
+    wanted = [f"sub-{label.removeprefix('sub-')}" for label in settings.participant_label]
+    folders = (settings.bids_dir, settings.output_dir)
+    return wanted or [path.name for folder in folders for path in folder.glob("sub-*/")]
+
+
+def _wait_for(file: IO, offset: int, name: str, work_dir: Path) -> Lock:
+    found = lock_byte(file, offset)
+    if found is not Lock.BUSY:
+        return found
+    log.info(
+        "%s: another run is at work on it in %s; waiting until it has ended (with another "
+        "scratch folder, -w, both run at the same time)",
+        name,
+        work_dir,
+    )
+    return lock_byte(file, offset, wait=True)
+
+
+def _offset(name: str) -> int:
+    return 1 + int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:6])
+
+
+def _clean(work_dir: Path, file: IO) -> None:
+    if lock_byte(file, ANYONE) is Lock.BUSY:
+        raise InputError(
+            f"--clean-workdir: another run is at work in {work_dir}. Wait for it, or choose "
+            "another scratch folder with -w."
+        )
+    for path in work_dir.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def explain(reason: str, work_dir: Path) -> str:
+    """A reason in words of the user, if it is an error of the operating system.
+
+    >>> explain("[Errno 28] No space left on device: '/w/a/_0x1_unfinished.json'", Path("/w"))
+    '/w: the disk is full. Make room there, or choose another scratch folder with -w.'
+    >>> explain("[Errno 24] Too many open files", Path("/w"))
+    'too many files are open. Allow more (ulimit -n), or run fewer at a time with --nprocs.'
+    """
+    found = re.search(r"\[Errno (\d+)\][^':]*(?:: '([^']+)')?", reason)
+    number, path = (int(found[1]), found[2]) if found else (0, None)
+    if number in FULL:
+        if path and not Path(path).is_relative_to(work_dir.resolve()):
+            return f"{path}: {FULL[number]}. Make room there, and run it again."
+        return (
+            f"{work_dir}: {FULL[number]}. Make room there, or choose another scratch folder "
+            "with -w."
+        )
+    if number in TOO_MANY:
+        what, remedy = TOO_MANY[number]
+        return f"{what}. {remedy}."
+    return reason
