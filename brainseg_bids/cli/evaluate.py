@@ -25,6 +25,7 @@ from brainseg_bids.workflows.evaluate_plan import (
     plan_evaluation,
     seen_by,
 )
+from brainseg_bids.workflows.plan import read_object
 from brainseg_bids.workflows.resources import memory_gib
 
 if TYPE_CHECKING:
@@ -91,8 +92,11 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
             log.info("%s: called %s, by the model that made these maps", rater.root, name)
     for note in plan.notes:
         log.warning("%s", note)
-    with working_alone(settings, ["evaluation"]):
-        told = _run(settings, plan, run_dir)
+    if settings.reports_only:
+        told = _told_before(settings, plan)
+    else:
+        with working_alone(settings, ["evaluation"]):
+            told = _run(settings, plan, run_dir)
     results = collect(settings, plan, told)
     for note in results.notes:
         log.info("%s", note)
@@ -103,7 +107,8 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
         raise InputError(f"nothing could be compared: {why}")
     made = summarise(plan, results)
     _clear(settings.output_dir)
-    write_tables(settings.output_dir / FOLDER, results.rows, made, settings, plan)
+    if not settings.reports_only:
+        write_tables(settings.output_dir / FOLDER, results.rows, made, settings, plan)
     pages = write_pages(settings, plan, results, made)
     _tell(plan, made)
     for page in pages:
@@ -180,24 +185,17 @@ def summarise(plan: EvaluationPlan, results: Results) -> dict[str, list[dict]]:
 
 def _run(settings: Settings, plan: EvaluationPlan, run_dir: Path) -> dict[str, dict]:
     """What each image's step has to tell, or why it failed, by the step's name."""
-    from brainseg_bids.workflows.evaluate import asked, init_evaluate_wf  # late: nipype
+    from brainseg_bids.workflows.evaluate import init_evaluate_wf  # late: nipype
     from brainseg_bids.workflows.runner import configure_nipype, run_workflow
 
-    scratch = scratch_dir(settings)
     crash_dir = settings.work_dir / f"crash_{run_dir.name}"
     configure_nipype(
         crash_dir=crash_dir,
         stop_on_first_crash=settings.stop_on_first_crash,
         resource_monitor=settings.resource_monitor,
     )
-    choices = {
-        "tolerances_mm": settings.nsd_tolerances_mm,
-        "definition": settings.surfaces,
-        "on_other_grid": settings.on_other_grid,
-        "protocol": settings.protocol,
-    }
-    workflow = init_evaluate_wf(plan, **choices)
-    workflow.base_dir = str(scratch)
+    workflow = init_evaluate_wf(plan, **_choices(settings))
+    workflow.base_dir = str(scratch_dir(settings))
     crashed = run_workflow(
         workflow,
         nprocs=settings.nprocs,
@@ -207,17 +205,51 @@ def _run(settings: Settings, plan: EvaluationPlan, run_dir: Path) -> dict[str, d
         on_end=lambda step, facts: None,
         on_progress=lambda step, percent: None,
     )
-    told: dict[str, dict] = {
+    failed = {
         step.split(".")[-1]: {"Crash": explain(crash.reason, settings.work_dir)}
         for step, crash in crashed.items()
     }
+    return _kept(settings, plan) | failed
+
+
+def _choices(settings: Settings) -> dict:
+    return {
+        "tolerances_mm": settings.nsd_tolerances_mm,
+        "definition": settings.surfaces,
+        "on_other_grid": settings.on_other_grid,
+        "protocol": settings.protocol,
+    }
+
+
+def _kept(settings: Settings, plan: EvaluationPlan) -> dict[str, dict]:
+    """What the scratch folder holds of this very comparison, by the step's name."""
+    from brainseg_bids.workflows.evaluate import NAME, asked  # late: nipype
+
+    told = {}
     for image in plan.images:
-        path = scratch / workflow.name / image.name / "facts.json"
-        if image.name not in told and path.is_file():
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            # An earlier run's, of another question, may lie there if this one has ended early.
-            if facts.get("Asked") == asked(image, **choices):
-                told[image.name] = facts
+        facts = read_object(scratch_dir(settings) / NAME / image.name / "facts.json")
+        # An earlier run's, of another question, may lie there.
+        if facts and facts.get("Asked") == asked(image, **_choices(settings)):
+            told[image.name] = facts
+    return told
+
+
+def _told_before(settings: Settings, plan: EvaluationPlan) -> dict[str, dict]:
+    """What an earlier run has told of every image.
+
+    Raises
+    ------
+    InputError
+        If it has not told of all of them.
+    """
+    told = _kept(settings, plan)
+    missing = [image.title for image in plan.images if image.name not in told]
+    if missing:
+        raise InputError(
+            f"{scratch_dir(settings)}: what was found of {missing[0]} is not there, or other "
+            "files or settings were compared. Run without --reports-only, or give the scratch "
+            "folder of that run with -w."
+        )
     return told
 
 

@@ -580,6 +580,10 @@ def parse(argv: list[str] | None = None) -> Settings:
         make_filters(settings.bids_filters, settings.contrasts or STRUCTURAL, what=what)
     except InputError as error:
         parser.error(str(error))
+    if settings.boilerplate_only and settings.analysis_level == "group":
+        parser.error("--boilerplate-only: the group level has no methods text of its own.")
+    if settings.boilerplate_only and settings.reports_only:
+        parser.error("--boilerplate-only and --reports-only: give one of them.")
     _check_folders(parser, settings)
     return settings
 
@@ -644,7 +648,8 @@ def _check_folders(parser: argparse.ArgumentParser, settings: Settings) -> None:
             "Choose another with -w."
         )
     written = [("output_dir", settings.output_dir)]
-    if settings.analysis_level == "participant" and not settings.reports_only:
+    computes = not (settings.reports_only or settings.boilerplate_only)
+    if settings.analysis_level == "participant" and computes:
         written.append(("scratch folder", settings.work_dir))
     for what, folder in written:
         fault = _write_fault(folder)

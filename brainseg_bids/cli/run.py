@@ -118,7 +118,7 @@ def _plan_and_run(settings: Settings, run_dir: Path, program: Sequence[str] | No
                 if not failures:
                     raise
                 break  # nothing came out of the pass before, and that has been told
-            tables = _write_root(settings, table)
+            tables = {} if settings.reports_only else _write_root(settings, table)
             plans = joined([*plans, *new])
             failed, ended = run_plans(settings, new, plans, tables, run_dir, program)
             failures |= failed

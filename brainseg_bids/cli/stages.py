@@ -326,7 +326,8 @@ def _plan_spaces(
 def _plan_freesurfer(settings: Settings, failed: Collection[str]) -> list[SubjectPlan]:
     from brainseg_bids.workflows.exports_plan import plan_freesurfer, write_homes
 
-    write_homes(["freesurfer"], settings.output_dir)
+    if not settings.reports_only:
+        write_homes(["freesurfer"], settings.output_dir)
     where = {"bids_dir": settings.bids_dir, "output_dir": settings.output_dir}
     return [plan_freesurfer(subject, **where, barred=failed) for subject in _segmented(settings)]
 
@@ -334,7 +335,8 @@ def _plan_freesurfer(settings: Settings, failed: Collection[str]) -> list[Subjec
 def _plan_precomputed(settings: Settings, failed: Collection[str]) -> list[SubjectPlan]:
     from brainseg_bids.workflows.exports_plan import plan_precomputed, write_homes
 
-    write_homes(["precomputed"], settings.output_dir)
+    if not settings.reports_only:
+        write_homes(["precomputed"], settings.output_dir)
     where = {"bids_dir": settings.bids_dir, "output_dir": settings.output_dir}
     plans = []
     for subject in _segmented(settings):

@@ -103,7 +103,7 @@ def synthesise(settings: Settings) -> None:
     InputError
         If there are no priors or no label maps, or a pair would not fit memory.
     """
-    from brainseg_bids.workflows.priors import write_page  # late: matplotlib
+    from brainseg_bids.workflows.priors import write_page, write_synthetic  # late: matplotlib
 
     priors = read_priors(settings.output_dir, settings.prior)
     sources = find_sources(settings)
@@ -111,7 +111,7 @@ def synthesise(settings: Settings) -> None:
     previews, comparisons = {}, {}
     figures = settings.output_dir / "priors" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    for name, (_, prior) in priors.items():
+    for name, (prior_path, prior) in priors.items():
         space = DialledSpace(whole_heads(), prior, settings.kappa)
         maker = PairMaker.of(prior, space, heads, sources, settings)
         log.info(
@@ -126,6 +126,7 @@ def synthesise(settings: Settings) -> None:
         previews[name] = [preview(maker, settings, figures / f"{stem}_pairs.png")]
         comparisons[name], sheet = compare(settings, prior, maker, figures / f"{stem}_real.png")
         previews[name] += sheet
+        write_synthetic(prior_path, previews[name], comparisons[name])
         if settings.pairs:
             export(settings, name, prior, maker)
     page = write_page(

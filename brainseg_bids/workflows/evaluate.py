@@ -14,6 +14,7 @@ from brainseg_bids.interfaces.raters import meaning_digest
 from brainseg_bids.volumes import InputError, read_grid, sha256
 from brainseg_bids.workflows.evaluate_plan import EvaluationPlan, ImagePlan
 
+NAME = "evaluate_wf"
 BYTES_PER_VOXEL = 14
 """Memory of a label map that is compared: codes, translated codes, void, boxes around labels."""
 
@@ -35,7 +36,7 @@ def init_evaluate_wf(
     definition, on_other_grid, protocol : str
         As of `CompareRaters`.
     """
-    workflow = Workflow(name="evaluate_wf")
+    workflow = Workflow(name=NAME)
     for image in plan.images:
         compare = pe.Node(
             CompareRaters(

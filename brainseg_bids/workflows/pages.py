@@ -374,12 +374,13 @@ def read_cohort(output_dir: Path, participants: Iterable[str] = ()) -> Cohort:
 
 
 def write_group(
-    output_dir: Path, *, title: str, participants: Iterable[str] = ()
+    output_dir: Path, *, title: str, participants: Iterable[str] = (), tables: bool = True
 ) -> list[tuple[Path, int, dict[str, list[str]]]]:
     """Write one table and one page of the volumes of all images in the derivative.
 
     There is one for segmentations and one for maps of heads, whichever are there; the latter
-    says which structures are missing where, and which volumes are far from the others'.
+    says which structures are missing where, and which volumes are far from the others'. Without
+    ``tables`` pages alone are written.
 
     Returns
     -------
@@ -398,15 +399,12 @@ def write_group(
         if not volumes:
             continue
         to_look_at = find_to_look_at(output_dir, segmentation, volumes)
-        _write_table(
-            output_dir / f"group_seg-{segmentation}_desc-volumes_morph.tsv", volumes, to_look_at
-        )
-        cohort = None
-        if segmentation == "fullhead":
-            cohort = Cohort.from_rows(volumes)
-            _write_presence(
-                output_dir / f"group_seg-{segmentation}_desc-presence_morph.tsv", cohort
-            )
+        cohort = Cohort.from_rows(volumes) if segmentation == "fullhead" else None
+        stem = f"group_seg-{segmentation}_desc"
+        if tables:
+            _write_table(output_dir / f"{stem}-volumes_morph.tsv", volumes, to_look_at)
+        if tables and cohort:
+            _write_presence(output_dir / f"{stem}-presence_morph.tsv", cohort)
         page = write_group_page(
             output_dir / name,
             title=title,

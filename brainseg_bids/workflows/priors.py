@@ -8,23 +8,24 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.bids.description import raw_path, write_text
+from brainseg_bids.bids.description import raw_path, write_json, write_text
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.pool import pool
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.reports.densities import Likeness
 from brainseg_bids.reports.priors import write_priors_page
-from brainseg_bids.volumes import InputError
+from brainseg_bids.volumes import InputError, sha256
 from brainseg_bids.workflows.plan import fingerprint, read_object
 
 log = logging.getLogger("brainseg")
 
 ENDING = "_desc-contrast_morph.json"
+SYNTHETIC = "_synth.json"
 UNITS = {"MagneticFieldStrength": "T", "VoxelSizeMm": "mm"}
 USUAL_KEYS = ("Suffix", "MagneticFieldStrength", "Sequence", "VoxelSizeMm")
 """Facts that an image may lack."""
@@ -354,6 +355,36 @@ def _readable(output_dir: Path) -> dict[str, Measured]:
             continue
         found[str(one.said.get("Input")) + str(one.said.get("LabelsOf"))] = one
     return found
+
+
+def write_synthetic(prior: Path, pictures: Sequence[Path], likeness: Sequence[Likeness]) -> Path:
+    """Keep what a page shows of pairs that were made from a prior, for when it is written again.
+
+    ``contrast-NAME_synth.json``; it counts as long as the prior is the same.
+    """
+    return write_json(
+        prior.with_name(prior.name.replace("_prior.json", SYNTHETIC)),
+        {
+            "PriorSHA256": sha256(prior),
+            "Pictures": [path.relative_to(prior.parent).as_posix() for path in pictures],
+            "Likeness": [asdict(one) for one in likeness],
+        },
+    )
+
+
+def read_synthetic(
+    output_dir: Path,
+) -> tuple[dict[str, list[Path]], dict[str, list[Likeness]]]:
+    """Pictures and comparisons of pairs, by prior, as far as they are of the priors there now."""
+    pictures, likeness = {}, {}
+    for name, (path, _) in read_priors(output_dir).items():
+        said = read_object(path.with_name(path.name.replace("_prior.json", SYNTHETIC)))
+        if said.get("PriorSHA256") != sha256(path):
+            continue
+        found = [path.parent / picture for picture in said["Pictures"]]
+        pictures[name] = [picture for picture in found if picture.is_file()]
+        likeness[name] = [Likeness(**one) for one in said["Likeness"]]
+    return pictures, likeness
 
 
 def write_page(

@@ -9,6 +9,7 @@ import pytest
 
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.volumes import read_volume, voxel_hash, write_label_map
+from brainseg_bids.workflows import runner
 from tests.fakes import dataset
 from tests.phantom.head import phantom_head
 
@@ -84,6 +85,23 @@ def test_tables_and_page_say_the_same(finished):
     assert f"{float(mean['mean']):.3f}" in page
     assert "manual" in page
     dataset.assert_valid_bids(finished.output)
+
+
+def test_reports_only_writes_pages_again_from_what_was_found(finished, lasting_app, monkeypatch):
+    monkeypatch.setattr(runner, "run_workflow", lambda *_, **__: pytest.fail("was compared"))
+    folder = finished.output / "evaluation"
+    before = {path: path.read_bytes() for path in folder.glob("*.*")}
+    page = finished.output / "group_evaluation.html"
+    page.unlink()
+    root = lasting_app.root
+    given = ("--reference", f"manual={root / 'manual'}")
+    raters = ("-d", f"good={root / 'good'}", f"bad={root / 'bad'}")
+    again = ("--stages", "evaluate", *given, *raters, "--reports-only")
+    assert lasting_app(*again, level="group").code == 0
+    assert page.is_file()
+    assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
+    assert lasting_app(*again, "--nsd-tolerance", "3", level="group").code == 2
+    assert lasting_app(*again, level="group", work="elsewhere").code == 2
 
 
 def test_another_definition_gives_other_distances(finished, lasting_app):
