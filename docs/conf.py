@@ -20,7 +20,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "api_pages",
-    "from_code",
     "graphs",
 ]
 exclude_patterns = ["_build"]

@@ -194,6 +194,17 @@ def test_without_graphviz_a_graph_is_text(graphs, monkeypatch):
     assert graphs.as_text(edges) == "a   -> b  (labels)\nb.c -> d  (x, y)"
 
 
+@pytest.mark.parametrize("page", ["command-line", "labels", "outputs", "recipes"])
+def test_tables_of_the_reference_are_those_of_the_code(page, monkeypatch):
+    """To write them anew: python docs/reference_tables.py."""
+    monkeypatch.syspath_prepend(str(DOCS))
+    import reference_tables
+
+    text = (DOCS / "reference" / f"{page}.md").read_text(encoding="utf-8")
+    assert reference_tables.BLOCK.search(text)
+    assert text == reference_tables.filled(text), "python docs/reference_tables.py"
+
+
 @pytest.mark.slow
 def test_pages_are_built_without_a_warning(tmp_path):
     for module in ("sphinx", "myst_parser", "furo"):

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of the reference pages, written from the code: flags, labels, names of outputs, recipes.
+
+``python docs/reference_tables.py`` writes them between ``<!-- made from the code: KIND NAME -->``
+and ``<!-- end -->``, so that pages can be read in a clone and cannot say what the program does not
+do: tests/test_docs.py compares them with the code.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
+
+import brainseg_bids
+from brainseg_bids.bids.names import ContrastNames, HeadNames, OutputNames, Scan, ToolNames
+from brainseg_bids.cli.parser import build_parser
+
+DATA = Path(brainseg_bids.__file__).parent / "data"
+REFERENCE = Path(__file__).parent / "reference"
+BLOCK = re.compile(r"(<!-- made from the code: ([\w-]+) ?(\w*) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(header), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text as a cell of a Markdown table takes it.
+
+    >>> _cell("a | <b>")
+    'a \\\\| &lt;b>'
+    """
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+
+
+def command_line(_: str) -> str:
+    """Every argument of ``brainseg``, a section for each group."""
+    parts = []
+    for group in build_parser()._action_groups:
+        actions = [action for action in group._group_actions if action.help]
+        title = {"options": "general"}.get(group.title, group.title)
+        if actions:
+            table = _table(["argument", "what"], [_flag(action) for action in actions])
+            parts.append(f"## {title[0].upper() + title[1:]}\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def _flag(action) -> list[str]:
+    flags = action.option_strings or [action.dest]
+    value = ""
+    if action.choices and action.metavar is None:
+        value = "{" + ", ".join(map(str, action.choices)) + "}"
+    elif action.option_strings and action.nargs != 0:
+        value = action.metavar or action.dest.upper()
+    many = " …" if action.nargs == "+" else ""
+    shown = ", ".join(f"`{flag}`" for flag in flags) + (f" {_cell(value)}{many}" if value else "")
+    return [shown, _cell(action.help.replace("%%", "%"))]
+
+
+def exit_codes(_: str) -> str:
+    """The end of ``brainseg --help``."""
+    return f"```text\n{build_parser().epilog.strip()}\n```"
+
+
+def label_table(name: str) -> str:
+    """A table of ``data/labels`` with its colours."""
+    with (DATA / "labels" / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    header = ["code", "name", "colour", "BIDS tissue", "side", "mirror", "notes"]
+    cells = [
+        [
+            row["index"], _cell(row["name"]), f"`{row['color']}`", row["mapping"],
+            row["hemisphere"], "" if row["mirror"] == row["index"] else row["mirror"],
+            "" if row["notes"] == "n/a" else _cell(row["notes"]),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return _table(header, cells)
+
+
+OUTPUTS: dict[str, tuple[Callable[[Scan], object], dict[str, str]]] = {
+    "segment": (
+        OutputNames.of,
+        {
+            "labels": "all labels, on the image's own grid",
+            "tissue": "BIDS' standard tissue codes",
+            "mask": "brain with ventricles",
+            "volumes": "volumes in mm³",
+            "probseg": "probability of each label, 4D; the order of labels stands in the JSON",
+            "figure": "overlays of the page",
+        },
+    ),
+    "headlabels": (
+        HeadNames.of,
+        {
+            "labels": "merged map of the whole head",
+            "top_codes": "codes of the four most probable labels of each voxel, 4D",
+            "top_weights": "their probabilities",
+            "volumes": "volumes in mm³",
+            "merge": "voxels that each rule changed, conflicts between tools, holes",
+            "figure": "overlays of the page",
+        },
+    ),
+    "tool": (
+        lambda scan: ToolNames.of(scan, "samseg"),
+        {
+            "labels": "its map, in its own codes and grid",
+            "top_codes": "codes of the four most probable labels",
+            "top_weights": "their probabilities",
+        },
+    ),
+    "contrast": (
+        lambda scan: ContrastNames.of(scan, "fullhead"),
+        {
+            "statistics": "of each label: location, scale, mixture, grain, fit; in the JSON "
+            "noise, field, resolution, histograms",
+            "figure": "of the page",
+        },
+    ),
+}
+"""How names are made, and what each file is."""
+
+
+def outputs_of(stage: str) -> str:
+    """Names of a stage's files for ``sub-01_T1w``.
+
+    Raises
+    ------
+    ValueError
+        If a file has no word, or a word no file.
+    """
+    make, about = OUTPUTS[stage]
+    names = make(Scan.from_path("sub-01_T1w.nii.gz"))
+    known = [field.name for field in fields(names)]
+    if set(about) != set(known):
+        raise ValueError(f"outputs of {stage} are {', '.join(known)}; said: {', '.join(about)}")
+    rows = [[f"`{getattr(names, name).as_posix()}`", about[name]] for name in known]
+    return _table(["file", "what"], rows)
+
+
+def toml_files(folder: str) -> str:
+    """All TOML files of a folder of the package's data, and how each begins."""
+    rows = []
+    for path in sorted((DATA / folder).glob("*.toml")):
+        comment = path.read_text(encoding="utf-8").partition("\n\n")[0]
+        lines = [line.removeprefix("# ") for line in comment.splitlines() if line.startswith("#")]
+        about = re.match(r".*?[.:](?=\s|$)|.*", " ".join(lines))[0].rstrip(".:")
+        link = os.path.relpath(path, REFERENCE)
+        rows.append([f"[{path.stem}]({link})", _cell(about)])
+    return _table(["recipe", "what"], rows)
+
+
+KINDS = {
+    "command-line": command_line,
+    "exit-codes": exit_codes,
+    "label-table": label_table,
+    "outputs-of": outputs_of,
+    "toml-files": toml_files,
+}
+
+
+def filled(page: str) -> str:
+    """A page with every block written anew."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{KINDS[found[2]](found[3])}\n\n{found[4]}", page)
+
+
+def main() -> None:
+    """Write all pages of the reference."""
+    for path in sorted(REFERENCE.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(filled(text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
