@@ -16,6 +16,7 @@ from brainseg_bids.nets.architectures import NetSpec, build
 from brainseg_bids.nets.bundle import write_bundle
 from brainseg_bids.volumes import write_volume
 from tests.fakes import dataset
+from tests.made_nifti import write_nifti
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
 
@@ -52,6 +53,29 @@ def run(model, folder, sizes, *more):
 def test_voxels_coarser_than_the_models_are_told_and_still_done(model, tmp_path, sizes, coarse):
     notes = run(model, tmp_path, sizes)["warnings"]
     assert any("coarser than the model's 1.5 mm" in note for note in notes) == coarse
+
+
+def test_doubts_about_the_header_reach_the_report_and_labels_lie_on_the_file(model, tmp_path):
+    affine_um = np.diag([4000.0, 4000, 4000, 1])
+    labels = phantom_head(grid=phantom_grid((28, 28, 28), 4.0))
+    picture = phantom_image(labels, np.random.default_rng(0))
+    image = write_nifti(
+        tmp_path / "T1w.nii", picture, sform=affine_um, xyzt_units=3, pixdim=(3200, 3200, 3200)
+    )
+    code = main([
+        "--image", str(image), "--model", str(model), "--labels", str(tmp_path / "dseg.nii.gz"),
+        "--probseg", str(tmp_path / "probseg.nii.gz"), "--report", str(tmp_path / "report.json"),
+    ])  # fmt: skip
+    assert code == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["input_voxel_size_mm"] == [4, 4, 4]
+    (contradiction,) = [note for note in report["warnings"] if "contradicts itself" in note]
+    assert "64 mm3" in contradiction
+    assert any("microns" in note for note in report["warnings"])
+    for name in ("dseg", "probseg"):
+        written = nib.load(tmp_path / f"{name}.nii.gz")
+        assert written.header.get_xyzt_units()[0] == "micron"
+        np.testing.assert_allclose(written.affine, affine_um)
 
 
 def test_labels_are_the_largest_of_the_probabilities(model, tmp_path):
