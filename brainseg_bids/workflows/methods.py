@@ -90,18 +90,14 @@ voxels that each rule changed were counted.
 
 def upsampling(target: Target) -> str:
     """How maps were brought to finer voxels."""
-    cleaned = (
-        ""
-        if target.kernel == "lossless"
-        else "Holes inside the head and islands that this had made were removed by the rules of the "
-        "merge. "
-    )
+    cleaned = "" if target.kernel == "lossless" else "Holes and islands that this had made were "
+    cleaned += "removed by the rules of the merge.\n" if cleaned else ""
     return f"""\
 Label maps were brought to voxels of {target.shown}: where a tool had given probabilities, these
 were interpolated (cubic convolution) and each voxel got the most probable label; elsewhere each
 voxel got the label with the largest weight under a separable kernel (*{target.kernel}*). The
-maps' world extent was kept. {cleaned}Each map has a certificate of what it is when taken back to its
-source's voxels.
+maps' world extent was kept.
+{cleaned}Each map has a certificate of what it is when taken back to its source's voxels.
 """
 
 
