@@ -139,10 +139,10 @@ def _head_of_stripped(volume_ml: dict[int, float], table: LabelTable) -> Iterato
     total_ml = sum(parts.values())
     if not limit.holds(total_ml):
         most = sorted((name for name in parts if parts[name] > 0), key=lambda name: -parts[name])
-        shown = _listed([f"{name} {_ml(parts[name])}" for name in most])
+        shown = _listed([f"{name} {volume_words(parts[name])}" for name in most])
         yield (
-            f"the image is skull-stripped, and {_ml(total_ml)} of it are labelled as head: "
-            f"{shown}. Leave these out"
+            f"the image is skull-stripped, and {volume_words(total_ml)} of it are labelled as "
+            f"head: {shown}. Leave these out"
         )
 
 
@@ -190,14 +190,14 @@ def implausible_volumes(
     head_ml = sum(volume_ml[label.index] for label in table if label.mapping in HEAD_MAPPINGS)
     brain, infant = limits()["Brain", "ml"], limits()["Infant brain", "ml"]
     if not brain.holds(brain_ml):  # what it is made of is no better
-        said = f"brain of {_ml(brain_ml)}, expected {brain.low:g} to {brain.high:g} ml"
+        said = f"brain of {volume_words(brain_ml)}, expected {brain.low:g} to {brain.high:g} ml"
         return [said + (" (infants have less)" if infant.holds(brain_ml) else "")]
     found = []
     share = limits()["Brain in head", "share"]
     if whole_head and head_ml and not share.holds(brain_ml / (brain_ml + head_ml)):
         found.append(
-            f"brain and the head around it do not fit: {_ml(brain_ml)} and {_ml(head_ml)}. Is a "
-            "part of the head missing, or taken for brain?"
+            f"brain and the head around it do not fit: {volume_words(brain_ml)} and "
+            f"{volume_words(head_ml)}. Is a part of the head missing, or taken for brain?"
         )
     missing, beyond, by_side = [], [], {}
     for structure in structures(table):
@@ -211,9 +211,11 @@ def implausible_volumes(
         if own_ml == 0 and limit.low > 0:
             missing.append(structure.name)
         elif not limit.holds(own_ml):
-            beyond.append(f"{structure.name} {_ml(own_ml)} ({limit.low:g} to {limit.high:g})")
+            beyond.append(
+                f"{structure.name} {volume_words(own_ml)} ({limit.low:g} to {limit.high:g})"
+            )
     unlike = [
-        f"{name} {_ml(min(sides))} and {_ml(max(sides))}"
+        f"{name} {volume_words(min(sides))} and {volume_words(max(sides))}"
         for name, sides in by_side.items()
         if (limit := limits().get((name, "ratio")))
         and len(sides) == 2
@@ -260,10 +262,10 @@ def implausible_model(brain_dice: float | None, n_maps: int | None) -> list[str]
     return found
 
 
-def _ml(volume: float) -> str:
+def volume_words(volume: float) -> str:
     """Volume for the eye.
 
-    >>> _ml(0.0644), _ml(15.32), _ml(1263.2)
+    >>> volume_words(0.0644), volume_words(15.32), volume_words(1263.2)
     ('0.064 ml', '15 ml', '1263 ml')
     """
     return f"{volume:.0f} ml" if volume >= 100 else f"{volume:.2g} ml"

@@ -10,6 +10,7 @@ import numpy as np
 from brainseg_bids.anatomy.cohort import structures
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.anatomy.plausibility import volume_words
 from brainseg_bids.contrast.alignment import RATIO_RANGES
 from brainseg_bids.contrast.interior import FEWEST_VOXELS
 from brainseg_bids.contrast.measured import MASKED_SHARE, LabelStatistics, NoiseLaw
@@ -74,7 +75,7 @@ def of_stripped(labels: LabelMap, said: bool | None, *, seen: bool) -> Iterator[
         Whether the image shows it.
     """
     left_out = [
-        f"{labels.table[code].name} ({mm3 / 1000:.2g} ml)"
+        f"{labels.table[code].name} ({volume_words(mm3 / 1000)})"
         for code, mm3 in sorted(labels.volumes_mm3().items(), key=lambda item: -item[1])
         if code and mm3 and not labels.table[code].is_brain
     ]
