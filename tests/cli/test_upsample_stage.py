@@ -116,10 +116,10 @@ def test_without_maps_it_says_what_to_do_first(app):
 def test_a_target_that_does_not_fit_is_refused_with_its_size_before_it_begins(app):
     given = give_maps(app, "01")
     done = app(
-        "--stages", "headlabels", "upsample", "--target-voxel-size", "0.05", *given, "--mem", "4G"
+        "--stages", "headlabels", "upsample", "--target-voxel-size", "0.1", *given, "--mem", "4G"
     )
     assert done.code == 1
-    (line,) = [line for line in done.log.splitlines() if "ERROR: sub-01 at 0.05 mm" in line]
+    (line,) = [line for line in done.log.splitlines() if "ERROR: sub-01 at 0.1 mm" in line]
     assert "GB, and 4.0 GB are there. Choose larger voxels" in line
     assert not list(done.output.rglob("*res-*"))
 
