@@ -93,6 +93,12 @@ class Segment(OwnProgram):
             raise SegmentationError(_reason(image, runtime.returncode, runtime.stderr))
         report = json.loads((Path(runtime.cwd) / self.inputs.report).read_text(encoding="utf-8"))
         check_model(self.inputs.model, self.inputs.model_digest, report)
+        digests = self.inputs.ensemble_digests or ()
+        # The ensemble's report may be of a program that says nothing of it.
+        for model, digest, one in zip(
+            self.inputs.ensemble or (), digests, report.get("ensemble", ()), strict=False
+        ):
+            check_model(model, digest, one)
         return runtime
 
     def _list_outputs(self):

@@ -155,6 +155,7 @@ def plan_precomputed(
         copies = {name: outputs["mask"].with_name(path.name) for name, path in transforms.items()}
         try:
             facts = _facts(scan, labels, outputs["mask"], bids_dir, output_dir)
+            facts["ProbabilitiesSHA256"] = sha256(probseg)
         except OSError as error:
             faults[f"{scan.title} for sMRIPrep"] = unreadable(scan.path, error)
             continue

@@ -29,6 +29,7 @@ CHANGES = {
     "SmoothingMm": "it is smoothed otherwise",
     "KeepThin": "thin structures are guarded otherwise",
     "LabelsSHA256": "its label map has changed",
+    "ProbabilitiesSHA256": "its probabilities have changed",
     "LabelsOf": "another label map was taken",
     "BrainsegVersion": "another version made it",
     "Input": "another input made it",

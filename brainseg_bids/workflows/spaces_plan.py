@@ -40,6 +40,7 @@ DRIVING = ("T1w", "UNIT1")
 """Images that are registered: templates are T1-weighted."""
 VIEWS = {
     "TemplateSHA256": "the template has changed",
+    "TemplateMaskSHA256": "the template's mask has changed",
     "Registration": "another registration made it",
     "Probabilities": "it was made from labels, or from probabilities, unlike now",
 }
@@ -220,11 +221,14 @@ def _plan(
         "LabelsOf": f"bids::{names.labels.as_posix()}",
         "LabelsSHA256": sha256(labels),
         "Probabilities": soft,
+        **({"ProbabilitiesSHA256": sha256(probseg)} if soft else {}),
         "TemplateSHA256": sha256(templates[0].image),
+        **({"TemplateMaskSHA256": sha256(templates[0].mask)} if templates[0].mask else {}),
         "Registration": KIND,
     }
     told = {name: path for name, path in outputs.items() if not name.startswith("figure")}
     reason = why_run(told, provenance) or _why_otherwise(told, provenance)
+    reason = reason or _why_other_grid(outputs, templates)
     figures = [path for name, path in outputs.items() if name.startswith("figure")]
     if not reason and not all(path.is_file() for path in figures):
         reason = "its picture is missing"
@@ -239,6 +243,15 @@ def _plan(
         mask,
         probseg if soft else None,
     )
+
+
+def _why_other_grid(outputs: dict[str, Path], templates: Sequence[Template]) -> str:
+    """Why results do not lie on the grids of these very templates, or nothing."""
+    for number, template in enumerate(templates):
+        path = outputs[key("labels", number)]
+        if read_object(sidecar(path)).get("GridSHA256") != sha256(template.image):
+            return f"the template has changed ({path.name})"
+    return ""
 
 
 def _belongs(probseg: Path, labels: Path) -> bool:
@@ -288,6 +301,7 @@ def space_metadata(plan: SpacePlan) -> dict[str, dict]:
         here = f"bids::{SpaceNames.of(plan.scan, template).labels.as_posix()}"
         grid = f"The grid of template {template.name} at its resolution {template.resolution}."
         common = {"Resolution": grid} if template.resolution else {}
+        common["GridSHA256"] = sha256(template.image)
         what |= {
             key("labels", number): {
                 "Description": f"Head and brain labels in a standard space. {how} Codes are "

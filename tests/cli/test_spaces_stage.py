@@ -100,9 +100,9 @@ def test_what_is_there_is_reused_until_labels_template_or_probabilities_change(i
     data, output = in_mni.data, in_mni.output
     (subject,) = find_subjects(data, ["01"])
 
-    def reason():
+    def reason(wanted=f"{MNI}:res-1"):
         (scan,) = plan_spaces(
-            subject, bids_dir=data, output_dir=output, templates=read_spaces([f"{MNI}:res-1"])
+            subject, bids_dir=data, output_dir=output, templates=read_spaces([wanted])
         ).scans
         return f"{scan.action}: {scan.reason}"
 
@@ -112,11 +112,22 @@ def test_what_is_there_is_reused_until_labels_template_or_probabilities_change(i
     dataset.write_image(image, shape=(20, 22, 18), voxel_size_mm=5.0, seed=9)
     assert "run: the template has changed" in reason()
     image.write_bytes(before)
+    for pattern, told in {
+        "*res-02_T1w.nii.gz": "the template has changed",
+        "*res-01*_mask.nii.gz": "the template's mask has changed",
+    }.items():
+        other = next((output.parent / "templates").rglob(pattern))
+        before = other.read_bytes()
+        dataset.write_image(other, shape=(20, 22, 18), voxel_size_mm=5.0, seed=9)
+        assert f"run: {told}" in reason(f"{MNI}:res-1:res-2")
+        other.write_bytes(before)
+        assert reason(f"{MNI}:res-1:res-2") == "reuse: results are there already"
+    before = image.read_bytes()
     anat = output / "sub-01" / "anat"
     stem = anat / "sub-01_seg-brainseg"
     shutil.copy(f"{stem}_dseg.json", f"{stem}_probseg.json")
     shutil.copy(f"{stem}_dseg.nii.gz", f"{stem}_probseg.nii.gz")
-    assert "run: it was made from labels, or from probabilities" in reason()
+    assert "run: its probabilities have changed" in reason()
     Path(f"{stem}_probseg.nii.gz").unlink()
     Path(f"{stem}_probseg.json").unlink()
     labels = Path(f"{stem}_dseg.nii.gz")

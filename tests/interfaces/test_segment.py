@@ -37,6 +37,20 @@ def test_it_leaves_labels_probabilities_and_facts(bundle, tmp_path, monkeypatch)
         assert json.load(file)["model_digest"] == bundle.digest
 
 
+@pytest.mark.input(
+    "training", "a model that is replaced while it segments", "that image failed", 1
+)
+def test_a_model_that_was_replaced_meanwhile_is_not_taken_for_the_planned_one(
+    bundle, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    image = dataset.write_image(tmp_path / "T1w.nii.gz")
+    manifest = bundle.path / "bundle.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    with pytest.raises(SegmentationError, match=r"a model: .*Run it again"):
+        interface(bundle, image).run()
+
+
 def test_a_killed_process_says_that_memory_ran_out(bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     image = dataset.write_image(tmp_path / "T1w.nii.gz")
