@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from brainseg_bids import __version__
 from brainseg_bids.lifetime import at_end
 
 log = logging.getLogger("brainseg")
+
+MOST_NAMED = 3
+"""Steps at work that a line names."""
 
 
 class Progress:
@@ -47,10 +51,70 @@ class Progress:
         self.bar.close()
 
 
+class AtWork:
+    """What is being done, and since when; said where nothing else was said for a while.
+
+    Parameters
+    ----------
+    silence_s : float
+        Longest time without a line while something is at work.
+    """
+
+    def __init__(self, silence_s: float = 60.0) -> None:
+        self.silence_s = silence_s
+        self.began_s: dict[str, float] = {}
+        self.percent: dict[str, int] = {}
+        self.spoke_s = time.monotonic()
+
+    def begin(self, what: str) -> None:
+        """Something is begun; the same again is not."""
+        self.began_s.setdefault(what, time.monotonic())
+
+    def end(self, what: str) -> None:
+        """It is done, or has failed."""
+        self.began_s.pop(what, None)
+        self.percent.pop(what, None)
+
+    def line(self) -> str:
+        """What is at work, the longest first."""
+        now_s = time.monotonic()
+        words = []
+        for what, began_s in list(self.began_s.items()):
+            percent = f"{self.percent[what]} %, " if what in self.percent else ""
+            words.append(f"{what} ({percent}{_minutes(now_s - began_s)})")
+        more = f"; {len(words) - MOST_NAMED} more" if len(words) > MOST_NAMED else ""
+        return f"at work: {'; '.join(words[:MOST_NAMED])}{more}"
+
+    def watch(self, ended: threading.Event) -> None:
+        """Say the line whenever it is due, until ``ended``; for a thread of its own."""
+        while not ended.wait(min(1.0, self.silence_s)):
+            if self.began_s and time.monotonic() - self.spoke_s >= self.silence_s:
+                log.info("%s", self.line())
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+at_work = AtWork()
+"""Of this process."""
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """While the block lasts it is said now and then that ``what`` is at work."""
+    at_work.begin(what)
+    try:
+        yield
+    finally:
+        at_work.end(what)
+
+
 class _ConsoleHandler(logging.Handler):
     """Lines on stdout that do not break a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        at_work.spoke_s = time.monotonic()
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()
 
@@ -67,6 +131,19 @@ class _ConsoleFormatter(logging.Formatter):
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
         return f"{clock} {level}{record.getMessage()}"
+
+
+@contextlib.contextmanager
+def _said_now_and_then() -> Iterator[None]:
+    at_work.began_s.clear()
+    ended = threading.Event()
+    watcher = threading.Thread(target=at_work.watch, args=[ended], daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 @contextlib.contextmanager
@@ -91,7 +168,7 @@ def logging_to(path: Path, *, verbose: int, debug: bool) -> Iterator[None]:
 
     try:
         log.info("brainseg-bids %s, log: %s", __version__, path)
-        with at_end(note_signal):
+        with at_end(note_signal), _said_now_and_then():
             yield
     finally:
         log.handlers[:] = []

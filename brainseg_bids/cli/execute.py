@@ -8,12 +8,12 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 from brainseg_bids.bids.description import write_once
-from brainseg_bids.cli.console import Progress
+from brainseg_bids.cli.console import Progress, at_work
 from brainseg_bids.cli.scratch import explain, scratch_dir
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
@@ -25,6 +25,9 @@ log = logging.getLogger("brainseg")
 DONE, FAILED, UNUSABLE, NOT_BUILT, INTERRUPTED = 0, 1, 2, 70, 130
 """Exit codes; 126 and 127 (a licence, a program is missing) come with the error that has them."""
 
+PASS_ON = ("inputnode", "outputnode")
+"""Nodes that hand on what others have made; Nipype leaves them out when it runs."""
+
 
 def run_plans(
     settings: Settings,
@@ -33,10 +36,12 @@ def run_plans(
     tables: Mapping[str, Path],
     run_dir: Path,
     program: Sequence[str] | None,
+    on_participant: Callable[[str], None] = lambda label: None,
 ) -> tuple[dict[str, str], int]:
     """Build and run; failures by title, and an exit code.
 
-    ``so_far`` are these plans and those of earlier passes, for the methods text.
+    ``so_far`` are these plans and those of earlier passes, for the methods text;
+    ``on_participant`` is told the label of each participant when all of these plans is done.
     """
     faults = {title: why for plan in plans for title, why in plan.faults.items()}
     if settings.reports_only:
@@ -74,7 +79,7 @@ def run_plans(
     if not will_run:
         return faults, DONE
     workflow.base_dir = str(scratch_dir(settings))
-    failures, code = _run_workflow(settings, workflow, plans, crash_dir)
+    failures, code = _run_workflow(settings, workflow, plans, crash_dir, on_participant)
     with contextlib.suppress(OSError, shutil.Error):
         if failures:
             shutil.copytree(crash_dir, run_dir / "crash", dirs_exist_ok=True)
@@ -128,24 +133,78 @@ def _build(
     return init_brainseg_wf(plans, how), everything.visit_desc()
 
 
+class _Steps:
+    """Steps of a workflow as they begin and end: what is at work, and which participant is done.
+
+    Parameters
+    ----------
+    workflow : nipype Workflow
+    plans : sequence of SubjectPlan
+    on_participant : callable
+        Told the label of each participant whose steps have all ended well.
+    """
+
+    def __init__(
+        self, workflow, plans: Sequence[SubjectPlan], on_participant: Callable[[str], None]
+    ) -> None:
+        self.on_participant = on_participant
+        self.titles = {
+            f"{workflow.name}.{plan.name}.{scan.name}.": scan.title
+            for plan in plans
+            for scan in plan.to_run
+        }
+        self.labels = {plan.name: plan.label for plan in plans}
+        self.left: dict[str, set[str]] = {}
+        for name in workflow.list_node_names():
+            if name.rpartition(".")[2] not in PASS_ON:
+                step = f"{workflow.name}.{name}"
+                self.left.setdefault(self._participant(step), set()).add(step)
+
+    @staticmethod
+    def _participant(step: str) -> str:
+        return step.split(".")[1]
+
+    def title(self, step: str) -> str:
+        """What messages call the image that a step is about."""
+        return next(
+            (title for prefix, title in self.titles.items() if f"{step}.".startswith(prefix)), step
+        )
+
+    def words(self, step: str) -> str:
+        """What messages call the step."""
+        return f"{self.title(step)}: {step.rpartition('.')[2]}"
+
+    def __call__(self, step: str, status: str) -> None:
+        """Told each step with ``start``, ``end`` or ``exception``."""
+        if status == "start":
+            at_work.begin(self.words(step))
+            return
+        at_work.end(self.words(step))
+        left = self.left.get(self._participant(step), set())
+        if status == "end" and step in left:
+            left.discard(step)
+            if not left:
+                self.on_participant(self.labels[self._participant(step)])
+
+
 def _run_workflow(
-    settings: Settings, workflow, plans: list[SubjectPlan], crash_dir: Path
+    settings: Settings,
+    workflow,
+    plans: list[SubjectPlan],
+    crash_dir: Path,
+    on_participant: Callable[[str], None],
 ) -> tuple[dict[str, str], int]:
     """Failures by title, and the exit code that their kind asks for, or 0."""
     from brainseg_bids.workflows.runner import run_workflow
 
-    titles = {
-        f"{workflow.name}.{plan.name}.{scan.name}.": scan.title
-        for plan in plans
-        for scan in plan.to_run
-    }
+    steps = _Steps(workflow, plans, on_participant)
+    title_of = steps.title
 
-    def title_of(step: str) -> str:
-        return next(
-            (title for prefix, title in titles.items() if f"{step}.".startswith(prefix)), step
-        )
+    with Progress(len(steps.titles)) as progress:
 
-    with Progress(len(titles)) as progress:
+        def worked(step: str, percent: int) -> None:
+            at_work.percent[steps.words(step)] = percent
+            progress(title_of(step), percent)
 
         def ended(step: str, facts: dict) -> None:
             title = title_of(step)
@@ -183,7 +242,8 @@ def _run_workflow(
             crash_dir=crash_dir,
             plugin=_read_plugin(settings.nipype_plugin_file),
             on_end=ended,
-            on_progress=lambda step, percent: progress(title_of(step), percent),
+            on_progress=worked,
+            on_step=steps,
         )
     failures: dict[str, str] = {}
     for step, crash in crashed.items():

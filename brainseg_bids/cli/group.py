@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from brainseg_bids.bids.description import write_description
+from brainseg_bids.cli.console import working
 from brainseg_bids.cli.execute import DONE, FAILED
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
@@ -69,6 +70,7 @@ def say_finished(to_look_at: Collection[str], report: Path | None = None) -> Non
         log.warning("%d to look at: %s", len(to_look_at), ", ".join(to_look_at))
 
 
+@working("stage summary")
 def _summary(settings: Settings) -> list[str]:
     """Compare all images; those whose results cannot be right."""
     from brainseg_bids.workflows.pages import write_group  # late: matplotlib
@@ -85,6 +87,7 @@ def _summary(settings: Settings) -> list[str]:
     return list(found)
 
 
+@working("stage priors")
 def _priors(settings: Settings) -> None:
     from brainseg_bids.workflows.priors import make_priors, write_dials
 
@@ -167,6 +170,7 @@ def _models_to_look_at(settings: Settings, began_s: float) -> list[str]:
     return models_to_look_at(settings.output_dir, began_s)
 
 
+@working("stage evaluate")
 def _evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
     from brainseg_bids.cli.evaluate import evaluate  # late: nipype
 
@@ -175,6 +179,7 @@ def _evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
     return evaluate(settings, run_dir)
 
 
+@working("stage synth")
 def _synth(settings: Settings) -> None:
     from brainseg_bids.cli.synthesise import synthesise  # late: torch
 

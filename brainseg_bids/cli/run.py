@@ -11,10 +11,11 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from brainseg_bids.anatomy.cohort import Cohort
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_description, write_label_tables, write_text
 from brainseg_bids.bids.names import is_label
-from brainseg_bids.cli.console import logging_to
+from brainseg_bids.cli.console import logging_to, working
 from brainseg_bids.cli.execute import (
     DONE,
     FAILED,
@@ -108,6 +109,12 @@ def _plan_and_run(settings: Settings, run_dir: Path, program: Sequence[str] | No
     plans: list[SubjectPlan] = []
     failures: dict[str, str] = {}  # what messages call it: why
     code = DONE
+    pages = _Pages(settings)
+
+    def participant_done(label: str) -> None:
+        (plan,) = [plan for plan in plans if plan.label == label]
+        pages.write(plan, failures | plan.faults)
+
     try:
         for stages in passes(chosen_stages(settings)):
             try:
@@ -120,13 +127,15 @@ def _plan_and_run(settings: Settings, run_dir: Path, program: Sequence[str] | No
                 break  # nothing came out of the pass before, and that has been told
             tables = {} if settings.reports_only else _write_root(settings, table)
             plans = joined([*plans, *new])
-            failed, ended = run_plans(settings, new, plans, tables, run_dir, program)
+            failed, ended = run_plans(
+                settings, new, plans, tables, run_dir, program, participant_done
+            )
             failures |= failed
             code = ended if code == NOT_BUILT else max(code, ended)
             if ended == NOT_BUILT or (failures and settings.stop_on_first_crash):
                 break
     finally:
-        failures |= _write_pages(settings, plans, failures)
+        failures |= pages.write_rest(plans, failures)
     return _conclude(settings, plans, failures, code)
 
 
@@ -164,41 +173,82 @@ def _conclude(
     return code
 
 
-def _write_pages(
-    settings: Settings, plans: list[SubjectPlan], failures: Mapping[str, str]
-) -> dict[str, str]:
-    """One page per participant, of this and all other runs; returns what could not be written."""
-    if settings.boilerplate_only or not plans:
-        return {}
-    from brainseg_bids.workflows.found import note_failures  # late: jinja2, nipype
-    from brainseg_bids.workflows.pages import read_cohort, update_subject_page
+class _Pages:
+    """One page per participant, of this and all other runs.
 
-    # Read once: each page compares its head with all of them.
-    missed = {}
-    try:
-        cohort = read_cohort(settings.output_dir)
-    except (OSError, ValueError) as error:  # a table of whichever other subject
-        log.warning("heads are not compared: %s", error)
-        cohort = None
-    if not settings.reports_only:
+    Each is written when its participant is done, and those that more is known of in the end,
+    then.
+
+    Parameters
+    ----------
+    settings : Settings
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.written: set[str] = set()
+
+    def write(self, plan: SubjectPlan, failures: Mapping[str, str]) -> None:
+        """Write the page of a participant who is done, while others are not."""
         try:
-            note_failures(plans, failures, output_dir=settings.output_dir)
-        except OSError as error:  # a full disk: what failed is in the log, too
-            log.debug("failures are not kept (%s)", error)
-    for plan in plans:
-        if not is_label(plan.label):  # nothing is called by it
-            continue
+            self._write(plan, failures)
+        except Exception as error:  # it is tried again in the end
+            log.debug("sub-%s: page not written yet (%s)", plan.label, error)
+        else:
+            self.written.add(plan.label)
+            page = self.settings.output_dir / f"sub-{plan.label}.html"
+            log.info("sub-%s is done: %s", plan.label, page)
+
+    def write_rest(self, plans: list[SubjectPlan], failures: Mapping[str, str]) -> dict[str, str]:
+        """Write what is not written or has changed since; what could not be written, and why."""
+        settings = self.settings
+        if settings.boilerplate_only or not plans:
+            return {}
+        from brainseg_bids.workflows.found import note_failures  # late: jinja2, nipype
+        from brainseg_bids.workflows.pages import read_cohort
+
+        # Read once: each page compares its head with all of them.
+        missed = {}
         try:
-            update_subject_page(
-                plan,
-                output_dir=settings.output_dir,
-                bids_dir=settings.bids_dir,
-                failures=failures,
-                settings=settings.to_toml(),
-                cohort=cohort,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            missed[f"sub-{plan.label} report"] = (
-                f"it could not be written ({error}). Run with --reports-only."
-            )
-    return missed
+            cohort = read_cohort(settings.output_dir)
+        except (OSError, ValueError) as error:  # a table of whichever other subject
+            log.warning("heads are not compared: %s", error)
+            cohort = None
+        if not settings.reports_only:
+            try:
+                note_failures(plans, failures, output_dir=settings.output_dir)
+            except OSError as error:  # a full disk: what failed is in the log, too
+                log.debug("failures are not kept (%s)", error)
+        for plan in plans:
+            if not is_label(plan.label) or self._is_final(plan, failures):
+                continue
+            try:
+                with working(f"sub-{plan.label}: page"):
+                    self._write(plan, failures, cohort)
+            except (OSError, ValueError, KeyError) as error:
+                missed[f"sub-{plan.label} report"] = (
+                    f"it could not be written ({error}). Run with --reports-only."
+                )
+        return missed
+
+    def _is_final(self, plan: SubjectPlan, failures: Mapping[str, str]) -> bool:
+        """Whether the page that was written when the participant was done has all there is."""
+        from brainseg_bids.workflows.headlabels_plan import HeadPlan
+
+        compared = any(isinstance(scan, HeadPlan) for scan in plan.scans)
+        own = {scan.title for scan in plan.scans} | set(plan.faults)
+        return plan.label in self.written and not compared and own.isdisjoint(failures)
+
+    def _write(
+        self, plan: SubjectPlan, failures: Mapping[str, str], cohort: Cohort | None = None
+    ) -> None:
+        from brainseg_bids.workflows.pages import update_subject_page  # late: jinja2, nipype
+
+        update_subject_page(
+            plan,
+            output_dir=self.settings.output_dir,
+            bids_dir=self.settings.bids_dir,
+            failures=failures,
+            settings=self.settings.to_toml(),
+            cohort=cohort,
+        )

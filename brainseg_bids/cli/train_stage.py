@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brainseg_bids.bids.description import write_json
+from brainseg_bids.cli.console import working
 from brainseg_bids.cli.execute import DONE, FAILED, UNUSABLE
 from brainseg_bids.cli.train_job import (
     JobPlan,
@@ -102,7 +103,8 @@ def _train(settings: Settings, tasks: Tasks, began_s: float) -> int:
     _launcher(settings, max(1, settings.devices), tasks)
     job = plan_job(settings)
     with _alone(job.training) as lock:
-        described = describe_job(job, settings)
+        with working("reading label maps"):
+            described = describe_job(job, settings)
         if job.before:
             check_same(job, described)
             done, total = steps_behind(job.checkpoint), job.recipe.values["total_steps"]
@@ -111,7 +113,8 @@ def _train(settings: Settings, tasks: Tasks, began_s: float) -> int:
                 log.warning("%d steps are done already: %d cannot be gone back to", done, total)
                 return DONE if settings.plan_only else _conclude(job, _Page(job, settings))
         write_job(job, described)
-        plan = make_plan(job, settings)
+        with working("planning the network and trying a step"):
+            plan = make_plan(job, settings)
         if settings.plan_only:
             log.info("planned; nothing was trained (--plan-only): %s", job.training)
             return DONE
@@ -305,7 +308,7 @@ def _watch(
             # Whoever is left over when this process is killed still holds the folder.
             pass_fds=() if lock is None else (lock,),
         )
-        with _passing_on(process) as received:
+        with _passing_on(process) as received, working("training"):
             for line in process.stdout:
                 record.write(line)
                 record.flush()
@@ -445,7 +448,8 @@ def _conclude(job: JobPlan, page: _Page) -> int:
 
     code = DONE
     try:
-        bundle = bundle_run(job.training)
+        with working("making the bundle"):
+            bundle = bundle_run(job.training)
     except BundleError as error:
         log.error("%s", error)
         return FAILED

@@ -120,6 +120,23 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         self._lock = threading.Lock()
         self.crashes: dict[str, Crash] = {}
 
+    def _generate_dependency_list(self, graph) -> None:
+        super()._generate_dependency_list(graph)
+        self._follows = {id(node) for node in self.procs if graph.in_degree(node)}
+
+    def _sort_jobs(self, jobids, scheduler="tsort"):
+        """What goes on with an image first: it is done before another is begun; light ones first.
+
+        Nipype's own ``mem_thread`` goes by memory alone, and a figure may take more than the
+        network.
+        """
+
+        def order(job: int) -> tuple[bool, float, int]:
+            node = self.procs[job]
+            return id(node) not in self._follows, node.mem_gb, node.n_procs
+
+        return sorted(jobids, key=order)
+
     def _submit_job(self, node, updatehash=False):
         self._taskid += 1
         self._nodes[self._taskid] = (node, updatehash)
@@ -343,6 +360,7 @@ def run_workflow(
     plugin: Mapping | None = None,
     on_end: Callable[[str, dict], None] = lambda name, facts: None,
     on_progress: Callable[[str, int], None] = lambda name, percent: None,
+    on_step: Callable[[str, str], None] = lambda name, status: None,
 ) -> dict[str, Crash]:
     """Run; what fails is told and does not stop what does not depend on it.
 
@@ -363,6 +381,8 @@ def run_workflow(
     on_progress : callable
         Told the full name and per cent of each segmentation at work, from a thread, every
         second.
+    on_step : callable
+        Told the full name of each step and ``start``, ``end`` or ``exception``.
 
     Returns
     -------
@@ -373,24 +393,19 @@ def run_workflow(
     working: dict[str, Path] = {}
 
     def told(node, status: str) -> None:
-        if node.name not in WATCHED:
-            return
-        if status == "start":
-            working[node.fullname] = Path(node.output_dir()) / "stderr.nipype"
-            return
-        working.pop(node.fullname, None)
-        facts = Path(node.output_dir()) / WATCHED[node.name]
-        if status == "end" and facts.is_file():
-            try:
-                on_end(node.fullname, json.loads(facts.read_text(encoding="utf-8")))
-            except (OSError, ValueError) as error:  # what is needed of it comes with the results
-                log.debug("%s: cannot be read (%s)", facts, error)
+        if status == "start" and node.name in WATCHED:
+            # Of external tools, which say many things in per cent, only our own model is read.
+            said = "model.log" if node.name == "run" else "stderr.nipype"
+            working[node.fullname] = Path(node.output_dir()) / said
+        else:
+            working.pop(node.fullname, None)
+        if status == "end" and node.name in WATCHED:
+            _hand_over(node, on_end)
+        on_step(node.fullname, status)
 
     arguments = {
         "n_procs": nprocs,
         "raise_insufficient": False,
-        # Small steps first: an image's results are written before the next image is begun.
-        "scheduler": "mem_thread",
         "status_callback": told,
         **({"memory_gb": memory_gb} if memory_gb else {}),
     }
@@ -424,6 +439,16 @@ def run_workflow(
     if died and not failures:
         failures[workflow.name] = Crash(_last_line(str(died))[1])
     return failures
+
+
+def _hand_over(node, on_end: Callable[[str, dict], None]) -> None:
+    """Tell what a step has left in its file, if it has."""
+    facts = Path(node.output_dir()) / WATCHED[node.name]
+    try:
+        if facts.is_file():
+            on_end(node.fullname, json.loads(facts.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:  # what is needed of it comes with the results
+        log.debug("%s: cannot be read (%s)", facts, error)
 
 
 def _end_workers(_signal: int) -> None:

@@ -58,7 +58,8 @@ def test_a_worker_that_is_killed_once_gets_another_try(run):
     assert tries == {"unlucky": 2, "unlucky_then": 1}
 
 
-def test_results_of_one_image_are_written_before_the_next_image_is_begun(tmp_path):
+@pytest.mark.parametrize("light_gb", [0.1, 3])  # a figure may take more than the network
+def test_results_of_one_image_are_written_before_the_next_image_is_begun(tmp_path, light_gb):
     configure_nipype(
         crash_dir=tmp_path / "crash", stop_on_first_crash=False, resource_monitor=False
     )
@@ -66,7 +67,7 @@ def test_results_of_one_image_are_written_before_the_next_image_is_begun(tmp_pat
     for image in "abc":
         heavy = pe.Node(Step(value=1, mark=str(tmp_path / image)), name=image, mem_gb=2)
         light = pe.Node(
-            Step(mark=str(tmp_path / f"{image}_then")), name=f"{image}_then", mem_gb=0.1
+            Step(mark=str(tmp_path / f"{image}_then")), name=f"{image}_then", mem_gb=light_gb
         )
         workflow.connect(heavy, "value", light, "value")
     assert run_workflow(workflow, nprocs=1, memory_gb=4, crash_dir=tmp_path / "crash") == {}
