@@ -103,16 +103,13 @@ def without_fill(image: np.ndarray) -> tuple[np.ndarray, list[Fill]]:
 
 
 def background_level(image: np.ndarray, gone: np.ndarray) -> float:
-    """Intensity of air, as far as the voxels that are left tell.
+    """Intensity of air: zero, as in magnitude images, or the darkest of the voxels that are left.
 
-    The darkest of them where they go on as dark beyond what is gone, or have negative values;
-    else zero, which magnitude images have where there is no signal.
+    The latter where they have negative values, or are all far from zero.
     """
-    rim = _rim(gone, gone)
-    left = ~(gone | rim) if _is_in_blocks(gone) else ~gone
-    window, beside = _range(_sampled(image[left])), _sampled(image[rim])
-    dark = not beside.size or window.level(float(np.median(beside))) < APART
-    return window.low if dark or window.low < 0 else 0.0
+    left = ~(gone | _rim(gone, gone)) if _is_in_blocks(gone) else ~gone
+    window = _range(_sampled(image[left]))
+    return 0.0 if window.low >= 0 and window.level(0.0) > -FAR else window.low
 
 
 def _next_fill(image: np.ndarray, gone: np.ndarray) -> tuple[float, np.ndarray, int] | None:
@@ -163,13 +160,22 @@ def _where_to_fill(
     if level > APART and surrounds:
         # Zero seems to lie in the middle, too, where bright voxels became negative.
         return None if wrapped_share(np.where(gone, 0, image)) else same
-    # Magnitudes are not negative; elsewhere zero may have been moved, as in standard scores.
-    below_zero = value < 0 and window.level(0.0) < APART
-    if level < -(APART if below_zero else FAR):
-        return same | (rim & (image < window.low))
+    # Below zero is no magnitude. Elsewhere zero may have been moved, as in standard scores.
+    is_magnitude = window.level(0.0) < APART and not _is_standardised(image)
+    zero = min(window.low, 0.0)
+    if is_magnitude and zero - value > APART * window.span:
+        return same | (rim & (image < zero))
+    if level < -FAR:
+        return same | (rim & (image < (value + window.low) / 2))
     if level > 1 + APART:
         return _above(image, value, same, gone)
     return None
+
+
+def _is_standardised(image: np.ndarray) -> bool:
+    """Whether the mean was taken off, so that a negative value may be what was zero."""
+    some = _sampled(image.reshape(-1), rows_of=image.shape[-1]).astype(np.float64)
+    return abs(some.mean()) < 0.01 * some.std()
 
 
 def _above(

@@ -218,9 +218,41 @@ def standard_scores(head):
     return (image - inside.mean()) / inside.std()
 
 
+def standardised(image):
+    """Standard scores of all voxels: what was zero is a constant below the rest."""
+    return (image - image.mean()) / image.std()
+
+
 def drawing(head):
     _, labels = head
     return np.where(labels > 0, 100.0, 0) + np.where(labels == 2, 155.0, 0)
+
+
+@pytest.mark.input(
+    "intensities",
+    "a stripped brain with -1024 around it",
+    "the fill value becomes 0, as in other stripped images; a warning names value and share",
+    0,
+)
+def test_a_fill_value_around_a_brain_becomes_zero(head):
+    expected = stripped(head)
+    cleaned, (fill,) = without_fill(np.where(expected > 0, expected, -1024))
+    assert fill.value == -1024
+    np.testing.assert_array_equal(cleaned, expected)
+
+
+@pytest.mark.input(
+    "intensities",
+    "standard scores of a stripped brain with 0 around it, the middle of the range",
+    "what surrounds the brain counts as background; a warning names value and share",
+    0,
+)
+def test_zero_in_the_middle_of_standard_scores_is_background(head):
+    image = stripped(head)
+    given = np.where(image > 0, standard_scores(head), 0)
+    cleaned, (fill,) = without_fill(given)
+    assert fill.value == 0
+    assert cleaned[0, 0, 0] < np.quantile(given[image > 0], 0.02)
 
 
 ORDINARY = {
@@ -232,6 +264,9 @@ ORDINARY = {
     "bytes": lambda head: np.rint(masked(head) / 4).clip(0, 255),
     "saturated": saturated,
     "standard scores": standard_scores,
+    "standard scores of a stripped image": lambda head: standardised(stripped(head)),
+    "standard scores with air of zeros": lambda head: standardised(masked(head)),
+    "-1 around the brain": lambda head: np.where(stripped(head) > 0, head[0], -1),
     "drawing": drawing,
     "drawing, inverted": lambda head: 255 - drawing(head),
     "two values": lambda head: (head[1] > 0).astype(float),

@@ -58,7 +58,7 @@ def test_fill_values_do_not_move_labels_and_are_noted(picture, value):
     given[0], given[-1] = value, value
     found = run(given, grid, note=notes.append)
     # The noise in these planes no longer counts, nor does it in the scale.
-    assert (found.voxels == run(image, grid).voxels).mean() > 0.9998
+    assert (found.voxels == run(image, grid).voxels).mean() > 0.999
     (note,) = notes
     assert f"fill value {value:g}" in note
 
