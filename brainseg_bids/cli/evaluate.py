@@ -40,6 +40,8 @@ PROTOCOLS = {
     "within-evaluable": "Protocol within-evaluable: voxels that the reference leaves unlabelled "
     "and any rater calls brain tissue that it does not label were left out, for all raters alike.",
 }
+TOLD = 3
+"""Reasons in a message that nothing could be compared."""
 WORST = 6
 """Cases of each reference that are drawn."""
 
@@ -103,8 +105,9 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
     for leak in results.leaks.values():
         log.warning("%s", leak)
     if not results.rows:
-        why = "; ".join([*results.faults.values(), *results.leaks.values()])
-        raise InputError(f"nothing could be compared: {why}")
+        reasons = [*results.faults.values(), *results.leaks.values()]
+        more = f"; and {len(reasons) - TOLD} more" if len(reasons) > TOLD else ""
+        raise InputError(f"nothing could be compared: {'; '.join(reasons[:TOLD])}{more}")
     made = summarise(plan, results)
     _clear(settings.output_dir)
     if not settings.reports_only:

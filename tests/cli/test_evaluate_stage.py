@@ -133,6 +133,12 @@ def test_own_segmentations_are_judged_too(app):
     )
 
 
+@pytest.mark.input(
+    "names",
+    "`evaluate`: a map without a reference, a reference without a map",
+    "listed in missing.tsv, all others are compared",
+    0,
+)
 def test_what_is_missing_on_either_side_is_listed(app):
     given = give(app)
     (app.root / "good" / "sub-02" / "anat" / "sub-02_dseg.nii.gz").unlink()
@@ -143,6 +149,12 @@ def test_what_is_missing_on_either_side_is_listed(app):
     assert ("reference without prediction", "good", "sub-02") in missing
 
 
+@pytest.mark.input(
+    "files",
+    "`evaluate`: a rater's map that is no image",
+    "left out and named; all others are compared",
+    1,
+)
 def test_a_damaged_map_fails_alone_and_is_named(app):
     given = give(app)
     (app.root / "bad" / "sub-02" / "anat" / "sub-02_dseg.nii.gz").write_bytes(b"no image at all")
@@ -152,6 +164,12 @@ def test_a_damaged_map_fails_alone_and_is_named(app):
     assert {row["image"] for row in table(done, "agreement")} == {"sub-01", "sub-02", "sub-03"}
 
 
+@pytest.mark.input(
+    "geometry",
+    "`evaluate`: a rater's map on another grid than the reference's",
+    "resampled label by label, said on the page; `--on-other-grid refuse`: exit code 1",
+    0,
+)
 def test_another_grid_is_resampled_or_refused(app):
     given = give(app)
     other = phantom_head(shape=(40, 50, 46), voxel_size_mm=4.6)
@@ -178,6 +196,12 @@ def test_one_subject_has_no_intervals_and_that_is_said(app):
     assert all(row["low"] == "n/a" and row["note"] != "n/a" for row in table(done, "headline"))
 
 
+@pytest.mark.input(
+    "training",
+    "`evaluate`: an image that the model was trained or fitted on",
+    "left out and named; exit code 2 if nothing else is there, `--include-seen` marks it",
+    2,
+)
 def test_a_model_is_not_judged_on_what_it_has_seen(app):
     image = app.images("sub-01_T1w") / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
     manifest = app.model / "bundle.json"

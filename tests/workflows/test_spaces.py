@@ -27,6 +27,12 @@ def test_a_template_is_found_by_what_people_write(home):
     assert found[0].mask.name == f"tpl-{MNI}_res-02_desc-brain_mask.nii.gz"
 
 
+@pytest.mark.input(
+    "metadata",
+    "`--output-spaces` with a template that is not where TemplateFlow keeps them",
+    "refused with the command that fetches it",
+    2,
+)
 @pytest.mark.parametrize(
     ("given", "copies"),
     [("", False), ("{user}/.cache/templateflow", False), ("{user}/small", True)],
