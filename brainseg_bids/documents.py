@@ -384,6 +384,28 @@ class Items:
         return f"a list of at least {self.least}" if self.least else "a list"
 
 
+@dataclass(frozen=True)
+class Object:
+    """A JSON object, or a table of TOML.
+
+    Parameters
+    ----------
+    kind : Kind or None
+        Of each of its values; None: any.
+    """
+
+    kind: Kind | None = None
+
+    def fault(self, value: object) -> str:
+        """As of `Kind`."""
+        if not isinstance(value, Mapping):
+            return f"is {_shown(value)}: give an object"
+        for key, one in value.items():
+            if self.kind and (why := self.kind.fault(one)):
+                return f"has {key}, which {why}"
+        return ""
+
+
 def check(values: Mapping, kinds: Mapping[str, Kind], what: str, *, remedy: str = "") -> None:
     """Raise `InputError` for the first value that is not of its kind; other keys are passed over.
 

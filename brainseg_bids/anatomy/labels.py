@@ -136,12 +136,12 @@ class LabelTable:
                 raise ValueError(
                     f"{path}: column {sorted(missing)[0]!r} is missing in this label table"
                 )
-            labels = []
-            for number, row in enumerate(rows, start=2):
-                try:
-                    labels.append(_label_from_row(row))
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"{path}, line {number}: {error}") from error
+            try:
+                labels = [_label_from_row(row) for row in rows]
+            except (TypeError, ValueError, csv.Error) as error:
+                raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
+            if not labels:
+                raise ValueError(f"{path}: no label is in this table")
         return cls(labels, name=name or path.stem)
 
     @classmethod

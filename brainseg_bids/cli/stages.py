@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -17,7 +19,13 @@ from brainseg_bids.bids.inputs import (
     find_subjects,
 )
 from brainseg_bids.bids.templates import Template, fetch_command
-from brainseg_bids.nets.bundle import DEFAULT_MODELS, BundleError, ModelBundle, find_bundle
+from brainseg_bids.nets.bundle import (
+    DEFAULT_MODELS,
+    BundleError,
+    ModelBundle,
+    find_bundle,
+    packaged_models,
+)
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import SubjectPlan, describe_plans, joined
@@ -51,7 +59,18 @@ def read_model(name: str) -> tuple[Model, LabelTable]:
             f"{bundle.path}: label codes {', '.join(map(str, unknown))} have no tissue in table "
             "brainseg. Use a model that was trained for it."
         )
+    _check_network(bundle)
     return _model_of(bundle), bundle.table
+
+
+def _check_network(bundle: ModelBundle) -> None:
+    """Raise `BundleError` if a model of the user's cannot work, before any image is read."""
+    if bundle.path in packaged_models().values() or not bundle.net:
+        return
+    program = [sys.executable, "-m", "brainseg_bids.cli.check_model", str(bundle.path)]
+    done = subprocess.run(program, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise BundleError((done.stderr.strip().splitlines() or ["the model cannot be read"])[-1])
 
 
 def models_of(settings: Settings) -> tuple[tuple[Model, ...], LabelTable]:
@@ -85,6 +104,8 @@ def read_ensemble(settings: Settings, model: Model) -> tuple[Model, ...]:
     from brainseg_bids.cli.predict import read_models  # late: nibabel
 
     _, *others = read_models([model.path, *settings.ensemble])
+    for bundle in others:
+        _check_network(bundle)
     return tuple(map(_model_of, others))
 
 

@@ -10,13 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.documents import (
+    InputError,
+    Items,
+    Number,
+    Object,
+    Text,
+    check,
+    read_json,
+    read_text,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +49,26 @@ class BundleError(ValueError):
     """A model bundle that cannot be used; the message says why and what to do."""
 
 
-_KEYS = ("name", "label_table", "voxel_size_mm", "patch_vox", "contrasts", "net", "sha256")
+_KINDS = {
+    "name": Text(),
+    "label_table": Text(),
+    "voxel_size_mm": Number(0.1, 10, "mm"),
+    "patch_vox": Items(Number(8, 1024, whole=True), count=3),
+    "contrasts": Items(Text()),
+    "net": Object(),
+    "sha256": Object(Text()),
+    "seen": Items(Text()),
+}
+_OPTIONAL = ("seen",)
+_NET_KINDS = {
+    "architecture": Text(),
+    "n_labels": Number(2, 32768, whole=True),
+    "stem": Number(1, 8, whole=True),
+    "features": Number(1, 4096, whole=True),
+    "options": Object(Items(Number(0, 4096, whole=True), or_one=True)),
+}
+LARGEST_WINDOW_VOX = 400**3
+"""Windows are a head at most; a larger one is a slip that would end in a want of memory."""
 
 
 def packaged_models() -> dict[str, Path]:
@@ -117,43 +150,41 @@ class ModelBundle:
         """
         path = Path(path)
         try:
-            text = (path / MANIFEST).read_text(encoding="utf-8")
-            manifest = json.loads(text)
-        except (OSError, ValueError) as error:
-            raise BundleError(
-                f"{path}: {MANIFEST} cannot be read ({error}). Fetch the model again."
-            ) from error
-        if not isinstance(manifest, dict):
-            raise BundleError(f"{path}: {MANIFEST} is no bundle's. Fetch the model again.")
+            manifest = read_json(path / MANIFEST)
+            data = (path / MANIFEST).read_bytes()
+        except (OSError, InputError) as error:
+            raise _damaged(path, error) from error
         if manifest.get("format") != FORMAT:
             raise BundleError(
                 f"{path}: bundle format {manifest.get('format')} is not {FORMAT}, the one that "
                 "this version reads. Install the version of brainseg-bids that made it."
             )
-        missing = {*_KEYS} - set(manifest) or {WEIGHTS, LABELS, CARD} - set(manifest["sha256"])
-        if missing:
-            raise BundleError(
-                f"{path}: {MANIFEST} says nothing of {min(missing)}. Fetch the model again."
-            )
+        _check_manifest(path, manifest)
         for name, expected in manifest["sha256"].items():
             file = path / name
             if not file.is_file():
-                raise BundleError(f"{path}: {name} is missing. Fetch the model again.")
+                raise _damaged(path, f"{name} is missing")
             if _sha256(file.read_bytes()) != expected:
-                raise BundleError(
-                    f"{path}: {name} is not the file that this bundle was made with (its SHA-256 "
-                    "differs). Fetch the model again."
+                raise _damaged(
+                    path, f"{name} is not the file that it was made with (its SHA-256 differs)"
                 )
+        _check_weights(path)
+        try:
+            table = LabelTable.read(path / LABELS, name=manifest["label_table"])
+            card = read_text(path / CARD)
+        except ValueError as error:
+            raise _damaged(path, error) from error
+        _check_table(path, table, manifest["net"])
         return cls(
             path=path,
             name=manifest["name"],
-            digest=_sha256(text.encode()),
-            table=LabelTable.read(path / LABELS, name=manifest["label_table"]),
+            digest=_sha256(data),
+            table=table,
             voxel_size_mm=manifest["voxel_size_mm"],
             patch_vox=tuple(manifest["patch_vox"]),
             contrasts=tuple(manifest["contrasts"]),
             net=manifest["net"],
-            card=(path / CARD).read_text(encoding="utf-8"),
+            card=card,
             seen=frozenset(manifest["seen"]) if "seen" in manifest else None,
         )
 
@@ -161,15 +192,102 @@ class ModelBundle:
         """Network with its weights, in evaluation mode, float32."""
         from safetensors.torch import load_file
 
+        net = self._build()
+        try:
+            net.load_weights(load_file(self.path / WEIGHTS, device="cpu"))
+        except ValueError as error:
+            raise _damaged(self.path, error) from error
+        return net.eval().to(device)
+
+    def check_network(self) -> None:
+        """Raise `BundleError` unless network, weights and window belong together.
+
+        No weight is read, but PyTorch is imported.
+        """
+        import torch
+        from safetensors import safe_open
+
+        from brainseg_bids.nets.sizes import patch_multiple
+
+        with torch.device("meta"):
+            net = self._build()
+        own = {name: list(weight.shape) for name, weight in net.weights().items()}
+        with safe_open(self.path / WEIGHTS, framework="np") as file:
+            there = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        odd = sorted(name for name in {*own, *there} if own.get(name) != there.get(name))
+        if odd:
+            raise _damaged(
+                self.path, f"its weights are of another network ({len(odd)} differ, e.g. {odd[0]})"
+            )
+        multiple = patch_multiple(net.spec)
+        if any(edge % multiple for edge in self.patch_vox):
+            raise _damaged(
+                self.path, f"patch_vox is {list(self.patch_vox)}: give multiples of {multiple}"
+            )
+
+    def _build(self) -> PackedNet:
         from brainseg_bids.nets.architectures import NetSpec, build
 
-        net = build(NetSpec(**self.net))
-        state = load_file(self.path / WEIGHTS, device="cpu")
         try:
-            net.load_weights(state)
-        except ValueError as error:
-            raise BundleError(f"{self.path}: {error}. Fetch the model again.") from error
-        return net.eval().to(device)
+            return build(NetSpec(**self.net))
+        except ImportError:  # a library that the architecture needs; the message says which
+            raise
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise _damaged(self.path, f"net cannot be built ({why})") from error
+
+
+def _damaged(path: Path, why: object) -> BundleError:
+    text = str(why).rstrip(".").removesuffix(". Correct it")
+    return BundleError(f"{path}: this bundle is damaged: {text}. Fetch the model again.")
+
+
+def _check_manifest(path: Path, manifest: dict) -> None:
+    """Raise `BundleError` unless each key is there and of its kind."""
+    missing = set(_KINDS) - set(manifest) - set(_OPTIONAL)
+    try:
+        if missing:
+            raise InputError(f"{MANIFEST} says nothing of {min(missing)}")
+        check(manifest, _KINDS, MANIFEST)
+        check(manifest["net"], _NET_KINDS, f"{MANIFEST}: net")
+        if lacking := {WEIGHTS, LABELS, CARD} - set(manifest["sha256"]):
+            raise InputError(f"{MANIFEST} says nothing of {min(lacking)}")
+        if any("/" in name or name.startswith(".") for name in manifest["sha256"]):
+            raise InputError(f"{MANIFEST}: sha256 names a file elsewhere")
+        if math.prod(manifest["patch_vox"]) > LARGEST_WINDOW_VOX:
+            raise InputError(f"{MANIFEST}: patch_vox is larger than a head of fine voxels")
+    except InputError as error:
+        raise _damaged(path, error) from error
+
+
+def _check_weights(path: Path) -> None:
+    """Raise `BundleError` unless the file holds finite numbers."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path / WEIGHTS, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118
+                weight = file.get_tensor(name)
+                if weight.dtype.kind == "f" and not np.isfinite(weight).all():
+                    raise _damaged(path, f"weight {name} is not finite")
+    except (SafetensorError, OSError, TypeError) as error:
+        raise _damaged(path, f"{WEIGHTS} cannot be read ({error})") from error
+
+
+def _check_table(path: Path, table: LabelTable, net: dict) -> None:
+    """Raise `BundleError` unless the table serves the network, and its colours are colours."""
+    n_labels = net.get("n_labels", len(table))
+    if len(table) < 2 or 0 not in table:
+        raise _damaged(path, f"{LABELS} lacks the background (index 0) or all other labels")
+    if n_labels != len(table):
+        raise _damaged(path, f"{LABELS} has {len(table)} labels, the network {n_labels}")
+    for label in table:
+        if not 0 <= label.mapping <= 11:
+            raise _damaged(path, f"{LABELS}: mapping of {label.name} is {label.mapping}")
+        if not re.fullmatch("#[0-9a-fA-F]{6}", label.color):
+            raise _damaged(
+                path, f"{LABELS}: color of {label.name} is {label.color!r}: give #rrggbb"
+            )
 
 
 def write_bundle(

@@ -14,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from brainseg_bids.anatomy.labels import LabelTable
 
@@ -24,7 +25,7 @@ def write_bundle(path: Path, *, table: LabelTable | None = None, name: str = "fa
     """A bundle folder that reads and checks like a real one; its weights are no weights."""
     path.mkdir(parents=True)
     table = table or LabelTable.packaged("brainseg")
-    (path / "weights.safetensors").write_bytes(b"none")
+    save_file({"weight": np.zeros(1, np.float16)}, path / "weights.safetensors")
     table.write(path / "labels.tsv")
     (path / "README.md").write_text("# A stand-in\n")
     files = ("weights.safetensors", "labels.tsv", "README.md")

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.cli import check_model
 from brainseg_bids.nets.architectures import NetSpec, build
 from brainseg_bids.nets.bundle import (
     DEFAULT_MODEL,
@@ -152,3 +155,138 @@ def test_the_default_model_comes_with_the_package():
     assert read.net["n_labels"] == len(read.table)
     assert (read.path / "weights.safetensors").stat().st_size < 25e6
     assert "must not" in read.card
+
+
+def rewritten(bundle, *, labels: str | None = None, weights=None, **manifest):
+    """The bundle with other content and digests that fit, as a wrong tool would leave it."""
+    if labels is not None:
+        (bundle.path / "labels.tsv").write_text(labels)
+    if isinstance(weights, bytes):
+        (bundle.path / "weights.safetensors").write_bytes(weights)
+    elif weights is not None:
+        save_file(weights, bundle.path / "weights.safetensors")
+    path = bundle.path / "bundle.json"
+    said = json.loads(path.read_text()) | manifest
+    said["sha256"] = {
+        name: hashlib.sha256((bundle.path / name).read_bytes()).hexdigest()
+        for name in said["sha256"]
+    }
+    path.write_text(json.dumps(said))
+    return bundle.path
+
+
+HEADER = "index\tname\tcolor\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        pytest.param(
+            {"contrasts": "T1w"},
+            "contrasts is 'T1w': give a list",
+            marks=pytest.mark.input(
+                "training",
+                "bundle whose `contrasts`, `name` or `net` is of another type",
+                "this bundle is damaged, with file and key",
+                2,
+            ),
+        ),
+        ({"contrasts": [1]}, "contrasts has an item"),
+        ({"name": ["x"]}, "name is"),
+        ({"name": None}, "name is null"),
+        ({"net": [1]}, "net is"),
+        ({"net": {"architecture": "dynunet", "features": "many"}}, "net: features"),
+        ({"net": {"architecture": "dynunet", "options": {"widths": [1e9]}}}, "options has widths"),
+        ({"seen": 3}, "seen is 3"),
+        ({"label_table": 3}, "label_table is 3"),
+        ({"voxel_size_mm": 0}, "voxel_size_mm is 0"),
+        ({"voxel_size_mm": "1"}, "voxel_size_mm is '1'"),
+        pytest.param(
+            {"patch_vox": [10_000, 10_000, 10_000]},
+            "patch_vox",
+            marks=pytest.mark.input(
+                "training",
+                "bundle with a patch of 10,000 voxels, of two edges, or of none of its network's",
+                "this bundle is damaged, with file and key",
+                2,
+            ),
+        ),
+        ({"patch_vox": [512, 512, 512]}, "patch_vox is larger than a head"),
+        ({"patch_vox": [32, 32]}, "give a list of 3"),
+        ({"patch_vox": 32}, "give a list of 3"),
+        pytest.param(
+            {"labels": "code\tlabel\n0\tx\n"},
+            "column 'index' is missing",
+            marks=pytest.mark.input(
+                "training",
+                "bundle whose label table has a wrong header, no rows or no colours",
+                "this bundle is damaged, with file and line",
+                2,
+            ),
+        ),
+        ({"labels": HEADER}, "no label"),
+        ({"labels": f"{HEADER}0\tBackground\t#000000\n"}, "lacks the background .* all other"),
+        ({"labels": f"{HEADER}0\tBackground\t#000000\n2\tWM\tgrue\n"}, "43"),
+        ({"labels": f"{HEADER}0\tBackground\t#000000\nx\tWM\t#ffffff\n"}, "line 3"),
+        ({"weights": b"none"}, "weights.safetensors cannot be read"),
+        ({"weights": (2**60).to_bytes(8, "little") + b"{}"}, "weights.safetensors cannot be read"),
+        pytest.param(
+            {"weights": {"a": torch.tensor([1.0, float("nan")])}},
+            "weight a is not finite",
+            marks=pytest.mark.input(
+                "training",
+                "bundle with NaN weights, or weights of another network",
+                "this bundle is damaged, with the weight",
+                2,
+            ),
+        ),
+    ],
+)
+def test_a_damaged_bundle_is_told_in_one_line_when_it_is_read(bundle, change, named):
+    with pytest.raises(BundleError, match=named) as caught:
+        ModelBundle.read(rewritten(bundle, **change))
+    assert "this bundle is damaged: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_colour_that_is_none_is_told(bundle):
+    text = (bundle.path / "labels.tsv").read_text().replace("#", "", 1).replace("#", "zz", 1)
+    with pytest.raises(BundleError, match="color of"):
+        ModelBundle.read(rewritten(bundle, labels=text))
+
+
+def test_a_manifest_that_is_no_json_is_told(bundle):
+    for text in ("{", "[1]", '{"format": 1, "a": NaN}', "[" * 100_000, '{"name": "\\ud800"}'):
+        (bundle.path / "bundle.json").write_text(text)
+        with pytest.raises(BundleError, match=r"this bundle is damaged: .*bundle\.json"):
+            ModelBundle.read(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"weights": {"a": torch.zeros(1)}}, "weights are of another network"),
+        ({"net": {"architecture": "vnet", "n_labels": 43}}, "net cannot be built .*vnet"),
+        ({"net": {"architecture": "dynunet", "n_labels": 43, "depth": 3}}, "net cannot be built"),
+        (
+            {"net": {"architecture": "dynunet", "n_labels": 43, "options": {"widths": []}}},
+            "net cannot be built",
+        ),
+        ({"net": {"architecture": "dynunet", "n_labels": 43, "features": 16}}, "another network"),
+        ({"patch_vox": [33, 32, 32]}, "multiples of 8"),
+    ],
+)
+def test_weights_and_windows_are_checked_against_the_network(bundle, change, named):
+    read = ModelBundle.read(rewritten(bundle, **change))
+    with pytest.raises(BundleError, match=named) as caught:
+        read.check_network()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_bundle_passes_its_check(bundle, capsys):
+    bundle.check_network()
+    assert check_model.main([str(bundle.path)]) == 0
+    rewritten(bundle, weights={"a": torch.zeros(1)})
+    assert check_model.main([str(bundle.path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "this bundle is damaged" in line
