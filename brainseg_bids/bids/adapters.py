@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.names import BEFORE_SPACE, Scan
+from brainseg_bids.documents import read_toml
 from brainseg_bids.volumes import InputError, check_present
 
 Targets = tuple[int, ...]
@@ -202,10 +202,7 @@ def read_adapter(name_or_path: str | Path) -> Adapter:
             f"{', '.join(packaged_adapters())}; or give a file that ends in .toml."
         )
     _check_file(path)
-    try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: this is no TOML ({error}). Repair it.") from error
+    said = read_toml(path)
     _check_keys(said, path)
     return _adapter(said, path)
 

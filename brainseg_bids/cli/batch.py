@@ -14,7 +14,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
@@ -25,6 +24,7 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.bids.description import write_once
 from brainseg_bids.bids.inputs import STRUCTURAL, find_participants, label_fault
 from brainseg_bids.bids.names import Scan
+from brainseg_bids.documents import read_toml
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError, read_grid
@@ -153,14 +153,9 @@ def read_profile(name: str) -> Profile:
     known = sorted(path.name.removesuffix(".toml") for path in packaged.iterdir())
     path = packaged / f"{name}.toml" if name in known else Path(name)
     try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"--slurm-profile {name}: cannot be read ({error.strerror}). Give a TOML file, or one "
-            f"of {', '.join(known)}."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"--slurm-profile {name}: this is no TOML ({error}).") from error
+        said = read_toml(path)
+    except InputError as error:
+        raise InputError(f"--slurm-profile: {error} Packaged are {', '.join(known)}.") from error
     said.pop("description", None)
     common = {key: said.pop(key) for key in list(said) if key in _types(Kind)}
     kinds = {}

@@ -271,14 +271,15 @@ def read_real(path: Path, generator: Generator) -> list[RealImage]:
     InputError
         If the list or a file in it cannot be used.
     """
+    from brainseg_bids.documents import parse_list, read_text
     from brainseg_bids.training.fit import RealImage
     from brainseg_bids.volumes import InputError, check_present, read_volume
 
     check_present(path)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = parse_list(read_text(path), str(path))
         named = [(one["name"], one["image"], one["labels"], one) for one in entries]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"{path}: no list of real images ({error})") from error
     found = []
     for name, image_path, labels_path, entry in named:
@@ -316,6 +317,7 @@ def _replay(path: Path) -> int:
     import torch
 
     from brainseg_bids.anatomy.labels import LabelTable
+    from brainseg_bids.documents import read_json
     from brainseg_bids.synth.generator import Head
     from brainseg_bids.synth.recipe import Recipe
     from brainseg_bids.training.fit import TrainPlan, make_generator
@@ -323,13 +325,13 @@ def _replay(path: Path) -> int:
 
     check_present(path)
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = read_json(path)
         plan = TrainPlan.from_json(json.dumps(told["plan"]))
         jobs = [
             (one["place"], one["head_file"], Recipe.from_json(json.dumps(one["recipe"])))
             for one in told["pairs"]
         ]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is no report of a bad step ({error})") from error
     generator = make_generator(plan)
     table = LabelTable.packaged(plan.source_table)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 
-from brainseg_bids.documents import parse_json
+from brainseg_bids.documents import Flag, Items, Kind, Number, Object, Text, parse_json
 
 Triple = tuple[float, float, float]
 
@@ -276,13 +276,73 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        """Read `to_json`'s text."""
+        """Read `to_json`'s text.
+
+        Raises
+        ------
+        ValueError
+            If it is something else; names the part that cannot be used.
+        """
         raw = parse_json(text, "recipe")
-        raw["tissues"] = {name: Tissue(**_frozen(t)) for name, t in raw["tissues"].items()}
+        tissues = raw.pop("tissues", {})
+        if why := Object(Object(Items(LEVEL))).fault(tissues):
+            raise ValueError(f"recipe: tissues {why}")
+        _check_keys(raw, {item.name for item in fields(cls)}, "recipe")
         for item in fields(cls):
-            if isinstance(raw.get(item.name), dict) and item.name != "tissues":
-                raw[item.name] = type(item.default)(**_frozen(raw[item.name]))
-        return cls(**raw)
+            name, group = item.name, type(item.default)
+            if name in raw and hasattr(group, "__dataclass_fields__"):
+                raw[name] = _read_group(group, raw[name], f"recipe: {name}")
+            elif name in raw and (why := _kind_of(name, item.default).fault(raw[name])):
+                raise ValueError(f"recipe: {name} {why}")
+        return cls(tissues={n: _read_tissue(n, one) for n, one in tissues.items()}, **raw)
+
+
+LEVEL = Number(-1e6, 1e6)
+DISTANCES = ("scale_mm", "grain_mm", "node_spacing_mm", "voxel_size_mm")
+"""What is divided by: as many nodes or voxels as fit into a head, not more."""
+
+
+def _read_tissue(name: str, values: dict) -> Tissue:
+    what = f"recipe: tissues: {name}"
+    _check_keys(values, {"mean", "sd", "weight"}, what)
+    if not values.get("mean") or len(values["mean"]) != len(values.get("sd", ())):
+        raise ValueError(f"{what}: give as many sd as mean, at least one")
+    return Tissue(**_frozen(values))
+
+
+def _read_group(group: type, values: object, what: str):
+    """A dataclass of numbers from its JSON object."""
+    if why := Object().fault(values):
+        raise ValueError(f"{what} {why}")
+    _check_keys(values, {item.name for item in fields(group)}, what)
+    for item in fields(group):
+        if item.name in values:
+            why = _kind_of(item.name, item.default).fault(values[item.name])
+            if why:
+                raise ValueError(f"{what}: {item.name} {why}")
+    return group(**_frozen(values))
+
+
+def _check_keys(values: dict, known: set[str], what: str) -> None:
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"{what}: unknown key {unknown[0]}")
+
+
+def _kind_of(name: str, default: object) -> Kind:
+    """What a value must be, by what stands in its place where nobody says."""
+    if isinstance(default, bool):
+        return Flag()
+    if isinstance(default, str):
+        return Text()
+    if isinstance(default, int):
+        return Number(0, 2**63, whole=True)
+    number = Number(0.1, 1e4) if name in DISTANCES else LEVEL
+    if isinstance(default, float):
+        return number
+    if default:
+        return Items(number, count=len(default))
+    return Items(Items(LEVEL, count=3)) if name.startswith(("trans", "rot")) else Items(LEVEL)
 
 
 def _frozen(values: dict) -> dict:

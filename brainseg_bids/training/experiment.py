@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.documents import InputError, parse_json
 from brainseg_bids.evaluation.bootstrap import Bootstrap, Draws, mean_interval
 from brainseg_bids.evaluation.decision import FEWEST_SEEDS, RULE, Decision, decide
 
@@ -230,7 +231,7 @@ class ExperimentPlan:
             If it is something else, or was changed since.
         """
         try:
-            raw = json.loads(text)
+            raw = parse_json(text, "plan")
             digest, decision = raw.pop("digest"), raw.pop("decision")
             raw["prior"] = Pinned(**raw["prior"])
             raw["bootstrap"] = Bootstrap(**raw["bootstrap"])
@@ -243,7 +244,7 @@ class ExperimentPlan:
             for key in ("kappas", "seeds"):
                 raw[key] = tuple(raw[key])
             plan = cls(**raw)
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, InputError, KeyError, TypeError) as error:
             raise ValueError(f"this is no plan of an experiment ({error})") from error
         if plan.digest != digest or plan.rule != decision["rule"]:
             raise ValueError("the plan was changed after it was made, or is of another version")

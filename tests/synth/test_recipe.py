@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.synth.recipe import Recipe
+from brainseg_bids.synth.recipe import Recipe, Tissue
 from brainseg_bids.synth.space import RecipeSpace, read_space
 
 SPACES = ["agnostic", "agnostic7t", "flair", "mp2rage7t", "t1w", "t1w7t", "t2w"]
@@ -114,3 +114,36 @@ def test_a_recipe_that_was_written_before_air_could_be_masked_is_read(rng):
     raw = json.loads(recipe.to_json())
     del raw["view"]["air_masked"], raw["view"]["air_level"]
     assert Recipe.from_json(json.dumps(raw)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        pytest.param(
+            {"bias": {"log_sd": "x"}},
+            "bias: log_sd is 'x'",
+            marks=pytest.mark.input(
+                "training",
+                "recipe of a pair with other types, keys or nodes 0.001 mm apart",
+                "refused by key",
+                2,
+            ),
+        ),
+        ({"bias": {"node_spacing_mm": 0.001}}, "bias: node_spacing_mm is 0.001"),
+        ({"bias": 3}, "bias is 3: give an object"),
+        ({"bias": {"colour": 3}}, "bias: unknown key colour"),
+        ({"colour": 3}, "unknown key colour"),
+        ({"gamma": [1]}, r"gamma is \[1\]"),
+        ({"flip": 1}, "flip is 1"),
+        ({"resolution": {"voxel_size_mm": [0.001, 1, 1]}}, "voxel_size_mm"),
+        ({"motion": {"rotations_deg": [[1, 2]]}}, "rotations_deg"),
+        ({"tissues": 3}, "tissues is 3"),
+        ({"tissues": {"Skin": {"mean": [1], "sd": []}}}, "Skin: give as many sd as mean"),
+        ({"tissues": {"Skin": {"mean": [1e9], "sd": [1]}}}, "tissues has Skin"),
+    ],
+)
+def test_a_recipe_of_other_kinds_is_refused_by_key(change, named):
+    text = json.dumps(json.loads(Recipe({"Skin": Tissue((90.0,), (5.0,))}).to_json()) | change)
+    with pytest.raises(ValueError, match=named) as caught:
+        Recipe.from_json(text)
+    assert "\n" not in str(caught.value)
