@@ -110,7 +110,8 @@ def implausible(labels: LabelMap, image: np.ndarray | None = None) -> list[str]:
     if stripped:
         found += _head_of_stripped(volume_ml, table)
     if cut := _cut(labels, image, table):
-        return [*found, cut]
+        too_large = brain_ml > limits()["Brain", "ml"].high  # and a part of it is missing
+        return [*found, cut, *([_brain_size(brain_ml)] if too_large else [])]
     return [*found, *implausible_volumes(volume_ml, table, whole_head=whole_head)]
 
 
@@ -188,10 +189,8 @@ def implausible_volumes(
     volume_ml = {label.index: volume_ml.get(label.index, 0.0) for label in table}
     brain_ml = sum(volume_ml[label.index] for label in table if label.is_brain)
     head_ml = sum(volume_ml[label.index] for label in table if label.mapping in HEAD_MAPPINGS)
-    brain, infant = limits()["Brain", "ml"], limits()["Infant brain", "ml"]
-    if not brain.holds(brain_ml):  # what it is made of is no better
-        said = f"brain of {volume_words(brain_ml)}, expected {brain.low:g} to {brain.high:g} ml"
-        return [said + (" (infants have less)" if infant.holds(brain_ml) else "")]
+    if not limits()["Brain", "ml"].holds(brain_ml):  # what it is made of is no better
+        return [_brain_size(brain_ml)]
     found = []
     share = limits()["Brain in head", "share"]
     if whole_head and head_ml and not share.holds(brain_ml / (brain_ml + head_ml)):
@@ -228,6 +227,12 @@ def implausible_volumes(
         "left and right too different": unlike,
     }
     return found + [f"{what}: {_listed(names)}" for what, names in said.items() if names]
+
+
+def _brain_size(brain_ml: float) -> str:
+    brain, infant = limits()["Brain", "ml"], limits()["Infant brain", "ml"]
+    said = f"brain of {volume_words(brain_ml)}, expected {brain.low:g} to {brain.high:g} ml"
+    return said + (" (infants have less)" if infant.holds(brain_ml) else "")
 
 
 def implausible_model(brain_dice: float | None, n_maps: int | None) -> list[str]:

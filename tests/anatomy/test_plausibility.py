@@ -170,6 +170,13 @@ def test_a_brain_that_the_box_cuts_gets_one_flag(head, head_image, axis, part):
     assert implausible(LabelMap(padded, grid, head.table), np.pad(image, widths)) == [found]
 
 
+def test_a_head_that_is_all_brain_is_told_as_too_large_though_it_is_cut():
+    full = LabelMap(np.full((30, 30, 30), 2, np.int16), phantom_grid((30, 30, 30), 8.0), FULLHEAD)
+    cut, size = implausible(full)
+    assert "cut" in cut
+    assert "expected 600 to 2200 ml" in size
+
+
 def brain_of(labels: LabelMap, *, fluid: bool = False) -> np.ndarray:
     codes = [lab.index for lab in labels.table if lab.is_brain or (fluid and lab.name == "CSF")]
     return np.isin(labels.voxels, codes)
