@@ -581,7 +581,9 @@ def parse(argv: list[str] | None = None) -> Settings:
     except InputError as error:
         parser.error(str(error))
     if settings.boilerplate_only and settings.analysis_level == "group":
-        parser.error("--boilerplate-only: the group level has no methods text of its own.")
+        parser.error(
+            "--boilerplate-only: only the participant level has a methods text. Leave it out."
+        )
     if settings.boilerplate_only and settings.reports_only:
         parser.error("--boilerplate-only and --reports-only: give one of them.")
     _check_folders(parser, settings)
