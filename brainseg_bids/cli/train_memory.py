@@ -140,7 +140,7 @@ def make_plan(job: JobPlan, settings: Settings) -> Path:
         cache=str(job.cache.absolute()),
     )
     if not old or not memory or _tighter(settings, memory):
-        log.info("looking for the largest patch that fits, and trying a step: a minute or more")
+        log.info("looking for the largest patch that fits; trying a step may take a minute")
         plan, fresh = _planned_elsewhere(wish, job) if _on_cuda(settings) else plan_memory_of(wish)
         memory = fresh | {"plans": [*memory.get("plans", []), *fresh["plans"]]}
     else:
