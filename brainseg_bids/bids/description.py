@@ -209,11 +209,22 @@ def write_json(path: Path, content: dict) -> Path:
 def json_text(content: dict) -> str:
     """JSON as people read it; keys without a value are left out.
 
-    >>> json_text({"Name": "x", "License": None})
-    '{\\n  "Name": "x"\\n}\\n'
+    JSON has no NaN: within a value it is null.
+
+    >>> json_text({"Name": "x", "License": None, "Dice": [float("nan")]})
+    '{\\n  "Name": "x",\\n  "Dice": [\\n    null\\n  ]\\n}\\n'
     """
-    content = {key: value for key, value in content.items() if value is not None}
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    content = {key: _finite(value) for key, value in content.items() if value is not None}
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value):
+    """The same with null for each number that is none."""
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_once(path: Path, text: str) -> Path:
