@@ -247,6 +247,12 @@ def test_a_run_by_time_has_no_last_step_and_without_it_the_recipe_counts_again(s
     assert json.loads((stage.training / "job.json").read_text())["minutes"] == 0
 
 
+@pytest.mark.input(
+    "training",
+    "a run gone on with under another seed, recipe, network or split",
+    "refused, naming what changed; nothing is lost",
+    2,
+)
 def test_changed_settings_are_refused_by_name_and_nothing_is_lost(trained, tmp_path):
     stage, _ = trained
     before = {path: path.read_bytes() for path in stage.training.glob("*.json")}
@@ -402,6 +408,12 @@ def refused(stage, *arguments) -> str:
     return lines[-1]
 
 
+@pytest.mark.input(
+    "training",
+    "label maps of one participant only",
+    "refused: nobody would be left to validate on",
+    2,
+)
 def test_one_participant_is_not_enough(stage):
     assert "nobody is left to validate on" in refused(stage, "--participant-label", "01")
 
@@ -418,6 +430,9 @@ def test_an_unknown_code_is_named_with_its_file_and_the_others_are_looked_at_too
     assert log.count("999 (1 voxel)") == 2
 
 
+@pytest.mark.input(
+    "training", "a memory budget that no plan fits", "refused; the line says what would fit", 2
+)
 def test_too_little_memory_says_what_would_do(stage):
     line = refused(stage, "--memory-budget", "1M")
     assert "GiB" in line
@@ -449,11 +464,20 @@ def test_a_folder_that_cannot_be_written_is_named(stage):
     assert code == 1
 
 
+@pytest.mark.input(
+    "training", "two runs that train the same model at a time", "the second is refused", 2
+)
 def test_two_processes_do_not_train_in_one_folder(stage):
     with train_stage._alone(stage.training):
         assert "another process is training here" in refused(stage)
 
 
+@pytest.mark.input(
+    "training",
+    "a checkpoint without the job.json that says of what",
+    "refused; nothing is touched",
+    2,
+)
 def test_a_checkpoint_that_nothing_is_known_of_is_left_alone(stage):
     stage.training.mkdir(parents=True)
     (stage.training / "last.ckpt").write_bytes(b"weights")
@@ -545,6 +569,12 @@ def test_what_training_says_goes_to_the_console_and_into_its_log(ends, tmp_path)
     assert "2026-11-24 03:24:05,621 step 2" in (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.input(
+    "training",
+    "a training process killed for its memory",
+    "said with the last saved step; the same command goes on",
+    1,
+)
 def test_a_killed_run_is_a_failure_that_goes_on(ends):
     code, said = ends("import os; os.kill(os.getpid(), 9)")
     assert code == 1

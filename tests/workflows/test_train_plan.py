@@ -95,12 +95,21 @@ def test_plain_maps_are_taken_if_their_table_means_what_ours_does(tmp_path):
     assert [one.subject for one in find_head_maps(root)] == ["01", "02"]
 
 
+@pytest.mark.input(
+    "training", "label maps without a dseg.tsv that says what their codes mean", "refused", 2
+)
 def test_a_plain_map_without_a_table_is_refused(tmp_path):
     root = give(tmp_path, "sub-01", table=None)
     with pytest.raises(InputError, match=r"sub-01_dseg.nii.gz: no dseg.tsv beside it or above"):
         find_head_maps(root)
 
 
+@pytest.mark.input(
+    "training",
+    "a dseg.tsv that means something else by a code than table fullhead",
+    "refused; the line names the code and both names",
+    2,
+)
 def test_a_table_that_calls_a_code_otherwise_is_refused_with_code_and_both_names(tmp_path):
     root = give(tmp_path, "sub-01", table=None)
     (root / "dseg.tsv").write_text("index\tname\n0\tBackground\n10\tRight-Kidney\n999\tMoon\n")
@@ -149,6 +158,12 @@ def test_a_split_that_leaves_nothing_is_refused(subjects, wanted, said):
         hold_out(maps, wanted)
 
 
+@pytest.mark.input(
+    "training",
+    "label maps that are cut off, have an unknown code, or are all background",
+    "each is named with its fault before anything is trained",
+    2,
+)
 def test_every_map_that_cannot_be_used_is_named_with_its_fault(tmp_path):
     strange = phantom_head(shape=(20, 24, 22), voxel_size_mm=9.0)
     root = give(tmp_path, "sub-01_seg-fullhead", "sub-02_seg-fullhead", labels=strange)
@@ -179,6 +194,12 @@ def test_labels_that_no_map_has_are_named(tmp_path):
     assert not {"Left-Thalamus", "Skin", "Background"} & set(absent)
 
 
+@pytest.mark.input(
+    "training",
+    "a label map whose content was not fetched (git-annex)",
+    "refused with the command that gets it",
+    2,
+)
 def test_a_file_that_was_not_fetched_says_how_to_get_it(tmp_path):
     root = give(tmp_path, "sub-01_seg-fullhead")
     link = root / "sub-01" / "anat" / "sub-01_ses-B_seg-fullhead_dseg.nii.gz"
