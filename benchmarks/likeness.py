@@ -22,7 +22,7 @@ import numpy as np
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import raw_path
-from brainseg_bids.cli.likeness import likeness, read_real, render
+from brainseg_bids.cli.likeness import draw, likeness, read_real
 from brainseg_bids.cli.synthesise import centred_grid, pair_shape, whole_heads
 from brainseg_bids.contrast.pool import pool
 from brainseg_bids.contrast.statistics import synthseg_statistics
@@ -101,7 +101,8 @@ def main() -> None:
     grid = centred_grid(shape, options.voxel_size)
     measured = find_measured(options.derivative, suffixes=("T1w",))
     published = replace(read_space("t1w"), center_frac=(0.5, 0.5))
-    fixed = {"t1w": list(render(published, heads, generator, grid))}
+    drawn: dict = {}
+    fixed = {"t1w": draw(published, heads, generator, grid, drawn).counts}
     rows: dict[str, dict[str, float]] = {}
     for left_out in measured:
         others = [one for one in measured if one is not left_out]
@@ -120,7 +121,10 @@ def main() -> None:
             "agnostic": DialledSpace(whole_heads(), prior, 0.0),
             "synthseg": by_synthseg(others, options.bids, options.derivative),
         }
-        synthetic = {name: render(space, heads, generator, grid) for name, space in spaces.items()}
+        synthetic = {
+            name: draw(space, heads, generator, grid, drawn).counts
+            for name, space in spaces.items()
+        }
         comparisons = likeness(real, synthetic | fixed)
         rows[left_out.image] = {
             method: float(np.mean([c.distances[method] for c in comparisons]))

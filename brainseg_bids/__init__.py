@@ -16,6 +16,9 @@ import os
 # a node behind a packet-dropping firewall would wait five seconds each time.
 os.environ.setdefault("NO_ET", "1")
 os.environ.setdefault("NIPYPE_NO_ET", "1")
+# Threads that wait for others would else do so at full speed, which on a machine with other work
+# costs several times the time of the work itself.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # torch and monai ask for the user's name; a container may run under a uid that has none.
 os.environ.setdefault("USER", "brainseg")
 # Nor has it a home, and pybids asks for one; like Docker we say it is the root folder.

@@ -113,7 +113,8 @@ def _priors(settings: Settings) -> None:
         for note in prior.warnings:
             log.warning("contrast %s: %s", name, note)
     write_dials(settings.output_dir, made)
-    _write_priors_page(settings)
+    if "synth" not in settings.stages:  # which writes the same page when it has more to show
+        _write_priors_page(settings)
 
 
 def _write_priors_page(settings: Settings) -> None:
@@ -188,4 +189,10 @@ def _synth(settings: Settings) -> None:
             _write_priors_page(settings)
         return
     write_description(settings.bids_dir, settings.output_dir)
-    synthesise(settings)
+    try:
+        synthesise(settings)
+    except InputError:
+        if "priors" in settings.stages:
+            _write_priors_page(settings)
+        raise
+    _write_priors_page(settings)

@@ -7,11 +7,10 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_json, write_text
 from brainseg_bids.bids.names import sidecar
+from brainseg_bids.cli.console import working
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.interfaces.tools import find_tool, tool_names
@@ -34,9 +34,6 @@ from brainseg_bids.volumes import InputError, read_grid, sha256, write_label_map
 from brainseg_bids.workflows.plan import read_object
 from brainseg_bids.workflows.priors import read_priors
 from brainseg_bids.workflows.resources import memory_gib
-
-if TYPE_CHECKING:
-    from brainseg_bids.cli.likeness import Shown
 
 log = logging.getLogger("brainseg")
 
@@ -103,12 +100,15 @@ def synthesise(settings: Settings) -> None:
     InputError
         If there are no priors or no label maps, or a pair would not fit memory.
     """
-    from brainseg_bids.workflows.priors import write_page, write_synthetic  # late: matplotlib
+    import torch
 
+    from brainseg_bids.workflows.priors import write_synthetic  # late: matplotlib
+
+    torch.set_num_threads(max(1, min(settings.omp_nthreads, settings.nprocs)))
     priors = read_priors(settings.output_dir, settings.prior)
     sources = find_sources(settings)
     heads = [source.head() for source in sources]
-    previews, comparisons = {}, {}
+    drawn: dict = {}
     figures = settings.output_dir / "priors" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for name, (prior_path, prior) in priors.items():
@@ -123,19 +123,15 @@ def synthesise(settings: Settings) -> None:
             len(heads),
         )
         stem = f"contrast-{name}_kappa-{settings.kappa:g}"
-        previews[name] = [preview(maker, settings, figures / f"{stem}_pairs.png")]
-        comparisons[name], sheet = compare(settings, prior, maker, figures / f"{stem}_real.png")
-        previews[name] += sheet
-        write_synthetic(prior_path, previews[name], comparisons[name])
+        with working(f"contrast {name}: pairs to show"):
+            pictures = [preview(maker, settings, figures / f"{stem}_pairs.png")]
+        with working(f"contrast {name}: comparison with real images"):
+            path = figures / f"{stem}_real.png"
+            comparisons, sheet = compare(settings, prior, maker, path, drawn)
+        write_synthetic(prior_path, pictures + sheet, comparisons)
         if settings.pairs:
-            export(settings, name, prior, maker)
-    page = write_page(
-        settings.output_dir,
-        settings.bids_dir.name,
-        previews=previews,
-        comparisons=comparisons,
-    )
-    log.info("report: %s", page)
+            with working(f"contrast {name}: export"):
+                export(settings, name, prior, maker)
 
 
 def whole_heads() -> RecipeSpace:
@@ -296,10 +292,14 @@ def preview(maker: PairMaker, settings: Settings, path: Path) -> Path:
 
 
 def compare(
-    settings: Settings, prior: ContrastPrior, maker: PairMaker, path: Path
+    settings: Settings, prior: ContrastPrior, maker: PairMaker, path: Path, drawn: dict
 ) -> tuple[list, list[Path]]:
-    """Real images beside synthetic ones: per class, and a sheet; neither without real ones."""
-    from brainseg_bids.cli.likeness import likeness, read_real, render
+    """Real images beside synthetic ones: per class, and a sheet; neither without real ones.
+
+    ``drawn`` holds `Drawn` by what they are made of, of earlier contrasts: the images of any
+    contrast are often the same.
+    """
+    from brainseg_bids.cli.likeness import draw, likeness, read_real
     from brainseg_bids.reports.synth_figures import draw_real_and_synthetic
 
     derivatives = {name: Path(folder) for name, folder in settings.derivatives.items()}
@@ -316,12 +316,14 @@ def compare(
     kappas = {"agnostic": 0.0, "fitted": 1.0}
     if settings.kappa not in kappas.values():
         kappas[f"kappa {settings.kappa:g}"] = settings.kappa
-    shown, drawn = {}, {}
-    for method, kappa in kappas.items():
-        space = DialledSpace(whole_heads(), prior, kappa)
-        pairs = render(space, maker.stream.heads, maker.generator, grid)
-        drawn[method] = _keep_largest(pairs, shown, method)
-    rows = likeness(chain([first], real), drawn)
+    made = {
+        method: draw(
+            DialledSpace(whole_heads(), prior, kappa, method),
+            maker.stream.heads, maker.generator, grid, drawn,
+        )
+        for method, kappa in kappas.items()
+    }  # fmt: skip
+    rows = likeness(chain([first], real), {name: one.counts for name, one in made.items()})
     for method in kappas:
         distances = [row.distances[method] for row in rows if method in row.distances]
         if distances:
@@ -336,20 +338,10 @@ def compare(
     sheet = draw_real_and_synthetic(
         path,
         (first.image, first.labels),
-        [(method, pair.image, pair.labels) for method, pair in shown.items()],
+        [(method, one.largest.image, one.largest.labels) for method, one in made.items()],
         title=f"Contrast {prior.name}: real and synthetic",
     )
     return rows, [sheet]
-
-
-def _keep_largest(pairs: Iterable[Shown], kept: dict[str, Shown], name: str) -> Iterator[Shown]:
-    """The pairs as they come; the one with most of a head in it is kept to be shown."""
-    most = -1
-    for pair in pairs:
-        labelled = int(np.count_nonzero(pair.labels.voxels))
-        if labelled > most:
-            most, kept[name] = labelled, pair
-        yield pair
 
 
 def pair_shape(heads: Sequence[Head], voxel_size_mm: float) -> tuple[int, int, int]:
