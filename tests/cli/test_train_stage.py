@@ -145,6 +145,10 @@ def test_label_maps_become_a_bundle_with_card_report_and_all_that_made_them(trai
     assert (stage.out / "train_tiny.html").stat().st_size > 10_000
     assert f"participant --model {stage.model / 'bundle'}" in log
     assert "step 2 of 2" in (stage.training / "log.txt").read_text()
+    # Two maps, two steps: nobody should use it unseen.
+    assert log.strip().splitlines()[-1].endswith("1 to look at: model tiny")
+    assert "learned from 2 label maps" in " ".join(job["to_look_at"])
+    assert "learned from 2 label maps" in made.card
     dataset.assert_valid_bids(stage.out)
 
 
