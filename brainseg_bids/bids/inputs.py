@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,19 +138,12 @@ def find_subjects(
     )
     ignore, ignored, missed = BidsIgnore.read(bids_dir), [], []
     for suffix, own in by_suffix.items():
-        given = {"extension": list(own.extensions)}
-        if own.datatypes is not None:
-            given["datatype"] = list(own.datatypes)
         left_out: list[Scan] = []
         n_found = 0
-        # One question for everyone: one for each of 1000 participants takes four minutes.
-        for found in layout.get(suffix=suffix, return_type="filename", **given):
-            scan = Scan.from_path(found)
+        for scan in _offered(layout, suffix, own, bids_dir.absolute(), sessions):
             inside = scan.path.relative_to(bids_dir.absolute())
             owner = inside.parts[0].removeprefix("sub-")
             if owner not in paths or not (asked or _is_picture(scan, own)):
-                continue
-            if sessions and not {*sessions} & {scan.session, _session_folder(inside)}:
                 continue
             # A suffix of the user's own can only be in a valid dataset if it is ignored.
             if suffix in STRUCTURAL and ignore.matches(inside):
@@ -181,6 +174,24 @@ def find_subjects(
         for command in fetch_all(sorted(set().union(*paths.values()))):
             log.warning("to fetch all images that are not here: %s", command)
     return subjects
+
+
+def _offered(
+    layout, suffix: str, own: Filter, root: Path, sessions: Sequence[str]
+) -> Iterator[Scan]:
+    """Images of everyone with a suffix, in the wanted sessions.
+
+    One question for everyone: one for each of 1000 participants takes four minutes.
+    """
+    given = {"extension": list(own.extensions)}
+    if own.datatypes is not None:
+        given["datatype"] = list(own.datatypes)
+    for found in layout.get(suffix=suffix, return_type="filename", **given):
+        scan = Scan.from_path(found)
+        # Where the two differ, it is told, whichever of them was asked for.
+        said = {scan.session, _session_folder(scan.path.relative_to(root))}
+        if not sessions or said & set(sessions):
+            yield scan
 
 
 def _datatypes(filters: Iterable[Filter]) -> list[str] | None:
