@@ -32,6 +32,7 @@ from brainseg_bids.cli.train_job import (
 from brainseg_bids.cli.train_memory import make_plan
 from brainseg_bids.cli.train_real import check_real, write_real
 from brainseg_bids.cli.train_tasks import Tasks, find_tasks
+from brainseg_bids.cli.train_time import expected_time
 from brainseg_bids.lifetime import CODES, at_end, for_children
 from brainseg_bids.locks import Lock, lock_file
 from brainseg_bids.nets.bundle import BundleError
@@ -116,6 +117,9 @@ def _train(settings: Settings, tasks: Tasks, began_s: float) -> int:
         with working("planning the network and trying a step"):
             plan = make_plan(job, settings)
         if settings.plan_only:
+            done = steps_behind(job.checkpoint) if job.before else 0
+            with working("timing a step"):
+                log.info("  %s", expected_time(job, plan, settings, done=done))
             log.info("planned; nothing was trained (--plan-only): %s", job.training)
             return DONE
         page = _Page(job, settings)

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,6 +82,27 @@ def probe_gib(
     ProbeFailed
         If they failed in another way.
     """
+    said = _tried(spec, plan, loss, limit_s=limit_s, threads=threads)
+    return None if said is None else said[1]
+
+
+def step_seconds(
+    spec: NetSpec,
+    plan: MemoryPlan,
+    loss: LossPlan,
+    *,
+    limit_s: float = 600.0,
+    threads: int | None = None,
+) -> float | None:
+    """Seconds of a real step of one batch, whose pairs are there already; as `probe_gib`."""
+    said = _tried(spec, plan, loss, limit_s=limit_s, threads=threads)
+    return None if said is None else said[0]
+
+
+def _tried(
+    spec: NetSpec, plan: MemoryPlan, loss: LossPlan, *, limit_s: float, threads: int | None
+) -> tuple[float, float] | None:
+    """Seconds of the last step, and GiB; None if memory was not enough."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "brainseg_bids.training.probe"],
@@ -101,7 +123,8 @@ def probe_gib(
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise ProbeFailed(f"the step tried before training failed: {said[-1]}")
-    return float(done.stdout.split()[-1])
+    seconds, gib = done.stdout.split()[-2:]
+    return float(seconds), float(gib)
 
 
 def task_of(spec: NetSpec, plan: MemoryPlan, loss: LossPlan, *, threads: int) -> str:
@@ -115,18 +138,22 @@ def task_of(spec: NetSpec, plan: MemoryPlan, loss: LossPlan, *, threads: int) ->
     return json.dumps(task)
 
 
-def measure_gib(spec: NetSpec, plan: MemoryPlan, loss: LossPlan) -> float:
-    """Run the steps here and now; see `probe_gib`, which does so in another process."""
+def measure(spec: NetSpec, plan: MemoryPlan, loss: LossPlan) -> tuple[float, float]:
+    """Run the steps here and now: seconds of the last one, and GiB.
+
+    See `probe_gib`, which does so in another process.
+    """
     device = torch.device(plan.device)
     _steps(WARM_UP, plan, loss, (32, 32, 32))  # loads libraries
     meter = _Meter(device)
-    _steps(spec, plan, loss, plan.patch_vox)
-    return meter.peak_gib()
+    seconds = _steps(spec, plan, loss, plan.patch_vox)
+    return seconds, meter.peak_gib()
 
 
 def _steps(
     spec: NetSpec, plan: MemoryPlan, loss: LossPlan, patch_vox: tuple[int, int, int]
-) -> None:
+) -> float:
+    """Seconds of the last one."""
     device = torch.device(plan.device)
     net = build(spec).to(device).train()
     given = loss_of(loss)
@@ -142,11 +169,15 @@ def _steps(
         spec.n_labels, (plan.batch, *patch_vox), dtype=torch.uint8, device=device
     )
     for _ in range(N_STEPS):
+        began_s = time.monotonic()
         offloaded = (
             save_on_cpu(pin_memory=device.type == "cuda") if plan.offload else nullcontext()
         )
         step.learn(image, labels, keep_gradients=plan.accumulate > 1, offloaded=offloaded)
         step.update()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return time.monotonic() - began_s
 
 
 class _Meter:
@@ -193,7 +224,7 @@ def main() -> int:
     spec = NetSpec(**task["spec"])
     plan = MemoryPlan.from_json(json.dumps(task["plan"]))
     try:
-        peak_gib = measure_gib(spec, plan, _Loss(**task["loss"]))
+        seconds, peak_gib = measure(spec, plan, _Loss(**task["loss"]))
     except (torch.OutOfMemoryError, MemoryError):
         return OUT_OF_MEMORY
     except RuntimeError as error:
@@ -201,7 +232,7 @@ def main() -> int:
         if "can't allocate memory" not in str(error):
             raise
         return OUT_OF_MEMORY
-    print(peak_gib)
+    print(seconds, peak_gib)
     return 0
 
 

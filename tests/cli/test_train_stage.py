@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from brainseg_bids import lifetime
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.cli import bundle, train_memory, train_stage
+from brainseg_bids.cli import bundle, train_memory, train_stage, train_time
 from brainseg_bids.cli.parser import parse
 from brainseg_bids.cli.run import run
 from brainseg_bids.cli.train_real import check_real, write_real
@@ -106,6 +106,7 @@ class Stage:
 def stage(tmp_path, monkeypatch):
     """With maps; nothing is measured, which would take seconds."""
     monkeypatch.setattr("brainseg_bids.training.probe.probe_gib", lambda *_, **__: 0.1)
+    monkeypatch.setattr("brainseg_bids.training.probe.step_seconds", lambda *_, **__: 3600.0)
     give_maps(tmp_path / "maps")
     return Stage(tmp_path)
 
@@ -344,6 +345,7 @@ def test_plan_only_prints_and_stores_the_plan_and_trains_nothing(stage):
     assert (space.kappa, space.agnostic.center_frac) == (0.5, (0.35, 0.65))
     assert "contrast prior T2w7T (the only one there is), contrast dial 0.5" in log
     assert "24 x 24 x 24 voxels of 8 mm" in log
+    assert "time: at least 2.0 h: 2 steps of 3,600.0 s" in log
     job = json.loads((stage.training / "job.json").read_text())
     assert job["contrasts"] == ["T2w"]
     assert job["spaces"][dial]["digest"] == space.at(8.0).digest
@@ -373,6 +375,19 @@ def test_a_probe_that_took_too_much_leads_to_a_smaller_plan(monkeypatch, caplog)
     took = iter([99.0] * train_memory.TRIES)
     with pytest.raises(InputError, match=r"no plan was found that fits 2.0 GiB.*--net-size small"):
         train_memory._probed(wish, None, plan, device)
+
+
+def test_the_time_of_what_is_left_is_that_of_the_steps_so_far(tmp_path, monkeypatch):
+    plan = {"total_steps": 4000, "batch": 1, "accumulate": 2, "devices": 1, "nodes": 1}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    pace = SimpleNamespace(finite=lambda: SimpleNamespace(values=np.array([0.1, 0.2, 0.9])))
+    job = SimpleNamespace(folder=tmp_path, training=tmp_path)
+    monkeypatch.setattr(
+        "brainseg_bids.reports.training_log.read_job",
+        lambda folder: SimpleNamespace(log={"pairs_per_s": pace}),
+    )
+    said = train_time.expected_time(job, tmp_path / "plan.json", SimpleNamespace(), done=400)
+    assert said == "time: 10.0 h: 3600 steps of 10.0 s, as so far"
 
 
 def test_the_plan_can_be_made_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):

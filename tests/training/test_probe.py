@@ -54,7 +54,7 @@ def test_a_patch_beyond_all_memory_is_out_of_memory(monkeypatch, capsys):
     def fail(*arguments):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
 
-    monkeypatch.setattr(probe, "measure_gib", fail)
+    monkeypatch.setattr(probe, "measure", fail)
     monkeypatch.setattr(probe, "_be_killed_first", lambda: None)
     monkeypatch.setattr(probe.torch, "set_num_threads", lambda n: None)
     task = probe.task_of(SPEC, PLAN, Loss(), threads=1)
