@@ -109,6 +109,7 @@ bundles=$work/bundles out=$work/out
 training=$out/derivatives/model-$name/training
 began=$work/runs/$name.start used=$work/runs/$name.used
 before=0
+given=$start
 if [ -z "$start" ]; then
   start=$("$python" -m benchmarks.released_log start --log "$log" --bundles "$bundles")
 fi
@@ -116,7 +117,11 @@ from=(--start-from "$start")
 if [ -f "$training/last.ckpt" ]; then
   before=$("$python" -m benchmarks.released_log steps --run "$training")
   from=()
-  start=$(cat "$began")
+  if [ -f "$began" ]; then
+    start=$(cat "$began")
+  elif [ -z "$given" ]; then
+    fail "$training: goes on, but nothing says from which model it began: add --start-from MODEL, for the log"
+  fi
 elif [ -z "$dry" ]; then
   mkdir -p "$work/runs"
   printf '%s\n' "$start" > "$began"
