@@ -465,7 +465,7 @@ def test_too_little_memory_says_what_would_do(stage):
         (("--prior", "T1w"), "--stages priors first"),
         (("--kappa", "0.5"), "the contrast dial needs a contrast prior"),
         (("--start-from", "nowhere"), "--start-from nowhere: no model of that name"),
-        (("--recipe", "nowhere.toml"), "nowhere.toml: cannot be read (No such file"),
+        (("--recipe", "nowhere.toml"), "nowhere.toml: there is no such file"),
         (("--validate-on", "."), "say where the labels of these images are"),
         (("--nodes", "2"), "several nodes need a Slurm job"),
         (("--minutes", "0.001"), "--minutes 0.001: too short for one step"),
