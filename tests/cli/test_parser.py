@@ -256,3 +256,78 @@ def test_what_is_wrong_is_one_line(said):
     message = said("--stages", "synth", "--kappa=2", level="group")
     assert message.startswith("brainseg: error: ")
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        pytest.param(
+            '{"t1w": ' + "[" * 100_000 + "]" * 100_000 + "}",
+            "filter.json: ",
+            marks=pytest.mark.input(
+                "metadata",
+                "filter file with thousands of levels, NaN, 5,000 digits, or half of a character",
+                "refused in one line with file and key",
+                2,
+            ),
+        ),
+        ('{"t1w": {"run": NaN}}', "filter.json: t1w.run is NaN"),
+        ('{"t1w": {"run": ' + "1" * 5000 + "}}", "filter.json: t1w.run"),
+        (r'{"t1w": {"session": "\ud800"}}', "filter.json: t1w.session"),
+        pytest.param(
+            '{"t1w": {"session": "A", "session": "B"}}',
+            "filter.json: t1w.session is given twice",
+            marks=pytest.mark.input(
+                "metadata", "filter file with a key twice", "refused with file and key", 2
+            ),
+        ),
+        ("[1]", "filter.json: this is a list"),
+        ('{"t1w": {"session": {"A": 1}}}', "filter.json: t1w: session is an object"),
+        ('{"t1w": {"suffix": "FLAIR"}}', "filter.json: t1w: "),
+    ],
+)
+def test_a_filter_file_that_cannot_be_used_is_one_line_with_file_and_key(
+    said, tmp_path, text, named
+):
+    path = tmp_path / "filter.json"
+    path.write_text(text)
+    line = said("--bids-filter-file", path)
+    assert named in line
+    assert "Traceback" not in line
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        pytest.param(
+            "kappa = nan",
+            "kappa is nan",
+            marks=pytest.mark.input(
+                "metadata",
+                "settings file with NaN, other types, or numbers out of range",
+                "refused with file and key",
+                2,
+            ),
+        ),
+        ("kappa = 2", "kappa is 2.0: give a number from 0 to 1"),
+        ("nprocs = -1", "nprocs is -1"),
+        ("nprocs = 12345678901234567890", "nprocs is beyond"),
+        ("model = 5", "model is 5: give a text"),
+        ('device = "tpu"', "device is 'tpu'"),
+        ("target_voxel_size_mm = [0.001]", "target_voxel_size_mm"),
+        ("memory_gb = 0", "memory_gb is 0.0"),
+        ("participant_label = " + "[" * 5000, "config.toml: "),
+        ("bids_filters = '{\"t1w\": [NaN]}'", "t1w[1] is NaN"),
+    ],
+)
+def test_a_settings_file_whose_values_cannot_be_is_refused_by_key(said, tmp_path, text, named):
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    line = said("--config-file", path)
+    assert named in line
+    assert "config.toml" in line
+
+
+@pytest.mark.input("geometry", "`--target-voxel-size 0.001`", "refused before memory is taken", 2)
+def test_voxels_that_fit_into_no_memory_are_refused(said):
+    assert "from 0.1 to 10 mm" in said("--stages", "upsample", "--target-voxel-size", "0.001")
