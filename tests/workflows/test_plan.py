@@ -82,6 +82,7 @@ def test_an_unchanged_input_is_not_read_again(settled, done, data):
 def test_an_input_that_was_just_written_is_read_again(done, data, monkeypatch):
     read = []
     digest = hashlib.file_digest
+    monkeypatch.setattr(volumes, "FRESH_S", 3600.0)
     monkeypatch.setattr(
         hashlib, "file_digest", lambda file, kind: read.append(file) or digest(file, kind)
     )
