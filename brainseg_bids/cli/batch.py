@@ -595,7 +595,7 @@ def _app_mem(mem: str) -> str:
     """What the app may plan with: the job's memory less its own.
 
     >>> _app_mem("8192M"), _app_mem("64G")
-    ('7168M', '64512M')
+    ('7680M', '65024M')
     """
     from brainseg_bids.cli.parser import memory_gb
 
