@@ -92,6 +92,15 @@ class AtWork:
                 log.info("%s", self.line())
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line that is not too long.
+
+    >>> one_line(ValueError("no \n such thing")), one_line(EOFError())
+    ('no such thing', 'EOFError')
+    """
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
@@ -134,7 +143,7 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 @contextlib.contextmanager
-def _said_now_and_then() -> Iterator[None]:
+def _naming_what_is_at_work() -> Iterator[None]:
     at_work.began_s.clear()
     ended = threading.Event()
     watcher = threading.Thread(target=at_work.watch, args=[ended], daemon=True)
@@ -168,7 +177,7 @@ def logging_to(path: Path, *, verbose: int, debug: bool) -> Iterator[None]:
 
     try:
         log.info("brainseg-bids %s, log: %s", __version__, path)
-        with at_end(note_signal), _said_now_and_then():
+        with at_end(note_signal), _naming_what_is_at_work():
             yield
     finally:
         log.handlers[:] = []

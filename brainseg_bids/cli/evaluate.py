@@ -40,7 +40,7 @@ PROTOCOLS = {
     "within-evaluable": "Protocol within-evaluable: voxels that the reference leaves unlabelled "
     "and any rater calls brain tissue that it does not label were left out, for all raters alike.",
 }
-TOLD = 3
+MOST_REASONS = 3
 """Reasons in a message that nothing could be compared."""
 WORST = 6
 """Cases of each reference that are drawn."""
@@ -95,7 +95,7 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
     for note in plan.notes:
         log.warning("%s", note)
     if settings.reports_only:
-        told = _told_before(settings, plan)
+        told = _earlier_results(settings, plan)
     else:
         with working_alone(settings, ["evaluation"]):
             told = _run(settings, plan, run_dir)
@@ -106,8 +106,8 @@ def evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
         log.warning("%s", leak)
     if not results.rows:
         reasons = [*results.faults.values(), *results.leaks.values()]
-        more = f"; and {len(reasons) - TOLD} more" if len(reasons) > TOLD else ""
-        raise InputError(f"nothing could be compared: {'; '.join(reasons[:TOLD])}{more}")
+        more = f"; and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""
+        raise InputError(f"nothing could be compared: {'; '.join(reasons[:MOST_REASONS])}{more}")
     made = summarise(plan, results)
     _clear(settings.output_dir)
     if not settings.reports_only:
@@ -237,13 +237,13 @@ def _kept(settings: Settings, plan: EvaluationPlan) -> dict[str, dict]:
     return told
 
 
-def _told_before(settings: Settings, plan: EvaluationPlan) -> dict[str, dict]:
-    """What an earlier run has told of every image.
+def _earlier_results(settings: Settings, plan: EvaluationPlan) -> dict[str, dict]:
+    """What an earlier run found of every image.
 
     Raises
     ------
     InputError
-        If it has not told of all of them.
+        If it did not find all of them.
     """
     told = _kept(settings, plan)
     missing = [image.title for image in plan.images if image.name not in told]

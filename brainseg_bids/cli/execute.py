@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 from brainseg_bids.bids.description import write_once
-from brainseg_bids.cli.console import Progress, at_work
+from brainseg_bids.cli.console import Progress, at_work, one_line
 from brainseg_bids.cli.scratch import explain, scratch_dir
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
@@ -56,9 +56,8 @@ def run_plans(
     will_run = to_run and not settings.boilerplate_only
     if will_run:
         try:
-            crash_dir = _prepare(
-                settings, run_dir
-            )  # before the workflow is built, which copies it
+            # Before the workflow is built, which copies Nipype's settings.
+            crash_dir = _prepare(settings, run_dir)
         except OSError as error:
             why = explain(str(error), settings.work_dir)
             return faults | {scan.title: why for plan in plans for scan in plan.to_run}, DONE
@@ -259,7 +258,7 @@ def _draw_graph(workflow, path: Path) -> None:
     try:
         workflow.write_graph(str(path), graph2use="colored", format="png")
     except OSError as error:  # the text is written before Graphviz is called
-        log.warning("%s: not drawn (%s); install Graphviz", path, _one_line(error))
+        log.warning("%s: not drawn (%s); install Graphviz", path, one_line(error))
 
 
 def _write_citation(path: Path, description: str) -> None:
@@ -269,10 +268,6 @@ def _write_citation(path: Path, description: str) -> None:
     write_once(path, paragraphs)
     source = resources.files("brainseg_bids") / "data" / "methods.bib"
     write_once(path.with_suffix(".bib"), source.read_text(encoding="utf-8"))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _read_plugin(path: Path | None) -> dict | None:
@@ -285,7 +280,7 @@ def _read_plugin(path: Path | None) -> dict | None:
     try:
         plugin = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"--use-plugin {path}: this is no YAML ({_one_line(error)}).") from error
+        raise InputError(f"--use-plugin {path}: this is no YAML ({one_line(error)}).") from error
     if not isinstance(plugin, dict) or "plugin" not in plugin:
         raise InputError(f"--use-plugin {path}: the key plugin is missing.")
     try:

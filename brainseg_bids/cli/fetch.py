@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from brainseg_bids import offline
+from brainseg_bids.bids.names import is_label
 from brainseg_bids.fetch import annex
 from brainseg_bids.fetch.choice import WHAT, gigabytes
 from brainseg_bids.fetch.known import Dataset, FetchError, find_dataset, known_datasets
@@ -33,7 +34,7 @@ DATASET is a known name (brainseg fetch --list), an OpenNeuro accession such as 
 or URL of a datalad or git-annex dataset, s3://BUCKET/PREFIX, or the http(s) URL of a folder with
 SHA256SUMS.
 exit codes: 0 all is there; 1 something could not be had (the last lines say what and why); 2 the
-command line cannot be used; 127 a program is missing; 130 interrupted.
+command line cannot be used; 127 a program is missing; 130 interrupted; 143 ended by SIGTERM.
 Run the same command again to go on."""
 
 
@@ -262,8 +263,10 @@ def _complain_of_disk(error: OSError, dest: Path) -> int:
 
 def _label(text: str) -> str:
     text = text.removeprefix("sub-")
-    if not re.fullmatch(r"[0-9A-Za-z+]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: a label has letters, digits and + only")
+    if not is_label(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no BIDS label, which has letters and digits only"
+        )
     return text
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 import time
@@ -25,7 +24,7 @@ from brainseg_bids.cli.execute import (
     run_plans,
 )
 from brainseg_bids.cli.group import run_group, say_finished
-from brainseg_bids.cli.scratch import TOO_MANY, participants_of, working_alone
+from brainseg_bids.cli.scratch import FULL, TOO_MANY, participants_of, working_alone
 from brainseg_bids.cli.stages import (
     Refused,
     chosen_stages,
@@ -80,8 +79,9 @@ def run(settings: Settings, *, program: Sequence[str] | None = None) -> int:
                 return INTERRUPTED
     except OSError as error:  # the disk that the log is on is full, or gone
         where = error.filename or settings.output_dir
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-        remedy = "Make room or choose another folder" if full else "Check that it is there for you"
+        remedy = "Check that it is there for you"
+        if error.errno in FULL:
+            remedy = "Make room or choose another folder"
         if error.errno in TOO_MANY:
             remedy = TOO_MANY[error.errno][1]
         print(

@@ -28,6 +28,7 @@ import brainseg_bids
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
 from brainseg_bids.bids.description import write_text
+from brainseg_bids.cli.console import one_line
 from brainseg_bids.synth.ageing import Walls
 from brainseg_bids.synth.generator import Head
 from brainseg_bids.volumes import (
@@ -187,7 +188,7 @@ def read_checked_map(path: Path, cache: Path | None = None, *, source: str = SOU
         if (kept := entry.read()) is not None:
             return kept
     except DAMAGED as error:
-        log.warning("%s: damaged (%s); made anew from %s", entry.facts, _one_line(error), path)
+        log.warning("%s: damaged (%s); made anew from %s", entry.facts, one_line(error), path)
     made, warnings = _checked(path, source)
     try:
         entry.write(made, warnings)
@@ -197,7 +198,7 @@ def read_checked_map(path: Path, cache: Path | None = None, *, source: str = SOU
             "%s: cannot be kept (%s), so label maps are read again by each process. Make room "
             "there, or let it be.",
             entry.facts,
-            _one_line(error),
+            one_line(error),
         )
     return made
 
@@ -393,9 +394,5 @@ def probe_once(
         try:
             write_text(path, json.dumps(content, indent=1) + "\n")
         except OSError as error:
-            log.debug("%s: cannot be kept (%s)", path, _one_line(error))
+            log.debug("%s: cannot be kept (%s)", path, one_line(error))
     return gib, False
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brainseg_bids.bids.description import write_json
-from brainseg_bids.cli.console import working
+from brainseg_bids.cli.console import one_line, working
 from brainseg_bids.cli.execute import DONE, FAILED, UNUSABLE
 from brainseg_bids.cli.train_job import (
     JobPlan,
@@ -199,7 +199,7 @@ class _Page:
         try:
             self.write()
         except Exception as error:  # whatever it is, training goes on
-            log.warning("%s: the report was not written (%s)", self.path, _one_line(error))
+            log.warning("%s: the report was not written (%s)", self.path, one_line(error))
             log.debug("report", exc_info=True)
 
     def finish(self) -> None:
@@ -273,7 +273,7 @@ def steps_behind(checkpoint: Path) -> int:
         return steps_done(checkpoint)
     except Exception as error:  # torch and zip files raise half a dozen kinds
         raise InputError(
-            f"{checkpoint}: cannot be read ({_one_line(error)}). Move it away to begin anew."
+            f"{checkpoint}: cannot be read ({one_line(error)}). Move it away to begin anew."
         ) from error
 
 
@@ -463,7 +463,7 @@ def _conclude(job: JobPlan, page: _Page) -> int:
         log.info("report: %s", page.write())
     except (OSError, ValueError, KeyError) as error:
         log.error(
-            "%s: the report could not be written (%s); run again", page.path, _one_line(error)
+            "%s: the report could not be written (%s); run again", page.path, one_line(error)
         )
         code = FAILED
     for fault in _implausible(job):
@@ -494,7 +494,3 @@ def models_to_look_at(output_dir: Path, since_s: float) -> list[str]:
 
 def _bundle_command(job: JobPlan) -> str:
     return shlex.join(["python", "-m", "brainseg_bids.cli.bundle", "--run", str(job.training)])
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

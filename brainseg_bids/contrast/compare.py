@@ -138,7 +138,7 @@ def compare_histograms(
     Parameters
     ----------
     real, synthetic : mapping of label to (n,) float or Histogram
-        In the same units: after the network's rescaling, see `rescaled` and `histograms`.
+        In the same units: after the network's rescaling, see `anatomy.intensity` and `histograms`.
     """
     return tuple(
         Match(
@@ -171,24 +171,6 @@ def summarise(
     worst = matches[int(np.argmax(energies))]
     mean, median = float(np.mean(energies)), float(np.median(energies))
     return MatchSummary(len(matches), mean, median, worst.name, worst.energy, missing)
-
-
-def rescaled(image: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Intensities as the network gets them: 0..1 between two percentiles, clipped.
-
-    Parameters
-    ----------
-    image : (...) float
-    low, high : float
-        0.5th and 99.5th percentile of the image.
-
-    Examples
-    --------
-    >>> rescaled(np.array([-5.0, 50, 200]), 0, 100).tolist()
-    [0.0, 0.5, 1.0]
-    """
-    span = high - low if high > low else 1.0
-    return np.clip((np.asarray(image, dtype=float) - low) / span, 0.0, 1.0)
 
 
 def histograms(
