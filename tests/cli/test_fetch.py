@@ -78,7 +78,7 @@ def test_what_failed_is_told_at_the_end_with_what_is_there(call, server, tmp_pat
         (["nothing-like-that", "{}"], "no dataset is known by this name. Known: aomic-id1000"),
         (["ds000999"], "give DATASET and DEST"),
         (["ds000999", "{}", "--participant-label", "99"], "no participant 99. It has 01, 02"),
-        (["ds000999", "{}", "--participant-label", "a/b"], "letters, digits and + only"),
+        (["ds000999", "{}", "--participant-label", "a/b"], "letters and digits only"),
         (["ds000999", "{}", "--what", "derivatives"], "it has no derivatives there"),
         (["ds000999", "{}", "--jobs", "0"], "from 1 to 99"),
         (["s3://bucket/x", "{}", "--via", "git-annex"], "it is no git repository"),
