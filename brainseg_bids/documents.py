@@ -90,18 +90,18 @@ def parse_toml(text: str, what: str) -> dict:
     return _faultless(found, what)
 
 
-def sift_json(text: str, what: str) -> tuple[dict, list[str]]:
+def sift_json(text: str, what: str) -> tuple[dict, dict[str, str]]:
     """As `parse_json`, but a key whose value cannot be used is left out.
 
     Returns
     -------
     values : dict
-    faults : list of str
+    faults : dict of str to str
         A line for each key that is left out.
     """
     found = _load_json(text, what, dict)
     bad = {top: f"{what}: {where} {why}; it is ignored." for top, where, why in _faults(found)}
-    return {key: value for key, value in found.items() if key not in bad}, list(bad.values())
+    return {key: value for key, value in found.items() if key not in bad}, bad
 
 
 def read_text(path: str | Path) -> str:

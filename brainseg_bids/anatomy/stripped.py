@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from brainseg_bids.anatomy.fill import without_fill
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import BRAIN_MAPPINGS
@@ -35,7 +36,7 @@ def is_stripped(image: np.ndarray, brain: np.ndarray, grid: Grid) -> bool:
     Parameters
     ----------
     image : (X, Y, Z) float
-        Any contrast; not finite is background.
+        Any contrast; fill values, and what is not finite, are background.
     brain : (X, Y, Z) bool
         Brain with the fluid in and around it, see `brain_and_fluid`; its border may be wrong by
         some millimetres.
@@ -52,12 +53,13 @@ def is_stripped(image: np.ndarray, brain: np.ndarray, grid: Grid) -> bool:
     """
     if np.count_nonzero(brain) * grid.voxel_volume_mm3 < 1000 * LEAST_BRAIN_ML:
         return False
+    steps = [max(1, int(CELL_MM // size)) for size in grid.voxel_size_mm]
+    some = tuple(slice(None, None, step) for step in steps)
+    # Padding by a fill value is neither image beyond the brain nor a part of its range.
+    (image, _), brain = without_fill(image[some]), brain[some]
     background, span = background_of(image)
     if background is None:
         return False
-    steps = [max(1, int(CELL_MM // size)) for size in grid.voxel_size_mm]
-    some = tuple(slice(None, None, step) for step in steps)
-    image, brain = image[some], brain[some]
     sampling_mm = [size * step for size, step in zip(grid.voxel_size_mm, steps, strict=True)]
     away_mm = ndimage.distance_transform_edt(~brain, sampling=sampling_mm)
     beyond = image[away_mm > BEYOND_MM]

@@ -60,16 +60,20 @@ class Metadata:
         By BIDS' key; a key of `KINDS` has a value of its kind.
     warnings : tuple of str
         What could not be read or used, a line each, with file and key.
+    unusable : frozenset of str
+        Keys with a value that cannot be used.
     """
 
     values: dict = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    unusable: frozenset[str] = frozenset()
 
 
 def read_metadata(path: Path, bids_dir: Path) -> Metadata:
     """Metadata of an image; of several JSON files the nearer to it wins (BIDS' inheritance).
 
-    A file or a value that cannot be used is a warning: it is as if it were not there.
+    A file or a value that cannot be used is a warning. Of a key whose nearest value cannot be
+    used nothing is known: it was given because what holds for other images does not hold here.
 
     Parameters
     ----------
@@ -82,6 +86,7 @@ def read_metadata(path: Path, bids_dir: Path) -> Metadata:
     inside = path.parent.relative_to(bids_dir).parts
     values: dict = {}
     warnings: list[str] = []
+    unusable: frozenset[str] = frozenset()
     for depth in range(len(inside) + 1):
         folder = bids_dir.joinpath(*inside[:depth])
         fitting = []
@@ -92,8 +97,10 @@ def read_metadata(path: Path, bids_dir: Path) -> Metadata:
         for _, candidate in sorted(fitting):
             one = read_sidecar(candidate)
             values |= one.values
+            unusable = (unusable | one.unusable) - one.values.keys()
             warnings += one.warnings
-    return Metadata(values, tuple(warnings))
+    values = {key: value for key, value in values.items() if key not in unusable}
+    return Metadata(values, tuple(warnings), unusable)
 
 
 def read_sidecar(path: Path) -> Metadata:
@@ -106,6 +113,6 @@ def read_sidecar(path: Path) -> Metadata:
         return Metadata({}, (f"{error} Its metadata are not known.",))
     for key, kind in KINDS.items():
         if key in values and (why := kind.fault(values[key])):
-            faults.append(f"{path}: {key} {why}; it is ignored.")
+            faults[key] = f"{path}: {key} {why}; it is ignored."
             del values[key]
-    return Metadata(values, tuple(faults))
+    return Metadata(values, tuple(faults.values()), frozenset(faults))

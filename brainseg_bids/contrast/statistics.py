@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from brainseg_bids.anatomy.fill import without_fill
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.anatomy.stripped import brain_alone, brain_and_fluid, is_stripped
@@ -133,8 +134,8 @@ def measure(
     """
     _check(image, labels, background, kind)
     rng = np.random.default_rng(0)
-    image = np.asarray(image, dtype=np.float32)
-    warnings = list(doubts.of_image(image))
+    image, fills = without_fill(np.asarray(image, dtype=np.float32))
+    warnings = [*map(str, fills), *doubts.of_image(image)]
     grid, labelled = labels.grid, labels.grid.array_to_ras(labels.voxels) != 0
     shows_no_head = is_stripped(image, brain_and_fluid(labels), grid)
     if is_bare := shows_no_head or bool(stripped):

@@ -195,6 +195,18 @@ def test_a_stripped_image_is_told_by_what_lies_around_the_brain(head, fill, nois
     assert is_stripped(np.where(fluid, image, fill), np.roll(fluid, 1, axis=1), head.grid)
 
 
+@pytest.mark.input(
+    "results", "a skull-stripped image padded by a fill value", "told as skull-stripped", 0
+)
+@pytest.mark.parametrize("value", [-32768, -1024, 32767])
+def test_padding_by_a_fill_value_is_nothing_around_the_brain(head, head_image, value):
+    brain = brain_of(head)
+    for image, stripped in ((np.where(brain, head_image, 0), True), (head_image, False)):
+        padded = image.copy()
+        padded[:4] = padded[-4:] = value
+        assert is_stripped(padded, brain, head.grid) == stripped
+
+
 def test_a_masked_background_and_a_removed_face_are_no_stripped_brain(head, head_image):
     brain, whole = brain_of(head), head.voxels != 0
     assert not is_stripped(np.where(whole, head_image, 0), brain, head.grid)

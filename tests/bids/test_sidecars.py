@@ -44,6 +44,26 @@ def test_the_nearer_file_wins_and_files_of_other_images_do_not_apply(image, tmp_
 
 
 @pytest.mark.input(
+    "metadata",
+    "value of no use in an image's own sidecar, and another one in that of the dataset",
+    "nothing is known of the key; warning names file and key",
+    0,
+)
+@pytest.mark.parametrize("own", ['"7T"', "1e999", "7000"])
+def test_a_value_of_no_use_is_not_replaced_by_that_of_other_images(image, tmp_path, own):
+    (tmp_path / "T1w.json").write_text('{"MagneticFieldStrength": 3, "EchoTime": 0.003}')
+    path = beside(image, f'{{"MagneticFieldStrength": {own}}}')
+    found = read_metadata(image, tmp_path)
+    assert found.values == {"EchoTime": 0.003}
+    assert f"{path}: MagneticFieldStrength" in found.warnings[0]
+    # A value that is nearer still does know.
+    nearer = path.with_name("sub-01_acq-x_T1w.json")
+    path.rename(nearer)
+    beside(image, '{"MagneticFieldStrength": 7}')
+    assert read_metadata(image, tmp_path).values["MagneticFieldStrength"] == 7
+
+
+@pytest.mark.input(
     "metadata", "sidecar in UTF-8 with a byte order mark, or in UTF-16 with one", "read as is", 0
 )
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

@@ -85,6 +85,21 @@ def test_noise_is_found_in_the_air(truth, measured):
     assert measured.noise.fit < 0.03
 
 
+@pytest.mark.input(
+    "intensities", "contrast of an image padded by a fill value", "measured without; warning", 0
+)
+def test_noise_is_not_looked_for_in_what_a_fill_value_pads():
+    head = phantom_head()
+    image = phantom_image(head, np.random.default_rng(0))
+    image[head.voxels == 0] = 0
+    padded = image.copy()
+    padded[:3] = -32768
+    plain, found = measure(image, head), measure(padded, head)
+    assert found.noise.sigma == pytest.approx(plain.noise.sigma, rel=0.02)
+    assert (found.head_low, found.head_high) == (plain.head_low, plain.head_high)
+    assert any("-32768" in note for note in found.warnings)
+
+
 def test_statistics_survive_json(measured):
     assert ContrastStatistics.from_json(measured.to_json()) == measured
 
