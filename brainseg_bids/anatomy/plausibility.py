@@ -9,7 +9,7 @@ cuts is told once and not compared with whole ones.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -140,7 +140,7 @@ def _head_of_stripped(volume_ml: dict[int, float], table: LabelTable) -> Iterato
     total_ml = sum(parts.values())
     if not limit.holds(total_ml):
         most = sorted((name for name in parts if parts[name] > 0), key=lambda name: -parts[name])
-        shown = _listed([f"{name} {volume_words(parts[name])}" for name in most])
+        shown = listed([f"{name} {volume_words(parts[name])}" for name in most])
         yield (
             f"the image is skull-stripped, and {volume_words(total_ml)} of it are labelled as "
             f"head: {shown}. Leave these out"
@@ -226,7 +226,7 @@ def implausible_volumes(
         "volumes that nobody has": beyond,
         "left and right too different": unlike,
     }
-    return found + [f"{what}: {_listed(names)}" for what, names in said.items() if names]
+    return found + [f"{what}: {listed(names)}" for what, names in said.items() if names]
 
 
 def _brain_size(brain_ml: float) -> str:
@@ -276,11 +276,11 @@ def volume_words(volume: float) -> str:
     return f"{volume:.0f} ml" if volume >= 100 else f"{volume:.2g} ml"
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str], most: int = NAMED) -> str:
     """Names, the first few of many.
 
-    >>> _listed(["a", "b"]), _listed([str(n) for n in range(9)])
+    >>> listed(["a", "b"]), listed([str(n) for n in range(9)])
     ('a, b', '0, 1, 2, 3, 4, 5 and 3 more')
     """
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from brainseg_bids.documents import InputError, read_text
+
 NAME = ".bidsignore"
 _PARTS = re.compile(r"\*\*/|/\*\*$|\*\*|\*|\?|\[!?\]?[^\]]*\]|\\.|.")
 _WILD = {"**/": "(?:.*/)?", "/**": "/.*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
@@ -41,12 +43,12 @@ class BidsIgnore:
     def read(cls, bids_dir: Path) -> BidsIgnore:
         """Of a dataset; a missing file leaves nothing out, nor does one that cannot be read."""
         path = bids_dir / NAME
-        try:
-            return cls.from_lines(path.read_text(encoding="utf-8-sig").splitlines())
-        except FileNotFoundError:
+        if not path.exists():
             return cls()
-        except (OSError, UnicodeDecodeError) as error:
-            log.warning("%s: cannot be read (%s); nothing is left out for it.", path, error)
+        try:
+            return cls.from_lines(read_text(path).splitlines())
+        except InputError as error:
+            log.warning("%s Nothing is left out for it.", error)
             return cls()
 
     @classmethod

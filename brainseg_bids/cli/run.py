@@ -79,7 +79,7 @@ def run(settings: Settings, *, program: Sequence[str] | None = None) -> int:
                 return INTERRUPTED
     except OSError as error:  # the disk that the log is on is full, or gone
         where = error.filename or settings.output_dir
-        remedy = "Check that it is there for you"
+        remedy = "Check that it exists and can be written"
         if error.errno in FULL:
             remedy = "Make room or choose another folder"
         if error.errno in TOO_MANY:

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from brainseg_bids.anatomy.cohort import structures
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.anatomy.plausibility import volume_words
+from brainseg_bids.anatomy.plausibility import listed, volume_words
 from brainseg_bids.contrast.alignment import RATIO_RANGES
 from brainseg_bids.contrast.interior import FEWEST_VOXELS
 from brainseg_bids.contrast.measured import MASKED_SHARE, LabelStatistics, NoiseLaw
@@ -79,16 +79,12 @@ def of_stripped(labels: LabelMap, said: bool | None, *, seen: bool) -> Iterator[
         for code, mm3 in sorted(labels.volumes_mm3().items(), key=lambda item: -item[1])
         if code and mm3 and not labels.table[code].is_brain
     ]
-    what = f": {_shown(left_out)} left out" if left_out else ""
+    what = f": {listed(left_out)} left out" if left_out else ""
     yield f"The image is skull-stripped, so the brain alone is measured{what}."
     if seen and said is False:
         yield "SkullStripped in its metadata is false, and the image shows no head. Correct it."
     elif said and not seen:
         yield "SkullStripped in its metadata is true, but there is image around the brain."
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def of_labels(
@@ -124,13 +120,13 @@ def of_labels(
     except ValueError:  # a table of the user's own: nobody knows what a head has to have
         lacking = []
     if lacking:
-        yield f"The label map lacks {len(lacking)} core labels: {_shown(lacking)}."
+        yield f"The label map lacks {len(lacking)} core labels: {listed(lacking)}."
     few = [n for n, s in described.items() if n in table and table[n].index != 0]
     few = [n for n in few if described[n].interior_voxels < FEWEST_VOXELS]
     if few:
         yield (
             f"{len(few)} labels have fewer than {FEWEST_VOXELS} voxels away from borders: "
-            f"{_shown(few)}."
+            f"{listed(few)}."
         )
     inside = image[ranks > 0]
     inside = inside[:: max(1, len(inside) // 500_000)]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.anatomy.plausibility import listed
 from brainseg_bids.bids.description import raw_path, write_json, write_text
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.pool import pool
@@ -238,7 +239,7 @@ def unknown_facts(group: Sequence[Measured], keys: Sequence[str]) -> list[str]:
         # The sequence is optional in BIDS, and many sidecars lack it.
         if not images or key == "Sequence":
             continue
-        shown = ", ".join(images[:NAMED]) + (", ..." if len(images) > NAMED else "")
+        shown = listed(images, NAMED)
         notes.append(
             f"{key} of {len(images)} image{'s' * (len(images) > 1)} is not known ({shown}): they "
             "may be of several. Write it into the JSON files beside them, run --stages contrast "
@@ -257,10 +258,9 @@ def stripped_images(group: Sequence[Measured]) -> list[str]:
             "All images are skull-stripped: bone, soft tissue and the fluid around the brain were "
             "not measured and are borrowed from tissues that look alike."
         ]
-    shown = ", ".join(images[:NAMED]) + (", ..." if len(images) > NAMED else "")
     return [
-        f"{len(images)} of {len(group)} images are skull-stripped and tell of the brain alone: "
-        f"{shown}."
+        f"{len(images)} of {len(group)} images are skull-stripped and show the brain alone: "
+        f"{listed(images, NAMED)}."
     ]
 
 
