@@ -158,7 +158,7 @@ def test_a_suffix_of_the_users_own_is_taken_although_ignored(dataset):
 def test_a_bidsignore_that_cannot_be_read_is_told(dataset, caplog):
     (dataset / ".bidsignore").write_bytes(b"*_r\xe9_*\n*_T1w.*\n")
     assert titles(find_subjects(dataset, ["01"])) == ["sub-01 T1w", "sub-01 T2w"]
-    assert ".bidsignore: cannot be read" in caplog.text
+    assert ".bidsignore, line 1: byte 0xE9 is not UTF-8" in caplog.text
 
 
 @pytest.mark.input(
