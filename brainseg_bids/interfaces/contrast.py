@@ -19,6 +19,7 @@ from nipype.interfaces.base import (
 )
 
 from brainseg_bids import __version__
+from brainseg_bids.anatomy.fill import without_fill
 from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.statistics import measure
@@ -173,6 +174,7 @@ class DrawContrast(SimpleInterface):
         labels, _ = labels_on(grid, self.inputs.labels, self.inputs.tool, self.inputs.image)
         said = json.loads(Path(self.inputs.facts).read_text(encoding="utf-8"))["Statistics"]
         found = ContrastStatistics.from_json(json.dumps(said))
+        image, _ = without_fill(image)  # as it was measured
         path = Path(runtime.cwd) / "contrast.png"
         self._results["out_file"] = str(draw_contrast(path, image, labels, found))
         return runtime
