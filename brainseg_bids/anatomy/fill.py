@@ -95,10 +95,15 @@ def without_fill(image: np.ndarray) -> tuple[np.ndarray, list[Fill]]:
         value, where, same = found
         fills.append(Fill(value, same / image.size))
         gone |= where
+    planes = _padding_planes(image, gone)
+    fills += [Fill(value, np.count_nonzero(where) / image.size) for value, where in planes.items()]
     if not fills:
         return image, []
     cleaned = image.copy()
     cleaned[gone] = background_level(image, gone)
+    if planes:
+        padding = np.logical_or.reduce(list(planes.values()))
+        cleaned[padding] = _range(_sampled(image[~(gone | padding)])).low
     return cleaned, fills
 
 
@@ -131,6 +136,41 @@ def _next_fill(image: np.ndarray, gone: np.ndarray) -> tuple[float, np.ndarray, 
         if where is not None:
             return value, where, int(np.count_nonzero(same))
     return None
+
+
+def _padding_planes(image: np.ndarray, gone: np.ndarray) -> dict[float, np.ndarray]:
+    """Whole outer planes that hold one value, by that value, if it is not that of the background.
+
+    No tissue and no saturation fills a plane of an image from edge to edge with one value. So
+    these are padding also where the value occurs in the head, or lies near its range.
+    """
+    planes: dict[float, np.ndarray] = {}
+    for axis in range(3):
+        along, taken = np.moveaxis(image, axis, 0), np.moveaxis(gone, axis, 0)
+        for outermost in (0, -1):
+            value = float(along[outermost].flat[0])
+            n = _leading(along[:: -1 if outermost else 1], taken[:: -1 if outermost else 1], value)
+            if n:
+                mask = planes.setdefault(value, np.zeros_like(gone))
+                there = slice(-n, None) if outermost else slice(n)
+                np.moveaxis(mask, axis, 0)[there] |= along[there] == value
+    if not planes:
+        return {}
+    rest = _sampled(image[~(gone | np.logical_or.reduce(list(planes.values())))])
+    window = _range(rest)
+    if window.high <= window.low or len(np.unique(rest)) < FEWEST_VALUES:
+        return {}
+    odd = {v: where for v, where in planes.items() if abs(window.level(v)) > APART}
+    # Where integers wrapped round, the air seems to lie in the middle, too.
+    return {} if odd and wrapped_share(np.where(gone, 0, image)) else odd
+
+
+def _leading(planes: np.ndarray, gone: np.ndarray, value: float) -> int:
+    """Planes from the first on that hold one value, but for what is gone."""
+    n = 0
+    while n < len(planes) and not gone[n].all() and ((planes[n] == value) | gone[n]).all():
+        n += 1
+    return n
 
 
 def _may_be_fill(image: np.ndarray, value: float, surrounds: bool) -> bool:

@@ -305,7 +305,7 @@ def test_a_low_value_is_fill_if_it_is_farther_from_the_rest_than_air_from_the_he
 def test_a_high_value_is_fill_if_there_is_a_gap_below_it(head, times, n):
     image, _ = head
     value = image.max() + times * APART * intensity_range(image).span
-    assert len(without_fill(outer_planes(image, value))[1]) == n
+    assert len(without_fill(scattered(image, value))[1]) == n
 
 
 @pytest.mark.parametrize(("times", "n"), [(0.9, 0), (1.1, 1)])
@@ -313,7 +313,7 @@ def test_zero_is_fill_only_if_all_else_is_far_from_it(head, times, n):
     image, _ = head
     window = intensity_range(image)
     moved = image - window.low + times * FAR * window.span
-    assert len(without_fill(outer_planes(moved, 0))[1]) == n
+    assert len(without_fill(scattered(moved, 0))[1]) == n
 
 
 @pytest.mark.parametrize(("times", "n"), [(0.9, 0), (1.1, 1)])
@@ -418,3 +418,46 @@ def test_holes_in_the_head_stay_an_error(head, where, n):
 
 def test_finite_images_are_not_copied(head):
     assert with_finite_background(head[0]) is head[0]
+
+
+# -- padding that looks like tissue ----------------------------------------------------------
+
+
+@pytest.mark.input(
+    "intensities",
+    "outer planes at 255 in bytes whose head reaches 255 itself, or at a grey within the head",
+    "left out of scaling and of the head's box; a warning names value and share",
+    0,
+)
+@pytest.mark.parametrize("value", [255, 200, 128])
+def test_planes_of_one_value_are_padding_also_within_the_range_of_the_head(head, value):
+    image, _ = head
+    given = np.clip(np.rint(image * (300 / image.max())), 0, 255).astype(np.float32)
+    padded_head = outer_planes(given, value)
+    cleaned, (fill,) = without_fill(padded_head)
+    assert fill.value == value
+    assert fill.share == pytest.approx(2 / len(given))
+    np.testing.assert_array_equal(cleaned[1:-1], given[1:-1])
+    assert intensity_range(given).level(float(cleaned[0, 0, 0])) == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.input(
+    "intensities",
+    "an image whose zero was moved (air at 1000) with outer planes at 0",
+    "the planes are left out of scaling and box; a warning names value and share",
+    0,
+)
+@pytest.mark.parametrize("moved", [200, 1000, 4000])
+def test_planes_at_zero_of_an_image_whose_zero_was_moved_are_padding(head, moved):
+    given = (head[0] + moved).astype(np.float32)
+    cleaned, fills = without_fill(outer_planes(given, 0))
+    assert [fill.value for fill in fills] == [0]
+    np.testing.assert_array_equal(cleaned[1:-1], given[1:-1])
+    assert intensity_range(given).level(float(cleaned[0, 0, 0])) == pytest.approx(0, abs=0.01)
+
+
+def test_planes_of_background_are_not_padding(head):
+    given = head[0].astype(np.float32)
+    level = float(np.rint(intensity_range(given).low))
+    for value in (0.0, level):
+        assert without_fill(outer_planes(given, value))[1] == []
