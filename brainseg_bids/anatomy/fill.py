@@ -96,7 +96,7 @@ def without_fill(image: np.ndarray) -> tuple[np.ndarray, list[Fill]]:
         fills.append(Fill(value, same / image.size))
         gone |= where
     planes = _padding_planes(image, gone)
-    fills += [Fill(value, np.count_nonzero(where) / image.size) for value, where in planes.items()]
+    fills += [Fill(value, int(where.sum()) / image.size) for value, where in planes.items()]
     if not fills:
         return image, []
     cleaned = image.copy()
