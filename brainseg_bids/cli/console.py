@@ -95,7 +95,7 @@ class AtWork:
 def one_line(error: BaseException) -> str:
     """What an error says, in one line that is not too long.
 
-    >>> one_line(ValueError("no \n such thing")), one_line(EOFError())
+    >>> one_line(ValueError("no \\n such thing")), one_line(EOFError())
     ('no such thing', 'EOFError')
     """
     return " ".join(str(error).split())[:300] or type(error).__name__
