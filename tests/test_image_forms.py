@@ -37,7 +37,7 @@ def assert_read(path, expected=None):
     assert read_grid(path).is_close(GRID)
 
 
-def refused(path, words, door=read_volume):
+def assert_refused(path, words, door=read_volume):
     with pytest.raises(InputError, match=words) as caught:
         door(path)
     assert str(path) in str(caught.value)
@@ -124,7 +124,7 @@ def test_slopes_and_intercepts_are_applied(scaling, expected, tmp_path):
 @pytest.mark.input("files", "an intercept of NaN beside a slope", "refused", 1)
 def test_an_intercept_that_is_no_number_is_refused(tmp_path):
     path = plain(tmp_path, scl_slope=1.0, scl_inter=np.nan)
-    refused(path, "intercept")
+    assert_refused(path, "intercept")
 
 
 def save_pair(folder, kind):
@@ -165,7 +165,7 @@ def test_analyze_is_read_and_its_sides_are_doubted(tmp_path):
 def test_half_a_pair_is_refused(missing, tmp_path):
     path = save_pair(tmp_path, nib.Nifti1Pair)
     path.with_suffix(missing).unlink()
-    refused(path if missing == ".hdr" else path.with_suffix(".hdr"), "cannot be read|no such file")
+    assert_refused(path if missing == ".hdr" else path.with_suffix(".hdr"), "cannot be read|no such file")
 
 
 @pytest.mark.input(
@@ -256,13 +256,13 @@ def test_links_are_followed(tmp_path):
 @pytest.mark.parametrize("target", ["gone/b.nii", "a.nii"])
 def test_a_link_that_leads_nowhere_is_told(target, tmp_path):
     (tmp_path / "a.nii").symlink_to(target)
-    refused(tmp_path / "a.nii", f"a link to {target}")
+    assert_refused(tmp_path / "a.nii", f"a link to {target}")
 
 
 @pytest.mark.input("files", "a folder where an image should be", "refused", 1)
 def test_a_folder_is_no_image(tmp_path):
     (tmp_path / "a.nii").mkdir()
-    refused(tmp_path / "a.nii", "cannot be read")
+    assert_refused(tmp_path / "a.nii", "cannot be read")
 
 
 @pytest.mark.input(
@@ -353,7 +353,7 @@ DAMAGED = [
 def test_what_is_no_image_gets_one_line(name, stored, words, tmp_path):
     path = tmp_path / name
     path.write_bytes(stored(noise(tmp_path)))
-    refused(path, words)
+    assert_refused(path, words)
 
 
 HEADERS = [
@@ -376,7 +376,7 @@ HEADERS = [
 )
 @pytest.mark.parametrize(("fields", "words"), HEADERS)
 def test_headers_that_cannot_be_are_refused(fields, words, tmp_path):
-    refused(plain(tmp_path, **fields), words)
+    assert_refused(plain(tmp_path, **fields), words)
 
 
 @pytest.mark.input("geometry", "a damaged quaternion and no sform", "refused", 1)
@@ -385,7 +385,7 @@ def test_a_damaged_qform_alone_is_refused(damage, tmp_path):
     broken = {"quatern_b": damage, "quatern_c": 1.0}
     path = write_nifti(tmp_path / "a.nii", qform=PLACED_MM, **broken)
     for door in (read_volume, read_grid):
-        refused(path, "w2|finite", door)
+        assert_refused(path, "w2|finite", door)
 
 
 @pytest.mark.input(
@@ -418,27 +418,27 @@ SHAPES = [
 
 @pytest.mark.parametrize(("shape", "words"), SHAPES)
 def test_what_is_not_one_volume_is_refused(shape, words, tmp_path):
-    refused(write_nifti(tmp_path / "a.nii", ramp(shape), sform=PLACED_MM), words)
+    assert_refused(write_nifti(tmp_path / "a.nii", ramp(shape), sform=PLACED_MM), words)
 
 
 @pytest.mark.input("files", "colours (RGB, RGBA)", "refused", 1)
 @pytest.mark.parametrize("channels", ["RGB", "RGBA"])
 def test_colours_are_refused(channels, tmp_path):
     array = np.zeros((5, 6, 7), [(channel, "u1") for channel in channels])
-    refused(write_nifti(tmp_path / "a.nii", array, sform=PLACED_MM), "colours")
+    assert_refused(write_nifti(tmp_path / "a.nii", array, sform=PLACED_MM), "colours")
 
 
 @pytest.mark.input("files", "complex numbers", "refused; give the magnitude", 1)
 @pytest.mark.parametrize("kind", ["complex64", "complex128"])
 def test_complex_numbers_are_refused(kind, tmp_path):
-    refused(write_nifti(tmp_path / "a.nii", ramp().astype(kind), sform=PLACED_MM), "magnitude")
+    assert_refused(write_nifti(tmp_path / "a.nii", ramp().astype(kind), sform=PLACED_MM), "magnitude")
 
 
 @pytest.mark.input("files", "every voxel the same", "refused", 1)
 @pytest.mark.parametrize("value", [0, 3])
 def test_a_constant_image_is_refused(value, tmp_path):
     array = np.full((5, 6, 7), value, np.int16)
-    refused(write_nifti(tmp_path / "a.nii", array, sform=PLACED_MM), "constant")
+    assert_refused(write_nifti(tmp_path / "a.nii", array, sform=PLACED_MM), "constant")
 
 
 # The same on a real head

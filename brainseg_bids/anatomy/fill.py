@@ -146,14 +146,12 @@ def _padding_planes(image: np.ndarray, gone: np.ndarray) -> dict[float, np.ndarr
     """
     planes: dict[float, np.ndarray] = {}
     for axis in range(3):
-        along, taken = np.moveaxis(image, axis, 0), np.moveaxis(gone, axis, 0)
-        for outermost in (0, -1):
-            value = float(along[outermost].flat[0])
-            n = _leading(along[:: -1 if outermost else 1], taken[:: -1 if outermost else 1], value)
-            if n:
+        for step in (1, -1):  # from either end
+            along, taken = (np.moveaxis(a, axis, 0)[::step] for a in (image, gone))
+            value = float(along[0].flat[0])
+            if n := _leading(along, taken, value):
                 mask = planes.setdefault(value, np.zeros_like(gone))
-                there = slice(-n, None) if outermost else slice(n)
-                np.moveaxis(mask, axis, 0)[there] |= along[there] == value
+                np.moveaxis(mask, axis, 0)[::step][:n] |= ~taken[:n]
     if not planes:
         return {}
     rest = _sampled(image[~(gone | np.logical_or.reduce(list(planes.values())))])
