@@ -165,7 +165,9 @@ def test_analyze_is_read_and_its_sides_are_doubted(tmp_path):
 def test_half_a_pair_is_refused(missing, tmp_path):
     path = save_pair(tmp_path, nib.Nifti1Pair)
     path.with_suffix(missing).unlink()
-    assert_refused(path if missing == ".hdr" else path.with_suffix(".hdr"), "cannot be read|no such file")
+    assert_refused(
+        path if missing == ".hdr" else path.with_suffix(".hdr"), "cannot be read|no such file"
+    )
 
 
 @pytest.mark.input(
@@ -431,7 +433,9 @@ def test_colours_are_refused(channels, tmp_path):
 @pytest.mark.input("files", "complex numbers", "refused; give the magnitude", 1)
 @pytest.mark.parametrize("kind", ["complex64", "complex128"])
 def test_complex_numbers_are_refused(kind, tmp_path):
-    assert_refused(write_nifti(tmp_path / "a.nii", ramp().astype(kind), sform=PLACED_MM), "magnitude")
+    assert_refused(
+        write_nifti(tmp_path / "a.nii", ramp().astype(kind), sform=PLACED_MM), "magnitude"
+    )
 
 
 @pytest.mark.input("files", "every voxel the same", "refused", 1)
