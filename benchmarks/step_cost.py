@@ -28,8 +28,9 @@ from brainseg_bids.nets.bundle import ModelBundle, find_bundle
 from brainseg_bids.nets.careful import careful
 from brainseg_bids.synth.generator import Head
 from brainseg_bids.synth.space import read_space
-from brainseg_bids.training.fit import TrainPlan, make_generator
+from brainseg_bids.training.fit import make_generator
 from brainseg_bids.training.losses import loss_of
+from brainseg_bids.training.plan import TrainPlan
 from brainseg_bids.volumes import read_label_map
 
 PARTS = ("pair", "forward", "loss", "backward", "optimiser")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from brainseg_bids.nets.architectures import PackedNet
     from brainseg_bids.nets.bundle import ModelBundle
     from brainseg_bids.reports.card import CardFacts
-    from brainseg_bids.training.fit import TrainPlan
+    from brainseg_bids.training.plan import TrainPlan
 
 SEEN = "seen.json"
 LEVEL_SEED = 2_000_003
@@ -75,7 +75,9 @@ def bundle_run(
         If there is no checkpoint, or no ``job.json`` for what is not said, or the disk is full.
     """
     from brainseg_bids.nets.bundle import BundleError, ModelBundle, write_bundle
-    from brainseg_bids.training.fit import TrainPlan, averaged_net, steps_done
+    from brainseg_bids.training.fit import averaged_net
+    from brainseg_bids.training.plan import TrainPlan
+    from brainseg_bids.training.resume import steps_done
 
     checkpoint = run / "last.ckpt"
     for path in (checkpoint, run / "plan.json"):
@@ -167,9 +169,9 @@ def _level(
     """Level a network's volumes; what the manifest says of it."""
     from brainseg_bids.cli.train_cache import read_checked_map
     from brainseg_bids.synth.space import read_space
+    from brainseg_bids.training.data import PairStream
     from brainseg_bids.training.fit import make_generator
     from brainseg_bids.training.leveling import add_offsets, level_volumes
-    from brainseg_bids.training.pairs import PairStream
 
     target = LabelTable.packaged(plan.target_table)
     stream = PairStream(

@@ -34,17 +34,15 @@ from brainseg_bids.training.experiment import (
     REAL,
     ExperimentPlan,
     Findings,
-    Overlap,
     Pinned,
     RealImage,
     Run,
     RunResult,
-    Score,
     check_settings,
     find,
-    score_pairs,
     with_steps,
 )
+from brainseg_bids.training.overlap import Overlap, Score, score_pairs
 from brainseg_bids.volumes import (
     InputError,
     check_present,
@@ -216,7 +214,7 @@ _OF_A_RUN = ("seed", "spaces", "validation_space")
 
 def _read_train_plan(path: Path | None):
     from brainseg_bids.nets.architectures import ARCHITECTURES, NetSpec
-    from brainseg_bids.training.fit import TrainPlan
+    from brainseg_bids.training.plan import TrainPlan
 
     if path is None:
         n_labels = len(LabelTable.packaged("brainseg"))
@@ -488,7 +486,8 @@ class Bench:
         import torch
 
         from brainseg_bids.synth.space import read_space
-        from brainseg_bids.training.fit import averaged_net, fit, steps_done
+        from brainseg_bids.training.fit import averaged_net, fit
+        from brainseg_bids.training.resume import steps_done
 
         own = self.folder / one.name
         train = _train_plan(self.plan, self.folder, one)

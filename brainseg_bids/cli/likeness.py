@@ -23,7 +23,7 @@ from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.reports.densities import Likeness
 from brainseg_bids.synth.generator import Generator, Head
-from brainseg_bids.training.pairs import PairStream
+from brainseg_bids.training.data import PairStream
 from brainseg_bids.volumes import InputError, read_again
 from brainseg_bids.workflows.plan import read_object
 

@@ -29,7 +29,7 @@ from brainseg_bids.settings import Settings
 from brainseg_bids.synth.dial import DialledSpace
 from brainseg_bids.synth.generator import Generator, Head
 from brainseg_bids.synth.space import RecipeSpace, read_space
-from brainseg_bids.training.pairs import PairStream
+from brainseg_bids.training.data import PairStream
 from brainseg_bids.volumes import InputError, read_grid, sha256, write_label_map, write_volume
 from brainseg_bids.workflows.plan import read_object
 from brainseg_bids.workflows.priors import read_priors

@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # late: torch and lightning take seconds
     from brainseg_bids.anatomy.labels import LabelTable
     from brainseg_bids.nets.architectures import PackedNet
     from brainseg_bids.synth.generator import Generator, Head
-    from brainseg_bids.training.fit import RealImage, TrainPlan
+    from brainseg_bids.training.plan import TrainPlan
+    from brainseg_bids.training.validation import RealImage
 
 log = logging.getLogger("brainseg")
 
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _options(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     from brainseg_bids.training.callbacks import STOPPED, CannotSave, NotFinite, Stopped
-    from brainseg_bids.training.fit import is_first_process
+    from brainseg_bids.training.processes import is_first_process
 
     first = is_first_process()
     if not first:
@@ -150,7 +151,8 @@ def _train(options: argparse.Namespace) -> int:
     from brainseg_bids.synth.space import read_space
     from brainseg_bids.training.callbacks import CannotSave
     from brainseg_bids.training.deadline import Deadline
-    from brainseg_bids.training.fit import check_run, fit, is_first_process, make_generator
+    from brainseg_bids.training.fit import check_run, fit, make_generator
+    from brainseg_bids.training.processes import is_first_process
     from brainseg_bids.volumes import voxel_hash
 
     os.environ.update(for_children({}))  # processes that Lightning starts
@@ -207,7 +209,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _read_plan(path: Path) -> TrainPlan:
-    from brainseg_bids.training.fit import TrainPlan
+    from brainseg_bids.training.plan import TrainPlan
     from brainseg_bids.volumes import InputError, check_present
 
     check_present(path)
@@ -272,7 +274,7 @@ def read_real(path: Path, generator: Generator) -> list[RealImage]:
         If the list or a file in it cannot be used.
     """
     from brainseg_bids.documents import parse_list, read_text
-    from brainseg_bids.training.fit import RealImage
+    from brainseg_bids.training.validation import RealImage
     from brainseg_bids.volumes import InputError, check_present, read_volume
 
     check_present(path)
@@ -320,7 +322,8 @@ def _replay(path: Path) -> int:
     from brainseg_bids.documents import read_json
     from brainseg_bids.synth.generator import Head
     from brainseg_bids.synth.recipe import Recipe
-    from brainseg_bids.training.fit import TrainPlan, make_generator
+    from brainseg_bids.training.fit import make_generator
+    from brainseg_bids.training.plan import TrainPlan
     from brainseg_bids.volumes import InputError, check_present, read_label_map
 
     check_present(path)

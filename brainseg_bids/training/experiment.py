@@ -11,22 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.documents import InputError, parse_json
 from brainseg_bids.evaluation.bootstrap import Bootstrap, Draws, mean_interval
 from brainseg_bids.evaluation.decision import FEWEST_SEEDS, RULE, Decision, decide
-
-if TYPE_CHECKING:  # late: torch and lightning, which plans and reports do without
-    from brainseg_bids.nets.architectures import PackedNet
-    from brainseg_bids.synth.generator import Generator, Head
-    from brainseg_bids.training.fit import TrainPlan
-    from brainseg_bids.training.pairs import Space
+from brainseg_bids.training.overlap import Score
+from brainseg_bids.training.plan import TrainPlan
 
 BASELINE = 0.0
 """The dial that stands for any contrast."""
@@ -197,8 +191,6 @@ class ExperimentPlan:
 
     def train_plan(self, run: Run, space: str, validation_space: str) -> TrainPlan:
         """What one run trains by; ``space`` is its recipe file."""
-        from brainseg_bids.training.fit import TrainPlan  # late: lightning
-
         own = {
             "seed": run.seed,
             "spaces": {space: 1.0},
@@ -297,30 +289,6 @@ def with_steps(plan: TrainPlan, steps: int) -> TrainPlan:
 
 
 @dataclass(frozen=True)
-class Score:
-    """Accuracy of one run on images of one head and space.
-
-    Parameters
-    ----------
-    where : {"on", "off", "real"}
-    space : str
-        Recipe space, or "real".
-    case : str
-        Label map or image.
-    accuracy : float
-        Mean Dice of the brain's structures.
-    dice : dict of str to float
-        Of each structure that the reference has.
-    """
-
-    where: str
-    space: str
-    case: str
-    accuracy: float
-    dice: dict[str, float]
-
-
-@dataclass(frozen=True)
 class RunResult:
     """What one finished run showed; ``experiment`` is the digest of its plan."""
 
@@ -360,103 +328,6 @@ class RunResult:
             return cls(**raw | {"run": Run(**raw["run"]), "scores": scores})
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"this is no result of a run ({error})") from error
-
-
-class Overlap:
-    """Counts of labels in what was found, in the truth, and in both, over images.
-
-    Parameters
-    ----------
-    table : LabelTable
-        Images hold ranks in it.
-
-    Examples
-    --------
-    >>> table = LabelTable.packaged("brainseg").subset([0, 2, 41])
-    >>> overlap = Overlap(table)
-    >>> overlap.add(np.array([0, 1, 1, 2]), np.array([0, 0, 1, 0]))
-    >>> overlap.dice()
-    {'Left-Cerebral-White-Matter': 0.6666666666666666}
-    """
-
-    def __init__(self, table: LabelTable) -> None:
-        self.table = table
-        self.counts = np.zeros((3, len(table)), dtype=np.int64)
-
-    def add(self, found: np.ndarray, truth: np.ndarray) -> None:
-        """Count one image: ranks, of one shape."""
-        found, truth = found.ravel(), truth.ravel()
-        for row, ranks in enumerate((found[found == truth], found, truth)):
-            self.counts[row] += np.bincount(ranks, minlength=len(self.table))
-
-    def dice(self) -> dict[str, float]:
-        """Of each label that the truth has, background left out.
-
-        Labels that are only found are not in it, so that all runs are measured by the same
-        structures; their voxels are missing in others.
-        """
-        both, found, truth = self.counts
-        return {
-            label.name: float(2 * both[rank] / (found[rank] + truth[rank]))
-            for rank, label in enumerate(self.table)
-            if label.index and truth[rank]
-        }
-
-    def score(self, where: str, space: str, case: str) -> Score:
-        """What was counted.
-
-        Raises
-        ------
-        ValueError
-            If the truth has no structure of the brain.
-        """
-        dice = self.dice()
-        brain = [value for name, value in dice.items() if self.table[name].is_brain]
-        if not brain:
-            raise ValueError(f"{case}: its reference has no structure of the brain")
-        return Score(where, space, case, float(np.mean(brain)), dice)
-
-
-def score_pairs(
-    net: PackedNet,
-    generator: Generator,
-    heads: Mapping[str, Head],
-    spaces: Iterable[tuple[str, str, Space]],
-    *,
-    pairs: int,
-    seed: int,
-    device: str = "cpu",
-) -> list[Score]:
-    """Accuracy on fresh pairs; the same pairs for every network.
-
-    Dice is of the voxels of all pairs of one head and space together, because a crop holds only
-    some voxels of a structure.
-
-    Parameters
-    ----------
-    heads : mapping of str to Head
-        Held out.
-    spaces : iterable of (where, name, Space)
-    pairs : int
-        Of each head and space.
-    """
-    import torch
-
-    from brainseg_bids.training.pairs import PairStream
-
-    net = net.to(device).eval()
-    scores = []
-    for where, name, space in spaces:
-        for place, (case, head) in enumerate(heads.items()):
-            overlap = Overlap(generator.target)
-            for pair in PairStream(
-                [head], [(space, 1.0)], generator, seed=seed, place=place, stop_step=pairs
-            ):
-                with torch.inference_mode():
-                    found = net(pair["image"].to(device)).max(1).indices[0].cpu()
-                overlap.add(found.numpy(), pair["labels"].numpy())
-            scores.append(overlap.score(where, name, case))
-    return scores
 
 
 # -- judging ------------------------------------------------------------------------------

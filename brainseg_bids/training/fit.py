@@ -4,46 +4,38 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
-import os
-import threading
-import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import lightning
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.nets.architectures import NetSpec, PackedNet, build
+from brainseg_bids.nets.architectures import PackedNet, build
+from brainseg_bids.nets.memory import smaller
 from brainseg_bids.synth.generator import Generator, Head
 from brainseg_bids.synth.space import read_space
-from brainseg_bids.training.callbacks import (
-    Average,
-    Examination,
-    Guard,
-    Journal,
-    Keeper,
-    RealImage,
-    Stopped,
-    WholeCheckpoints,
-)
+from brainseg_bids.training.callbacks import Average, Guard, Keeper, Stopped, WholeCheckpoints
+from brainseg_bids.training.data import Feed, HeldOut, PairStream, Share
 from brainseg_bids.training.deadline import Deadline
 from brainseg_bids.training.losses import loss_of
-from brainseg_bids.training.pairs import Feed, HeldOut, PairStream, Share
+from brainseg_bids.training.memory import MemoryBook, out_of_memory
+from brainseg_bids.training.plan import TrainPlan, with_memory
+from brainseg_bids.training.processes import (
+    accelerator_for,
+    check_hardware,
+    cluster_environment,
+    end_children,
+    is_first_process,
+    quieten,
+    strategy_of,
+)
+from brainseg_bids.training.progress import Journal
 from brainseg_bids.training.resume import (
     LAST,
     check_unchanged,
@@ -53,121 +45,13 @@ from brainseg_bids.training.resume import (
     write_whole,
 )
 from brainseg_bids.training.task import SegmentationTask
-
-if TYPE_CHECKING:
-    from brainseg_bids.nets.memory import MemoryPlan
-
-__all__ = [
-    "RealImage",
-    "Stopped",
-    "TrainPlan",
-    "averaged_net",
-    "fit",
-    "make_generator",
-    "make_task",
-    "steps_done",
-    "with_memory",
-]
+from brainseg_bids.training.validation import Examination, RealImage
 
 log = logging.getLogger("brainseg")
 
-STRATEGIES = ("auto", "ddp", "fsdp")
 CHECKPOINT_EVERY_S = 600.0
 VALIDATION_SEED = 1_000_003
 """Added to a plan's seed for held-out pairs."""
-MEMORY_FIELDS = (
-    "patch_vox",
-    "batch",
-    "accumulate",
-    "precision",
-    "checkpointing",
-    "offload",
-    "compile",
-)
-"""What a `MemoryPlan` decides of a `TrainPlan`."""
-
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """Everything that decides the outcome of a training run, but the label maps.
-
-    Parameters
-    ----------
-    net : NetSpec
-    spaces : dict of str to float
-        Recipe spaces (packaged name or TOML file) to how often they are drawn.
-    batch, accumulate, devices, nodes : int
-        Pairs that go through a network together, how often before the weights change, and on how
-        many accelerators (on CPU: processes) of how many nodes. A step learns from the product
-        of the four, and which pairs these are depends on the product alone.
-    checkpointing, offload, compile : bool
-        Activations computed again, or kept in the host's memory; compiled network.
-    loss : {"chosen", "dense"}
-    strategy : {"auto", "ddp", "fsdp"}
-        ``auto`` is ``ddp`` where there are several processes. With ``fsdp`` weights, gradients
-        and optimiser are shared out among GPUs; nobody has tried that yet.
-    """
-
-    net: NetSpec
-    spaces: dict[str, float]
-    source_table: str = "fullhead"
-    target_table: str = "brainseg"
-    patch_vox: tuple[int, int, int] = (128, 144, 128)
-    voxel_size_mm: float = 1.0
-    learning_rate: float = 2e-3
-    warmup_steps: int = 100
-    total_steps: int = 10_000
-    decay_steps: int = 2_000
-    per_label: int = 256
-    anywhere: int = 16_384
-    dice_weight: float = 0.0
-    ema_decay: float = 0.998
-    precision: str = "bf16-mixed"
-    seed: int = 1
-    validate_every: int = 250
-    validation_pairs: int = 4
-    validation_space: str = "t1w"
-    batch: int = 1
-    accumulate: int = 1
-    checkpointing: bool = False
-    offload: bool = False
-    compile: bool = False
-    loss: str = "chosen"
-    devices: int = 1
-    nodes: int = 1
-    strategy: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "accumulate", "devices", "nodes", "total_steps", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it has to be at least 1")
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"unknown strategy {self.strategy!r}; known: {', '.join(STRATEGIES)}")
-
-    @property
-    def world(self) -> int:
-        """Processes."""
-        return self.devices * self.nodes
-
-    @property
-    def pairs_per_step(self) -> int:
-        """Pairs that one change of the weights learns from."""
-        return self.batch * self.accumulate * self.world
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> TrainPlan:
-        raw = json.loads(text)
-        raw["net"] = NetSpec(**raw["net"])
-        raw["patch_vox"] = tuple(raw["patch_vox"])
-        return cls(**raw)
-
-
-def with_memory(plan: TrainPlan, memory: MemoryPlan) -> TrainPlan:
-    """The same plan, run in the memory of a `MemoryPlan`."""
-    return replace(plan, **{name: getattr(memory, name) for name in MEMORY_FIELDS})
 
 
 def make_task(plan: TrainPlan) -> SegmentationTask:
@@ -191,168 +75,13 @@ def make_generator(plan: TrainPlan) -> Generator:
     )
 
 
-# Memory -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class MemoryBook:
-    """``memory.json``: memory plans of a run, the last one in force.
-
-    Parameters
-    ----------
-    path : Path
-    """
-
-    path: Path
-
-    def plan(self) -> MemoryPlan:
-        """The one in force.
-
-        Raises
-        ------
-        ValueError
-            If there is none.
-        """
-        from brainseg_bids.nets.memory import MemoryPlan
-
-        try:
-            return MemoryPlan.from_json(json.dumps(self._read()["plans"][-1]))
-        except (KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{self.path}: holds no memory plan") from error
-
-    def add(self, plan: MemoryPlan) -> None:
-        """Put another in force."""
-        book = self._read()
-        book["plans"].append(json.loads(plan.to_json()))
-        self._write(book)
-
-    def note_used(self, used_gib: float) -> None:
-        """What was measured under the plan in force."""
-        book = self._read()
-        before = book["plans"][-1].get("used_gib")
-        if before is None or used_gib > 1.01 * before:
-            book["plans"][-1]["used_gib"] = round(used_gib, 3)
-            self._write(book)
-
-    def _read(self) -> dict:
-        return json.loads(self.path.read_text(encoding="utf-8"))
-
-    def _write(self, book: dict) -> None:
-        write_whole(self.path, json.dumps(book, indent=1) + "\n")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; devices and PyTorch's versions differ."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
-
-
 def _less(plan: TrainPlan, book: MemoryBook) -> TrainPlan:
     """A plan that needs clearly less memory, put in force by whichever process is first."""
-    from brainseg_bids.nets.memory import smaller
-
     memory = book.plan()
     if with_memory(plan, memory) == plan:
         memory = smaller(memory, plan.net, loss=loss_of(plan).symbolic)
         book.add(memory)
     return with_memory(plan, memory)
-
-
-# Where it runs ----------------------------------------------------------------------------------
-
-
-def launched_by(world: int, environ: Mapping[str, str]) -> str:
-    """Who starts the processes: nobody has to ("one"), "slurm", "torchrun", or we do ("own").
-
-    >>> launched_by(1, {"SLURM_STEP_NUM_TASKS": "8"})
-    'one'
-    >>> launched_by(8, {"SLURM_STEP_NUM_TASKS": "8"})
-    'slurm'
-    >>> launched_by(4, {"SLURM_JOB_ID": "7"})
-    'own'
-    """
-    if world == 1:
-        return "one"
-    if "TORCHELASTIC_RUN_ID" in environ:
-        return "torchrun"
-    # Set by srun; a batch script that starts one process itself does not have it.
-    if environ.get("SLURM_STEP_NUM_TASKS") == str(world):
-        return "slurm"
-    return "own"
-
-
-def _environment(plan: TrainPlan) -> ClusterEnvironment:
-    by = launched_by(plan.world, os.environ)
-    if by == "slurm":
-        # It would save elsewhere and requeue on its own account.
-        return SLURMEnvironment(auto_requeue=False)
-    if by == "torchrun":
-        return TorchElasticEnvironment()
-    if plan.nodes > 1:
-        raise ValueError(
-            f"{plan.nodes} nodes: start one process per accelerator with srun --ntasks="
-            f"{plan.world} --ntasks-per-node={plan.devices}, or with torchrun"
-        )
-    return LightningEnvironment()
-
-
-def check_hardware(plan: TrainPlan) -> None:
-    """Refuse what cannot run here.
-
-    Raises
-    ------
-    ValueError
-        With what would.
-    """
-    on_gpu = torch.cuda.is_available()
-    if plan.strategy == "fsdp" and not on_gpu:
-        raise ValueError("strategy fsdp needs GPUs; on a CPU take ddp, or leave it to auto")
-    if plan.strategy == "fsdp" and plan.compile:
-        raise ValueError("strategy fsdp and compile do not go together: leave one of them out")
-    if on_gpu and plan.devices > torch.cuda.device_count():
-        raise ValueError(
-            f"{plan.devices} devices per node were asked for, {torch.cuda.device_count()} found"
-        )
-
-
-def _accelerator(memory: MemoryPlan | None) -> str:
-    """What Lightning takes: the best there is, but the CPU where memory was planned for it.
-
-    A CUDA or ROCm device is hidden from a process that shall not have it; Apple's cannot be.
-    """
-    if memory is not None and memory.device == "cpu" and not torch.cuda.is_available():
-        return "cpu"
-    return "auto"
-
-
-def _strategy(plan: TrainPlan):
-    if plan.strategy == "fsdp":
-        from lightning.pytorch.strategies import FSDPStrategy
-
-        return FSDPStrategy(state_dict_type="full")
-    if plan.world == 1:
-        return "auto"
-    return "ddp"
-
-
-def is_first_process(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process, of those that train together, is the one that speaks and writes."""
-    ranks = ("RANK", "LOCAL_RANK") if "RANK" in environ else ("LOCAL_RANK", "NODE_RANK")
-    if "SLURM_STEP_NUM_TASKS" in environ and "SLURM_PROCID" in environ:
-        ranks = ("SLURM_PROCID", "LOCAL_RANK")
-    return all(int(environ.get(name, "0") or 0) == 0 for name in ranks)
-
-
-def quieten() -> None:
-    """Lightning speaks of itself, and warns of what is meant: not to our readers."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\..*")
-    warnings.filterwarnings(
-        "ignore", message=r".*(srun|pytree|LeafSpec|does not have many workers).*"
-    )
 
 
 # Training ---------------------------------------------------------------------------------------
@@ -568,10 +297,10 @@ def _stretch(plan: TrainPlan, job: _Job) -> SegmentationTask:
                 # What is kept is what is judged: the log's last word is about the last step.
                 trainer.validate(task, datamodule=data, verbose=False)
     except SIGTERMException as error:  # between Lightning's handler and ours
-        _end_children(trainer)
+        end_children(trainer)
         raise Stopped(steps_done(job.last), "SIGTERM") from error
     except BaseException:
-        _end_children(trainer)
+        end_children(trainer)
         raise
     if keeper.is_over and is_first_process():
         log.info("%g minutes are over after step %d", job.deadline.minutes, trainer.global_step)
@@ -604,12 +333,12 @@ def _trainer(plan: TrainPlan, job: _Job, data: PairData, keeper: Keeper) -> ligh
     return lightning.Trainer(
         max_steps=min(job.until_step or plan.total_steps, plan.total_steps),
         precision=plan.precision,
-        accelerator=_accelerator(job.book.plan() if job.book else None),
+        accelerator=accelerator_for(job.book.plan() if job.book else None),
         devices=plan.devices,
         num_nodes=plan.nodes,
-        strategy=_strategy(plan),
+        strategy=strategy_of(plan),
         accumulate_grad_batches=plan.accumulate,
-        plugins=[WholeCheckpoints(), _environment(plan)],
+        plugins=[WholeCheckpoints(), cluster_environment(plan)],
         logger=[
             CSVLogger(job.out_dir, name="", version=version, flush_logs_every_n_steps=1),
             TensorBoardLogger(job.out_dir, name="", version=version),
@@ -634,20 +363,6 @@ def _trainer(plan: TrainPlan, job: _Job, data: PairData, keeper: Keeper) -> ligh
             keeper,
         ],
     )
-
-
-def _end_children(trainer: lightning.Trainer) -> None:
-    """Processes that we started end with us; one that waits for us would wait for ever."""
-    children = getattr(trainer.strategy.launcher, "procs", [])
-    for thread in threading.enumerate():
-        if thread.name == "child-process-observer":
-            thread._child_processes = []  # it would kill us before we have said why we end
-    for child in children:
-        with suppress(Exception):
-            child.wait(timeout=5)
-        if child.poll() is None:
-            child.kill()
-            child.wait()
 
 
 def averaged_net(plan: TrainPlan, checkpoint: str | Path) -> PackedNet:

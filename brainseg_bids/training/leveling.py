@@ -16,7 +16,7 @@ from torch import Tensor
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.architectures import PackedNet
-from brainseg_bids.training.pairs import PairStream, render
+from brainseg_bids.training.data import PairStream, render
 
 VOXELS_PER_PAIR = 400_000
 ROUNDS = 60

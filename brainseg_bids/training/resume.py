@@ -11,15 +11,12 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from brainseg_bids.synth.generator import Head
 from brainseg_bids.synth.space import read_space
-
-if TYPE_CHECKING:
-    from brainseg_bids.training.fit import TrainPlan
+from brainseg_bids.training.plan import TrainPlan
 
 LAST = "last.ckpt"
 SETTINGS_KEY = "brainseg_settings"

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 import lightning
 import torch
@@ -14,9 +13,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.careful import careful
 from brainseg_bids.training.losses import loss_of
-
-if TYPE_CHECKING:
-    from brainseg_bids.training.fit import TrainPlan
+from brainseg_bids.training.plan import TrainPlan
 
 SLAB_CELLS = 4
 

@@ -21,26 +21,15 @@ from brainseg_bids.cli import train
 from brainseg_bids.nets.memory import MemoryPlan, TooLittleMemory
 from brainseg_bids.synth.generator import Generator
 from brainseg_bids.training import task as tasks
-from brainseg_bids.training.callbacks import (
-    Guard,
-    Keeper,
-    MemoryMeter,
-    NotFinite,
-    RealImage,
-    Stopped,
-    middle_planes,
-)
+from brainseg_bids.training.callbacks import Guard, Keeper, NotFinite, Stopped
+from brainseg_bids.training.data import PairStream, pair_seed
 from brainseg_bids.training.deadline import MOST_STEPS, Deadline, TooShort
-from brainseg_bids.training.fit import (
-    PairData,
-    _accelerator,
-    fit,
-    make_generator,
-    make_task,
-    steps_done,
-)
+from brainseg_bids.training.fit import PairData, fit, make_generator, make_task
 from brainseg_bids.training.losses import ChosenLoss
-from brainseg_bids.training.pairs import PairStream, pair_seed
+from brainseg_bids.training.memory import MemoryMeter
+from brainseg_bids.training.processes import accelerator_for
+from brainseg_bids.training.resume import steps_done
+from brainseg_bids.training.validation import RealImage, middle_planes
 from tests.phantom.head import phantom_head, phantom_image
 from tests.training.tiny import FOUR, TINY, difference, read_state, tiny_head, write_inputs
 
@@ -303,7 +292,7 @@ def test_planes_of_uneven_patches_are_padded_to_one_shape():
 
 
 def test_a_line_now_and_then_says_how_long_it_will_take(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("brainseg_bids.training.callbacks.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("brainseg_bids.training.progress.LINE_EVERY_S", 0.0)
     with caplog.at_level(logging.INFO, "brainseg"):
         fit(replace(TINY, validate_every=50), *HEADS, tmp_path, until_step=2)
     lines = [line for line in caplog.messages if "s/step" in line]
@@ -363,7 +352,7 @@ def test_when_memory_runs_out_a_smaller_plan_goes_on_from_the_last_checkpoint(
 ):
     memory = write_memory(tmp_path / "memory.json")
     smaller = replace(MEMORY, batch=1, accumulate=4, predicted_gib=0.3)
-    monkeypatch.setattr("brainseg_bids.nets.memory.smaller", lambda *_, **__: smaller)
+    monkeypatch.setattr("brainseg_bids.training.fit.smaller", lambda *_, **__: smaller)
     runs_out(monkeypatch, lambda image: len(image) > 1)
     with caplog.at_level(logging.INFO, "brainseg"):
         fit(FOUR, *HEADS, tmp_path / "run", until_step=4, memory=memory)
@@ -384,7 +373,7 @@ def test_memory_for_no_plan_at_all_is_said(tmp_path, monkeypatch):
     def none_left(*_, **__):
         raise TooLittleMemory("nothing fits")
 
-    monkeypatch.setattr("brainseg_bids.nets.memory.smaller", none_left)
+    monkeypatch.setattr("brainseg_bids.training.fit.smaller", none_left)
     runs_out(monkeypatch, lambda _: True)
     with pytest.raises(TooLittleMemory, match="nothing fits"):
         fit(FOUR, *HEADS, tmp_path / "run", memory=memory)
@@ -410,8 +399,8 @@ def test_what_a_parent_process_took_is_not_memory_of_training(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device would be hidden")
 def test_memory_planned_for_the_cpu_keeps_training_there():
-    assert _accelerator(MEMORY) == "cpu"
-    assert _accelerator(replace(MEMORY, device="mps")) == _accelerator(None) == "auto"
+    assert accelerator_for(MEMORY) == "cpu"
+    assert accelerator_for(replace(MEMORY, device="mps")) == accelerator_for(None) == "auto"
 
 
 @pytest.mark.parametrize(

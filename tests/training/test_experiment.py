@@ -14,15 +14,14 @@ from brainseg_bids.reports import experiment
 from brainseg_bids.reports.experiment import experiment_page, verdict
 from brainseg_bids.training.experiment import (
     ExperimentPlan,
-    Overlap,
     Pinned,
     RealImage,
     RunResult,
-    Score,
     find,
     with_steps,
 )
-from brainseg_bids.training.fit import TrainPlan
+from brainseg_bids.training.overlap import Overlap, Score
+from brainseg_bids.training.plan import TrainPlan
 from tests.training.test_training import PLAN
 
 BRAIN, HEAD = "Left-Thalamus", "Skin"

@@ -8,10 +8,10 @@ import torch
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.space import read_space
+from brainseg_bids.training.data import PairStream, render
 from brainseg_bids.training.fit import fresh_net, make_generator
 from brainseg_bids.training.leveling import add_offsets, level_volumes
 from brainseg_bids.training.losses import choose_voxels
-from brainseg_bids.training.pairs import PairStream, render
 from tests.training.tiny import TINY, tiny_head
 
 TABLE = LabelTable.packaged("brainseg")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from brainseg_bids.training.fit import fit, steps_done
+from brainseg_bids.training.fit import fit
+from brainseg_bids.training.resume import steps_done
 from tests.training.tiny import FOUR, TINY, difference, read_state, tiny_head, write_inputs
 
 PATIENCE_S = 120

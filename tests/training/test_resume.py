@@ -13,8 +13,9 @@ import torch
 
 from brainseg_bids.training import task as tasks
 from brainseg_bids.training.callbacks import CannotSave
-from brainseg_bids.training.fit import TrainPlan, fit, steps_done
-from brainseg_bids.training.resume import ChangedSettings, settings_of, write_whole
+from brainseg_bids.training.fit import fit
+from brainseg_bids.training.plan import TrainPlan
+from brainseg_bids.training.resume import ChangedSettings, settings_of, steps_done, write_whole
 from tests.training.tiny import FOUR, TINY, difference, read_state, tiny_head
 
 LEARN, HELD = [tiny_head()], [tiny_head((26, 28, 26))]

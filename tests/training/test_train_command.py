@@ -17,7 +17,8 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.cli import train
 from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.bundle import write_bundle
-from brainseg_bids.training.fit import averaged_net, fit, is_first_process, make_generator
+from brainseg_bids.training.fit import averaged_net, fit, make_generator
+from brainseg_bids.training.processes import is_first_process
 from brainseg_bids.volumes import write_label_map, write_volume
 from tests.phantom.head import phantom_head, phantom_image
 from tests.training.tiny import FOUR, TINY, tiny_head, write_inputs

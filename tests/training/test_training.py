@@ -12,20 +12,15 @@ import torch
 from brainseg_bids.nets.architectures import ARCHITECTURES, NetSpec
 from brainseg_bids.synth.generator import Head
 from brainseg_bids.synth.space import RecipeSpace
-from brainseg_bids.training.fit import (
-    TrainPlan,
-    averaged_net,
-    fit,
-    make_generator,
-    make_task,
-    steps_done,
-)
+from brainseg_bids.training.data import PairStream
+from brainseg_bids.training.fit import averaged_net, fit, make_generator, make_task
 from brainseg_bids.training.losses import (
     choose_voxels,
     chosen_cross_entropy,
     chosen_dice_loss,
 )
-from brainseg_bids.training.pairs import PairStream
+from brainseg_bids.training.plan import TrainPlan
+from brainseg_bids.training.resume import steps_done
 from tests.nets.test_architectures import smallest_patch, tiny
 from tests.training.tiny import TINY, difference, read_state
 

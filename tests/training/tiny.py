@@ -10,7 +10,7 @@ import torch
 
 from brainseg_bids.nets.architectures import NetSpec
 from brainseg_bids.synth.generator import Head
-from brainseg_bids.training.fit import TrainPlan
+from brainseg_bids.training.plan import TrainPlan
 from brainseg_bids.volumes import write_label_map
 from tests.phantom.head import phantom_head
 

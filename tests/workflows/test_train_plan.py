@@ -212,7 +212,7 @@ def test_a_file_that_was_not_fetched_says_how_to_get_it(tmp_path):
 
 
 def test_recipes_say_what_a_train_plan_has():
-    from brainseg_bids.training.fit import TrainPlan
+    from brainseg_bids.training.plan import TrainPlan
 
     of_the_plan = set(KEYS) - set(ABOUT_SPACES)
     assert of_the_plan <= {item.name for item in fields(TrainPlan)}

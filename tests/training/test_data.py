@@ -16,7 +16,7 @@ from brainseg_bids.nets.memory import ALLOWANCES
 from brainseg_bids.synth.dial import DialledSpace
 from brainseg_bids.synth.generator import Generator, Head
 from brainseg_bids.synth.space import RecipeSpace
-from brainseg_bids.training.pairs import HEADS_SHARE, Feed, HeldOut, PairStream, Share
+from brainseg_bids.training.data import HEADS_SHARE, Feed, HeldOut, PairStream, Share
 from tests.synth.priors import make_prior
 
 T1W, AGNOSTIC = RecipeSpace.packaged("t1w"), RecipeSpace.packaged("agnostic")

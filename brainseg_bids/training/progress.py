@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loss, speed and memory for the loggers; a line a minute for the reader."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from brainseg_bids.training.data import Feed
+from brainseg_bids.training.deadline import Deadline, planned_steps
+from brainseg_bids.training.memory import MemoryMeter
+from brainseg_bids.training.plan import TrainPlan
+
+log = logging.getLogger("brainseg")
+
+LINE_EVERY_S = 60.0
+LOG_EVERY = 25
+
+
+class Journal(Callback):
+    """Loss, speed and memory to the loggers; a line a minute for the reader.
+
+    Parameters
+    ----------
+    feed : callable
+        Gives the `Feed` in use.
+    on_used : callable
+        Told GiB in use at most, now and then.
+    deadline : Deadline, optional
+        When the run ends.
+    """
+
+    def __init__(
+        self,
+        feed: Callable[[], Feed],
+        on_used: Callable[[float], None],
+        *,
+        deadline: Deadline | None = None,
+    ) -> None:
+        self.feed, self.on_used, self.deadline = feed, on_used, deadline
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.memory = MemoryMeter(module.device)
+        self.step = self.first_step = trainer.global_step
+        self.line_s = time.monotonic()
+        self._begin_stretch()
+
+    def _begin_stretch(self) -> None:
+        self.stretch_s = time.monotonic()
+        self.paused_s = 0.0
+        self.stretch_step = self.step
+        self.waited_s = self.feed().waited_s
+        self.sum: Tensor | float = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_) -> None:
+        if trainer.global_step == self.step:
+            return
+        self.step = trainer.global_step
+        self.sum = self.sum + torch.stack([loss for _, loss in module.losses]).mean()
+        module.losses.clear()
+        if trainer.is_global_zero and time.monotonic() - self.line_s >= LINE_EVERY_S:
+            self._say(module.plan)
+        # Which steps are logged is agreed on beforehand: all processes have to do it together.
+        if self.step % LOG_EVERY == 0 or self.step in (self.first_step + 1, trainer.max_steps):
+            self._write(trainer, module)
+
+    def _say(self, plan: TrainPlan) -> None:
+        """One line, of this process alone."""
+        self.line_s = time.monotonic()
+        steps = self.step - self.stretch_step
+        per_step_s = self._took_s() / steps
+        left_s = per_step_s * (plan.total_steps - self.step)
+        if self.deadline:
+            left_s = min(left_s, max(0.0, self.deadline.left_s()))
+        log.info(
+            "%s: loss %.3f, %.2f s/step, %s left",
+            numbered(self.step, plan),
+            float(self.sum) / steps,
+            per_step_s,
+            duration(left_s),
+        )
+
+    def _took_s(self) -> float:
+        return max(time.monotonic() - self.stretch_s - self.paused_s, 1e-9)
+
+    def _write(self, trainer: Trainer, module: LightningModule) -> None:
+        plan = module.plan
+        steps = self.step - self.stretch_step
+        loss = float(trainer.strategy.reduce(self.sum / steps, reduce_op="mean"))
+        took_s = self._took_s()
+        pairs_per_s = steps * plan.batch * plan.accumulate * trainer.world_size / took_s
+        used_gib = self.memory.peak_gib()
+        write_metrics(
+            trainer,
+            self.step,
+            {
+                "loss": loss,
+                "lr": trainer.optimizers[0].param_groups[0]["lr"],
+                "pairs_per_s": pairs_per_s,
+                "voxels_per_s": pairs_per_s * math.prod(plan.patch_vox),
+                "waiting_frac": (self.feed().waited_s - self.waited_s) / took_s,
+                "memory_gib": used_gib,
+            },
+        )
+        if trainer.is_global_zero:
+            self.on_used(used_gib)
+        self._begin_stretch()
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.pause_began_s = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.paused_s += time.monotonic() - self.pause_began_s
+
+
+def numbered(step: int, plan: TrainPlan) -> str:
+    """A step's number, and of how many if that is known."""
+    total = planned_steps(plan.total_steps)
+    return f"step {step} of {total}" if total else f"step {step}"
+
+
+def duration(seconds: float) -> str:
+    """Time for a reader.
+
+    >>> duration(40), duration(3000), duration(100_000)
+    ('40 s', '50 min', '27.8 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def write_metrics(trainer: Trainer, step: int, metrics: dict[str, float]) -> None:
+    """To all loggers; ``step`` counts steps done."""
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the averaged network finds in held-out pairs and in real images, while it trains."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.inference.predict import segment
+from brainseg_bids.training.overlap import Overlap
+from brainseg_bids.training.processes import is_sharded
+from brainseg_bids.training.progress import duration, numbered, write_metrics
+
+log = logging.getLogger("brainseg")
+
+
+@dataclass(frozen=True)
+class RealImage:
+    """A real image with reference labels, to look at while training; nothing is learned from it.
+
+    Parameters
+    ----------
+    name : str
+    image : (X, Y, Z) float32
+    grid : Grid
+    labels : LabelMap
+        On ``grid``, in the table that the network learns; may lack structures.
+    """
+
+    name: str
+    image: np.ndarray
+    grid: Grid
+    labels: LabelMap
+
+    def __post_init__(self) -> None:
+        if self.image.shape != self.labels.voxels.shape:
+            raise ValueError(f"{self.name}: its labels have another shape than the image")
+
+
+class Examination(Callback):
+    """Counts what the averaged network finds in held-out pairs and in real images.
+
+    It has to come before `Average` in the list, while the weights are the average.
+
+    Parameters
+    ----------
+    samples_dir : Path
+        Gets a sample of each validation.
+    real : sequence of RealImage
+    """
+
+    def __init__(self, samples_dir: Path, real: Sequence[RealImage]) -> None:
+        self.samples_dir, self.real = samples_dir, real
+        self.began_s = time.monotonic()
+
+    def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.overlap = Overlap(module.table)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Tensor, batch: dict, *_
+    ) -> None:
+        found, truth = outputs.cpu(), batch["labels"][0].cpu()
+        if batch["counted"]:
+            self.overlap.add(found.numpy(), truth.numpy())
+        if batch["number"] == 0 and trainer.is_global_zero:
+            image = batch["image"][0, 0].cpu()
+            path = self.samples_dir / f"step-{trainer.global_step:06d}.npz"
+            write_sample(path, image.numpy(), truth.numpy(), found.numpy())
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        shared_counts(trainer, [self.overlap])
+        metrics = scores(self.overlap, "")
+        for one, overlap in zip(self.real, self._look_at_real(trainer, module), strict=True):
+            metrics |= scores(overlap, f"real/{one.name}/")
+        write_metrics(trainer, trainer.global_step, metrics)
+        shown = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k.endswith("dice_brain"))
+        log.info(
+            "%s, %s: %s",
+            numbered(trainer.global_step, module.plan),
+            duration(time.monotonic() - self.began_s),
+            shown or "no structure of the brain was there to look at",
+        )
+
+    def _look_at_real(self, trainer: Trainer, module: LightningModule) -> list[Overlap]:
+        counted = [Overlap(module.table) for _ in self.real]
+        ranks = module.table.positions()
+        for number, (one, overlap) in enumerate(zip(self.real, counted, strict=True)):
+            mine = number % trainer.world_size == trainer.global_rank
+            # Where weights are shared out, all processes have to look.
+            if not mine and not is_sharded(trainer):
+                continue
+            found = segment(
+                one.image,
+                one.grid,
+                module.net,
+                module.table,
+                voxel_size_mm=module.plan.voxel_size_mm,
+                window_vox=module.plan.patch_vox,
+                device=str(module.device),
+            )
+            if mine:
+                overlap.add(ranks[found.voxels], ranks[one.labels.voxels])
+        shared_counts(trainer, counted)
+        return counted
+
+
+def shared_counts(trainer: Trainer, overlaps: Sequence[Overlap]) -> None:
+    """Add up the counts of all processes, in place."""
+    if trainer.world_size == 1 or not overlaps:
+        return
+    counts = torch.from_numpy(np.stack([one.counts for one in overlaps]))
+    total = trainer.strategy.reduce(counts.to(trainer.strategy.root_device), reduce_op="sum")
+    for one, sums in zip(overlaps, total.cpu().numpy(), strict=True):
+        one.counts[:] = sums
+
+
+def scores(overlap: Overlap, prefix: str) -> dict[str, float]:
+    """Dice of the brain's structures and of each structure that the reference has."""
+    dice = overlap.dice()
+    brain = [value for name, value in dice.items() if overlap.table[name].is_brain]
+    metrics = {f"{prefix}dice_brain": float(np.mean(brain))} if brain else {}
+    return metrics | {f"{prefix}dice/{name}": value for name, value in dice.items()}
+
+
+def write_sample(path: Path, image: np.ndarray, truth: np.ndarray, found: np.ndarray) -> None:
+    """Middle planes (axial, coronal, sagittal) of a pair: image, truth, found, each (3, H, W)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    planes = {
+        "image": middle_planes(image.astype(np.float16)),
+        "truth": middle_planes(truth),
+        "found": middle_planes(found),
+    }
+    beside = path.with_name(f".{path.name}.part")
+    with beside.open("wb") as file:
+        np.savez_compressed(file, **planes)
+    os.replace(beside, path)
+
+
+def middle_planes(volume: np.ndarray) -> np.ndarray:
+    """(X, Y, Z), RAS, to (3, H, W): planes z, y and x, padded with zeros behind.
+
+    >>> middle_planes(np.ones((2, 4, 6), np.uint8)).shape
+    (3, 4, 6)
+    """
+    x, y, z = (edge // 2 for edge in volume.shape)
+    planes = [volume[:, :, z], volume[:, y, :], volume[x, :, :]]
+    shape = np.max([plane.shape for plane in planes], axis=0)
+    padded = np.zeros((3, *shape), volume.dtype)
+    for target, plane in zip(padded, planes, strict=True):
+        target[: plane.shape[0], : plane.shape[1]] = plane
+    return padded
