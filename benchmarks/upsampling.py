@@ -123,19 +123,6 @@ def our(kernel: str, **settings) -> Method:
     return lambda labels, grid: ours.upsample(labels, grid, kernel=kernel, threads=1, **settings)
 
 
-def without_numba(method: Method) -> Method:
-    """The same with numpy alone."""
-
-    def run(labels: LabelMap, grid: Grid) -> LabelMap:
-        had, ours.kernels.HAS_NUMBA = ours.kernels.HAS_NUMBA, False
-        try:
-            return method(labels, grid)
-        finally:
-            ours.kernels.HAS_NUMBA = had
-
-    return run
-
-
 def on_device(kernel: str, device: str) -> Method:
     """Ours by PyTorch, on one thread where the device is the processor."""
     import torch
@@ -295,7 +282,6 @@ def speed(data: Path, name: str, device: str) -> None:
         ("ours, fitted", our("fitted"), 3),
         ("ours, fitted, keep_thin=False", our("fitted", keep_thin=False), 3),
         ("ours, lossless", our("lossless"), 1),
-        ("ours, linear, without numba", without_numba(our("linear")), 1),
         *((title, method, 1) for title, method in by_torch.items()),
         ("nearest", nearest, 3),
     )

@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import cc3d
 import numpy as np
 from scipy import ndimage
 
-from brainseg_bids.anatomy import upsample_kernels as kernels
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import count_codes
 from brainseg_bids.anatomy.upsample import regrid
+from brainseg_bids.anatomy.upsample_kernels import jit
 
 CONNECTIVITY = 26
 """Voxels that share a corner belong together; the background is then 6-connected."""
@@ -204,14 +202,12 @@ def euler_numbers(codes: np.ndarray) -> dict[int, int]:
     {0: 1, 1: 0}
     """
     present = sorted(count_codes(codes))
-    if not kernels.HAS_NUMBA:
-        return {code: _euler_numpy(codes == code) for code in present}
     totals = np.zeros(max(present) + 1, np.int64)
     _euler(np.ascontiguousarray(codes, dtype=np.int16), totals)
     return {code: int(totals[code]) for code in present}
 
 
-@kernels.jit
+@jit
 def _euler(codes, totals):
     """Add vertices - edges + faces - voxels of each label to ``totals``."""
     around = np.empty(8, np.int16)
@@ -244,21 +240,3 @@ def _euler(codes, totals):
                             new &= bool(m & free) or around[m] != around[n]
                         if new:
                             totals[around[n]] += sign
-
-
-def _euler_numpy(mask: np.ndarray) -> int:
-    """As `_euler`, for one mask with numpy alone."""
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    padded = np.pad(mask[box], 1)
-    total = 0
-    for spread in product((False, True), repeat=3):
-        cells = padded
-        for axis, wide in enumerate(spread):
-            # A vertex, edge or face belongs to the label if any voxel that it bounds does.
-            low = [slice(None)] * 3
-            high = [slice(None)] * 3
-            low[axis], high[axis] = slice(None, -1), slice(1, None)
-            if wide:
-                cells = cells[tuple(low)] | cells[tuple(high)]
-        total += (-1) ** (3 - sum(spread)) * int(np.count_nonzero(cells))
-    return total

@@ -34,10 +34,10 @@ KERNELS = ("fitted", "linear", "lossless")
 ORDERS = ("cubic", "linear")
 SLAB_VOXELS = 1 << 20
 """Target voxels in work at once and by each thread, on turned grids."""
-SLAB_VOXELS_NUMPY = 1 << 15
-"""The same without numba, where every voxel needs some hundred bytes on the way."""
-BAND_PLANES, BAND_PLANES_NUMPY = 8, 4
+BAND_PLANES = 8
 """Source planes in work at once and by each thread, on parallel grids."""
+WORKING_BYTES = 32 * 2**20
+"""Of all threads together, beside source and target."""
 WHOLE_VOXEL_TOLERANCE = 0.02
 """Voxels; below, the linear arg-max is the nearest voxel's label anyway (0.98³ > 1/2)."""
 PARALLEL_TOLERANCE = 0.01
@@ -103,7 +103,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Processor:
-    """The engine for processors: numba where it is there, else numpy.
+    """The engine for processors, with numba.
 
     Parameters
     ----------
@@ -346,8 +346,7 @@ def needed_gib(grid: Grid, source: Grid | None = None) -> float:
     voxels = 2 * np.prod(grid.shape, dtype=float)
     if source is not None:
         voxels += 2 * np.prod([n + 14 for n in source.shape], dtype=float)
-    working = 32 * 2**20 if kernels.HAS_NUMBA else 400 * 2**20
-    return float((voxels + working) / 2**30)
+    return float((voxels + WORKING_BYTES) / 2**30)
 
 
 def check_memory(grid: Grid, source: Grid | None = None) -> None:
@@ -436,21 +435,17 @@ def _fill(source, axes, hold, out, progress, threads) -> None:
     padded = np.ascontiguousarray(padded)
     radius = band.sure_radius(axes)
     along, odd = z.by_owner(band.WIDTH)
-    planes = BAND_PLANES if kernels.HAS_NUMBA else BAND_PLANES_NUMPY
 
     def work(start: int) -> None:
-        stop = min(start + planes, source.shape[0])
-        if not kernels.HAS_NUMBA:
-            band.fill_planes_numpy(padded, axes, radius, hold, start, stop, out)
-            return
+        stop = min(start + BAND_PLANES, source.shape[0])
         band.fill_planes(
             padded, x.one, radius, hold, x.first, y.first, z.first, x.weights, y.weights, along,
             x.midway, y.midway, odd, start, stop, out,
         )  # fmt: skip
 
-    if kernels.HAS_NUMBA and not band.fill_planes.signatures:
+    if not band.fill_planes.signatures:
         log.info("compiling the loops of the upsampler; they are kept for the next time")
-    _spread(work, list(range(0, source.shape[0], planes)), progress, threads)
+    _spread(work, list(range(0, source.shape[0], BAND_PLANES)), progress, threads)
 
 
 def _of_same_table(voxels: np.ndarray, grid: Grid, labels: LabelMap) -> LabelMap:
@@ -558,12 +553,11 @@ def _pull(lookup: Lookup, out, progress, threads) -> None:
     """Fill ``out``: codes, and weights or None."""
     soft = lookup.weights is not None
     weights = lookup.weights if soft else np.zeros((1, 1, 1, 1), np.uint8)
-    pull = kernels.pull if kernels.HAS_NUMBA else kernels.pull_numpy
 
     def work(planes: slice) -> None:
         shape = (len(out[0]), planes.stop - planes.start, *out[0].shape[2:])
         some_codes, some_weights = np.empty(shape, np.int16), np.empty(shape, np.uint8)
-        pull(
+        kernels.pull(
             lookup.codes, weights, soft, lookup.tables, lookup.sure, lookup.matrix, lookup.shift,
             lookup.points, planes.start, some_codes, some_weights,
         )  # fmt: skip
@@ -742,8 +736,7 @@ def _spread(work, parts: list, progress: Progress | None, threads: int | None) -
 
 
 def _slabs(shape: tuple[int, int, int]) -> Iterator[slice]:
-    voxels = SLAB_VOXELS if kernels.HAS_NUMBA else SLAB_VOXELS_NUMPY
-    planes = max(1, voxels // (shape[1] * shape[2]))
+    planes = max(1, SLAB_VOXELS // (shape[1] * shape[2]))
     for start in range(0, shape[0], planes):
         yield slice(start, min(start + planes, shape[0]))
 

@@ -7,8 +7,7 @@ copies; in the others every label around gets a score for each owned target voxe
     score(label) = sum of wx * wy * wz over the source voxels that have the label,
 
 and the highest wins. There is no one-hot volume: sixteen columns of voxels along the last axis are
-in work at a time, and only labels seen there. Weights are whole numbers, so sums are exact, and
-the numpy version gives the same labels.
+in work at a time, and only labels seen there. Weights are whole numbers, so sums are exact.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
-from scipy import ndimage
 
 from brainseg_bids.anatomy.upsample_kernels import jit
 
@@ -471,104 +468,3 @@ def fill_planes(padded, one, radius, hold, first_x, first_y, first_z, wx, wy, wz
                         cell = owned[:, :, z0:z1]
                         _keep(cell, own_row[t], n_lanes, codes, margins, best, mine, t)
                 z = end
-
-
-def fill_planes_numpy(padded, axes, radius, hold, start, stop, out):
-    """As `fill_planes`, with numpy alone."""
-    reach = axes[0].reach
-    inner = padded[start : stop + 2 * reach, :, : padded.shape[2] - WIDTH]
-    size = 2 * radius + 1
-    cut = slice(reach, -reach)
-    low = ndimage.minimum_filter(inner, size)[cut, cut, cut]
-    flags = low != ndimage.maximum_filter(inner, size)[cut, cut, cut]
-    x, y, z = (axis.first for axis in axes)
-    for s in range(start, stop):
-        if x[s + 1] == x[s]:
-            continue
-        rows = inner[s - start + reach, cut, cut]
-        rows = rows.repeat(np.diff(y), 0).repeat(np.diff(z), 1)
-        out[x[s] : x[s + 1], y[0] : y[-1], z[0] : z[-1]] = rows
-        # A voxel beside the target owns nothing and has nothing to keep.
-        owning = (np.diff(y) > 0)[:, None] & (np.diff(z) > 0)
-        where = np.argwhere(flags[s - start] & owning).T
-        for some in np.array_split(where, max(1, where.shape[1] // 2048), axis=1):
-            if some.size:
-                window = inner[s - start : s - start + 2 * reach + 1]
-                _fill_voxels(window, axes, s, some, hold, out)
-
-
-def _fill_voxels(window, axes, s, where, hold, out):
-    """Target voxels of some flagged voxels of one plane."""
-    taps, reach = window.shape[0], window.shape[0] // 2
-    x = axes[0]
-    views = sliding_window_view(window, (taps, taps), axis=(1, 2))
-    blocks = views[:, where[0], where[1]]  # taps, N, taps, taps
-    wx = x.weights[x.first[s] : x.first[s + 1]].astype(np.float64)
-    wy, odd_y = (part[..., where[0]] for part in axes[1].by_owner())
-    wz, odd_z = (part[..., where[1]] for part in axes[2].by_owner())
-    wy = wy.transpose(2, 0, 1).astype(np.float64)  # N, owned, taps
-    wz = wz.transpose(2, 1, 0).astype(np.float64)  # N, taps, owned
-    odd_x = x.midway[x.first[s] : x.first[s + 1]]
-    odd = (odd_x[:, None, None, None] ^ odd_y.T[None, :, :, None] ^ odd_z.T[None, :, None]) != 0
-    own = blocks[reach, :, reach, reach]
-    best, mine = np.full(odd.shape, -np.inf), np.zeros(odd.shape)
-    label = np.zeros(odd.shape, np.int16)
-    code, live = blocks.min((0, 2, 3)), np.arange(where.shape[1])
-    while live.size:
-        here = blocks[:, live] == code[live, None, None]
-        score = np.tensordot(wx, here.astype(np.float64), 1)
-        score = wy[live] @ (score @ wz[live])
-        old = best[:, live]
-        better = (score > old) | ((score == old) & odd[:, live])  # codes ascend
-        best[:, live] = np.where(better, score, old)
-        label[:, live] = np.where(better, code[live, None, None], label[:, live])
-        mine[:, live] = np.where((code == own)[live, None, None], score, mine[:, live])
-        left = blocks[:, live] > code[live, None, None]
-        following = np.where(left, blocks[:, live], 32767).min((0, 2, 3))
-        live, following = live[left.any((0, 2, 3))], following[left.any((0, 2, 3))]
-        code[live] = following
-    y, z = axes[1].first, axes[2].first
-    first = np.stack([y[where[0]], z[where[1]]])
-    owned = np.stack([y[where[0] + 1], z[where[1] + 1]]) - first
-    exists = (np.arange(label.shape[2])[:, None] < owned[0][:, None, None]) & (
-        np.arange(label.shape[3]) < owned[1][:, None, None]
-    )
-    exists = np.broadcast_to(exists, label.shape)
-    if hold:
-        held = np.ones(len(own), bool) if hold == ALL else _thin(blocks)
-        _hold_numpy(own, label, best - mine, exists, held)
-    i, n, j, k = np.nonzero(exists)
-    out[x.first[s] + i, first[0, n] + j, first[1, n] + k] = label[exists]
-
-
-def _thin(blocks):
-    """As `_is_thin`, for blocks (taps, N, taps, taps)."""
-    c = blocks.shape[0] // 2
-    same = blocks[c - 1 : c + 2, :, c - 1 : c + 2, c - 1 : c + 2] == blocks[c, :, c, c, None, None]
-    thick = np.zeros(same.shape[1], bool)
-    for a in range(2):
-        for b in range(2):
-            for t in range(2):
-                thick |= same[a : a + 2, :, b : b + 2, t : t + 2].all((0, 2, 3))
-    return ~thick
-
-
-def _hold_numpy(own, label, margin, exists, held):
-    """As `_hold`, for label (owned, N, owned, owned), in place."""
-    shape = (label.shape[1], -1)
-    codes, there = label.swapaxes(0, 1).reshape(shape), exists.swapaxes(0, 1).reshape(shape)
-    margin = np.where(there, margin.swapaxes(0, 1).reshape(shape), np.inf)
-    todo = np.flatnonzero(held)
-    while todo.size:
-        some, valid = codes[todo], there[todo]
-        same = ((some[:, :, None] == some[:, None]) & valid[:, None]).sum(2)
-        is_own = some == own[todo, None]
-        n_own = np.where(is_own & valid, same, 0).max(1)
-        n_other = np.where(~is_own & valid, same, 0).max(1)
-        lacking = n_own <= n_other
-        todo, is_own = todo[lacking], is_own[lacking]
-        if todo.size:
-            nearest = np.where(is_own, np.inf, margin[todo]).argmin(1)
-            codes[todo, nearest] = own[todo]
-    # (N, ...) is a copy where axes were swapped
-    label[...] = codes.reshape(label.shape[1], label.shape[0], *label.shape[2:]).swapaxes(0, 1)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels at any place of a source: inner loops for grids that are turned against each other.
 
-With numba where it is there, with numpy alone elsewhere. Positions are rounded to 1/4096 of a
-source voxel and weights are whole numbers, so sums are exact: the result depends neither on the
-order of axes nor on threads, and the two versions agree to the last voxel.
+Positions are rounded to 1/4096 of a source voxel and weights are whole numbers, so sums are exact:
+the result depends neither on the order of axes nor on threads, and the engine for accelerators
+(`inference.upsample_device`) agrees to the last voxel.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
+import numba
 import numpy as np
 
 BITS = 12
@@ -18,21 +18,11 @@ ONE = 1 << BITS
 """Weight 1 of one axis, and a step of one source voxel."""
 HALF = ONE // 2
 CERTAIN = 255
-
-try:
-    if os.environ.get("BRAINSEG_NO_NUMBA"):
-        raise ImportError("numba is switched off")
-    import numba
-
-    HAS_NUMBA = True
-except ImportError:
-    HAS_NUMBA = False
+HAS_NUMBA = True
 
 
 def jit(function: Callable) -> Callable:
     """Compile with numba, without the GIL, cached on disk where there is a place for it."""
-    if not HAS_NUMBA:
-        return function
     try:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # no folder that can be written to, as in a read-only container
@@ -208,106 +198,3 @@ def pull(codes, weights, soft, tables, sure, matrix, shift, points, start, out_c
                     out_codes[rank, i - start, j, k] = found[best] if named else 0
                     out_weights[rank, i - start, j, k] = part
                     scores[best] = 0
-
-
-def pull_numpy(
-    codes, weights, soft, tables, sure, matrix, shift, points, start, out_codes, out_weights
-):
-    """As `pull`, with numpy alone."""
-    shape = out_codes.shape[1:]
-    index = np.indices(shape).reshape(3, -1)
-    index[0] += start
-    even = index.sum(0) % 2 == 0
-    settled, code = _settled(codes, weights, soft, matrix, shift, points, index)
-    settled &= sure
-    best = np.zeros((len(out_codes), len(even)), np.int16)
-    sums = np.zeros(best.shape, np.int64)
-    best[0] = code
-    sums[0] = ONE**3 * len(points) * (CERTAIN if soft else 1)
-    rest = np.flatnonzero(~settled)
-    for some in np.array_split(rest, max(1, len(rest) // 2048)):
-        if some.size:
-            seen, parts = _look(
-                codes, weights, soft, tables, matrix, shift, points, index[:, some]
-            )
-            best[:, some], sums[:, some] = rank_labels(seen, parts, even[some], len(best))
-    scale, unit = 1 if soft else CERTAIN, ONE**3 * len(points)
-    rounded = np.minimum(CERTAIN, (2 * sums * scale + unit) // (2 * unit))
-    best[1:][rounded[1:] == 0] = 0
-    out_codes[...] = best.reshape(out_codes.shape)
-    out_weights[...] = rounded.reshape(out_weights.shape)
-
-
-def _places(matrix, shift, point, index):
-    """As `_locate`, for many target voxels: voxels below and fractions, (3, n) each."""
-    # The same order of additions as in the compiled loop, so that rounding is the same.
-    u, v, w = (index[a] + point[a] for a in range(3))
-    place = [m[0] * u + m[1] * v + m[2] * w + s for m, s in zip(matrix, shift, strict=True)]
-    x = np.rint(ONE * np.stack(place)).astype(np.int64)
-    return x, x >> BITS, x & (ONE - 1)
-
-
-def _settled(codes, weights, soft, matrix, shift, points, index):
-    """Target voxels around all of whose points one label is certain, and that label."""
-    sizes = np.array(codes.shape[1:])[:, None]
-    settled, code = np.ones(index.shape[1], bool), None
-    for point in points:
-        x, low, _ = _places(matrix, shift, point, index)
-        inside = ((x >= -HALF) & (x <= sizes * ONE - HALF)).all(0)
-        for number in range(8):
-            step = np.array([number >> 2, number >> 1 & 1, number & 1])[:, None]
-            at = tuple(np.clip(low + step, 0, sizes - 1))
-            here = np.where(inside, codes[0][at], 0)
-            code = here if code is None else code
-            settled &= here == code
-            if soft:
-                settled &= ~inside | (weights[0][at] == CERTAIN)
-    return settled, code
-
-
-def _look(codes, weights, soft, tables, matrix, shift, points, index):
-    """Labels that target voxels see, and their exact weights, (n, voxels) int16 and int64."""
-    sizes, taps = np.array(codes.shape[1:])[:, None], tables.shape[2]
-    certain = ONE**3 * (CERTAIN if soft else 1)
-    seen, parts = [], []
-    for point in points:
-        x, low, frac = _places(matrix, shift, point, index)
-        inside = ((x >= -HALF) & (x <= sizes * ONE - HALF)).all(0)
-        seen.append(np.zeros(len(inside), np.int16))
-        parts.append(np.where(inside, 0, certain))
-        for step in np.ndindex(taps, taps, taps):
-            weight = np.prod([tables[a][frac[a], step[a]] for a in range(3)], axis=0)
-            near = low + np.array(step)[:, None] - (taps // 2 - 1)
-            at = tuple(np.clip(near, 0, sizes - 1))
-            for rank in range(len(codes)):
-                part = weight * weights[rank][at] if soft else weight
-                seen.append(codes[rank][at])
-                parts.append(np.where(inside, part, 0))
-    return np.stack(seen), np.stack(parts)
-
-
-def rank_labels(seen, parts, even, keep):
-    """The ``keep`` labels with the largest sums, ties as in the compiled loop.
-
-    Parameters
-    ----------
-    seen, parts : (n, voxels) int16, int64
-    even : (voxels,) bool
-
-    Returns
-    -------
-    codes, sums : (keep, voxels) int16, int64
-        Descending; code 0 where the sum is 0.
-    """
-    codes = np.zeros((keep, seen.shape[1]), np.int16)
-    sums = np.zeros((keep, seen.shape[1]), np.int64)
-    for code in np.unique(seen[parts != 0]):
-        score = np.where(seen == code, parts, 0).sum(0)
-        for rank in reversed(range(keep)):
-            # Codes come in ascending order: of equals, the later one wins at odd voxels only.
-            ahead = (score > sums[rank]) | ((score == sums[rank]) & (score > 0) & ~even)
-            if rank + 1 < keep:
-                codes[rank + 1][ahead] = codes[rank][ahead]
-                sums[rank + 1][ahead] = sums[rank][ahead]
-            codes[rank][ahead], sums[rank][ahead] = code, score[ahead]
-    return codes, sums

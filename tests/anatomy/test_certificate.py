@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brainseg_bids.anatomy import certificate as module
 from brainseg_bids.anatomy.certificate import certificate, components, euler_numbers
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
@@ -49,9 +48,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("numba", [True, False], ids=["numba", "numpy"])
-def test_the_euler_number_of_known_shapes(name, numba, monkeypatch):
-    monkeypatch.setattr(module.kernels, "HAS_NUMBA", numba and module.kernels.HAS_NUMBA)
+def test_the_euler_number_of_known_shapes(name):
     paint, expected = SHAPES[name]
     mask = np.zeros((5, 5, 5), np.int16)
     paint(mask)
@@ -64,9 +61,6 @@ def test_euler_numbers_are_those_of_the_definition(seed, n_labels):
     codes = np.random.default_rng(seed).integers(0, n_labels + 1, (4, 5, 3)).astype(np.int16)
     found = euler_numbers(codes)
     assert found.keys() == set(np.unique(codes).tolist())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.kernels, "HAS_NUMBA", False)
-        assert euler_numbers(codes) == found
     for code, number in found.items():
         assert number == euler_by_definition(codes == code)
 
