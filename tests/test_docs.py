@@ -160,7 +160,7 @@ def test_python_on_a_page_gives_what_is_shown(name):
 
 
 def test_every_stage_of_the_command_line_has_a_row_and_is_a_workflow_or_said_not_to_be():
-    from brainseg_bids.settings import GROUP_STAGES, PARTICIPANT_STAGES
+    from brainseg_bids.stages import GROUP_STAGES, PARTICIPANT_STAGES
 
     text = (DOCS / "explanation" / "stages.md").read_text(encoding="utf-8")
     for stage in (*PARTICIPANT_STAGES, *GROUP_STAGES):

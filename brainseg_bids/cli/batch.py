@@ -26,6 +26,7 @@ from brainseg_bids.bids.inputs import STRUCTURAL, find_participants, label_fault
 from brainseg_bids.bids.names import Scan
 from brainseg_bids.documents import read_toml
 from brainseg_bids.nets.bundle import BundleError
+from brainseg_bids.options import memory_gb, to_arguments
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError, read_grid
 
@@ -597,8 +598,6 @@ def _app_mem(mem: str) -> str:
     >>> _app_mem("8192M"), _app_mem("64G")
     ('7680M', '65024M')
     """
-    from brainseg_bids.cli.parser import memory_gb
-
     try:
         total_gib = memory_gb(mem)
     except argparse.ArgumentTypeError as error:
@@ -694,79 +693,27 @@ def _lines(parts: Iterable[str]) -> str:
     return " \\\n    ".join(parts)
 
 
-NO_FLAGS = ("bids_dir", "output_dir", "analysis_level", "slurm", "submit", "slurm_profile")
-
-
 def flags_of(
     settings: Settings, *, leave_out: Sequence[str] = (), always: Sequence[str] = ()
 ) -> list[str]:
-    """The flags that make the parser give these settings, quoted for bash, one an entry.
+    """The flags that make the parser give these settings, as `options.to_arguments`.
 
-    They are made from the parser's own list of flags, so that none is forgotten. What a settings
-    file (``--config-file``) says is among them, and every path is absolute.
-
-    Parameters
-    ----------
-    settings : Settings
-    leave_out : sequence of str
-        Names of settings.
-    always : sequence of str
-        Said even if it is the default.
+    What a settings file (``--config-file``) says is among them, and every path is absolute.
 
     Examples
     --------
     >>> flags_of(Settings(Path("/in"), Path("/out"), probseg=True, session_label=("A", "B")))
     ['--session-label A B', '--probseg', '--nprocs 1', '--omp-nthreads 1']
     """
-    from brainseg_bids.cli.parser import STAGE_FLAGS, build_parser
-
-    # Where the parser's default is not that of Settings.
-    always = {*always, "nprocs", "omp_nthreads"}
-    if settings.brain_tool != settings.head_tool:
-        always.add("brain_tool")
-    defaults = {item.name: item for item in fields(Settings)}
-    flags = []
-    for action in build_parser()._actions:
-        name = action.dest
-        if not action.option_strings or name not in defaults or name in (*NO_FLAGS, *leave_out):
-            continue
-        if name in STAGE_FLAGS and not set(STAGE_FLAGS[name][1]) & set(settings.stages):
-            continue  # has no effect, and the parser would refuse it
-        value = getattr(settings, name)
-        if name in always or value != _default(defaults[name]):
-            flag = next(o for o in (*action.option_strings, "") if o.startswith("--") or not o)
-            if value is False:  # of two flags, the one that says no
-                flag = next(o for o in action.option_strings if o.startswith("--no-"))
-            flags += _flag(flag or action.option_strings[0], name, value, settings)
-    return flags
-
-
-def _default(item):
-    return item.default_factory() if callable(item.default_factory) else item.default
-
-
-def _flag(flag: str, name: str, value, settings: Settings) -> list[str]:
-    """One setting as the command line says it."""
-    if name == "bids_filters":
-        text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    always = list(always)
+    if settings.brain_tool != settings.head_tool:  # the parser's default is the head tool
+        always.append("brain_tool")
+    words = {}
+    if settings.bids_filters:
+        text = json.dumps(settings.bids_filters, indent=2, sort_keys=True) + "\n"
         # Named after what it says: jobs that wait keep theirs.
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         path = settings.output_dir / "logs" / "slurm" / f"filters_{digest}.json"
-        return [f"{flag} {shlex.quote(str(write_once(path, text)))}"]
-    if name == "verbose":
-        return [flag] * value
-    if name == "tools":
-        return [f"{flag} {shlex.quote(f'{k}={shlex.join(v)}')}" for k, v in value.items()]
-    if isinstance(value, dict):
-        words = [f"{key}={path}" for key, path in value.items()]
-    elif isinstance(value, bool):
-        words = []
-    elif isinstance(value, tuple):
-        words = [str(item) for item in value]
-    elif name in ("memory_gb", "memory_budget_gb"):
-        words = [f"{value!r}G"]
-    elif isinstance(value, float):
-        words = [repr(value)]
-    else:
-        words = [str(value)]
-    return [f"{flag} {shlex.join(words)}".rstrip()]
+        words["bids_filters"] = [str(write_once(path, text))]
+    leave_out = (*leave_out, "slurm", "submit", "slurm_profile")
+    return to_arguments(settings, leave_out=leave_out, always=always, words=words)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from brainseg_bids import __version__
-from brainseg_bids.cli.parser import named_command
+from brainseg_bids.stages.headlabels import named_command
 from brainseg_bids.workflows.resources import memory_limit_gib, total_memory_gib
 
 PACKAGES = ("torch", "monai", "lightning", "nipype", "niworkflows", "pybids", "nibabel", "numpy")

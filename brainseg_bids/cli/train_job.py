@@ -16,6 +16,7 @@ from brainseg_bids.bids.description import write_json, write_model_description
 from brainseg_bids.cli.train_cache import cache_folder, read_facts
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
+from brainseg_bids.options import declared, to_arguments
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import read_object
@@ -341,29 +342,14 @@ def describe_job(job: JobPlan, settings: Settings) -> dict:
 
 def command_of(settings: Settings) -> str:
     """The command line that says what these settings say of training."""
-    from brainseg_bids.cli.parser import STAGE_FLAGS  # late: it imports Settings' neighbours
-
-    words = ["brainseg", str(settings.bids_dir), str(settings.output_dir), "group"]
-    words += ["--stages", "train"]
-    flags = {name: flag for name, (flag, stages) in STAGE_FLAGS.items() if "train" in stages}
-    flags |= {"participant_label": "--participant-label", "session_label": "--session-label"}
-    for name, flag in flags.items():
-        value = getattr(settings, name)
-        if value == getattr(Settings(Path(), Path()), name):
-            continue
-        if value is True:
-            words.append(flag)
-        elif isinstance(value, dict):
-            words += [flag, *(f"{key}={path}" for key, path in value.items())]
-        elif name == "memory_budget_gb":
-            words += [flag, f"{value:g}G"]
-        else:
-            words += [flag, *map(_word, value if isinstance(value, tuple) else (value,))]
-    return shlex.join(words)
-
-
-def _word(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    others = {
+        item.name
+        for item in declared(Settings)
+        if "train" not in item.stages and item.name not in ("participant_label", "session_label")
+    }
+    where = [shlex.quote(str(path)) for path in (settings.bids_dir, settings.output_dir)]
+    flags = to_arguments(settings, leave_out=others)
+    return " ".join(["brainseg", *where, "group", "--stages train", *flags])
 
 
 def space_key(name: str, job: JobPlan) -> str:

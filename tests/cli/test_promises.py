@@ -10,7 +10,7 @@ import pytest
 from brainseg_bids.cli import synthesise, train_stage
 from brainseg_bids.reports import training
 from brainseg_bids.reports.densities import Likeness
-from brainseg_bids.settings import GROUP_STAGES, PARTICIPANT_STAGES
+from brainseg_bids.stages import GROUP_STAGES, PARTICIPANT_STAGES
 from brainseg_bids.workflows import priors, runner
 from brainseg_bids.workflows.priors import read_synthetic, write_synthetic
 from tests.reports.training_jobs import write_job

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage ``train``: train a network on synthetic pairs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from brainseg_bids.documents import Number
+from brainseg_bids.options import OptionGroup, in_gib, label, memory_gb, option, positive
+from brainseg_bids.training.deadline import MOST_MINUTES, check_minutes
+
+
+def _model_name(text: str) -> str:
+    if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z_.-]*", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: a name has letters, digits, dots, - and _ only, e.g. mp2rage-0.7mm"
+        )
+    return text
+
+
+def _minutes(text: str) -> float:
+    try:
+        return check_minutes(float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give a number above 0, at most {MOST_MINUTES}"
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(OptionGroup):
+    """Training."""
+
+    title: ClassVar[str] = "training (group: --stages train)"
+    belongs_to: ClassVar[tuple[str, ...]] = ("train",)
+
+    architecture: str = option(
+        "--architecture",
+        default="dynunet",
+        metavar="NAME",
+        help="dynunet (default), segresnet, unet, resenc_unet, mednext, swin_unetr, meshnet",
+    )
+    net_size: str = option(
+        "--net-size",
+        default="",
+        choices=("small", "medium", "large"),
+        help="default: what fits the memory",
+    )
+    recipe: Path | None = option(
+        "--recipe",
+        metavar="FILE",
+        help="training recipe, TOML: what differs from the packaged one",
+    )
+    model_name: str = option("--name", default="", parse=_model_name, help="name of the model")
+    steps: int = option(
+        "--steps",
+        default=0,
+        parse=positive,
+        metavar="N",
+        help="training steps; default: the recipe's",
+    )
+    minutes: float = option(
+        "--minutes",
+        default=0.0,
+        parse=_minutes,
+        metavar="N",
+        help="end by itself N minutes after the command began: rate flat, model bundled, page "
+        "written; the same command goes on for N more",
+    )
+    start_from: str = option(
+        "--start-from",
+        default="",
+        metavar="NAME|PATH",
+        help="begin from the weights of this model, whatever its labels",
+    )
+    validation_label: tuple[str, ...] = option(
+        "--validation-label",
+        default=(),
+        parse=label("sub-"),
+        metavar="LABEL",
+        help="participants whose label maps are held out; default: every eighth, at least one",
+    )
+    validate_on: Path | None = option(
+        "--validate-on",
+        metavar="BIDS_DIR",
+        help="also validate on the real images there, whose labels --reference gives",
+    )
+    memory_budget_gb: float | None = option(
+        "--memory-budget",
+        parse=memory_gb,
+        arguments=in_gib,
+        fits=Number(0, 1e6, "GiB", above=True),
+        metavar="SIZE",
+        help="memory of the device to use, with unit T, G, M or K; default: what is free",
+    )
+    precision: str = option(
+        "--precision",
+        default="",
+        choices=("bf16", "fp32"),
+        help="default: what the device is fast in",
+    )
+    devices: int = option(
+        "--devices",
+        default=0,
+        parse=positive,
+        metavar="N",
+        help="accelerators per node (on CPU: processes); default: all there are (on CPU: 1)",
+    )
+    nodes: int = option(
+        "--nodes",
+        default=1,
+        parse=positive,
+        fits=Number(1, 1e6, whole=True),
+        metavar="N",
+        help="nodes of a batch job; default: 1",
+    )
+    plan_only: bool = option(
+        "--plan-only", default=False, help="print and store the plan, and stop"
+    )
