@@ -10,15 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from brainseg_bids.contrast.compare import Histogram, Intensities, energy_distance
-from brainseg_bids.reports.densities import (
-    Likeness,
-    density,
-    name_axes,
-    no_data,
-    quantile_range,
-    rebinned,
-)
-from brainseg_bids.reports.sheet import FAINT, FONT
+from brainseg_bids.reports.canvas import FAINT, FONT
+from brainseg_bids.reports.densities import Likeness, density, quantile_range, rebinned
+from brainseg_bids.reports.plots import name_axes, no_data
 
 METHODS = {"fitted": "#8ab4f8", "agnostic": "#e58a54", "synthseg": "#7fd38b"}
 """Colours of the usual ways to make synthetic images; others get one of `_MORE_COLORS`."""

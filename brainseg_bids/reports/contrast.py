@@ -11,9 +11,8 @@ from pathlib import Path
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.contrast.measured import BiasField, ContrastStatistics, NoiseLaw
 from brainseg_bids.reports.densities import CLASSES, class_labels, parts
-from brainseg_bids.reports.groups import GROUPS
 from brainseg_bids.reports.html import embedded
-from brainseg_bids.reports.rows import anatomical
+from brainseg_bids.reports.volume_table import GROUPS, anatomical
 
 _LAWS = {
     "rician": "Rician",
@@ -124,7 +123,7 @@ def contrast_rows(statistics: ContrastStatistics, table: LabelTable | None = Non
 
 
 def label_row(label: Label, volume_mm3: float) -> dict:
-    """What `brainseg_bids.reports.rows` needs of a label."""
+    """What `brainseg_bids.reports.volume_table` needs of a label."""
     return {
         "index": label.index,
         "name": label.name,

@@ -19,28 +19,33 @@ from brainseg_bids.contrast.measured import (
     LabelStatistics,
     NoiseLaw,
 )
+from brainseg_bids.reports.canvas import (
+    FAINT,
+    FONT,
+    HEADER_PX,
+    INK,
+    LINE,
+    Canvas,
+    SliceRow,
+    planes_of,
+    write_header,
+)
 from brainseg_bids.reports.contrast import contrast_rows, noise_words, times_words
 from brainseg_bids.reports.densities import (
     BACKGROUND_CLASS,
     CLASSES,
     TissueClass,
-    axes_on,
     class_color,
     class_labels,
     density,
     in_bins,
-    key,
-    name_axes,
-    no_data,
     normal,
-    panels,
     parts,
     pooled_counts,
     quantile_range,
-    write_sheet,
 )
-from brainseg_bids.reports.groups import plain_name, shown_labels
-from brainseg_bids.reports.montage import (
+from brainseg_bids.reports.plots import axes_on, key, name_axes, no_data, panels
+from brainseg_bids.reports.slices import (
     MARGIN_PX,
     WIDTH_PX,
     Cut,
@@ -49,16 +54,7 @@ from brainseg_bids.reports.montage import (
     paint_cut,
     view_mm,
 )
-from brainseg_bids.reports.sheet import (
-    FAINT,
-    FONT,
-    HEADER_PX,
-    INK,
-    LINE,
-    Sheet,
-    write_header,
-)
-from brainseg_bids.reports.strip import Strip, planes_of
+from brainseg_bids.reports.volume_table import plain_name, shown_labels
 
 LEFT, RIGHT = "#6aa9de", "#e58a54"
 """The page's colours of the two sides."""
@@ -104,16 +100,18 @@ def draw_contrast(
     if image.shape != labels.voxels.shape:
         raise ValueError(f"image {image.shape} and labels {labels.voxels.shape} differ in shape")
     box_mm = view_mm(labels)
-    strip = Strip.fit(box_mm[:, 1] - box_mm[:, 0], planes_of(_STEPS), width_px=WIDTH_PX - _KEY_PX)
+    slice_row = SliceRow.fit(
+        box_mm[:, 1] - box_mm[:, 0], planes_of(_STEPS), width_px=WIDTH_PX - _KEY_PX
+    )
     structures = _structures(statistics, labels)
-    cuts_px = _COLUMN_PX + 3 * strip.tall
+    cuts_px = _COLUMN_PX + 3 * slice_row.tall
     plots_px = 2 * _PLOT_PITCH_PX + 58
     dots_px = 100 + _DOT_PX * -(-len(structures) // 2)
-    sheet = Sheet(WIDTH_PX, HEADER_PX + cuts_px + plots_px + dots_px)
-    _draw_cuts(sheet, strip, image, labels, statistics.bias)
-    _draw_histograms(sheet, HEADER_PX + cuts_px + 14, image, labels, statistics)
-    _draw_dots(sheet, HEADER_PX + cuts_px + plots_px, structures)
-    return write_sheet(sheet, path)
+    canvas = Canvas(WIDTH_PX, HEADER_PX + cuts_px + plots_px + dots_px)
+    _draw_cuts(canvas, slice_row, image, labels, statistics.bias)
+    _draw_histograms(canvas, HEADER_PX + cuts_px + 14, image, labels, statistics)
+    _draw_dots(canvas, HEADER_PX + cuts_px + plots_px, structures)
+    return canvas.save(path)
 
 
 # -- the field ----------------------------------------------------------------------------
@@ -144,15 +142,15 @@ def field_map(bias: BiasField, grid: Grid) -> tuple[np.ndarray, Grid]:
 
 
 def _draw_cuts(
-    sheet: Sheet, strip: Strip, image: np.ndarray, labels: LabelMap, bias: BiasField
+    canvas: Canvas, slice_row: SliceRow, image: np.ndarray, labels: LabelMap, bias: BiasField
 ) -> None:
     box_mm = view_mm(labels)
     found = cut_positions(labels, _STEPS, box_mm)
     at_mm = [at for axis in range(3) for at in found[axis]]
-    cuts = strip.cuts(image, labels, at_mm, box_mm)
+    cuts = slice_row.cuts(image, labels, at_mm, box_mm)
     log_field, grid = field_map(bias, labels.grid)
     nothing = LabelMap(np.zeros(grid.shape, dtype=np.int16), grid, labels.table)
-    fields = [cut.grey for cut in strip.cuts(log_field, nothing, at_mm, box_mm)]
+    fields = [cut.grey for cut in slice_row.cuts(log_field, nothing, at_mm, box_mm)]
     window = grey_window(cuts, labels)
     largest = _largest(cuts, fields, labels)
     rows = {
@@ -166,12 +164,12 @@ def _draw_cuts(
         ],
     }
     top = HEADER_PX + _COLUMN_PX
-    sheet.image(strip.pixels(list(rows.values())), top)
-    write_header(sheet, labels.grid, window, strip.px_per_mm, empty=not labels.voxels.any())
-    strip.write_columns(sheet, top - 12, at_mm)
+    canvas.image(slice_row.pixels(list(rows.values())), top)
+    write_header(canvas, labels.grid, window, slice_row.px_per_mm, empty=not labels.voxels.any())
+    slice_row.write_columns(canvas, top - 12, at_mm)
     for row, name in enumerate(rows):
-        strip.write_row(sheet, top + row * strip.tall, name)
-    _write_key(sheet, top + strip.tall, strip.tall, largest)
+        slice_row.write_row(canvas, top + row * slice_row.tall, name)
+    _write_key(canvas, top + slice_row.tall, slice_row.tall, largest)
 
 
 def _largest(cuts: list[Cut], fields: list[np.ndarray], labels: LabelMap) -> float:
@@ -194,9 +192,9 @@ def _paint_field(cut: Cut, log_field: np.ndarray, labels: LabelMap, largest: flo
     return np.rint(255 * colors * share[..., None]).astype(np.uint8)
 
 
-def _write_key(sheet: Sheet, top: int, tall: int, largest: float) -> None:
+def _write_key(canvas: Canvas, top: int, tall: int, largest: float) -> None:
     """Bar of the field's colours beside its row; its ticks are factors."""
-    axes = axes_on(sheet, WIDTH_PX - _KEY_PX + 18, top + 30, 18, tall - 66)
+    axes = axes_on(canvas, WIDTH_PX - _KEY_PX + 18, top + 30, 18, tall - 66)
     ramp = np.linspace(-largest, largest, 256)[:, None]
     axes.imshow(
         ramp, origin="lower", aspect="auto", cmap=_FIELD_COLORS, extent=(0, 1, -largest, largest)
@@ -205,20 +203,20 @@ def _write_key(sheet: Sheet, top: int, tall: int, largest: float) -> None:
     axes.yaxis.tick_right()
     axes.set_yticks(ticks, [f"{np.exp(tick):.2f}" for tick in ticks], **FONT)
     axes.set_xticks([])
-    sheet.text(WIDTH_PX - _KEY_PX + 10, top + 14, "factor", color=FAINT)
+    canvas.text(WIDTH_PX - _KEY_PX + 10, top + 14, "factor", color=FAINT)
 
 
 # -- histograms ---------------------------------------------------------------------------
 
 
 def _draw_histograms(
-    sheet: Sheet, top: int, image: np.ndarray, labels: LabelMap, statistics: ContrastStatistics
+    canvas: Canvas, top: int, image: np.ndarray, labels: LabelMap, statistics: ContrastStatistics
 ) -> None:
-    sheet.text(
+    canvas.text(
         MARGIN_PX, top + 6, "Intensities of each tissue, away from borders, field removed",
         size_px=17, weight="bold",
     )  # fmt: skip
-    sheet.text(
+    canvas.text(
         WIDTH_PX - 20, top + 6,
         f"noise: {noise_words(statistics.noise, short=True)}   ·   point spread "
         f"{times_words(statistics.fwhm_mm)} (FWHM)",
@@ -226,7 +224,7 @@ def _draw_histograms(
     )  # fmt: skip
     edges = np.asarray(statistics.edges, dtype=float)
     curves = {}
-    plots = panels(sheet, top + 50, 8, pitch_px=_PLOT_PITCH_PX, plot_px=_PLOT_PX)
+    plots = panels(canvas, top + 50, 8, pitch_px=_PLOT_PITCH_PX, plot_px=_PLOT_PX)
     names = {
         tissue.name: [label.name for label in class_labels(labels.table, tissue)]
         for tissue in CLASSES
@@ -385,10 +383,10 @@ def _structures(statistics: ContrastStatistics, labels: LabelMap) -> list[tuple[
     return [(name, rows) for (_, name), rows in found.items()]
 
 
-def _draw_dots(sheet: Sheet, top: int, structures: list[tuple[str, list[dict]]]) -> None:
-    sheet.text(MARGIN_PX, top + 8, "Location and spread of each label", size_px=17, weight="bold")
+def _draw_dots(canvas: Canvas, top: int, structures: list[tuple[str, list[dict]]]) -> None:
+    canvas.text(MARGIN_PX, top + 8, "Location and spread of each label", size_px=17, weight="bold")
     if not structures:
-        sheet.text(MARGIN_PX, top + 36, "No label was measured.", color=FAINT)
+        canvas.text(MARGIN_PX, top + 36, "No label was measured.", color=FAINT)
         return
     half = -(-len(structures) // 2)
     ends = [
@@ -404,7 +402,7 @@ def _draw_dots(sheet: Sheet, top: int, structures: list[tuple[str, list[dict]]])
         if not shown:
             continue
         axes = axes_on(
-            sheet, MARGIN_PX + column * pitch + 210, top + 34, pitch - 240, _DOT_PX * half
+            canvas, MARGIN_PX + column * pitch + 210, top + 34, pitch - 240, _DOT_PX * half
         )
         for line, (_, rows) in enumerate(shown):
             axes.axhline(line, color=LINE, alpha=0.4, linewidth=0.8, zorder=0)
@@ -415,7 +413,7 @@ def _draw_dots(sheet: Sheet, top: int, structures: list[tuple[str, list[dict]]])
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("intensity (units of the image)", color=FAINT, fontsize=9, **FONT)
         axes.spines["left"].set_visible(False)
-    _write_dot_key(sheet, top + 8)
+    _write_dot_key(canvas, top + 8)
 
 
 def _cut_short(name: str) -> str:
@@ -436,10 +434,10 @@ def _draw_dot(axes: Axes, row: dict, line: int) -> None:
     )  # fmt: skip
 
 
-def _write_dot_key(sheet: Sheet, y: float) -> None:
+def _write_dot_key(canvas: Canvas, y: float) -> None:
     x = WIDTH_PX - 620
     for words, color in (("left", LEFT), ("right", RIGHT), ("midline", INK)):
-        sheet.box(x, y - 5, 22, 10, color)
-        sheet.text(x + 30, y, words)
+        canvas.box(x, y - 5, 22, 10, color)
+        canvas.text(x + 30, y, words)
         x += 110
-    sheet.text(x, y, "hollow: borrowed from another label", color=FAINT)
+    canvas.text(x, y, "hollow: borrowed from another label", color=FAINT)

@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Histograms of tissues and the curves that describe them, drawn on a dark sheet."""
+"""Histograms of tissues and the curves that describe them, drawn on a dark canvas."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.contrast.measured import Component, ContrastStatistics, LabelStatistics
-from brainseg_bids.reports.montage import MARGIN_PX, WIDTH_PX
-from brainseg_bids.reports.sheet import DPI, FAINT, FONT, INK, LINE, PAGE, Sheet, write_png
-from brainseg_bids.volumes import whole_or_nothing
+from brainseg_bids.reports.canvas import FAINT
 
 BACKGROUND_CLASS = "Background"
 
@@ -100,7 +96,7 @@ def class_labels(table: LabelTable, tissue: TissueClass) -> list[Label]:
 
 
 def class_color(table: LabelTable, tissue: TissueClass) -> str:
-    """Colour of a class, from the table, light enough for a dark sheet.
+    """Colour of a class, from the table, light enough for a dark canvas.
 
     >>> table = LabelTable.packaged("fullhead")
     >>> class_color(table, CLASSES[0]), class_color(table, CLASSES[-1])
@@ -114,7 +110,7 @@ def class_color(table: LabelTable, tissue: TissueClass) -> str:
 
 
 def readable(color: str) -> str:
-    """The colour, mixed with white until it stands out from a dark sheet.
+    """The colour, mixed with white until it stands out from a dark canvas.
 
     >>> readable("#f5f5f5"), readable("#000000")
     ('#f5f5f5', '#737373')
@@ -204,78 +200,3 @@ def quantile_range(
     if not lows or max(highs) <= min(lows):
         return None
     return min(lows), max(highs)
-
-
-# -- drawing ------------------------------------------------------------------------------
-
-
-def axes_on(sheet: Sheet, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes for a dark sheet; pixels from its upper left corner."""
-    page = sheet.figure.get_figwidth() * DPI
-    axes = sheet.figure.add_axes(
-        (left / page, 1 - (top + height) / sheet.height, width / page, height / sheet.height),
-        facecolor=PAGE,
-        zorder=2,  # above tiles, whose sheet is as wide as the page
-    )
-    axes.tick_params(colors=INK, labelsize=9, length=3, width=0.8)
-    for name, spine in axes.spines.items():
-        spine.set_color(LINE)
-        spine.set_visible(name in ("left", "bottom"))
-    return axes
-
-
-def panels(sheet: Sheet, top: float, n: int, *, pitch_px: float, plot_px: float) -> list[Axes]:
-    """Axes in rows of four over the sheet's width; rows are ``pitch_px`` apart."""
-    pitch = (WIDTH_PX - MARGIN_PX) / 4
-    return [
-        axes_on(
-            sheet,
-            MARGIN_PX + number % 4 * pitch + 22,
-            top + number // 4 * pitch_px,
-            pitch - 46,
-            plot_px,
-        )
-        for number in range(n)
-    ]
-
-
-def name_axes(axes: Axes, *, title: str = "", note: str = "", x: str = "", y: str = "") -> None:
-    """Words about axes: what they show, a faint note at the right, and the axes' units."""
-    axes.text(
-        0, 1.03, title, transform=axes.transAxes, color=INK, fontsize=10.5, weight="bold",
-        va="bottom", **FONT,
-    )  # fmt: skip
-    axes.text(
-        1, 1.03, note, transform=axes.transAxes, color=FAINT, fontsize=9, ha="right",
-        va="bottom", **FONT,
-    )  # fmt: skip
-    axes.set_xlabel(x, color=FAINT, fontsize=9, labelpad=2, **FONT)
-    axes.set_ylabel(y, color=FAINT, fontsize=9, labelpad=3, **FONT)
-
-
-def no_data(axes: Axes, words: str) -> None:
-    """Say that there is nothing to draw."""
-    axes.set(xticks=[], yticks=[])
-    axes.text(
-        0.5, 0.5, words, transform=axes.transAxes, color=FAINT, fontsize=10, ha="center",
-        va="center", **FONT,
-    )  # fmt: skip
-
-
-def key(axes: Axes, entries: Mapping[str, Mapping], **options) -> None:
-    """A legend without a frame: what it says to how its line is drawn."""
-    handles = [axes.plot([], [], **style)[0] for style in entries.values()]
-    font = {"size": 9, "family": FONT["family"]}
-    legend = axes.legend(
-        handles, list(entries), frameon=False, labelcolor=INK, prop=font, **options
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
-def write_sheet(sheet: Sheet, path: Path) -> Path:
-    """Write a sheet as PNG, whole or not at all."""
-    path = Path(path)
-    with whole_or_nothing(path) as temporary:
-        write_png(sheet.pixels(), temporary)
-    return path

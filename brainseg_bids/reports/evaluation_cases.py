@@ -16,8 +16,20 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.evaluation.structures import Pair, choose_structures
-from brainseg_bids.reports.densities import axes_on, write_sheet
-from brainseg_bids.reports.montage import (
+from brainseg_bids.reports.canvas import (
+    FAINT,
+    FONT,
+    LEGEND_ROW_PX,
+    RED,
+    Canvas,
+    SliceRow,
+    legend_groups,
+    legend_rows,
+    present_labels,
+    write_legend,
+)
+from brainseg_bids.reports.plots import axes_on
+from brainseg_bids.reports.slices import (
     MARGIN_PX,
     PLANES,
     WIDTH_PX,
@@ -26,18 +38,6 @@ from brainseg_bids.reports.montage import (
     paint_cut,
     view_mm,
 )
-from brainseg_bids.reports.sheet import (
-    FAINT,
-    FONT,
-    LEGEND_ROW_PX,
-    RED,
-    Sheet,
-    legend_groups,
-    legend_rows,
-    present_labels,
-    write_legend,
-)
-from brainseg_bids.reports.strip import Strip
 
 MARKS = {
     "missed": ("in the reference only", (0.16, 0.71, 0.96)),
@@ -50,7 +50,7 @@ LARGEST_MM = 10.0
 """Beyond it distances have the colour of the bar's end."""
 
 _HEAD_PX, _KEY_PX, _TALLEST_PX = 92, 172, 400
-_COLORS = "coolwarm"  # no dark ends: they would be lost on a dark sheet
+_COLORS = "coolwarm"  # no dark ends: they would be lost on a dark canvas
 _DIM, _DIMMER = 0.7, 0.4  # so that outlines, and colours, stand out from the image
 _LABELLED_GREY = 0.2  # where there is no image
 _MARK_OPACITY = 0.85
@@ -134,24 +134,26 @@ def draw_case(
     """
     case = _prepare(image, reference, prediction, within, focus)
     size_mm = case.box_mm[:, 1] - case.box_mm[:, 0]
-    strip = Strip.fit(size_mm, PLANES, width_px=WIDTH_PX - _KEY_PX, tallest_px=_TALLEST_PX)
-    cuts, rows = _paint(case, strip)
+    slice_row = SliceRow.fit(size_mm, PLANES, width_px=WIDTH_PX - _KEY_PX, tallest_px=_TALLEST_PX)
+    cuts, rows = _paint(case, slice_row)
     largest = 0.0
     if distances:
-        rows["distance"], largest = _paint_distances(case, strip, cuts)
+        rows["distance"], largest = _paint_distances(case, slice_row, cuts)
     legend = _legend(case)
     n_rows = legend_rows(legend)
-    bottom = _HEAD_PX + len(rows) * strip.tall
-    sheet = Sheet(WIDTH_PX, bottom + ((n_rows + 2) * LEGEND_ROW_PX + 16 if legend else 12))
-    sheet.image(strip.pixels(list(rows.values())), _HEAD_PX)
-    _write_header(sheet, case, strip, title)
+    bottom = _HEAD_PX + len(rows) * slice_row.tall
+    canvas = Canvas(WIDTH_PX, bottom + ((n_rows + 2) * LEGEND_ROW_PX + 16 if legend else 12))
+    canvas.image(slice_row.pixels(list(rows.values())), _HEAD_PX)
+    _write_header(canvas, case, slice_row, title)
     for number, name in enumerate(rows):
-        strip.write_row(sheet, _HEAD_PX + number * strip.tall, name)
-    _write_marks(sheet, _HEAD_PX + 2 * strip.tall, strip.tall, left_out=case.left_out.any())
+        slice_row.write_row(canvas, _HEAD_PX + number * slice_row.tall, name)
+    _write_marks(
+        canvas, _HEAD_PX + 2 * slice_row.tall, slice_row.tall, left_out=case.left_out.any()
+    )
     if distances:
-        _write_bar(sheet, _HEAD_PX + 3 * strip.tall, strip.tall, largest)
-    write_legend(sheet, legend, n_rows, bottom + 8)
-    return write_sheet(sheet, path)
+        _write_bar(canvas, _HEAD_PX + 3 * slice_row.tall, slice_row.tall, largest)
+    write_legend(canvas, legend, n_rows, bottom + 8)
+    return canvas.save(path)
 
 
 # -- what is seen -------------------------------------------------------------------------
@@ -231,11 +233,11 @@ def _voxel_box(grid: Grid, box_mm: np.ndarray) -> tuple[slice, ...]:
 # -- outlines and differences -------------------------------------------------------------
 
 
-def _paint(case: _Case, strip: Strip) -> tuple[list[Cut], dict[str, list[np.ndarray]]]:
+def _paint(case: _Case, slice_row: SliceRow) -> tuple[list[Cut], dict[str, list[np.ndarray]]]:
     """Cuts of image and reference, and the tiles of the first three rows."""
-    cuts = strip.cuts(case.image, case.reference, case.at_mm, case.box_mm)
-    others = strip.cuts(case.image, case.prediction, case.at_mm, case.box_mm)
-    out = strip.cuts(case.left_out.astype(np.uint8), case.reference, case.at_mm, case.box_mm)
+    cuts = slice_row.cuts(case.image, case.reference, case.at_mm, case.box_mm)
+    others = slice_row.cuts(case.image, case.prediction, case.at_mm, case.box_mm)
+    out = slice_row.cuts(case.left_out.astype(np.uint8), case.reference, case.at_mm, case.box_mm)
     window = grey_window(cuts, case.reference) if case.has_image else (0.0, 1.0)
     rows = {
         "reference": [_paint_outlines(cut, case, window) for cut in cuts],
@@ -367,12 +369,14 @@ def _surface(codes: np.ndarray) -> np.ndarray:
 
 
 def _paint_distances(
-    case: _Case, strip: Strip, cuts: Sequence[Cut]
+    case: _Case, slice_row: SliceRow, cuts: Sequence[Cut]
 ) -> tuple[list[np.ndarray], float]:
     """Tiles of the last row, and the distance at the ends of the colours."""
     near = _near_cuts(case.prediction.grid, case.at_mm)
     offsets = surface_offsets_mm(case.prediction, case.reference, near)
-    found = [cut.nearest for cut in strip.cuts(offsets, case.prediction, case.at_mm, case.box_mm)]
+    found = [
+        cut.nearest for cut in slice_row.cuts(offsets, case.prediction, case.at_mm, case.box_mm)
+    ]
     seen = np.concatenate([np.abs(one[np.isfinite(one)]) for one in found])
     usual = float(np.percentile(seen, 95)) if seen.size else 0.0
     largest = float(np.clip(usual, 2 * max(case.reference.grid.voxel_size_mm), LARGEST_MM))
@@ -402,10 +406,10 @@ def _near_cuts(grid: Grid, at_mm: Sequence[float]) -> np.ndarray:
 # -- words --------------------------------------------------------------------------------
 
 
-def _write_header(sheet: Sheet, case: _Case, strip: Strip, title: str) -> None:
+def _write_header(canvas: Canvas, case: _Case, slice_row: SliceRow, title: str) -> None:
     """Title, what is to be known of the picture, and a bar of known length."""
     shown = title if len(title) <= 110 else title[:109] + "…"
-    sheet.text(MARGIN_PX, 20, shown, size_px=19, weight="bold")
+    canvas.text(MARGIN_PX, 20, shown, size_px=19, weight="bold")
     size = " × ".join(f"{size:.2f}" for size in case.reference.grid.voxel_size_mm)
     differs = int((case.reference.voxels != case.prediction.voxels).sum())
     volume_ml = differs * case.reference.grid.voxel_volume_mm3 / 1000
@@ -417,15 +421,15 @@ def _write_header(sheet: Sheet, case: _Case, strip: Strip, title: str) -> None:
         if differs
         else "labels do not differ",
     ]
-    sheet.text(MARGIN_PX, 44, "   ·   ".join(notes), color=FAINT)
+    canvas.text(MARGIN_PX, 44, "   ·   ".join(notes), color=FAINT)
     lone = _lone_structures(case)
     if lone:
-        sheet.text(MARGIN_PX, 63, lone if len(lone) <= 170 else lone[:169] + "…", color=RED)
-    strip.write_columns(sheet, _HEAD_PX - 12, case.at_mm)
-    length_mm = next((n for n in (50, 20, 10, 5) if n * strip.px_per_mm < 160), 1)
-    length_px = length_mm * strip.px_per_mm
-    sheet.line(WIDTH_PX - 20 - length_px, 40, length_px)
-    sheet.text(WIDTH_PX - 20 - length_px / 2, 22, f"{length_mm} mm", ha="center")
+        canvas.text(MARGIN_PX, 63, lone if len(lone) <= 170 else lone[:169] + "…", color=RED)
+    slice_row.write_columns(canvas, _HEAD_PX - 12, case.at_mm)
+    length_mm = next((n for n in (50, 20, 10, 5) if n * slice_row.px_per_mm < 160), 1)
+    length_px = length_mm * slice_row.px_per_mm
+    canvas.line(WIDTH_PX - 20 - length_px, 40, length_px)
+    canvas.text(WIDTH_PX - 20 - length_px / 2, 22, f"{length_mm} mm", ha="center")
 
 
 def _lone_structures(case: _Case) -> str:
@@ -443,23 +447,23 @@ def _legend(case: _Case) -> dict:
     return legend_groups([present[code] for code in sorted(present)])
 
 
-def _write_marks(sheet: Sheet, top: int, tall: int, *, left_out: bool) -> None:
+def _write_marks(canvas: Canvas, top: int, tall: int, *, left_out: bool) -> None:
     """What the colours of the differences mean, beside their row."""
     left = WIDTH_PX - _KEY_PX + 8
     shown = {name: mark for name, mark in MARKS.items() if name != "not judged" or left_out}
     y = top + tall / 2 - 22 * len(shown)
     for name, (words, color) in shown.items():
-        sheet.box(left, y - 7, 18, 14, color)
-        sheet.text(left + 26, y, name)
-        sheet.text(left + 26, y + 17, words, color=FAINT, size_px=12)
+        canvas.box(left, y - 7, 18, 14, color)
+        canvas.text(left + 26, y, name)
+        canvas.text(left + 26, y + 17, words, color=FAINT, size_px=12)
         y += 44
 
 
-def _write_bar(sheet: Sheet, top: int, tall: int, largest: float) -> None:
+def _write_bar(canvas: Canvas, top: int, tall: int, largest: float) -> None:
     """Bar of the distances' colours beside their row, in mm."""
     left, height = WIDTH_PX - _KEY_PX + 16, min(tall - 90, 300)
     middle = top + tall / 2
-    axes = axes_on(sheet, left, middle - height / 2, 18, height)
+    axes = axes_on(canvas, left, middle - height / 2, 18, height)
     ramp = np.linspace(-largest, largest, 256)[:, None]
     axes.imshow(
         ramp, origin="lower", aspect="auto", cmap=_COLORS, extent=(0, 1, -largest, largest)
@@ -469,5 +473,5 @@ def _write_bar(sheet: Sheet, top: int, tall: int, largest: float) -> None:
     words = [f"{tick:+.1f}".replace("-", "−") if tick else "0 mm" for tick in ticks]
     axes.set_yticks(ticks, words, **FONT)
     axes.set_xticks([])
-    sheet.text(left - 6, middle - height / 2 - 16, "outside reference", color=FAINT, size_px=13)
-    sheet.text(left - 6, middle + height / 2 + 16, "inside reference", color=FAINT, size_px=13)
+    canvas.text(left - 6, middle - height / 2 - 16, "outside reference", color=FAINT, size_px=13)
+    canvas.text(left - 6, middle + height / 2 + 16, "inside reference", color=FAINT, size_px=13)

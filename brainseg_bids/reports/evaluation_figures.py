@@ -14,9 +14,9 @@ from matplotlib.ticker import MaxNLocator
 from brainseg_bids.evaluation.bland_altman import BlandAltman
 from brainseg_bids.evaluation.bootstrap import subject_means
 from brainseg_bids.evaluation.scores import ALL, Scores, metric
-from brainseg_bids.reports.densities import axes_on, name_axes, no_data, write_sheet
-from brainseg_bids.reports.montage import MARGIN_PX, WIDTH_PX
-from brainseg_bids.reports.sheet import FAINT, FONT, INK, LINE, Sheet
+from brainseg_bids.reports.canvas import FAINT, FONT, INK, LINE, Canvas
+from brainseg_bids.reports.plots import axes_on, name_axes, no_data
+from brainseg_bids.reports.slices import MARGIN_PX, WIDTH_PX
 
 RATER_COLORS = (
     "#8ab4f8", "#e58a54", "#7fd38b", "#d6a3f5", "#f2d06b", "#6fd6d6", "#f28b82", "#c3c8cf",
@@ -117,9 +117,9 @@ def draw_headline(
     metrics = list(metrics)[:5]
     strata = scores.by_stratum()
     block_px = _ROW_PX * len(raters) + 46
-    sheet = Sheet(WIDTH_PX, _HEAD_PX + block_px * len(strata) + 6)
+    canvas = Canvas(WIDTH_PX, _HEAD_PX + block_px * len(strata) + 6)
     _write_title(
-        sheet,
+        canvas,
         f"Mean of {len(names)} structure{'s' * (len(names) != 1)}, by rater",
         "dots: subjects, joined from rater to rater; boxes: quartiles and median "
         f"({FEWEST_FOR_BOX} subjects or more); whiskers: {_WHISKER:g} times the box; "
@@ -135,13 +135,13 @@ def draw_headline(
         limits = _limits([v for block in found for own in block.values() for v in own.values()])
         for row, (stratum, _) in enumerate(strata):
             top = _HEAD_PX + row * block_px
-            axes = axes_on(sheet, left + column * pitch, top, pitch - 44, _ROW_PX * len(raters))
+            axes = axes_on(canvas, left + column * pitch, top, pitch - 44, _ROW_PX * len(raters))
             name_axes(axes, title=metric_title(name) if not row else "")
             _draw_rows(axes, found[row], limits, named=not column)
             if len(strata) > 1 and not column:
                 words = "all images" if stratum == ALL else stratum
-                sheet.text(MARGIN_PX - 20, top - 12, words[:18], color=FAINT, weight="bold")
-    return write_sheet(sheet, path)
+                canvas.text(MARGIN_PX - 20, top - 12, words[:18], color=FAINT, weight="bold")
+    return canvas.save(path)
 
 
 def _draw_rows(
@@ -191,28 +191,28 @@ def draw_structures(
     shown, metrics = list(names)[:MOST_STRUCTURES], list(metrics)[:3]
     block_px = _LINE_PX * len(raters) + _BLOCK_PX
     height = block_px * max(len(shown), 1)
-    sheet = Sheet(WIDTH_PX, _HEAD_PX + height + 40)
+    canvas = Canvas(WIDTH_PX, _HEAD_PX + height + 40)
     more = len(names) - len(shown)
     _write_title(
-        sheet,
+        canvas,
         "Structures, by rater",
         "dots: subjects; boxes: quartiles and median; arrows: far beyond the axis"
         + (f"; {more} more structures are in the table" if more else ""),
     )
-    _write_key(sheet, raters, sorted(set(scores.strata) - {""}))
+    _write_key(canvas, raters, sorted(set(scores.strata) - {""}))
     left = MARGIN_PX + _NAMES_PX
     pitch = (WIDTH_PX - left - 10) / len(metrics)
     for column, name in enumerate(metrics):
-        axes = axes_on(sheet, left + column * pitch, _HEAD_PX, pitch - 34, height)
+        axes = axes_on(canvas, left + column * pitch, _HEAD_PX, pitch - 34, height)
         far_px = 34 if len(shown) > _LONG else 14
-        sheet.text(left + column * pitch, _HEAD_PX - far_px, metric_title(name), weight="bold")
+        canvas.text(left + column * pitch, _HEAD_PX - far_px, metric_title(name), weight="bold")
         axes.tick_params(axis="x", labeltop=len(shown) > _LONG)
         _draw_blocks(axes, scores, shown, name, raters)
     for row, name in enumerate(shown):
         y = _HEAD_PX + (row + 0.5) * block_px
-        sheet.box(MARGIN_PX - 20, y - 7, 18, 14, swatches.get(name, FAINT))
-        sheet.text(MARGIN_PX + 8, y, name if len(name) <= 32 else name[:31] + "…")
-    return write_sheet(sheet, path)
+        canvas.box(MARGIN_PX - 20, y - 7, 18, 14, swatches.get(name, FAINT))
+        canvas.text(MARGIN_PX + 8, y, name if len(name) <= 32 else name[:31] + "…")
+    return canvas.save(path)
 
 
 def _draw_blocks(
@@ -245,7 +245,7 @@ def _draw_blocks(
         no_data(axes, "no numbers")
 
 
-def _write_key(sheet: Sheet, raters: Sequence[str], strata: Sequence[str]) -> None:
+def _write_key(canvas: Canvas, raters: Sequence[str], strata: Sequence[str]) -> None:
     """Colours of raters and markers of strata, above the plots at the right."""
     entries = [(rater, {"marker": "s", "color": color}) for rater, color in
                rater_colors(raters).items()]  # fmt: skip
@@ -253,7 +253,7 @@ def _write_key(sheet: Sheet, raters: Sequence[str], strata: Sequence[str]) -> No
         (stratum, {"marker": marker, "color": INK})
         for stratum, marker in zip(strata, _cycle(MARKERS), strict=False)
     ]
-    axes = axes_on(sheet, WIDTH_PX - 1000, 10, 990, 50)
+    axes = axes_on(canvas, WIDTH_PX - 1000, 10, 990, 50)
     axes.set_axis_off()
     lines = [axes.plot([], [], linestyle="", **style)[0] for _, style in entries]
     legend = axes.legend(
@@ -286,25 +286,25 @@ def draw_bland_altman(path: Path, found: Sequence[BlandAltman], raters: Sequence
             by_name.setdefault(one.name, []).append(one)
     shown = list(by_name)[:MOST_STRUCTURES]
     rows = max(1, -(-len(shown) // 4))
-    sheet = Sheet(WIDTH_PX, _HEAD_PX + rows * _PITCH_PX)
+    canvas = Canvas(WIDTH_PX, _HEAD_PX + rows * _PITCH_PX)
     more = len(by_name) - len(shown)
     _write_title(
-        sheet,
+        canvas,
         "Volumes: predicted less reference",
         "per cent of their mean, over their mean in ml; lines: bias; dashed: 95 % limits"
         + (f"; {more} more structures are in the table" if more else ""),
     )
-    _write_key(sheet, raters, [])
+    _write_key(canvas, raters, [])
     colors = rater_colors(raters)
     pitch = (WIDTH_PX - MARGIN_PX) / 4
     for number, name in enumerate(shown or [""]):
         left, top = MARGIN_PX + number % 4 * pitch + 24, _HEAD_PX + number // 4 * _PITCH_PX
-        axes = axes_on(sheet, left, top, pitch - 62, _PLOT_PX)
+        axes = axes_on(canvas, left, top, pitch - 62, _PLOT_PX)
         if name:
             _draw_volumes(axes, by_name[name], colors)
         else:
             no_data(axes, "no structure is in both maps")
-    return write_sheet(sheet, path)
+    return canvas.save(path)
 
 
 def _draw_volumes(axes: Axes, found: Sequence[BlandAltman], colors: Mapping[str, str]) -> None:
@@ -401,6 +401,6 @@ def _short(names: Sequence[str], most: int) -> list[str]:
     return [name if len(name) <= most else name[: most - 1] + "…" for name in names]
 
 
-def _write_title(sheet: Sheet, title: str, note: str) -> None:
-    sheet.text(MARGIN_PX, 20, title, size_px=19, weight="bold")
-    sheet.text(MARGIN_PX, 43, note, color=FAINT)
+def _write_title(canvas: Canvas, title: str, note: str) -> None:
+    canvas.text(MARGIN_PX, 20, title, size_px=19, weight="bold")
+    canvas.text(MARGIN_PX, 43, note, color=FAINT)

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from brainseg_bids.evaluation.decision import FEWEST_SEEDS, Decision
-from brainseg_bids.reports.densities import axes_on, name_axes, write_sheet
-from brainseg_bids.reports.sheet import BLUE, FAINT, FONT, INK, LINE, RED, Sheet
+from brainseg_bids.reports.canvas import BLUE, FAINT, FONT, INK, LINE, RED, Canvas
+from brainseg_bids.reports.plots import axes_on, name_axes
 from brainseg_bids.training.experiment import (
     BASELINE,
     OFF,
@@ -41,23 +41,23 @@ def draw_experiment(path: Path, plan: ExperimentPlan, findings: Findings) -> Pat
     path : Path
         PNG file, written whole or not at all.
     """
-    sheet = Sheet(_WIDTH_PX, _HEIGHT_PX)
+    canvas = Canvas(_WIDTH_PX, _HEIGHT_PX)
     title = f"Contrast dial: contrast {plan.contrast}"
     if findings.thesis:
         title += f". By the rule: {findings.thesis.verdict}"
-    sheet.text(30, 26, title, size_px=17, weight="bold")
+    canvas.text(30, 26, title, size_px=17, weight="bold")
     counts = sorted({len(one.values) for one in findings.accuracy})
     words = f"{' to '.join(map(_seeds, counts[:1] + counts[1:][-1:]))}, {plan.steps} steps each. "
-    sheet.text(30, 52, words + _bars(findings.accuracy, plan), color=FAINT)
+    canvas.text(30, 52, words + _bars(findings.accuracy, plan), color=FAINT)
     shown = [where for where in WHERE if any(one.where == where for one in findings.accuracy)]
     for number, where in enumerate(shown):
-        sheet.box(30 + number * 270, 74, 14, 14, COLORS[where])
-        sheet.text(52 + number * 270, 81, WHERE[where])
+        canvas.box(30 + number * 270, 74, 14, 14, COLORS[where])
+        canvas.text(52 + number * 270, 81, WHERE[where])
     for left, estimates, title, y in (
         (90, findings.accuracy, "Accuracy", "mean Dice of the brain's structures"),
         (640, findings.differences, f"Difference to kappa {BASELINE:g}", "of mean Dice, by seed"),
     ):
-        axes = axes_on(sheet, left, 135, 420, 310)
+        axes = axes_on(canvas, left, 135, 420, 310)
         name_axes(axes, title=title, x="kappa (0: any contrast, 1: as measured)", y=y)
         for rank, where in enumerate(shown):
             shift = (rank - (len(shown) - 1) / 2) * SHIFT
@@ -70,7 +70,7 @@ def draw_experiment(path: Path, plan: ExperimentPlan, findings: Findings) -> Pat
         0.01, 0.02, f"band: differences within the margin of {plan.margin:g}",
         transform=axes.transAxes, color=FAINT, fontsize=9, **FONT,
     )  # fmt: skip
-    return write_sheet(sheet, path)
+    return canvas.save(path)
 
 
 def _seeds(n: int) -> str:

@@ -13,8 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.reports.montage import PLANES, WIDTH_PX, Montage, arrange
-from brainseg_bids.reports.sheet import (
+from brainseg_bids.reports.canvas import (
     BLUE,
     DPI,
     FAINT,
@@ -25,7 +24,7 @@ from brainseg_bids.reports.sheet import (
     LINE,
     PAGE,
     RED,
-    Sheet,
+    Canvas,
     legend_groups,
     legend_rows,
     present_labels,
@@ -35,6 +34,7 @@ from brainseg_bids.reports.sheet import (
     write_legend,
     write_png,
 )
+from brainseg_bids.reports.slices import PLANES, WIDTH_PX, Montage, arrange
 from brainseg_bids.volumes import whole_or_nothing
 
 
@@ -68,11 +68,7 @@ def draw_segmentation(image: np.ndarray, labels: LabelMap, path: Path, *, n_cuts
     ValueError
         If image and labels differ in shape, or ``n_cuts`` is not positive.
     """
-    montage = arrange(image, labels, n_cuts=n_cuts)
-    path = Path(path)
-    with whole_or_nothing(path) as temporary:
-        write_png(_annotate(montage, labels), temporary)
-    return path
+    return _annotate(arrange(image, labels, n_cuts=n_cuts), labels).save(path)
 
 
 def draw_volumes(
@@ -137,32 +133,32 @@ def draw_volumes(
 # -- words on the picture -----------------------------------------------------------------
 
 
-def _annotate(montage: Montage, labels: LabelMap) -> np.ndarray:
+def _annotate(montage: Montage, labels: LabelMap) -> Canvas:
     present = present_labels(labels)
     legend = legend_groups(present)
     rows = legend_rows(legend)
     bottom = HEADER_PX + montage.pixels.shape[0]
     height = bottom + ((rows + 2) * LEGEND_ROW_PX + 20 if legend else 12)
-    sheet = Sheet(WIDTH_PX, height)
-    sheet.image(montage.pixels, HEADER_PX)
-    write_header(sheet, labels.grid, montage.window, montage.px_per_mm, empty=not present)
-    _write_tile_marks(sheet, montage)
-    write_legend(sheet, legend, rows, bottom + 10)
-    return sheet.pixels()
+    canvas = Canvas(WIDTH_PX, height)
+    canvas.image(montage.pixels, HEADER_PX)
+    write_header(canvas, labels.grid, montage.window, montage.px_per_mm, empty=not present)
+    _write_tile_marks(canvas, montage)
+    write_legend(canvas, legend, rows, bottom + 10)
+    return canvas
 
 
-def _write_tile_marks(sheet: Sheet, montage: Montage) -> None:
+def _write_tile_marks(canvas: Canvas, montage: Montage) -> None:
     for tile in montage.tiles:
         top = HEADER_PX + tile.top
-        write_ends(sheet, tile.plane, tile.left, top, tile.width)
+        write_ends(canvas, tile.plane, tile.left, top, tile.width)
         if tile.style == "plain":
             at = f"{'xyz'[tile.plane.axis]} = {signed(tile.at_mm)} mm"
-            sheet.text(tile.left + tile.width / 2, top - 11, at, ha="center", size_px=14)
+            canvas.text(tile.left + tile.width / 2, top - 11, at, ha="center", size_px=14)
     for plane in PLANES:
         row = [tile for tile in montage.tiles if tile.plane is plane]
         top, bottom = min(tile.top for tile in row), max(tile.top + tile.height for tile in row)
         words = f"{plane.name}, {plane.order}" if bottom - top > 180 else plane.name
-        sheet.text(
+        canvas.text(
             20,
             HEADER_PX + (top + bottom) / 2,
             words,

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.reports.montage import BACKGROUND
+from brainseg_bids.reports.slices import BACKGROUND
 from brainseg_bids.volumes import whole_or_nothing
 
 WINDOW_MM = 70.0

@@ -13,7 +13,7 @@ import numpy as np
 from brainseg_bids.anatomy.cohort import FEWEST, OUTLIER_Z, Cohort, Outlier, Presence, robust_z
 from brainseg_bids.reports.figures import draw_volumes
 from brainseg_bids.reports.html import embedded, render_page
-from brainseg_bids.reports.rows import anatomical
+from brainseg_bids.reports.volume_table import anatomical
 
 
 @dataclass(frozen=True)

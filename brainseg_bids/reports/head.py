@@ -11,9 +11,15 @@ from pathlib import Path
 
 from brainseg_bids.anatomy.cohort import OUTLIER_Z
 from brainseg_bids.anatomy.rules import MergeRules
-from brainseg_bids.reports.groups import BRAIN, CSF
 from brainseg_bids.reports.html import embedded
-from brainseg_bids.reports.rows import anatomical, asymmetries, grouped, widest_percent
+from brainseg_bids.reports.volume_table import (
+    BRAIN,
+    CSF,
+    anatomical,
+    asymmetries,
+    grouped,
+    widest_percent,
+)
 
 LOW_DICE = 0.7
 """Two tools that agree less than this on a structure are worth a look."""

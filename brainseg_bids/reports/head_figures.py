@@ -14,7 +14,19 @@ import numpy as np
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import BRAIN_MAPPINGS
-from brainseg_bids.reports.montage import (
+from brainseg_bids.reports.canvas import (
+    HEADER_PX,
+    LEGEND_ROW_PX,
+    Canvas,
+    legend_groups,
+    legend_rows,
+    present_labels,
+    signed,
+    write_ends,
+    write_header,
+    write_legend,
+)
+from brainseg_bids.reports.slices import (
     BACKGROUND,
     MARGIN_PX,
     PLANES,
@@ -28,20 +40,6 @@ from brainseg_bids.reports.montage import (
     tile_size,
     view_mm,
 )
-from brainseg_bids.reports.sheet import (
-    HEADER_PX,
-    LEGEND_ROW_PX,
-    Sheet,
-    legend_groups,
-    legend_rows,
-    present_labels,
-    signed,
-    write_ends,
-    write_header,
-    write_legend,
-    write_png,
-)
-from brainseg_bids.volumes import whole_or_nothing
 
 MARKS = {
     1: ("tools differ: tissue or side", (0.95, 0.24, 0.20)),
@@ -115,18 +113,15 @@ def draw_merge(
     tall = max(tile_size(plane, box_mm, px_per_mm)[1] for plane in PLANES) + _ROW_GAP_PX
     bottom = HEADER_PX + _TOP_PX + tall * len(names)
     marks_px = LEGEND_ROW_PX + 14 if sources else 0
-    sheet = Sheet(WIDTH_PX, bottom + marks_px + (n_rows + 2) * LEGEND_ROW_PX + 20)
+    canvas = Canvas(WIDTH_PX, bottom + marks_px + (n_rows + 2) * LEGEND_ROW_PX + 20)
     pixels = _fill(columns, maps, window, tall, len(names))
-    sheet.image(pixels, HEADER_PX + _TOP_PX)
-    write_header(sheet, merged.grid, window, px_per_mm, empty=not present_labels(merged))
-    _write_marks(sheet, columns, names, tall)
+    canvas.image(pixels, HEADER_PX + _TOP_PX)
+    write_header(canvas, merged.grid, window, px_per_mm, empty=not present_labels(merged))
+    _write_marks(canvas, columns, names, tall)
     if sources:
-        _write_mark_legend(sheet, bottom + 6, len(sources))
-    write_legend(sheet, legend, n_rows, bottom + marks_px + 10)
-    path = Path(path)
-    with whole_or_nothing(path) as temporary:
-        write_png(sheet.pixels(), temporary)
-    return path
+        _write_mark_legend(canvas, bottom + 6, len(sources))
+    write_legend(canvas, legend, n_rows, bottom + marks_px + 10)
+    return canvas.save(path)
 
 
 def changes(merged: np.ndarray, sources: list[np.ndarray], labels: LabelMap) -> np.ndarray:
@@ -254,25 +249,25 @@ def _lefts(columns: list[_Column]) -> list[int]:
 # -- words --------------------------------------------------------------------------------
 
 
-def _write_marks(sheet: Sheet, columns: list[_Column], names: list[str], tall: int) -> None:
+def _write_marks(canvas: Canvas, columns: list[_Column], names: list[str], tall: int) -> None:
     top = HEADER_PX + _TOP_PX
     for column, left in zip(columns, _lefts(columns), strict=True):
         height, width = column.cuts[0].codes.shape
         at = f"{column.plane.name}, {'xyz'[column.plane.axis]} = {signed(column.at_mm)} mm"
-        sheet.text(left + width / 2, top - 12, at, ha="center", size_px=14)
+        canvas.text(left + width / 2, top - 12, at, ha="center", size_px=14)
         for row in range(len(names)):
             tile_top = top + row * tall + (tall - _ROW_GAP_PX - height) // 2
-            write_ends(sheet, column.plane, left, tile_top, width)
+            write_ends(canvas, column.plane, left, tile_top, width)
     for row, name in enumerate(names):
         middle = top + row * tall + (tall - _ROW_GAP_PX) / 2
         shown = name if len(name) <= 24 else name[:23] + "…"
-        sheet.text(20, middle, shown, rotation=90, ha="center", size_px=16, weight="bold")
+        canvas.text(20, middle, shown, rotation=90, ha="center", size_px=16, weight="bold")
 
 
-def _write_mark_legend(sheet: Sheet, top: float, n_sources: int) -> None:
+def _write_mark_legend(canvas: Canvas, top: float, n_sources: int) -> None:
     marks = [MARKS[key] for key in MARKS if n_sources == 2 or key > 2]
     pitch = (WIDTH_PX - MARGIN_PX) / len(MARKS)
     for number, (words, rgb) in enumerate(marks):
         x = MARGIN_PX + number * pitch
-        sheet.box(x, top + 2, 38, 14, rgb)
-        sheet.text(x + 46, top + 9, words)
+        canvas.box(x, top + 2, 38, 14, rgb)
+        canvas.text(x + 46, top + 9, words)

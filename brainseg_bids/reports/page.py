@@ -10,11 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from brainseg_bids.reports.contrast import ContrastReport, contrast_section
-from brainseg_bids.reports.groups import BRAIN, CSF
 from brainseg_bids.reports.head import HeadReport, head_section
 from brainseg_bids.reports.html import embedded, render_page
 from brainseg_bids.reports.prose import prose, references
-from brainseg_bids.reports.rows import anatomical, asymmetries, grouped, widest_percent
+from brainseg_bids.reports.volume_table import (
+    BRAIN,
+    CSF,
+    anatomical,
+    asymmetries,
+    grouped,
+    widest_percent,
+)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from brainseg_bids.contrast.alignment import TOP
 from brainseg_bids.contrast.measured import BiasField, ContrastStatistics
 from brainseg_bids.contrast.pool import range_of
 from brainseg_bids.contrast.prior import ContrastPrior, LabelPrior, Spread
+from brainseg_bids.reports.canvas import BLUE, FAINT, FONT, INK, Canvas
 from brainseg_bids.reports.comparison import draw_methods, method_colors, one_side
 from brainseg_bids.reports.contrast import label_row, noise_kinds
 from brainseg_bids.reports.densities import (
@@ -23,24 +24,18 @@ from brainseg_bids.reports.densities import (
     CLASSES,
     Likeness,
     TissueClass,
-    axes_on,
     class_color,
     class_labels,
     density,
     in_bins,
-    key,
-    name_axes,
-    no_data,
     normal,
-    panels,
     pooled_counts,
     quantile_range,
     rebinned,
-    write_sheet,
 )
-from brainseg_bids.reports.montage import MARGIN_PX, WIDTH_PX
-from brainseg_bids.reports.rows import anatomical
-from brainseg_bids.reports.sheet import BLUE, FAINT, FONT, INK, Sheet
+from brainseg_bids.reports.plots import axes_on, key, name_axes, no_data, panels
+from brainseg_bids.reports.slices import MARGIN_PX, WIDTH_PX
+from brainseg_bids.reports.volume_table import anatomical
 
 MOST_FIELDS = 21
 """Small pictures of fields; beyond it the weaker ones are left out."""
@@ -103,9 +98,9 @@ def draw_densities(
     table : LabelTable
         That the labels' names belong to.
     """
-    sheet = Sheet(WIDTH_PX, _HEAD_PX + 2 * _PITCH_PX + 20)
+    canvas = Canvas(WIDTH_PX, _HEAD_PX + 2 * _PITCH_PX + 20)
     _write_title(
-        sheet,
+        canvas,
         f"{prior.name}: intensities of each tissue",
         "away from borders, field removed; "
         + (
@@ -120,7 +115,7 @@ def draw_densities(
     counts = [pair for pairs in found.values() for pair in pairs]
     limits = quantile_range([c for c, _ in counts], [e for _, e in counts], 0.003) or (0.0, 255.0)
     edges = np.linspace(*limits, 161)
-    plots = panels(sheet, _HEAD_PX + 34, 8, pitch_px=_PITCH_PX, plot_px=_PLOT_PX)
+    plots = panels(canvas, _HEAD_PX + 34, 8, pitch_px=_PITCH_PX, plot_px=_PLOT_PX)
     together = {}
     for axes, tissue in zip(plots, tissues, strict=False):
         color = class_color(table, tissue)
@@ -142,7 +137,7 @@ def draw_densities(
         },
         loc="center left",
     )
-    return write_sheet(sheet, path)
+    return canvas.save(path)
 
 
 def _histograms(statistics, units, labels) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -249,20 +244,20 @@ def draw_relations(
     """
     names = measured_names(prior, table)
     side = max(_CELL_PX * len(names), 420)
-    sheet = Sheet(WIDTH_PX, _HEAD_PX + 34 + side + 206)
+    canvas = Canvas(WIDTH_PX, _HEAD_PX + 34 + side + 206)
     _write_title(
-        sheet, f"{prior.name}: what goes together, and what varies",
+        canvas, f"{prior.name}: what goes together, and what varies",
         f"{prior.n_images} image{'s' * (prior.n_images != 1)} of {prior.n_subjects} "
         f"subject{'s' * (prior.n_subjects != 1)}",
     )  # fmt: skip
-    _draw_correlation(sheet, prior, names, side)
+    _draw_correlation(canvas, prior, names, side)
     left = MARGIN_PX + 236 + min(860, side) + 110
     quantities = _quantities(prior, statistics, table)
     pitch = (side + 150) / len(quantities)
     for row, (title, unit, values, spread) in enumerate(quantities):
-        axes = axes_on(sheet, left, _HEAD_PX + 34 + row * pitch, WIDTH_PX - left - 36, pitch - 62)
+        axes = axes_on(canvas, left, _HEAD_PX + 34 + row * pitch, WIDTH_PX - left - 36, pitch - 62)
         _draw_spread(axes, title, unit, values, spread)
-    return write_sheet(sheet, path)
+    return canvas.save(path)
 
 
 def measured_names(prior: ContrastPrior, table: LabelTable) -> list[str]:
@@ -271,9 +266,9 @@ def measured_names(prior: ContrastPrior, table: LabelTable) -> list[str]:
     return [row["name"] for row in anatomical(rows) if prior[row["name"]].source == "measured"]
 
 
-def _draw_correlation(sheet: Sheet, prior: ContrastPrior, names: list[str], side: int) -> None:
+def _draw_correlation(canvas: Canvas, prior: ContrastPrior, names: list[str], side: int) -> None:
     width = min(860, side)
-    axes = axes_on(sheet, MARGIN_PX + 236, _HEAD_PX + 34, width, side)
+    axes = axes_on(canvas, MARGIN_PX + 236, _HEAD_PX + 34, width, side)
     name_axes(axes, title="Correlation of the labels' locations over images")
     if not names:
         no_data(axes, "no label was measured")
@@ -288,8 +283,8 @@ def _draw_correlation(sheet: Sheet, prior: ContrastPrior, names: list[str], side
     axes.set_yticks(ticks, short, fontsize=size, **FONT)
     axes.set_xticks(ticks, short, fontsize=size, rotation=90, **FONT)
     axes.tick_params(length=0)
-    bar = axes_on(sheet, MARGIN_PX + 236 + width + 14, _HEAD_PX + 34, 14, min(side, 240))
-    sheet.figure.colorbar(picture, cax=bar, ticks=[-1, -0.5, 0, 0.5, 1])
+    bar = axes_on(canvas, MARGIN_PX + 236 + width + 14, _HEAD_PX + 34, 14, min(side, 240))
+    canvas.figure.colorbar(picture, cax=bar, ticks=[-1, -0.5, 0, 0.5, 1])
     bar.tick_params(colors=INK, labelsize=9)
 
 
@@ -357,9 +352,9 @@ def draw_fields(path: Path, name: str, statistics: Mapping[str, ContrastStatisti
     largest = max([0.05, *(2.5 * fields[who].log_sd for who in shown)])
     per_row, pitch = 7, (WIDTH_PX - MARGIN_PX) // 7
     rows = -(-len(shown) // per_row)
-    sheet = Sheet(WIDTH_PX, _HEAD_PX + 320 + rows * (pitch + 34) + 20)
+    canvas = Canvas(WIDTH_PX, _HEAD_PX + 320 + rows * (pitch + 34) + 20)
     _write_title(
-        sheet, f"{name}: smooth fields as factors",
+        canvas, f"{name}: smooth fields as factors",
         "strongest first; over the whole box of each image: beyond the head it is a guess"
         + _left_out(len(fields) - len(shown)),
     )  # fmt: skip
@@ -367,19 +362,19 @@ def draw_fields(path: Path, name: str, statistics: Mapping[str, ContrastStatisti
     picture = None
     planes = (("Sagittal", 0, 1, 2), ("Coronal", 1, 0, 2), ("Axial", 2, 0, 1))
     for column, (plane, axis, right, up) in enumerate(planes):
-        axes = axes_on(sheet, MARGIN_PX + column * 300, _HEAD_PX + 34, 280, 250)
+        axes = axes_on(canvas, MARGIN_PX + column * 300, _HEAD_PX + 34, 280, 250)
         cut = np.take(mean, mean.shape[axis] // 2, axis=axis)
         picture = _draw_field(axes, cut, (size_mm[right], size_mm[up]), largest)
         ends = ("P", "A") if axis == 0 else ("L", "R")
         name_axes(axes, title=f"Mean, {plane.lower()}", note=f"{ends[0]} | {ends[1]}")
-    bar = axes_on(sheet, MARGIN_PX + 3 * 300 + 10, _HEAD_PX + 34, 18, 250)
-    sheet.figure.colorbar(picture, cax=bar)
+    bar = axes_on(canvas, MARGIN_PX + 3 * 300 + 10, _HEAD_PX + 34, 18, 250)
+    canvas.figure.colorbar(picture, cax=bar)
     ticks = np.linspace(-largest, largest, 5)
     bar.set_yticks(ticks, [f"{np.exp(tick):.2f}" for tick in ticks], **FONT)
     bar.tick_params(colors=INK, labelsize=9)
     for number, who in enumerate(shown):
         top = _HEAD_PX + 340 + number // per_row * (pitch + 34)
-        axes = axes_on(sheet, MARGIN_PX + number % per_row * pitch, top, pitch - 12, pitch - 12)
+        axes = axes_on(canvas, MARGIN_PX + number % per_row * pitch, top, pitch - 12, pitch - 12)
         own = _size_mm(fields[who])
         cut = same[who][:, :, _FIELD_SHAPE[2] // 2]
         _draw_field(axes, cut, (own[0], own[1]), largest)
@@ -387,7 +382,7 @@ def draw_fields(path: Path, name: str, statistics: Mapping[str, ContrastStatisti
             f"{who if len(who) <= 24 else '…' + who[-23:]}\nlog sd {fields[who].log_sd:.2f}",
             fontsize=8, color=INK, pad=2, **FONT,
         )  # fmt: skip
-    return write_sheet(sheet, path)
+    return canvas.save(path)
 
 
 def _left_out(n: int) -> str:
@@ -435,27 +430,27 @@ def draw_comparisons(path: Path, name: str, comparisons: Sequence[Likeness]) -> 
     """
     comparisons = one_side(comparisons)
     rows = -(-len(comparisons) // 4)
-    sheet = Sheet(WIDTH_PX, _HEAD_PX + 30 + rows * _PITCH_PX + 10)
+    canvas = Canvas(WIDTH_PX, _HEAD_PX + 30 + rows * _PITCH_PX + 10)
     _write_title(
-        sheet,
+        canvas,
         f"{name}: real (filled) and synthetic",
         "energy distance to the real head, less is nearer",
     )
     colors = method_colors(comparisons)
-    plots = panels(sheet, _HEAD_PX + 64, len(comparisons), pitch_px=_PITCH_PX, plot_px=_PLOT_PX)
+    plots = panels(canvas, _HEAD_PX + 64, len(comparisons), pitch_px=_PITCH_PX, plot_px=_PLOT_PX)
     for axes, comparison in zip(plots, comparisons, strict=True):
         draw_methods(axes, comparison, colors)
     x = WIDTH_PX - 20 - 150 * len(colors)
     for method, color in colors.items():
-        sheet.box(x, 38, 24, 10, color)
-        sheet.text(x + 32, 43, method)
+        canvas.box(x, 38, 24, 10, color)
+        canvas.text(x + 32, 43, method)
         x += 150
-    return write_sheet(sheet, path)
+    return canvas.save(path)
 
 
 # -- sheets -------------------------------------------------------------------------------
 
 
-def _write_title(sheet: Sheet, title: str, note: str) -> None:
-    sheet.text(MARGIN_PX, 20, title, size_px=19, weight="bold")
-    sheet.text(MARGIN_PX, 43, note, color=FAINT)
+def _write_title(canvas: Canvas, title: str, note: str) -> None:
+    canvas.text(MARGIN_PX, 20, title, size_px=19, weight="bold")
+    canvas.text(MARGIN_PX, 43, note, color=FAINT)

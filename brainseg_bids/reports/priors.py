@@ -23,7 +23,7 @@ from brainseg_bids.reports.prior_figures import (
     draw_fields,
     draw_relations,
 )
-from brainseg_bids.reports.rows import anatomical
+from brainseg_bids.reports.volume_table import anatomical
 
 FEW_SUBJECTS = 5
 """With fewer, how much images vary rests on what is usual more than on these images."""

@@ -13,9 +13,24 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.intensity import rescale
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.reports.canvas import (
+    FAINT,
+    HEADER_PX,
+    INK,
+    LEGEND_ROW_PX,
+    Canvas,
+    SliceRow,
+    legend_groups,
+    legend_rows,
+    planes_of,
+    present_labels,
+    same_size,
+    write_legend,
+)
 from brainseg_bids.reports.comparison import compare, draw_methods, method_colors, one_side
-from brainseg_bids.reports.densities import CLASSES, Likeness, class_labels, panels, write_sheet
-from brainseg_bids.reports.montage import (
+from brainseg_bids.reports.densities import CLASSES, Likeness, class_labels
+from brainseg_bids.reports.plots import panels
+from brainseg_bids.reports.slices import (
     MARGIN_PX,
     PLANES,
     WIDTH_PX,
@@ -23,18 +38,6 @@ from brainseg_bids.reports.montage import (
     paint_cut,
     view_mm,
 )
-from brainseg_bids.reports.sheet import (
-    FAINT,
-    HEADER_PX,
-    INK,
-    LEGEND_ROW_PX,
-    Sheet,
-    legend_groups,
-    legend_rows,
-    present_labels,
-    write_legend,
-)
-from brainseg_bids.reports.strip import Strip, planes_of, same_size
 
 _WINDOW = (0.0, 1.0)
 _CAPTION_PX, _ROW_GAP_PX = 28, 10
@@ -79,27 +82,27 @@ def draw_pairs(
     sizes = np.broadcast_to(np.asarray(voxel_size_mm, dtype=float), 3)
     maps = [_placed(image, codes, caption, table, sizes) for image, codes, caption in pairs]
     boxes_mm = same_size([_whole_mm(labels) for labels in maps])
-    strip = Strip.fit(
+    slice_row = SliceRow.fit(
         boxes_mm[0][:, 1] - boxes_mm[0][:, 0], [plane for plane in PLANES for _ in range(2)]
     )
-    pitch = _CAPTION_PX + strip.tall + _ROW_GAP_PX
+    pitch = _CAPTION_PX + slice_row.tall + _ROW_GAP_PX
     legend, rows_of_legend = _legend(maps)
     bottom = HEADER_PX + len(pairs) * pitch
-    sheet = Sheet(WIDTH_PX, bottom + (rows_of_legend + 2) * LEGEND_ROW_PX + 20)
-    _write_pairs_header(sheet, len(pairs), sizes, strip.px_per_mm)
+    canvas = Canvas(WIDTH_PX, bottom + (rows_of_legend + 2) * LEGEND_ROW_PX + 20)
+    _write_pairs_header(canvas, len(pairs), sizes, slice_row.px_per_mm)
     for number, ((image, _, caption), labels) in enumerate(zip(pairs, maps, strict=True)):
         top = HEADER_PX + number * pitch + _CAPTION_PX
-        at_mm = [_at(boxes_mm[number][plane.axis], plane.axis) for plane in strip.planes]
-        cuts = strip.cuts(np.asarray(image, dtype=np.float32), labels, at_mm, boxes_mm[number])
+        at_mm = [_at(boxes_mm[number][plane.axis], plane.axis) for plane in slice_row.planes]
+        cuts = slice_row.cuts(np.asarray(image, dtype=np.float32), labels, at_mm, boxes_mm[number])
         tiles = [
             paint_cut(cut, labels, _WINDOW, overlay=bool(column % 2))
             for column, cut in enumerate(cuts)
         ]
-        sheet.image(strip.pixels([tiles]), top)
-        strip.write_row(sheet, top, str(number + 1))
-        sheet.text(MARGIN_PX, top - 13, _short(caption, 170), color=INK)
-    write_legend(sheet, legend, rows_of_legend, bottom + 10)
-    return write_sheet(sheet, path)
+        canvas.image(slice_row.pixels([tiles]), top)
+        slice_row.write_row(canvas, top, str(number + 1))
+        canvas.text(MARGIN_PX, top - 13, _short(caption, 170), color=INK)
+    write_legend(canvas, legend, rows_of_legend, bottom + 10)
+    return canvas.save(path)
 
 
 def draw_real_and_synthetic(
@@ -145,21 +148,23 @@ def draw_real_and_synthetic(
     shown = [(name, _as_network(image), labels) for name, image, labels in heads]
     comparisons = _histograms(shown) if histograms is None else one_side(histograms)
     boxes_mm = same_size([view_mm(labels) for _, _, labels in shown])
-    strip = Strip.fit(boxes_mm[0][:, 1] - boxes_mm[0][:, 0], planes_of(_STEPS), tallest_px=360)
-    plots_top = HEADER_PX + 26 + len(shown) * strip.tall + 20
+    slice_row = SliceRow.fit(
+        boxes_mm[0][:, 1] - boxes_mm[0][:, 0], planes_of(_STEPS), tallest_px=360
+    )
+    plots_top = HEADER_PX + 26 + len(shown) * slice_row.tall + 20
     rows = -(-len(comparisons) // 4)
-    sheet = Sheet(WIDTH_PX, plots_top + (56 + rows * _PLOT_PITCH_PX if rows else 0))
-    sheet.text(MARGIN_PX, 22, title, size_px=19, weight="bold")
-    sheet.text(
+    canvas = Canvas(WIDTH_PX, plots_top + (56 + rows * _PLOT_PITCH_PX if rows else 0))
+    canvas.text(MARGIN_PX, 22, title, size_px=19, weight="bold")
+    canvas.text(
         MARGIN_PX, 50,
         "left of the picture is the person's left   ·   each image from its 0.5th to its 99.5th "
         "percentile, as the network gets it",
         color=FAINT,
     )  # fmt: skip
-    _draw_heads(sheet, strip, shown, boxes_mm)
+    _draw_heads(canvas, slice_row, shown, boxes_mm)
     if comparisons:
-        _draw_plots(sheet, plots_top, comparisons)
-    return write_sheet(sheet, path)
+        _draw_plots(canvas, plots_top, comparisons)
+    return canvas.save(path)
 
 
 def _as_network(image: np.ndarray) -> np.ndarray:
@@ -195,36 +200,38 @@ def _legend(maps: Sequence[LabelMap]) -> tuple[dict, int]:
     return legend, legend_rows(legend) if legend else 0
 
 
-def _write_pairs_header(sheet: Sheet, n: int, sizes: np.ndarray, px_per_mm: float) -> None:
+def _write_pairs_header(canvas: Canvas, n: int, sizes: np.ndarray, px_per_mm: float) -> None:
     pairs = f"{n} synthetic pair{'s' if n != 1 else ''}: image, and image with its labels"
-    sheet.text(MARGIN_PX, 22, pairs, size_px=19, weight="bold")
+    canvas.text(MARGIN_PX, 22, pairs, size_px=19, weight="bold")
     size = " × ".join(f"{mm:.2f}" for mm in sizes)
-    sheet.text(
+    canvas.text(
         MARGIN_PX, 50,
         f"voxels of {size} mm   ·   near the middle of the crop   ·   black to white: 0 to 1",
         color=FAINT,
     )  # fmt: skip
     length_mm = next((mm for mm in (50, 20, 10, 5) if mm * px_per_mm < 260), 1)
     right = WIDTH_PX - 20
-    sheet.line(right - length_mm * px_per_mm, 48, length_mm * px_per_mm)
-    sheet.text(right - length_mm * px_per_mm / 2, 30, f"{length_mm} mm", ha="center")
+    canvas.line(right - length_mm * px_per_mm, 48, length_mm * px_per_mm)
+    canvas.text(right - length_mm * px_per_mm / 2, 30, f"{length_mm} mm", ha="center")
 
 
 # -- real and synthetic -------------------------------------------------------------------
 
 
-def _draw_heads(sheet: Sheet, strip: Strip, shown, boxes_mm: Sequence[np.ndarray]) -> None:
+def _draw_heads(
+    canvas: Canvas, slice_row: SliceRow, shown, boxes_mm: Sequence[np.ndarray]
+) -> None:
     top = HEADER_PX + 26
     rows = []
     for (_, image, labels), box_mm in zip(shown, boxes_mm, strict=True):
         found = cut_positions(labels, _STEPS, box_mm)
         at_mm = [at for axis in range(3) for at in found[axis]]
-        cuts = strip.cuts(image, labels, at_mm, box_mm)
+        cuts = slice_row.cuts(image, labels, at_mm, box_mm)
         rows.append([paint_cut(cut, labels, _WINDOW, overlay=False) for cut in cuts])
-    sheet.image(strip.pixels(rows), top)
-    strip.write_columns(sheet, top - 12)
+    canvas.image(slice_row.pixels(rows), top)
+    slice_row.write_columns(canvas, top - 12)
     for row, (name, _, _) in enumerate(shown):
-        strip.write_row(sheet, top + row * strip.tall, name)
+        slice_row.write_row(canvas, top + row * slice_row.tall, name)
 
 
 def _histograms(shown: Sequence[tuple[str, np.ndarray, LabelMap]]) -> list[Likeness]:
@@ -249,19 +256,19 @@ def _histograms(shown: Sequence[tuple[str, np.ndarray, LabelMap]]) -> list[Liken
     return compare(joined.pop(""), joined)
 
 
-def _draw_plots(sheet: Sheet, top: int, comparisons: Sequence[Likeness]) -> None:
+def _draw_plots(canvas: Canvas, top: int, comparisons: Sequence[Likeness]) -> None:
     colors = method_colors(comparisons)
-    sheet.text(
+    canvas.text(
         MARGIN_PX, top + 6, "Intensities: real filled, synthetic as lines", size_px=17,
         weight="bold",
     )  # fmt: skip
-    sheet.text(MARGIN_PX + 400, top + 6, "numbers: energy distance to the real head", color=FAINT)
+    canvas.text(MARGIN_PX + 400, top + 6, "numbers: energy distance to the real head", color=FAINT)
     x = WIDTH_PX - 20 - 150 * len(colors)
     for method, color in colors.items():
-        sheet.box(x, top, 24, 10, color)
-        sheet.text(x + 32, top + 6, _short(method, 14))
+        canvas.box(x, top, 24, 10, color)
+        canvas.text(x + 32, top + 6, _short(method, 14))
         x += 150
-    plots = panels(sheet, top + 54, len(comparisons), pitch_px=_PLOT_PITCH_PX, plot_px=_PLOT_PX)
+    plots = panels(canvas, top + 54, len(comparisons), pitch_px=_PLOT_PITCH_PX, plot_px=_PLOT_PX)
     for axes, comparison in zip(plots, comparisons, strict=True):
         draw_methods(axes, comparison, colors)
 

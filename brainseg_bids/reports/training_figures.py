@@ -13,11 +13,11 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.reports.densities import axes_on, key, name_axes, no_data, write_sheet
-from brainseg_bids.reports.groups import GROUPS, OTHER, group_of_mapping, plain_name
-from brainseg_bids.reports.montage import BACKGROUND, MARGIN_PX, WIDTH_PX
-from brainseg_bids.reports.sheet import BLUE, FAINT, FONT, INK, LINE, RED, Sheet
+from brainseg_bids.reports.canvas import BLUE, FAINT, FONT, INK, LINE, RED, Canvas
+from brainseg_bids.reports.plots import axes_on, key, name_axes, no_data
+from brainseg_bids.reports.slices import BACKGROUND, MARGIN_PX, WIDTH_PX
 from brainseg_bids.reports.training_log import BRAIN, Curve, Sample, TrainingLog
+from brainseg_bids.reports.volume_table import GROUPS, OTHER, group_of_mapping, plain_name
 
 GREEN, ORANGE = "#81c995", "#fdd663"
 REAL_COLORS = (GREEN, ORANGE, "#c58af9", "#78d9ec", RED, "#fcad70")
@@ -50,16 +50,16 @@ def draw_learning(path: Path, log: TrainingLog, *, total_steps: int | None = Non
     total_steps : int, optional
         Of the plan: the axes reach to it, but not beyond three times what is done.
     """
-    sheet = Sheet(WIDTH_PX, _LEARNING_PX)
+    canvas = Canvas(WIDTH_PX, _LEARNING_PX)
     # A run that has just begun would be squeezed into a corner.
     end = max(log.steps_done, min(total_steps or 0, _FARTHEST * log.steps_done), 1)
     note = f"{log.steps_done:,} steps" + (f" of {total_steps:,}" if total_steps else "")
     if log.resumes:
         note += "; dashed: training was resumed"
-    _write_title(sheet, "Learning", note)
+    _write_title(canvas, "Learning", note)
     height = _LEARNING_PX - _PLOT_TOP_PX - 64
     loss, dice, rate = (
-        axes_on(sheet, left, _PLOT_TOP_PX + 14, width, height)
+        axes_on(canvas, left, _PLOT_TOP_PX + 14, width, height)
         for left, width in ((MARGIN_PX + 34, 540), (MARGIN_PX + 656, 500), (MARGIN_PX + 1244, 290))
     )
     _draw_loss(loss, log["loss"])
@@ -67,7 +67,7 @@ def draw_learning(path: Path, log: TrainingLog, *, total_steps: int | None = Non
     _draw_line(rate, log["lr"].finite(), BLUE, title="Learning rate")
     for axes in (loss, dice, rate):
         _over_steps(axes, end, log.resumes)
-    return write_sheet(sheet, path)
+    return canvas.save(path)
 
 
 def _draw_loss(axes: Axes, curve: Curve) -> None:
@@ -124,11 +124,11 @@ def draw_speed(path: Path, log: TrainingLog, memory: Mapping | None = None) -> P
         The memory plan in force: ``predicted_gib``, ``probed_gib`` and ``budget_gib`` are drawn
         as lines.
     """
-    sheet = Sheet(WIDTH_PX, _SPEED_PX)
-    _write_title(sheet, "Speed and memory", "as logged, by step")
+    canvas = Canvas(WIDTH_PX, _SPEED_PX)
+    _write_title(canvas, "Speed and memory", "as logged, by step")
     pitch, height = (WIDTH_PX - MARGIN_PX) / 4, _SPEED_PX - _PLOT_TOP_PX - 64
     pairs, voxels, waiting, used = (
-        axes_on(sheet, MARGIN_PX + 24 + k * pitch, _PLOT_TOP_PX + 14, pitch - 64, height)
+        axes_on(canvas, MARGIN_PX + 24 + k * pitch, _PLOT_TOP_PX + 14, pitch - 64, height)
         for k in range(4)
     )
     _draw_line(pairs, log["pairs_per_s"].finite(), BLUE, title="Pairs a second")
@@ -145,7 +145,7 @@ def draw_speed(path: Path, log: TrainingLog, memory: Mapping | None = None) -> P
     end = max(log.steps_done, 1)
     for axes in (pairs, voxels, waiting, used):
         _over_steps(axes, end, log.resumes)
-    return write_sheet(sheet, path)
+    return canvas.save(path)
 
 
 def _draw_memory_levels(axes: Axes, memory: Mapping) -> None:
@@ -250,24 +250,24 @@ def draw_classes(path: Path, log: TrainingLog, table: LabelTable | None) -> Path
     steps = sorted({int(step) for curve in classes.values() for step in curve.steps})
     n_rows = len(classes)
     height = n_rows * _CLASS_ROW_PX + _GROUP_PX * len(groups)
-    sheet = Sheet(WIDTH_PX, _CLASS_TOP_PX + max(height, 40) + 44)
+    canvas = Canvas(WIDTH_PX, _CLASS_TOP_PX + max(height, 40) + 44)
     _write_title(
-        sheet, "Dice of each label at each validation",
+        canvas, "Dice of each label at each validation",
         "grey: the pairs and the network have none of it; numbers: last validation",
     )  # fmt: skip
-    _write_scale(sheet)
+    _write_scale(canvas)
     top = _CLASS_TOP_PX
     for number, (_, names) in enumerate(groups):
         tall = _CLASS_ROW_PX * len(names)
         left = MARGIN_PX + _NAMES_PX
-        axes = axes_on(sheet, left, top, WIDTH_PX - left - 70, tall)
+        axes = axes_on(canvas, left, top, WIDTH_PX - left - 70, tall)
         _draw_cells(axes, [classes[name] for name in names], steps, last=number == len(groups) - 1)
         for row, name in enumerate(names):
-            _write_class(sheet, top + (row + 0.5) * _CLASS_ROW_PX, name, last[name], table)
+            _write_class(canvas, top + (row + 0.5) * _CLASS_ROW_PX, name, last[name], table)
         top += tall + _GROUP_PX
     if not groups:
-        no_data(axes_on(sheet, MARGIN_PX, top, WIDTH_PX - 2 * MARGIN_PX, 40), "no validation yet")
-    return write_sheet(sheet, path)
+        no_data(axes_on(canvas, MARGIN_PX, top, WIDTH_PX - 2 * MARGIN_PX, 40), "no validation yet")
+    return canvas.save(path)
 
 
 def _draw_cells(axes: Axes, curves: Sequence[Curve], steps: Sequence[int], *, last: bool) -> None:
@@ -287,23 +287,25 @@ def _draw_cells(axes: Axes, curves: Sequence[Curve], steps: Sequence[int], *, la
         axes.set_xlabel("step", color=FAINT, fontsize=9, labelpad=2, **FONT)
 
 
-def _write_class(sheet: Sheet, y: float, name: str, dice: float, table: LabelTable | None) -> None:
+def _write_class(
+    canvas: Canvas, y: float, name: str, dice: float, table: LabelTable | None
+) -> None:
     """Swatch and name before a row, Dice at the last validation behind it."""
     color = table[name].color if table is not None and name in table else LINE
-    sheet.box(MARGIN_PX, y - 6, 18, 12, color)
-    sheet.text(MARGIN_PX + 28, y, name if len(name) <= 34 else name[:33] + "…", size_px=13)
+    canvas.box(MARGIN_PX, y - 6, 18, 12, color)
+    canvas.text(MARGIN_PX + 28, y, name if len(name) <= 34 else name[:33] + "…", size_px=13)
     words = "n/a" if math.isnan(dice) else f"{dice:.2f}"
-    sheet.text(WIDTH_PX - 58, y, words, size_px=13, color=RED if dice == 0 else INK)
+    canvas.text(WIDTH_PX - 58, y, words, size_px=13, color=RED if dice == 0 else INK)
 
 
-def _write_scale(sheet: Sheet) -> None:
+def _write_scale(canvas: Canvas) -> None:
     """Colours of Dice, above the picture at the right."""
     left, width = WIDTH_PX - 400, 300
-    axes = axes_on(sheet, left, 16, width, 14)
+    axes = axes_on(canvas, left, 16, width, 14)
     axes.imshow(np.linspace(0, 1, 256)[None], cmap=_DICE, aspect="auto")
     axes.set_axis_off()
-    sheet.text(left - 8, 23, "Dice 0", ha="right", color=FAINT)
-    sheet.text(left + width + 8, 23, "1", color=FAINT)
+    canvas.text(left - 8, 23, "Dice 0", ha="right", color=FAINT)
+    canvas.text(left + width + 8, 23, "1", color=FAINT)
 
 
 # -- one pair as it is learned ------------------------------------------------------------
@@ -338,18 +340,18 @@ def draw_samples(path: Path, samples: Sequence[Sample], table: LabelTable | None
     pitch = (WIDTH_PX - MARGIN_PX) / len(names)
     scale = min((pitch - 6) / max(row[0].shape[1] for row in rows), 4.0)
     tall = [max(1, round(scale * row[0].shape[0])) for row in rows]
-    sheet = Sheet(WIDTH_PX, 92 + sum(tall) + 8 * len(tall))
+    canvas = Canvas(WIDTH_PX, 92 + sum(tall) + 8 * len(tall))
     note = "middle planes; colours of the label table"
-    _write_title(sheet, "One validation pair as it is learned", note)
+    _write_title(canvas, "One validation pair as it is learned", note)
     for column, name in enumerate(names):
-        sheet.text(
+        canvas.text(
             MARGIN_PX + (column + 0.5) * pitch, 76, name, ha="center", size_px=14, weight="bold"
         )
-    _place(sheet, rows, tall, pitch=pitch, scale=scale)
-    return write_sheet(sheet, path)
+    _place(canvas, rows, tall, pitch=pitch, scale=scale)
+    return canvas.save(path)
 
 
-def _place(sheet: Sheet, rows, tall: Sequence[int], *, pitch: float, scale: float) -> None:
+def _place(canvas: Canvas, rows, tall: Sequence[int], *, pitch: float, scale: float) -> None:
     """Tiles in rows and columns, each in the middle of its place, as one picture."""
     pixels = np.full((sum(tall) + 8 * len(tall), WIDTH_PX, 3), BACKGROUND, dtype=np.uint8)
     top = 0
@@ -359,9 +361,9 @@ def _place(sheet: Sheet, rows, tall: Sequence[int], *, pitch: float, scale: floa
             left = round(MARGIN_PX + (column + 0.5) * pitch - shown.shape[1] / 2)
             pixels[top : top + height, left : left + shown.shape[1]] = shown
         name = PLANES[number] if number < len(PLANES) else ""
-        sheet.text(22, 92 + top + height / 2, name, rotation=90, ha="center", weight="bold")
+        canvas.text(22, 92 + top + height / 2, name, rotation=90, ha="center", weight="bold")
         top += height + 8
-    sheet.image(pixels, 92)
+    canvas.image(pixels, 92)
 
 
 def rank_colors(table: LabelTable | None, n: int) -> np.ndarray:
@@ -424,6 +426,6 @@ def _grid(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _write_title(sheet: Sheet, title: str, note: str) -> None:
-    sheet.text(MARGIN_PX, 20, title, size_px=19, weight="bold")
-    sheet.text(MARGIN_PX, 45, note, color=FAINT)
+def _write_title(canvas: Canvas, title: str, note: str) -> None:
+    canvas.text(MARGIN_PX, 20, title, size_px=19, weight="bold")
+    canvas.text(MARGIN_PX, 45, note, color=FAINT)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.contrast.measured import BiasField, NoiseLaw
-from brainseg_bids.reports import contrast_figures, densities, sheet
+from brainseg_bids.reports import canvas, contrast_figures, plots
 from brainseg_bids.reports.contrast_figures import draw_contrast, field_map, noise_density
 from brainseg_bids.reports.densities import density, in_bins, pooled_counts, rebinned
 from tests.reports import looks as looks_module
@@ -26,7 +26,7 @@ def seen(head):
 def notes(monkeypatch) -> list[str]:
     """Fills with the words of every picture drawn from now on."""
     written = []
-    original, original_axes = sheet.Sheet.text, densities.name_axes
+    original, original_axes = canvas.Canvas.text, plots.name_axes
 
     def text(self, x, y, words, **options):
         written.append(words)
@@ -36,7 +36,7 @@ def notes(monkeypatch) -> list[str]:
         written.extend(words.values())
         original_axes(axes, **words)
 
-    monkeypatch.setattr(sheet.Sheet, "text", text)
+    monkeypatch.setattr(canvas.Canvas, "text", text)
     monkeypatch.setattr(contrast_figures, "name_axes", name_axes)
     monkeypatch.setattr(
         contrast_figures, "no_data", lambda axes, words: written.append(f"none: {words}")
@@ -138,7 +138,7 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(head, seen, tmp_path, m
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(densities, "write_png", fail)
+    monkeypatch.setattr(canvas, "write_png", fail)
     with pytest.raises(OSError, match="disk full"):
         draw_contrast(tmp_path / "contrast.png", seen[0], head, seen[1])
     assert list(tmp_path.iterdir()) == []

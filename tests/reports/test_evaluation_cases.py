@@ -14,7 +14,7 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable, UnknownLabelError
 from brainseg_bids.reports import evaluation_cases as cases
 from brainseg_bids.reports.evaluation_cases import MARKS, draw_case, surface_offsets_mm
-from brainseg_bids.reports.montage import BACKGROUND, WIDTH_PX
+from brainseg_bids.reports.slices import BACKGROUND, WIDTH_PX
 
 TABLE = LabelTable(
     [
@@ -136,9 +136,9 @@ def test_without_an_image_labels_are_filled(pair, tmp_path):
 
 def test_equal_maps_are_said_to_be_equal(pair, image, tmp_path, monkeypatch):
     words = []
-    original = cases.Sheet.text
+    original = cases.Canvas.text
     monkeypatch.setattr(
-        cases.Sheet,
+        cases.Canvas,
         "text",
         lambda self, x, y, text, **style: (
             words.append(text),

@@ -12,7 +12,7 @@ from PIL import Image
 from brainseg_bids.evaluation.bland_altman import limits_of_agreement
 from brainseg_bids.evaluation.scores import read_scores
 from brainseg_bids.reports import evaluation_figures as figures
-from brainseg_bids.reports.montage import BACKGROUND, WIDTH_PX
+from brainseg_bids.reports.slices import BACKGROUND, WIDTH_PX
 from tests.evaluation.agreements import NAMES, agreement_row, many_rows
 
 RATERS = ("ours", "theirs")
@@ -81,7 +81,7 @@ def test_a_structure_has_the_swatch_of_its_label(scores, tmp_path):
 def test_more_structures_than_fit_are_left_out_with_a_word(scores, tmp_path, monkeypatch):
     words = []
     monkeypatch.setattr(figures, "MOST_STRUCTURES", 2)
-    monkeypatch.setattr(figures, "_write_title", lambda sheet, *said: words.extend(said))
+    monkeypatch.setattr(figures, "_write_title", lambda canvas, *said: words.extend(said))
     figures.draw_structures(tmp_path / "a.png", scores, scores.names, METRICS, RATERS, {})
     assert any("1 more structures are in the table" in word for word in words)
 

@@ -14,10 +14,10 @@ from PIL import Image
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.reports import figures, sheet
+from brainseg_bids.reports import canvas
+from brainseg_bids.reports.canvas import HEADER_PX
 from brainseg_bids.reports.figures import draw_segmentation, draw_volumes
-from brainseg_bids.reports.montage import arrange
-from brainseg_bids.reports.sheet import HEADER_PX
+from brainseg_bids.reports.slices import arrange
 
 TABLE = LabelTable.packaged("brainseg")
 
@@ -36,13 +36,13 @@ def head() -> tuple[np.ndarray, LabelMap]:
 def words_on(monkeypatch, *drawn) -> list[str]:
     """Texts that a picture would hold."""
     written = []
-    original = sheet.Sheet.text
+    original = canvas.Canvas.text
 
     def note(self, x, y, text, **options):
         written.append(text)
         original(self, x, y, text, **options)
 
-    monkeypatch.setattr(sheet.Sheet, "text", note)
+    monkeypatch.setattr(canvas.Canvas, "text", note)
     draw_segmentation(*drawn)
     return written
 
@@ -121,7 +121,7 @@ def test_a_failure_while_writing_leaves_the_old_picture_and_nothing_else(
         path.write_bytes(b"\x89PNG half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(figures, "write_png", half)
+    monkeypatch.setattr(canvas, "write_png", half)
     with pytest.raises(OSError, match="No space"):
         draw_segmentation(*head, path, n_cuts=2)
     assert path.read_bytes() == before

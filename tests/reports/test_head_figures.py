@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.reports import head_figures, sheet
+from brainseg_bids.reports import canvas
 from brainseg_bids.reports.head_figures import MARKS, changes, draw_merge
 
 TISSUE_OR_SIDE, STRUCTURE, AIR_ADDED, TISSUE_ADDED, AIR_KNOWN = MARKS
@@ -60,13 +60,13 @@ def test_differences_and_additions_are_told_apart(head, codes, wanted):
 
 def words_on(monkeypatch, *drawn) -> list[str]:
     written = []
-    original = sheet.Sheet.text
+    original = canvas.Canvas.text
 
     def note(self, x, y, text, **options):
         written.append(text)
         original(self, x, y, text, **options)
 
-    monkeypatch.setattr(sheet.Sheet, "text", note)
+    monkeypatch.setattr(canvas.Canvas, "text", note)
     draw_merge(*drawn)
     return written
 
@@ -167,7 +167,7 @@ def test_flipped_and_turned_copies_of_a_head_give_the_same_picture(merged, head_
     maps = [LabelMap(turned(x.voxels), grid, x.table) for x in (merged, source)]
     again = draw_merge(turned(head_image), maps[0], [("a", maps[1])], tmp_path / "b.png")
     # Below the header, which tells the shape of the file.
-    top = sheet.HEADER_PX
+    top = canvas.HEADER_PX
     np.testing.assert_array_equal(pixels_of(drawn)[top:], pixels_of(again)[top:])
 
 
@@ -176,7 +176,7 @@ def test_a_failure_while_writing_leaves_nothing(merged, head_image, tmp_path, mo
         path.write_bytes(b"\x89PNG half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(head_figures, "write_png", half)
+    monkeypatch.setattr(canvas, "write_png", half)
     with pytest.raises(OSError, match="No space"):
         draw_merge(head_image, merged, [], tmp_path / "merge.png")
     assert list(tmp_path.iterdir()) == []

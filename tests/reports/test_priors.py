@@ -213,7 +213,7 @@ def test_many_fields_are_cut_off_with_a_word(prior, statistics, tmp_path, monkey
     monkeypatch.setattr(
         prior_figures,
         "_write_title",
-        lambda sheet, *words: (titles.extend(words), original(sheet, *words)),
+        lambda canvas, *words: (titles.extend(words), original(canvas, *words)),
     )
     monkeypatch.setattr(prior_figures, "MOST_FIELDS", 2)
     draw_fields(tmp_path / "fields.png", "T1w", statistics)

@@ -10,9 +10,9 @@ from PIL import Image
 from brainseg_bids.anatomy.intensity import rescale
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import UnknownLabelError
-from brainseg_bids.reports import sheet, synth_figures
+from brainseg_bids.reports import canvas, synth_figures
+from brainseg_bids.reports.canvas import SliceRow, same_size
 from brainseg_bids.reports.comparison import compare
-from brainseg_bids.reports.strip import Strip, same_size
 from brainseg_bids.reports.synth_figures import draw_pairs, draw_real_and_synthetic
 from tests.phantom.head import phantom_head
 from tests.reports.looks import seen
@@ -25,26 +25,26 @@ def image(head):
 
 def notes(monkeypatch) -> list[str]:
     written = []
-    original = sheet.Sheet.text
+    original = canvas.Canvas.text
 
     def text(self, x, y, words, **options):
         written.append(words)
         original(self, x, y, words, **options)
 
-    monkeypatch.setattr(sheet.Sheet, "text", text)
+    monkeypatch.setattr(canvas.Canvas, "text", text)
     return written
 
 
 def pictures(monkeypatch) -> list[list[list[np.ndarray]]]:
     """Fills with the tiles of each row that is laid out from now on."""
     drawn = []
-    original = Strip.pixels
+    original = SliceRow.pixels
 
     def pixels(self, rows):
         drawn.append([list(row) for row in rows])
         return original(self, rows)
 
-    monkeypatch.setattr(Strip, "pixels", pixels)
+    monkeypatch.setattr(SliceRow, "pixels", pixels)
     return drawn
 
 
@@ -110,7 +110,7 @@ def test_the_sheet_names_methods_and_gives_distances(head, image, tmp_path, monk
     other = phantom_head(shape=(40, 60, 50))  # another box: it is cut at its own places
     synthetic = [("fitted", again, head), ("agnostic", seen(other, np.random.default_rng(1))[0]
                  .max() - seen(other, np.random.default_rng(1))[0], other)]  # fmt: skip
-    draw_real_and_synthetic(tmp_path / "sheet.png", (image, head), synthetic, title="T1w")
+    draw_real_and_synthetic(tmp_path / "canvas.png", (image, head), synthetic, title="T1w")
     assert {"T1w", "real", "fitted", "agnostic"} <= set(words)
     assert [row.label for row in rows][:2] == ["White matter", "Cortex"]
     assert all(row.nearest == "fitted" for row in rows)
@@ -125,14 +125,14 @@ def test_given_histograms_are_drawn_instead_and_pairs_by_their_left(
     rows = []
     monkeypatch.setattr(synth_figures, "draw_methods", lambda axes, row, colors: rows.append(row))
     given = compare({name: np.array([0.1, 0.2]) for name in ("Left-Putamen", "Right-Putamen")}, {})
-    draw_real_and_synthetic(tmp_path / "sheet.png", (image, head), [], histograms=given)
+    draw_real_and_synthetic(tmp_path / "canvas.png", (image, head), [], histograms=given)
     assert [row.label for row in rows] == ["Left-Putamen"]
 
 
 def test_a_synthetic_image_of_another_shape_than_its_labels_is_refused(head, image, tmp_path):
     with pytest.raises(ValueError, match="fitted: image"):
         draw_real_and_synthetic(
-            tmp_path / "sheet.png", (image, head), [("fitted", image[1:], head)]
+            tmp_path / "canvas.png", (image, head), [("fitted", image[1:], head)]
         )
 
 
@@ -159,6 +159,6 @@ def test_voxels_that_are_not_finite_do_not_reach_the_picture(head, image, tmp_pa
     broken = image.copy()
     broken[:3] = np.nan
     path = draw_real_and_synthetic(
-        tmp_path / "sheet.png", (broken, LabelMap(head.voxels, head.grid, head.table)), []
+        tmp_path / "canvas.png", (broken, LabelMap(head.voxels, head.grid, head.table)), []
     )
     assert path.is_file()

@@ -405,7 +405,7 @@ def test_the_page_opens_offline_with_its_warnings_and_pictures(tmp_path, head, h
     red, green, blue = pixels.T
     # The cortex of the samples is reddish; a page without its pictures has no such pixels.
     assert ((red > 90) & (red > green + 40) & (red > blue + 30)).mean() > 0.005
-    # Pictures lie on a dark sheet.
+    # Pictures lie on a dark canvas.
     assert (pixels == (11, 13, 16)).all(axis=1).mean() > 0.1
     assert not re.search(r"https?://", page_of(folder).read_text(encoding="utf-8"))
 

@@ -164,7 +164,7 @@ def test_what_is_wrong_gets_less_and_has_the_colour_of_the_table(tmp_path, head,
     samples, _ = read_samples(sorted((tmp_path / "samples").iterdir()))
 
     def wrong(sample: Sample) -> tuple[int, np.ndarray]:
-        image = pixels(draw_samples(tmp_path / "strip.png", [sample], jobs.TABLE))
+        image = pixels(draw_samples(tmp_path / "slice_row.png", [sample], jobs.TABLE))
         return int(near(image[92:, 1215:], (255, 64, 51), 2).sum()), image
 
     (many, _), (few, image) = wrong(samples[0]), wrong(samples[1])
@@ -180,18 +180,18 @@ def test_padding_is_cut_away_so_that_planes_fill_their_tiles(tmp_path):
     truth = np.zeros(image.shape, int)
     truth[:, 5:10, 5:10] = 1
     sample = Sample(1, image, truth, truth)
-    strip = pixels(draw_samples(tmp_path / "strip.png", [sample], jobs.TABLE))
-    bright = np.flatnonzero(near(strip[100:200, 44:430], (255, 255, 255), 60).any(axis=0))
+    slice_row = pixels(draw_samples(tmp_path / "slice_row.png", [sample], jobs.TABLE))
+    bright = np.flatnonzero(near(slice_row[100:200, 44:430], (255, 255, 255), 60).any(axis=0))
     assert bright.size > 10
     # 20 voxels at four pixels each: padding would make the tile three times as wide.
-    assert strip.shape[0] == 92 + 3 * (4 * 30 + 8)
+    assert slice_row.shape[0] == 92 + 3 * (4 * 30 + 8)
 
 
 def test_samples_that_are_empty_or_not_finite_are_drawn(tmp_path):
     empty = np.zeros((3, 8, 8), np.float32)
     ranks = empty.astype(int)
     for image in (empty, empty + np.nan, empty + np.inf):
-        path = draw_samples(tmp_path / "strip.png", [Sample(1, image, ranks, ranks)], None)
+        path = draw_samples(tmp_path / "slice_row.png", [Sample(1, image, ranks, ranks)], None)
         assert pixels(path).shape[1] == 1600
 
 

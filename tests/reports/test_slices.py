@@ -11,7 +11,7 @@ import pytest
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.reports.montage import BACKGROUND, OPACITY, arrange
+from brainseg_bids.reports.slices import BACKGROUND, OPACITY, arrange
 
 TABLE = LabelTable.packaged("brainseg")
 LEFT_WM, RIGHT_WM, LEFT_THALAMUS, SKIN = 2, 41, 10, 511

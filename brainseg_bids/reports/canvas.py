@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A dark canvas to put tiles, words and a legend on.
+
+No pyplot: figures made in several threads or workers share nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from PIL import Image
+
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import Label
+from brainseg_bids.reports.slices import (
+    BACKGROUND,
+    MARGIN_PX,
+    PLANES,
+    WIDTH_PX,
+    Cut,
+    Plane,
+    slabs,
+    take_cut,
+    tile_size,
+)
+from brainseg_bids.reports.volume_table import GROUPS, group_of_mapping, plain_name, shown_labels
+from brainseg_bids.volumes import whole_or_nothing
+
+DPI = 100
+INK, FAINT, LINE, RED, BLUE = "#e8eaed", "#9aa0a6", "#5f6368", "#f28b82", "#8ab4f8"
+PAGE = tuple(value / 255 for value in BACKGROUND)
+FONT = {"family": "DejaVu Sans", "parse_math": False}
+HEADER_PX = 74
+"""Height of the lines above the tiles."""
+LEGEND_ROW_PX = 22
+
+_LEGEND_COLUMNS = 6
+_LARGEST_BYTES = 2_000_000
+
+
+class Canvas:
+    """A dark page addressed in pixels from its upper left corner."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.height = height
+        size = (width / DPI, height / DPI)
+        self.figure = Figure(figsize=size, dpi=DPI, facecolor=PAGE)
+        self.canvas = FigureCanvasAgg(self.figure)
+
+    def image(self, pixels: np.ndarray, top: int) -> None:
+        self.figure.figimage(pixels, 0, self.height - top - pixels.shape[0], origin="upper")
+
+    def text(self, x: float, y: float, text: str, *, size_px: float = 14, **options) -> None:
+        options = FONT | {"color": INK, "ha": "left", "va": "center"} | options
+        width = self.figure.get_figwidth() * DPI
+        self.figure.text(
+            x / width, 1 - y / self.height, text, fontsize=size_px * 72 / DPI, **options
+        )
+
+    def box(self, x: float, y: float, width: float, height: float, color) -> None:
+        page = self.figure.get_figwidth() * DPI
+        self.figure.add_artist(
+            Rectangle(
+                (x / page, 1 - (y + height) / self.height),
+                width / page,
+                height / self.height,
+                transform=self.figure.transFigure,
+                facecolor=color,
+                edgecolor=LINE,
+                linewidth=0.6,
+            )
+        )
+
+    def line(self, x: float, y: float, length: float) -> None:
+        page = self.figure.get_figwidth() * DPI
+        level = 1 - y / self.height
+        self.figure.add_artist(
+            Line2D(
+                [x / page, (x + length) / page],
+                [level, level],
+                color=INK,
+                linewidth=2.5,
+                transform=self.figure.transFigure,
+                solid_capstyle="butt",
+            )
+        )
+
+    def save(self, path: Path) -> Path:
+        """Write it as PNG, whole or not at all."""
+        path = Path(path)
+        with whole_or_nothing(path) as temporary:
+            write_png(self.pixels(), temporary)
+        return path
+
+    def pixels(self) -> np.ndarray:
+        """(height, width, 3) uint8."""
+        self.canvas.draw()
+        return np.asarray(self.canvas.buffer_rgba())[..., :3]
+
+
+def write_header(
+    canvas: Canvas, grid: Grid, window: tuple[float, float], px_per_mm: float, *, empty: bool
+) -> None:
+    """Convention, grid, grey scale and a bar of known length, in the first `HEADER_PX`."""
+    shape = " × ".join(str(n) for n in grid.shape)
+    size = " × ".join(f"{size:.2f}" for size in grid.voxel_size_mm)
+    convention = "Left of the picture is the person's left (neurological convention)"
+    canvas.text(MARGIN_PX, 22, convention, size_px=19, weight="bold")
+    notes = [
+        f"{shape} voxels of {size} mm",
+        f"cuts at world coordinates in mm (RAS+){_tilt_note(grid)}",
+        f"black to white: {window[0]:.3g} to {window[1]:.3g}",
+    ]
+    canvas.text(MARGIN_PX, 50, "   ·   ".join(notes), color=FAINT)
+    if empty:
+        canvas.text(MARGIN_PX, 70, "Nothing is labelled in this image.", color=RED, weight="bold")
+    length_mm = next((n for n in (50, 20, 10, 5) if n * px_per_mm < 260), 1)
+    length_px = length_mm * px_per_mm
+    right = WIDTH_PX - 20
+    canvas.line(right - length_px, 48, length_px)
+    canvas.text(right - length_px / 2, 30, f"{length_mm} mm", ha="center")
+
+
+def write_ends(canvas: Canvas, plane: Plane, left: int, top: int, width: int) -> None:
+    """Letters of the directions in the upper corners of a tile."""
+    low, high = plane.ends
+    halo = withStroke(linewidth=3, foreground="black")
+    mark = {"size_px": 13, "weight": "bold", "color": "#ffd54f", "path_effects": [halo]}
+    canvas.text(left + 4, top + 11, low, **mark)
+    canvas.text(left + width - 4, top + 11, high, ha="right", **mark)
+
+
+def _tilt_note(grid: Grid) -> str:
+    """Words for a grid that is turned against the world axes by more than a degree."""
+    cosines = np.abs(grid.affine[:3, :3] / np.array(grid.voxel_size_mm))
+    angle = np.degrees(np.arccos(np.clip(cosines.max(axis=0).min(), -1, 1)))
+    return f"; voxel axes are tilted by {angle:.0f}°" if angle > 1 else ""
+
+
+def signed(at_mm: float) -> str:
+    """Whole millimetres with a sign, and none for zero."""
+    return f"{round(at_mm):+d}".replace("-", "−") if round(at_mm) else "0"
+
+
+# -- legend -------------------------------------------------------------------------------
+
+
+def present_labels(labels: LabelMap) -> list[Label]:
+    """Labels that a map has and a picture shows."""
+    present = np.zeros(int(labels.table.codes[-1]) + 1, dtype=bool)
+    for slab in slabs(labels.voxels):
+        present[np.flatnonzero(np.bincount(slab.ravel()))] = True
+    return [label for label in shown_labels(labels.table) if present[label.index]]
+
+
+def legend_groups(present: list[Label]) -> dict[str, list[tuple[str, list[Label]]]]:
+    """For each group, its structures; left and right share a line, left first."""
+    groups: dict[str, dict[str, list[Label]]] = {}
+    for label in present:
+        group = groups.setdefault(group_of_mapping(label.mapping), {})
+        name = plain_name(label.name) if label.hemisphere != "none" else label.name
+        group.setdefault(name.replace("-", " ").replace("_", " "), []).append(label)
+    return {
+        group: [
+            (name, sorted(sides, key=lambda label: label.hemisphere))
+            for name, sides in groups[group].items()
+        ]
+        for group in GROUPS
+        if group in groups
+    }
+
+
+def legend_rows(legend: dict) -> int:
+    """Fewest rows with which all groups fit beside each other."""
+    rows = 1
+    while sum(-(-len(entries) // rows) for entries in legend.values()) > max(
+        _LEGEND_COLUMNS, len(legend)
+    ):
+        rows += 1
+    return rows
+
+
+def write_legend(canvas: Canvas, legend: dict, rows: int, top: float) -> None:
+    pitch = (WIDTH_PX - MARGIN_PX) / max(_LEGEND_COLUMNS, len(legend))
+    column = 0
+    for group, entries in legend.items():
+        canvas.text(MARGIN_PX + column * pitch, top + 8, group, weight="bold", size_px=16)
+        sides = any(label.hemisphere != "none" for _, found in entries for label in found)
+        if sides:
+            canvas.text(MARGIN_PX + column * pitch + 64, top + 8, "(left | right)", color=FAINT)
+        for number, (name, found) in enumerate(entries):
+            x = MARGIN_PX + (column + number // rows) * pitch
+            y = top + (number % rows + 1.6) * LEGEND_ROW_PX
+            for label in found:
+                shift = 20 if label.hemisphere == "right" else 0
+                width = 38 if label.hemisphere == "none" else 18
+                canvas.box(x + shift, y - 7, width, 14, label.rgb)
+            canvas.text(x + 46, y, name if len(name) <= 26 else name[:25] + "…")
+        column += -(-len(entries) // rows)
+
+
+def write_png(pixels: np.ndarray, path: Path) -> None:
+    Image.fromarray(pixels).save(path, format="PNG")
+    page = (pixels == BACKGROUND).all(axis=2, keepdims=True)
+    for step in (8, 16):
+        if path.stat().st_size <= _LARGEST_BYTES:
+            return
+        # Noise does not compress. 32 or 16 levels of grey are more than anyone tells apart in it.
+        coarse = np.minimum((pixels.astype(np.uint16) + step // 2) // step * step, 255)
+        rounded = np.where(page, pixels, coarse.astype(np.uint8))
+        Image.fromarray(rounded).save(path, format="PNG")
+
+
+# -- slices beside each other -----------------------------------------------------------
+
+GAP_PX = 6
+
+
+@dataclass(frozen=True)
+class SliceRow:
+    """Where cuts stand beside each other, all at one scale.
+
+    Parameters
+    ----------
+    planes : tuple of Plane
+        Of each column.
+    lefts, widths, heights : tuple of int
+        Pixels, of each column.
+    px_per_mm : float
+    tall : int
+        Height of a row with the gap beneath it, pixels.
+    """
+
+    planes: tuple[Plane, ...]
+    lefts: tuple[int, ...]
+    widths: tuple[int, ...]
+    heights: tuple[int, ...]
+    px_per_mm: float
+    tall: int
+
+    @classmethod
+    def fit(
+        cls,
+        size_mm: np.ndarray,
+        planes: Sequence[Plane],
+        *,
+        width_px: int = WIDTH_PX,
+        tallest_px: int = 420,
+    ) -> SliceRow:
+        """Columns that fill a width, unless they would become taller than ``tallest_px``.
+
+        Parameters
+        ----------
+        size_mm : (3,) float
+            Of the box that every column shows, along R, A, S.
+        planes : sequence of Plane
+            One for each column.
+        """
+        size_mm = np.asarray(size_mm, dtype=float)
+        wide_mm = sum(size_mm[plane.right] for plane in planes)
+        tall_mm = max(size_mm[plane.up] for plane in planes)
+        free_px = width_px - MARGIN_PX - GAP_PX * len(planes)
+        px_per_mm = float(min(free_px / wide_mm, tallest_px / tall_mm))
+        box_mm = np.stack([np.zeros(3), size_mm], axis=1)
+        sizes = [tile_size(plane, box_mm, px_per_mm) for plane in planes]
+        # What the columns leave free goes between them.
+        gap = (width_px - MARGIN_PX - sum(width for width, _ in sizes)) / len(planes)
+        lefts = MARGIN_PX + np.cumsum([0, *(width + gap for width, _ in sizes[:-1])])
+        return cls(
+            planes=tuple(planes),
+            lefts=tuple(int(left) for left in lefts),
+            widths=tuple(width for width, _ in sizes),
+            heights=tuple(height for _, height in sizes),
+            px_per_mm=px_per_mm,
+            tall=max(height for _, height in sizes) + GAP_PX,
+        )
+
+    def cuts(
+        self, image: np.ndarray, labels: LabelMap, at_mm: Sequence[float], box_mm: np.ndarray
+    ) -> list[Cut]:
+        """One cut per column, at ``at_mm`` across its plane."""
+        return [
+            take_cut(image, labels, plane, at, box_mm, self.px_per_mm)
+            for plane, at in zip(self.planes, at_mm, strict=True)
+        ]
+
+    def pixels(self, rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+        """Tiles (h, w, 3) uint8 of each row and column, put together: (n * tall, WIDTH_PX, 3)."""
+        canvas = np.full((self.tall * len(rows), WIDTH_PX, 3), BACKGROUND, dtype=np.uint8)
+        for row, tiles in enumerate(rows):
+            for column, tile in enumerate(tiles):
+                top = row * self.tall + self._shift(column)
+                # Boxes of one size may differ by a pixel: they are rounded.
+                height, width = self.heights[column], self.widths[column]
+                shown = tile[:height, :width]
+                left = self.lefts[column]
+                canvas[top : top + shown.shape[0], left : left + shown.shape[1]] = shown
+        return canvas
+
+    def write_row(self, canvas: Canvas, top: int, name: str) -> None:
+        """Letters of the directions on each tile, and what the row shows beside it."""
+        for column, plane in enumerate(self.planes):
+            where = top + self._shift(column)
+            write_ends(canvas, plane, self.lefts[column], where, self.widths[column])
+        shown = name if len(name) <= 30 else name[:29] + "…"
+        middle = top + (self.tall - GAP_PX) / 2
+        canvas.text(20, middle, shown, rotation=90, ha="center", size_px=16, weight="bold")
+
+    def write_columns(
+        self, canvas: Canvas, y: float, at_mm: Sequence[float] | None = None
+    ) -> None:
+        """Name of each column's plane, and where it cuts if that is one place."""
+        for column, plane in enumerate(self.planes):
+            at = "" if at_mm is None else f", {'xyz'[plane.axis]} = {signed(at_mm[column])} mm"
+            middle = self.lefts[column] + self.widths[column] / 2
+            canvas.text(middle, y, f"{plane.name}{at}", ha="center", size_px=14)
+
+    def _shift(self, column: int) -> int:
+        return (self.tall - GAP_PX - self.heights[column]) // 2
+
+
+def planes_of(steps: Sequence[Sequence[float]]) -> list[Plane]:
+    """Plane of each column if ``steps`` are cut along each world axis.
+
+    >>> [plane.name for plane in planes_of([(0.5, 0.7), (), (0.5,)])]
+    ['Sagittal', 'Sagittal', 'Axial']
+    """
+    return [plane for plane in PLANES for _ in steps[plane.axis]]
+
+
+def same_size(boxes_mm: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Boxes about the same centres, all as large as the largest along each axis.
+
+    Parameters
+    ----------
+    boxes_mm : sequence of (3, 2) float
+        First and last world coordinate along R, A, S.
+    """
+    half = np.max([box[:, 1] - box[:, 0] for box in boxes_mm], axis=0) / 2
+    centres = [box.mean(axis=1) for box in boxes_mm]
+    return [np.stack([centre - half, centre + half], axis=1) for centre in centres]

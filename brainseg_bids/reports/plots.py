@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plots on a dark canvas: axes in one style, their words and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+
+from brainseg_bids.reports.canvas import DPI, FAINT, FONT, INK, LINE, PAGE, Canvas
+from brainseg_bids.reports.slices import MARGIN_PX, WIDTH_PX
+
+
+def axes_on(canvas: Canvas, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes for a dark canvas; pixels from its upper left corner."""
+    page = canvas.figure.get_figwidth() * DPI
+    axes = canvas.figure.add_axes(
+        (left / page, 1 - (top + height) / canvas.height, width / page, height / canvas.height),
+        facecolor=PAGE,
+        zorder=2,  # above tiles, whose canvas is as wide as the page
+    )
+    axes.tick_params(colors=INK, labelsize=9, length=3, width=0.8)
+    for name, spine in axes.spines.items():
+        spine.set_color(LINE)
+        spine.set_visible(name in ("left", "bottom"))
+    return axes
+
+
+def panels(canvas: Canvas, top: float, n: int, *, pitch_px: float, plot_px: float) -> list[Axes]:
+    """Axes in rows of four over the canvas's width; rows are ``pitch_px`` apart."""
+    pitch = (WIDTH_PX - MARGIN_PX) / 4
+    return [
+        axes_on(
+            canvas,
+            MARGIN_PX + number % 4 * pitch + 22,
+            top + number // 4 * pitch_px,
+            pitch - 46,
+            plot_px,
+        )
+        for number in range(n)
+    ]
+
+
+def name_axes(axes: Axes, *, title: str = "", note: str = "", x: str = "", y: str = "") -> None:
+    """Words about axes: what they show, a faint note at the right, and the axes' units."""
+    axes.text(
+        0, 1.03, title, transform=axes.transAxes, color=INK, fontsize=10.5, weight="bold",
+        va="bottom", **FONT,
+    )  # fmt: skip
+    axes.text(
+        1, 1.03, note, transform=axes.transAxes, color=FAINT, fontsize=9, ha="right",
+        va="bottom", **FONT,
+    )  # fmt: skip
+    axes.set_xlabel(x, color=FAINT, fontsize=9, labelpad=2, **FONT)
+    axes.set_ylabel(y, color=FAINT, fontsize=9, labelpad=3, **FONT)
+
+
+def no_data(axes: Axes, words: str) -> None:
+    """Say that there is nothing to draw."""
+    axes.set(xticks=[], yticks=[])
+    axes.text(
+        0.5, 0.5, words, transform=axes.transAxes, color=FAINT, fontsize=10, ha="center",
+        va="center", **FONT,
+    )  # fmt: skip
+
+
+def key(axes: Axes, entries: Mapping[str, Mapping], **options) -> None:
+    """A legend without a frame: what it says to how its line is drawn."""
+    handles = [axes.plot([], [], **style)[0] for style in entries.values()]
+    font = {"size": 9, "family": FONT["family"]}
+    legend = axes.legend(
+        handles, list(entries), frameon=False, labelcolor=INK, prop=font, **options
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
