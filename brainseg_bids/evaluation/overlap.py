@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
-from brainseg_bids.anatomy import upsample_kernels as kernels
+from brainseg_bids.anatomy.upsample_kernels import jit
 from brainseg_bids.evaluation.structures import Pair, Structure
 
 PLANES = 16
@@ -147,14 +146,13 @@ def tally(pair: Pair) -> Tally:
     counts = np.zeros((n + 1, n + 1), np.int64)  # the last rank is of voxels that do not count
     low = np.full((2, n + 1, 3), np.iinfo(np.int64).max)
     high = np.zeros((2, n + 1, 3), np.int64)
-    count = _tally if kernels.HAS_NUMBA else _tally_numpy
     for box in pair.blocks():
         first, second = (pair.part(which, box) for which in ("reference", "prediction"))
-        count(first, second, box[0].start, ranks, counts, low, high)
+        _tally(first, second, box[0].start, ranks, counts, low, high)
     return Tally(pair.codes, counts[:n, :n], low[:, :n], high[:, :n], pair.voxel_mm3)
 
 
-@kernels.jit
+@jit
 def _grow(low, high, x, y, start, stop):
     """Let a box hold a run of voxels along the last axis."""
     low[0], high[0] = min(low[0], x), max(high[0], x + 1)
@@ -162,7 +160,7 @@ def _grow(low, high, x, y, start, stop):
     low[2], high[2] = min(low[2], start), max(high[2], stop)
 
 
-@kernels.jit
+@jit
 def _tally(first, second, plane, ranks, counts, low, high):
     """Add some planes, the first of which is number ``plane``."""
     n_x, n_y, n_z = first.shape
@@ -185,17 +183,3 @@ def _tally(first, second, plane, ranks, counts, low, high):
                 counts[ranks[one], ranks[other]] += z - start
                 _grow(low[0, ranks[one]], high[0, ranks[one]], x + plane, y, start, z)
                 _grow(low[1, ranks[other]], high[1, ranks[other]], x + plane, y, start, z)
-
-
-def _tally_numpy(first, second, plane, ranks, counts, low, high):
-    """As `_tally`, with numpy alone."""
-    both = ranks[first], ranks[second]
-    counts += confusion(*both, len(counts))
-    for which, values in enumerate(both):
-        for rank, box in enumerate(ndimage.find_objects(values + 1)):
-            if box is not None:
-                shift = np.array([plane, 0, 0])
-                starts = np.array([s.start for s in box]) + shift
-                stops = np.array([s.stop for s in box]) + shift
-                low[which, rank] = np.minimum(low[which, rank], starts)
-                high[which, rank] = np.maximum(high[which, rank], stops)

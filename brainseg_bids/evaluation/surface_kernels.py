@@ -16,7 +16,7 @@ MOST = 62
 FAR = np.int16(32767)
 """No site in this row."""
 PATIENCE = 4
-"""Places looked at for each voxel of a line, before the whole line is worked out."""
+"""Places probed for each voxel of a line, before the whole line is worked out."""
 DE_BRUIJN = np.int64(0x03F79D71B4CB0A89)
 ORDER = np.zeros(64, np.int64)
 for _bit in range(64):
@@ -92,11 +92,11 @@ def _record(bits, around, areas, step, weights, counts):
 
 
 @jit
-def _give_up(bits, looks, state, spent, limits):
+def _give_up(bits, probes, state, spent, limits):
     """Note what a long search cost; structures beyond their limit are searched no more."""
     while bits:
         bit = lowest(bits)
-        spent[bit] += looks
+        spent[bit] += probes
         if spent[bit] > limits[bit]:
             state[0] &= ~(np.int64(1) << bit)
         bits &= bits - 1
@@ -131,11 +131,11 @@ def probe_plane(
     other : (planes * Y * Z,) int64
         Sites of the other map in the planes around, with the same margin.
     places : (n,) int64
-        Where to look in ``other``, relative to the index in the plane, nearest first.
+        Where to probe ``other``, relative to the index in the plane, nearest first.
     steps : (n,) int64
         Rank of each one's distance.
     near : int
-        Looks that cost next to nothing.
+        Probes that cost next to nothing.
     margin : (2,) int64
     before, here : (y, z) int64
         Sets of voxels around the plane's corners.
@@ -148,7 +148,7 @@ def probe_plane(
     state : (2,) int64
         Structures that are searched for; length of the queue.
     spent, limits : (62,) int64
-        Looks beyond ``near``.
+        Probes beyond ``near``.
     queue, queue_weights : (m, 4) int32, (m,) float
         Sites that nothing was found for: place and structure.
     """
@@ -290,7 +290,7 @@ def _envelope(values, size, out, places, bounds):
 
 @jit
 def _nearest_in_line(line, x, size):
-    """Least of ``line[m] + (size * (x - m)) ** 2``, and how many places were looked at."""
+    """Least of ``line[m] + (size * (x - m)) ** 2``, and how many places were probed."""
     best, away = line[x], 1
     while away < len(line) and (away * size) ** 2 < best:
         further = (away * size) ** 2
@@ -344,8 +344,8 @@ def box_distances(codes, steps, size, start, stop, height, distances, found, n_f
                 if not 0 < codes[x, y, z] < 255:
                     continue
                 if patience > 0:
-                    best, looks = _nearest_in_line(line, x, size[0])
-                    patience -= looks
+                    best, probes = _nearest_in_line(line, x, size[0])
+                    patience -= probes
                     if patience <= 0:
                         _envelope(line, size[0], values[:n_x], places, bounds)
                 else:

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from brainseg_bids.anatomy import upsample_kernels as kernels
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable, UnknownLabelError
 from brainseg_bids.evaluation.agreement import compare, confusion, dice_from, mean_dice
+from tests.evaluation.test_surface import brute_force
 
 TABLE = LabelTable([Label(0, "Background"), Label(3, "Cube"), Label(900, "Plate")], name="shapes")
 GRID = Grid((20, 18, 16), np.diag([2.0, 1.5, 1.0, 1.0]))
@@ -233,18 +233,19 @@ def test_swapping_the_maps_changes_nothing_but_directions(maps, definition):
         )
 
 
-@pytest.mark.skipif(not kernels.HAS_NUMBA, reason="there is no numba")
 @given(voxels, definitions)
 @settings(max_examples=25, deadline=None)
-def test_results_without_numba_are_the_same(maps, definition):
-    with_numba = rows(maps, definition=definition)
-    kernels.HAS_NUMBA = False
-    try:
-        without = rows(maps, definition=definition)
-    finally:
-        kernels.HAS_NUMBA = True
-    for one, other in zip(with_numba, without, strict=True):
-        assert one.row() == pytest.approx(other.row(), abs=1e-9, nan_ok=True)
+def test_every_row_is_that_of_masks_compared_site_by_site(maps, definition):
+    size = np.array((1.0, 2.0, 0.7))
+    for row in rows(maps, definition=definition):
+        prediction, reference = np.isin(maps, [1, 3] if row.index is None else row.index)
+        total = reference.sum() + prediction.sum()
+        dice = 2 * (reference & prediction).sum() / total if total else float("nan")
+        assert row.dice == pytest.approx(dice, nan_ok=True)
+        if row.status == "both":
+            expected = brute_force(reference, prediction, definition, np.diag(size))
+            assert row.assd_mm == pytest.approx(expected[0], abs=1e-9)
+            assert row.hd100_mm == pytest.approx(expected[3], abs=1e-9)
 
 
 @pytest.mark.parametrize("definition", ["surface", "voxel"])

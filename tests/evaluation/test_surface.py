@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from brainseg_bids.anatomy import upsample_kernels as kernels
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.evaluation import surface
+from brainseg_bids.evaluation import surface, surface_search
 from brainseg_bids.evaluation.overlap import tally
 from brainseg_bids.evaluation.structures import Pair, choose_structures
 from brainseg_bids.evaluation.surfels import surfel_areas_mm2
@@ -121,12 +120,12 @@ def test_it_does_not_matter_how_far_sites_are_found(monkeypatch, definition, lim
     oracle, tolerance = ORACLES[definition]
     maps = far_apart()
     if limit != "search":
-        monkeypatch.setattr(surface, "LOOKS", 33)
+        monkeypatch.setattr(surface_search, "PROBES", 33)
     if limit == "queue":
-        monkeypatch.setattr(surface, "COMPARISONS_PER_VOXEL", 10**6)
-        monkeypatch.setattr(surface, "LOOKS_PER_VOXEL", 10**6)
+        monkeypatch.setattr(surface_search, "COMPARISONS_PER_VOXEL", 10**6)
+        monkeypatch.setattr(surface_search, "PROBES_PER_VOXEL", 10**6)
     if limit == "transform":
-        monkeypatch.setattr(surface, "LOOKS_PER_VOXEL", 0)
+        monkeypatch.setattr(surface_search, "PROBES_PER_VOXEL", 0)
     found = measure(*maps, definition)
     for code in (1, 2, 3):
         masks = [m.voxels == code for m in maps]
@@ -138,14 +137,13 @@ def test_it_does_not_matter_how_far_sites_are_found(monkeypatch, definition, lim
 def test_a_queue_that_is_full_costs_time_but_no_site(monkeypatch, definition):
     maps = far_apart()
     expected = measure(*maps, definition)
-    monkeypatch.setattr(surface, "LOOKS", 7)
-    monkeypatch.setattr(surface, "QUEUE", 40)
+    monkeypatch.setattr(surface_search, "PROBES", 7)
+    monkeypatch.setattr(surface_search, "QUEUE", 40)
     found = measure(*maps, definition)
     for name, one in expected.items():
         assert numbers(found[name]) == pytest.approx(numbers(one), abs=1e-9)
 
 
-@pytest.mark.skipif(not kernels.HAS_NUMBA, reason="there is no numba")
 @pytest.mark.parametrize("definition", surface.DEFINITIONS)
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_noise_far_from_noise_is_transformed_exactly(monkeypatch, axis, definition):
@@ -159,10 +157,10 @@ def test_noise_far_from_noise_is_transformed_exactly(monkeypatch, axis, definiti
     grid = Grid(np.moveaxis(voxels[0], 0, axis).shape, np.diag([1.0, 0.8, 1.3, 1]))
     table = LabelTable([Label(0, "Background"), Label(1, "Noise")])
     maps = [LabelMap(np.ascontiguousarray(np.moveaxis(v, 0, axis)), grid, table) for v in voxels]
-    monkeypatch.setattr(surface, "LOOKS_PER_VOXEL", 0)
-    compiled = numbers(measure(*maps, definition)["Noise"])
-    monkeypatch.setattr(kernels, "HAS_NUMBA", False)
-    assert compiled == pytest.approx(numbers(measure(*maps, definition)["Noise"]), abs=1e-9)
+    monkeypatch.setattr(surface_search, "PROBES_PER_VOXEL", 0)
+    got = numbers(measure(*maps, definition)["Noise"])
+    expected = brute_force(*(m.voxels for m in maps), definition, grid.affine[:3, :3])
+    assert [*got[:3], got[4], got[6]] == pytest.approx(expected, abs=1e-9)
 
 
 def brute_force(reference, prediction, definition, axes_mm) -> list[float]:
@@ -185,20 +183,18 @@ def brute_force(reference, prediction, definition, axes_mm) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("looks", [925, 15])
+@pytest.mark.parametrize("probes", [925, 15])
 @pytest.mark.parametrize("definition", surface.DEFINITIONS)
-def test_sheared_voxels_are_measured_in_true_mm(monkeypatch, definition, looks):
-    monkeypatch.setattr(surface, "LOOKS", looks)
+def test_sheared_voxels_are_measured_in_true_mm(monkeypatch, definition, probes):
+    monkeypatch.setattr(surface_search, "PROBES", probes)
     maps = on_grid(blobs(5, shape=(16, 15, 17), amount=1.0), TILTED)
     assert Pair.of(*maps).is_sheared
-    for number, have in enumerate([True, False]):
-        monkeypatch.setattr(kernels, "HAS_NUMBA", kernels.HAS_NUMBA and have)
-        found = measure(*maps, definition)
-        for code in (1, 2):
-            got = numbers(found[f"label-{code}"])
-            masks = [m.voxels == code for m in maps]
-            expected = brute_force(*masks, definition, TILTED)
-            assert [*got[:3], got[4], got[6]] == pytest.approx(expected, abs=1e-9), number
+    found = measure(*maps, definition)
+    for code in (1, 2):
+        got = numbers(found[f"label-{code}"])
+        masks = [m.voxels == code for m in maps]
+        expected = brute_force(*masks, definition, TILTED)
+        assert [*got[:3], got[4], got[6]] == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("definition", surface.DEFINITIONS)
