@@ -19,14 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.synthseg_priors import SYNTHSEG_CLASSES, synthseg_prior, synthseg_statistics
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import raw_path
 from brainseg_bids.cli.likeness import draw, likeness, read_real
 from brainseg_bids.cli.synthesise import centred_grid, pair_shape, whole_heads
 from brainseg_bids.contrast.pool import pool
-from brainseg_bids.contrast.statistics import synthseg_statistics
-from brainseg_bids.contrast.synthseg import SYNTHSEG_CLASSES, synthseg_prior
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.synth.dial import DialledSpace
 from brainseg_bids.synth.generator import Generator, Head
@@ -62,7 +61,7 @@ def by_synthseg(group: list[Measured], bids: Path, out: Path) -> RecipeSpace:
         placed = read_source(grid, tool=one.said["LabelsTool"], labels=str(labels)).labels
         found = synthseg_statistics(image, placed)
         statistics[one.image] = {name: two for name, two in found.items() if name in known}
-    made = synthseg_prior(statistics, absent_as_zero=False)
+    made = synthseg_prior(statistics)
     agnostic = whole_heads()
     of_label = {}
     for number, name in enumerate(made.classes):

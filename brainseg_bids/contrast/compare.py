@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a synthetic image's intensities match a real one's, label by label."""
+"""How far the intensities of a label in a synthetic image are from those in a real one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-
-from brainseg_bids.contrast.measured import ContrastStatistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,53 +38,6 @@ class Histogram:
 
 Intensities = np.ndarray | Histogram
 """Samples, (n,) float, or their histogram."""
-
-
-@dataclass(frozen=True)
-class Match:
-    """One label in a real and in a synthetic image.
-
-    Parameters
-    ----------
-    name : str
-    energy : float
-        See `energy_distance`; in the units of the intensities.
-    real_median, synthetic_median : float
-    real_iqr, synthetic_iqr : float
-        Third less first quartile.
-    """
-
-    name: str
-    energy: float
-    real_median: float
-    synthetic_median: float
-    real_iqr: float
-    synthetic_iqr: float
-
-
-@dataclass(frozen=True)
-class MatchSummary:
-    """All labels of an image, each with the same weight.
-
-    Parameters
-    ----------
-    labels : int
-        That both images have.
-    mean, median : float
-        Energy distance over labels; NaN without labels.
-    worst : str
-        Label with the largest.
-    worst_energy : float
-    missing : tuple of str
-        Labels that one of the two lacks.
-    """
-
-    labels: int
-    mean: float
-    median: float
-    worst: str
-    worst_energy: float
-    missing: tuple[str, ...] = ()
 
 
 def energy_distance(real: Intensities, synthetic: Intensities) -> float:
@@ -128,100 +78,6 @@ def energy_distance(real: Intensities, synthetic: Intensities) -> float:
     first, last = start[:-1], end[1:]
     squares = (first**2 + first * last + last**2) / 3
     return float(2 * np.sum(squares * np.diff(points)))
-
-
-def compare_histograms(
-    real: Mapping[str, Intensities], synthetic: Mapping[str, Intensities]
-) -> tuple[Match, ...]:
-    """Match of every label that both images have, in the order of ``real``.
-
-    Parameters
-    ----------
-    real, synthetic : mapping of label to (n,) float or Histogram
-        In the same units: after the network's rescaling, see `anatomy.intensity` and `histograms`.
-    """
-    return tuple(
-        Match(
-            name,
-            energy_distance(real[name], synthetic[name]),
-            *(quantile(one[name], 0.5) for one in (real, synthetic)),
-            *(quantile(one[name], 0.75) - quantile(one[name], 0.25) for one in (real, synthetic)),
-        )
-        for name in real
-        if name in synthetic
-    )
-
-
-def summarise(
-    matches: tuple[Match, ...],
-    real: Mapping[str, Intensities] | None = None,
-    synthetic: Mapping[str, Intensities] | None = None,
-) -> MatchSummary:
-    """One row for an image: each label counts the same, however large.
-
-    >>> rows = compare_histograms({"A": np.array([0.0]), "B": np.array([0.0])},
-    ...     {"A": np.array([1.0]), "B": np.array([0.0])})
-    >>> summarise(rows).mean, summarise(rows).worst
-    (1.0, 'A')
-    """
-    missing = tuple(sorted(set(real or ()) ^ set(synthetic or ())))
-    if not matches:
-        return MatchSummary(0, float("nan"), float("nan"), "n/a", float("nan"), missing)
-    energies = [match.energy for match in matches]
-    worst = matches[int(np.argmax(energies))]
-    mean, median = float(np.mean(energies)), float(np.median(energies))
-    return MatchSummary(len(matches), mean, median, worst.name, worst.energy, missing)
-
-
-def histograms(
-    statistics: ContrastStatistics, low: float | None = None, high: float | None = None
-) -> dict[str, Histogram]:
-    """Histograms of an image's measured labels after the network's rescaling.
-
-    Bins beyond ``low`` or ``high`` are cut there, and what they hold counts at the cut, within a
-    thousandth.
-
-    Parameters
-    ----------
-    statistics : ContrastStatistics
-    low, high : float
-        0.5th and 99.5th percentile of the image; of its head if not given.
-    """
-    low = statistics.head_low if low is None else low
-    high = statistics.head_high if high is None else high
-    span = high - low if high > low else 1.0
-    edges = (np.asarray(statistics.edges, dtype=float) - low) / span
-    return {
-        name: _clipped(edges, np.asarray(label.histogram, dtype=float))
-        for name, label in statistics.labels.items()
-        if label.source == "measured" and sum(label.histogram) > 0
-    }
-
-
-def quantile(values: Intensities, share: float) -> float:
-    """Intensity below which ``share`` of them lie.
-
-    >>> quantile(Histogram([0, 1, 3], [1, 1]), 0.75)
-    2.0
-    """
-    if not isinstance(values, Histogram):
-        return float(np.quantile(_ready(values), share))
-    passed = np.concatenate([[0.0], np.cumsum(values.counts)]) / values.counts.sum()
-    bin_ = int(np.clip(np.searchsorted(passed, share, side="left") - 1, 0, values.counts.size - 1))
-    low, high = values.edges[bin_], values.edges[bin_ + 1]
-    held = passed[bin_ + 1] - passed[bin_]
-    return float(low + (high - low) * ((share - passed[bin_]) / held if held > 0 else 0.0))
-
-
-def _clipped(edges: np.ndarray, counts: np.ndarray) -> Histogram:
-    """Bins within 0..1, what lies beyond in a narrow bin at either end."""
-    cuts = np.array([0.0, 1e-3, 1 - 1e-3, 1.0])
-    inner = edges[(edges > cuts[1]) & (edges < cuts[2])]
-    passed = np.concatenate([[0.0], np.cumsum(counts)])
-    whole = np.concatenate([cuts[:2], inner, cuts[2:]])
-    cumulative = np.interp(whole, edges, passed)
-    cumulative[0], cumulative[-1] = 0.0, passed[-1]
-    return Histogram(whole, np.maximum(np.diff(cumulative), 0.0))
 
 
 def _ready(values: Intensities) -> Intensities:

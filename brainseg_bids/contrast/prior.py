@@ -161,12 +161,6 @@ class ContrastPrior:
         return "ratio" in self.noise.kinds
 
     @property
-    def covariance(self) -> np.ndarray:
-        """Of the labels' locations over images, (n, n), in the order of ``labels``."""
-        sd = np.array([label.mean_sd for label in self.labels.values()])
-        return self.correlation * np.outer(sd, sd)
-
-    @property
     def digest(self) -> str:
         """SHA-256 of everything that synthetic images depend on, as 64 hexadecimal digits.
 

@@ -199,54 +199,6 @@ def measure(
     )
 
 
-def synthseg_statistics(
-    image: np.ndarray, labels: LabelMap, *, percentiles: tuple[float, float] = (2.0, 98.0)
-) -> dict[str, tuple[float, float]]:
-    """SynthSeg's estimate: median and 1.4826 MAD of all voxels of a label, image at 0..255.
-
-    As in its ``estimate_priors.py`` (Billot et al. 2023, MedIA 86:102789): the image is cut at
-    two percentiles of all voxels and scaled to 0..255; only voxels above zero count, but in the
-    background.
-
-    Parameters
-    ----------
-    image : (X, Y, Z) float
-    labels : LabelMap
-    percentiles : (float, float)
-        Which become 0 and 255.
-
-    Returns
-    -------
-    dict of str to (float, float)
-        By name of label. A label without a voxel above zero has (0, 0).
-
-    Examples
-    --------
-    >>> from brainseg_bids.anatomy.grid import Grid
-    >>> table = LabelTable([Label(0, "Background"), Label(7, "Bar")])
-    >>> voxels = np.array([0, 0, 7, 7, 7]).reshape(5, 1, 1)
-    >>> bar = LabelMap(voxels, Grid((5, 1, 1), np.eye(4)), table)
-    >>> image = np.array([0, 0, 40, 50, 100.0]).reshape(5, 1, 1)
-    >>> for name, (median, mad) in synthseg_statistics(image, bar, percentiles=(0, 100)).items():
-    ...     print(name, round(median, 1), round(mad, 1))
-    Background 0.0 0.0
-    Bar 127.5 37.8
-    """
-    _check(image, labels, None, "auto")
-    low, high = np.nanpercentile(image, percentiles)
-    scaled = np.clip(image, low, high)
-    scaled = (scaled - low) / (high - low) * 255 if high > low else np.zeros_like(scaled)
-    ranks, present = _ranked(labels.voxels, labels.table)
-    found = {}
-    for rank, label in enumerate(present):
-        values = scaled[ranks == rank]
-        values = values[np.isfinite(values)]
-        values = values if label.index == 0 else values[values > 0]
-        if (ranks == rank).any():
-            found[label.name] = median_mad(values) if len(values) else (0.0, 0.0)
-    return found
-
-
 def _check(image: np.ndarray, labels: LabelMap, background: np.ndarray | None, kind: str) -> None:
     if kind not in KINDS:
         raise ValueError(f"there is no kind of image {kind!r}; known: {', '.join(KINDS)}")

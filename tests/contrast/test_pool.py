@@ -41,7 +41,9 @@ def part(prior, names) -> np.ndarray:
 
 def draws(prior, count=4000) -> dict[str, np.ndarray]:
     mean = [label.mean for label in prior.labels.values()]
-    drawn = np.random.default_rng(0).multivariate_normal(mean, prior.covariance, count)
+    sd = np.array([label.mean_sd for label in prior.labels.values()])
+    covariance = prior.correlation * np.outer(sd, sd)
+    drawn = np.random.default_rng(0).multivariate_normal(mean, covariance, count)
     return dict(zip(prior.labels, drawn.T, strict=True))
 
 

@@ -13,7 +13,7 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.contrast.measured import ContrastStatistics
-from brainseg_bids.contrast.statistics import measure, synthseg_statistics
+from brainseg_bids.contrast.statistics import measure
 from tests.phantom.head import phantom_head, phantom_image
 
 THIN = ("Skin", "Other-Tissues")
@@ -294,17 +294,6 @@ def test_an_unknown_kind_and_an_empty_label_map_are_refused(head, head_image):
     empty = LabelMap(np.zeros_like(head.voxels), head.grid, head.table)
     with pytest.raises(ValueError, match="no voxel of the label map"):
         measure(head_image, empty)
-
-
-def test_synthseg_takes_median_and_mad_of_the_scaled_image(head, head_image):
-    low, high = np.percentile(head_image, [2, 98])
-    scaled = (np.clip(head_image, low, high) - low) / (high - low) * 255
-    white = scaled[head.voxels == 2]
-    white = white[white > 0]
-    median, mad = synthseg_statistics(head_image, head)["Left-Cerebral-White-Matter"]
-    assert median == pytest.approx(np.median(white), rel=1e-5)
-    assert mad == pytest.approx(1.4826 * np.median(np.abs(white - median)), rel=1e-5)
-    assert "Left-Caudate" not in synthseg_statistics(head_image, head)
 
 
 @pytest.mark.shared_data

@@ -4,20 +4,23 @@
 Billot et al. 2023, Medical Image Analysis 86, and the released code's ``estimate_priors``: each
 image is clipped to its 2nd..98th percentile and taken to 0..255; of each class the median and
 1.4826 times the median absolute deviation; over images the mean and the standard deviation (of
-the population) of both. Zeros count in the background only. A class that an image lacks counts
-as zero there.
+the population) of both. Zeros count in the background only. An image that lacks a class leaves
+it alone (in SynthSeg it counts as zero).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.contrast.robust import median_mad
 from brainseg_bids.contrast.weighted import weighted_median
 
-MedianMad = tuple[float, float]
+PERCENTILES = (2.0, 98.0)
+"""Of an image, which become 0 and 255."""
 
 
 def _sides(*names: str) -> tuple[str, ...]:
@@ -80,79 +83,55 @@ class SynthsegPrior:
     images: np.ndarray
 
 
-def synthseg_prior(
-    statistics: Mapping[str, Mapping[str, MedianMad]],
-    *,
-    classes: Mapping[str, Sequence[str]] = SYNTHSEG_CLASSES,
-    voxels: Mapping[str, Mapping[str, int]] | None = None,
-    absent_as_zero: bool = True,
-) -> SynthsegPrior:
+def synthseg_statistics(image: np.ndarray, labels: LabelMap) -> dict[str, tuple[float, float]]:
+    """Median and 1.4826 MAD of the voxels of each label, image at 0..255; (0, 0) if all are 0."""
+    low, high = np.nanpercentile(image, PERCENTILES)
+    scaled = np.clip(image, low, high)
+    scaled = (scaled - low) / (high - low) * 255 if high > low else np.zeros_like(scaled)
+    found = {}
+    for code in np.unique(labels.voxels).tolist():
+        values = scaled[labels.voxels == code]
+        values = values[np.isfinite(values)]
+        values = values[values > 0] if code else values
+        found[labels.table[code].name] = median_mad(values) if len(values) else (0.0, 0.0)
+    return found
+
+
+def synthseg_prior(statistics: Mapping[str, Mapping[str, tuple[float, float]]]) -> SynthsegPrior:
     """Pool medians and deviations of images as SynthSeg does.
 
     Parameters
     ----------
-    statistics : mapping of image to mapping of name to (median, deviation)
-        After its scaling to 0..255. A name is a class's (its voxels were taken together, as
-        SynthSeg does) or a label's: then the class has the median over its labels.
-    classes : mapping of class to names of labels
-    voxels : mapping of image to mapping of label to int, optional
-        Weights of that median; equal if not given.
-    absent_as_zero : bool
-        As SynthSeg does. False: an image that lacks a class leaves it alone.
-
-    Raises
-    ------
-    ValueError
-        If there is no image, or a name is neither a class nor one of a class's labels.
+    statistics : mapping of image to mapping of label to (median, deviation)
+        Of `synthseg_statistics`. A class has the median over its labels.
 
     Examples
     --------
-    >>> made = synthseg_prior({"a": {"skin": (100.0, 10.0)}, "b": {"skin": (120.0, 14.0)}},
-    ...     classes={"skin": ("Skin",)})
-    >>> made.means.ravel().tolist(), made.stds.ravel().tolist()
-    ([110.0, 10.0], [12.0, 2.0])
+    >>> made = synthseg_prior({"a": {"Skin": (100.0, 10.0)}, "b": {"Skin": (120.0, 14.0)}})
+    >>> skin = made.classes.index("skin")
+    >>> made.means[:, skin].tolist(), made.stds[:, skin].tolist(), int(made.images[skin])
+    ([110.0, 10.0], [12.0, 2.0], 2)
     """
-    if not statistics:
-        raise ValueError("there are no images to make a prior of. Give at least one.")
-    known = set(classes).union(*classes.values())
-    for image, found in statistics.items():
-        if odd := sorted(set(found) - known):
-            raise ValueError(f"{image}: {odd[0]} belongs to no class. Add it to one, or drop it.")
-    weights = voxels or {}
     values = np.array(
         [
-            [
-                _of_class(name, labels, found, weights.get(image, {}))
-                for name, labels in classes.items()
-            ]
-            for image, found in sorted(statistics.items())
+            [_of_class(labels, found) for labels in SYNTHSEG_CLASSES.values()]
+            for _, found in sorted(statistics.items())
         ]
     )
     has = np.isfinite(values[..., 0])
-    if absent_as_zero:
-        values = np.nan_to_num(values)
-        counted = np.ones_like(has)
-    else:
-        counted = has
-    number = np.maximum(counted.sum(axis=0), 1)[:, None]
-    values = np.where(counted[..., None], values, 0.0)
+    number = np.maximum(has.sum(axis=0), 1)[:, None]
+    values = np.where(has[..., None], values, 0.0)
     mean = values.sum(axis=0) / number
-    squared = np.where(counted[..., None], (values - mean) ** 2, 0.0).sum(axis=0) / number
+    squared = np.where(has[..., None], (values - mean) ** 2, 0.0).sum(axis=0) / number
     both = np.stack([mean, np.sqrt(squared)])
-    return SynthsegPrior(tuple(classes), both[..., 0], both[..., 1], has.sum(axis=0))
+    return SynthsegPrior(tuple(SYNTHSEG_CLASSES), both[..., 0], both[..., 1], has.sum(axis=0))
 
 
 def _of_class(
-    name: str,
-    labels: Sequence[str],
-    found: Mapping[str, MedianMad],
-    voxels: Mapping[str, int],
+    labels: tuple[str, ...], found: Mapping[str, tuple[float, float]]
 ) -> tuple[float, float]:
     """Median and deviation of a class in one image; NaN where it is not."""
-    if name in found:
-        return tuple(found[name])
-    there = [label for label in labels if label in found]
+    there = [found[label] for label in labels if label in found]
     if not there:
         return (np.nan, np.nan)
-    weights = np.array([float(voxels.get(label, 1)) for label in there])
-    return tuple(weighted_median(np.array([found[label] for label in there]), weights))
+    return tuple(weighted_median(np.array(there), np.ones(len(there))))
