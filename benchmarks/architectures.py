@@ -20,8 +20,9 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from brainseg_bids.nets.architectures import ARCHITECTURES, NetSpec, PackedNet, build
+from brainseg_bids.nets.architectures import ARCHITECTURES, PackedNet, build
 from brainseg_bids.nets.sizes import SIZES, default_spec, patch_multiple
+from brainseg_bids.nets.spec import NetSpec
 
 CHOSEN_VOXELS = 20_000
 

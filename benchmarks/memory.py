@@ -13,17 +13,15 @@ from dataclasses import dataclass
 
 import torch
 
-from brainseg_bids.nets.architectures import ARCHITECTURES, NetSpec
-from brainseg_bids.nets.memory import (
-    ALLOWANCES,
-    LEANER,
-    MemoryPlan,
-    find_device,
-    predict_gib,
-)
+from brainseg_bids.nets.architectures import ARCHITECTURES
+from brainseg_bids.nets.devices import find_device
+from brainseg_bids.nets.memory import SAVINGS
+from brainseg_bids.nets.memory_plan import ALLOWANCES, MemoryPlan
+from brainseg_bids.nets.memory_prediction import predict_gib
 from brainseg_bids.nets.sizes import SIZES, default_spec
+from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.training.losses import loss_of
-from brainseg_bids.training.probe import probe_gib
+from brainseg_bids.training.probe import probe_step
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,12 @@ def row(
     plan = MemoryPlan(
         patch, 1, 1, arguments.precision, checkpointing, False, False, 0.0, predicted, kind, ""
     )
-    found = probe_gib(spec, plan, loss, limit_s=arguments.limit, threads=arguments.threads)
-    told = "out of memory |" if found is None else f"{found:.3f} | {predicted / found:.2f}"
+    cost = probe_step(spec, plan, loss, limit_s=arguments.limit, threads=arguments.threads)
+    told = (
+        "out of memory |"
+        if cost is None
+        else f"{cost.peak_gib:.3f} | {predicted / cost.peak_gib:.2f}"
+    )
     print(f"{what} | {predicted:.3f} | {told} |", flush=True)
 
 
@@ -103,11 +105,11 @@ def predicted(arguments: argparse.Namespace) -> None:
                     offload=lean.offload,
                     device_kind="cuda",
                 ).total
-                for lean in LEANER
+                for lean in SAVINGS
             ]
             cells = [f"**{need:.1f}**" if need <= room else f"{need:.1f}" for need in needs]
             took = (time.process_time() - began) / len(needs)
-            row = " | ".join([f"{name} {size}", str(spec.stem), *cells, f"{took:.1f}"])
+            row = " | ".join([f"{name} {size}", str(spec.block_size), *cells, f"{took:.1f}"])
             print(f"| {row} |", flush=True)
 
 

@@ -129,7 +129,7 @@ def _child(options: argparse.Namespace, program: str, case: str, folder: str) ->
     net = bundle.load()
     if case.endswith("54"):
         net = _with_labels(net, 54)
-    seen = _image(options.image, case, bundle.voxel_size_mm, net.spec.stem)
+    seen = _image(options.image, case, bundle.voxel_size_mm, net.spec.block_size)
     window = bundle.patch_vox if case == "own" else LARGE_WINDOW
     kind, precision = PROGRAMS[program]
     began, cpu = time.monotonic(), time.process_time()
@@ -179,14 +179,15 @@ def _with_labels(net, n_labels: int):
     """The same network whose head says some labels twice, the second time less probable."""
     import torch
 
-    from brainseg_bids.nets.architectures import NetSpec, PackedNet
+    from brainseg_bids.nets.architectures import PackedNet
+    from brainseg_bids.nets.spec import NetSpec
 
     spec = net.spec
     wide = PackedNet(
-        NetSpec(spec.architecture, n_labels, spec.stem, spec.features, spec.options)
+        NetSpec(spec.architecture, n_labels, spec.block_size, spec.features, spec.options)
     ).eval()
     wide.body.load_state_dict(net.body.state_dict())
-    cells = spec.stem**3
+    cells = spec.block_size**3
     again = torch.arange(n_labels) % spec.n_labels
     with torch.no_grad():
         for name in ("weight", "bias"):
@@ -207,7 +208,7 @@ def _ours(net, seen, window, precision: str):
         predict.has_fast_bf16 = lambda device: False
     box = tuple(slice(0, n) for n in seen.shape)
     view = predict._View(predict.Member(net, 1.0, window), seen, box, [(0.0, 1.0)] * 3)
-    stem = net.spec.stem
+    stem = net.spec.block_size
     spent = {"network_s": 0.0, "rows_s": 0.0}
 
     def look(part):
@@ -248,7 +249,7 @@ def _monai(net, seen, window):
 
     overlaps = []
     for n, w in zip(seen.shape, window, strict=True):
-        starts = window_starts(n, w, overlap_frac=0.25, step=net.spec.stem)
+        starts = window_starts(n, w, overlap_frac=0.25, step=net.spec.block_size)
         # A hair less overlap: it takes the whole part of the distance.
         gap = starts[1] - starts[0] if len(starts) > 2 else int(0.75 * w)
         overlaps.append(1 - gap / w - 1e-6)

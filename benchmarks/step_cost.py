@@ -23,9 +23,10 @@ import torch
 
 from benchmarks.data import shared_data
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.nets.architectures import NetSpec, PackedNet
+from brainseg_bids.nets.architectures import PackedNet
 from brainseg_bids.nets.bundle import ModelBundle, find_bundle
 from brainseg_bids.nets.careful import careful
+from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.synth.generator import Head
 from brainseg_bids.synth.space import read_space
 from brainseg_bids.training.fit import make_generator
@@ -92,7 +93,7 @@ def main() -> None:
     head = Head.from_label_map(read_label_map(file, LabelTable.packaged("fullhead")))
     bundle = ModelBundle.read(find_bundle(options.model))
     plan = TrainPlan(
-        net=NetSpec(**bundle.net),
+        net=NetSpec.from_dict(bundle.net),
         spaces={options.space: 1.0},
         patch_vox=tuple(options.patch),
         voxel_size_mm=bundle.voxel_size_mm,

@@ -15,7 +15,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
@@ -194,7 +193,7 @@ def _planned(options: argparse.Namespace) -> ExperimentPlan:
         planned=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         prior=Pinned(str(options.prior.absolute()), prior.digest),
         agnostic=agnostic,
-        training={k: v for k, v in asdict(train).items() if k not in _OF_A_RUN},
+        training={k: v for k, v in train.to_dict().items() if k not in _OF_A_RUN},
         kappas=kappas,
         seeds=tuple(options.seeds),
         maps=_pinned_maps(options.maps, source, train.target_table),
@@ -213,7 +212,8 @@ _OF_A_RUN = ("seed", "spaces", "validation_space")
 
 
 def _read_train_plan(path: Path | None):
-    from brainseg_bids.nets.architectures import ARCHITECTURES, NetSpec
+    from brainseg_bids.nets.architectures import ARCHITECTURES
+    from brainseg_bids.nets.spec import NetSpec
     from brainseg_bids.training.plan import TrainPlan
 
     if path is None:

@@ -34,8 +34,8 @@ from brainseg_bids.workflows.resources import memory_gib
 from brainseg_bids.workflows.train_plan import ABOUT_SPACES, SOURCE
 
 if TYPE_CHECKING:  # late: torch
-    from brainseg_bids.nets.architectures import NetSpec
-    from brainseg_bids.nets.memory import Device, MemoryPlan
+    from brainseg_bids.nets.memory_plan import Device, MemoryPlan
+    from brainseg_bids.nets.spec import NetSpec
 
 log = logging.getLogger("brainseg")
 
@@ -147,7 +147,7 @@ def make_plan(job: JobPlan, settings: Settings) -> Path:
         plan, memory = old | said, _as_before(old, said, wish.precision, memory)
         plan |= {key: memory["plans"][-1][key] for key in MEMORY_FIELDS}
         if settings.net_size:  # said again, or another one, which training will refuse
-            plan["net"] = asdict(_specs(wish)[0])
+            plan["net"] = _specs(wish)[0].to_dict()
     write_json(job.training / "memory.json", memory)
     _tell_plan(plan, memory)
     # What training has done is compared with its own plan.json: a changed one lies beside it.
@@ -233,8 +233,8 @@ def plan_memory_of(wish: Wish) -> tuple[dict, dict]:
     InputError
         If nothing fits, or architecture, size or device are not known.
     """
-    from brainseg_bids.nets.architectures import NetSpec
-    from brainseg_bids.nets.memory import find_device
+    from brainseg_bids.nets.devices import find_device
+    from brainseg_bids.nets.spec import NetSpec
 
     try:
         device, budget_gib = find_device(wish.device, host_free_gib=memory_gib()), wish.budget_gib
@@ -242,13 +242,13 @@ def plan_memory_of(wish: Wish) -> tuple[dict, dict]:
             share = 1 / wish.plan["devices"]
             device = replace(device, free_gib=device.free_gib * share)
             wish = replace(wish, budget_gib=budget_gib and budget_gib * share)
-        specs = [NetSpec(**wish.net)] if wish.net else _specs(wish)
+        specs = [NetSpec.from_dict(wish.net)] if wish.net else _specs(wish)
         spec, plans = _fitting(wish, specs, device)
     except (ValueError, ImportError) as error:  # a library that an architecture needs
         raise InputError(str(error)) from error
     told = {"device": asdict(device), "plans": [json.loads(one.to_json()) for one in plans]}
     decided = {key: told["plans"][-1][key] for key in MEMORY_FIELDS}
-    return wish.plan | {"net": asdict(spec)} | decided, told
+    return wish.plan | {"net": spec.to_dict()} | decided, told
 
 
 def _specs(wish: Wish) -> list[NetSpec]:
@@ -266,7 +266,7 @@ def _fitting(
     wish: Wish, specs: Sequence[NetSpec], device: Device
 ) -> tuple[NetSpec, list[MemoryPlan]]:
     """The largest network that leaves a patch long enough, and its memory plans as probed."""
-    from brainseg_bids.nets.memory import TooLittleMemory
+    from brainseg_bids.nets.memory_plan import TooLittleMemory
 
     fault = None
     for spec in specs:
@@ -320,14 +320,15 @@ def _probed(wish: Wish, spec: NetSpec, plan: MemoryPlan, device: Device) -> list
     InputError
         If none of `TRIES` does, or the step fails.
     """
-    from brainseg_bids.nets.memory import ALLOWANCES, smaller
+    from brainseg_bids.nets.memory import smaller
+    from brainseg_bids.nets.memory_plan import ALLOWANCES
     from brainseg_bids.training.losses import loss_of
-    from brainseg_bids.training.probe import ProbeFailed, probe_gib
+    from brainseg_bids.training.probe import ProbeFailed
 
     loss, plans = _loss_plan(wish), []
     while len(plans) < TRIES:
         try:
-            probe = partial(probe_gib, spec, plan, loss, threads=wish.threads)
+            probe = partial(_peak_gib, spec, plan, loss, wish.threads)
             if wish.cache:
                 decides = _decides(wish, spec, plan, device)
                 probed_gib, is_kept = probe_once(Path(wish.cache), decides, probe)
@@ -354,13 +355,20 @@ def _probed(wish: Wish, spec: NetSpec, plan: MemoryPlan, device: Device) -> list
     )
 
 
+def _peak_gib(spec: NetSpec, plan: MemoryPlan, loss: object, threads: int) -> float | None:
+    from brainseg_bids.training.probe import probe_step
+
+    cost = probe_step(spec, plan, loss, threads=threads)
+    return cost and cost.peak_gib
+
+
 def _decides(wish: Wish, spec: NetSpec, plan: MemoryPlan, device: Device) -> dict:
     """All that decides what a probe measures, but code and environment."""
     import torch
 
     named = ("loss", "per_label", "anywhere", "dice_weight")
     return {
-        "net": asdict(spec),
+        "net": spec.to_dict(),
         "plan": {name: getattr(plan, name) for name in MEMORY_FIELDS if name != "accumulate"},
         "accumulates": plan.accumulate > 1,
         "loss": {name: wish.plan[name] for name in named},

@@ -61,21 +61,21 @@ def _logged_s(job: JobPlan, plan: dict) -> float | None:
 
 def _tried_s(job: JobPlan, plan: dict, settings: Settings) -> float | None:
     """Seconds of a step that is tried now, without making its pairs."""
-    from brainseg_bids.nets.architectures import NetSpec
-    from brainseg_bids.nets.memory import MemoryPlan
+    from brainseg_bids.nets.memory_plan import MemoryPlan
+    from brainseg_bids.nets.spec import NetSpec
     from brainseg_bids.training import probe
 
     memory = MemoryPlan.from_json(json.dumps(_in_force(job)))
     try:
-        batch_s = probe.step_seconds(
-            NetSpec(**plan["net"]),
+        cost = probe.probe_step(
+            NetSpec.from_dict(plan["net"]),
             memory,
             SimpleNamespace(**plan),
             threads=max(1, settings.nprocs // plan["devices"]),
         )
     except (TimeoutError, probe.ProbeFailed):
         return None
-    return batch_s and batch_s * plan["accumulate"]
+    return cost and cost.seconds * plan["accumulate"]
 
 
 def _in_force(job: JobPlan) -> dict:

@@ -236,14 +236,16 @@ class _View:
     def probabilities(self, features: Tensor) -> Tensor:
         """Of rows of features (F, rows, y, z): (n_labels, X, Y, Z) of their voxels."""
         net, made = self.member.net, []
-        rows = max(1, CHUNK // (net.spec.n_labels * net.spec.stem**3 * features[0, :, 0].numel()))
+        rows = max(
+            1, CHUNK // (net.spec.n_labels * net.spec.block_size**3 * features[0, :, 0].numel())
+        )
         for part in features.split(rows, dim=2):
             scores = net.scores(part[None])[0]
             if self.mirrored is None:
                 made.append(scores.softmax(0))
                 continue
             # Windows were turned back cell by cell; the voxels within cells have not been yet.
-            voxels = scores.unflatten(1, (-1, net.spec.stem)).flip(2).flatten(1, 2)
+            voxels = scores.unflatten(1, (-1, net.spec.block_size)).flip(2).flatten(1, 2)
             made.append(voxels.softmax(0).index_select(0, self.mirrored.to(voxels.device)))
         return torch.cat(made, dim=2)
 
@@ -254,7 +256,7 @@ def _view(turned: Tensor, ras: Grid, member: Member, device: str) -> _View:
     small = turned
     for axis in range(3):
         small = _resample_axis(small, axis, work.shape[axis], *offset[axis])
-    stem = member.net.spec.stem
+    stem = member.net.spec.block_size
     small = _whole_cells(small, stem)
     box = head_box(small, voxel_size_mm=member.voxel_size_mm, multiple=stem)
     return _View(member, rescale(small[box].to(device)), box, offset)
@@ -262,7 +264,7 @@ def _view(turned: Tensor, ras: Grid, member: Member, device: str) -> _View:
 
 def _half_a_cell_off(view: _View, mirrors: Tensor) -> _View:
     """The same mirrored, in cells that begin half a cell earlier along each axis."""
-    stem = view.member.net.spec.stem
+    stem = view.member.net.spec.block_size
     early = stem // 2
     if not early:
         return replace(view, mirrored=mirrors)
@@ -286,7 +288,7 @@ def _streams(
                 view.look,
                 view.seen,
                 window=_shrunk(view.member, thrift.shrink),
-                stem=view.member.net.spec.stem,
+                stem=view.member.net.spec.block_size,
                 rows=SLAB_CELLS,
                 overlap_frac=overlap_frac,
                 keep_on=thrift.keep_on or thrift.device,
@@ -326,7 +328,7 @@ class _Work:
             count_windows(
                 tuple(view.seen.shape),
                 _shrunk(view.member, thrift.shrink),
-                stem=view.member.net.spec.stem,
+                stem=view.member.net.spec.block_size,
                 overlap_frac=overlap_frac,
             )
             for view in views
@@ -506,7 +508,7 @@ def _planes(
     if taps is None:
         return
     (planes, low_x, weight_x), rows, columns = taps
-    depth = SLAB_CELLS * view.member.net.spec.stem
+    depth = SLAB_CELLS * view.member.net.spec.block_size
     kept: dict[int, Tensor] = {}
     numbered = enumerate(slabs)
 

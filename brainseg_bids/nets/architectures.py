@@ -1,52 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """``NetSpec``, ``ARCHITECTURES``, ``build``: networks from well-kept libraries, by name.
 
-Each body sees the image packed into cells of ``stem`` voxels per edge and gives features per
-cell; one linear head turns features into label scores of every voxel in the cell. No
-convolution runs at full resolution. Since the head is linear, windows may be
+Each body sees the image space-to-depth, as blocks of ``block_size`` voxels per edge, and gives
+features per block; one linear head turns features into label scores of every voxel in the block.
+No convolution runs at full resolution. Since the head is linear, windows may be
 stitched as features, and a training step may ask for the scores of chosen voxels only.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class NetSpec:
-    """Architecture name and options; JSON there and back.
-
-    Parameters
-    ----------
-    architecture : str
-        Key of `ARCHITECTURES`.
-    n_labels : int
-        Labels with background.
-    stem : int
-        Edge of a cell in voxels; 1 means no packing.
-    features : int
-        Features per cell that the body gives.
-    options : dict
-        Passed to the architecture.
-    """
-
-    architecture: str
-    n_labels: int
-    stem: int = 2
-    features: int = 32
-    options: dict = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> NetSpec:
-        return cls(**json.loads(text))
+from brainseg_bids.nets.spec import NetSpec
 
 
 def segresnet(
@@ -270,7 +238,7 @@ def find_architecture(name: str) -> Callable[..., nn.Module]:
 
 
 class PackedNet(nn.Module):
-    """A body over cells and a linear head over their voxels.
+    """A body over blocks and a linear head over their voxels.
 
     Parameters
     ----------
@@ -281,16 +249,16 @@ class PackedNet(nn.Module):
         super().__init__()
         self.spec = spec
         body = find_architecture(spec.architecture)
-        self.body = body(spec.stem**3, spec.features, **spec.options)
-        self.head = nn.Conv3d(spec.features, spec.n_labels * spec.stem**3, kernel_size=1)
+        self.body = body(spec.block_size**3, spec.features, **spec.options)
+        self.head = nn.Conv3d(spec.features, spec.n_labels * spec.block_size**3, kernel_size=1)
 
     def features(self, image: Tensor) -> Tensor:
-        """Image (B, 1, X, Y, Z) to features (B, F, X/stem, Y/stem, Z/stem)."""
-        return self.body(pack(image, self.spec.stem))
+        """Image (B, 1, X, Y, Z) to features (B, F, X/block_size, Y/block_size, Z/block_size)."""
+        return self.body(space_to_depth(image, self.spec.block_size))
 
     def scores(self, features: Tensor) -> Tensor:
-        """Features of whole cells to label scores (B, n_labels, X, Y, Z)."""
-        return unpack(self.head(features), self.spec.stem)
+        """Features of whole blocks to label scores (B, n_labels, X, Y, Z)."""
+        return depth_to_space(self.head(features), self.spec.block_size)
 
     def scores_at(self, features: Tensor, voxels: Tensor) -> Tensor:
         """Scores of chosen voxels only.
@@ -305,17 +273,17 @@ class PackedNet(nn.Module):
         -------
         (n, n_labels) float32
         """
-        stem = self.spec.stem
+        block_size = self.spec.block_size
         _, y, z = features.shape[2:]
-        cell = voxels // stem
-        within = voxels - cell * stem
-        column = (cell[:, 0] * y + cell[:, 1]) * z + cell[:, 2]
-        part = (within[:, 0] * stem + within[:, 1]) * stem + within[:, 2]
+        block = voxels // block_size
+        within = voxels - block * block_size
+        column = (block[:, 0] * y + block[:, 1]) * z + block[:, 2]
+        part = (within[:, 0] * block_size + within[:, 1]) * block_size + within[:, 2]
         picked = features[0].flatten(1).index_select(1, column).float().T
-        weight = self.head.weight.view(self.spec.n_labels, stem**3, -1)
-        bias = self.head.bias.view(self.spec.n_labels, stem**3)
+        weight = self.head.weight.view(self.spec.n_labels, block_size**3, -1)
+        bias = self.head.bias.view(self.spec.n_labels, block_size**3)
         scores = picked.new_empty(len(voxels), self.spec.n_labels)
-        for k in range(stem**3):
+        for k in range(block_size**3):
             rows = (part == k).nonzero()[:, 0]
             scores = scores.index_copy(0, rows, picked[rows] @ weight[:, k].T + bias[:, k])
         return scores
@@ -355,29 +323,35 @@ class PackedNet(nn.Module):
         return self.scores(self.features(image))
 
 
-def pack(image: Tensor, stem: int) -> Tensor:
-    """Voxels of a cell become channels: (B, C, X, Y, Z) to (B, C * stem³, X/stem, Y/stem, Z/stem).
+def space_to_depth(image: Tensor, block_size: int) -> Tensor:
+    """Voxels of a block become channels.
 
-    >>> pack(torch.arange(8.).view(1, 1, 2, 2, 2), 2).flatten().tolist()
+    (B, C, X, Y, Z) to (B, C * size³, X / size, Y / size, Z / size).
+
+    >>> space_to_depth(torch.arange(8.).view(1, 1, 2, 2, 2), 2).flatten().tolist()
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     """
-    if stem == 1:
+    if block_size == 1:
         return image
     b, c, x, y, z = image.shape
-    cells = image.view(b, c, x // stem, stem, y // stem, stem, z // stem, stem)
-    return cells.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(
-        b, c * stem**3, x // stem, y // stem, z // stem
+    blocks = image.view(
+        b, c, x // block_size, block_size, y // block_size, block_size, z // block_size, block_size
+    )
+    return blocks.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(
+        b, c * block_size**3, x // block_size, y // block_size, z // block_size
     )
 
 
-def unpack(cells: Tensor, stem: int) -> Tensor:
-    """Undo `pack`."""
-    if stem == 1:
-        return cells
-    b, c, x, y, z = cells.shape
-    c //= stem**3
-    voxels = cells.view(b, c, stem, stem, stem, x, y, z).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return voxels.reshape(b, c, x * stem, y * stem, z * stem)
+def depth_to_space(blocks: Tensor, block_size: int) -> Tensor:
+    """Undo `space_to_depth`."""
+    if block_size == 1:
+        return blocks
+    b, c, x, y, z = blocks.shape
+    c //= block_size**3
+    voxels = blocks.view(b, c, block_size, block_size, block_size, x, y, z).permute(
+        0, 1, 5, 2, 6, 3, 7, 4
+    )
+    return voxels.reshape(b, c, x * block_size, y * block_size, z * block_size)
 
 
 def build(spec: NetSpec) -> PackedNet:

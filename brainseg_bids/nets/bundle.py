@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -226,10 +226,11 @@ class ModelBundle:
             )
 
     def _build(self) -> PackedNet:
-        from brainseg_bids.nets.architectures import NetSpec, build
+        from brainseg_bids.nets.architectures import build
+        from brainseg_bids.nets.spec import NetSpec
 
         try:
-            return build(NetSpec(**self.net))
+            return build(NetSpec.from_dict(self.net))
         except ImportError:  # a library that the architecture needs; the message says which
             raise
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -333,7 +334,7 @@ def write_bundle(
         "voxel_size_mm": voxel_size_mm,
         "patch_vox": list(patch_vox),
         "contrasts": list(contrasts),
-        "net": asdict(net.spec),
+        "net": net.spec.to_dict(),
         "intensity": "0.5th to 99.5th percentile to 0..1, clipped",
         "training": training,
         "sha256": {n: _sha256((path / n).read_bytes()) for n in (WEIGHTS, LABELS, CARD)},

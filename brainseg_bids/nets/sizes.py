@@ -4,11 +4,11 @@
 Two rules make depth and reach follow the voxel size, so that a network sees the same millimetres
 whatever the grid:
 
-- *Stem.* Medium networks work on cells of two voxels up to 1 mm, small ones up to 1.5 mm (a CPU
-  cannot afford more), large ones on voxels.
-- *Levels.* Each level doubles the edge of a cell; there are as many as bring the deepest cell
+- *Block size.* Medium networks work on blocks of two voxels up to 1 mm, small ones up to 1.5 mm (a
+  CPU cannot afford more), large ones on voxels.
+- *Levels.* Each level doubles the edge of a block; there are as many as bring the deepest block
   nearest to 18 mm (13 to 25 mm). Half the voxel size is one level more. In a MeshNet the largest
-  dilation stands for the deepest cell.
+  dilation stands for the deepest block.
 
 Pairs are made with one voxel size in all directions, so every kernel is 3x3x3.
 """
@@ -19,18 +19,19 @@ import inspect
 import math
 from dataclasses import dataclass
 
-from brainseg_bids.nets.architectures import NetSpec, find_architecture
+from brainseg_bids.nets.architectures import find_architecture
+from brainseg_bids.nets.spec import NetSpec
 
 SIZES = ("small", "medium", "large")
 """Made for a CPU or 8 GB, for 24 GB, and for 48 to 80 GB."""
 
 FEATURES = {"small": 24, "medium": 32, "large": 32}
-"""Features per cell that the body gives to the head."""
+"""Features per block that the body gives to the head."""
 
 DEEPEST_MM = 18.0
 
 COARSEST_PACKED_MM = {"small": 1.5, "medium": 1.0}
-"""Up to this voxel size, a network of this size works on cells of two voxels."""
+"""Up to this voxel size, a network of this size works on blocks of two voxels."""
 
 MOST_LEVELS = {"segresnet": 5, "mednext": 5}
 """These double their width at every level without end; elsewhere six levels are the most."""
@@ -122,7 +123,7 @@ def default_spec(architecture: str, size: str, *, n_labels: int, voxel_size_mm: 
     Examples
     --------
     >>> spec = default_spec("dynunet", "small", n_labels=43, voxel_size_mm=0.8)
-    >>> spec.stem, spec.options, patch_multiple(spec)
+    >>> spec.block_size, spec.options, patch_multiple(spec)
     (2, {'widths': [24, 48, 96, 192]}, 16)
     >>> default_spec("dynunet", "large", n_labels=43, voxel_size_mm=0.5).options
     {'widths': [32, 64, 128, 256, 320, 320]}
@@ -132,37 +133,37 @@ def default_spec(architecture: str, size: str, *, n_labels: int, voxel_size_mm: 
         raise ValueError(f"unknown network size {size!r}; known: {', '.join(SIZES)}")
     if not 0 < voxel_size_mm < math.inf:
         raise ValueError(f"a voxel size of {voxel_size_mm:g} mm is none; give e.g. 0.8")
-    stem = _stem(architecture, size, voxel_size_mm)
-    n_levels = _levels(architecture, voxel_size_mm * stem)
+    block_size = _block_size(architecture, size, voxel_size_mm)
+    n_levels = _levels(architecture, voxel_size_mm * block_size)
     options = _options(architecture, SCALES[architecture][size], n_levels)
-    return NetSpec(architecture, n_labels, stem, FEATURES[size], options)
+    return NetSpec(architecture, n_labels, block_size, FEATURES[size], options)
 
 
 def patch_multiple(spec: NetSpec) -> int:
-    """Number of voxels that every edge of a patch is a multiple of, stem included.
+    """Number of voxels that every edge of a patch is a multiple of, the block size included.
 
-    A patch of exactly one multiple along all three axes is one cell at the deepest level, which
+    A patch of exactly one multiple along all three axes is one block at the deepest level, which
     nothing can be normalised over: at least one edge has two.
 
     Examples
     --------
     >>> patch_multiple(NetSpec("unet", 5, 2, 8, {"widths": [8, 16, 24]}))
     8
-    >>> patch_multiple(NetSpec("swin_unetr", 5, stem=1))
+    >>> patch_multiple(NetSpec("swin_unetr", 5, block_size=1))
     32
     """
     body = find_architecture(spec.architecture)
     if spec.architecture == "meshnet":
-        return spec.stem
+        return spec.block_size
     if spec.architecture == "swin_unetr":
-        return spec.stem * SWIN_FACTOR
+        return spec.block_size * SWIN_FACTOR
     option = LEVEL_OPTION[spec.architecture]
     default = inspect.signature(body).parameters[option].default
-    return spec.stem * 2 ** (len(spec.options.get(option, default)) - 1)
+    return spec.block_size * 2 ** (len(spec.options.get(option, default)) - 1)
 
 
-def _stem(architecture: str, size: str, voxel_size_mm: float) -> int:
-    # Swin UNETR packs 2x2x2 voxels itself and always goes five halvings deep: cells of two
+def _block_size(architecture: str, size: str, voxel_size_mm: float) -> int:
+    # Swin UNETR packs 2x2x2 voxels itself and always goes five halvings deep: blocks of two
     # voxels would take its deepest level to 64 mm at 1 mm.
     if architecture == "swin_unetr" or size == "large":
         return 1
@@ -170,7 +171,7 @@ def _stem(architecture: str, size: str, voxel_size_mm: float) -> int:
 
 
 def _levels(architecture: str, cell_mm: float) -> int:
-    """Levels that bring the deepest cell nearest to `DEEPEST_MM` on a scale of ratios."""
+    """Levels that bring the deepest block nearest to `DEEPEST_MM` on a scale of ratios."""
     halvings = round(math.log2(DEEPEST_MM / cell_mm))
     return min(max(halvings + 1, 3), MOST_LEVELS.get(architecture, 6))
 

@@ -60,9 +60,9 @@ def transfer(
 ) -> Transfer:
     """Copy into ``net`` what fits of ``source``, in place.
 
-    Tensors of the body are taken where name and shape agree; with another stem the first layers
-    stay fresh. Rows of the head are taken by the label's name (the background's by its code, 0),
-    and only if the cells and the features are the same.
+    Tensors of the body are taken where name and shape agree; with another block size the first
+    layers stay fresh. Rows of the head are taken by the label's name (the background's by its
+    code, 0), and only if the blocks and the features are the same.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def _take_head(
     net: PackedNet, table: LabelTable, source: PackedNet, source_table: LabelTable
 ) -> tuple[str, ...]:
     """Copy the head's rows of labels that both tables name; gives their names."""
-    if (net.spec.stem, net.spec.features) != (source.spec.stem, source.spec.features):
+    if (net.spec.block_size, net.spec.features) != (source.spec.block_size, source.spec.features):
         return ()
     source_rank = {_key(label): rank for rank, label in enumerate(source_table)}
     for of_net, of_source in (
@@ -148,4 +148,6 @@ def _check_table(net: PackedNet, table: LabelTable) -> None:
 def _says(net: PackedNet) -> str:
     spec = net.spec
     options = ", ".join(f"{key} {value}" for key, value in spec.options.items())
-    return f"{spec.architecture}, stem {spec.stem}" + (f", {options}" if options else "")
+    return f"{spec.architecture}, block size {spec.block_size}" + (
+        f", {options}" if options else ""
+    )

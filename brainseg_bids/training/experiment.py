@@ -196,7 +196,7 @@ class ExperimentPlan:
             "spaces": {space: 1.0},
             "validation_space": validation_space,
         }
-        return TrainPlan.from_json(json.dumps(self.training | own))
+        return TrainPlan.from_dict(self.training | own)
 
     def to_json(self) -> str:
         """The plan with its rule in words and numbers, for files."""

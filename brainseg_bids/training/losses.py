@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from brainseg_bids.nets.architectures import PackedNet, pack
+from brainseg_bids.nets.architectures import PackedNet, space_to_depth
 
 CHUNK_SCORES = 2**21
 """Scores (voxels x labels) that `dense_loss` holds at a time, 8 MiB in float32: small enough for
@@ -107,7 +107,7 @@ def dense_loss(
     labels: Tensor,
     *,
     dice_weight: float,
-    chunk_cells: int | None = None,
+    chunk_blocks: int | None = None,
     most_chunks: int | None = None,
 ) -> Tensor:
     """Cross-entropy and soft Dice (Milletari et al., 3DV 2016) over all voxels, exact.
@@ -121,12 +121,12 @@ def dense_loss(
     net : PackedNet
         Only its head is used.
     features : (B, F, x, y, z)
-        Of the cells.
+        Of the blocks.
     labels : (B, X, Y, Z) uint8
         Ranks.
     dice_weight : float
         Of one minus Dice beside cross-entropy.
-    chunk_cells : int, optional
+    chunk_blocks : int, optional
         Cells at a time; by default as many as have `CHUNK_SCORES` scores.
     most_chunks : int, optional
         Leave out what comes after so many of a pair: for symbolic runs, where chunks are alike.
@@ -138,22 +138,22 @@ def dense_loss(
     Raises
     ------
     ValueError
-        If labels and cells are not of the same voxels.
+        If labels and blocks are not of the same voxels.
     """
-    stem, n_labels = net.spec.stem, net.spec.n_labels
-    shape = (len(features), *(edge * stem for edge in features.shape[2:]))
+    block_size, n_labels = net.spec.block_size, net.spec.n_labels
+    shape = (len(features), *(edge * block_size for edge in features.shape[2:]))
     if labels.shape != shape:
         raise ValueError(f"labels are {tuple(labels.shape)}, features are of {shape}")
-    if chunk_cells is None:
-        chunk_cells = max(1, CHUNK_SCORES // (n_labels * stem**3))
+    if chunk_blocks is None:
+        chunk_blocks = max(1, CHUNK_SCORES // (n_labels * block_size**3))
     with torch.autocast(features.device.type, enabled=False):
         return _DenseLoss.apply(
             features.flatten(2),
-            net.head.weight.float().view(n_labels, stem**3, -1),
-            net.head.bias.float().view(n_labels, stem**3),
-            pack(labels[:, None], stem).flatten(2),
+            net.head.weight.float().view(n_labels, block_size**3, -1),
+            net.head.bias.float().view(n_labels, block_size**3),
+            space_to_depth(labels[:, None], block_size).flatten(2),
             dice_weight,
-            chunk_cells,
+            chunk_blocks,
             most_chunks,
         )
 
@@ -181,7 +181,7 @@ class ChosenLoss:
         """features (B, F, x, y, z), labels (B, X, Y, Z) uint8, a seed per pair."""
         losses = []
         with torch.autocast(features.device.type, enabled=False):
-            for cells, truth, seed in zip(features.split(1), labels, seeds, strict=True):
+            for blocks, truth, seed in zip(features.split(1), labels, seeds, strict=True):
                 voxels, log_odds = choose_voxels(
                     truth,
                     n_labels=net.spec.n_labels,
@@ -189,7 +189,7 @@ class ChosenLoss:
                     anywhere=self.anywhere,
                     seed=int(seed),
                 )
-                scores = net.scores_at(cells, voxels)
+                scores = net.scores_at(blocks, voxels)
                 chosen = truth[voxels[:, 0], voxels[:, 1], voxels[:, 2]]
                 losses.append(self._of(scores, chosen, log_odds))
         return torch.stack(losses).mean()
@@ -201,11 +201,11 @@ class ChosenLoss:
         """
         losses = []
         with torch.autocast(features.device.type, enabled=False):
-            for cells, truth in zip(features.split(1), labels, strict=True):
+            for blocks, truth in zip(features.split(1), labels, strict=True):
                 n = self.anywhere + self.per_label * net.spec.n_labels
                 drawn, chosen, log_odds = _as_if_chosen(truth, n, net.spec.n_labels)
-                picked = cells[0].flatten(1).index_select(1, drawn).float().T
-                weight = net.head.weight.view(net.spec.n_labels, net.spec.stem**3, -1)
+                picked = blocks[0].flatten(1).index_select(1, drawn).float().T
+                weight = net.head.weight.view(net.spec.n_labels, net.spec.block_size**3, -1)
                 losses.append(self._of(picked @ weight[:, 0].T, chosen, log_odds))
         return torch.stack(losses).mean()
 
@@ -249,7 +249,7 @@ class DenseLoss:
 def loss_of(plan: LossPlan) -> ChosenLoss | DenseLoss:
     """Loss of a plan: call it with (net, features, labels, seeds).
 
-    Its ``symbolic`` is what `nets.memory.predict_gib` takes.
+    Its ``symbolic`` is what `nets.memory_prediction.predict_gib` takes.
 
     Raises
     ------
@@ -264,7 +264,7 @@ def loss_of(plan: LossPlan) -> ChosenLoss | DenseLoss:
 
 
 class _DenseLoss(torch.autograd.Function):
-    """Cross-entropy and soft Dice over all voxels, chunk by chunk of cells.
+    """Cross-entropy and soft Dice over all voxels, chunk by chunk of blocks.
 
     Both need little of the scores: the cross-entropy a sum, the Dice two sums per label. The
     forward pass keeps these sums; the backward pass makes each chunk's scores again and turns
@@ -272,14 +272,14 @@ class _DenseLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, features, weight, bias, labels, dice_weight, chunk_cells, most_chunks):
-        """features (B, F, n), weight (L, S, F), bias (L, S), labels (B, S, n): S voxels a cell."""
+    def forward(ctx, features, weight, bias, labels, dice_weight, chunk_blocks, most_chunks):
+        """features (B, F, n), weight (L, S, F), bias (L, S), labels (B, S, n); S: a block's."""
         n_pairs, n_labels = len(features), len(weight)
         overlap = weight.new_zeros(3, n_pairs, n_labels)  # of both, predicted, truth
         entropy = weight.new_zeros(n_pairs)
-        for pair, cells in _chunks(features, chunk_cells, most_chunks):
-            scores = _scores(features[pair, :, cells], weight, bias)
-            truth = labels[pair, :, cells].long()
+        for pair, blocks in _chunks(features, chunk_blocks, most_chunks):
+            scores = _scores(features[pair, :, blocks], weight, bias)
+            truth = labels[pair, :, blocks].long()
             highest = scores.amax(0)
             entropy[pair] += (highest - scores.gather(0, truth[None])[0]).sum()
             total = scores.sub_(highest).exp_().sum(0)
@@ -290,7 +290,7 @@ class _DenseLoss(torch.autograd.Function):
             overlap[1, pair] += predicted.sum((1, 2))
             overlap[2, pair].index_add_(0, truth.flatten(), torch.ones_like(chosen))
         ctx.save_for_backward(features, weight, bias, labels, overlap)
-        ctx.dice_weight, ctx.chunk_cells, ctx.most_chunks = dice_weight, chunk_cells, most_chunks
+        ctx.dice_weight, ctx.chunk_blocks, ctx.most_chunks = dice_weight, chunk_blocks, most_chunks
         loss = entropy.mean() / labels[0].numel()
         if dice_weight > 0:
             both, sizes, present = overlap[0], overlap[1] + overlap[2], overlap[2] > 0
@@ -305,9 +305,9 @@ class _DenseLoss(torch.autograd.Function):
         to_features, to_weight, to_bias = map(torch.zeros_like, (features, weight, bias))
         on_truth, on_all = _dice_slopes(overlap, ctx.dice_weight)
         share = 1 / labels[0].numel()
-        for pair, cells in _chunks(features, ctx.chunk_cells, ctx.most_chunks):
-            picked = features[pair, :, cells].float()
-            truth = labels[pair, :, cells].long()[None]
+        for pair, blocks in _chunks(features, ctx.chunk_blocks, ctx.most_chunks):
+            picked = features[pair, :, blocks].float()
+            truth = labels[pair, :, blocks].long()[None]
             predicted = _scores(picked, weight, bias).softmax(0)
             if ctx.dice_weight > 0:
                 # Softmax turns slopes g per label into p (g - sum of p g).
@@ -322,21 +322,21 @@ class _DenseLoss(torch.autograd.Function):
             to_scores.scatter_add_(0, truth, torch.full_like(predicted[:1], -share))
             to_scores *= upstream / len(features)
             rows = to_scores.flatten(0, 1)
-            to_features[pair, :, cells] = (weight.flatten(0, 1).T @ rows).to(features.dtype)
+            to_features[pair, :, blocks] = (weight.flatten(0, 1).T @ rows).to(features.dtype)
             to_weight += (rows @ picked.T).view_as(weight)
             to_bias += to_scores.sum(2)
         return to_features, to_weight, to_bias, None, None, None, None
 
 
-def _chunks(features: Tensor, chunk_cells: int, most: int | None = None):
-    """Pair and slice of cells, one after the other."""
+def _chunks(features: Tensor, chunk_blocks: int, most: int | None = None):
+    """Pair and slice of blocks, one after the other."""
     for pair in range(len(features)):
-        for start in range(0, features.shape[2], chunk_cells)[:most]:
-            yield pair, slice(start, start + chunk_cells)
+        for start in range(0, features.shape[2], chunk_blocks)[:most]:
+            yield pair, slice(start, start + chunk_blocks)
 
 
 def _scores(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Scores (labels, voxels of a cell, cells) of a chunk."""
+    """Scores (labels, voxels of a block, blocks) of a chunk."""
     scores = weight.flatten(0, 1) @ features.float()
     return scores.view(*bias.shape, -1).add_(bias[..., None])
 

@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of a training run: the plans in force, what was measured, and when it ran out."""
+"""Memory of a training run: the plans in force, and when it ran out."""
 
 from __future__ import annotations
 
 import json
-import resource
-import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from brainseg_bids.nets.memory import GIB, MemoryPlan
+from brainseg_bids.nets.memory_plan import MemoryPlan
 from brainseg_bids.training.resume import write_whole
 
 
@@ -67,41 +64,3 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     words = ("out of memory", "can't allocate memory")
     return isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
-
-
-class MemoryMeter:
-    """Most memory that training has taken: the accelerator's, or the process's since now.
-
-    Parameters
-    ----------
-    device : torch.device
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        with suppress(OSError):  # Linux: forget what reading label maps took
-            Path("/proc/self/clear_refs").write_text("5")
-        self.before_gib = resident_gib("VmRSS")
-
-    def peak_gib(self) -> float:
-        """So far, GiB."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / GIB
-        return max(0.0, resident_gib("VmHWM") - self.before_gib)
-
-
-def resident_gib(what: str) -> float:
-    """Memory of this process, GiB: now ("VmRSS"), or at most since it began ("VmHWM").
-
-    Where there is no ``/proc`` it is 0 now, and at most what ``getrusage`` says: on Linux that
-    number begins at the parent's, which may be large.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 2**20
-    except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
-        return peak if what == "VmHWM" else 0.0

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from brainseg_bids.nets.architectures import NetSpec
+from brainseg_bids.nets.spec import NetSpec
 
 if TYPE_CHECKING:
-    from brainseg_bids.nets.memory import MemoryPlan
+    from brainseg_bids.nets.memory_plan import MemoryPlan
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 MEMORY_FIELDS = (
@@ -92,15 +93,22 @@ class TrainPlan:
         """Pairs that one change of the weights learns from."""
         return self.batch * self.accumulate * self.world
 
+    def to_dict(self) -> dict:
+        """As files have it."""
+        return asdict(self) | {"net": self.net.to_dict()}
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_dict(cls, content: Mapping) -> TrainPlan:
+        """What `to_dict` gave."""
+        own = {"net": NetSpec.from_dict(content["net"]), "patch_vox": tuple(content["patch_vox"])}
+        return cls(**content | own)
 
     @classmethod
     def from_json(cls, text: str) -> TrainPlan:
-        raw = json.loads(text)
-        raw["net"] = NetSpec(**raw["net"])
-        raw["patch_vox"] = tuple(raw["patch_vox"])
-        return cls(**raw)
+        return cls.from_dict(json.loads(text))
 
 
 def with_memory(plan: TrainPlan, memory: MemoryPlan) -> TrainPlan:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``probe_gib``: what a training step really takes, measured in a process of its own.
+"""``probe_step``: what a training step really takes, measured in a process of its own.
 
 A process that is killed for its memory, or crashes in a driver, leaves its parent unharmed: that
 is an answer, too.
@@ -20,8 +20,11 @@ import torch
 from torch.autograd.graph import save_on_cpu
 
 from brainseg_bids.lifetime import for_children
-from brainseg_bids.nets.architectures import NetSpec, build
-from brainseg_bids.nets.memory import GIB, MemoryPlan, Step
+from brainseg_bids.nets.architectures import build
+from brainseg_bids.nets.devices import MemoryMeter
+from brainseg_bids.nets.memory_plan import MemoryPlan
+from brainseg_bids.nets.memory_prediction import Step
+from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.training.losses import LossPlan, loss_of
 
 N_STEPS = 2
@@ -48,15 +51,27 @@ class _Loss:
     dice_weight: float
 
 
-def probe_gib(
+@dataclass(frozen=True)
+class StepCost:
+    """What a step took: time, with its pairs there already, and peak memory.
+
+    Memory is what PyTorch reserved on a GPU, or resident memory beyond that of an idle process on
+    a CPU.
+    """
+
+    seconds: float
+    peak_gib: float
+
+
+def probe_step(
     spec: NetSpec,
     plan: MemoryPlan,
     loss: LossPlan,
     *,
     limit_s: float = 600.0,
     threads: int | None = None,
-) -> float | None:
-    """Peak memory of real steps by a plan, on its device.
+) -> StepCost | None:
+    """Run real steps by a plan, on its device.
 
     Parameters
     ----------
@@ -71,9 +86,8 @@ def probe_gib(
 
     Returns
     -------
-    float or None
-        GiB that PyTorch reserved on a GPU, or resident memory beyond that of an idle process on a
-        CPU. None if it was not enough.
+    StepCost or None
+        None if memory was not enough.
 
     Raises
     ------
@@ -82,27 +96,6 @@ def probe_gib(
     ProbeFailed
         If they failed in another way.
     """
-    said = _tried(spec, plan, loss, limit_s=limit_s, threads=threads)
-    return None if said is None else said[1]
-
-
-def step_seconds(
-    spec: NetSpec,
-    plan: MemoryPlan,
-    loss: LossPlan,
-    *,
-    limit_s: float = 600.0,
-    threads: int | None = None,
-) -> float | None:
-    """Seconds of a real step of one batch, whose pairs are there already; as `probe_gib`."""
-    said = _tried(spec, plan, loss, limit_s=limit_s, threads=threads)
-    return None if said is None else said[0]
-
-
-def _tried(
-    spec: NetSpec, plan: MemoryPlan, loss: LossPlan, *, limit_s: float, threads: int | None
-) -> tuple[float, float] | None:
-    """Seconds of the last step, and GiB; None if memory was not enough."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "brainseg_bids.training.probe"],
@@ -121,16 +114,15 @@ def _tried(
     if done.returncode in (OUT_OF_MEMORY, -9, 137):
         return None
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise ProbeFailed(f"the step tried before training failed: {said[-1]}")
-    seconds, gib = done.stdout.split()[-2:]
-    return float(seconds), float(gib)
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise ProbeFailed(f"the step tried before training failed: {lines[-1]}")
+    return StepCost(*map(float, done.stdout.split()[-2:]))
 
 
 def task_of(spec: NetSpec, plan: MemoryPlan, loss: LossPlan, *, threads: int) -> str:
     """What the process reads, as JSON."""
     task = {
-        "spec": asdict(spec),
+        "spec": spec.to_dict(),
         "plan": asdict(plan),
         "loss": {name: getattr(loss, name) for name in _Loss.__dataclass_fields__},
         "threads": threads,
@@ -138,16 +130,12 @@ def task_of(spec: NetSpec, plan: MemoryPlan, loss: LossPlan, *, threads: int) ->
     return json.dumps(task)
 
 
-def measure(spec: NetSpec, plan: MemoryPlan, loss: LossPlan) -> tuple[float, float]:
-    """Run the steps here and now: seconds of the last one, and GiB.
-
-    See `probe_gib`, which does so in another process.
-    """
-    device = torch.device(plan.device)
+def measure(spec: NetSpec, plan: MemoryPlan, loss: LossPlan) -> StepCost:
+    """Run the steps here and now; see `probe_step`, which does so in another process."""
     _steps(WARM_UP, plan, loss, (32, 32, 32))  # loads libraries
-    meter = _Meter(device)
+    meter = MemoryMeter(torch.device(plan.device))
     seconds = _steps(spec, plan, loss, plan.patch_vox)
-    return seconds, meter.peak_gib()
+    return StepCost(seconds, meter.peak_reserved_gib())
 
 
 def _steps(
@@ -180,34 +168,6 @@ def _steps(
     return time.monotonic() - began_s
 
 
-class _Meter:
-    """Highest memory from now on."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.kind = device.type
-        if self.kind == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        elif self.kind == "cpu":
-            # Forgets the highest resident size so far (Linux: proc_pid_clear_refs(5)).
-            Path("/proc/self/clear_refs").write_text("5")
-            self.start_gib = _resident_gib("VmRSS")
-
-    def peak_gib(self) -> float:
-        if self.kind == "cuda":
-            return torch.cuda.max_memory_reserved() / GIB
-        if self.kind == "mps":
-            return torch.mps.driver_allocated_memory() / GIB
-        return _resident_gib("VmHWM") - self.start_gib
-
-
-def _resident_gib(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024 / GIB
-    raise ProbeFailed(f"/proc/self/status has no {field}")
-
-
 def _be_killed_first() -> None:
     """If memory runs out, this process goes and not the one that asked."""
     try:
@@ -217,14 +177,14 @@ def _be_killed_first() -> None:
 
 
 def main() -> int:
-    """Read a task from standard input, write GiB to standard output."""
+    """Read a task from standard input, write seconds and GiB to standard output."""
     task = json.loads(sys.stdin.read())
     _be_killed_first()
     torch.set_num_threads(task["threads"])
-    spec = NetSpec(**task["spec"])
+    spec = NetSpec.from_dict(task["spec"])
     plan = MemoryPlan.from_json(json.dumps(task["plan"]))
     try:
-        seconds, peak_gib = measure(spec, plan, _Loss(**task["loss"]))
+        cost = measure(spec, plan, _Loss(**task["loss"]))
     except (torch.OutOfMemoryError, MemoryError):
         return OUT_OF_MEMORY
     except RuntimeError as error:
@@ -232,7 +192,7 @@ def main() -> int:
         if "can't allocate memory" not in str(error):
             raise
         return OUT_OF_MEMORY
-    print(seconds, peak_gib)
+    print(cost.seconds, cost.peak_gib)
     return 0
 
 

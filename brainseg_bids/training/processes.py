@@ -24,7 +24,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from brainseg_bids.training.plan import TrainPlan
 
 if TYPE_CHECKING:
-    from brainseg_bids.nets.memory import MemoryPlan
+    from brainseg_bids.nets.memory_plan import MemoryPlan
 
 
 def launched_by(world: int, environ: Mapping[str, str]) -> str:

@@ -13,9 +13,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from brainseg_bids.nets.devices import MemoryMeter
 from brainseg_bids.training.data import Feed
 from brainseg_bids.training.deadline import Deadline, planned_steps
-from brainseg_bids.training.memory import MemoryMeter
 from brainseg_bids.training.plan import TrainPlan
 
 log = logging.getLogger("brainseg")

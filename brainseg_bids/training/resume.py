@@ -9,7 +9,6 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -54,7 +53,7 @@ def settings_of(
 
     Recipe spaces and label maps are known by what is in them, so that files may move.
     """
-    settings = json.loads(json.dumps(asdict(plan)))
+    settings = json.loads(json.dumps(plan.to_dict()))
     settings["spaces"] = {
         read_space(name).digest: float(share) for name, share in plan.spaces.items()
     }

@@ -15,7 +15,7 @@ from brainseg_bids.nets.careful import careful
 from brainseg_bids.training.losses import loss_of
 from brainseg_bids.training.plan import TrainPlan
 
-SLAB_CELLS = 4
+SLAB_BLOCKS = 4
 
 
 class SegmentationTask(lightning.LightningModule):
@@ -92,5 +92,5 @@ class SegmentationTask(lightning.LightningModule):
         # Slab by slab: scores of all labels of a large patch at once would be gigabytes.
         # In float32, as where a model is used: in bfloat16 many scores are equal.
         with torch.autocast(features.device.type, enabled=False):
-            slabs = (self.net.scores(slab.float()) for slab in features.split(SLAB_CELLS, dim=2))
+            slabs = (self.net.scores(slab.float()) for slab in features.split(SLAB_BLOCKS, dim=2))
             return torch.cat([scores.max(1).indices[0].to(torch.uint8) for scores in slabs])

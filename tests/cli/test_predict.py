@@ -12,8 +12,9 @@ import torch
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.cli.predict import main
-from brainseg_bids.nets.architectures import NetSpec, build
+from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.bundle import write_bundle
+from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.volumes import write_volume
 from tests.fakes import dataset
 from tests.made_nifti import write_nifti

@@ -31,6 +31,7 @@ from brainseg_bids.cli.train_tasks import Tasks, find_tasks
 from brainseg_bids.nets.bundle import BundleError, ModelBundle
 from brainseg_bids.synth.space import read_space
 from brainseg_bids.training.deadline import MOST_STEPS
+from brainseg_bids.training.probe import StepCost
 from brainseg_bids.volumes import InputError, read_label_map, write_label_map, write_volume
 from tests.fakes import dataset
 from tests.phantom.head import phantom_head, phantom_image
@@ -105,8 +106,8 @@ class Stage:
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
     """With maps; nothing is measured, which would take seconds."""
-    monkeypatch.setattr("brainseg_bids.training.probe.probe_gib", lambda *_, **__: 0.1)
-    monkeypatch.setattr("brainseg_bids.training.probe.step_seconds", lambda *_, **__: 3600.0)
+    cost = StepCost(3600.0, 0.1)
+    monkeypatch.setattr("brainseg_bids.training.probe.probe_step", lambda *_, **__: cost)
     give_maps(tmp_path / "maps")
     return Stage(tmp_path)
 
@@ -117,7 +118,9 @@ def trained(tmp_path_factory):
     stage = Stage(tmp_path_factory.mktemp("stage"))
     give_maps(stage.maps)
     with pytest.MonkeyPatch.context() as patch:  # tests of the probe are with the probe
-        patch.setattr("brainseg_bids.training.probe.probe_gib", lambda *_, **__: 0.1)
+        patch.setattr(
+            "brainseg_bids.training.probe.probe_step", lambda *_, **__: StepCost(1.0, 0.1)
+        )
         code, log = stage()
     assert code == 0, log
     return stage, log
@@ -357,13 +360,13 @@ def test_plan_only_prints_and_stores_the_plan_and_trains_nothing(stage):
 
 
 def test_a_probe_that_took_too_much_leads_to_a_smaller_plan(monkeypatch, caplog):
-    from brainseg_bids.nets.memory import Device, MemoryPlan
+    from brainseg_bids.nets.memory_plan import Device, MemoryPlan
 
     device = Device("cpu", "CPU", 8.0, 8.0, shared=True, bf16=True)
     plan = MemoryPlan((64,) * 3, 1, 1, "32-true", False, False, False, 2.0, 1.9, "cpu", "fits")
     less = dataclasses.replace(plan, patch_vox=(32,) * 3)
-    took = iter([None, 99.0, 0.1])
-    monkeypatch.setattr("brainseg_bids.training.probe.probe_gib", lambda *_, **__: next(took))
+    took = iter([None, StepCost(1.0, 99.0), StepCost(1.0, 0.1)])
+    monkeypatch.setattr("brainseg_bids.training.probe.probe_step", lambda *_, **__: next(took))
     monkeypatch.setattr("brainseg_bids.nets.memory.smaller", lambda *_, **__: less)
     loss = {"loss": "dense", "per_label": 1, "anywhere": 1, "dice_weight": 1.0}
     wish = train_memory.Wish("unet", "", 1.0, (9.0,) * 3, "cpu", 2.0, "", loss, {})
@@ -372,7 +375,7 @@ def test_a_probe_that_took_too_much_leads_to_a_smaller_plan(monkeypatch, caplog)
     assert [one.probed_gib for one in plans] == [None, 99.0, 0.1]
     assert [one.patch_vox[0] for one in plans] == [64, 32, 32]
     assert "a step took more than there is of 2.0 GiB: a smaller plan" in caplog.text
-    took = iter([99.0] * train_memory.TRIES)
+    took = iter([StepCost(1.0, 99.0)] * train_memory.TRIES)
     with pytest.raises(InputError, match=r"no plan was found that fits 2.0 GiB.*--net-size small"):
         train_memory._probed(wish, None, plan, device)
 
@@ -391,7 +394,9 @@ def test_the_time_of_what_is_left_is_that_of_the_steps_so_far(tmp_path, monkeypa
 
 
 def test_the_plan_can_be_made_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("brainseg_bids.training.probe.probe_gib", lambda *_, **__: 0.1)
+    monkeypatch.setattr(
+        "brainseg_bids.training.probe.probe_step", lambda *_, **__: StepCost(1.0, 0.1)
+    )
     loss = {"loss": "chosen", "per_label": 8, "anywhere": 64, "dice_weight": 0.0}
     plan = loss | {"target_table": "brainseg", "devices": 2}
     wish = train_memory.Wish("unet", "small", 8.0, (200.0,) * 3, "cpu", 4.0, "", plan, {})

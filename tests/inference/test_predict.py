@@ -15,7 +15,7 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.intensity import rescale
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.inference.predict import head_box, segment
-from brainseg_bids.nets.architectures import pack, unpack
+from brainseg_bids.nets.architectures import depth_to_space, space_to_depth
 from brainseg_bids.volumes import read_volume
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
@@ -32,10 +32,10 @@ class ShadeNet(nn.Module):
         n_labels = 3
 
     def features(self, image):
-        return pack(image, 2)
+        return space_to_depth(image, 2)
 
     def scores(self, features):
-        grey = unpack(features, 2)
+        grey = depth_to_space(features, 2)
         return torch.cat([4 - 40 * grey, torch.zeros_like(grey), 40 * grey - 24], dim=1)
 
 

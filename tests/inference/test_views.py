@@ -15,7 +15,8 @@ from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.inference import predict
 from brainseg_bids.inference.predict import Member, has_fast_bf16, segment
 from brainseg_bids.inference.windows import window_starts, window_weights
-from brainseg_bids.nets.architectures import NetSpec, build, pack, unpack
+from brainseg_bids.nets.architectures import build, depth_to_space, space_to_depth
+from brainseg_bids.nets.spec import NetSpec
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
 SIDES = LabelTable(
@@ -64,7 +65,7 @@ def look_at(image, grid, net, **options):
 
 def plain_ranks(image, net, window, overlap_frac):
     """Every score of every voxel in one float64 volume; zeros around what is too small."""
-    stem, shape = net.spec.stem, image.shape
+    stem, shape = net.spec.block_size, image.shape
     canvas = torch.zeros([max(n, w) for n, w in zip(shape, window, strict=True)])
     low = [(c - n) // 2 // stem * stem for c, n in zip(canvas.shape, shape, strict=True)]
     inner = tuple(slice(a, a + n) for a, n in zip(low, shape, strict=True))
@@ -120,10 +121,18 @@ class SlopeNet(nn.Module):
     def features(self, image):
         slope = torch.zeros_like(image)
         slope[:, :, 1:-1] = image[:, :, 2:] - image[:, :, :-2]
-        return torch.cat([pack(image, self.spec.stem), pack(slope, self.spec.stem)], dim=1)
+        return torch.cat(
+            [
+                space_to_depth(image, self.spec.block_size),
+                space_to_depth(slope, self.spec.block_size),
+            ],
+            dim=1,
+        )
 
     def scores(self, features):
-        grey, slope = (unpack(half, self.spec.stem) for half in features.chunk(2, dim=1))
+        grey, slope = (
+            depth_to_space(half, self.spec.block_size) for half in features.chunk(2, dim=1)
+        )
         return torch.cat([2 - 40 * grey, 90 * slope, 0 * grey + 1, -90 * slope], dim=1)
 
 

@@ -17,7 +17,7 @@ from brainseg_bids.inference.windows import (
     window_starts,
     window_weights,
 )
-from brainseg_bids.nets.architectures import pack
+from brainseg_bids.nets.architectures import space_to_depth
 
 
 @given(st.integers(8, 300), st.integers(4, 100), st.floats(0, 0.7))
@@ -45,13 +45,15 @@ def test_a_network_that_copies_gives_the_image_back(cells, window, stem, overlap
     image = torch.rand(shape, generator=torch.Generator().manual_seed(1)) + 0.1
     slabs = list(
         stitched_rows(
-            lambda seen: pack(seen, stem),
+            lambda seen: space_to_depth(seen, stem),
             image, window=window, stem=stem, overlap_frac=overlap_frac, rows=rows,
         )
     )  # fmt: skip
     assert [slab.shape[1] for slab in slabs[:-1]] == [rows] * (len(slabs) - 1)
     features = torch.cat(slabs, dim=1)
-    torch.testing.assert_close(features, pack(image[None, None], stem)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        features, space_to_depth(image[None, None], stem)[0], atol=1e-5, rtol=1e-5
+    )
 
 
 def test_progress_counts_every_window():

@@ -14,11 +14,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.architectures import (
     ARCHITECTURES,
-    NetSpec,
     PackedNet,
     build,
-    pack,
-    unpack,
+    depth_to_space,
+    space_to_depth,
 )
 from brainseg_bids.nets.bundle import (
     DEFAULT_MODEL,
@@ -27,6 +26,7 @@ from brainseg_bids.nets.bundle import (
     write_bundle,
 )
 from brainseg_bids.nets.sizes import patch_multiple
+from brainseg_bids.nets.spec import NetSpec
 from tests.phantom.head import phantom_head, phantom_image
 
 TINY = {
@@ -198,13 +198,13 @@ def test_the_packaged_model_is_loaded():
     assert all(weight.isfinite().all() for weight in net.weights().values())
 
 
-@pytest.mark.parametrize("stem", [1, 2, 3])
-def test_packing_loses_nothing_and_keeps_neighbours_together(stem):
+@pytest.mark.parametrize("block_size", [1, 2, 3])
+def test_packing_loses_nothing_and_keeps_neighbours_together(block_size):
     image = torch.arange(6 * 6 * 12.0).view(1, 1, 6, 6, 12)
-    cells = pack(image, stem)
-    assert torch.equal(unpack(cells, stem), image)
-    assert set(cells[0, :, 0, 0, 0].tolist()) == set(
-        image[0, 0, :stem, :stem, :stem].flatten().tolist()
+    blocks = space_to_depth(image, block_size)
+    assert torch.equal(depth_to_space(blocks, block_size), image)
+    assert set(blocks[0, :, 0, 0, 0].tolist()) == set(
+        image[0, 0, :block_size, :block_size, :block_size].flatten().tolist()
     )
 
 

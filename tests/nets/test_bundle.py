@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.cli import check_model
-from brainseg_bids.nets.architectures import NetSpec, build
+from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.bundle import (
     DEFAULT_MODEL,
     BundleError,
@@ -21,6 +21,7 @@ from brainseg_bids.nets.bundle import (
     packaged_models,
     write_bundle,
 )
+from brainseg_bids.nets.spec import NetSpec
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_what_is_written_is_read(bundle):
 
 def test_a_loaded_network_says_what_the_saved_one_said(bundle):
     torch.manual_seed(0)
-    net = build(NetSpec(**bundle.net)).eval()
+    net = build(NetSpec.from_dict(bundle.net)).eval()
     image = torch.rand(1, 1, 16, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(bundle.load()(image), net(image), atol=2e-2, rtol=2e-2)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from brainseg_bids.nets.architectures import NetSpec, build
+from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.checkpointing import LAYERS_PER_BLOCK, blocks, checkpointed
+from brainseg_bids.nets.spec import NetSpec
 
 SMALL = {
     "segresnet": {"width": 8, "blocks_down": [1, 1, 1]},

@@ -11,22 +11,20 @@ import torch
 from torch.nn import functional
 
 from brainseg_bids.nets import memory
-from brainseg_bids.nets.architectures import NetSpec, build
-from brainseg_bids.nets.memory import (
+from brainseg_bids.nets.architectures import build
+from brainseg_bids.nets.devices import find_device
+from brainseg_bids.nets.memory import patches_of, plan_memory, smaller
+from brainseg_bids.nets.memory_plan import (
     ALLOWANCES,
     GIB,
     Device,
-    Ledger,
     MemoryPlan,
-    Step,
     TooLittleMemory,
     budget_of,
-    find_device,
-    patches_of,
-    plan_memory,
-    predict_gib,
-    smaller,
 )
+from brainseg_bids.nets.memory_prediction import Step, predict_gib
+from brainseg_bids.nets.memory_tracker import MemoryTracker
+from brainseg_bids.nets.spec import NetSpec
 
 SPEC = NetSpec("unet", 5, 1, 8, {"widths": [8, 16, 16]})
 CARD = Device("cuda", "a card", 24.0, 20.0, shared=False, bf16=True)
@@ -60,7 +58,7 @@ def plan(budget_gib, **options):
 
 def test_a_ledger_counts_each_storage_while_it_lives():
     start = torch.ones(1000)
-    with Ledger() as ledger:
+    with MemoryTracker() as ledger:
         view = (start + 1)[:10]
         assert ledger.live["device"] == 4000
         more = view.clone()
@@ -72,7 +70,7 @@ def test_a_ledger_counts_each_storage_while_it_lives():
 
 def test_a_ledger_counts_what_waits_for_the_backward_pass():
     weight = torch.ones(1000, requires_grad=True)
-    with Ledger() as ledger:
+    with MemoryTracker() as ledger:
         loss = (weight * 2).exp().sum()
         assert ledger.live["device"] == 4000 + 4  # the exponential, for its own gradient
         loss.backward()
@@ -86,7 +84,7 @@ def real_peak_gib(spec, patch, *, precision, checkpointing):
     )
     image, labels = torch.rand(1, 1, *patch), torch.zeros(1, *patch, dtype=torch.uint8)
     step.run(image, labels)
-    with Ledger() as ledger:
+    with MemoryTracker() as ledger:
         step.net.zero_grad(set_to_none=False)
         ledger.enter([image, labels, *step.average])
         for weight in step.net.parameters():
@@ -276,5 +274,5 @@ def test_more_pairs_are_tried_only_until_they_do_not_fit(monkeypatch, room, most
 
     monkeypatch.setattr(memory._Search, "predict", predict)
     search = memory._Search(None, None, "32-true", "cpu", True, 1)
-    assert search.most_pairs((32, 32, 32), 240, memory.Lean(), room) == most
+    assert search.most_pairs((32, 32, 32), 240, memory.MemorySaving(), room) == most
     assert tried == tries

@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from brainseg_bids.nets.architectures import ARCHITECTURES, NetSpec, build
+from brainseg_bids.nets.architectures import ARCHITECTURES, build
 from brainseg_bids.nets.sizes import MOST_LEVELS, SIZES, default_spec, patch_multiple
+from brainseg_bids.nets.spec import NetSpec
 
 MILLIONS = {
     ("dynunet", "small"): 3.167,
@@ -89,7 +90,7 @@ def test_gradients_of_small_networks_reach_every_kernel(architecture):
 def test_the_deepest_cell_of_a_u_net_has_about_18_mm(architecture, size, voxel_size_mm):
     spec = of(architecture, size, voxel_size_mm)
     deepest_mm = patch_multiple(spec) * voxel_size_mm
-    capped = patch_multiple(spec) == spec.stem * 2 ** (MOST_LEVELS.get(architecture, 6) - 1)
+    capped = patch_multiple(spec) == spec.block_size * 2 ** (MOST_LEVELS.get(architecture, 6) - 1)
     assert (5 if capped else 12.7) <= deepest_mm <= 25.5
 
 
@@ -97,9 +98,9 @@ def test_the_deepest_cell_of_a_u_net_has_about_18_mm(architecture, size, voxel_s
 def test_a_meshnet_reaches_as_far_in_mm_on_every_grid(size):
     for voxel_size_mm in VOXEL_SIZES_MM:
         spec = of("meshnet", size, voxel_size_mm)
-        farthest_mm = max(spec.options["dilations"]) * spec.stem * voxel_size_mm
+        farthest_mm = max(spec.options["dilations"]) * spec.block_size * voxel_size_mm
         assert 12.7 <= farthest_mm <= 25.5
-        assert patch_multiple(spec) == spec.stem
+        assert patch_multiple(spec) == spec.block_size
 
 
 def test_finer_voxels_get_another_level():
@@ -108,8 +109,10 @@ def test_finer_voxels_get_another_level():
 
 
 def test_only_large_networks_and_coarse_grids_work_on_voxels():
-    stems = {mm: [of("unet", size, mm).stem for size in SIZES] for mm in (0.5, 1.0, 1.2, 2.0)}
-    assert stems == {0.5: [2, 2, 1], 1.0: [2, 2, 1], 1.2: [2, 1, 1], 2.0: [1, 1, 1]}
+    sizes = {
+        mm: [of("unet", size, mm).block_size for size in SIZES] for mm in (0.5, 1.0, 1.2, 2.0)
+    }
+    assert sizes == {0.5: [2, 2, 1], 1.0: [2, 2, 1], 1.2: [2, 1, 1], 2.0: [1, 1, 1]}
 
 
 def test_large_resenc_has_nnunets_numbers_at_half_a_millimetre():
@@ -122,7 +125,7 @@ def test_large_resenc_has_nnunets_numbers_at_half_a_millimetre():
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_the_multiple_of_a_spec_without_options_is_that_of_its_defaults(architecture):
-    spec = NetSpec(architecture, 3, stem=1, features=8)
+    spec = NetSpec(architecture, 3, block_size=1, features=8)
     with torch.device("meta"):
         net = build(spec)
     shape = smallest_patch(spec) if architecture != "meshnet" else (9, 7, 5)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.nets.architectures import ARCHITECTURES, NetSpec, PackedNet, build
+from brainseg_bids.nets.architectures import ARCHITECTURES, PackedNet, build
 from brainseg_bids.nets.sizes import default_spec
+from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.nets.transfer import Transfer, transfer
 
 SOURCE = LabelTable(
@@ -23,10 +24,10 @@ OTHER = LabelTable(
 WIDTHS = {"widths": [8, 16, 24]}
 
 
-def net_of(table: LabelTable, *, seed: int, architecture: str = "dynunet", stem: int = 2,
+def net_of(table: LabelTable, *, seed: int, architecture: str = "dynunet", block_size: int = 2,
            features: int = 8, options: dict = WIDTHS) -> PackedNet:  # fmt: skip
     torch.manual_seed(seed)
-    return build(NetSpec(architecture, len(table), stem, features, options)).eval()
+    return build(NetSpec(architecture, len(table), block_size, features, options)).eval()
 
 
 @pytest.fixture
@@ -91,8 +92,8 @@ def test_the_source_is_left_as_it_was(source):
     assert all(torch.equal(weight, before[name]) for name, weight in source.weights().items())
 
 
-def test_with_another_stem_the_body_behind_the_first_layers_is_taken(source):
-    net = net_of(OTHER, seed=5, stem=1)
+def test_with_another_block_size_the_body_behind_the_first_layers_is_taken(source):
+    net = net_of(OTHER, seed=5, block_size=1)
     done = transfer(net, OTHER, source, SOURCE)
     assert {name.split(".")[1] for name in done.fresh} == {"input_block"}
     assert 0 < len(done.fresh) < done.taken
@@ -117,7 +118,7 @@ def test_a_start_that_hardly_fits_is_refused_and_changes_nothing(source, archite
     net = net_of(SOURCE, seed=5, architecture=architecture, options=options)
     before = {name: weight.clone() for name, weight in net.weights().items()}
     with pytest.raises(
-        ValueError, match=rf"dynunet, stem 2.*shares 0 % of.*{architecture}, stem 2"
+        ValueError, match=rf"dynunet, block size 2.*shares 0 % of.*{architecture}, block size 2"
     ):
         transfer(net, SOURCE, source, SOURCE)
     assert all(torch.equal(weight, before[name]) for name, weight in net.weights().items())

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from brainseg_bids.cli import train
-from brainseg_bids.nets.memory import MemoryPlan, TooLittleMemory
+from brainseg_bids.nets.devices import MemoryMeter
+from brainseg_bids.nets.memory_plan import MemoryPlan, TooLittleMemory
 from brainseg_bids.synth.generator import Generator
 from brainseg_bids.training import task as tasks
 from brainseg_bids.training.callbacks import Guard, Keeper, NotFinite, Stopped
@@ -26,7 +27,6 @@ from brainseg_bids.training.data import PairStream, pair_seed
 from brainseg_bids.training.deadline import MOST_STEPS, Deadline, TooShort
 from brainseg_bids.training.fit import PairData, fit, make_generator, make_task
 from brainseg_bids.training.losses import ChosenLoss
-from brainseg_bids.training.memory import MemoryMeter
 from brainseg_bids.training.processes import accelerator_for
 from brainseg_bids.training.resume import steps_done
 from brainseg_bids.training.validation import RealImage, middle_planes

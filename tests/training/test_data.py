@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.nets.memory import ALLOWANCES
+from brainseg_bids.nets.memory_plan import ALLOWANCES
 from brainseg_bids.synth.dial import DialledSpace
 from brainseg_bids.synth.generator import Generator, Head
 from brainseg_bids.synth.space import RecipeSpace

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from brainseg_bids.nets.architectures import NetSpec, build
-from brainseg_bids.nets.memory import Ledger
+from brainseg_bids.nets.architectures import build
+from brainseg_bids.nets.memory_tracker import MemoryTracker
+from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.training.losses import dense_loss, loss_of
 
 
@@ -22,11 +23,11 @@ class Plan:
     dice_weight: float = 0.7
 
 
-def make(n_labels=7, stem=2, cells=(6, 5, 4), pairs=2, dtype=torch.float32):
+def make(n_labels=7, block_size=2, blocks=(6, 5, 4), pairs=2, dtype=torch.float32):
     torch.manual_seed(0)
-    net = build(NetSpec("unet", n_labels, stem, 8, {"widths": [4, 4, 4]}))
-    features = torch.randn(pairs, 8, *cells, dtype=dtype, requires_grad=True)
-    edges = [edge * stem for edge in cells]
+    net = build(NetSpec("unet", n_labels, block_size, 8, {"widths": [4, 4, 4]}))
+    features = torch.randn(pairs, 8, *blocks, dtype=dtype, requires_grad=True)
+    edges = [edge * block_size for edge in blocks]
     # The last label is in no pair, the one before in the first only.
     labels = torch.randint(n_labels - 1, (pairs, *edges), dtype=torch.uint8)
     labels[1:][labels[1:] == n_labels - 2] = 0
@@ -54,14 +55,14 @@ def gradients(net, features, loss):
     return [features.grad.clone(), net.head.weight.grad.clone(), net.head.bias.grad.clone()]
 
 
-@pytest.mark.parametrize("stem", [1, 2])
+@pytest.mark.parametrize("block_size", [1, 2])
 @pytest.mark.parametrize("dice_weight", [0.0, 0.7])
-@pytest.mark.parametrize("chunk_cells", [None, 17])
-def test_the_dense_loss_is_the_plain_formula(stem, dice_weight, chunk_cells):
-    net, features, labels = make(stem=stem)
+@pytest.mark.parametrize("chunk_blocks", [None, 17])
+def test_the_dense_loss_is_the_plain_formula(block_size, dice_weight, chunk_blocks):
+    net, features, labels = make(block_size=block_size)
     plain = plain_loss(net, features, labels, dice_weight)
     expected = gradients(net, features, plain)
-    loss = dense_loss(net, features, labels, dice_weight=dice_weight, chunk_cells=chunk_cells)
+    loss = dense_loss(net, features, labels, dice_weight=dice_weight, chunk_blocks=chunk_blocks)
     assert loss.item() == pytest.approx(plain.item(), abs=1e-5)
     for found, gradient in zip(gradients(net, features, 3 * loss), expected, strict=True):
         torch.testing.assert_close(found / 3, gradient, rtol=1e-4, atol=1e-7)
@@ -81,10 +82,10 @@ def test_the_dense_loss_is_float32_under_autocast():
 
 
 def peak_bytes(n_labels: int, edge: int) -> int:
-    net, features, labels = make(n_labels=n_labels, cells=(edge,) * 3, pairs=1)
-    cells = 2**12 // n_labels
-    with Ledger() as ledger:
-        dense_loss(net, features, labels, dice_weight=1.0, chunk_cells=cells).backward()
+    net, features, labels = make(n_labels=n_labels, blocks=(edge,) * 3, pairs=1)
+    blocks = 2**12 // n_labels
+    with MemoryTracker() as ledger:
+        dense_loss(net, features, labels, dice_weight=1.0, chunk_blocks=blocks).backward()
     return ledger.peak
 
 
@@ -123,10 +124,10 @@ def test_an_unknown_loss_is_refused():
 
 
 def test_the_symbolic_chosen_loss_takes_the_memory_of_the_real_one():
-    net, features, labels = make(cells=(24, 24, 24), pairs=1)
+    net, features, labels = make(blocks=(24, 24, 24), pairs=1)
     loss = loss_of(Plan("chosen", per_label=100))
-    with Ledger() as real:
+    with MemoryTracker() as real:
         loss(net, features, labels, [1]).backward()
-    with Ledger() as acted:
+    with MemoryTracker() as acted:
         loss.symbolic(net, features, labels).backward()
     assert acted.peak == pytest.approx(real.peak, rel=0.15)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from brainseg_bids.nets.architectures import NetSpec
-from brainseg_bids.nets.memory import MemoryPlan, predict_gib
+from brainseg_bids.nets.memory_plan import MemoryPlan
+from brainseg_bids.nets.memory_prediction import predict_gib
+from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.training import probe
 from brainseg_bids.training.losses import loss_of
-from brainseg_bids.training.probe import OUT_OF_MEMORY, ProbeFailed, probe_gib
+from brainseg_bids.training.probe import OUT_OF_MEMORY, ProbeFailed, probe_step
 
 SPEC = NetSpec("unet", 9, 2, 16, {"widths": [32, 32, 32]})
 PLAN = MemoryPlan((96, 96, 96), 1, 1, "32-true", False, False, False, 8.0, 1.0, "cpu", "because")
@@ -37,7 +38,7 @@ def ends(monkeypatch, code: int, stderr: str = "") -> None:
 def test_measured_and_predicted_memory_agree():
     """A patch so large that its tensors count, and not what a heap happens to keep (0.04 GiB)."""
     plan = replace(PLAN, patch_vox=(160, 160, 160))
-    found = probe_gib(SPEC, plan, Loss(), threads=1)
+    found = probe_step(SPEC, plan, Loss(), threads=1).peak_gib
     predicted = predict_gib(
         SPEC, plan.patch_vox, loss=loss_of(Loss()).symbolic, batch=1, precision="32-true"
     ).total
@@ -47,7 +48,7 @@ def test_measured_and_predicted_memory_agree():
 def test_out_of_memory_is_an_answer(monkeypatch):
     for code in (OUT_OF_MEMORY, -9, 137):
         ends(monkeypatch, code)
-        assert probe_gib(SPEC, PLAN, Loss()) is None
+        assert probe_step(SPEC, PLAN, Loss()) is None
 
 
 def test_a_patch_beyond_all_memory_is_out_of_memory(monkeypatch, capsys):
@@ -66,9 +67,9 @@ def test_a_patch_beyond_all_memory_is_out_of_memory(monkeypatch, capsys):
 def test_another_failure_is_told_by_its_last_line(monkeypatch):
     ends(monkeypatch, 1, "Traceback\nValueError: no such thing\n")
     with pytest.raises(ProbeFailed, match="ValueError: no such thing"):
-        probe_gib(SPEC, PLAN, Loss())
+        probe_step(SPEC, PLAN, Loss())
 
 
 def test_a_step_that_takes_too_long_is_ended():
     with pytest.raises(TimeoutError, match="smaller network or patch"):
-        probe_gib(SPEC, PLAN, Loss(), limit_s=0.2)
+        probe_step(SPEC, PLAN, Loss(), limit_s=0.2)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from brainseg_bids.nets.architectures import ARCHITECTURES, NetSpec
+from brainseg_bids.nets.architectures import ARCHITECTURES
+from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.synth.generator import Head
 from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.data import PairStream

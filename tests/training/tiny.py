@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from brainseg_bids.nets.architectures import NetSpec
+from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.synth.generator import Head
 from brainseg_bids.training.plan import TrainPlan
 from brainseg_bids.volumes import write_label_map

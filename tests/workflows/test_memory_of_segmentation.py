@@ -13,8 +13,9 @@ import torch
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.names import Scan
-from brainseg_bids.nets.architectures import NetSpec, build
+from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.bundle import ModelBundle, write_bundle
+from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.volumes import write_volume
 from brainseg_bids.workflows import segment_plan
 from brainseg_bids.workflows.resources import Footprint, cpu_has_bf16, segmentation_gib

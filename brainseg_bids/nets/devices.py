@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``find_device``, ``MemoryMeter``: what there is to train on, and how much of it is taken."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from brainseg_bids.nets.memory_plan import GIB, Device
+
+
+def find_device(wanted: str = "auto", *, host_free_gib: float | None = None) -> Device:
+    """Device to train on and its memory.
+
+    Parameters
+    ----------
+    wanted : {"auto", "cpu", "cuda", "mps"}
+        "auto" takes a GPU if there is one.
+    host_free_gib : float, optional
+        What a batch job or container allows this process; the machine may have more.
+
+    Raises
+    ------
+    ValueError
+        Unknown device, or one that this machine or this build of PyTorch does not have.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),  # also for AMD's GPUs
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        wanted = next(kind for kind, found in there.items() if found)
+    if wanted not in there:
+        raise ValueError(f"unknown device {wanted!r}; known: auto, {', '.join(sorted(there))}")
+    if not there[wanted]:
+        raise ValueError(
+            f"PyTorch {torch.__version__} finds no {wanted} device here; take another or 'auto'"
+        )
+    total_gib, free_gib = _host_memory_gib()
+    if host_free_gib is not None:
+        free_gib = min(free_gib, host_free_gib)
+        total_gib = min(total_gib, max(host_free_gib, free_gib))
+    if wanted == "cuda":
+        return _cuda_device(free_gib)
+    if wanted == "mps":
+        return Device("mps", "Apple GPU", total_gib, free_gib, shared=True, bf16=True)
+    return Device("cpu", "CPU", total_gib, free_gib, shared=True, bf16=_cpu_has_bf16())
+
+
+def _cuda_device(host_free_gib: float) -> Device:
+    """The current device of CUDA or ROCm."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    free, total = torch.cuda.mem_get_info()
+    shared = bool(getattr(properties, "is_integrated", 0))
+    maker = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+    free_gib = free / GIB
+    if shared:  # what one side takes, the other lacks
+        free_gib = min(free_gib, host_free_gib)
+    return Device(
+        "cuda",
+        f"{properties.name} ({maker})",
+        total / GIB,
+        free_gib,
+        shared,
+        torch.cuda.is_bf16_supported(including_emulation=False),
+    )
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # since PyTorch 2.11
+    return bool(capabilities().get("avx512_bf16", False))
+
+
+def _host_memory_gib(meminfo: Path = Path("/proc/meminfo")) -> tuple[float, float]:
+    """Total and free memory of the machine."""
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        total, free = (int(lines[key].split()[0]) for key in ("MemTotal", "MemAvailable"))
+        return total * 1024 / GIB, free * 1024 / GIB
+    except (OSError, KeyError):  # not Linux: count all as free; a budget or limit says better
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+        return total, total
+
+
+class MemoryMeter:
+    """Most memory that training has taken: the accelerator's, or the process's since now.
+
+    Parameters
+    ----------
+    device : torch.device
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+        with suppress(OSError):  # Linux: forget what reading label maps took
+            Path("/proc/self/clear_refs").write_text("5")
+        self.before_gib = resident_gib("VmRSS")
+
+    def peak_gib(self) -> float:
+        """In use at most so far, GiB."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / GIB
+        return max(0.0, resident_gib("VmHWM") - self.before_gib)
+
+    def peak_reserved_gib(self) -> float:
+        """Taken from the device at most so far, GiB: allocators keep more than is in use."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_reserved(self.device) / GIB
+        if self.device.type == "mps":
+            return torch.mps.driver_allocated_memory() / GIB
+        return self.peak_gib()
+
+
+def resident_gib(what: str) -> float:
+    """Memory of this process, GiB: now ("VmRSS"), or at most since it began ("VmHWM").
+
+    Where there is no ``/proc`` it is 0 now, and at most what ``getrusage`` says: on Linux that
+    number begins at the parent's, which may be large.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 2**20
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+        return peak if what == "VmHWM" else 0.0
