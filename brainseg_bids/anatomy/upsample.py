@@ -7,41 +7,32 @@ kept posteriors. All are one-hot interpolation and arg-max, done only where labe
 
 from __future__ import annotations
 
-import csv
 import logging
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from itertools import count
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from brainseg_bids.anatomy import upsample_band as band
 from brainseg_bids.anatomy import upsample_kernels as kernels
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.index_maps import copy_turned, index_map, parallel_axes, whole_steps
+from brainseg_bids.anatomy.interpolation import (
+    Profile,
+    cubic_profile,
+    kernel_profile,
+    linear_profile,
+)
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.membership import Membership
+from brainseg_bids.anatomy.upsample_engine import Engine, Lookup, Processor, Progress
 
 log = logging.getLogger("brainseg")
 
 KERNELS = ("fitted", "linear", "lossless")
 ORDERS = ("cubic", "linear")
-SLAB_VOXELS = 1 << 20
-"""Target voxels in work at once and by each thread, on turned grids."""
-BAND_PLANES = 8
-"""Source planes in work at once and by each thread, on parallel grids."""
 WORKING_BYTES = 32 * 2**20
 """Of all threads together, beside source and target."""
-WHOLE_VOXEL_TOLERANCE = 0.02
-"""Voxels; below, the linear arg-max is the nearest voxel's label anyway (0.98³ > 1/2)."""
-PARALLEL_TOLERANCE = 0.01
-"""Voxels by which the far corner may miss for two grids to count as parallel."""
 REPAIRS = 6
 """Rounds of putting back voxels that a lossless map loses on the way down again."""
 REPAIRABLE = 200_000
@@ -49,77 +40,6 @@ REPAIRABLE = 200_000
 
 THIN_FACTOR = 1.6
 """Below, thin voxels own so few target voxels that keeping most of them costs accuracy."""
-CUBIC = -1.1
-"""Keys' parameter. A partial volume is a mean over its voxel; lobes that are deeper than Catmull
-and Rom's (-0.5) take that mean back in part (`benchmarks.upsampling`, GOUHFI 0.7 mm)."""
-
-Profile = Callable[[np.ndarray], np.ndarray]
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Lookup:
-    """What is interpolated, and where: what `upsample_kernels.pull` needs for any target voxel.
-
-    Parameters
-    ----------
-    codes : (k, X, Y, Z) int16
-    weights : (k, X, Y, Z) uint8, or None if every label is certain
-    tables : (3, 4096, taps) int64
-        Of `upsample_kernels.weight_table`.
-    matrix, shift : (3, 3), (3,) float
-        Target index to source index.
-    points : (n, 3) float
-        Where in a target voxel the source is looked at.
-    sure : bool
-        Whether eight voxels around a place that agree settle its label.
-    """
-
-    codes: np.ndarray
-    weights: np.ndarray | None
-    tables: np.ndarray
-    matrix: np.ndarray
-    shift: np.ndarray
-    points: np.ndarray
-    sure: bool
-
-
-class Engine(Protocol):
-    """What does the sums. All engines give the same labels, to the last voxel."""
-
-    def fill(
-        self,
-        source: np.ndarray,
-        axes: tuple[band.Axis, band.Axis, band.Axis],
-        hold: int,
-        out: np.ndarray,
-        progress: Progress | None,
-    ) -> None:
-        """Fill ``out``, (X', Y', Z') int16 zeros, from ``source``, a view on the same axes."""
-
-    def pull(self, lookup: Lookup, out: np.ndarray, progress: Progress | None) -> None:
-        """Fill ``out``, (X', Y', Z') int16, with the most probable label of each voxel."""
-
-
-@dataclass(frozen=True)
-class Processor:
-    """The engine for processors, with numba.
-
-    Parameters
-    ----------
-    threads : int, optional
-        By default one for each core.
-    """
-
-    threads: int | None = None
-
-    def fill(self, source, axes, hold, out, progress) -> None:
-        """As `Engine.fill`."""
-        _fill(source, axes, hold, out, progress, self.threads)
-
-    def pull(self, lookup, out, progress) -> None:
-        """As `Engine.pull`."""
-        _pull(lookup, (out[None], None), progress, self.threads)
 
 
 def regrid(labels: LabelMap, grid: Grid) -> LabelMap:
@@ -156,11 +76,11 @@ def regrid(labels: LabelMap, grid: Grid) -> LabelMap:
     >>> finer.voxels.shape, finer.volumes_mm3()[7]
     ((8, 8, 8), 7.0)
     """
-    matrix, shift = _index_map(labels.grid, grid)
-    steps = _whole_steps(matrix, shift, grid.shape)
+    matrix, shift = index_map(labels.grid, grid)
+    steps = whole_steps(matrix, shift, grid.shape)
     if steps is not None:
         out = np.zeros(grid.shape, labels.voxels.dtype)
-        _copy_turned(labels.voxels, out, *steps)
+        copy_turned(labels.voxels, out, *steps)
         return LabelMap(out, grid, labels.table)
     found = upsample(labels, grid, kernel="linear")
     voxels = found.voxels.astype(labels.voxels.dtype, copy=False)
@@ -235,8 +155,8 @@ def upsample(
     if not isinstance(grid, Grid):
         grid = labels.grid.with_voxel_size(grid)
     check_memory(grid, labels.grid)
-    matrix, _ = _index_map(labels.grid, grid)
-    turn = _parallel(matrix, grid.shape)
+    matrix, _ = index_map(labels.grid, grid)
+    turn = parallel_axes(matrix, grid.shape)
     can_hold = turn is not None and np.abs(matrix).max() <= 1 + 1e-3
     if keep_thin is None:
         finer = np.abs(matrix).max() <= 1 / THIN_FACTOR
@@ -252,7 +172,7 @@ def upsample(
         source, axes = _along_axes(labels, grid, turn, kernel, smoothing_mm)
         engine.fill(source, axes, hold, out, progress)
     else:
-        engine.pull(_at_any_angle(labels, grid, kernel, smoothing_mm), out, progress)
+        engine.resample(_at_any_angle(labels, grid, kernel, smoothing_mm), out, progress)
     result = _of_same_table(out, grid, labels)
     if kernel == "lossless" and not _whole_factors(labels.grid, grid):
         _repair(labels, result)
@@ -269,20 +189,20 @@ def regrid_membership(membership: Membership, grid: Grid) -> Membership:
     Membership
         On ``grid``, with as many labels a voxel as the input.
     """
-    matrix, shift = _index_map(membership.grid, grid)
+    matrix, shift = index_map(membership.grid, grid)
     keep = len(membership.codes)
     out_codes = np.zeros((keep, *grid.shape), np.int16)
     out_weights = np.zeros((keep, *grid.shape), np.uint8)
-    steps = _whole_steps(matrix, shift, grid.shape)
+    steps = whole_steps(matrix, shift, grid.shape)
     if steps is not None:
         out_weights[0] = kernels.CERTAIN
         for rank in range(keep):
-            _copy_turned(membership.codes[rank], out_codes[rank], *steps)
-            _copy_turned(membership.weights[rank], out_weights[rank], *steps)
+            copy_turned(membership.codes[rank], out_codes[rank], *steps)
+            copy_turned(membership.weights[rank], out_weights[rank], *steps)
     else:
-        tables = np.stack([kernels.weight_table(_linear, 1)] * 3)
+        tables = np.stack([kernels.weight_table(linear_profile, 1)] * 3)
         lookup = _lookup(membership.codes, membership.weights, tables, matrix, shift)
-        _pull(lookup, (out_codes, out_weights), None, None)
+        Processor().resample_weights(lookup, out_codes, out_weights)
     return Membership(out_codes, out_weights, grid, membership.table)
 
 
@@ -324,14 +244,14 @@ def upsample_membership(
     if not isinstance(grid, Grid):
         grid = membership.grid.with_voxel_size(grid)
     check_memory(grid, membership.grid)
-    matrix, shift = _index_map(membership.grid, grid)
-    profile, reach = (_cubic, 2) if order == "cubic" else (_linear, 1)
+    matrix, shift = index_map(membership.grid, grid)
+    profile, reach = (cubic_profile, 2) if order == "cubic" else (linear_profile, 1)
     if np.linalg.norm(matrix, axis=0).max() > 1 + 1e-3:
-        profile, reach = _linear, 1  # a coarser voxel is looked at in many points instead
+        profile, reach = linear_profile, 1  # a coarser voxel is looked at in many points instead
     out = np.zeros(grid.shape, np.int16)
     tables = np.stack([kernels.weight_table(profile, reach)] * 3)
     lookup = _lookup(membership.codes, membership.weights, tables, matrix, shift)
-    (engine or Processor(threads)).pull(lookup, out, progress)
+    (engine or Processor(threads)).resample(lookup, out, progress)
     return LabelMap(out, grid, membership.table)
 
 
@@ -382,7 +302,7 @@ def _free_gib() -> float | None:
 def _along_axes(labels, grid, turn, kernel, smoothing_mm):
     """The source on the target's axes, and those axes."""
     order, signs = turn
-    matrix, shift = _index_map(labels.grid, grid)
+    matrix, shift = index_map(labels.grid, grid)
     source = labels.voxels.transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
     sizes = [labels.grid.voxel_size_mm[axis] for axis in order]
     one = 1024 if kernel == "linear" else 512
@@ -391,7 +311,7 @@ def _along_axes(labels, grid, turn, kernel, smoothing_mm):
         step, start = abs(matrix[axis, to]), shift[axis]
         if sign < 0:
             start = labels.grid.shape[axis] - 1 - start
-        plans.append((step, start, *_profile(kernel, step, smoothing_mm / sizes[to])))
+        plans.append((step, start, *kernel_profile(kernel, step, smoothing_mm / sizes[to])))
     reach = max(plan[3] for plan in plans)
     axes = tuple(
         _axis(n, n_out, step, start, profile, reach, one)
@@ -426,28 +346,6 @@ def _axis(
     )
 
 
-def _fill(source, axes, hold, out, progress, threads) -> None:
-    """Fill ``out`` from ``source`` (a view on the target's axes), some planes at once."""
-    x, y, z = axes
-    edges = [(x.reach, x.reach), (x.reach, x.reach), (x.reach, x.reach + band.WIDTH)]
-    # Codes fit int16; padding a narrower copy keeps the peak low.
-    padded = np.pad(source.astype(np.int16, copy=False), edges, mode="edge")
-    padded = np.ascontiguousarray(padded)
-    radius = band.sure_radius(axes)
-    along, odd = z.by_owner(band.WIDTH)
-
-    def work(start: int) -> None:
-        stop = min(start + BAND_PLANES, source.shape[0])
-        band.fill_planes(
-            padded, x.one, radius, hold, x.first, y.first, z.first, x.weights, y.weights, along,
-            x.midway, y.midway, odd, start, stop, out,
-        )  # fmt: skip
-
-    if not band.fill_planes.signatures:
-        log.info("compiling the loops of the upsampler; they are kept for the next time")
-    _spread(work, list(range(0, source.shape[0], BAND_PLANES)), progress, threads)
-
-
 def _of_same_table(voxels: np.ndarray, grid: Grid, labels: LabelMap) -> LabelMap:
     """Label map whose codes all come from ``labels`` or are 0.
 
@@ -463,7 +361,7 @@ def _of_same_table(voxels: np.ndarray, grid: Grid, labels: LabelMap) -> LabelMap
 
 def _whole_factors(source: Grid, target: Grid) -> bool:
     """Whether each target voxel lies in one source voxel, or outside."""
-    matrix, shift = _index_map(source, target)
+    matrix, shift = index_map(source, target)
     order = np.abs(matrix).argmax(0)
     steps, starts = np.abs(matrix[order, np.arange(3)]), shift[order]
     factors = 1 / steps
@@ -480,7 +378,7 @@ def _repair(labels: LabelMap, result: LabelMap) -> None:
     keeping the majority of the owned ones is not always enough. What one voxel gets, another may
     lose: rounds go on until none is lost, and the best one counts.
     """
-    matrix, shift = _index_map(result.grid, labels.grid)
+    matrix, shift = index_map(result.grid, labels.grid)
     half = np.abs(matrix).sum(1) / 2
     best, fewest = None, labels.voxels.size + 1
     for _ in range(REPAIRS):
@@ -522,14 +420,14 @@ def _give_back(voxels: np.ndarray, code: int, middle: np.ndarray, half: np.ndarr
 
 
 def _at_any_angle(labels, grid, kernel, smoothing_mm) -> Lookup:
-    matrix, shift = _index_map(labels.grid, grid)
+    matrix, shift = index_map(labels.grid, grid)
     steps = np.linalg.norm(matrix, axis=0)
     factor = 1 / float(np.prod(steps)) ** (1 / 3)
     coarser = steps.max() > 1 + 1e-3
     tables = []
     for size_mm in labels.grid.voxel_size_mm:
         name = "linear" if coarser else kernel
-        profile, _ = _profile(name, min(1.0, 1 / factor), smoothing_mm / size_mm)
+        profile, _ = kernel_profile(name, min(1.0, 1 / factor), smoothing_mm / size_mm)
         tables.append(kernels.weight_table(profile, band.MAX_REACH))
     # All tables are as long as the longest needs.
     taps = np.flatnonzero(np.any(tables, axis=(0, 1)))
@@ -549,25 +447,6 @@ def _lookup(codes, weights, tables, matrix, shift) -> Lookup:
     return Lookup(codes, weights, tables, matrix, shift, points, sure)
 
 
-def _pull(lookup: Lookup, out, progress, threads) -> None:
-    """Fill ``out``: codes, and weights or None."""
-    soft = lookup.weights is not None
-    weights = lookup.weights if soft else np.zeros((1, 1, 1, 1), np.uint8)
-
-    def work(planes: slice) -> None:
-        shape = (len(out[0]), planes.stop - planes.start, *out[0].shape[2:])
-        some_codes, some_weights = np.empty(shape, np.int16), np.empty(shape, np.uint8)
-        kernels.pull(
-            lookup.codes, weights, soft, lookup.tables, lookup.sure, lookup.matrix, lookup.shift,
-            lookup.points, planes.start, some_codes, some_weights,
-        )  # fmt: skip
-        out[0][:, planes] = some_codes
-        if out[1] is not None:
-            out[1][:, planes] = some_weights
-
-    _spread(work, list(_slabs(out[0].shape[1:])), progress, threads)
-
-
 def _is_sure(tables: np.ndarray) -> bool:
     """Whether eight voxels that agree settle a place, whatever is around them."""
     middle = tables.shape[2] // 2
@@ -585,163 +464,4 @@ def _points(matrix: np.ndarray) -> np.ndarray:
 # Kernels ---------------------------------------------------------------------------------------
 
 
-def _linear(distance: np.ndarray) -> np.ndarray:
-    return np.maximum(0, 1 - distance)
-
-
-def _cubic(distance: np.ndarray) -> np.ndarray:
-    """Cubic convolution over four points (Keys 1981)."""
-    a = CUBIC
-    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
-    return np.where(distance < 1, near, np.where(distance < 2, far, 0))
-
-
-def _lanczos(distance: np.ndarray) -> np.ndarray:
-    """Lanczos window of three lobes (Duchon 1979)."""
-    return np.where(distance < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
-
-
-@cache
-def fitted_kernels() -> tuple[np.ndarray, np.ndarray]:
-    """Factors, (n,), and weights at 0, 0.5, ..., 2.5 source voxels, (n, 6), of the package."""
-    source = resources.files("brainseg_bids") / "data" / "upsampling_kernels.tsv"
-    with source.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    columns = ("w0", "w0.5", "w1", "w1.5", "w2", "w2.5")
-    weights = np.array([[float(row[name]) for name in columns] for row in rows])
-    return np.array([float(row["factor"]) for row in rows]), weights
-
-
-def _fitted(factor: float) -> Profile:
-    """Fitted kernel of the nearest factors, in between by interpolation."""
-    factors, weights = fitted_kernels()
-    knots = [np.interp(factor, factors, column) for column in weights.T]
-    return lambda distance: np.interp(distance, np.arange(len(knots)) / 2, knots)
-
-
-def _profile(kernel: str, step: float, sigma: float) -> tuple[Profile, int]:
-    """Weight as a function of distance in source voxels, and how many voxels it reaches.
-
-    Parameters
-    ----------
-    kernel : str
-        One of `KERNELS`.
-    step : float
-        Target voxel in source voxels; above 1, the overlap with the target voxel is taken.
-    sigma : float
-        Of a Gaussian on top, in source voxels.
-    """
-    if step > 1 + 1e-3:
-        support = step / 2 + 0.5
-        profile = lambda distance: np.clip(support - distance, 0, min(1, step))  # noqa: E731
-    elif kernel == "linear":
-        support, profile = 1.0, _linear
-    elif kernel == "fitted":
-        support, profile = 2.5, _fitted(1 / step)
-    else:
-        support, profile = 3.0, _lanczos
-    if sigma > 0:
-        profile, support = _smoothed(profile, sigma), support + 2.5 * sigma
-    reach = int(np.ceil(support - 0.5 - 1e-6))
-    if reach > band.MAX_REACH:
-        raise ValueError(
-            f"smoothing reaches {reach} source voxels, at most {band.MAX_REACH} can be used: "
-            "smooth less"
-        )
-    return profile, reach
-
-
-def _smoothed(profile: Profile, sigma: float) -> Profile:
-    """Convolved with a Gaussian that is cut at 2.5 standard deviations."""
-    offsets = np.linspace(-2.5, 2.5, 101) * sigma
-    weights = np.exp(-((offsets / sigma) ** 2) / 2)
-    weights /= weights.sum()
-
-    def smooth(distance: np.ndarray) -> np.ndarray:
-        parts = zip(weights, offsets, strict=True)
-        return sum(w * profile(np.abs(distance - offset)) for w, offset in parts)
-
-    return smooth
-
-
 # Geometry and threads --------------------------------------------------------------------------
-
-
-def _index_map(source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Matrix (3, 3) and shift (3,) from target index to source index."""
-    affine = np.linalg.inv(source.affine) @ target.affine
-    return np.ascontiguousarray(affine[:3, :3]), np.ascontiguousarray(affine[:3, 3])
-
-
-def _parallel(
-    matrix: np.ndarray, shape: tuple[int, int, int]
-) -> tuple[list[int], list[int]] | None:
-    """For each target axis its source axis and sign; None if axes are not parallel."""
-    order = np.abs(matrix).argmax(0)
-    if sorted(order) != [0, 1, 2]:
-        return None
-    rest = matrix.copy()
-    rest[order, np.arange(3)] = 0
-    if (np.abs(rest) @ np.array(shape)).max() > PARALLEL_TOLERANCE:
-        return None
-    return order.tolist(), [1 if matrix[axis, to] > 0 else -1 for to, axis in enumerate(order)]
-
-
-def _whole_steps(
-    matrix: np.ndarray, shift: np.ndarray, shape: tuple[int, int, int]
-) -> tuple[list[int], list[int], list[int]] | None:
-    """For each target axis its source axis, sign and first source index; None if not whole."""
-    turn = np.rint(matrix)
-    if not (np.abs(turn).sum(0) == 1).all() or not (np.abs(turn).sum(1) == 1).all():
-        return None
-    reach = np.abs(matrix - turn) @ (np.array(shape) - 1) + np.abs(shift - np.rint(shift))
-    if reach.max() > WHOLE_VOXEL_TOLERANCE:
-        return None
-    axes = np.abs(turn).argmax(0).tolist()
-    signs = [int(turn[axis, to]) for to, axis in enumerate(axes)]
-    return axes, signs, [int(np.rint(shift)[axis]) for axis in axes]
-
-
-def _copy_turned(source, out, axes, signs, first) -> None:
-    """Copy what lies inside, along turned axes."""
-    source = source.transpose(axes)
-    here, there = [], []
-    for n, size, sign, start in zip(out.shape, source.shape, signs, first, strict=True):
-        # Source index of target index i: start + sign * i.
-        ends = (-start, size - 1 - start) if sign > 0 else (start - size + 1, start)
-        low, high = max(0, ends[0]), min(n - 1, ends[1])
-        if low > high:
-            return
-        here.append(slice(low, high + 1))
-        stop = start + sign * (high + 1)
-        there.append(slice(start + sign * low, stop if stop >= 0 else None, sign))
-    out[tuple(here)] = source[tuple(there)]
-
-
-def _spread(work, parts: list, progress: Progress | None, threads: int | None) -> None:
-    """Do ``work`` for all parts, some at once."""
-    done = count(1)
-
-    def one(part) -> None:
-        work(part)
-        if progress:
-            progress(next(done), len(parts))
-
-    if progress:
-        progress(0, len(parts))
-    with ThreadPoolExecutor(threads or _cores()) as pool:
-        for _ in pool.map(one, parts):
-            pass
-
-
-def _slabs(shape: tuple[int, int, int]) -> Iterator[slice]:
-    planes = max(1, SLAB_VOXELS // (shape[1] * shape[2]))
-    for start in range(0, shape[0], planes):
-        yield slice(start, min(start + planes, shape[0]))
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

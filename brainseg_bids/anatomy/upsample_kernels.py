@@ -141,7 +141,9 @@ def _gather(codes, weights, soft, tables, low, frac, sizes, found, scores, n_fou
 
 
 @jit
-def pull(codes, weights, soft, tables, sure, matrix, shift, points, start, out_codes, out_weights):
+def resample(
+    codes, weights, soft, tables, sure, matrix, shift, points, start, out_codes, out_weights
+):
     """The most probable labels of some planes of a target.
 
     Parameters

@@ -22,7 +22,7 @@ from brainseg_bids.anatomy import upsample_kernels as kernels
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.membership import Membership
-from brainseg_bids.anatomy.upsample import Lookup, Progress
+from brainseg_bids.anatomy.upsample_engine import Lookup, Progress
 
 SLAB_VOXELS = 1 << 22
 """Target voxels on the device at once, where axes are parallel."""
@@ -134,7 +134,7 @@ def _device(name: str) -> Iterator[TorchEngine]:
 
 @dataclass(frozen=True)
 class TorchEngine:
-    """An `anatomy.upsample.Engine` for a device of PyTorch's.
+    """An `anatomy.upsample_engine.Engine` for a device of PyTorch's.
 
     Parameters
     ----------
@@ -150,28 +150,28 @@ class TorchEngine:
         band_ = _Band.of(torch.from_numpy(padded).to(self.device), axes, hold)
         per_plane = max(1, int(np.diff(first).max()) * out.shape[1] * out.shape[2])
         planes = max(1, SLAB_VOXELS // per_plane)
-        starts = range(0, source.shape[0], planes)
-        for number, start in enumerate(starts):
-            if progress:
-                progress(number, len(starts))
+        for start in _reported(range(0, source.shape[0], planes), progress):
             stop = min(start + planes, source.shape[0])
             if first[stop] > first[start]:
                 out[first[start] : first[stop]] = band_.slab(start, stop, out.shape).cpu().numpy()
-        if progress:
-            progress(len(starts), len(starts))
 
-    def pull(self, lookup, out, progress) -> None:
-        """As `Engine.pull`: what neighbours do not settle is weighed."""
+    def resample(self, lookup, out, progress) -> None:
+        """As `Engine.resample`: what neighbours do not settle is weighed."""
         places = _Places.of(lookup, self.device)
         planes = max(1, PLACES // (out.shape[1] * out.shape[2]))
-        starts = range(0, out.shape[0], planes)
-        for number, start in enumerate(starts):
-            if progress:
-                progress(number, len(starts))
+        for start in _reported(range(0, out.shape[0], planes), progress):
             shape = (min(planes, out.shape[0] - start), *out.shape[1:])
             out[start : start + planes] = places.labels(start, shape).reshape(shape).cpu().numpy()
+
+
+def _reported(starts: range, progress: Progress | None) -> Iterator[int]:
+    """The starts one by one, each told to ``progress`` before, and the end of them."""
+    for number, start in enumerate(starts):
         if progress:
-            progress(len(starts), len(starts))
+            progress(number, len(starts))
+        yield start
+    if progress:
+        progress(len(starts), len(starts))
 
 
 # Grids with the source's axes ------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brainseg_bids.anatomy import upsample
+from brainseg_bids.anatomy import interpolation, upsample, upsample_engine
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
@@ -316,8 +316,8 @@ def test_the_band_gives_what_a_dense_one_hot_gives(kernel, size_mm, monkeypatch)
     labels = random_map(4, (12, 11, 10), phantom_grid((12, 11, 10), 1.0))
     grid = labels.grid.with_voxel_size(size_mm)
     # Otherwise an anisotropic grid has a kernel for each axis.
-    monkeypatch.setattr(upsample, "_fitted", lambda factor: fitted_at_two)
-    profile = fitted_at_two if kernel == "fitted" else upsample._linear
+    monkeypatch.setattr(interpolation, "fitted_profile", lambda factor: fitted_at_two)
+    profile = fitted_at_two if kernel == "fitted" else interpolation.linear_profile
     found = upsample.upsample(labels, grid, kernel=kernel, keep_thin=False).voxels
     best, margin = dense_fine(labels, grid, profile, 2)
     clear = margin > 0.02  # weights are rounded to 1/512
@@ -325,7 +325,7 @@ def test_the_band_gives_what_a_dense_one_hot_gives(kernel, size_mm, monkeypatch)
     np.testing.assert_array_equal(found[clear], best[clear])
 
 
-fitted_at_two = upsample._fitted(2.0)
+fitted_at_two = interpolation.fitted_profile(2.0)
 
 
 @pytest.mark.parametrize("kernel", ["fitted", "linear", "lossless"])
@@ -459,7 +459,7 @@ def test_a_coarser_grid_is_taken_by_majority_by_the_same_call():
 
 def test_upsampling_in_threads_and_shares_gives_the_same_labels(head, monkeypatch):
     once = upsample.upsample(head, 2.0, threads=1).voxels
-    monkeypatch.setattr(upsample, "BAND_PLANES", 3)
+    monkeypatch.setattr(upsample_engine, "BAND_PLANES", 3)
     np.testing.assert_array_equal(upsample.upsample(head, 2.0, threads=4).voxels, once)
 
 
@@ -531,7 +531,7 @@ def test_an_unknown_order_is_refused(head):
 
 
 def test_the_table_of_kernels_is_sound():
-    factors, weights = upsample.fitted_kernels()
+    factors, weights = interpolation.fitted_kernels()
     assert (np.diff(factors) > 0).all()
     assert (weights[:, 0] == 1).all()
     assert (weights[:, -1] == 0).all()

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brainseg_bids.anatomy import upsample
+from brainseg_bids.anatomy import interpolation, upsample
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
@@ -153,7 +153,7 @@ def test_progress_runs_from_none_to_all(head):
     st.sampled_from([0.0, 0.3, 0.9]),
 )
 def test_sums_over_two_axes_are_whole_numbers_that_float32_holds(kernel, step, sigma):
-    profile, reach = upsample._profile(kernel, step, sigma)
+    profile, reach = interpolation.kernel_profile(kernel, step, sigma)
     one = 1024 if kernel == "linear" else 512
     axis = upsample._axis(20, round(20 / step), step, (step - 1) / 2, profile, reach, one)
     assert np.abs(axis.weights).sum(1).max() ** 2 < 2**24

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine that upsamples on processors, with numba's loops, and what every engine offers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from typing import Protocol
+
+import numpy as np
+
+from brainseg_bids.anatomy import upsample_band as band
+from brainseg_bids.anatomy import upsample_kernels as kernels
+
+log = logging.getLogger("brainseg")
+
+SLAB_VOXELS = 1 << 20
+"""Target voxels in work at once and by each thread, on turned grids."""
+BAND_PLANES = 8
+"""Source planes in work at once and by each thread, on parallel grids."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """What is interpolated, and where: what `upsample_kernels.resample` needs.
+
+    Parameters
+    ----------
+    codes : (k, X, Y, Z) int16
+    weights : (k, X, Y, Z) uint8, or None if every label is certain
+    tables : (3, 4096, taps) int64
+        Of `upsample_kernels.weight_table`.
+    matrix, shift : (3, 3), (3,) float
+        Target index to source index.
+    points : (n, 3) float
+        Where in a target voxel the source is looked at.
+    sure : bool
+        Whether eight voxels around a place that agree settle its label.
+    """
+
+    codes: np.ndarray
+    weights: np.ndarray | None
+    tables: np.ndarray
+    matrix: np.ndarray
+    shift: np.ndarray
+    points: np.ndarray
+    sure: bool
+
+
+class Engine(Protocol):
+    """What does the sums. All engines give the same labels, to the last voxel."""
+
+    def fill(
+        self,
+        source: np.ndarray,
+        axes: tuple[band.Axis, band.Axis, band.Axis],
+        hold: int,
+        out: np.ndarray,
+        progress: Progress | None,
+    ) -> None:
+        """Fill ``out``, (X', Y', Z') int16 zeros, from ``source``, a view on the same axes."""
+
+    def resample(self, lookup: Lookup, out: np.ndarray, progress: Progress | None) -> None:
+        """Fill ``out``, (X', Y', Z') int16, with the most probable label of each voxel."""
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The engine for processors, with numba.
+
+    Parameters
+    ----------
+    threads : int, optional
+        By default one for each core.
+    """
+
+    threads: int | None = None
+
+    def fill(self, source, axes, hold, out, progress) -> None:
+        """As `Engine.fill`."""
+        x, y, z = axes
+        edges = [(x.reach, x.reach), (x.reach, x.reach), (x.reach, x.reach + band.WIDTH)]
+        # Codes fit int16; padding a narrower copy keeps the peak low.
+        padded = np.pad(source.astype(np.int16, copy=False), edges, mode="edge")
+        padded = np.ascontiguousarray(padded)
+        radius = band.sure_radius(axes)
+        along, odd = z.by_owner(band.WIDTH)
+
+        def work(start: int) -> None:
+            stop = min(start + BAND_PLANES, source.shape[0])
+            band.fill_planes(
+                padded, x.one, radius, hold, x.first, y.first, z.first, x.weights, y.weights,
+                along, x.midway, y.midway, odd, start, stop, out,
+            )  # fmt: skip
+
+        if not band.fill_planes.signatures:
+            log.info("compiling the loops of the upsampler; they are kept for the next time")
+        self._in_threads(work, range(0, source.shape[0], BAND_PLANES), progress)
+
+    def resample(self, lookup, out, progress) -> None:
+        """As `Engine.resample`."""
+        self.resample_weights(lookup, out[None], None, progress)
+
+    def resample_weights(
+        self,
+        lookup: Lookup,
+        codes: np.ndarray,
+        weights: np.ndarray | None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Fill ``codes`` and ``weights``, (k, X', Y', Z'), with the k most probable labels."""
+        soft = lookup.weights is not None
+        given = lookup.weights if soft else np.zeros((1, 1, 1, 1), np.uint8)
+        size = max(1, SLAB_VOXELS // (codes.shape[2] * codes.shape[3]))
+
+        def work(start: int) -> None:
+            planes = slice(start, min(start + size, codes.shape[1]))
+            shape = (len(codes), planes.stop - start, *codes.shape[2:])
+            some_codes, some_weights = np.empty(shape, np.int16), np.empty(shape, np.uint8)
+            kernels.resample(
+                lookup.codes, given, soft, lookup.tables, lookup.sure, lookup.matrix,
+                lookup.shift, lookup.points, start, some_codes, some_weights,
+            )  # fmt: skip
+            codes[:, planes] = some_codes
+            if weights is not None:
+                weights[:, planes] = some_weights
+
+        self._in_threads(work, range(0, codes.shape[1], size), progress)
+
+    def _in_threads(
+        self, work: Callable[[int], None], starts: range, progress: Progress | None
+    ) -> None:
+        done = count(1)
+
+        def one(start: int) -> None:
+            work(start)
+            if progress:
+                progress(next(done), len(starts))
+
+        if progress:
+            progress(0, len(starts))
+        with ThreadPoolExecutor(self.threads or _cores()) as pool:
+            for _ in pool.map(one, starts):
+                pass
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
