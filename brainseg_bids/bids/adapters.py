@@ -7,39 +7,39 @@ how to read one: a TOML file of ``data/references`` or of the user's. `reference
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import resources
 from pathlib import Path, PurePosixPath
 
-from brainseg_bids.anatomy.crosswalk import Crosswalk
-from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.bids.names import BEFORE_SPACE, Scan
-from brainseg_bids.documents import read_toml
-from brainseg_bids.volumes import InputError, check_present
+from brainseg_bids.bids.label_codes import (
+    check_file,
+    crosswalk_labels,
+    read_targets,
+    reference_data,
+    targets_of,
+)
+from brainseg_bids.bids.names import BEFORE_SPACE
+from brainseg_bids.documents import Flag, Items, Kind, Object, Text, check, read_toml
+from brainseg_bids.evaluation.protocols import HIPPOCAMPUS, Scope
+from brainseg_bids.evaluation.ratings import Targets, fullhead, named_structures
+from brainseg_bids.volumes import InputError
 
-Targets = tuple[int, ...]
-"""What a code means, in codes of ``fullhead``: one; several: the nearest of them; none: void."""
-
-HIPPOCAMPUS = ("left out", "cortex")
-"""How predicted hippocampus and amygdala are taken where a reference knows cortex only."""
-
-LARGEST_CODE = 32767
-"""What `LabelTable` and a label map of two bytes hold."""
-
-KEYS = {
-    "": (
-        "citation", "licence", "sides", "subjects", "evaluable", "unlabelled",
-        "hippocampus_amygdala", "notes", "patterns", "labels", "strata", "version", "misspelt",
-    ),
-    "patterns": ("labels", "image", "mask", "ignore"),
-    "labels": ("table", "crosswalk", "codes"),
-    "version": ("file", "at_least", "why"),
+TEXTS = Items(Text(), or_one=True)
+SECTION = Object()
+KINDS: dict[str, dict[str, Kind]] = {
+    "": {
+        "citation": Text(), "licence": Text(), "sides": Flag(), "subjects": TEXTS,
+        "evaluable": TEXTS, "unlabelled": TEXTS, "hippocampus_amygdala": Text(HIPPOCAMPUS),
+        "notes": TEXTS, "patterns": SECTION, "labels": SECTION, "strata": Object(TEXTS),
+        "version": SECTION, "misspelt": Object(Text()),
+    },
+    "patterns": {"labels": TEXTS, "image": TEXTS, "mask": TEXTS, "ignore": TEXTS},
+    "labels": {"table": Text(), "crosswalk": Text(), "codes": SECTION},
+    "version": {"file": Text(), "at_least": Text(), "why": Text()},
 }  # fmt: skip
-"""Keys of an adapter's TOML, by section; those of ``strata`` and ``misspelt`` are free."""
+"""What the keys of an adapter's TOML must be, by section; of ``strata`` and ``misspelt`` the keys
+are free."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,14 @@ class Version:
     why: str
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """How one rater's files are found and read.
+@dataclass(frozen=True, kw_only=True)
+class Adapter(Scope):
+    """How one rater's files are found and read, and what it can be a reference for.
 
     Parameters
     ----------
-    name : str
+    name, evaluable, unlabelled, hippocampus_amygdala
+        As of `evaluation.protocols.Scope`.
     citation, licence : str
         Empty if nobody said.
     patterns : mapping of str to tuple of str
@@ -81,11 +82,6 @@ class Adapter:
         Whether left and right are told apart; if not, the codes are those of the left.
     tool : str
         External tool whose files are found by that tool's own rules.
-    evaluable : tuple of str, or None
-        Labels of ``fullhead`` that others are judged on; None: all that the rater has.
-    unlabelled : tuple of str
-        Tissue that the rater left at 0 though others may rightly label it.
-    hippocampus_amygdala : {"left out", "cortex"}
     subjects : tuple of str
         Who should be there; empty: whoever is.
     strata : mapping of str to str
@@ -97,70 +93,17 @@ class Adapter:
         For the page, one line each.
     """
 
-    name: str
     citation: str = ""
     licence: str = ""
     patterns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     labels: Mapping[int, Targets] | None = None
     sides: bool = True
     tool: str = ""
-    evaluable: tuple[str, ...] | None = None
-    unlabelled: tuple[str, ...] = ()
-    hippocampus_amygdala: str = HIPPOCAMPUS[0]
     subjects: tuple[str, ...] = ()
     strata: Mapping[str, str] = field(default_factory=dict)
     version: Version | None = None
     misspelt: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class NamedStructure:
-    """Labels that are judged as one.
-
-    Parameters
-    ----------
-    name : str
-    members : tuple of str
-        Names of ``fullhead``.
-    group : str
-        ``tissue``, ``subcortical``, ``head`` and so on.
-    reason : str
-    """
-
-    name: str
-    members: tuple[str, ...]
-    group: str
-    reason: str
-
-
-# ---- structures and adapters: read from tables
-
-
-def _data(name: str) -> Path:
-    return Path(str(resources.files("brainseg_bids") / "data" / "references" / name))
-
-
-@cache
-def fullhead() -> LabelTable:
-    """The table that all labels are brought to."""
-    return LabelTable.packaged("fullhead")
-
-
-@cache
-def named_structures() -> dict[str, NamedStructure]:
-    """Structures of ``data/references/structures.tsv``, by name, in the table's order.
-
-    >>> named_structures()["Cerebral-GM"].members
-    ('Left-Cerebral-Cortex', 'Right-Cerebral-Cortex')
-    """
-    table = fullhead()
-    found = {}
-    with _data("structures.tsv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            members = tuple(table[name].name for name in row["members"].split())
-            found[row["name"]] = NamedStructure(row["name"], members, row["group"], row["reason"])
-    return found
 
 
 def packaged_adapters() -> tuple[str, ...]:
@@ -169,7 +112,7 @@ def packaged_adapters() -> tuple[str, ...]:
     >>> packaged_adapters()
     ('freesurfer_aseg', 'meshnet', 'oasis_manual', 'ultracortex', 'ultracortex_freesurfer')
     """
-    return tuple(sorted(path.stem for path in _data("").glob("*.toml")))
+    return tuple(sorted(path.stem for path in reference_data("").glob("*.toml")))
 
 
 def read_adapter(name_or_path: str | Path) -> Adapter:
@@ -195,137 +138,91 @@ def read_adapter(name_or_path: str | Path) -> Adapter:
     if given.suffix == ".toml":
         path = given
     elif str(name_or_path) in packaged_adapters():
-        path = _data(f"{name_or_path}.toml")
+        path = reference_data(f"{name_or_path}.toml")
     else:
         raise InputError(
             f"{name_or_path}: there is no adapter of that name. Known: "
             f"{', '.join(packaged_adapters())}; or give a file that ends in .toml."
         )
-    _check_file(path)
-    said = read_toml(path)
-    _check_keys(said, path)
-    return _adapter(said, path)
+    check_file(path)
+    return _adapter(read_toml(path), path)
 
 
-def plain_adapter(name: str) -> Adapter:
-    """Adapter of a BIDS derivative whose ``dseg.tsv`` explains its codes.
-
-    Parameters
-    ----------
-    name : str
-        Of the rater; where an image has several segmentations, the label of ``seg-`` to take.
-    """
-    return Adapter(name)
-
-
-def _check_keys(said: dict, path: Path) -> None:
-    """Refuse sections and keys that are not in `KEYS`."""
-    for section, known in KEYS.items():
-        given = said.get(section, {}) if section else said
-        if not isinstance(given, dict):
-            raise InputError(f"{path}: {section!r} is a section: write [{section}].")
-        where = f" in [{section}]" if section else ""
-        for key in given:
-            if key not in known:
-                raise InputError(f"{path}: unknown key {key!r}{where}. Known: {', '.join(known)}.")
-    for section in ("strata", "misspelt"):
-        if not isinstance(said.get(section, {}), dict):
-            raise InputError(f"{path}: {section!r} is a section: write [{section}].")
-
-
-def _adapter(said: dict, path: Path) -> Adapter:
-    for key in ("patterns", "labels"):
-        if key not in said:
-            raise InputError(f"{path}: [{key}] is missing.")
-    patterns = {
-        key: _texts(value, f"patterns.{key}", path) for key, value in said["patterns"].items()
-    }
-    if not patterns.get("labels"):
-        raise InputError(f"{path}: [patterns] has no labels.")
-    for pattern in (p for key in ("labels", "image", "mask") for p in patterns.get(key, ())):
-        _check_pattern(pattern, path)
+def _adapter(values: dict, path: Path) -> Adapter:
+    """The adapter that a TOML file describes."""
+    _check(values, path)
+    patterns = {key: _tuple(value) for key, value in values["patterns"].items()}
+    for key in ("labels", "image", "mask"):
+        for pattern in patterns.get(key, ()):
+            _check_pattern(pattern, path)
+    as_they_are = ("citation", "licence", "sides", "misspelt", "hippocampus_amygdala")
     return Adapter(
         name=path.stem,
-        citation=_text(said, "citation", path),
-        licence=_text(said, "licence", path),
         patterns=patterns,
-        labels=_read_labels(said["labels"], path),
-        sides=_sides(said, path),
-        evaluable=_names(said["evaluable"], path) if "evaluable" in said else None,
-        unlabelled=_names(said.get("unlabelled", []), path),
-        hippocampus_amygdala=_hippocampus(said, path),
-        subjects=_texts(said.get("subjects", []), "subjects", path),
-        strata=_strata(said.get("strata", {}), path),
-        version=_version(said["version"], path) if "version" in said else None,
-        misspelt={
-            wrong: _text(said["misspelt"], wrong, path) for wrong in said.get("misspelt", {})
-        },
-        notes=_texts(said.get("notes", []), "notes", path),
+        labels=_read_labels(values["labels"], path),
+        evaluable=_names(values["evaluable"], path) if "evaluable" in values else None,
+        unlabelled=_names(values.get("unlabelled", ()), path),
+        subjects=_tuple(values.get("subjects", ())),
+        strata=_strata(values.get("strata", {}), path),
+        version=_version(values["version"], path) if "version" in values else None,
+        notes=_tuple(values.get("notes", ())),
+        **{key: values[key] for key in as_they_are if key in values},
     )
 
 
-def _text(said: dict, key: str, path: Path) -> str:
-    if not isinstance(said.get(key, ""), str):
-        raise InputError(f"{path}: {key} is a text: write it in quotes.")
-    return said.get(key, "")
-
-
-def _texts(value: object, key: str, path: Path) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise InputError(f"{path}: {key} is a list of texts: write them in quotes.")
-    return tuple(value)
-
-
-def _sides(said: dict, path: Path) -> bool:
-    if not isinstance(said.get("sides", True), bool):
-        raise InputError(f"{path}: sides is true or false.")
-    return said.get("sides", True)
-
-
-def _hippocampus(said: dict, path: Path) -> str:
-    chosen = said.get("hippocampus_amygdala", HIPPOCAMPUS[0])
-    if chosen not in HIPPOCAMPUS:
-        raise InputError(
-            f"{path}: hippocampus_amygdala is {chosen!r}. Known: {', '.join(HIPPOCAMPUS)}."
-        )
-    if "hippocampus_amygdala" in said and not said.get("unlabelled"):
+def _check(values: dict, path: Path) -> None:
+    """Refuse keys that are not in `KINDS`, and values that are not of their kind."""
+    for section, kinds in KINDS.items():
+        given = values.get(section, {}) if section else values
+        where = f"{path}, [{section}]" if section else str(path)
+        for key in given:
+            if key not in kinds:
+                raise InputError(f"{where}: unknown key {key!r}. Known: {', '.join(kinds)}.")
+        check(given, kinds, where)
+    for key in ("patterns", "labels"):
+        if key not in values:
+            raise InputError(f"{path}: [{key}] is missing.")
+    if not values["patterns"].get("labels"):
+        raise InputError(f"{path}: [patterns] has no labels.")
+    if "hippocampus_amygdala" in values and not values.get("unlabelled"):
         raise InputError(
             f"{path}: hippocampus_amygdala has no effect without unlabelled. List there what the "
             "raters left at 0, or remove hippocampus_amygdala."
         )
-    return chosen
 
 
-def _strata(said: dict, path: Path) -> dict[str, str]:
+def _tuple(value: str | list[str]) -> tuple[str, ...]:
+    """A single text or a list of them."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _strata(strata: dict, path: Path) -> dict[str, str]:
     """Stratum of each subject; ``all`` is what tables call everybody together."""
-    found: dict[str, str] = {}
-    for stratum, subjects in said.items():
+    stratum_of: dict[str, str] = {}
+    for stratum, subjects in strata.items():
         if stratum.strip().lower() in ("", "all"):
             raise InputError(
                 f"{path}: a stratum is called {stratum!r}, as everybody together is in tables. "
                 "Rename it."
             )
-        for subject in _texts(subjects, f"strata.{stratum}", path):
-            if found.setdefault(subject, stratum) != stratum:
+        for subject in _tuple(subjects):
+            if stratum_of.setdefault(subject, stratum) != stratum:
                 raise InputError(
-                    f"{path}: subject {subject!r} is in two strata, {found[subject]} and "
+                    f"{path}: subject {subject!r} is in two strata, {stratum_of[subject]} and "
                     f"{stratum}. Remove it from one."
                 )
-    return found
+    return stratum_of
 
 
-def _version(said: dict, path: Path) -> Version:
-    if set(said) != set(KEYS["version"]):
-        raise InputError(f"{path}: [version] needs {', '.join(KEYS['version'])}.")
-    texts = {key: _text(said, key, path) for key in KEYS["version"]}
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9}){2}", texts["at_least"]):
+def _version(values: dict[str, str], path: Path) -> Version:
+    if set(values) != set(KINDS["version"]):
+        raise InputError(f"{path}: [version] needs {', '.join(KINDS['version'])}.")
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9}){2}", values["at_least"]):
         raise InputError(
-            f"{path}: version.at_least is {texts['at_least']!r}. Write three numbers in quotes, "
+            f"{path}: version.at_least is {values['at_least']!r}. Write three numbers in quotes, "
             "such as '1.1.0'."
         )
-    return Version(**texts)
+    return Version(**values)
 
 
 def _check_pattern(pattern: str, path: Path) -> None:
@@ -346,16 +243,16 @@ def _check_pattern(pattern: str, path: Path) -> None:
             )
 
 
-def _names(names: object, path: Path) -> tuple[str, ...]:
+def _names(names: str | list[str], path: Path) -> tuple[str, ...]:
     """Labels of ``fullhead``; a structure's name stands for its members."""
     table, structures = fullhead(), named_structures()
-    found: list[str] = []
+    members: list[str] = []
     unknown = []
-    for name in _texts(names, "evaluable and unlabelled", path):
+    for name in _tuple(names):
         if name in structures:
-            found += structures[name].members
+            members += structures[name].members
         elif name in table:
-            found.append(name)
+            members.append(name)
         else:
             unknown.append(name)
     if unknown:
@@ -363,195 +260,21 @@ def _names(names: object, path: Path) -> tuple[str, ...]:
             f"{path}: {', '.join(unknown)}: neither a label of table fullhead nor a structure of "
             "structures.tsv. Correct the name."
         )
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(members))
 
 
-# ---- what codes mean
-
-
-def _read_labels(said: dict, path: Path) -> dict[int, Targets]:
+def _read_labels(section: dict, path: Path) -> dict[int, Targets]:
     """Meaning of codes from exactly one of a table, a packaged crosswalk, or inline codes."""
-    if len(said) != 1:
+    if len(section) != 1:
         raise InputError(
-            f"{path}: [labels] needs exactly one of {', '.join(KEYS['labels'])}, it has "
-            f"{', '.join(said) or 'none'}."
+            f"{path}: [labels] needs exactly one of {', '.join(KINDS['labels'])}, it has "
+            f"{', '.join(section) or 'none'}."
         )
-    if "crosswalk" in said:
+    if "crosswalk" in section:
         try:
-            return crosswalk_labels(str(said["crosswalk"]))
+            return crosswalk_labels(section["crosswalk"])
         except ValueError as error:
             raise InputError(f"{path}: [labels]: {error}.") from error
-    if "table" in said:
-        return read_targets(path.parent / str(said["table"]))
-    if not isinstance(said["codes"], dict):
-        raise InputError(f"{path}: [labels] codes is a table: write [labels.codes].")
-    return _targets([(str(k), str(v)) for k, v in said["codes"].items()], path)
-
-
-def crosswalk_labels(tool: str) -> dict[int, Targets]:
-    """Meaning of a tool's codes, from its crosswalk to ``fullhead``.
-
-    >>> crosswalk_labels("freesurfer")[1005]
-    (3,)
-    """
-    return {code: (target,) for code, target in Crosswalk.packaged(tool, "fullhead").pairs.items()}
-
-
-def read_targets(path: str | Path) -> dict[int, Targets]:
-    """Read a TSV with columns ``source``, ``target`` and ``reason``.
-
-    A target is a code or name of table ``fullhead``, ``void`` (left out for everybody), or
-    ``nearest A B`` (what the nearest voxel of A or B is).
-
-    Raises
-    ------
-    InputError
-        If a column is missing, a source is there twice, or a target is none of these.
-    """
-    path = Path(path)
-    rows = _rows(path, ("source", "target", "reason"))
-    return _targets([(row["source"] or "", row["target"] or "") for row in rows], path)
-
-
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise InputError(f"{path}: this is a folder. Give a file, or move the folder away.")
-    check_present(path)
-
-
-def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Lines of a TSV that has some columns at least; a byte order mark is skipped."""
-    _check_file(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, delimiter="\t")
-            missing = set(columns) - set(rows.fieldnames or ())
-            if missing:
-                raise InputError(f"{path}: column {sorted(missing)[0]!r} is missing. Add it.")
-            return list(rows)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{path}: cannot be read as a table ({error}). Save it as UTF-8 with tabs between "
-            "the columns."
-        ) from error
-
-
-def _whole(text: str | None) -> int | None:
-    """Whole number that a text is, if it is one.
-
-    >>> _whole("017"), _whole("-1"), _whole("²"), _whole(None)
-    (17, None, None, None)
-    """
-    return int(text) if text and re.fullmatch("[0-9]{1,18}", text) else None
-
-
-def _targets(rows: list[tuple[str, str]], path: Path) -> dict[int, Targets]:
-    found: dict[int, Targets] = {}
-    for source, target in rows:
-        code = _whole(source)
-        if code is None or code > LARGEST_CODE:
-            raise InputError(
-                f"{path}: source code {source!r} is no whole number from 0 to {LARGEST_CODE}. "
-                "Correct it."
-            )
-        if code in found:
-            raise InputError(f"{path}: source code {source} is there twice. Remove one.")
-        found[code] = _target(target, path)
-    return found
-
-
-def _target(text: str, path: Path) -> Targets:
-    table = fullhead()
-    kind, *words = text.split() or [""]
-    if kind == "void" and not words:
-        return ()
-    if kind != "nearest":
-        kind, words = "", [text]
-    numbers = [_whole(word) for word in words]
-    codes = [w if n is None else n for w, n in zip(words, numbers, strict=True)]
-    unknown = [str(code) for code in codes if code not in table]
-    if unknown or (kind == "nearest" and len(codes) < 2):
-        raise InputError(
-            f"{path}: target {text!r} is no code or name of table fullhead, nor void, nor "
-            "nearest with two of them or more. Correct it."
-        )
-    return tuple(table[code].index for code in codes)
-
-
-@cache
-def common_labels() -> dict[int, Targets]:
-    """What every label of ``fullhead`` counts as when raters are compared.
-
-    Raters divide the head differently: one has choroid plexus apart, another counts it as
-    ventricle. All are brought to what nearly all have (``data/references/common.tsv``).
-
-    >>> common_labels()[31], common_labels()[251], common_labels()[80]
-    ((4,), (2, 41), ())
-    """
-    return read_targets(_data("common.tsv"))
-
-
-def find_label_table(labels: str | Path) -> Path | None:
-    """``dseg.tsv`` that applies to a segmentation of a BIDS derivative: the nearest to it.
-
-    Files in the map's own folder and those above it up to the one that holds ``sub-*`` are
-    looked at; what their names say must be in the map's name (BIDS' inheritance principle).
-    """
-    labels = Path(labels)
-    own = Scan.from_path(labels)
-    parts = labels.parent.parts
-    first = next((n for n, part in enumerate(parts) if part.startswith("sub-")), len(parts))
-    for depth in range(len(parts), first - 1, -1):
-        folder = Path(*parts[:depth])
-        fitting = []
-        for path in sorted(folder.glob("*dseg.tsv")):
-            said = Scan.from_path(path.with_suffix(""))
-            if said.suffix == "dseg" and said.entities.items() <= own.entities.items():
-                fitting.append((len(said.entities), path))
-        if fitting:
-            return max(fitting)[1]
-    return None
-
-
-def read_names(path: str | Path) -> tuple[dict[int, Targets], dict[int, str]]:
-    """What codes mean, from the names in a ``dseg.tsv``.
-
-    Names are those of ``fullhead``, of ``brainseg``, or of FreeSurfer.
-
-    Returns
-    -------
-    labels : dict of int to tuple of int
-    unknown : dict of int to str
-        Names that are none of these, and those of codes above `LARGEST_CODE`. They matter only
-        where their codes are used.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, has not the columns ``index`` and ``name``, or an index twice.
-    """
-    path = Path(path)
-    known = _codes_by_name()
-    labels: dict[int, Targets] = {}
-    unknown: dict[int, str] = {}
-    for row in _rows(path, ("index", "name")):
-        code, name = _whole(row["index"]), row["name"] or ""
-        if code is None:
-            raise InputError(f"{path}: index {row['index']!r} is no whole number. Correct it.")
-        if code in labels or code in unknown:
-            raise InputError(f"{path}: index {code} is there twice. Remove one.")
-        if name in known and code <= LARGEST_CODE:
-            labels[code] = (known[name],)
-        else:
-            unknown[code] = name
-    return labels, unknown
-
-
-@cache
-def _codes_by_name() -> dict[str, int]:
-    found = {label.name: label.index for label in fullhead()}
-    for source in ("model", "freesurfer"):
-        crosswalk = Crosswalk.packaged(source, "fullhead")
-        for code, name in crosswalk.names.items():
-            found.setdefault(name, crosswalk.pairs[code])
-    return found
+    if "table" in section:
+        return read_targets(path.parent / section["table"])
+    return targets_of(((str(k), str(v)) for k, v in section["codes"].items()), path)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from brainseg_bids import __version__
 from brainseg_bids.bids.description import write_json, write_text, write_tsv
 from brainseg_bids.cli.scratch import explain, scratch_dir, working_alone
+from brainseg_bids.evaluation.protocols import comparison
 from brainseg_bids.evaluation.summary import Missing, tables
-from brainseg_bids.interfaces.raters import comparison, read_rating
+from brainseg_bids.interfaces.raters import read_rating
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError, read_again
 from brainseg_bids.workflows.evaluate_plan import (

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from brainseg_bids.bids.description import write_text
 from brainseg_bids.bids.inputs import PARTS_OF_AN_IMAGE, STRUCTURAL
+from brainseg_bids.bids.matching import key_of, match_cases
 from brainseg_bids.bids.names import Scan
-from brainseg_bids.bids.references import Case, find_cases, key_of, match_cases
+from brainseg_bids.bids.references import Case, find_cases
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError, read_grid, write_label_map
 from brainseg_bids.workflows.train_plan import SOURCE
@@ -104,7 +105,7 @@ def _images_of(cases: Mapping[str, Case], bids_dir: Path, name: str) -> dict[str
         scan = Scan.from_path(path)
         if scan.suffix in STRUCTURAL and not set(scan.entities) & set(PARTS_OF_AN_IMAGE):
             images.setdefault(key_of(scan), path.absolute())
-    found = match_cases(cases, images, name=name)
-    for note in found.notes:
+    matching = match_cases(cases, images, name=name)
+    for note in matching.notes:
         log.warning("%s", note)
-    return {key: images[own] for key, own in found.pairs.items()}
+    return {key: images[own] for key, own in matching.pairs.items()}

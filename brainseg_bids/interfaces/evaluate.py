@@ -20,7 +20,9 @@ from nipype.interfaces.base import (
 
 from brainseg_bids import __version__
 from brainseg_bids.evaluation.agreement import compare
-from brainseg_bids.interfaces.raters import Rating, comparison, find_adapter, read_rating
+from brainseg_bids.evaluation.protocols import comparison
+from brainseg_bids.evaluation.ratings import Rating
+from brainseg_bids.interfaces.raters import find_adapter, read_rating
 from brainseg_bids.volumes import InputError, read_again, voxel_hash
 
 

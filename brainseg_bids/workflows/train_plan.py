@@ -15,8 +15,8 @@ import numpy as np
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.bids.adapters import find_label_table
 from brainseg_bids.bids.inputs import label_fault
+from brainseg_bids.bids.label_codes import find_label_table
 from brainseg_bids.bids.names import STRUCTURAL, Scan
 from brainseg_bids.documents import Items, Kind, Number, Text, check, parse_toml, read_text
 from brainseg_bids.settings import VOXEL_SIZE

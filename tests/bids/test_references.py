@@ -12,21 +12,16 @@ import pytest
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.bids.adapters import (
+from brainseg_bids.bids.adapters import Adapter, packaged_adapters, read_adapter
+from brainseg_bids.bids.label_codes import (
     common_labels,
     find_label_table,
-    named_structures,
-    packaged_adapters,
     read_names,
     read_targets,
 )
-from brainseg_bids.bids.references import (
-    find_cases,
-    match_cases,
-    partners,
-    plain_adapter,
-    read_adapter,
-)
+from brainseg_bids.bids.matching import match_cases, partners
+from brainseg_bids.bids.references import find_cases
+from brainseg_bids.evaluation.ratings import named_structures
 from brainseg_bids.volumes import InputError, write_volume
 
 GRID = Grid((4, 4, 4), np.eye(4))
@@ -140,11 +135,11 @@ def test_a_users_adapter_is_named_after_its_file(tmp_path):
     ("text", "message"),
     [
         ("colour = 1\n" + GOOD, r"unknown key 'colour'\. Known: citation"),
-        (GOOD.replace("labels = ", "label = "), r"unknown key 'label' in \[patterns\]\. Known"),
-        (GOOD + "[strata]\nA = 3\n", "strata.A is a list of texts"),
-        ("strata = 3\n" + GOOD, r"write \[strata\]"),
-        ("patterns = 3\n", r"write \[patterns\]"),
-        ("citation = 3\n" + GOOD, "citation is a text"),
+        (GOOD.replace("labels = ", "label = "), r"\[patterns\]: unknown key 'label'\. Known"),
+        (GOOD + "[strata]\nA = 3\n", "strata has A, which is 3"),
+        ("strata = 3\n" + GOOD, "strata is 3"),
+        ("patterns = 3\n", "patterns is 3"),
+        ("citation = 3\n" + GOOD, "citation is 3: give a text"),
         ("sides = 3\n" + GOOD, "true or false"),
         ("[patterns]\nlabels = 'a.nii'\n", r"\[labels\] is missing"),
         ("[patterns]\n[labels.codes]\n", "has no labels"),
@@ -155,12 +150,12 @@ def test_a_users_adapter_is_named_after_its_file(tmp_path):
         (GOOD.replace("Left-Thalamus", "nearest 2"), "two of them"),
         (GOOD.replace("1 =", "one ="), "'one' is no whole number"),
         ("evaluable = ['Brian']\n" + GOOD, "Brian: neither a label"),
-        ("hippocampus_amygdala = 'maybe'\n" + GOOD, "Known: left out, cortex"),
+        ("hippocampus_amygdala = 'maybe'\n" + GOOD, "give left out or cortex"),
         ("hippocampus_amygdala = 'cortex'\n" + GOOD, "no effect without unlabelled"),
         (GOOD + "[version]\nfile = 'CHANGES'\n", r"\[version\] needs"),
         (GOOD + VERSION.format("1.1"), "'1.1'. Write three numbers in quotes"),
         (GOOD + VERSION.format("new"), "'new'. Write three numbers"),
-        (GOOD + VERSION.format("1.1.0").replace("'1.1.0'", "1.1"), "at_least is a text"),
+        (GOOD + VERSION.format("1.1.0").replace("'1.1.0'", "1.1"), "at_least is 1.1: give a text"),
         (GOOD + "[strata]\nall = ['3']\n", "called 'all'.*Rename"),
         (GOOD + "[strata]\nA = ['3']\nB = ['3']\n", "'3' is in two strata, A and B"),
         (GOOD.replace("{subject}", "{subject"), "brace without its partner"),
@@ -168,7 +163,7 @@ def test_a_users_adapter_is_named_after_its_file(tmp_path):
         (GOOD.replace("{subject}", "../{subject}"), "no path below the dataset's folder"),
         (GOOD.replace("1 =", "99999999999 ="), "no whole number from 0 to 32767"),
         (GOOD.replace("1 =", "'²' ="), "no whole number from 0 to 32767"),
-        (GOOD + "[misspelt]\na = 3\n", "a is a text"),
+        (GOOD + "[misspelt]\na = 3\n", "misspelt has a, which is 3"),
         ("[[[", "no TOML"),
         ("[patterns]\nlabels = 'a.nii'\n[labels]\ntable = 'a.tsv'\n", "there is no such file"),
         ("[patterns]\nlabels = 'a.nii'\n[labels]\ncrosswalk = 'x'\n", "no crosswalk from 'x'"),
@@ -349,7 +344,7 @@ def test_a_plain_derivative_is_found_by_its_names(tmp_path):
     put(anat / "sub-01_acq-a_space-T2w_dseg.nii.gz")
     put(anat / "sub-01_res-0p5mm_dseg.nii.gz")
     put(anat / "sub-01_space-MNI152NLin2009cAsym_dseg.nii.gz")
-    cases, notes = find_cases(plain_adapter("manual"), tmp_path)
+    cases, notes = find_cases(Adapter("manual"), tmp_path)
     assert list(cases) == ["sub-01", "sub-01_acq-a_T2w"]
     assert len(notes) == 1
     assert "space MNI152NLin2009cAsym" in notes[0]
@@ -359,18 +354,18 @@ def test_of_several_segmentations_the_name_chooses(tmp_path):
     anat = tmp_path / "sub-01" / "anat"
     for seg in ("raterA", "raterB"):
         put(anat / f"sub-01_seg-{seg}_dseg.nii.gz")
-    cases, _ = find_cases(plain_adapter("raterB"), tmp_path)
+    cases, _ = find_cases(Adapter("raterB"), tmp_path)
     assert cases["sub-01"].labels.name == "sub-01_seg-raterB_dseg.nii.gz"
     with pytest.raises(InputError, match=r"\(raterA, raterB\), none of them manual.*NAME=PATH"):
-        find_cases(plain_adapter("manual"), tmp_path)
+        find_cases(Adapter("manual"), tmp_path)
 
 
 def test_one_segmentation_each_by_two_raters_is_not_one_rater(tmp_path):
     for subject, seg in (("01", "A"), ("02", "B")):
         put(tmp_path / f"sub-{subject}/anat/sub-{subject}_seg-{seg}_dseg.nii.gz")
     with pytest.raises(InputError, match=r"\(A, B\), none of them manual"):
-        find_cases(plain_adapter("manual"), tmp_path)
-    assert list(find_cases(plain_adapter("B"), tmp_path)[0]) == ["sub-02"]
+        find_cases(Adapter("manual"), tmp_path)
+    assert list(find_cases(Adapter("B"), tmp_path)[0]) == ["sub-02"]
 
 
 # ---- names of a derivative

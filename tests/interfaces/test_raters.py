@@ -13,21 +13,18 @@ import pytest
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.bids.adapters import read_adapter
 from brainseg_bids.bids.names import Scan
-from brainseg_bids.bids.references import Case, find_cases, read_adapter
+from brainseg_bids.bids.references import Case, find_cases
 from brainseg_bids.evaluation.agreement import compare
+from brainseg_bids.evaluation.protocols import comparison, within_evaluable
+from brainseg_bids.evaluation.ratings import Rating, merge_sides, nearest_labels, translate
 from brainseg_bids.interfaces.raters import (
-    Rating,
-    comparison,
     find_adapter,
     find_rated,
     meaning_digest,
-    merge_sides,
-    nearest_labels,
     read_rating,
     tool_cases,
-    translate,
-    within_evaluable,
 )
 from brainseg_bids.volumes import (
     InputError,

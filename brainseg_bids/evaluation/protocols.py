@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of two raters' label maps can be judged, and how: two protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.documents import InputError
+from brainseg_bids.evaluation.ratings import (
+    Rating,
+    fullhead,
+    left_of,
+    merge_sides,
+    merged_name,
+    named_structures,
+    recoded,
+)
+
+PROTOCOLS = ("label-restricted", "within-evaluable")
+"""All voxels count, with all labels that are not judged as background; or those voxels are left
+out that the reference leaves at 0 and somebody calls tissue that the reference does not label."""
+
+MEDIAL_TEMPORAL = ("Hippocampus", "Amygdala")
+LEFT_OUT, CORTEX = HIPPOCAMPUS = ("left out", "cortex")
+"""How predicted hippocampus and amygdala are taken where a reference knows cortex only."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a reference can be a reference for.
+
+    Parameters
+    ----------
+    name : str
+    evaluable : tuple of str, or None
+        Labels of ``fullhead`` that others are judged on; None: all that the rater has.
+    unlabelled : tuple of str
+        Tissue that the rater left at 0 though others may rightly label it.
+    hippocampus_amygdala : {"left out", "cortex"}
+    """
+
+    name: str
+    evaluable: tuple[str, ...] | None = None
+    unlabelled: tuple[str, ...] = ()
+    hippocampus_amygdala: str = LEFT_OUT
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedMaps:
+    """Two label maps that can be judged, and what of them: arguments of `agreement.compare`.
+
+    Parameters
+    ----------
+    prediction, reference : LabelMap
+        On one grid, in one table, with nothing in it but what is judged.
+    within : (X, Y, Z) bool or None
+        Voxels that count; None: all.
+    groups : mapping of str to tuple of str
+        Structures of several labels, by the names of ``structures.tsv``.
+    protocol : {"label-restricted", "within-evaluable"}
+    excluded_mm3 : float
+        Volume that does not count.
+    notes : tuple of str
+        What is not judged, and how hippocampus and amygdala were taken.
+    """
+
+    prediction: LabelMap
+    reference: LabelMap
+    within: np.ndarray | None
+    groups: Mapping[str, tuple[str, ...]]
+    protocol: str
+    excluded_mm3: float
+    notes: tuple[str, ...]
+
+
+def within_evaluable(
+    reference: LabelMap, predictions: Sequence[LabelMap], unlabelled: Iterable[str]
+) -> np.ndarray:
+    """Voxels that count under the protocol ``within-evaluable``.
+
+    A voxel does not count if the reference leaves it at 0 and any of the predictions calls it one
+    of the structures that the reference does not label. With all raters' predictions the mask
+    is the same for all of them, which a fair comparison needs. With the judged prediction alone
+    it changes no row: where that prediction says cerebellum, it has no cortex to be wrong about.
+
+    Parameters
+    ----------
+    reference : LabelMap
+    predictions : sequence of LabelMap
+        On the same grid, codes of ``fullhead`` or of `merge_sides`.
+    unlabelled : iterable of str
+        Names of ``fullhead``.
+
+    Returns
+    -------
+    (X, Y, Z) bool
+    """
+    table = fullhead()
+    codes = [table[name].index for name in unlabelled]
+    called = np.zeros(reference.grid.shape, dtype=bool)
+    for prediction in predictions:
+        called |= np.isin(prediction.voxels, codes)
+    return ~(called & (reference.voxels == 0))
+
+
+def comparison(
+    reference: Rating,
+    rater: Rating,
+    scope: Scope,
+    *,
+    name: str,
+    protocol: str = "label-restricted",
+    others: Sequence[Rating] = (),
+) -> JudgedMaps:
+    """What of two ratings is judged, and how.
+
+    Parameters
+    ----------
+    reference, rater : Rating
+        On one grid. Voxels that are void to the reference do not count; those that are void to
+        the rater are wrong where the reference has a label.
+    scope : Scope
+        Of the reference.
+    name : str
+        Of the rater, for notes.
+    protocol : {"label-restricted", "within-evaluable"}
+    others : sequence of Rating
+        All raters of this image, for ``within-evaluable``; see there.
+
+    Raises
+    ------
+    InputError
+        If the reference knows no unlabelled tissue, so that ``within-evaluable`` means nothing, or
+        the two have no label in common.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}")
+    notes: list[str] = []
+    within = None if reference.void is None else ~reference.void
+    if protocol == "within-evaluable":
+        evaluable = _evaluable(reference, [rater, *others], scope)
+        within = evaluable if within is None else within & evaluable
+    if scope.unlabelled:
+        rater = _treat_medial_temporal(rater, scope, name, notes)
+    if not (reference.has_sides and rater.has_sides):
+        reference, rater = merge_sides(reference), merge_sides(rater)
+        notes.append(f"{name}: left and right are judged as one.")
+    judged = _judged(reference, rater, scope, name, notes)
+    outside = 0 if within is None else within.size - int(np.count_nonzero(within))
+    return JudgedMaps(
+        _restricted(rater.labels, judged),
+        _restricted(reference.labels, judged),
+        within,
+        _groups([reference.labels.table[code].name for code in judged]),
+        protocol,
+        outside * reference.labels.grid.voxel_volume_mm3,
+        tuple(notes),
+    )
+
+
+def _evaluable(reference: Rating, raters: Sequence[Rating], scope: Scope) -> np.ndarray:
+    """`within_evaluable` of ratings."""
+    unlabelled = _unlabelled(scope)
+    if not unlabelled:
+        raise InputError(
+            f"{scope.name}: its adapter names no unlabelled tissue, so there is no protocol "
+            "within-evaluable. Use label-restricted."
+        )
+    return within_evaluable(reference.labels, [one.labels for one in raters], unlabelled)
+
+
+def _unlabelled(scope: Scope) -> list[str]:
+    """Unlabelled tissue; what counts as cortex is none of it."""
+    if scope.hippocampus_amygdala == LEFT_OUT:
+        return list(scope.unlabelled)
+    return [name for name in scope.unlabelled if not name.endswith(MEDIAL_TEMPORAL)]
+
+
+def _treat_medial_temporal(rater: Rating, scope: Scope, name: str, notes: list[str]) -> Rating:
+    """Predicted hippocampus and amygdala as the reference wants them, and a note that says how."""
+    if scope.hippocampus_amygdala == LEFT_OUT:
+        notes.append(f"{name}: hippocampus and amygdala are left out of the cortex.")
+        return rater
+    notes.append(f"{name}: hippocampus and amygdala count as cortex.")
+    full, labels = fullhead(), rater.labels
+    codes = {label.index: label.index for label in labels.table}
+    for side in ("Left", "Right"):
+        for part in MEDIAL_TEMPORAL:
+            code = full[f"{side}-{part}"].index
+            if code in codes:
+                codes[code] = full[f"{side}-Cerebral-Cortex"].index
+    return replace(rater, labels=recoded(labels, codes, labels.table))
+
+
+def _judged(
+    reference: Rating, rater: Rating, scope: Scope, name: str, notes: list[str]
+) -> list[int]:
+    """Codes that the reference labels and the rater can say."""
+    full = fullhead()
+    wanted = {label.index for label in reference.labels.table} - {0}
+    if scope.evaluable is not None:
+        names = (n if reference.has_sides else left_of(n) for n in scope.evaluable)
+        wanted &= {full[n].index for n in names}
+    lacking = sorted(code for code in wanted if code not in rater.labels.table)
+    if lacking:
+        shown = ", ".join(reference.labels.table[code].name for code in lacking)
+        notes.append(f"{name}: has no label for {shown}; not judged.")
+    judged = sorted(wanted - set(lacking))
+    if not judged:
+        raise InputError(f"{name}: has no label that {scope.name} is a reference for.")
+    return judged
+
+
+def _restricted(labels: LabelMap, codes: Sequence[int]) -> LabelMap:
+    """Label map with everything but some labels as background."""
+    return recoded(labels, {code: code for code in codes}, labels.table.subset([0, *codes]))
+
+
+def _groups(judged: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Structures all of whose members are judged, and that are more than one label.
+
+    >>> _groups(["Left-Thalamus", "Right-Thalamus"])
+    {'Thalamus': ('Left-Thalamus', 'Right-Thalamus')}
+    >>> _groups(["Cerebral-GM", "Cerebral-WM"])
+    {'Cerebrum': ('Cerebral-GM', 'Cerebral-WM')}
+    """
+    there = set(judged)
+    groups = {}
+    for structure in named_structures().values():
+        merged = tuple(dict.fromkeys(merged_name(left_of(m)) for m in structure.members))
+        for members in (structure.members, merged):
+            if len(members) > 1 and there.issuperset(members):
+                groups[structure.name] = members
+    return groups
