@@ -7,7 +7,8 @@ For a run that stage ``train`` has not begun, say what it cannot know:
 ``--name mine --contrasts T1w --card FILE --out DIR``
 
 ``--level-volumes 16`` fits one offset a label on 16 synthetic pairs of the label maps that were
-learned from, so that volumes are right on average; see `brainseg_bids.training.leveling`.
+learned from, so that volumes are right on average; see
+`brainseg_bids.training.volume_calibration`.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from brainseg_bids.training.plan import TrainPlan
 
 SEEN = "seen.json"
-LEVEL_SEED = 2_000_003
-"""Added to a plan's seed for the pairs that volumes are leveled on."""
+CALIBRATION_SEED = 2_000_003
+"""Added to a plan's seed for the pairs that volumes are calibrated on."""
 LOSSES = {"chosen": "at chosen voxels", "dense": "at all voxels"}
 
 
@@ -51,7 +52,7 @@ def bundle_run(
     name: str = "",
     contrasts: Sequence[str] = (),
     card: str = "",
-    level_pairs: int = 0,
+    calibration_pairs: int = 0,
     heads: Sequence[Path] = (),
 ) -> ModelBundle:
     """Bundle the averaged weights of a run's last checkpoint, whole or not at all.
@@ -64,8 +65,8 @@ def bundle_run(
         Folder of the bundle; default: ``bundle`` beside ``run``.
     name, contrasts, card
         Default: what ``job.json`` of stage ``train`` says; the card is made from it.
-    level_pairs : int
-        Pairs that volumes are leveled on; 0: they are left as they are.
+    calibration_pairs : int
+        Pairs that volumes are calibrated on; 0: they are left as they are.
     heads : sequence of Path
         Label maps to make these of; default: those that were learned from.
 
@@ -97,11 +98,13 @@ def bundle_run(
         raise BundleError(f"{run}: has no job.json. Say {', '.join(missing)}.")
     plan, steps = TrainPlan.from_json((run / "plan.json").read_text()), steps_done(checkpoint)
     net = averaged_net(plan, checkpoint)
-    leveled = {}
-    if level_pairs:
+    calibrated = {}
+    if calibration_pairs:
         cache = Path(job["map_cache"]) if "map_cache" in job else None
-        leveled = _level(net, plan, heads or _learned_from(run), level_pairs, cache)
-    text = card or _card(card_facts(run, job, plan, net, steps, level_pairs=level_pairs))
+        calibrated = _calibrate(net, plan, heads or _learned_from(run), calibration_pairs, cache)
+    text = card or _card(
+        card_facts(run, job, plan, net, steps, calibration_pairs=calibration_pairs)
+    )
     out = out or run.parent / "bundle"
     fresh = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -119,7 +122,7 @@ def bundle_run(
                     "plan": json.loads(plan.to_json()),
                     "steps": steps,
                     **{key: job[key] for key in ("spaces", "maps", "command") if key in job},
-                    **leveled,
+                    **calibrated,
                 }
             ),
             seen=read_seen(run),
@@ -163,25 +166,25 @@ def _command_without_folders(command: str) -> str:
     return shlex.join(words)
 
 
-def _level(
+def _calibrate(
     net: PackedNet, plan: TrainPlan, heads: Sequence[Path], pairs: int, cache: Path | None
 ) -> dict:
-    """Level a network's volumes; what the manifest says of it."""
+    """Calibrate a network's volumes; what the manifest says of it."""
     from brainseg_bids.cli.train_cache import read_checked_map
     from brainseg_bids.synth.space import read_space
     from brainseg_bids.training.data import PairStream
     from brainseg_bids.training.fit import make_generator
-    from brainseg_bids.training.leveling import add_offsets, level_volumes
+    from brainseg_bids.training.volume_calibration import add_offsets, calibrate_volumes
 
     target = LabelTable.packaged(plan.target_table)
     stream = PairStream(
         [read_checked_map(path, cache, source=plan.source_table).head for path in heads],
         [(read_space(name), share) for name, share in plan.spaces.items()],
         make_generator(plan),
-        seed=plan.seed + LEVEL_SEED,
+        seed=plan.seed + CALIBRATION_SEED,
     )
     is_half = plan.precision.startswith("bf16")
-    offsets = level_volumes(net.eval(), stream, target, pairs=pairs, autocast=is_half)
+    offsets = calibrate_volumes(net.eval(), stream, target, pairs=pairs, autocast=is_half)
     add_offsets(net, offsets)
     names = {label.name: round(float(o), 4) for label, o in zip(target, offsets, strict=True)}
     return {"leveled": {"pairs": pairs, "offsets": names}}
@@ -217,7 +220,13 @@ def _card(facts: CardFacts) -> str:
 
 
 def card_facts(
-    run: Path, job: Mapping, plan: TrainPlan, net: PackedNet, steps: int, *, level_pairs: int = 0
+    run: Path,
+    job: Mapping,
+    plan: TrainPlan,
+    net: PackedNet,
+    steps: int,
+    *,
+    calibration_pairs: int = 0,
 ) -> CardFacts:
     """What the model card says, from the files of a job."""
     from brainseg_bids.reports.card import CardFacts, MapFacts, SpaceFacts
@@ -250,7 +259,7 @@ def card_facts(
         spaces=tuple(spaces.values()),
         steps=steps,
         planned_steps=planned_steps(plan.total_steps) or steps,
-        level_pairs=level_pairs,
+        calibration_pairs=calibration_pairs,
         patch_vox=plan.patch_vox,
         pairs_per_step=plan.pairs_per_step,
         precision=plan.precision,
@@ -340,7 +349,7 @@ def main(argv: list[str] | None = None) -> int:
             name=options.name,
             contrasts=options.contrasts,
             card=options.card.read_text(encoding="utf-8") if options.card else "",
-            level_pairs=options.level_volumes,
+            calibration_pairs=options.level_volumes,
             heads=options.heads,
         )
     except (OSError, ValueError) as error:

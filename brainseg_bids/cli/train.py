@@ -180,7 +180,7 @@ def _train(options: argparse.Namespace) -> int:
     spaces = (*plan.spaces, plan.validation_space)
     seen |= {h for name in spaces for h in fitted_on(read_space(name))}
     start, lent_by = _read_start(options.start_from, plan)
-    # What went before this stretch, or lent its weights, was seen, too.
+    # What went before this run, or lent its weights, was seen, too.
     seen |= lent_by | set(read_seen(options.out) or ())
     check_run(plan, heads, held_out, options.out, memory=options.memory)
     if is_first_process():
@@ -338,12 +338,12 @@ def _replay(path: Path) -> int:
         raise InputError(f"{path}: is no report of a bad step ({error})") from error
     generator = make_generator(plan)
     table = LabelTable.packaged(plan.source_table)
-    for place, head_file, recipe in jobs:
+    for index, head_file, recipe in jobs:
         if head_file is None:
-            raise InputError(f"{path}: does not say which label map place {place} was made of")
+            raise InputError(f"{path}: does not say which label map index {index} was made of")
         head = Head.from_label_map(read_label_map(head_file, table))
         pair = generator.render(head, recipe)
-        out = path.with_name(f"{path.stem}_place-{place}.npz")
+        out = path.with_name(f"{path.stem}_place-{index}.npz")
         np.savez_compressed(out, image=pair.image[0].numpy(), labels=pair.labels.numpy())
         finite = "finite" if torch.isfinite(pair.image).all() else "NOT finite"
         low, high = float(pair.image.min()), float(pair.image.max())

@@ -138,8 +138,8 @@ class CardFacts:
         Name of the model whose weights training began from; empty: from scratch.
     command : str
         That made the model.
-    level_pairs : int
-        Synthetic pairs that volumes were leveled on; 0: they were not.
+    calibration_pairs : int
+        Synthetic pairs that volumes were calibrated on; 0: they were not.
     licence : str
         Of the model, e.g. an SPDX identifier; empty: not stated.
     data_licence : str
@@ -173,7 +173,7 @@ class CardFacts:
     duration_s: float | None = None
     started_from: str = ""
     command: str = ""
-    level_pairs: int = 0
+    calibration_pairs: int = 0
     licence: str = ""
     data_licence: str = ""
     limits: tuple[str, ...] = ()
@@ -351,11 +351,11 @@ def _training(facts: CardFacts) -> list[str]:
         f"{facts.loss}; learning rate {facts.learning_rate:g}; precision {facts.precision}; seed "
         f"{facts.seed}. Hardware: {facts.hardware}; {duration}."
     ]
-    if facts.level_pairs:
+    if facts.calibration_pairs:
         paragraphs.append(
-            f"Volumes were leveled afterwards: one offset of the scores a label, fitted on "
-            f"{facts.level_pairs} synthetic pairs of the label maps learned from. The Dice of the "
-            "last validation are from before."
+            "Volumes were calibrated afterwards: one offset of the scores a label, fitted on "
+            f"{facts.calibration_pairs} synthetic pairs of the label maps learned from. The Dice "
+            "of the last validation are from before."
         )
     if facts.command:
         paragraphs.append(f"```\n{facts.command.strip()}\n```")

@@ -32,7 +32,7 @@ OTHER_PROCESS = "a signal to another process"
 LARGEST_NORM = 1.0
 
 
-# Endings ----------------------------------------------------------------------------------------
+# -- endings ---------------------------------------------------------------------------------
 
 
 class Stopped(SystemExit):
@@ -54,10 +54,10 @@ class CannotSave(OSError):
     """A checkpoint could not be written; the one before it is as it was."""
 
 
-# Checkpoints ------------------------------------------------------------------------------------
+# -- checkpoints -----------------------------------------------------------------------------
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside the old one and renames it when it is whole and on disk."""
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
@@ -91,7 +91,7 @@ def _why(error: BaseException) -> str:
     return "is the disk full?"
 
 
-class Average(Callback):
+class EMACallback(Callback):
     """Moving average of the weights (Polyak and Juditsky, 1992), which validation looks at.
 
     Works on whatever part of the weights a process holds. In checkpoints the average is
@@ -177,9 +177,10 @@ class Average(Callback):
             checkpoint["state_dict"] = trainer.strategy.lightning_module_state_dict()
             self.swap(module)
             return
-        means = dict(zip(map(_place, self._own(module)), self.average, strict=True))
+        means = dict(zip(map(_storage_key, self._own(module)), self.average, strict=True))
         checkpoint["state_dict"] = {
-            name: means.get(_place(one), one) for name, one in checkpoint["state_dict"].items()
+            name: means.get(_storage_key(one), one)
+            for name, one in checkpoint["state_dict"].items()
         }
 
     @torch.no_grad()
@@ -188,12 +189,12 @@ class Average(Callback):
             one.copy_(mean)
 
 
-def _place(tensor: Tensor) -> tuple:
+def _storage_key(tensor: Tensor) -> tuple:
     """The same for two names of one weight, which some libraries have."""
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-class Keeper(Callback):
+class CheckpointCallback(Callback):
     """Saves at intervals of steps and of time, and when told to stop; then ends the run.
 
     All processes decide together. Signals that ask for an end: `SIGNALS`; heard while the block
@@ -331,10 +332,10 @@ class Keeper(Callback):
         )
 
 
-# Guard ------------------------------------------------------------------------------------------
+# -- gradients -------------------------------------------------------------------------------
 
 
-class Guard(Callback):
+class GradientCheck(Callback):
     """Clips gradients, and stops before a step that would spoil the weights.
 
     Leaves ``bad-step-NNNNNN.json`` with all that is needed to make the pairs again.
@@ -366,8 +367,8 @@ class Guard(Callback):
 
     def _refuse(self, trainer: Trainer, module: LightningModule, norm: float) -> None:
         step = trainer.global_step
-        losses = losses_by_place(trainer, module).tolist()
-        bad = [place for place, loss in enumerate(losses) if not math.isfinite(loss)]
+        losses = losses_by_index(trainer, module).tolist()
+        bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
         path = self.out_dir / f"bad-step-{step:06d}.json"
         what = f"loss is {losses[bad[0]]}" if bad else f"gradient is {norm} and the loss a number"
         if trainer.is_global_zero:
@@ -377,7 +378,7 @@ class Guard(Callback):
                 "what": what,
                 "gradient_norm": repr(norm),
                 "pairs": [
-                    self._pair(step, place, losses[place]) for place in bad or range(len(losses))
+                    self._pair(step, index, losses[index]) for index in bad or range(len(losses))
                 ],
                 "plan": json.loads(self.plan_json),
             }
@@ -388,11 +389,11 @@ class Guard(Callback):
             "learning rate or precision 32-true may help."
         )
 
-    def _pair(self, step: int, place: int, loss: float) -> dict:
-        which, recipe = self.stream.draw(step, place)
+    def _pair(self, step: int, index: int, loss: float) -> dict:
+        which, recipe = self.stream.draw(step, index)
         name = self.head_names[which] if which < len(self.head_names) else None
         return {
-            "place": place,
+            "place": index,
             "loss": repr(loss),
             "head": which,
             "head_file": name,
@@ -400,10 +401,10 @@ class Guard(Callback):
         }
 
 
-def losses_by_place(trainer: Trainer, module: LightningModule) -> Tensor:
+def losses_by_index(trainer: Trainer, module: LightningModule) -> Tensor:
     """Losses of the step in work, of all processes; pairs of one batch have its mean."""
     plan = module.plan
     losses = torch.zeros(plan.batch * plan.accumulate * trainer.world_size, device=module.device)
-    for places, loss in module.losses:
-        losses[places] = loss.float()
+    for indices, loss in module.losses:
+        losses[indices] = loss.float()
     return trainer.strategy.reduce(losses, reduce_op="sum")

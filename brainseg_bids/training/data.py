@@ -23,8 +23,8 @@ HEADS_SHARE = 0.03
 """Of the accelerator's free memory that label maps to learn from, and those held out, may take
 each: a memory plan leaves a tenth, which pairs are made in, too. If they need more, they stay out
 and each is copied when its turn comes, which takes milliseconds."""
-PLACE_STRIDE = 1_000_003
-"""Between the seeds of two places of a step: more than the steps of a run."""
+INDEX_STRIDE = 1_000_003
+"""Between the seeds of two samples of a step: more than the steps of a run."""
 
 
 class Space(Protocol):
@@ -47,13 +47,13 @@ class Space(Protocol):
 
 
 class PairStream(IterableDataset):
-    """Pairs by step and place; one depends on heads, spaces, seed, step and place only.
+    """Pairs by step and sample index; one depends on heads, spaces, seed, step and index only.
 
-    A step learns from several pairs; their places are counted from 0. Neither the number of
-    processes nor the order and the names of the spaces matter, so a pair can be made again from
-    (digests of the spaces, seed, step, place) with `draw`.
+    A step learns from several pairs; a sample's index counts from 0 within its step. Neither the
+    number of processes nor the order and the names of the spaces matter, so a pair can be made
+    again from (digests of the spaces, seed, step, index) with `draw`.
 
-    Iterating gives the pairs at one place, step by step, without end; workers of a ``DataLoader``
+    Iterating gives the pairs at one index, step by step, without end; workers of a ``DataLoader``
     take turns at the steps.
 
     Parameters
@@ -63,7 +63,7 @@ class PairStream(IterableDataset):
         Recipe spaces and how often each is drawn from.
     generator : Generator
     seed : int
-    place, start_step : int
+    index, start_step : int
         What iterating gives, and from where on.
     stop_step : int, optional
         Step before which to end; by default never.
@@ -76,7 +76,7 @@ class PairStream(IterableDataset):
         generator: Generator,
         *,
         seed: int,
-        place: int = 0,
+        index: int = 0,
         start_step: int = 0,
         stop_step: int | None = None,
     ) -> None:
@@ -87,12 +87,12 @@ class PairStream(IterableDataset):
         fitting = [(space.at(generator.voxel_size_mm), share) for space, share in spaces]
         self.spaces = sorted(fitting, key=lambda pair: (pair[0].digest, pair[1]))
         self.generator = generator
-        self.seed, self.place = seed, place
+        self.seed, self.index = seed, index
         self.start_step, self.stop_step = start_step, stop_step
 
-    def draw(self, step: int, place: int = 0) -> tuple[int, Recipe]:
-        """Which head, and the recipe, of one place of a step."""
-        rng = np.random.default_rng([self.seed, place, step])
+    def draw(self, step: int, index: int = 0) -> tuple[int, Recipe]:
+        """Which head, and the recipe, of one sample of a step."""
+        rng = np.random.default_rng([self.seed, index, step])
         which = int(rng.integers(len(self.heads)))
         shares = np.array([share for _, share in self.spaces], dtype=float)
         space = self.spaces[int(rng.choice(len(shares), p=shares / shares.sum()))][0]
@@ -103,14 +103,14 @@ class PairStream(IterableDataset):
         first, every = (worker.id, worker.num_workers) if worker else (0, 1)
         step = self.start_step + first
         while self.stop_step is None or step < self.stop_step:
-            which, recipe = self.draw(step, self.place)
+            which, recipe = self.draw(step, self.index)
             pair = self.generator.render(self.heads[which], recipe)
             yield {"image": pair.image[None], "labels": pair.labels, "step": torch.tensor(step)}
             step += every
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Which pairs of a step one process makes.
 
     Parameters
@@ -128,26 +128,26 @@ class Share:
     rank: int = 0
     world: int = 1
 
-    def places(self, turn: int) -> list[int]:
+    def indices(self, turn: int) -> list[int]:
         """Places of this process's batch number ``turn`` of a step.
 
-        >>> [Share(batch=2, accumulate=2, rank=rank, world=2).places(1) for rank in (0, 1)]
+        >>> [Shard(batch=2, accumulate=2, rank=rank, world=2).indices(1) for rank in (0, 1)]
         [[4, 5], [6, 7]]
         """
         first = (turn * self.world + self.rank) * self.batch
         return list(range(first, first + self.batch))
 
 
-def pair_seed(step: int, place: int) -> int:
-    """Seed of what a place of a step chooses besides its recipe: the voxels to learn from.
+def pair_seed(step: int, index: int) -> int:
+    """Seed of what a sample chooses besides its recipe: the voxels to learn from.
 
     >>> pair_seed(7, 0)
     7
     """
-    return step + place * PLACE_STRIDE
+    return step + index * INDEX_STRIDE
 
 
-class Feed:
+class PairLoader:
     """Batches of one process, made on its device.
 
     On an accelerator the next batch is made while the network works on the last, on a stream of
@@ -156,7 +156,7 @@ class Feed:
     Parameters
     ----------
     stream : PairStream
-    share : Share
+    shard : Shard
     device : torch.device
     first_step, stop_step : int
         The length counts from step 0, as Lightning does; batches begin at ``first_step``.
@@ -170,25 +170,25 @@ class Feed:
     def __init__(
         self,
         stream: PairStream,
-        share: Share,
+        shard: Shard,
         device: torch.device,
         *,
         first_step: int,
         stop_step: int,
     ) -> None:
-        self.stream, self.share, self.device = stream, share, device
+        self.stream, self.shard, self.device = stream, shard, device
         self.first_step, self.stop_step = first_step, stop_step
         self.waited_s = 0.0
         self.heads = heads_on(stream.heads, device)
 
     def __len__(self) -> int:
-        return self.stop_step * self.share.accumulate
+        return self.stop_step * self.shard.accumulate
 
     def __iter__(self) -> Iterator[dict]:
         jobs = (
             (step, turn)
             for step in range(self.first_step, self.stop_step)
-            for turn in range(self.share.accumulate)
+            for turn in range(self.shard.accumulate)
         )
         yield from (self._ahead(jobs) if self.device.type == "cuda" else self._in_turn(jobs))
 
@@ -226,18 +226,18 @@ class Feed:
 
     def make(self, step: int, turn: int) -> dict:
         """One batch: image (B, 1, X, Y, Z) float32, labels (B, X, Y, Z) uint8, and whose."""
-        places = self.share.places(turn)
-        pairs = [render(self.stream, self.heads, step, place, self.device) for place in places]
+        indices = self.shard.indices(turn)
+        pairs = [render(self.stream, self.heads, step, index, self.device) for index in indices]
         return {
             "image": torch.stack([image for image, _ in pairs]),
             "labels": torch.stack([labels for _, labels in pairs]),
             "step": step,
-            "places": places,
-            "seeds": [pair_seed(step, place) for place in places],
+            "indices": indices,
+            "seeds": [pair_seed(step, index) for index in indices],
         }
 
 
-class HeldOut:
+class ValidationLoader:
     """Validation pairs of one process; every process gives equally many.
 
     Processes have to stay in step, so one that is left over repeats a pair, ``counted`` False.
@@ -276,10 +276,10 @@ class HeldOut:
 
 
 def render(
-    stream: PairStream, heads: Sequence[Head], step: int, place: int, device: torch.device
+    stream: PairStream, heads: Sequence[Head], step: int, index: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Image (1, X, Y, Z) and labels (X, Y, Z) of one place of a step, on the device."""
-    which, recipe = stream.draw(step, place)
+    """Image (1, X, Y, Z) and labels (X, Y, Z) of one sample of a step, on the device."""
+    which, recipe = stream.draw(step, index)
     pair = stream.generator.render(heads[which].to(_workshop(device)), recipe)
     return pair.image.to(device), pair.labels.to(device)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning
@@ -20,8 +20,14 @@ from brainseg_bids.nets.architectures import PackedNet, build
 from brainseg_bids.nets.memory import smaller
 from brainseg_bids.synth.generator import Generator, Head
 from brainseg_bids.synth.space import read_space
-from brainseg_bids.training.callbacks import Average, Guard, Keeper, Stopped, WholeCheckpoints
-from brainseg_bids.training.data import Feed, HeldOut, PairStream, Share
+from brainseg_bids.training.callbacks import (
+    AtomicCheckpointIO,
+    CheckpointCallback,
+    EMACallback,
+    GradientCheck,
+    Stopped,
+)
+from brainseg_bids.training.data import PairLoader, PairStream, Shard, ValidationLoader
 from brainseg_bids.training.deadline import Deadline
 from brainseg_bids.training.losses import loss_of
 from brainseg_bids.training.memory import MemoryBook, out_of_memory
@@ -35,7 +41,7 @@ from brainseg_bids.training.processes import (
     quieten,
     strategy_of,
 )
-from brainseg_bids.training.progress import Journal
+from brainseg_bids.training.progress import LoggingCallback
 from brainseg_bids.training.resume import (
     LAST,
     check_unchanged,
@@ -45,7 +51,7 @@ from brainseg_bids.training.resume import (
     write_whole,
 )
 from brainseg_bids.training.task import SegmentationTask
-from brainseg_bids.training.validation import Examination, RealImage
+from brainseg_bids.training.validation import RealImage, ValidationCallback
 
 log = logging.getLogger("brainseg")
 
@@ -84,9 +90,6 @@ def _less(plan: TrainPlan, book: MemoryBook) -> TrainPlan:
     return with_memory(plan, memory)
 
 
-# Training ---------------------------------------------------------------------------------------
-
-
 class PairData(lightning.LightningDataModule):
     """Pairs of this process, made on its device, which is known when training begins."""
 
@@ -94,20 +97,20 @@ class PairData(lightning.LightningDataModule):
         super().__init__()
         self.stream, self.held_out = stream, held_out
         self.plan, self.done = plan, done
-        self.feed: Feed | None = None
+        self.loader: PairLoader | None = None
 
-    def train_dataloader(self) -> Feed:
+    def train_dataloader(self) -> PairLoader:
         plan, trainer = self.plan, self.trainer
-        share = Share(plan.batch, plan.accumulate, trainer.global_rank, trainer.world_size)
+        shard = Shard(plan.batch, plan.accumulate, trainer.global_rank, trainer.world_size)
         device = trainer.strategy.root_device
-        self.feed = Feed(
-            self.stream, share, device, first_step=self.done, stop_step=plan.total_steps
+        self.loader = PairLoader(
+            self.stream, shard, device, first_step=self.done, stop_step=plan.total_steps
         )
-        return self.feed
+        return self.loader
 
-    def val_dataloader(self) -> HeldOut:
+    def val_dataloader(self) -> ValidationLoader:
         trainer = self.trainer
-        return HeldOut(
+        return ValidationLoader(
             self.held_out,
             self.plan.validation_pairs,
             trainer.strategy.root_device,
@@ -117,48 +120,13 @@ class PairData(lightning.LightningDataModule):
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What stays the same in all stretches of one call of `fit`."""
-
-    train_heads: Sequence[Head]
-    validation_heads: Sequence[Head]
-    out_dir: Path
-    until_step: int | None = None
-    start_from: PackedNet | None = None
-    real: Sequence[RealImage] = ()
-    book: MemoryBook | None = None
-    head_names: Sequence[str] = ()
-    checkpoint_every_s: float = CHECKPOINT_EVERY_S
-    deadline: Deadline | None = None
-    last: Path = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "last", self.out_dir / LAST)
-
-
-def fit(
-    plan: TrainPlan,
-    train_heads: Sequence[Head],
-    validation_heads: Sequence[Head],
-    out_dir: str | Path,
-    *,
-    until_step: int | None = None,
-    start_from: PackedNet | None = None,
-    real: Sequence[RealImage] = (),
-    memory: str | Path | None = None,
-    head_names: Sequence[str] = (),
-    checkpoint_every_s: float = CHECKPOINT_EVERY_S,
-    deadline: Deadline | None = None,
-) -> SegmentationTask:
-    """Train, or go on training.
-
-    Leaves ``last.ckpt`` (weights, average, optimiser, schedule, settings), ``plan.json``,
-    ``log-from-N/metrics.csv``, TensorBoard's events beside it, and ``samples/`` in ``out_dir``.
-    An interrupted run goes on from ``last.ckpt`` with the same pairs a straight run would have
-    seen; on a CPU its weights are the same to the last bit.
+class TrainingRun:
+    """What `fit` is given beside its plan.
 
     Parameters
     ----------
+    train_heads, validation_heads : sequence of Head
+    out_dir : Path
     until_step : int, optional
         Stop here, before the plan's end, to go on later.
     start_from : PackedNet, optional
@@ -175,6 +143,48 @@ def fit(
     deadline : Deadline, optional
         When to end, with a validation, before the plan's last step. ``plan.json`` then says how
         many steps there were.
+    """
+
+    train_heads: Sequence[Head]
+    validation_heads: Sequence[Head]
+    out_dir: Path
+    until_step: int | None = None
+    start_from: PackedNet | None = None
+    real: Sequence[RealImage] = ()
+    memory: str | Path | None = None
+    head_names: Sequence[str] = ()
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S
+    deadline: Deadline | None = None
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint."""
+        return self.out_dir / LAST
+
+    @property
+    def book(self) -> MemoryBook | None:
+        """Memory plans, if any were made."""
+        return MemoryBook(Path(self.memory)) if self.memory else None
+
+
+def fit(
+    plan: TrainPlan,
+    train_heads: Sequence[Head],
+    validation_heads: Sequence[Head],
+    out_dir: str | Path,
+    **options,
+) -> SegmentationTask:
+    """Train, or go on training.
+
+    Leaves ``last.ckpt`` (weights, average, optimiser, schedule, settings), ``plan.json``,
+    ``log-from-N/metrics.csv``, TensorBoard's events beside it, and ``samples/`` in ``out_dir``.
+    An interrupted run goes on from ``last.ckpt`` with the same pairs a straight run would have
+    seen; on a CPU its weights are the same to the last bit.
+
+    Parameters
+    ----------
+    **options
+        Further fields of `TrainingRun`.
 
     Returns
     -------
@@ -197,28 +207,18 @@ def fit(
         SIGTERM, SIGUSR1 or SIGINT came; the step was finished and saved.
     """
     quieten()
-    job = _Job(
-        train_heads,
-        validation_heads,
-        Path(out_dir),
-        until_step,
-        start_from,
-        real,
-        MemoryBook(Path(memory)) if memory else None,
-        head_names,
-        checkpoint_every_s,
-        deadline,
-    )
-    if job.book:
-        plan = with_memory(plan, job.book.plan())
+    run = TrainingRun(train_heads, validation_heads, Path(out_dir), **options)
+    book = run.book
+    if book:
+        plan = with_memory(plan, book.plan())
     while True:
         try:
-            return _stretch(plan, job)
+            return _train(plan, run)
         except Exception as error:
-            if job.book is None or not out_of_memory(error):
+            if book is None or not out_of_memory(error):
                 raise
             log.warning("memory ran out: %s", str(error).splitlines()[0][:200])
-            plan = _less(plan, job.book)
+            plan = _less(plan, book)
             if plan.world > 1:
                 raise MemoryError(
                     "memory ran out; a smaller plan is in force now: run the same command again"
@@ -227,7 +227,7 @@ def fit(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        log.info("going on with %s", job.book.plan().describe())
+        log.info("going on with %s", book.plan().describe())
 
 
 def check_run(
@@ -247,65 +247,65 @@ def check_run(
         check_unchanged(last, settings_of(plan, train_heads, validation_heads))
 
 
-def _stretch(plan: TrainPlan, job: _Job) -> SegmentationTask:
+def _train(plan: TrainPlan, run: TrainingRun) -> SegmentationTask:
     """Train from the last checkpoint, or from the beginning, to the end."""
     check_hardware(plan)
-    settings = settings_of(plan, job.train_heads, job.validation_heads)
-    if job.last.exists():
-        for line in check_unchanged(job.last, settings):
+    settings = settings_of(plan, run.train_heads, run.validation_heads)
+    if run.last.exists():
+        for line in check_unchanged(run.last, settings):
             log.info("going on with another setting: %s", line)
     if is_first_process():
-        write_whole(job.out_dir / "plan.json", plan.to_json())
+        write_whole(run.out_dir / "plan.json", plan.to_json())
     lightning.seed_everything(plan.seed, verbose=False)
     generator = make_generator(plan)
     spaces = [(read_space(name), share) for name, share in plan.spaces.items()]
-    done = steps_done(job.last)
-    stream = PairStream(job.train_heads, spaces, generator, seed=plan.seed)
+    done = steps_done(run.last)
+    stream = PairStream(run.train_heads, spaces, generator, seed=plan.seed)
     held_out = PairStream(
-        job.validation_heads,
+        run.validation_heads,
         [(read_space(plan.validation_space), 1.0)],
         generator,
         seed=plan.seed + VALIDATION_SEED,
     )
     task = make_task(plan)
-    if done >= min(job.until_step or plan.total_steps, plan.total_steps):
+    if done >= min(run.until_step or plan.total_steps, plan.total_steps):
         log.info("%d steps are done already", done)
-        task.load_state_dict(read_checkpoint(job.last)["state_dict"])
+        task.load_state_dict(read_checkpoint(run.last)["state_dict"])
         return task
-    if job.start_from is not None:
-        task.net.load_weights(job.start_from.weights())
+    if run.start_from is not None:
+        task.net.load_weights(run.start_from.weights())
     if plan.compile:
         # What cannot be compiled here runs as it is.
         torch._dynamo.config.suppress_errors = True
         task.net.body.compile()
-    _announce(plan, task, len(job.train_heads))
+    _announce(plan, task, len(run.train_heads))
     data = PairData(stream, held_out, plan, done)
-    keeper = Keeper(
-        job.last,
+    checkpoints = CheckpointCallback(
+        run.last,
         settings,
         done=done,
         every_steps=plan.validate_every,
-        every_s=job.checkpoint_every_s,
-        deadline=job.deadline,
+        every_s=run.checkpoint_every_s,
+        deadline=run.deadline,
     )
-    trainer = _trainer(plan, job, data, keeper)
-    start_at = job.last if done else None
+    trainer = _trainer(plan, run, data, checkpoints)
+    start_at = run.last if done else None
     try:
-        with keeper.listening():
+        with checkpoints.listening():
             trainer.fit(task, datamodule=data, ckpt_path=start_at, weights_only=True)
-            if trainer.global_step % plan.validate_every and not keeper.is_over:
+            if trainer.global_step % plan.validate_every and not checkpoints.is_over:
                 # What is kept is what is judged: the log's last word is about the last step.
                 trainer.validate(task, datamodule=data, verbose=False)
     except SIGTERMException as error:  # between Lightning's handler and ours
         end_children(trainer)
-        raise Stopped(steps_done(job.last), "SIGTERM") from error
+        raise Stopped(steps_done(run.last), "SIGTERM") from error
     except BaseException:
         end_children(trainer)
         raise
-    if keeper.is_over and is_first_process():
-        log.info("%g minutes are over after step %d", job.deadline.minutes, trainer.global_step)
+    if checkpoints.is_over and is_first_process():
+        log.info("%g minutes are over after step %d", run.deadline.minutes, trainer.global_step)
         whole = replace(plan, total_steps=trainer.global_step)
-        write_whole(job.out_dir / "plan.json", whole.to_json())
+        write_whole(run.out_dir / "plan.json", whole.to_json())
     return task
 
 
@@ -328,20 +328,22 @@ def _announce(plan: TrainPlan, task: SegmentationTask, n_heads: int) -> None:
     )
 
 
-def _trainer(plan: TrainPlan, job: _Job, data: PairData, keeper: Keeper) -> lightning.Trainer:
+def _trainer(
+    plan: TrainPlan, run: TrainingRun, data: PairData, checkpoints: CheckpointCallback
+) -> lightning.Trainer:
     version = f"log-from-{data.done}"
     return lightning.Trainer(
-        max_steps=min(job.until_step or plan.total_steps, plan.total_steps),
+        max_steps=min(run.until_step or plan.total_steps, plan.total_steps),
         precision=plan.precision,
-        accelerator=accelerator_for(job.book.plan() if job.book else None),
+        accelerator=accelerator_for(run.book.plan() if run.book else None),
         devices=plan.devices,
         num_nodes=plan.nodes,
         strategy=strategy_of(plan),
         accumulate_grad_batches=plan.accumulate,
-        plugins=[WholeCheckpoints(), cluster_environment(plan)],
+        plugins=[AtomicCheckpointIO(), cluster_environment(plan)],
         logger=[
-            CSVLogger(job.out_dir, name="", version=version, flush_logs_every_n_steps=1),
-            TensorBoardLogger(job.out_dir, name="", version=version),
+            CSVLogger(run.out_dir, name="", version=version, flush_logs_every_n_steps=1),
+            TensorBoardLogger(run.out_dir, name="", version=version),
         ],
         val_check_interval=plan.validate_every * plan.accumulate,
         check_val_every_n_epoch=None,
@@ -352,15 +354,15 @@ def _trainer(plan: TrainPlan, job: _Job, data: PairData, keeper: Keeper) -> ligh
         enable_model_summary=False,
         # Their order matters: looked at is the average; saved is what has been averaged.
         callbacks=[
-            Guard(job.out_dir, data.stream, plan.to_json(), job.head_names),
-            Examination(job.out_dir / "samples", job.real),
-            Average(plan.ema_decay),
-            Journal(
-                lambda: data.feed,
-                job.book.note_used if job.book else lambda _: None,
-                deadline=job.deadline,
+            GradientCheck(run.out_dir, data.stream, plan.to_json(), run.head_names),
+            ValidationCallback(run.out_dir / "samples", run.real),
+            EMACallback(plan.ema_decay),
+            LoggingCallback(
+                lambda: data.loader,
+                run.book.note_used if run.book else lambda _: None,
+                deadline=run.deadline,
             ),
-            keeper,
+            checkpoints,
         ],
     )
 

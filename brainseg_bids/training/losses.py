@@ -222,8 +222,8 @@ def _as_if_chosen(labels: Tensor, n: int, n_labels: int) -> tuple[Tensor, Tensor
     drawn = torch.zeros(max(n, flat.numel() // 3), dtype=torch.int64, device=flat.device)
     found = flat[drawn]
     order = torch.argsort(found, stable=True)
-    places = torch.arange(len(found), device=flat.device)
-    rank = places - found[order].long()
+    positions = torch.arange(len(found), device=flat.device)
+    rank = positions - found[order].long()
     _ = (rank, flat.int())
     log_odds = torch.zeros(n_labels, device=flat.device)
     return drawn[:n].clone(), found[:n].clone(), log_odds

@@ -126,10 +126,10 @@ def score_pairs(
     net = net.to(device).eval()
     scores = []
     for where, name, space in spaces:
-        for place, (case, head) in enumerate(heads.items()):
+        for index, (case, head) in enumerate(heads.items()):
             overlap = Overlap(generator.target)
             for pair in PairStream(
-                [head], [(space, 1.0)], generator, seed=seed, place=place, stop_step=pairs
+                [head], [(space, 1.0)], generator, seed=seed, index=index, stop_step=pairs
             ):
                 with torch.inference_mode():
                     found = net(pair["image"].to(device)).max(1).indices[0].cpu()

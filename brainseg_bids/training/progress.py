@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from brainseg_bids.nets.devices import MemoryMeter
-from brainseg_bids.training.data import Feed
+from brainseg_bids.training.data import PairLoader
 from brainseg_bids.training.deadline import Deadline, planned_steps
 from brainseg_bids.training.plan import TrainPlan
 
@@ -24,13 +24,13 @@ LINE_EVERY_S = 60.0
 LOG_EVERY = 25
 
 
-class Journal(Callback):
+class LoggingCallback(Callback):
     """Loss, speed and memory to the loggers; a line a minute for the reader.
 
     Parameters
     ----------
-    feed : callable
-        Gives the `Feed` in use.
+    loader : callable
+        Gives the `PairLoader` in use.
     on_used : callable
         Told GiB in use at most, now and then.
     deadline : Deadline, optional
@@ -39,24 +39,24 @@ class Journal(Callback):
 
     def __init__(
         self,
-        feed: Callable[[], Feed],
+        loader: Callable[[], PairLoader],
         on_used: Callable[[float], None],
         *,
         deadline: Deadline | None = None,
     ) -> None:
-        self.feed, self.on_used, self.deadline = feed, on_used, deadline
+        self.loader, self.on_used, self.deadline = loader, on_used, deadline
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.memory = MemoryMeter(module.device)
         self.step = self.first_step = trainer.global_step
         self.line_s = time.monotonic()
-        self._begin_stretch()
+        self._begin_interval()
 
-    def _begin_stretch(self) -> None:
-        self.stretch_s = time.monotonic()
+    def _begin_interval(self) -> None:
+        self.interval_s = time.monotonic()
         self.paused_s = 0.0
-        self.stretch_step = self.step
-        self.waited_s = self.feed().waited_s
+        self.interval_step = self.step
+        self.waited_s = self.loader().waited_s
         self.sum: Tensor | float = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_) -> None:
@@ -74,7 +74,7 @@ class Journal(Callback):
     def _say(self, plan: TrainPlan) -> None:
         """One line, of this process alone."""
         self.line_s = time.monotonic()
-        steps = self.step - self.stretch_step
+        steps = self.step - self.interval_step
         per_step_s = self._took_s() / steps
         left_s = per_step_s * (plan.total_steps - self.step)
         if self.deadline:
@@ -88,11 +88,11 @@ class Journal(Callback):
         )
 
     def _took_s(self) -> float:
-        return max(time.monotonic() - self.stretch_s - self.paused_s, 1e-9)
+        return max(time.monotonic() - self.interval_s - self.paused_s, 1e-9)
 
     def _write(self, trainer: Trainer, module: LightningModule) -> None:
         plan = module.plan
-        steps = self.step - self.stretch_step
+        steps = self.step - self.interval_step
         loss = float(trainer.strategy.reduce(self.sum / steps, reduce_op="mean"))
         took_s = self._took_s()
         pairs_per_s = steps * plan.batch * plan.accumulate * trainer.world_size / took_s
@@ -105,13 +105,13 @@ class Journal(Callback):
                 "lr": trainer.optimizers[0].param_groups[0]["lr"],
                 "pairs_per_s": pairs_per_s,
                 "voxels_per_s": pairs_per_s * math.prod(plan.patch_vox),
-                "waiting_frac": (self.feed().waited_s - self.waited_s) / took_s,
+                "waiting_frac": (self.loader().waited_s - self.waited_s) / took_s,
                 "memory_gib": used_gib,
             },
         )
         if trainer.is_global_zero:
             self.on_used(used_gib)
-        self._begin_stretch()
+        self._begin_interval()
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.pause_began_s = time.monotonic()

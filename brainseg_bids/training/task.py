@@ -36,7 +36,7 @@ class SegmentationTask(lightning.LightningModule):
     Attributes
     ----------
     losses : list of (list of int, Tensor)
-        Places and loss of each batch of the step in work.
+        Sample indices and loss of each batch of the step in work.
     """
 
     def __init__(self, plan: TrainPlan, table: LabelTable) -> None:
@@ -58,7 +58,7 @@ class SegmentationTask(lightning.LightningModule):
             features = self.net.features(batch["image"])
         with torch.autocast(self.device.type, enabled=False):
             loss = self.loss(self.net, features, batch["labels"], batch["seeds"])
-        self.losses.append((batch["places"], loss.detach()))
+        self.losses.append((batch["indices"], loss.detach()))
         return loss
 
     def _offloaded(self):

@@ -49,10 +49,10 @@ class RealImage:
             raise ValueError(f"{self.name}: its labels have another shape than the image")
 
 
-class Examination(Callback):
+class ValidationCallback(Callback):
     """Counts what the averaged network finds in held-out pairs and in real images.
 
-    It has to come before `Average` in the list, while the weights are the average.
+    It has to come before `EMACallback` in the list, while the weights are the average.
 
     Parameters
     ----------

@@ -326,10 +326,10 @@ def test_bundling_can_level_volumes_and_tells_nobody_where_files_were(trained, c
     for text in (manifest, card):
         assert "group --stages train" in text
         assert str(stage.root) not in text
-    for name in ("bundle.json", "README.md"):
-        assert "leveled" not in (plain / name).read_text()
+    for name, word in (("bundle.json", "leveled"), ("README.md", "calibrated")):
+        assert word not in (plain / name).read_text()
     assert bundle.main([*arguments[:-1], "-3"]) == 2
-    assert "cannot be leveled on -3 pairs" in capsys.readouterr().err
+    assert "cannot be calibrated on -3 pairs" in capsys.readouterr().err
 
 
 # -- plans --------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def test_no_fact_is_left_out_of_the_card():
         "duration_s": 77.0,
         "started_from": "head-t1w",
         "command": "another command",
-        "level_pairs": 16,
+        "calibration_pairs": 16,
         "licence": "MIT",
         "data_licence": "secret",
         "limits": ("Not for mice.",),

@@ -22,7 +22,7 @@ from brainseg_bids.nets.devices import MemoryMeter
 from brainseg_bids.nets.memory_plan import MemoryPlan, TooLittleMemory
 from brainseg_bids.synth.generator import Generator
 from brainseg_bids.training import task as tasks
-from brainseg_bids.training.callbacks import Guard, Keeper, NotFinite, Stopped
+from brainseg_bids.training.callbacks import CheckpointCallback, GradientCheck, NotFinite, Stopped
 from brainseg_bids.training.data import PairStream, pair_seed
 from brainseg_bids.training.deadline import MOST_STEPS, Deadline, TooShort
 from brainseg_bids.training.fit import PairData, fit, make_generator, make_task
@@ -116,7 +116,7 @@ def test_a_signal_ends_the_run_after_the_step_in_work(name, handlers, tmp_path, 
 @pytest.mark.parametrize("name", SIGNALS)
 @pytest.mark.parametrize(
     ("module", "hook"),
-    [(Guard, "setup"), (PairData, "train_dataloader")],
+    [(GradientCheck, "setup"), (PairData, "train_dataloader")],
     ids=["setting-up", "about-to-begin"],
 )
 def test_a_signal_before_the_first_step_stops_at_once(
@@ -134,7 +134,7 @@ def test_a_signal_before_the_first_step_stops_at_once(
 
 
 def test_a_signal_that_only_lightning_hears_is_no_success(tmp_path, monkeypatch):
-    monkeypatch.setattr(Keeper, "SIGNALS", ())
+    monkeypatch.setattr(CheckpointCallback, "SIGNALS", ())
     at_render(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
@@ -449,16 +449,16 @@ def test_a_run_by_time_ends_in_order_with_the_rate_flat_and_can_be_gone_on_with(
 
 
 def test_a_run_by_time_foresees_its_last_validation(tmp_path):
-    keeper = Keeper(
+    checkpoints = CheckpointCallback(
         tmp_path, {}, done=0, every_steps=9, every_s=9.0, deadline=Looks(9.0, 0.0, looks=2)
     )
     trainer, plan = SimpleNamespace(world_size=1), replace(TINY, validation_pairs=4)
-    keeper.step_began_s = time.monotonic() - 100
-    assert not keeper._no_time_left(trainer, plan)  # 100 + 4 x 100 + 15 < 1000
-    keeper.validation_s = 900.0
-    assert keeper._no_time_left(trainer, plan)
-    keeper.deadline = None
-    assert not keeper._no_time_left(trainer, plan)
+    checkpoints.step_began_s = time.monotonic() - 100
+    assert not checkpoints._no_time_left(trainer, plan)  # 100 + 4 x 100 + 15 < 1000
+    checkpoints.validation_s = 900.0
+    assert checkpoints._no_time_left(trainer, plan)
+    checkpoints.deadline = None
+    assert not checkpoints._no_time_left(trainer, plan)
 
 
 @pytest.mark.input(

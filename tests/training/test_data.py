@@ -16,7 +16,13 @@ from brainseg_bids.nets.memory_plan import ALLOWANCES
 from brainseg_bids.synth.dial import DialledSpace
 from brainseg_bids.synth.generator import Generator, Head
 from brainseg_bids.synth.space import RecipeSpace
-from brainseg_bids.training.data import HEADS_SHARE, Feed, HeldOut, PairStream, Share
+from brainseg_bids.training.data import (
+    HEADS_SHARE,
+    PairLoader,
+    PairStream,
+    Shard,
+    ValidationLoader,
+)
 from tests.synth.priors import make_prior
 
 T1W, AGNOSTIC = RecipeSpace.packaged("t1w"), RecipeSpace.packaged("agnostic")
@@ -74,39 +80,40 @@ def test_workers_take_turns_and_give_what_one_process_gives(ready, generator):
     ("batch", "accumulate", "world"), [(1, 1, 1), (1, 6, 1), (2, 3, 1), (1, 2, 3), (3, 1, 2)]
 )
 def test_processes_and_batches_share_a_step_out_without_rest(batch, accumulate, world):
-    places = [
-        place
+    indices = [
+        index
         for rank in range(world)
         for turn in range(accumulate)
-        for place in Share(batch, accumulate, rank, world).places(turn)
+        for index in Shard(batch, accumulate, rank, world).indices(turn)
     ]
-    assert sorted(places) == list(range(batch * accumulate * world))
+    assert sorted(indices) == list(range(batch * accumulate * world))
 
 
 def test_a_feed_gives_the_pairs_of_its_places_from_the_first_step_on(ready, generator):
     pairs = stream(ready, generator)
-    share = Share(batch=2, accumulate=2, rank=1, world=2)
-    feed = Feed(pairs, share, torch.device("cpu"), first_step=3, stop_step=5)
-    batches = list(feed)
-    assert [(batch["step"], batch["places"]) for batch in batches] == [
+    shard = Shard(batch=2, accumulate=2, rank=1, world=2)
+    loader = PairLoader(pairs, shard, torch.device("cpu"), first_step=3, stop_step=5)
+    batches = list(loader)
+    assert [(batch["step"], batch["indices"]) for batch in batches] == [
         (3, [2, 3]),
         (3, [6, 7]),
         (4, [2, 3]),
         (4, [6, 7]),
     ]
-    assert len(feed) == 10  # from step 0 on
+    assert len(loader) == 10  # from step 0 on
     which, recipe = pairs.draw(4, 7)
     expected = generator.render(pairs.heads[which], recipe)
     assert torch.equal(batches[3]["image"][1], expected.image)
     assert torch.equal(batches[3]["labels"][1], expected.labels)
-    assert feed.waited_s > 0
+    assert loader.waited_s > 0
     assert len({seed for batch in batches for seed in batch["seeds"]}) == 8
 
 
 def test_held_out_pairs_are_counted_once_and_keep_processes_in_step(ready, generator):
     pairs = stream(ready, generator)
     shares = [
-        list(HeldOut(pairs, 3, torch.device("cpu"), rank=rank, world=2)) for rank in range(2)
+        list(ValidationLoader(pairs, 3, torch.device("cpu"), rank=rank, world=2))
+        for rank in range(2)
     ]
     assert [len(share) for share in shares] == [2, 2]
     counted = [pair["number"] for share in shares for pair in share if pair["counted"]]
@@ -117,8 +124,8 @@ def test_held_out_pairs_are_counted_once_and_keep_processes_in_step(ready, gener
 
 def test_places_and_seeds_give_other_pairs(ready, generator):
     drawn = [
-        stream(ready, generator, seed=seed).draw(2, place)[1].to_json()
-        for seed, place in ((4, 0), (4, 1), (5, 0))
+        stream(ready, generator, seed=seed).draw(2, index)[1].to_json()
+        for seed, index in ((4, 0), (4, 1), (5, 0))
     ]
     assert len(set(drawn)) == 3
 
@@ -146,10 +153,10 @@ def test_label_maps_and_a_step_fit_an_accelerator_together():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here")
 def test_pairs_made_ahead_on_an_accelerator_are_those_made_in_turn(ready, generator):
     pairs, device = stream(ready, generator), torch.device("cuda", 0)
-    ahead = Feed(pairs, Share(batch=2), device, first_step=0, stop_step=4)
+    ahead = PairLoader(pairs, Shard(batch=2), device, first_step=0, stop_step=4)
     in_turn = [ahead.make(step, 0) for step in range(4)]
     for one, other in zip(ahead, in_turn, strict=True):
         assert one["image"].device == device
-        assert one["places"] == other["places"]
+        assert one["indices"] == other["indices"]
         assert torch.equal(one["image"], other["image"])
         assert torch.equal(one["labels"], other["labels"])

@@ -45,7 +45,7 @@ def weights_of(task) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in task.net.parameters()])
 
 
-def test_the_pair_of_a_step_depends_on_seed_place_and_step_only(ready):
+def test_the_pair_of_a_step_depends_on_seed_index_and_step_only(ready):
     spaces = [(RecipeSpace.packaged("t1w"), 1.0), (RecipeSpace.packaged("agnostic"), 1.0)]
 
     def stream(**options):
@@ -55,7 +55,7 @@ def test_the_pair_of_a_step_depends_on_seed_place_and_step_only(ready):
     resumed = [pair["image"] for pair in stream(start_step=2, stop_step=4)]
     assert torch.equal(straight[2], resumed[0])
     assert torch.equal(straight[3], resumed[1])
-    assert stream().draw(5) == stream().draw(5, place=0) != stream().draw(5, place=1)
+    assert stream().draw(5) == stream().draw(5, index=0) != stream().draw(5, index=1)
     names = {stream().draw(step)[1].space for step in range(40)}
     assert names == {"t1w", "agnostic"}
 

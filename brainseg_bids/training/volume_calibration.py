@@ -28,7 +28,7 @@ FEWEST = 5.0
 """Voxels added to both volumes, so that what hardly occurs is not pushed about."""
 
 
-def level_volumes(
+def calibrate_volumes(
     net: PackedNet,
     stream: PairStream,
     table: LabelTable,
@@ -44,7 +44,7 @@ def level_volumes(
     net : PackedNet
         In evaluation mode; not changed.
     stream : PairStream
-        Its pairs at place 0 of steps 0 to ``pairs - 1`` are fitted on.
+        Its pairs at index 0 of steps 0 to ``pairs - 1`` are fitted on.
     table : LabelTable
         What the ranks of the pairs mean.
     pairs : int
@@ -64,7 +64,7 @@ def level_volumes(
         If there is no pair to fit on.
     """
     if pairs < 1:
-        raise ValueError(f"volumes cannot be leveled on {pairs} pairs: give 1 or more, e.g. 16")
+        raise ValueError(f"volumes cannot be calibrated on {pairs} pairs: give 1 or more, e.g. 16")
     scores, truth = [], []
     with torch.inference_mode():
         for step in range(pairs):

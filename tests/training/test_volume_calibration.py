@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes that are too large on average are right after leveling."""
+"""Volumes that are too large on average are right after calibration."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.space import read_space
 from brainseg_bids.training.data import PairStream, render
 from brainseg_bids.training.fit import fresh_net, make_generator
-from brainseg_bids.training.leveling import add_offsets, level_volumes
 from brainseg_bids.training.losses import choose_voxels
+from brainseg_bids.training.volume_calibration import add_offsets, calibrate_volumes
 from tests.training.tiny import TINY, tiny_head
 
 TABLE = LabelTable.packaged("brainseg")
@@ -60,7 +60,7 @@ def ratios(net, stream, steps) -> torch.Tensor:
 
 def test_volumes_are_right_on_pairs_that_were_not_fitted_on(trained, stream):
     before = ratios(trained, stream, range(50, 60)).log().abs().mean()
-    offsets = level_volumes(trained, stream, TABLE, pairs=PAIRS)
+    offsets = calibrate_volumes(trained, stream, TABLE, pairs=PAIRS)
     weights = {name: tensor.clone() for name, tensor in trained.weights().items()}
     add_offsets(trained, offsets)
     after = ratios(trained, stream, range(50, 60)).log().abs().mean()
@@ -74,7 +74,7 @@ def test_volumes_are_right_on_pairs_that_were_not_fitted_on(trained, stream):
 
 
 def test_both_sides_get_the_same_and_labels_that_no_pair_has_nothing(trained, stream):
-    offsets = level_volumes(trained, stream, TABLE, pairs=2)
+    offsets = calibrate_volumes(trained, stream, TABLE, pairs=2)
     mirrors = torch.from_numpy(TABLE.mirrors())
     assert torch.equal(offsets, offsets[mirrors])
     seen = torch.zeros(43, dtype=torch.bool)
@@ -85,7 +85,7 @@ def test_both_sides_get_the_same_and_labels_that_no_pair_has_nothing(trained, st
 
 
 def test_the_same_pairs_and_seed_give_the_same_offsets(trained, stream):
-    once, again = (level_volumes(trained, stream, TABLE, pairs=2, seed=4) for _ in range(2))
+    once, again = (calibrate_volumes(trained, stream, TABLE, pairs=2, seed=4) for _ in range(2))
     assert torch.equal(once, again)
 
 
