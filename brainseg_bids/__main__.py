@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 
+from brainseg_bids.exit_codes import FAILED
 from brainseg_bids.lifetime import ended_by_signals
 from brainseg_bids.standard_streams import is_lost, protected
 
@@ -15,9 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0 done; 1 some image could not be done; 2 the command line or its data cannot be used;
-        70 the workflow could not be built; 75 training was stopped and saved, or SIGUSR1 came;
-        126 and 127 a tool's licence or a tool is missing; 130 interrupted; 143 ended by SIGTERM.
+        Exit code; `brainseg_bids.exit_codes` says what each means.
     """
     argv = sys.argv[1:] if argv is None else argv
     with ended_by_signals(), protected() as output:
@@ -27,10 +26,10 @@ def main(argv: list[str] | None = None) -> int:
             output.flush()
             if not is_lost(output):
                 raise
-            code = 1
+            code = FAILED
         output.flush()
         # Of these the output is all there is.
-        return 1 if argv[:1] == ["doctor"] and is_lost(output) else code
+        return FAILED if argv[:1] == ["doctor"] and is_lost(output) else code
 
 
 def _run(argv: list[str]) -> int:

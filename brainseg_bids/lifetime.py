@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
+from brainseg_bids.exit_codes import INTERRUPTED, SAVED, TERMINATED
+
 PARENT = "BRAINSEG_PARENT"
 """Number of the process that a child has to end with."""
 
@@ -27,9 +29,9 @@ LOOK_EVERY_S = 0.5
 GRACE_S = 120.0
 """Time to end in order, such as to finish a training step and to save it; then it is killed."""
 
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
+CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED, signal.SIGUSR1: SAVED}
 """Exit codes. A batch system sends SIGUSR1 before the end of a job's time; the same command goes
-on, which code 75 says (EX_TEMPFAIL, sysexits.h)."""
+on."""
 
 _at_end: list[Callable[[int], None]] = []
 

@@ -20,10 +20,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from brainseg_bids.exit_codes import FAILED
 from brainseg_bids.lifetime import at_end
 
 VARIABLE = "BRAINSEG_OFFLINE"
-FAILED = 1
 """Exit code of a run that was fine but for the attempt."""
 
 WIRING = frozenset(

@@ -18,6 +18,7 @@ from pathlib import Path
 import brainseg_bids
 from brainseg_bids.bids.names import ContrastNames, HeadNames, OutputNames, Scan, ToolNames
 from brainseg_bids.cli.parser import build_parser
+from brainseg_bids.exit_codes import MEANINGS
 
 DATA = Path(brainseg_bids.__file__).parent / "data"
 REFERENCE = Path(__file__).parent / "reference"
@@ -64,8 +65,8 @@ def _flag(action) -> list[str]:
 
 
 def exit_codes(_: str) -> str:
-    """The end of ``brainseg --help``."""
-    return f"```text\n{build_parser().epilog.strip()}\n```"
+    """What ``brainseg`` ends with."""
+    return _table(["code", "means"], ([str(code), text] for code, text in MEANINGS.items()))
 
 
 def label_table(name: str) -> str:

@@ -10,6 +10,7 @@ import brainseg_bids
 
 PACKAGE = Path(brainseg_bids.__file__).parent
 LAYERS = [
+    {"exit_codes"},
     {"documents", "lifetime", "standard_streams"},
     {"anatomy"},
     {"contrast", "evaluation", "nets"},
@@ -23,6 +24,7 @@ LAYERS = [
     {"stages"},
     {"settings"},
     {"workflows"},
+    {"hpc"},
     {"cli"},
 ]
 RATIONED = {

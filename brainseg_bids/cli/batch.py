@@ -25,18 +25,14 @@ from brainseg_bids.bids.description import write_once
 from brainseg_bids.bids.inputs import STRUCTURAL, find_participants, label_fault
 from brainseg_bids.bids.names import Scan
 from brainseg_bids.documents import read_toml
+from brainseg_bids.exit_codes import DONE, FAILED, NO_PROGRAM, SAVED, UNUSABLE
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.options import memory_gb, to_arguments
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError, read_grid
 
-DONE, FAILED, UNUSABLE, MISSING_PROGRAM = 0, 1, 2, 127
-
 LARGEST_ARRAY = 1000
 """Tasks of one array; Slurm's own limit (MaxArraySize) is 1001 unless the site has raised it."""
-
-SAVED = 75
-"""Exit code of a training that was told to stop and has saved."""
 
 MOST_RESTARTS = 100
 """A training that was put back into the queue as often as this has another fault."""
@@ -316,7 +312,7 @@ def _submit(script: str) -> int:
             "container, on a login node), give the script to bash: brainseg ... --slurm | bash",
             file=sys.stderr,
         )
-        return MISSING_PROGRAM
+        return NO_PROGRAM
     done = subprocess.run(["bash", "-s"], input=script, text=True)
     if done.returncode:
         print("brainseg: ERROR: Slurm refused it; its own words are above.", file=sys.stderr)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.exit_codes import UNUSABLE
 from brainseg_bids.training.deadline import planned_steps
 
 if TYPE_CHECKING:
@@ -354,7 +355,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     except (OSError, ValueError) as error:
         print(f"bundle: ERROR: {error}", file=sys.stderr)
-        return 2
+        return UNUSABLE
     steps = json.loads((bundle.path / "bundle.json").read_text())["training"]["steps"]
     print(f"{bundle.path}: {bundle.name}, {steps} steps, digest {bundle.digest[:12]}")
     return 0

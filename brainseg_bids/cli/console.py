@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import os
@@ -15,12 +16,21 @@ from pathlib import Path
 from tqdm import tqdm
 
 from brainseg_bids import __version__
+from brainseg_bids.exit_codes import UNUSABLE
 from brainseg_bids.lifetime import at_end
 
 log = logging.getLogger("brainseg")
 
 MOST_NAMED = 3
 """Steps at work that a line names."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """What is wrong in one line: two dozen lines of usage would hide it."""
+
+    def error(self, message: str):
+        text = f"{self.prog}: error: {message} ({self.prog} --help lists all flags)\n"
+        self.exit(UNUSABLE, text)
 
 
 class Progress:

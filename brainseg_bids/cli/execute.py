@@ -15,6 +15,7 @@ from pathlib import Path
 from brainseg_bids.bids.description import write_once
 from brainseg_bids.cli.console import Progress, at_work, one_line
 from brainseg_bids.cli.scratch import explain, scratch_dir
+from brainseg_bids.exit_codes import DONE, NOT_BUILT
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.plan import SubjectPlan
@@ -22,7 +23,6 @@ from brainseg_bids.workflows.resources import memory_gib
 
 log = logging.getLogger("brainseg")
 
-DONE, FAILED, UNUSABLE, NOT_BUILT, INTERRUPTED = 0, 1, 2, 70, 130
 """Exit codes; 126 and 127 (a licence, a program is missing) come with the error that has them."""
 
 PASS_ON = ("inputnode", "outputnode")

@@ -25,6 +25,7 @@ from brainseg_bids.anatomy.labels import LabelTable, count_codes
 from brainseg_bids.bids.description import write_json, write_text, write_tsv
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.evaluation.decision import FEWEST_SEEDS
+from brainseg_bids.exit_codes import FAILED, UNUSABLE
 from brainseg_bids.locks import Lock, lock_file
 from brainseg_bids.training.experiment import (
     EVALUATION_SEED,
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         words = " ".join(str(error).split())
         print(f"brainseg experiment: ERROR: {words}", file=sys.stderr)
-        return 2
+        return UNUSABLE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -549,7 +550,7 @@ def report(options: argparse.Namespace) -> int:
     findings = find(plan, results)
     if not results:
         print(f"brainseg experiment: ERROR: {folder}: no run is finished yet.", file=sys.stderr)
-        return 1
+        return FAILED
     from brainseg_bids.reports.experiment import draw_experiment, experiment_page, verdict
 
     draw_experiment(folder / "report.png", plan, findings)

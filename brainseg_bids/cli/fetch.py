@@ -17,35 +17,37 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from brainseg_bids import offline
+from brainseg_bids import exit_codes, offline
 from brainseg_bids.bids.names import is_label
+from brainseg_bids.cli.console import OneLineParser
+from brainseg_bids.exit_codes import DONE, FAILED, INTERRUPTED, NO_PROGRAM, TERMINATED, UNUSABLE
 from brainseg_bids.fetch import annex
 from brainseg_bids.fetch.choice import WHAT, gigabytes
 from brainseg_bids.fetch.known import Dataset, FetchError, find_dataset, known_datasets
 
-DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 VIA = ("auto", *annex.WAYS, "http")
 JOBS = 4
 NOTE = ".brainseg_fetch.txt"
 """Licence and citation, in the dataset; validators pass over names that begin with a dot."""
 
-EPILOG = """\
+MEANINGS = {
+    DONE: "all is there",
+    FAILED: "something could not be had (the last lines say what and why)",
+    UNUSABLE: "the command line cannot be used",
+    NO_PROGRAM: "a program is missing",
+    **{code: exit_codes.MEANINGS[code] for code in (INTERRUPTED, TERMINATED)},
+}
+EPILOG = f"""\
 DATASET is a known name (brainseg fetch --list), an OpenNeuro accession such as ds005216, the path
 or URL of a datalad or git-annex dataset, s3://BUCKET/PREFIX, or the http(s) URL of a folder with
 SHA256SUMS.
-exit codes: 0 all is there; 1 something could not be had (the last lines say what and why); 2 the
-command line cannot be used; 127 a program is missing; 130 interrupted; 143 ended by SIGTERM.
+{exit_codes.in_words(MEANINGS)}
 Run the same command again to go on."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help lists all flags)\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Arguments of ``brainseg fetch``."""
-    parser = _Parser(
+    parser = OneLineParser(
         prog="brainseg fetch",
         description=__doc__.splitlines()[0].partition(": ")[2],
         epilog=EPILOG,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from brainseg_bids.bids.description import write_description
 from brainseg_bids.cli.console import working
-from brainseg_bids.cli.execute import DONE, FAILED
+from brainseg_bids.exit_codes import DONE, FAILED
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from brainseg_bids import __version__, options
 from brainseg_bids.bids.filters import make_filters
 from brainseg_bids.bids.names import STRUCTURAL
+from brainseg_bids.cli.console import OneLineParser
 from brainseg_bids.documents import InputError, read_text
+from brainseg_bids.exit_codes import in_words
 from brainseg_bids.settings import (
     ChoiceOptions,
     OtherOptions,
@@ -27,25 +29,15 @@ DEFAULT_STAGE = {"participant": ("segment",), "group": ("summary",)}
 BY_NAME = {"tools": "--tool", "derivatives": "-d", "references": "--reference"}
 """Settings that are given as pairs of a name and a value."""
 
-EPILOG = """\
-exit codes: 0 all done; 1 some image could not be done (the last lines say which and why);
-2 the command line or the data it names cannot be used; 70 the workflow could not be built;
-75 training was stopped and saved, or SIGUSR1 came, and the same command goes on;
-126 a tool's licence is missing; 127 a tool is missing; 130 interrupted; 143 ended by SIGTERM.
+EPILOG = f"""\
+{in_words()}
 `brainseg doctor` tells which tools, licences, models and accelerators are there.
 `brainseg fetch` gets datasets; nothing else downloads, and nothing is ever sent."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """What is wrong in one line: two dozen lines of usage would hide it."""
-
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help lists all flags)\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser, from the declarations of all options; `parse` checks what needs several."""
-    parser = _Parser(
+    parser = OneLineParser(
         prog="brainseg",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

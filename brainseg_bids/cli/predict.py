@@ -28,6 +28,7 @@ import numpy as np
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.plausibility import implausible
+from brainseg_bids.exit_codes import DONE, FAILED
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.volumes import InputError, place, read_volume, whole_or_nothing, write_label_map
 
@@ -75,12 +76,12 @@ def main(argv: list[str] | None = None) -> int:
         )
     with whole_or_nothing(options.report) as temporary:
         temporary.write_text(json.dumps(facts, indent=1) + "\n")
-    return 0
+    return DONE
 
 
 def _fail(message: str) -> int:
     print(f"brainseg: ERROR: {message}", file=sys.stderr)
-    return 1
+    return FAILED
 
 
 def predict(options: argparse.Namespace) -> dict:

@@ -15,14 +15,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_description, write_label_tables, write_text
 from brainseg_bids.bids.names import is_label
 from brainseg_bids.cli.console import logging_to, working
-from brainseg_bids.cli.execute import (
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    NOT_BUILT,
-    UNUSABLE,
-    run_plans,
-)
+from brainseg_bids.cli.execute import run_plans
 from brainseg_bids.cli.group import run_group, say_finished
 from brainseg_bids.cli.scratch import FULL, TOO_MANY, participants_of, working_alone
 from brainseg_bids.cli.stages import (
@@ -34,6 +27,7 @@ from brainseg_bids.cli.stages import (
     read_templates,
     tables_of,
 )
+from brainseg_bids.exit_codes import DONE, FAILED, INTERRUPTED, NOT_BUILT, UNUSABLE
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError

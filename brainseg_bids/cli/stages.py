@@ -19,6 +19,7 @@ from brainseg_bids.bids.inputs import (
     find_subjects,
 )
 from brainseg_bids.bids.templates import Template, fetch_command
+from brainseg_bids.exit_codes import NO_PROGRAM
 from brainseg_bids.nets.bundle import (
     DEFAULT_MODELS,
     BundleError,
@@ -122,7 +123,6 @@ def _model_of(bundle: ModelBundle) -> Model:
     )
 
 
-MISSING_PROGRAM = 127
 DEFAULT_TARGET_MM = (0.5,)
 PASSES = (
     ("segment", "headlabels"),
@@ -165,7 +165,7 @@ def read_templates(settings: Settings) -> tuple[Template, ...]:
     will_run = not (settings.reports_only or settings.boilerplate_only)
     reason = missing_reason(tuple(settings.tools.get("ants", REGISTER)))
     if reason and will_run:
-        raise Refused(reason, MISSING_PROGRAM)
+        raise Refused(reason, NO_PROGRAM)
     for template in templates:
         if template.mask is None:
             log.warning(

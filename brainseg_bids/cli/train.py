@@ -23,6 +23,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from brainseg_bids.exit_codes import DONE, FAILED, SAVED, UNUSABLE
+
 if TYPE_CHECKING:  # late: torch and lightning take seconds
     from brainseg_bids.anatomy.labelmap import LabelMap
     from brainseg_bids.anatomy.labels import LabelTable
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     """Read label maps, train, leave the checkpoint in ``--out``."""
     options = _options(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    from brainseg_bids.training.callbacks import STOPPED, CannotSave, NotFinite, Stopped
+    from brainseg_bids.training.callbacks import CannotSave, NotFinite, Stopped
     from brainseg_bids.training.processes import is_first_process
 
     first = is_first_process()
@@ -64,11 +66,11 @@ def main(argv: list[str] | None = None) -> int:
         if first and stop.signal_name == "SIGUSR1":
             requeue(os.environ)
         # Whoever started this process would take another code of a helper for a failure.
-        return STOPPED if first or "LOCAL_RANK" not in os.environ else 0
+        return SAVED if first or "LOCAL_RANK" not in os.environ else DONE
     except (CannotSave, NotFinite, MemoryError) as error:
-        return _failed(error, 1)
+        return _failed(error, FAILED)
     except (OSError, ValueError) as error:
-        return _failed(error, 2)
+        return _failed(error, UNUSABLE)
 
 
 def _failed(error: Exception, code: int) -> int:

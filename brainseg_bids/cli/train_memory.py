@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_json, write_text
-from brainseg_bids.cli.execute import DONE, UNUSABLE
 from brainseg_bids.cli.train_cache import probe_once
 from brainseg_bids.cli.train_job import JobPlan, space_key
+from brainseg_bids.exit_codes import DONE, UNUSABLE
 from brainseg_bids.lifetime import for_children
 from brainseg_bids.settings import Settings
 from brainseg_bids.training.deadline import planned_steps

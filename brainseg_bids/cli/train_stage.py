@@ -20,7 +20,6 @@ from pathlib import Path
 
 from brainseg_bids.bids.description import write_json
 from brainseg_bids.cli.console import one_line, working
-from brainseg_bids.cli.execute import DONE, FAILED, UNUSABLE
 from brainseg_bids.cli.train_job import (
     JobPlan,
     check_same,
@@ -33,6 +32,7 @@ from brainseg_bids.cli.train_memory import make_plan
 from brainseg_bids.cli.train_real import check_real, write_real
 from brainseg_bids.cli.train_tasks import Tasks, find_tasks
 from brainseg_bids.cli.train_time import expected_time
+from brainseg_bids.exit_codes import DONE, FAILED, SAVED, UNUSABLE
 from brainseg_bids.lifetime import CODES, at_end, for_children
 from brainseg_bids.locks import Lock, lock_file
 from brainseg_bids.nets.bundle import BundleError
@@ -43,7 +43,6 @@ from brainseg_bids.workflows.plan import read_object
 
 log = logging.getLogger("brainseg")
 
-STOPPED = 75
 """Exit code of a run that was told to stop and can go on (EX_TEMPFAIL, sysexits.h)."""
 PASSED_ON = ("SIGTERM", "SIGINT", "SIGUSR1")
 """Signals that are handed to the training process; batch systems send the first and the last."""
@@ -136,8 +135,8 @@ def _follow(tasks: Tasks, settings: Settings) -> int:
     ended = _watch(said["argv"], folder, folder / f"log-task-{tasks.rank}.txt", settings)
     for error in ended.errors:
         log.error("task %d: %s", tasks.rank, error)
-    if ended.code == STOPPED or -ended.code in ended.received:
-        return STOPPED
+    if ended.code == SAVED or -ended.code in ended.received:
+        return SAVED
     return ended.code if ended.code in (DONE, UNUSABLE) else FAILED
 
 
@@ -414,10 +413,10 @@ def _explain(job: JobPlan, ended: _Ended) -> int:
     if code == DONE:
         return DONE
     done = steps_behind(job.checkpoint) if job.checkpoint.is_file() else 0
-    if code == STOPPED or -code in ended.received:
+    if code == SAVED or -code in ended.received:
         log.warning("stopped after step %d; run the same command again", done)
         log.info("to try the model as it is: %s", _bundle_command(job))
-        return STOPPED
+        return SAVED
     if code == UNUSABLE:
         if not ended.errors:
             log.error("training cannot use what it was given; see %s", job.training / "log.txt")

@@ -20,14 +20,13 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from brainseg_bids.exit_codes import SAVED
 from brainseg_bids.training.data import PairStream
 from brainseg_bids.training.deadline import ENDING_S, Deadline
 from brainseg_bids.training.plan import TrainPlan
 from brainseg_bids.training.processes import any_process, is_sharded
 from brainseg_bids.training.resume import SETTINGS_KEY, loops_at, write_whole
 
-STOPPED = 75
-"""Exit code of a run that was told to stop and has saved: sysexits.h's EX_TEMPFAIL, try again."""
 OTHER_PROCESS = "a signal to another process"
 LARGEST_NORM = 1.0
 
@@ -38,11 +37,11 @@ LARGEST_NORM = 1.0
 class Stopped(SystemExit):
     """A signal ended the run after the step in work was finished and saved.
 
-    It leaves a program with code `STOPPED` unless it is caught.
+    It leaves a program with code `SAVED` unless it is caught.
     """
 
     def __init__(self, step: int, signal_name: str) -> None:
-        super().__init__(STOPPED)
+        super().__init__(SAVED)
         self.step, self.signal_name = step, signal_name
 
 

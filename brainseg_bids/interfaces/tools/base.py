@@ -28,6 +28,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from brainseg_bids import exit_codes
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.interfaces.tools._process import Ended, run_program
 from brainseg_bids.volumes import holds_numbers_only, read_again, write_volume
@@ -56,19 +57,19 @@ class ToolError(RuntimeError):
     ``exit_code`` is what the app ends with; a failed step is known by the name of its error.
     """
 
-    exit_code = 1
+    exit_code = exit_codes.FAILED
 
 
 class LicenceError(ToolError):
     """A tool found no licence."""
 
-    exit_code = 126
+    exit_code = exit_codes.NO_LICENCE
 
 
 class MissingToolError(ToolError):
     """There is no such program."""
 
-    exit_code = 127
+    exit_code = exit_codes.NO_PROGRAM
 
 
 @dataclass(frozen=True)
