@@ -28,7 +28,7 @@ from benchmarks.data import shared_data
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe import (
     Ageing,
     Bias,
@@ -69,7 +69,7 @@ def is_installed(name: str) -> bool:
 
 def ours(labels: LabelMap, size: int, space: str = "t1w") -> Pair:
     """Our generator, a fresh recipe each time, crop in the middle of the head."""
-    head = Head.from_label_map(labels)
+    head = LabelVolume.from_label_map(labels)
     generator = Generator(
         Crosswalk.packaged("fullhead", "brainseg"), labels.table, shape=(size,) * 3
     )
@@ -128,7 +128,7 @@ def every_effect(*, ratio: bool) -> dict:
 
 def with_effect(labels: LabelMap, size: int, fields: dict) -> Pair:
     """Our generator with one recipe, crop in the middle of the head."""
-    head = Head.from_label_map(labels)
+    head = LabelVolume.from_label_map(labels)
     generator = Generator(
         Crosswalk.packaged("fullhead", "brainseg"), labels.table, shape=(size,) * 3
     )

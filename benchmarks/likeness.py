@@ -28,7 +28,7 @@ from brainseg_bids.cli.synthesise import centred_grid, pair_shape, whole_heads
 from brainseg_bids.contrast.pool import pool
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.synth.dial import DialledSpace
-from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.space import RecipeSpace, TissueSpace, read_space
 from brainseg_bids.volumes import read_grid, read_volume
 from brainseg_bids.workflows.priors import Measured, find_measured
@@ -87,7 +87,9 @@ def main() -> None:
     parser.add_argument("--voxel-size", type=float, default=1.0)
     options = parser.parse_args()
     heads = [
-        Head.from_label_map(read_source(read_grid(p), tool="fullhead", labels=str(p)).labels)
+        LabelVolume.from_label_map(
+            read_source(read_grid(p), tool="fullhead", labels=str(p)).labels
+        )
         for p in options.maps
     ]
     shape = pair_shape(heads, options.voxel_size)

@@ -32,7 +32,7 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.evaluation.agreement import confusion
 from brainseg_bids.nets.bundle import ModelBundle, find_bundle
-from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.volumes import read_label_map, write_volume
 
@@ -350,7 +350,7 @@ def synthetic(options: argparse.Namespace, data: Path) -> None:
     for number in (15, 16):
         file = data / "synthseg_training_labels" / f"training_seg_{number}.nii.gz"
         labels = read_label_map(file, full)
-        head = Head.from_label_map(labels)
+        head = LabelVolume.from_label_map(labels)
         shape = (176, 224, 208)
         generator = Generator(Crosswalk.packaged("fullhead", "brainseg"), full, shape=shape)
         for space in ("t1w", "agnostic"):

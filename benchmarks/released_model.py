@@ -52,7 +52,7 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.evaluation.agreement import compare
 from brainseg_bids.nets.bundle import ModelBundle, find_bundle
-from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.interpolate import smooth_field
 from brainseg_bids.synth.recipe import View
 from brainseg_bids.synth.space import read_space
@@ -329,7 +329,7 @@ def heldout(options: argparse.Namespace, data: Path) -> None:
     for number in (15, 16):
         labels = options.labels or data / "synthseg_training_labels"
         file = labels / f"training_seg_{number}.nii.gz"
-        head = Head.from_label_map(read_label_map(file, full))
+        head = LabelVolume.from_label_map(read_label_map(file, full))
         for space in options.spaces:
             for index in range(options.pairs):
                 recipe = read_space(space).at(1.0).draw(np.random.default_rng([number, index, 20]))
@@ -428,7 +428,7 @@ def fine_synthetic(data: Path, work: Path) -> Iterator[Case]:
     file = data / "gouhfi_expected_labels" / "sub002-t1w-06iso.nii.gz"
     loaded = nib.load(file)
     codes = Crosswalk.packaged("gouhfi", "fullhead").codes(np.asarray(loaded.dataobj).astype(int))
-    head = Head.from_label_map(LabelMap(codes, Grid(loaded.shape, loaded.affine), full))
+    head = LabelVolume.from_label_map(LabelMap(codes, Grid(loaded.shape, loaded.affine), full))
     low, high = head.box_vox
     shape = tuple(int(n) for n in 16 * np.ceil((high - low + 24) / 16))
     generator = Generator(

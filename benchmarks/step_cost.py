@@ -27,7 +27,7 @@ from brainseg_bids.nets.architectures import PackedNet
 from brainseg_bids.nets.bundle import ModelBundle, find_bundle
 from brainseg_bids.nets.careful import careful
 from brainseg_bids.nets.spec import NetSpec
-from brainseg_bids.synth.generator import Head
+from brainseg_bids.synth.generator import LabelVolume
 from brainseg_bids.synth.space import read_space
 from brainseg_bids.training.fit import make_generator
 from brainseg_bids.training.losses import loss_of
@@ -90,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     file = options.map or shared_data() / "synthseg_training_labels" / "training_seg_01.nii.gz"
-    head = Head.from_label_map(read_label_map(file, LabelTable.packaged("fullhead")))
+    head = LabelVolume.from_label_map(read_label_map(file, LabelTable.packaged("fullhead")))
     bundle = ModelBundle.read(find_bundle(options.model))
     plan = TrainPlan(
         net=NetSpec.from_dict(bundle.net),

@@ -17,7 +17,7 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.evaluation.agreement import compare
-from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe import View
 from brainseg_bids.synth.space import read_space
 from brainseg_bids.volumes import read_label_map, write_volume
@@ -84,7 +84,7 @@ def test_a_flair_of_a_head_that_was_not_learned_from_is_done_by_the_model_for_fl
     recipe = read_space("flair").at(1.0).draw(np.random.default_rng([15, 0, 20]))
     middle = replace(recipe.deformation, center_frac=(0.5, 0.5, 0.55))
     pair = generator.render(
-        Head.from_label_map(read_label_map(file, full)),
+        LabelVolume.from_label_map(read_label_map(file, full)),
         replace(recipe, deformation=middle, view=View()),
     )
     image = write_volume(

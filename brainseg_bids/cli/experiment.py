@@ -478,9 +478,9 @@ class Bench:
         return {file.path: self._head(file) for file in self.plan.validation}
 
     def _head(self, file: Pinned):
-        from brainseg_bids.synth.generator import Head
+        from brainseg_bids.synth.generator import LabelVolume
 
-        return Head.from_label_map(read_label_map(file.path, self.generator.source))
+        return LabelVolume.from_label_map(read_label_map(file.path, self.generator.source))
 
     def work(self, one: Run) -> RunResult:
         """Train to the end, going on where it was interrupted, and measure."""

@@ -22,7 +22,7 @@ from brainseg_bids.contrast.compare import Histogram, energy_distance
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.reports.densities import Likeness
-from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.training.data import PairStream
 from brainseg_bids.volumes import InputError, read_again
 from brainseg_bids.workflows.plan import read_object
@@ -95,13 +95,15 @@ class Drawn:
     largest: Shown
 
 
-def draw(space, heads: Sequence[Head], generator: Generator, grid: Grid, before: dict) -> Drawn:
+def draw(
+    space, heads: Sequence[LabelVolume], generator: Generator, grid: Grid, before: dict
+) -> Drawn:
     """Images of a recipe space; those that were drawn before from the same recipes are not again.
 
     Parameters
     ----------
     space : recipe space
-    heads : sequence of Head
+    heads : sequence of LabelVolume
     generator : Generator
     grid : Grid
         Of the images.

@@ -27,7 +27,7 @@ from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.interfaces.tools import find_tool, tool_names
 from brainseg_bids.settings import Settings
 from brainseg_bids.synth.dial import DialledSpace
-from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.space import RecipeSpace, read_space
 from brainseg_bids.training.data import PairStream
 from brainseg_bids.volumes import InputError, read_grid, sha256, write_label_map, write_volume
@@ -67,10 +67,10 @@ class Source:
         except ValueError as error:
             raise _bad_map(self.path, error) from error
 
-    def head(self) -> Head:
+    def head(self) -> LabelVolume:
         """The map ready for the generator; raises as `read`, also if it is empty."""
         try:
-            return Head.from_label_map(self.read())
+            return LabelVolume.from_label_map(self.read())
         except ValueError as error:
             raise _bad_map(self.path, error) from error
 
@@ -235,7 +235,7 @@ class PairMaker:
         cls,
         prior: ContrastPrior,
         space,
-        heads: Sequence[Head],
+        heads: Sequence[LabelVolume],
         sources: Sequence[Source],
         settings: Settings,
     ) -> PairMaker:
@@ -344,7 +344,7 @@ def compare(
     return rows, [sheet]
 
 
-def pair_shape(heads: Sequence[Head], voxel_size_mm: float) -> tuple[int, int, int]:
+def pair_shape(heads: Sequence[LabelVolume], voxel_size_mm: float) -> tuple[int, int, int]:
     """Voxels that hold the largest head with some room, in eights."""
     extents = [(head.box_vox[1] - head.box_vox[0] + 1) * head.voxel_size_mm for head in heads]
     wanted = np.ceil((np.max(extents, axis=0) + MARGIN_MM) / voxel_size_mm / 8) * 8

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # late: torch and lightning take seconds
     from brainseg_bids.anatomy.labelmap import LabelMap
     from brainseg_bids.anatomy.labels import LabelTable
     from brainseg_bids.nets.architectures import PackedNet
-    from brainseg_bids.synth.generator import Generator, Head
+    from brainseg_bids.synth.generator import Generator, LabelVolume
     from brainseg_bids.training.plan import TrainPlan
     from brainseg_bids.training.validation import RealImage
 
@@ -167,7 +167,7 @@ def _train(options: argparse.Namespace) -> int:
     generator = make_generator(plan)
     seen: set[str] = set()
 
-    def read(paths: list[Path]) -> list[Head]:
+    def read(paths: list[Path]) -> list[LabelVolume]:
         heads = []
         for path in paths:
             one = read_checked_map(path, options.cache, source=plan.source_table)
@@ -322,7 +322,7 @@ def _replay(path: Path) -> int:
 
     from brainseg_bids.anatomy.labels import LabelTable
     from brainseg_bids.documents import read_json
-    from brainseg_bids.synth.generator import Head
+    from brainseg_bids.synth.generator import LabelVolume
     from brainseg_bids.synth.recipe import Recipe
     from brainseg_bids.training.fit import make_generator
     from brainseg_bids.training.plan import TrainPlan
@@ -343,7 +343,7 @@ def _replay(path: Path) -> int:
     for index, head_file, recipe in jobs:
         if head_file is None:
             raise InputError(f"{path}: does not say which label map index {index} was made of")
-        head = Head.from_label_map(read_label_map(head_file, table))
+        head = LabelVolume.from_label_map(read_label_map(head_file, table))
         pair = generator.render(head, recipe)
         out = path.with_name(f"{path.stem}_place-{index}.npz")
         np.savez_compressed(out, image=pair.image[0].numpy(), labels=pair.labels.numpy())

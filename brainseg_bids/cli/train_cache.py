@@ -30,7 +30,7 @@ from brainseg_bids.anatomy.labels import LabelTable, count_codes
 from brainseg_bids.bids.description import write_text
 from brainseg_bids.cli.console import one_line
 from brainseg_bids.synth.ageing import Walls
-from brainseg_bids.synth.generator import Head
+from brainseg_bids.synth.generator import LabelVolume
 from brainseg_bids.volumes import (
     InputError,
     check_present,
@@ -119,7 +119,7 @@ def code_digest(modules: Iterable[str]) -> str:
 class CheckedMap:
     """A label map as training takes it, and what reading it has told."""
 
-    head: Head
+    head: LabelVolume
     facts: MapFacts
 
 
@@ -210,7 +210,7 @@ def _checked(path: Path, source: str) -> tuple[CheckedMap, list[str]]:
         labels = read_label_map(path, table)
     facts = MapFacts(voxel_hash(labels.voxels, labels.grid), frozenset(count_codes(labels.voxels)))
     try:
-        head = Head.from_label_map(labels)
+        head = LabelVolume.from_label_map(labels)
     except ValueError as error:
         raise ValueError(f"{path}: {error}. Leave it out.") from error
     return CheckedMap(head, facts), warnings
@@ -287,7 +287,7 @@ class _Entry:
         if said["walls"]:
             towards = np.array(_mapped(self.walls, said["walls"]))
             walls = Walls(torch.from_numpy(towards), tuple(said["walls_spacing_vox"]))
-        head = Head(
+        head = LabelVolume(
             torch.from_numpy(indices),
             tuple(said["voxel_size_mm"]),
             np.array(said["box_vox"]),

@@ -38,8 +38,8 @@ class SynthPair:
 
 
 @dataclass(frozen=True)
-class Head:
-    """A label map made ready: ranks instead of codes, one voxel of background around.
+class LabelVolume:
+    """A label map to make pairs from: class indices instead of codes, background around.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Head:
     walls: Walls | None = None
 
     @classmethod
-    def from_label_map(cls, labels: LabelMap) -> Head:
+    def from_label_map(cls, labels: LabelMap) -> LabelVolume:
         """Turn towards RAS, rank the codes, find the head."""
         grid = labels.grid.to_ras()
         codes = labels.grid.array_to_ras(labels.voxels)
@@ -74,7 +74,7 @@ class Head:
         walls = Walls.of(ranks, labels.table, grid.voxel_size_mm)
         return cls(torch.from_numpy(ranks), grid.voxel_size_mm, box, brain_box, walls)
 
-    def to(self, device: torch.device | str) -> Head:
+    def to(self, device: torch.device | str) -> LabelVolume:
         """The same head on another device."""
         walls = self.walls and self.walls.to(device)
         return replace(self, ranks=self.ranks.to(device), walls=walls)
@@ -116,7 +116,7 @@ class Generator:
                 "tables of more than 255 labels do not fit the generator's uint8 ranks"
             )
 
-    def render(self, head: Head, recipe: Recipe) -> SynthPair:
+    def render(self, head: LabelVolume, recipe: Recipe) -> SynthPair:
         """Make the pair that ``recipe`` describes; what it does not say is not done.
 
         Same recipe and head give the same pair, bit for bit on one kind of device; labels are
@@ -186,12 +186,12 @@ class Generator:
         ]
         return voxels.resample(take_ratio(*acquired, recipe.ratio))
 
-    def _crop(self, head: Head, recipe: Recipe) -> Crop:
+    def _crop(self, head: LabelVolume, recipe: Recipe) -> Crop:
         center_mm = self._place_mm(head, recipe, head.box_vox.mean(0))
         return Crop(self.shape, self.voxel_size_mm, center_mm, head.ranks.device)
 
     @staticmethod
-    def _place_mm(head: Head, recipe: Recipe, source_vox: np.ndarray) -> Triple:
+    def _place_mm(head: LabelVolume, recipe: Recipe, source_vox: np.ndarray) -> Triple:
         """Where a voxel of the label map is in the pair, RAS mm from its middle; warp left out."""
         middle = _middle_vox(head, recipe)
         offset_mm = (source_vox - middle) * np.asarray(head.voxel_size_mm)
@@ -200,7 +200,7 @@ class Generator:
             place_mm[0] *= -1
         return tuple(float(mm) for mm in place_mm)
 
-    def _deform(self, head: Head, recipe: Recipe) -> Tensor:
+    def _deform(self, head: LabelVolume, recipe: Recipe) -> Tensor:
         """Rank of each voxel's label in the source table, (X, Y, Z) uint8."""
         index = self._locate(head, recipe)
         source = head.ranks.flatten()
@@ -211,7 +211,7 @@ class Generator:
             )
         return ranks
 
-    def _locate(self, head: Head, recipe: Recipe) -> Callable[[int, int], Tensor]:
+    def _locate(self, head: LabelVolume, recipe: Recipe) -> Callable[[int, int], Tensor]:
         """Function of a slab: flat index into ``head.ranks`` of each of its voxels."""
         device = head.ranks.device
         nodes = coordinate_nodes(
@@ -275,7 +275,7 @@ class Generator:
             device=crop.device,
         )
 
-    def _flip_angles(self, head: Head, recipe: Recipe, crop: Crop) -> Callable | None:
+    def _flip_angles(self, head: LabelVolume, recipe: Recipe, crop: Crop) -> Callable | None:
         brain_mm = self._place_mm(head, recipe, head.brain_box_vox.mean(0))
         return flip_angles(recipe.transmit, recipe.ratio, self.source, crop, brain_mm=brain_mm)
 
@@ -297,7 +297,7 @@ def _box(mask: np.ndarray) -> np.ndarray | None:
     return np.array(sides, dtype=float).T
 
 
-def _middle_vox(head: Head, recipe: Recipe) -> np.ndarray:
+def _middle_vox(head: LabelVolume, recipe: Recipe) -> np.ndarray:
     """Voxel of the label map that the middle of the crop is put on."""
     low, high = head.box_vox
     return low + (high - low) * np.asarray(recipe.deformation.center_frac)

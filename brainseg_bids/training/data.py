@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe import Recipe
 
 HEADS_SHARE = 0.03
@@ -58,7 +58,7 @@ class PairStream(IterableDataset):
 
     Parameters
     ----------
-    heads : sequence of Head
+    heads : sequence of LabelVolume
     spaces : sequence of (RecipeSpace or DialledSpace, float)
         Recipe spaces and how often each is drawn from.
     generator : Generator
@@ -71,7 +71,7 @@ class PairStream(IterableDataset):
 
     def __init__(
         self,
-        heads: Sequence[Head],
+        heads: Sequence[LabelVolume],
         spaces: Sequence[tuple[Space, float]],
         generator: Generator,
         *,
@@ -276,7 +276,7 @@ class ValidationLoader:
 
 
 def render(
-    stream: PairStream, heads: Sequence[Head], step: int, index: int, device: torch.device
+    stream: PairStream, heads: Sequence[LabelVolume], step: int, index: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Image (1, X, Y, Z) and labels (X, Y, Z) of one sample of a step, on the device."""
     which, recipe = stream.draw(step, index)
@@ -289,7 +289,7 @@ def _workshop(device: torch.device) -> torch.device:
     return device if device.type == "cuda" else torch.device("cpu")
 
 
-def heads_on(heads: Sequence[Head], device: torch.device) -> Sequence[Head]:
+def heads_on(heads: Sequence[LabelVolume], device: torch.device) -> Sequence[LabelVolume]:
     """Heads where pairs are made, once and for all if they fit there."""
     if _workshop(device).type == "cpu":
         return heads

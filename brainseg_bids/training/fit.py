@@ -18,7 +18,7 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.architectures import PackedNet, build
 from brainseg_bids.nets.memory import smaller
-from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.space import read_space
 from brainseg_bids.training.callbacks import (
     AtomicCheckpointIO,
@@ -125,7 +125,7 @@ class TrainingRun:
 
     Parameters
     ----------
-    train_heads, validation_heads : sequence of Head
+    train_heads, validation_heads : sequence of LabelVolume
     out_dir : Path
     until_step : int, optional
         Stop here, before the plan's end, to go on later.
@@ -145,8 +145,8 @@ class TrainingRun:
         many steps there were.
     """
 
-    train_heads: Sequence[Head]
-    validation_heads: Sequence[Head]
+    train_heads: Sequence[LabelVolume]
+    validation_heads: Sequence[LabelVolume]
     out_dir: Path
     until_step: int | None = None
     start_from: PackedNet | None = None
@@ -169,8 +169,8 @@ class TrainingRun:
 
 def fit(
     plan: TrainPlan,
-    train_heads: Sequence[Head],
-    validation_heads: Sequence[Head],
+    train_heads: Sequence[LabelVolume],
+    validation_heads: Sequence[LabelVolume],
     out_dir: str | Path,
     **options,
 ) -> SegmentationTask:
@@ -232,8 +232,8 @@ def fit(
 
 def check_run(
     plan: TrainPlan,
-    train_heads: Sequence[Head],
-    validation_heads: Sequence[Head],
+    train_heads: Sequence[LabelVolume],
+    validation_heads: Sequence[LabelVolume],
     out_dir: str | Path,
     *,
     memory: str | Path | None = None,

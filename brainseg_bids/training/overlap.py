@@ -13,7 +13,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 
 if TYPE_CHECKING:  # late: torch, which reports do without
     from brainseg_bids.nets.architectures import PackedNet
-    from brainseg_bids.synth.generator import Generator, Head
+    from brainseg_bids.synth.generator import Generator, LabelVolume
     from brainseg_bids.training.data import Space
 
 
@@ -99,7 +99,7 @@ class Overlap:
 def score_pairs(
     net: PackedNet,
     generator: Generator,
-    heads: Mapping[str, Head],
+    heads: Mapping[str, LabelVolume],
     spaces: Iterable[tuple[str, str, Space]],
     *,
     pairs: int,
@@ -113,7 +113,7 @@ def score_pairs(
 
     Parameters
     ----------
-    heads : mapping of str to Head
+    heads : mapping of str to LabelVolume
         Held out.
     spaces : iterable of (where, name, Space)
     pairs : int

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from brainseg_bids.synth.generator import Head
+from brainseg_bids.synth.generator import LabelVolume
 from brainseg_bids.synth.space import read_space
 from brainseg_bids.training.plan import TrainPlan
 
@@ -47,7 +47,7 @@ class ChangedSettings(ValueError):
 
 
 def settings_of(
-    plan: TrainPlan, train_heads: Sequence[Head], validation_heads: Sequence[Head]
+    plan: TrainPlan, train_heads: Sequence[LabelVolume], validation_heads: Sequence[LabelVolume]
 ) -> dict:
     """What makes a run this run, for its checkpoint: JSON types only.
 
@@ -64,7 +64,7 @@ def settings_of(
     return settings
 
 
-def _digest(head: Head) -> str:
+def _digest(head: LabelVolume) -> str:
     told = hashlib.sha256(repr((tuple(head.ranks.shape), head.voxel_size_mm)).encode())
     told.update(head.ranks.cpu().contiguous().numpy())
     return told.hexdigest()

@@ -19,7 +19,7 @@ from brainseg_bids.bids.inputs import label_fault
 from brainseg_bids.bids.label_codes import find_label_table
 from brainseg_bids.bids.names import STRUCTURAL, Scan
 from brainseg_bids.documents import Items, Kind, Number, Text, check, parse_toml, read_text
-from brainseg_bids.settings import VOXEL_SIZE
+from brainseg_bids.options import VOXEL_SIZE
 from brainseg_bids.training.deadline import MOST_STEPS
 from brainseg_bids.volumes import InputError, read_grid
 

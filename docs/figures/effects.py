@@ -19,7 +19,7 @@ from scipy import stats
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.gibbs import truncate
 from brainseg_bids.synth.noise import magnitude
 from brainseg_bids.synth.recipe import (
@@ -53,7 +53,7 @@ SPREAD = 6.0
 """Of every tissue's noise where nothing else is said; white matter is near 200."""
 
 
-def phantom() -> Head:
+def phantom() -> LabelVolume:
     """Ellipsoids of 1 mm with a nasal cavity and a sinus of air."""
     labels = phantom_head((164, 204, 188), 1.0)
     voxels = labels.voxels.copy()
@@ -62,7 +62,7 @@ def phantom() -> Head:
     for center, half in (((0, 78, -38), (18, 9, 12)), ((0, 52, -58), (17, 26, 9))):
         inside = sum(((w - c) / h) ** 2 for w, c, h in zip(world, center, half, strict=True))
         voxels[inside <= 1] = TABLE["Air-Internal"].index
-    return Head.from_label_map(LabelMap(voxels, labels.grid, TABLE))
+    return LabelVolume.from_label_map(LabelMap(voxels, labels.grid, TABLE))
 
 
 def contrast(kind: str, spread: float = SPREAD) -> dict[str, Tissue]:

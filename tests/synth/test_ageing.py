@@ -12,7 +12,7 @@ import torch
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.ageing import Walls, age, widen
-from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe import Ageing, Recipe, Tissue
 from brainseg_bids.synth.space import RecipeSpace
 
@@ -105,7 +105,7 @@ def test_nothing_is_done_where_nothing_is_said():
 
 
 def test_a_pair_has_the_labels_of_the_aged_brain_and_lesions_are_white_matter(head):
-    ready = Head.from_label_map(head)
+    ready = LabelVolume.from_label_map(head)
     generator = Generator(
         Crosswalk.packaged("fullhead", "brainseg"), TABLE, shape=(96, 112, 104), voxel_size_mm=2.0
     )

@@ -13,7 +13,7 @@ from scipy import interpolate, ndimage, special, stats
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.deform import rotation
-from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.gibbs import truncate
 from brainseg_bids.synth.intensity import LEVELS, LEVELS_PER_SD, tissue_lookup
 from brainseg_bids.synth.motion import move
@@ -79,8 +79,8 @@ def recipe_with(*names: str, **changes) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def ready(head) -> Head:
-    return Head.from_label_map(head)
+def ready(head) -> LabelVolume:
+    return LabelVolume.from_label_map(head)
 
 
 @pytest.fixture(scope="module")

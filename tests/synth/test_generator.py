@@ -13,7 +13,7 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.deform import flow
-from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.interpolate import cubic_matrix, linear_matrix
 from brainseg_bids.synth.recipe import (
     Bias,
@@ -42,8 +42,8 @@ def plain_recipe(**changes) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def ready(head) -> Head:
-    return Head.from_label_map(head)
+def ready(head) -> LabelVolume:
+    return LabelVolume.from_label_map(head)
 
 
 def generator(shape=(48, 56, 52), crosswalk=None) -> Generator:
@@ -55,7 +55,7 @@ def generator(shape=(48, 56, 52), crosswalk=None) -> Generator:
     )
 
 
-def centred(ready: Head, shape) -> tuple[float, float, float]:
+def centred(ready: LabelVolume, shape) -> tuple[float, float, float]:
     """Centre fractions that put the crop on the middle of the label map's own box."""
     low, high = ready.box_vox
     middle = (np.array(ready.ranks.shape) - 1) / 2
@@ -130,7 +130,7 @@ def test_a_flip_is_the_mirror_image_with_sides_swapped(head):
     lopsided = head.voxels.copy()
     lopsided[30:34, 20:24, 30:34] = 26  # Left-Accumbens-area, on the right side
     lopsided = LabelMap(lopsided, grid, head.table)
-    ready = Head.from_label_map(lopsided)
+    ready = LabelVolume.from_label_map(lopsided)
     where = Deformation(center_frac=centred(ready, grid.shape))
     plain = target_codes(generator().render(ready, plain_recipe(deformation=where)))
     flipped = target_codes(generator().render(ready, plain_recipe(deformation=where, flip=True)))
@@ -149,7 +149,7 @@ def test_axis_order_of_the_label_map_does_not_matter(head, ready):
         type(head.grid)(tuple(head.grid.shape[a] for a in order), affine),
         head.table,
     )
-    again = Head.from_label_map(turned)
+    again = LabelVolume.from_label_map(turned)
     assert torch.equal(again.ranks, ready.ranks)
     first, second = (generator().render(h, recipe) for h in (ready, again))
     assert torch.equal(first.image, second.image)
@@ -265,7 +265,7 @@ def test_an_empty_label_map_is_refused():
         np.zeros((5, 5, 5), int), phantom_grid((5, 5, 5)), LabelTable.packaged("fullhead")
     )
     with pytest.raises(ValueError, match="empty"):
-        Head.from_label_map(empty)
+        LabelVolume.from_label_map(empty)
 
 
 def test_codes_without_translation_are_refused_by_name():

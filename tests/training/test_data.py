@@ -14,7 +14,7 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.memory_plan import ALLOWANCES
 from brainseg_bids.synth.dial import DialledSpace
-from brainseg_bids.synth.generator import Generator, Head
+from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.data import (
     HEADS_SHARE,
@@ -29,8 +29,8 @@ T1W, AGNOSTIC = RecipeSpace.packaged("t1w"), RecipeSpace.packaged("agnostic")
 
 
 @pytest.fixture(scope="module")
-def ready(head) -> Head:
-    return Head.from_label_map(head)
+def ready(head) -> LabelVolume:
+    return LabelVolume.from_label_map(head)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 
 from brainseg_bids.nets.architectures import ARCHITECTURES
 from brainseg_bids.nets.spec import NetSpec
-from brainseg_bids.synth.generator import Head
+from brainseg_bids.synth.generator import LabelVolume
 from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.data import PairStream
 from brainseg_bids.training.fit import averaged_net, fit, make_generator, make_task
@@ -37,8 +37,8 @@ PLAN = replace(
 
 
 @pytest.fixture(scope="module")
-def ready(head) -> Head:
-    return Head.from_label_map(head)
+def ready(head) -> LabelVolume:
+    return LabelVolume.from_label_map(head)
 
 
 def weights_of(task) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from brainseg_bids.nets.spec import NetSpec
-from brainseg_bids.synth.generator import Head
+from brainseg_bids.synth.generator import LabelVolume
 from brainseg_bids.training.plan import TrainPlan
 from brainseg_bids.volumes import write_label_map
 from tests.phantom.head import phantom_head
@@ -35,8 +35,8 @@ FOUR = replace(TINY, batch=2, accumulate=2)
 """Four pairs a step in one process."""
 
 
-def tiny_head(shape: tuple[int, int, int] = (24, 28, 26)) -> Head:
-    return Head.from_label_map(phantom_head(shape, 8.0))
+def tiny_head(shape: tuple[int, int, int] = (24, 28, 26)) -> LabelVolume:
+    return LabelVolume.from_label_map(phantom_head(shape, 8.0))
 
 
 def write_inputs(folder: Path, plan: TrainPlan) -> list[str]:
