@@ -29,7 +29,8 @@ from brainseg_bids.contrast.pool import pool
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.synth.dial import DialledSpace
 from brainseg_bids.synth.generator import Generator, LabelVolume
-from brainseg_bids.synth.space import RecipeSpace, TissueSpace, read_space
+from brainseg_bids.synth.recipe_files import read_space
+from brainseg_bids.synth.space import RecipeSpace, TissueSpace
 from brainseg_bids.volumes import read_grid, read_volume
 from brainseg_bids.workflows.priors import Measured, find_measured
 

@@ -55,7 +55,7 @@ from brainseg_bids.nets.bundle import ModelBundle, find_bundle
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.interpolate import smooth_field
 from brainseg_bids.synth.recipe import View
-from brainseg_bids.synth.space import read_space
+from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.volumes import read_label_map, read_volume, write_volume
 
 Method = Callable[[Path], np.ndarray]

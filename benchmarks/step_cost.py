@@ -28,7 +28,7 @@ from brainseg_bids.nets.bundle import ModelBundle, find_bundle
 from brainseg_bids.nets.careful import careful
 from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.synth.generator import LabelVolume
-from brainseg_bids.synth.space import read_space
+from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.training.fit import make_generator
 from brainseg_bids.training.losses import loss_of
 from brainseg_bids.training.plan import TrainPlan

@@ -29,6 +29,7 @@ from scipy import fft, ndimage, optimize
 from scipy.spatial import cKDTree
 
 from benchmarks.data import shared_data
+from brainseg_bids.anatomy import interpolation
 from brainseg_bids.anatomy import upsample as ours
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
@@ -468,7 +469,7 @@ def fit(data: Path, factor: float, calls: int) -> None:
 
     def loss(weights: np.ndarray) -> float:
         row = np.array([1, *weights, 0.0])
-        ours.fitted_kernels = lambda: (np.array([factor]), row[None])
+        interpolation.fitted_kernels = lambda: (np.array([factor]), row[None])
         gain = gains("fitted") - base
         print(np.round(weights, 4), np.round(gain, 4), flush=True)
         return -(gain[0] + 0.3 * gain[1:].mean())

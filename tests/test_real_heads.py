@@ -19,7 +19,7 @@ from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.evaluation.agreement import compare
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe import View
-from brainseg_bids.synth.space import read_space
+from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.volumes import read_label_map, write_volume
 
 pytestmark = [pytest.mark.shared_data, pytest.mark.slow]

@@ -172,7 +172,7 @@ def _calibrate(
 ) -> dict:
     """Calibrate a network's volumes; what the manifest says of it."""
     from brainseg_bids.cli.train_cache import read_checked_map
-    from brainseg_bids.synth.space import read_space
+    from brainseg_bids.synth.recipe_files import read_space
     from brainseg_bids.training.data import PairStream
     from brainseg_bids.training.fit import make_generator
     from brainseg_bids.training.volume_calibration import add_offsets, calibrate_volumes

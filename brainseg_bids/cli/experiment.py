@@ -164,7 +164,8 @@ def make_plan(options: argparse.Namespace) -> int:
 
 def _planned(options: argparse.Namespace) -> ExperimentPlan:
     from brainseg_bids.synth.dial import DialledSpace
-    from brainseg_bids.synth.space import RecipeSpace, read_space
+    from brainseg_bids.synth.recipe_files import read_space
+    from brainseg_bids.synth.space import RecipeSpace
 
     kappas = tuple(sorted(options.kappa))
     check_settings(kappas, options.seeds, options.margin, options.pairs)
@@ -296,7 +297,7 @@ def _pinned_images(
 
 def _write_runs(plan: ExperimentPlan, folder: Path) -> None:
     """A copy of the prior, which may be pooled again elsewhere, and a folder per run."""
-    from brainseg_bids.synth.dial import write_dial
+    from brainseg_bids.synth.recipe_files import write_dial
 
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -462,7 +463,7 @@ class Bench:
     @cached_property
     def spaces(self) -> list[tuple[str, str, object]]:
         """(where, name, space) of what accuracy is measured on."""
-        from brainseg_bids.synth.space import read_space
+        from brainseg_bids.synth.recipe_files import read_space
 
         named = [(ON, self.plan.contrast, str(self.folder / "on-contrast.toml"))]
         named += [(OFF, name, name) for name in self.plan.off_spaces]
@@ -486,7 +487,7 @@ class Bench:
         """Train to the end, going on where it was interrupted, and measure."""
         import torch
 
-        from brainseg_bids.synth.space import read_space
+        from brainseg_bids.synth.recipe_files import read_space
         from brainseg_bids.training.fit import averaged_net, fit
         from brainseg_bids.training.resume import steps_done
 

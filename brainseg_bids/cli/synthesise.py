@@ -28,7 +28,8 @@ from brainseg_bids.interfaces.tools import find_tool, tool_names
 from brainseg_bids.settings import Settings
 from brainseg_bids.synth.dial import DialledSpace
 from brainseg_bids.synth.generator import Generator, LabelVolume
-from brainseg_bids.synth.space import RecipeSpace, read_space
+from brainseg_bids.synth.recipe_files import read_space
+from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.data import PairStream
 from brainseg_bids.volumes import InputError, read_grid, sha256, write_label_map, write_volume
 from brainseg_bids.workflows.plan import read_object

@@ -150,7 +150,7 @@ def _train(options: argparse.Namespace) -> int:
     from brainseg_bids.cli.bundle import SEEN, read_seen
     from brainseg_bids.cli.train_cache import read_checked_map
     from brainseg_bids.lifetime import for_children
-    from brainseg_bids.synth.space import read_space
+    from brainseg_bids.synth.recipe_files import read_space
     from brainseg_bids.training.callbacks import CannotSave
     from brainseg_bids.training.deadline import Deadline
     from brainseg_bids.training.fit import check_run, fit, make_generator

@@ -366,7 +366,8 @@ def _said_of(name: str, job: JobPlan) -> dict:
         If it cannot be read or lacks labels.
     """
     from brainseg_bids.synth.dial import DialledSpace  # late: torch
-    from brainseg_bids.synth.space import RecipeSpace, read_space
+    from brainseg_bids.synth.recipe_files import read_space
+    from brainseg_bids.synth.space import RecipeSpace
 
     said = {"share": job.spaces.shares[name]}
     try:
@@ -401,7 +402,7 @@ def check_same(job: JobPlan, described: Mapping) -> None:
 
 def write_job(job: JobPlan, described: dict) -> dict:
     """Write ``job.json`` and, beside it, the prior and its dial, which may change elsewhere."""
-    from brainseg_bids.synth.dial import write_dial  # late: torch
+    from brainseg_bids.synth.recipe_files import write_dial
 
     if job.prior is not None and not job.before:
         prior = job.prior.write(job.training, brainseg_version=__version__)

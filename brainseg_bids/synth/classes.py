@@ -5,15 +5,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from brainseg_bids.synth.recipe import Tissue
 from brainseg_bids.synth.streams import Range, Streams, phi, within
-
-if TYPE_CHECKING:
-    from brainseg_bids.synth.space import RecipeSpace
 
 MEAN_LIMITS = (0.0, 300.0)
 """Means are clipped to these, as SynthSeg clips its images."""
@@ -36,12 +32,26 @@ class TissueSpace:
 
 
 @dataclass(frozen=True)
+class ClassSpace:
+    """Where the intensities of all classes come from: the first part of a `space.RecipeSpace`."""
+
+    tissues: tuple[TissueSpace, ...]
+    law: str = "uniform"
+    widen: float = 1.0
+    shared_frac: float = 0.0
+    sd_frac: Range = (1.0, 1.0)
+    background_dark_p: float = 1.0
+    background_noisy_mean: Range = (0.0, 250.0)
+    background_noisy_sd: Range = (0.0, 30.0)
+
+
+@dataclass(frozen=True)
 class ClassDraw:
     """Random numbers that decide the tissues of one recipe, per class of its space.
 
     Parameters
     ----------
-    space : RecipeSpace
+    space : ClassSpace
     location, spread : (n_classes,) float
         Standard normals; a class's mean and sd are quantiles at these.
     sd_frac : float
@@ -52,7 +62,7 @@ class ClassDraw:
         Of a class's components from its mean.
     """
 
-    space: RecipeSpace
+    space: ClassSpace
     location: np.ndarray
     spread: np.ndarray
     sd_frac: float
@@ -60,7 +70,7 @@ class ClassDraw:
     offsets: tuple[tuple[float, ...], ...]
 
     @classmethod
-    def of(cls, space: RecipeSpace, streams: Streams) -> ClassDraw:
+    def of(cls, space: ClassSpace, streams: Streams) -> ClassDraw:
         """Draw them."""
         n = len(space.tissues)
         location = streams.normals("means", n)
@@ -99,7 +109,7 @@ class ClassDraw:
         )
 
 
-def _draw_offsets(space: RecipeSpace, streams: Streams) -> tuple[tuple[float, ...], ...]:
+def _draw_offsets(space: ClassSpace, streams: Streams) -> tuple[tuple[float, ...], ...]:
     """Components' distances from their class's mean, in an order by chance."""
     rng, offsets = streams.generator("components"), []
     for tissue in space.tissues:

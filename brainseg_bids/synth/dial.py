@@ -10,21 +10,26 @@ from the one to the other instead of mixing images of both.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from scipy.special import ndtri
 
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.contrast.prior import ContrastPrior, LabelPrior, Spread
+from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.documents import Number, Text, check, read_toml
-from brainseg_bids.synth.classes import ClassDraw, clip_mean
+from brainseg_bids.synth.classes import ClassDraw
+from brainseg_bids.synth.prior_tissues import (
+    UNITS,
+    MeasuredNoise,
+    between_tissues,
+    fitted_tissue,
+    quantile,
+    ratio_slope,
+    variance_lost,
+)
 from brainseg_bids.synth.ranges import digest_of
 from brainseg_bids.synth.recipe import (
     Bias,
@@ -36,18 +41,8 @@ from brainseg_bids.synth.recipe import (
     Tissue,
     View,
 )
-from brainseg_bids.synth.resolution import AcquiredVoxels
 from brainseg_bids.synth.space import RecipeSpace, check_effects
 from brainseg_bids.synth.streams import Streams
-
-UNITS = 255.0
-"""Intensity of a prior that stands for the 99.5th percentile, or for a ratio of +0.5."""
-
-LEAST_SD_FRAC = 0.1
-"""Share of a measured spread that is left as tissue's where noise explains all of it."""
-
-MOST_VARIANCE_LOST = 36.0
-"""To blur; beyond it the grains would have to be brighter than any tissue."""
 
 WHITE_MATTER = "Left-Cerebral-White-Matter"
 """Label that the noise of a ratio is given for."""
@@ -57,58 +52,6 @@ USUAL_UNI = 0.2
 
 WHITE_SIGNAL = 1.1
 """Of white matter in the second inversion, grey matter 1; see `ratio.second_inversion`."""
-
-
-@dataclass(frozen=True)
-class MeasuredNoise:
-    """Noise that the spreads of a prior hold, to be taken out of them.
-
-    Parameters
-    ----------
-    sigma : float
-        Of magnitude images, in the prior's units.
-    channels : int
-    inversions_frac : float
-        Of a ratio's inversions, as of `Ratio`.
-    """
-
-    sigma: float = 0.0
-    channels: int = 1
-    inversions_frac: float = 0.0
-
-    def variance(self, mean: float) -> float:
-        """Of the noise in a label of this mean."""
-        slope = ratio_slope(mean / UNITS - 0.5)
-        return self.sigma**2 + (UNITS * self.inversions_frac * slope) ** 2
-
-    def removed(self, mean: float, sd: float, variance: float) -> tuple[float, float]:
-        """Mean and spread of the signal under noise, which was measured with this mean and spread.
-
-        The second moment of non-central chi is that of the signal plus ``2 channels sigma^2``
-        (Koay and Basser, Journal of Magnetic Resonance 179, 2006).
-
-        Parameters
-        ----------
-        variance : float
-            Of the noise; a share of the spread stays whatever it is, see `LEAST_SD_FRAC`.
-
-        Examples
-        --------
-        >>> bright = MeasuredNoise(3.0).removed(100.0, 5.0, 9.0)
-        >>> [round(value, 2) for value in bright]
-        [99.95, 4.0]
-        >>> air = MeasuredNoise(4.0).removed(4 * 1.2533, 4 * 0.6551, 16.0)
-        >>> bool(air[0] < 0.5)
-        True
-        """
-        mean = max(mean, 0.0)
-        if variance <= 0:
-            return mean, sd
-        left = math.sqrt(max(sd**2 - variance, (LEAST_SD_FRAC * sd) ** 2))
-        if self.sigma > 0:
-            square = mean**2 + sd**2 - left**2 - 2 * self.channels * self.sigma**2
-            mean = math.sqrt(max(square, 0.0))
-        return mean, left
 
 
 @dataclass(frozen=True, eq=False)
@@ -447,180 +390,8 @@ def stripped_share(prior: ContrastPrior) -> float | None:
     return float(said)
 
 
-def variance_lost(resolution: Resolution, voxel_size_mm: float) -> float:
-    """Variance of white noise in a pair's voxels over what is left of it in the acquired ones.
-
-    At most `MOST_VARIANCE_LOST`.
-
-    Parameters
-    ----------
-    voxel_size_mm : float
-        Of the pair.
-
-    Examples
-    --------
-    >>> variance_lost(Resolution(), 1.0)
-    1.0
-    """
-    voxels = AcquiredVoxels.of((48, 48, 48), resolution, voxel_size_mm=voxel_size_mm)
-    left = 1.0
-    for sampling in voxels.samplings:
-        if sampling is not None:
-            left *= float(sampling[0].square().sum(1).mean())
-    return min(1 / left, MOST_VARIANCE_LOST)
-
-
-def fitted_tissue(
-    prior: LabelPrior,
-    *,
-    location: float,
-    spread: float,
-    noise: MeasuredNoise,
-    gain: float,
-    order: Sequence[int],
-) -> Tissue:
-    """Tissue that a prior has at two standard normals, less the noise that it was measured with.
-
-    Parameters
-    ----------
-    gain : float
-        Spread that is painted over the spread that blurring leaves of it.
-    order : sequence of int
-        Which component comes first: neighbours in it touch in the image. If there is one place
-        only, one component of the same mean and spread stands for all.
-    """
-    mean = prior.mean + prior.mean_sd * location
-    sd = prior.sd.median * math.exp(prior.sd.log_sd * spread)
-    total = sum(part.weight for part in prior.components)
-    parts = [(p.weight / total, p.mean, p.sd) for p in prior.components]
-    if len(order) == 1 < len(parts):
-        offset = sum(w * m for w, m, _ in parts)
-        variance = sum(w * (s**2 + (m - offset) ** 2) for w, m, s in parts)
-        parts = [(1.0, offset, math.sqrt(variance))]
-    variance = noise.variance(mean)
-    if variance > 0 and prior.tissue_sd is not None:
-        own = prior.tissue_sd.median * math.exp(prior.tissue_sd.log_sd * spread)
-        variance = max(sd**2 - own**2, 0.0)
-    painted = [noise.removed(mean + m * sd, s * sd, variance) for _, m, s in parts]
-    return Tissue(
-        mean=tuple(clip_mean(painted[k][0]) for k in order),
-        sd=tuple(gain * painted[k][1] for k in order),
-        weight=tuple(parts[k][0] for k in order) if len(parts) > 1 else (),
-    )
-
-
-def between_tissues(agnostic: Tissue, fitted: Tissue, kappa: float) -> Tissue:
-    """Tissue between two: darker components move to darker ones, brighter to brighter.
-
-    The two mixtures are cut into the fewest parts that have one component of each; every part
-    moves straight from the one to the other.
-
-    Examples
-    --------
-    >>> between_tissues(Tissue((100.0,), (10.0,)), Tissue((50.0, 90.0), (4.0, 6.0), (0.75, 0.25)),
-    ...     0.5)
-    Tissue(mean=(75.0, 95.0), sd=(7.0, 8.0), weight=(0.75, 0.25))
-    """
-    if kappa in (0, 1):
-        return fitted if kappa == 1 else agnostic
-    parts = []
-    mine, theirs = _by_brightness(agnostic), _by_brightness(fitted)
-    while mine and theirs:
-        (mine_left, k), (theirs_left, other) = mine[0], theirs[0]
-        weight = min(mine_left, theirs_left)
-        parts.append((k, other, weight))
-        mine[0], theirs[0] = (mine_left - weight, k), (theirs_left - weight, other)
-        mine, theirs = ([p for p in side if p[0] > 1e-9] for side in (mine, theirs))
-    # In the order of the components, which is by chance, rather than of their brightness.
-    parts.sort()
-
-    def moved(one: Sequence[float], two: Sequence[float]) -> tuple[float, ...]:
-        return tuple((1 - kappa) * one[k] + kappa * two[other] for k, other, _ in parts)
-
-    return Tissue(
-        mean=moved(agnostic.mean, fitted.mean),
-        sd=moved(agnostic.sd, fitted.sd),
-        weight=tuple(weight for *_, weight in parts) if len(parts) > 1 else (),
-    )
-
-
-def _by_brightness(tissue: Tissue) -> list[tuple[float, int]]:
-    """Weight and rank of each component, the darkest first."""
-    n = len(tissue.mean)
-    weights = tissue.weight or (1 / n,) * n
-    return [(weights[k], k) for k in sorted(range(n), key=lambda k: tissue.mean[k])]
-
-
-def quantile(spread: Spread, u: float) -> float:
-    """Quantile of a positive quantity whose logarithm is normal.
-
-    >>> quantile(Spread(2.0, 0.3), 0.5)
-    2.0
-    """
-    return float(spread.median * math.exp(spread.log_sd * ndtri(min(max(u, 1e-9), 1 - 1e-9))))
-
-
-def ratio_slope(uni: float) -> float:
-    """Noise of MP2RAGE's ratio over the noise of its inversions, where the signal is 1.
-
-    With ``t`` the ratio of the two inversions, UNI is ``t / (1 + t^2)`` (Marques et al.,
-    NeuroImage 49, 2010) and small noise grows by ``(1 - t^2) / (1 + t^2)^1.5``.
-
-    Parameters
-    ----------
-    uni : float
-        -0.5..0.5.
-
-    Examples
-    --------
-    >>> ratio_slope(0.0), ratio_slope(0.5)
-    (1.0, 0.0)
-    """
-    q = math.sqrt(max(1 - 4 * uni**2, 0.0))
-    return q * math.sqrt((1 + q) / 2)
-
-
 def _choose(shares: dict[str, float], u: float) -> str:
     """Name whose stretch of 0..1 holds ``u``."""
     names = sorted(shares)
     ends = np.cumsum([shares[name] for name in names])
     return names[min(int(np.searchsorted(ends, u * ends[-1], side="right")), len(names) - 1)]
-
-
-def write_dial(
-    path: str | Path, prior_path: str | Path, kappa: float, agnostic: str = "agnostic"
-) -> Path:
-    """Write a recipe file that `read_space` turns into a `DialledSpace`.
-
-    Parameters
-    ----------
-    prior_path : path
-        JSON of the prior; written relative to ``path``.
-    agnostic : str
-        Packaged recipe space or TOML file.
-
-    Raises
-    ------
-    ValueError
-        If ``kappa`` is outside 0..1.
-    """
-    if not 0 <= kappa <= 1:
-        raise ValueError(f"kappa is {kappa!r}: choose a number from 0 (any contrast) to 1")
-    path = Path(path)
-
-    def relative(to: str | Path) -> str:
-        return json.dumps(os.path.relpath(to, path.parent).replace(os.sep, "/"))
-
-    space = relative(agnostic) if agnostic.endswith(".toml") else json.dumps(agnostic)
-    lines = [
-        "# Recipe space between any contrast and a measured one.",
-        "# What images of the contrast look like; the path starts at this file.",
-        f"prior = {relative(prior_path)}",
-        "# Contrast dial: 0 any contrast, 1 as measured.",
-        f"kappa = {float(kappa)!r}",
-        "# Space at 0; what a prior does not measure (geometry, view, motion) is always its.",
-        f"agnostic = {space}",
-        "# Further lines change that space, such as flip_p = 0.0",
-    ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path

@@ -8,16 +8,26 @@ file says otherwise; each file in ``data/recipes`` names the source of its numbe
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.documents import Items, Number, Text, read_toml
-from brainseg_bids.synth.classes import ClassDraw, TissueSpace
+from brainseg_bids.documents import Text, read_toml
+from brainseg_bids.synth.classes import ClassDraw, ClassSpace, TissueSpace
+from brainseg_bids.synth.effect_spaces import (
+    KINDS,
+    TISSUE_KINDS,
+    AgeingSpace,
+    FieldOfViewSpace,
+    GibbsSpace,
+    MotionSpace,
+    RatioSpace,
+    SusceptibilitySpace,
+    TransmitSpace,
+)
 from brainseg_bids.synth.ranges import changed, check_ranges, digest_of, tuples
 from brainseg_bids.synth.recipe import (
     Ageing,
@@ -37,9 +47,6 @@ from brainseg_bids.synth.recipe import (
     View,
 )
 from brainseg_bids.synth.streams import Range, Streams, within
-
-if TYPE_CHECKING:
-    from brainseg_bids.synth.dial import DialledSpace
 
 EFFECTS = (
     "flip",
@@ -63,174 +70,8 @@ DRAWING = 2
 """Raised whenever the same space and seed give another recipe; part of every digest."""
 
 
-P = Number(0, 1)
-LEVEL = Number(-10_000, 10_000)
-"""Of painted intensities, in whose units 255 is bright."""
-
-
-def _range(low: float, high: float, unit: str = "", **more) -> Items:
-    """Kind of a range (low, high) within bounds."""
-    return Items(Number(low, high, unit, **more), count=2, rising=True)
-
-
-ANGLES = _range(-180, 180, "degrees")
-SPREADS = _range(0, 10)
-SPACING = Number(1, 1000, "mm")
-"""Of nodes of smooth fields: as many as fit into a head, not more."""
-SIZES = _range(0.1, 100, "mm")
-FIELD = Number(0.001, 25, "T")
-
-KINDS = {
-    "name": Text(),
-    "law": Text(("uniform", "normal")),
-    "widen": Number(0, 100),
-    "shared_frac": P,
-    "sd_frac": SPREADS,
-    "background_dark_p": P,
-    "background_noisy_mean": Items(LEVEL, count=2, rising=True),
-    "background_noisy_sd": _range(0, 10_000),
-    "flip_p": P,
-    "rotation_deg": ANGLES,
-    "scaling": _range(0.1, 10),
-    "shearing": _range(-2, 2),
-    "center_frac": _range(0, 1),
-    "velocity_sd_mm": _range(0, 100, "mm"),
-    "velocity_node_spacing_mm": SPACING,
-    "bias_log_sd": SPREADS,
-    "bias_node_spacing_mm": SPACING,
-    "gamma_log_sd": Number(0, 5),
-    "resolution_native_p": P,
-    "resolution_isotropic_mm": SIZES,
-    "resolution_slice_p": P,
-    "resolution_slice_mm": SIZES,
-    "resolution_thickness_frac": _range(0.05, 10),
-    "noise_sd_frac": SPREADS,
-    "noise_channels": _range(1, 256, whole=True),
-    "texture_scale_mm": _range(0.5, 1000, "mm"),
-    "grain_mm": _range(0.5, 1000, "mm"),
-    "grain_frac": _range(0, 1),
-    "stripped_p": P,
-    "cut_p": P,
-    "ageing.p": P,
-    "ageing.ventricles_mm": _range(-30, 30, "mm"),
-    "ageing.thinning_frac": _range(-1, 1),
-    "ageing.lesion_frac": _range(0, 1),
-    "transmit.p": P,
-    "transmit.sequences": Items(Text(("none", "mprage", "mp2rage")), least=1),
-    "transmit.center": _range(0, 10),
-    "transmit.edge": _range(0, 10),
-    "transmit.log_sd": SPREADS,
-    "transmit.node_spacing_mm": SPACING,
-    "transmit.field_t": FIELD,
-    "ratio.p": P,
-    "ratio.noise_frac": SPREADS,
-    "ratio.low": LEVEL,
-    "ratio.high": LEVEL,
-    "susceptibility.p": P,
-    "susceptibility.echo_time_ms": _range(0, 1000, "ms"),
-    "susceptibility.field_t": FIELD,
-    "motion.p": P,
-    "motion.moves": _range(1, 1000, whole=True),
-    "motion.translation_mm": _range(-200, 200, "mm"),
-    "motion.rotation_deg": ANGLES,
-    "gibbs.p": P,
-    "gibbs.kept_frac": _range(0.01, 1),
-    "field_of_view.p": P,
-    "field_of_view.half_mm": _range(1, 1000, "mm"),
-}
-"""What the fields of a `RecipeSpace` and of its groups may be: far beyond what a scanner does, and
-short of what no computer can draw."""
-
-TISSUE_KINDS = {
-    "labels": Items(Text(), least=1),
-    "mean": Items(LEVEL, count=2),
-    "sd": Items(Number(0, 10_000), count=2),
-    "components": Number(1, 100, whole=True),
-    "component_spread": Number(0, 10_000),
-}
-"""The same of a `TissueSpace`."""
-
-
 @dataclass(frozen=True)
-class AgeingSpace:
-    """How often and how far brains differ from those of the label maps; see `Ageing`."""
-
-    p: float = 0.0
-    ventricles_mm: Range = (0.0, 0.0)
-    thinning_frac: Range = (0.0, 0.0)
-    lesion_frac: Range = (0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class TransmitSpace:
-    """How often and how strongly the transmit field B1+ shows; see `Transmit`.
-
-    Ratio images take ``mp2rage`` whatever ``sequences`` says; other images one of these.
-    """
-
-    p: float = 0.0
-    sequences: tuple[str, ...] = ("mprage",)
-    center: Range = (1.0, 1.0)
-    edge: Range = (1.0, 1.0)
-    log_sd: Range = (0.0, 0.0)
-    node_spacing_mm: float = 80.0
-    field_t: float = 7.0
-
-
-@dataclass(frozen=True)
-class RatioSpace:
-    """How often an image is MP2RAGE's ratio of two inversions, and how noisy; see `Ratio`."""
-
-    p: float = 0.0
-    noise_frac: Range = (0.01, 0.08)
-    low: float = 0.0
-    high: float = 255.0
-
-
-@dataclass(frozen=True)
-class SusceptibilitySpace:
-    """How often signal is lost near air, and at which echo times; see `Susceptibility`."""
-
-    p: float = 0.0
-    echo_time_ms: Range = (2.0, 5.0)
-    field_t: float = 7.0
-
-
-@dataclass(frozen=True)
-class MotionSpace:
-    """How often, how many times and how far a head moves; see `Motion`.
-
-    ``translation_mm`` and ``rotation_deg`` are per axis, ``moves`` is (fewest, most).
-    """
-
-    p: float = 0.0
-    moves: tuple[int, int] = (1, 4)
-    translation_mm: Range = (-2.0, 2.0)
-    rotation_deg: Range = (-2.0, 2.0)
-
-
-@dataclass(frozen=True)
-class GibbsSpace:
-    """How often an image rings, and the share of k-space that was read; see `Gibbs`."""
-
-    p: float = 0.0
-    kept_frac: Range = (0.6, 1.0)
-
-
-@dataclass(frozen=True)
-class FieldOfViewSpace:
-    """How often the field of view ends within the head.
-
-    ``half_mm``: distance of each of the two faces, along one axis drawn by chance, from the
-    middle of the head.
-    """
-
-    p: float = 0.0
-    half_mm: Range = (50.0, 110.0)
-
-
-@dataclass(frozen=True)
-class RecipeSpace:
+class RecipeSpace(ClassSpace):
     """The ranges that one may draw from. One field per number of a recipe.
 
     Ranges are (low, high) and uniform unless the name says ``_sd`` (normal about no change)
@@ -253,15 +94,7 @@ class RecipeSpace:
     (True, True, False)
     """
 
-    tissues: tuple[TissueSpace, ...]
     name: str = "by hand"
-    law: str = "uniform"
-    widen: float = 1.0
-    shared_frac: float = 0.0
-    sd_frac: Range = (1.0, 1.0)
-    background_dark_p: float = 1.0
-    background_noisy_mean: Range = (0.0, 250.0)
-    background_noisy_sd: Range = (0.0, 30.0)
     flip_p: float = 0.5
     rotation_deg: Range = (-15.0, 15.0)
     scaling: Range = (0.8, 1.2)
@@ -284,13 +117,13 @@ class RecipeSpace:
     grain_frac: Range = (0.0, 0.0)
     stripped_p: float = 0.0
     cut_p: float = 0.0
-    ageing: AgeingSpace = AgeingSpace()
-    transmit: TransmitSpace = TransmitSpace()
-    ratio: RatioSpace = RatioSpace()
-    susceptibility: SusceptibilitySpace = SusceptibilitySpace()
-    motion: MotionSpace = MotionSpace()
-    gibbs: GibbsSpace = GibbsSpace()
-    field_of_view: FieldOfViewSpace = FieldOfViewSpace()
+    ageing: AgeingSpace = field(default_factory=AgeingSpace)
+    transmit: TransmitSpace = field(default_factory=TransmitSpace)
+    ratio: RatioSpace = field(default_factory=RatioSpace)
+    susceptibility: SusceptibilitySpace = field(default_factory=SusceptibilitySpace)
+    motion: MotionSpace = field(default_factory=MotionSpace)
+    gibbs: GibbsSpace = field(default_factory=GibbsSpace)
+    field_of_view: FieldOfViewSpace = field(default_factory=FieldOfViewSpace)
 
     def __post_init__(self) -> None:
         check_ranges(self, KINDS)
@@ -587,19 +420,6 @@ def check_effects(effects: tuple[str, ...]) -> None:
     for effect in effects:
         if effect not in EFFECTS:
             raise ValueError(f"no effect {effect!r}; known: {', '.join(EFFECTS)}")
-
-
-def read_space(name_or_path: str) -> RecipeSpace | DialledSpace:
-    """Recipe space by the name of a packaged one, or from a TOML file.
-
-    A file with the key ``prior`` gives a `DialledSpace`.
-    """
-    if name_or_path.endswith(".toml") and "prior" in read_toml(Path(name_or_path)):
-        # Late: dial builds on this module.
-        from brainseg_bids.synth.dial import DialledSpace
-
-        return DialledSpace.read(name_or_path)
-    return RecipeSpace.named(name_or_path)
 
 
 _OFF: dict[str, dict] = {

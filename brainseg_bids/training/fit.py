@@ -19,7 +19,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.architectures import PackedNet, build
 from brainseg_bids.nets.memory import smaller
 from brainseg_bids.synth.generator import Generator, LabelVolume
-from brainseg_bids.synth.space import read_space
+from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.training.callbacks import (
     AtomicCheckpointIO,
     CheckpointCallback,

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from brainseg_bids.synth.generator import LabelVolume
-from brainseg_bids.synth.space import read_space
+from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.training.plan import TrainPlan
 
 LAST = "last.ckpt"

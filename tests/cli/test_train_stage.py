@@ -29,7 +29,7 @@ from brainseg_bids.cli.run import run
 from brainseg_bids.cli.train_real import check_real, write_real
 from brainseg_bids.cli.train_tasks import Tasks, find_tasks
 from brainseg_bids.nets.bundle import BundleError, ModelBundle
-from brainseg_bids.synth.space import read_space
+from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.training.deadline import MOST_STEPS
 from brainseg_bids.training.probe import StepCost
 from brainseg_bids.volumes import InputError, read_label_map, write_label_map, write_volume

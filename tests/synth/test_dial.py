@@ -15,18 +15,13 @@ from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.contrast.measured import Component
 from brainseg_bids.contrast.prior import Spread
 from brainseg_bids.synth.classes import TissueSpace
-from brainseg_bids.synth.dial import (
-    WHITE_SIGNAL,
-    DialledSpace,
-    MeasuredNoise,
-    between_tissues,
-    ratio_slope,
-    write_dial,
-)
+from brainseg_bids.synth.dial import WHITE_SIGNAL, DialledSpace
+from brainseg_bids.synth.prior_tissues import MeasuredNoise, between_tissues, ratio_slope
 from brainseg_bids.synth.ratio import second_inversion
 from brainseg_bids.synth.recipe import Noise, Recipe, Tissue
+from brainseg_bids.synth.recipe_files import read_space, write_dial
 from brainseg_bids.synth.resolution import AcquiredVoxels
-from brainseg_bids.synth.space import EFFECTS, RecipeSpace, read_space
+from brainseg_bids.synth.space import EFFECTS, RecipeSpace
 from brainseg_bids.synth.texture import grain
 from brainseg_bids.synth.view import Crop
 from tests.synth.priors import CSF, GREY, MEANS, SHARED, WHITE, make_prior

@@ -10,7 +10,8 @@ import pytest
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.recipe import Recipe, Tissue
-from brainseg_bids.synth.space import RecipeSpace, read_space
+from brainseg_bids.synth.recipe_files import read_space
+from brainseg_bids.synth.space import RecipeSpace
 
 SPACES = ["agnostic", "agnostic7t", "flair", "mp2rage7t", "t1w", "t1w7t", "t2w"]
 

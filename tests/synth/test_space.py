@@ -10,8 +10,10 @@ import pytest
 from scipy.stats import kstest
 
 from brainseg_bids.synth.classes import TissueSpace
+from brainseg_bids.synth.effect_spaces import KINDS, TISSUE_KINDS
 from brainseg_bids.synth.recipe import Recipe, View
-from brainseg_bids.synth.space import EFFECTS, KINDS, TISSUE_KINDS, RecipeSpace, read_space
+from brainseg_bids.synth.recipe_files import read_space
+from brainseg_bids.synth.space import EFFECTS, RecipeSpace
 from brainseg_bids.synth.streams import Streams
 from tests.synth.switches import is_off
 

@@ -198,7 +198,7 @@ def test_a_loss_that_is_no_number_leaves_its_pairs_to_be_made_again(tmp_path, mo
 
 
 def _space(name: str):
-    from brainseg_bids.synth.space import read_space
+    from brainseg_bids.synth.recipe_files import read_space
 
     return read_space(name)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.synth.space import read_space
+from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.training.data import PairStream, render
 from brainseg_bids.training.fit import fresh_net, make_generator
 from brainseg_bids.training.losses import choose_voxels

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipe files: any space of recipes by its name or its file, and files of spaces from a prior."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from brainseg_bids.documents import read_toml
+from brainseg_bids.synth.dial import DialledSpace
+from brainseg_bids.synth.space import RecipeSpace
+
+
+def read_space(name_or_path: str) -> RecipeSpace | DialledSpace:
+    """Recipe space by the name of a packaged one, or from a TOML file.
+
+    A file with the key ``prior`` gives a `DialledSpace`.
+    """
+    if name_or_path.endswith(".toml") and "prior" in read_toml(Path(name_or_path)):
+        return DialledSpace.read(name_or_path)
+    return RecipeSpace.named(name_or_path)
+
+
+def write_dial(
+    path: str | Path, prior_path: str | Path, kappa: float, agnostic: str = "agnostic"
+) -> Path:
+    """Write a recipe file that `read_space` turns into a `DialledSpace`.
+
+    Parameters
+    ----------
+    prior_path : path
+        JSON of the prior; written relative to ``path``.
+    agnostic : str
+        Packaged recipe space or TOML file.
+
+    Raises
+    ------
+    ValueError
+        If ``kappa`` is outside 0..1.
+    """
+    if not 0 <= kappa <= 1:
+        raise ValueError(f"kappa is {kappa!r}: choose a number from 0 (any contrast) to 1")
+    path = Path(path)
+
+    def relative(to: str | Path) -> str:
+        return json.dumps(os.path.relpath(to, path.parent).replace(os.sep, "/"))
+
+    space = relative(agnostic) if agnostic.endswith(".toml") else json.dumps(agnostic)
+    lines = [
+        "# Recipe space between any contrast and a measured one.",
+        "# What images of the contrast look like; the path starts at this file.",
+        f"prior = {relative(prior_path)}",
+        "# Contrast dial: 0 any contrast, 1 as measured.",
+        f"kappa = {float(kappa)!r}",
+        "# Space at 0; what a prior does not measure (geometry, view, motion) is always its.",
+        f"agnostic = {space}",
+        "# Further lines change that space, such as flip_p = 0.0",
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
