@@ -593,29 +593,29 @@ def _write_tables(
 
 def slurm(options: argparse.Namespace) -> int:
     """Print a script that submits a job for each run, and the report after them."""
-    from brainseg_bids.cli.batch import Job, submit_script
+    from brainseg_bids.hpc.slurm import make_job, submit_script
 
     folder = options.folder.resolve()
     plan = read_plan(folder)
-    program = f"exec {shlex.quote(sys.executable)} -m brainseg_bids.cli.experiment"
-    runs = Job(
+    program = f"{shlex.quote(sys.executable)} -m brainseg_bids.cli.experiment"
+    array = f"--array=0-{len(plan.runs) - 1}"
+    runs = make_job(
+        "job.sh",
         "dial",
         folder / "slurm-%A_%a.log",
-        (
-            f"--array=0-{len(plan.runs) - 1}",
-            "--requeue",
-            "--open-mode=append",
-            *options.sbatch,
-        ),
-        f"{program} run {shlex.quote(str(folder))} \\\n"
-        '    --only "$SLURM_ARRAY_TASK_ID" --threads "${SLURM_CPUS_PER_TASK:-1}"',
+        options=(array, "--requeue", "--open-mode=append", *options.sbatch),
+        command=[
+            f"{program} run {shlex.quote(str(folder))}",
+            '--only "$SLURM_ARRAY_TASK_ID" --threads "${SLURM_CPUS_PER_TASK:-1}"',
+        ],
     )
     # Also after failed runs: the report names what is missing.
-    last = Job(
+    last = make_job(
+        "job.sh",
         "dial-report",
         folder / "slurm-report-%j.log",
-        (),
-        f"{program} report {shlex.quote(str(folder))}",
+        options=(),
+        command=[f"{program} report {shlex.quote(str(folder))}"],
     )
     title = f"Submits the experiment's {len(plan.runs)} runs, and the report after them"
     print(submit_script(title, [runs], last), end="")

@@ -123,7 +123,6 @@ def _model_of(bundle: ModelBundle) -> Model:
     )
 
 
-DEFAULT_TARGET_MM = (0.5,)
 PASSES = (
     ("segment", "headlabels"),
     ("upsample", "contrast", "spaces", "freesurfer"),
@@ -369,7 +368,12 @@ def _plan_precomputed(settings: Settings, failed: Collection[str]) -> list[Subje
 
 
 def _plan_upsample(settings: Settings) -> list[SubjectPlan]:
-    from brainseg_bids.workflows.upsample_plan import Target, find_maps, plan_upsample
+    from brainseg_bids.workflows.upsample_plan import (
+        DEFAULT_TARGET_MM,
+        Target,
+        find_maps,
+        plan_upsample,
+    )
 
     maps = find_maps(
         settings.output_dir, settings.participant_label, sessions=settings.session_label

@@ -25,6 +25,7 @@ from brainseg_bids.workflows.plan import (
 )
 from brainseg_bids.workflows.segment_plan import VOLUMES_COLUMNS
 
+DEFAULT_TARGET_MM = (0.5,)
 CERTIFICATE_BYTES = 12
 """Memory per finer voxel that components and volumes of all labels take."""
 MAPS = "_seg-fullhead_dseg.nii.gz"

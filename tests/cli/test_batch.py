@@ -16,9 +16,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brainseg_bids.cli import batch
+from brainseg_bids.cli.batch import networks_of
 from brainseg_bids.cli.parser import parse
 from brainseg_bids.cli.run import run
+from brainseg_bids.hpc import slurm as scripts
+from brainseg_bids.hpc.profiles import read_profile
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows.runner import check_plugin
 from tests.cli.slurm import running_slurm
@@ -77,7 +79,11 @@ def play(study, job, **environment):
 
 def written(study, *arguments, site="", **choice):
     path = profile(study, tell(study) + site)
-    return batch.make_script(settings(study, *arguments, **choice), batch.read_profile(str(path)))
+    return script_of(settings(study, *arguments, **choice), path)
+
+
+def script_of(chosen, profile):
+    return scripts.make_script(chosen, read_profile(str(profile)), networks_of(chosen))
 
 
 # -- the command of each job --------------------------------------------------------------
@@ -148,7 +154,7 @@ def test_measuring_alone_leaves_nothing_to_sum_up(study):
 
 
 def test_more_participants_than_an_array_holds_become_several(study, monkeypatch):
-    monkeypatch.setattr(batch, "LARGEST_ARRAY", 2)
+    monkeypatch.setattr(scripts, "LARGEST_ARRAY", 2)
     first, second, _ = jobs_of(written(study))
     assert "--array=0-1\n" in first
     assert "--array=0-0\n" in second
@@ -225,7 +231,7 @@ def test_a_container_sees_its_folders_and_its_environment(study, monkeypatch):
         environment.MIOPEN_FIND_MODE = "FAST"
     """
     path = profile(study, site)
-    script = batch.make_script(settings(study), batch.read_profile(str(path)))
+    script = script_of(settings(study), path)
     fake = study.parent / "bin" / "apptainer"
     fake.parent.mkdir()
     fake.write_text(
@@ -244,7 +250,7 @@ def test_a_container_sees_its_folders_and_its_environment(study, monkeypatch):
 
 def test_inside_a_container_the_jobs_run_the_same_image(study, monkeypatch):
     monkeypatch.setenv("APPTAINER_CONTAINER", "/sw/our image.sif")
-    script = batch.make_script(settings(study), batch.read_profile("default"))
+    script = script_of(settings(study), "default")
     assert "exec apptainer run --cleanenv -B" in script
     assert "'/sw/our image.sif'" in script
 
@@ -253,7 +259,7 @@ def test_inside_a_container_the_jobs_run_the_same_image(study, monkeypatch):
 @pytest.mark.parametrize("level", [["participant"], ["group", "--stages", "train"]])
 def test_packaged_profiles_make_scripts_that_bash_can_read(study, name, level):
     chosen = settings(study, *level[1:], level=level[0])
-    script = batch.make_script(replace(chosen, slurm_profile=name), batch.read_profile(name))
+    script = script_of(replace(chosen, slurm_profile=name), name)
     for text in (script, *jobs_of(script)):
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
@@ -262,15 +268,15 @@ def test_packaged_profiles_make_scripts_that_bash_can_read(study, name, level):
     ("text", "named"),
     [
         ("partiton = 'x'", "unknown key 'partiton'"),
-        ("[participant]\nmemory = '3G'", "participant. unknown key 'memory'"),
+        ("[participant]\nmemory = '3G'", "participant.: unknown key 'memory'"),
         ("[participant]\ngpus = '1'", "give a whole number"),
         ("[train]\ngpus = true", "give a whole number"),
-        ("prologue = 'module load x'", "give a list of texts"),
+        ("prologue = 'module load x'", "prologue is .module load x.: give a list"),
         ('prologue = ["a\\nb"]', "line break"),
         ("[group]\ntime = 'soon'", "give e.g. 04:00:00"),
-        ("environment = {A = 1}", "table of texts"),
+        ("environment = {A = 1}", "environment has A"),
         ("environment = {'A-B' = 'x'}", "no name of a variable"),
-        ("participant = 3", "is a table"),
+        ("participant = 3", "participant is 3"),
         ("[participant]\nmem = 'lots'", "lots"),
         ("no toml", "no TOML"),
     ],
@@ -278,7 +284,7 @@ def test_packaged_profiles_make_scripts_that_bash_can_read(study, name, level):
 def test_a_profile_that_means_nothing_is_refused_by_name(study, text, named):
     path = profile(study, text)
     with pytest.raises(InputError, match=named):
-        batch.make_script(settings(study), batch.read_profile(str(path)))
+        script_of(settings(study), path)
 
 
 # -- training -----------------------------------------------------------------------------
@@ -512,7 +518,7 @@ def test_slurm_stops_a_training_in_time_and_starts_it_again(slurm, study):
     )
     site = f"program = {json.dumps([sys.executable, str(program)])}\n[train]\ncpus = 1\n"
     chosen = settings(study, "--stages", "train", level="group")
-    script = batch.make_script(chosen, batch.read_profile(str(profile(study, site))))
+    script = script_of(chosen, profile(study, site))
     done = subprocess.run(
         ["bash"], input=script, capture_output=True, text=True, env=slurm.environment
     )

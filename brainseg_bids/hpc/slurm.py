@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scripts for Slurm: one participant a job of an array, the group level after them, training.
+
+What the scripts look like stands in ``templates``; here is what is filled in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from brainseg_bids import __version__
+from brainseg_bids.bids.inputs import find_participants, label_fault
+from brainseg_bids.documents import InputError
+from brainseg_bids.exit_codes import SAVED
+from brainseg_bids.hpc.command import Launch, bash_lines, job_flags
+from brainseg_bids.hpc.memory import APP_GIB, Networks, participant_gib
+from brainseg_bids.hpc.profiles import Profile, Resources
+from brainseg_bids.options import memory_gb
+from brainseg_bids.settings import Settings
+
+LARGEST_ARRAY = 1000
+"""Tasks of one array; Slurm's own limit (MaxArraySize) is 1001 unless the site has raised it."""
+
+MOST_RESTARTS = 100
+"""A training that was put back into the queue as often as this has another fault."""
+
+CPUS, MOST_THREADS = 8, 8
+"""CPUs of a job if nobody says, and threads of one segmentation."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of sbatch.
+
+    Parameters
+    ----------
+    name : str
+    log : Path
+        Where its output goes; Slurm replaces ``%A`` and the like in the last part only.
+    script : str
+        What sbatch is given.
+    """
+
+    name: str
+    log: Path
+    script: str
+
+
+def make_job(template: str, name: str, log: Path, **values: object) -> Job:
+    """A job from a template of this package and what is filled in."""
+    folder = str(log.parent).replace("%", "%%")
+    script = _fill(template, name=name, log=quoted(f"{folder}/{log.name}"), **values)
+    return Job(name, log, script.rstrip("\n"))
+
+
+def submit_script(title: str, jobs: Sequence[Job], last: Job | None = None) -> str:
+    """Bash that submits some jobs and, when they have ended one way or another, a last one."""
+    logs = {str(job.log.parent) for job in [*jobs, *([last] if last else [])]}
+    return _fill(
+        "submit.sh", title=title, version=__version__, logs=sorted(logs), jobs=jobs, last=last
+    )
+
+
+def quoted(path: str) -> str:
+    """A path as sbatch reads it in its own lines.
+
+    >>> print(quoted('/data/my "study"'))
+    "/data/my \\"study\\""
+    """
+    if "\n" in path:
+        raise InputError(f"{path!r}: a line break cannot be in this path.")
+    for letter in '\\"':
+        path = path.replace(letter, f"\\{letter}")
+    return f'"{path}"'
+
+
+def _fill(template: str, **values: object) -> str:
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("brainseg_bids.hpc"),
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        autoescape=False,  # bash, no HTML
+    )
+    environment.filters |= {"quote": shlex.quote, "lines": bash_lines}
+    return environment
+
+
+# -- jobs of this app ---------------------------------------------------------------------
+
+
+def make_script(settings: Settings, profile: Profile, networks: Networks) -> str:
+    """Bash that submits everything.
+
+    Parameters
+    ----------
+    settings : Settings
+    profile : Profile
+    networks : Networks
+        What segments the participants' images.
+
+    Raises
+    ------
+    InputError
+        If a participant is not there, or a filter cannot be handed on.
+    """
+    if settings.analysis_level == "participant":
+        return _participants_script(settings, profile, networks)
+    title = f"Submits brainseg's group level ({', '.join(settings.stages)})"
+    make = _train_job if "train" in settings.stages else _group_job
+    return submit_script(title, [make(settings, profile)])
+
+
+def refused_labels(settings: Settings) -> list[str]:
+    """Why participants that a run of all would refuse are not in a script, a line each."""
+    if settings.analysis_level != "participant":
+        return []
+    labels = find_participants(settings.bids_dir, settings.participant_label)
+    return [fault for label in labels if (fault := label_fault(settings.bids_dir, label))]
+
+
+def _participants_script(settings: Settings, profile: Profile, networks: Networks) -> str:
+    labels = find_participants(settings.bids_dir, settings.participant_label)
+    labels = [label for label in labels if not label_fault(settings.bids_dir, label)]
+    if not labels:
+        raise InputError(f"{settings.bids_dir}: no participant has a BIDS label. Rename them.")
+    jobs = [
+        _array_job(settings, profile, networks, labels[first : first + LARGEST_ARRAY])
+        for first in range(0, len(labels), LARGEST_ARRAY)
+    ]
+    title = f"Submits brainseg for {len(labels)} participant(s), one a job"
+    if not {"segment", "headlabels"} & set(settings.stages):  # nothing new to sum up
+        return submit_script(title, jobs)
+    summary = Settings(
+        bids_dir=settings.bids_dir,
+        output_dir=settings.output_dir,
+        analysis_level="group",
+        stages=("summary",),
+        nprocs=0,
+        omp_nthreads=0,
+        participant_label=settings.participant_label,
+        work_dir=settings.work_dir,
+        offline=settings.offline,
+        verbose=settings.verbose,
+    )
+    return submit_script(
+        f"{title}, and the group level after them", jobs, _group_job(summary, profile)
+    )
+
+
+def _array_job(settings: Settings, profile: Profile, networks: Networks, labels: list[str]) -> Job:
+    resources = profile.participant
+    own = _with_cpus(settings, resources)
+    at_once = own.nprocs // own.omp_nthreads
+    mem = _chosen_memory(settings, resources) or _megabytes(
+        participant_gib(own, labels, networks, at_once=at_once)
+    )
+    launch = Launch(own, profile)
+    flags = [
+        '--participant-label "$participant"',
+        # One folder a participant: --clean-workdir empties that of nobody else.
+        f'--work-dir {launch.scratch}/"sub-$participant"',
+        *([] if settings.memory_gb else [f"--mem {app_memory(mem)}"]),
+        *job_flags(own, leave_out=("participant_label", "work_dir")),
+    ]
+    return make_job(
+        "participant.sh",
+        "brainseg",
+        _log(settings, "%A_%a"),
+        array=f"0-{len(labels) - 1}" + (f"%{resources.at_once}" if resources.at_once else ""),
+        cpus=own.nprocs,
+        mem=mem,
+        participants=labels,
+        scratch=launch.scratch,
+        command=launch.command(flags),
+        **_of_every_job(launch, resources),
+    )
+
+
+def _group_job(settings: Settings, profile: Profile) -> Job:
+    resources = profile.group
+    own = _with_cpus(settings, resources, usual=1 if settings.stages == ("summary",) else CPUS)
+    launch = Launch(own, profile)
+    return make_job(
+        "group.sh",
+        "brainseg-group",
+        _log(settings, "group_%j"),
+        cpus=own.nprocs,
+        mem=_chosen_memory(settings, resources),
+        command=launch.command(_flags(own, launch)),
+        **_of_every_job(launch, resources),
+    )
+
+
+def _train_job(settings: Settings, profile: Profile) -> Job:
+    resources = profile.train
+    devices = settings.devices or resources.gpus or 1
+    own = replace(_with_cpus(settings, resources), devices=devices)
+    wants_gpus = resources.gpus and settings.device != "cpu"
+    launch = Launch(own, profile)
+    return make_job(
+        "train.sh",
+        "brainseg-train",
+        _log(settings, "train_%j"),
+        nodes=settings.nodes,
+        devices=devices,
+        cpus=own.nprocs,
+        mem=_chosen_memory(settings, resources),
+        container=launch.in_container,
+        command=launch.command(_flags(own, launch, always=("devices", "nodes"))),
+        saved=SAVED,
+        most_restarts=MOST_RESTARTS,
+        **_of_every_job(launch, replace(resources, gpus=devices if wants_gpus else 0)),
+    )
+
+
+def _of_every_job(launch: Launch, resources: Resources) -> dict[str, object]:
+    return {
+        "site": resources.directives(),
+        "options": resources.options,
+        # Relative names of models and programs mean the same there.
+        "folder": quoted(os.getcwd()),
+        "prologue": launch.prologue,
+    }
+
+
+def _flags(settings: Settings, launch: Launch, always: Sequence[str] = ()) -> list[str]:
+    flags = job_flags(settings, leave_out=("work_dir",), always=always)
+    return [f"--work-dir {launch.scratch}", *flags]
+
+
+def _log(settings: Settings, name: str) -> Path:
+    return settings.output_dir / "logs" / "slurm" / f"{name}.log"
+
+
+def _with_cpus(settings: Settings, resources: Resources, *, usual: int = CPUS) -> Settings:
+    """CPUs and threads of a job: as the user says, as the profile says, or the usual."""
+    cpus = settings.nprocs or resources.cpus or usual
+    return replace(
+        settings, nprocs=cpus, omp_nthreads=min(settings.omp_nthreads or MOST_THREADS, cpus)
+    )
+
+
+def _chosen_memory(settings: Settings, resources: Resources) -> str:
+    return _megabytes(settings.memory_gb) if settings.memory_gb else resources.mem
+
+
+def _megabytes(gib: float) -> str:
+    return f"{math.ceil(gib * 1024)}M"
+
+
+def app_memory(mem: str) -> str:
+    """What the app may plan with: the job's memory less its own.
+
+    >>> app_memory("8192M"), app_memory("64G")
+    ('7680M', '65024M')
+    """
+    try:
+        total_gib = memory_gb(mem)
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"--slurm-profile: mem = {error}") from error
+    return f"{max(int(1024 * (total_gib - APP_GIB / 2)), 512)}M"

@@ -1,0 +1,45 @@
+{% extends "job.sh" %}
+{% block resources %}
+#SBATCH --nodes={{ nodes }}
+#SBATCH --ntasks-per-node={{ devices }}
+#SBATCH --cpus-per-task={{ cpus }}
+{% if mem %}
+#SBATCH --mem={{ mem }}
+{% endif %}
+{% for option in site %}
+#SBATCH {{ option }}
+{% endfor %}
+#SBATCH --requeue
+#SBATCH --chdir={{ folder }}
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@300
+{{ super() -}}
+{% endblock %}
+{% block body %}
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
+{{ prologue | join("\n") }}
+# Before its time is over Slurm signals this shell. It hands the signal to srun, srun to brainseg,
+# which saves and ends with {{ saved }}: then the job goes back into the queue and goes on from there.
+{% if container %}
+{# Hands each task's own place among the others into a container with a clean environment. #}
+srun --kill-on-bad-exit=0 --wait=1800 bash -c 'for name in ${!SLURM_@}; do export "APPTAINERENV_$name=${!name}"; done; exec "$@"' brainseg \
+    {{ command | lines }} &
+{% else %}
+srun --kill-on-bad-exit=0 --wait=1800 {{ command | lines }} &
+{% endif %}
+step=$!
+trap 'again=yes; in_time=yes; kill -USR1 "$step"' USR1
+trap 'again=yes; kill -TERM "$step"' TERM
+in_time=
+again=yes
+while [ "$again" ]; do
+    again=
+    wait "$step"
+    code=$?
+done
+if [ "$in_time" ] && [ "$code" -eq {{ saved }} ] && [ "${SLURM_RESTART_COUNT:-0}" -lt {{ most_restarts }} ]; then
+    echo "saved; back into the queue"
+    scontrol requeue "$SLURM_JOB_ID" && sleep 60
+fi
+exit "$code"
+{% endblock %}
