@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from brainseg_bids.anatomy.cavities import Hollows
 from brainseg_bids.anatomy.cleaning import remove_islands, small_pieces
-from brainseg_bids.anatomy.completion import Hollows, fill_enclosed
+from brainseg_bids.anatomy.completion import fill_enclosed
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import count_codes
@@ -72,7 +73,7 @@ def clean_upsampled(
         return finer, Cleaned()
     grid, ras = finer.grid, finer.grid.to_ras()
     voxels = np.array(grid.array_to_ras(finer.voxels), dtype=np.int16, order="C")
-    holes = _enclosed(voxels)
+    holes = Hollows.of(voxels).at_enclosed()
     _as_in_source(voxels, holes, ras, source)
     islands = small_pieces(voxels, rules.islands, rules.table, ras)[0]
     _as_in_source(voxels, islands, ras, source)
@@ -84,11 +85,6 @@ def clean_upsampled(
         LabelMap(cleaned, grid, finer.table),
         Cleaned(len(holes), len(islands), after),
     )
-
-
-def _enclosed(voxels: np.ndarray) -> np.ndarray:
-    """Flat indices of voxels without a label that labels enclose."""
-    return Hollows.of(voxels).at_enclosed()
 
 
 def _as_in_source(voxels: np.ndarray, at: np.ndarray, grid: Grid, source: LabelMap) -> None:

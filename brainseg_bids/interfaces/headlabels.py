@@ -25,7 +25,8 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
 from brainseg_bids.anatomy.membership import Membership
-from brainseg_bids.anatomy.merge import MergeReport, Source, merge
+from brainseg_bids.anatomy.merge import Source, merge
+from brainseg_bids.anatomy.merge_report import MergeReport
 from brainseg_bids.anatomy.upsample import regrid, regrid_membership
 from brainseg_bids.interfaces.tools import find_tool
 from brainseg_bids.volumes import (

@@ -9,14 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from brainseg_bids.anatomy.completion import (
-    CoarseGrid,
-    Completed,
-    complete,
-    fill_cavities,
-    otsu_threshold,
-)
+from brainseg_bids.anatomy.cavities import fill_cavities
+from brainseg_bids.anatomy.completion import Completed, complete
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.head_outline import CoarseGrid, otsu_threshold
 from brainseg_bids.anatomy.rules import MergeRules
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 

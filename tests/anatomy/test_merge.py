@@ -18,13 +18,9 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
 from brainseg_bids.anatomy.membership import Membership
-from brainseg_bids.anatomy.merge import (
-    CompiledPrecedence,
-    MergeReport,
-    Source,
-    merge,
-    places,
-)
+from brainseg_bids.anatomy.merge import Source, merge
+from brainseg_bids.anatomy.merge_report import MergeReport
+from brainseg_bids.anatomy.precedence import CompiledPrecedence, places
 from brainseg_bids.anatomy.rules import PLACES, WHERE, MergeRules, RuleError
 from brainseg_bids.volumes import read_label_map
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image

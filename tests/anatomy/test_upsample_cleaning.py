@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from brainseg_bids.anatomy.cavities import Hollows
 from brainseg_bids.anatomy.certificate import broken, certificate, components
 from brainseg_bids.anatomy.cleaning import small_pieces
-from brainseg_bids.anatomy.completion import Hollows
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.anatomy.membership import Membership

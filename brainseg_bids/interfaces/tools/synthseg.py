@@ -17,8 +17,8 @@ import numpy as np
 from nipype.interfaces.base import File, traits
 from scipy import ndimage
 
-from brainseg_bids.anatomy.completion import otsu_threshold
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.head_outline import otsu_threshold
 from brainseg_bids.interfaces.tools.base import (
     Tool,
     ToolInputSpec,

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The head's outline on a coarse grid, from labels and from what the image shows of the head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cc3d
+import numpy as np
+from scipy import ndimage
+
+from brainseg_bids.anatomy.cavities import fill_cavities
+from brainseg_bids.anatomy.grid import Grid
+
+
+@dataclass(frozen=True)
+class CompletionSettings:
+    """Numbers of the completion; docs/explanation/merging.md says how they were chosen.
+
+    Parameters
+    ----------
+    coarse_mm : float
+        Voxel size of the grid on which the head's outline is found.
+    closing_mm : float
+        Openings of the outline up to twice this wide are closed (nostrils, ear canals).
+    rim_mm : float
+        Unlabelled voxels open to the outside count as inside the head only deeper than this.
+    tissue_frac : float
+        Tissue is brighter than this share of the way from background to Otsu's threshold.
+    far_frac : float
+        Beyond the labels tissue has at least this share of the labelled head's usual
+        brightness: ghosts of the head have less.
+    hollow_frac : float
+        As ``tissue_frac``, for hollows that labels enclose.
+    smooth_mm : float
+        Standard deviation of the smoothing before the image is asked.
+    rind_mm : float
+        Bright layers along the wall of a hollow that are thinner than this are partial volume.
+    tiny_mm3 : float
+        Smaller enclosed holes take the nearest label.
+    smallest_air_mm3 : float
+        Smaller dark spots in tissue that no tool labelled are tissue (noise, vessels, tendons).
+    swallowed_share : float
+        A head outline that holds more of the box's unlabelled edges than this is not believed.
+    """
+
+    coarse_mm: float = 2.5
+    closing_mm: float = 10.0
+    rim_mm: float = 5.0
+    tissue_frac: float = 0.35
+    far_frac: float = 0.25
+    hollow_frac: float = 0.6
+    smooth_mm: float = 0.8
+    rind_mm: float = 2.0
+    tiny_mm3: float = 20.0
+    smallest_air_mm3: float = 150.0
+    swallowed_share: float = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseGrid:
+    """Cells over the same box as a grid's voxels; none is finer than a voxel.
+
+    Along each axis there is an odd number of cells (or as many as voxels), so that no voxel's
+    centre lies on a border between cells and a mirrored head has mirrored cells.
+
+    Examples
+    --------
+    >>> coarse = CoarseGrid.of(Grid((10, 4, 1), np.diag([1.0, 1, 9, 1])), 2.5)
+    >>> coarse.shape, coarse.cell_mm
+    ((5, 3, 1), (2.0, 1.3333333333333333, 9.0))
+    """
+
+    fine: tuple[int, int, int]
+    shape: tuple[int, int, int]
+    cell_mm: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, grid: Grid, coarse_mm: float) -> CoarseGrid:
+        """Cells of at most ``coarse_mm``, or a voxel where that is larger."""
+        shape = []
+        for n, size in zip(grid.shape, grid.voxel_size_mm, strict=True):
+            cells = int(np.ceil(n * size / coarse_mm - 1e-6))
+            shape.append(min(n, cells + 1 - cells % 2))
+        cell = tuple(extent / n for extent, n in zip(grid.extent_mm, shape, strict=True))
+        return cls(grid.shape, tuple(shape), cell)
+
+    def mean(self, array: np.ndarray) -> np.ndarray:
+        """Mean over each cell, voxels on its border counted by their share, float32."""
+        out = array.astype(np.float32)
+        for axis, (n, cells) in enumerate(zip(self.fine, self.shape, strict=True)):
+            if n != cells:
+                edges = np.arange(cells + 1) * (n / cells)
+                low, high = edges[:-1, None], edges[1:, None]
+                voxel = np.arange(n)[None]
+                share = np.clip(np.minimum(high, voxel + 1) - np.maximum(low, voxel), 0, None)
+                share = (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
+                out = np.moveaxis(np.tensordot(share, out, axes=(1, axis)), 0, axis)
+        return np.ascontiguousarray(out)
+
+    def cells_of(self, axis: int, start: int, stop: int) -> np.ndarray:
+        """Cell of each voxel start..stop along an axis."""
+        voxel = np.arange(start, stop)
+        return (2 * voxel + 1) * self.shape[axis] // (2 * self.fine[axis])
+
+    def spread(self, cells: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
+        """Each voxel of a box gets its cell's value."""
+        index = [self.cells_of(axis, b.start, b.stop) for axis, b in enumerate(box)]
+        return cells[np.ix_(*index)]
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """The head on the coarse grid.
+
+    Parameters
+    ----------
+    head : (cells) bool
+        Head with everything in it.
+    deep : (cells) bool
+        The head without its outermost millimetres.
+    unlabelled : (cells) bool
+        Around bright cells that no label is near: head beyond the labels.
+    level : (cells) float32 or None
+        What is brighter than this is tissue; None where the image does not tell.
+    dark, far : float
+        The background, and what tissue beyond the labels is brighter than.
+    flags : list of str
+    """
+
+    head: np.ndarray
+    deep: np.ndarray
+    unlabelled: np.ndarray
+    level: np.ndarray | None
+    dark: float
+    far: float
+    flags: list[str]
+
+    @property
+    def lit(self) -> bool:
+        """Whether the image tells tissue from air."""
+        return self.level is not None
+
+    def at_voxels(
+        self,
+        box: tuple[slice, ...],
+        coarse: CoarseGrid,
+        image: np.ndarray | None,
+        settings: CompletionSettings,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Whether each voxel of a box is deep in the head, bright, plainly bright, and bright
+        head beyond the labels.
+        """
+        deep = coarse.spread(self.deep, box)
+        if not self.lit:
+            return deep, *np.zeros((3, *deep.shape), dtype=bool)
+        smooth = _finite(image[box])
+        voxel_mm = [
+            cell * cells / n
+            for cell, cells, n in zip(coarse.cell_mm, coarse.shape, coarse.fine, strict=True)
+        ]
+        sigma = [settings.smooth_mm / size for size in voxel_mm]
+        ndimage.gaussian_filter(smooth, sigma, output=smooth, truncate=3, mode="nearest")
+        level = coarse.spread(self.level, box)
+        bright = smooth > level
+        beyond = bright & (smooth > self.far) & coarse.spread(self.unlabelled, box)
+        level -= self.dark
+        level *= settings.hollow_frac / settings.tissue_frac
+        return deep, bright, smooth > level + self.dark, beyond
+
+
+def find_outline(
+    voxels: np.ndarray,
+    coarse: CoarseGrid,
+    image: np.ndarray | None,
+    settings: CompletionSettings,
+) -> Outline:
+    """Head on the coarse grid: labels, joined with what the image shows of the head.
+
+    An image whose bright part fills the box, or whose background is as bright as its head (the
+    ratio noise of MP2RAGE), is not asked; a flag says so.
+    """
+    labelled = coarse.mean(voxels != 0) > 0.4999
+    flags: list[str] = []
+    level, dark, far, seen = None, 0.0, 0.0, np.zeros(coarse.shape, dtype=bool)
+    if image is not None:
+        level, dark, far, seen = _seen(coarse.mean(_finite(image)), labelled, coarse, settings)
+        if level is None:
+            flags.append(
+                "the image does not tell head from background: unlabelled voxels were decided by "
+                "the labels alone"
+            )
+    near = _grow(labelled, 1.01 * max(coarse.cell_mm), coarse.cell_mm)
+    unlabelled = _grow(seen & ~near, 2.51 * max(coarse.cell_mm), coarse.cell_mm)
+    head = _fill_cells(_close(labelled | seen, settings.closing_mm, coarse.cell_mm))
+    rim_mm = max(settings.rim_mm, 1.01 * max(coarse.cell_mm))
+    deep = _shrink(head, rim_mm, coarse.cell_mm)
+    return Outline(head, deep, unlabelled, level, dark, far, flags)
+
+
+def _seen(
+    image: np.ndarray, labelled: np.ndarray, coarse: CoarseGrid, settings: CompletionSettings
+) -> tuple[np.ndarray | None, float, float, np.ndarray]:
+    """Level of tissue, background, level beyond the labels, and the largest bright piece; no
+    level and no piece if the image is unfit.
+    """
+    unfit = None, 0.0, 0.0, np.zeros(image.shape, dtype=bool)
+    otsu = otsu_threshold(image)
+    outside = image[~_grow(labelled, 4 * max(coarse.cell_mm), coarse.cell_mm)]
+    dark = float(np.median(outside)) if len(outside) > 100 else float(image.min())
+    inside = float(np.median(image[labelled])) if labelled.any() else otsu
+    if not dark < otsu or inside - dark < 0.5 * (otsu - dark):
+        return unfit
+    span = settings.tissue_frac * (otsu - dark)
+    rough = labelled | (image > dark + span)
+    # Signal falls off towards the neck: there tissue is judged by its own surroundings.
+    sigma = [20 / size for size in coarse.cell_mm]
+    weight = ndimage.gaussian_filter(rough.astype(np.float32), sigma, truncate=2)
+    local = ndimage.gaussian_filter(np.where(rough, image - dark, 0), sigma, truncate=2)
+    local = np.divide(local, weight, out=np.zeros_like(local), where=weight > 1e-3)
+    usual = float(np.median(local[labelled])) if labelled.any() else 1.0
+    level = dark + span * np.clip(local / max(usual, 1e-6), 0.4, 1)
+    bright, far = image > level, dark
+    if (bright & labelled).any():
+        usual = float(np.median(image[bright & labelled]))
+        far = dark + settings.far_frac * (usual - dark)
+        bright &= labelled | (image > far)
+    pieces, n = cc3d.connected_components(bright, connectivity=6, return_N=True)
+    if not n:
+        return unfit
+    seen = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    edges = _edges(image.shape) & ~labelled
+    if not (seen & labelled).any() or (
+        edges.any() and seen[edges].mean() > settings.swallowed_share
+    ):
+        return unfit
+    return level.astype(np.float32), dark, far, seen
+
+
+def otsu_threshold(image: np.ndarray) -> float:
+    """Value that parts dark from bright with the largest variance between them (Otsu 1979).
+
+    >>> 1 < otsu_threshold(np.array([0.0, 0, 1, 9, 10, 10])) < 9
+    True
+    """
+    low, high = float(image.min()), float(np.quantile(image, 0.995))
+    if not high > low:
+        return low
+    counts, edges = np.histogram(np.minimum(image, high), bins=256, range=(low, high))
+    middle = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)[:-1].astype(float)
+    total, mass = below[-1] + counts[-1], np.cumsum(counts * middle)
+    above = total - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = mass[:-1] / below - (mass[-1] - mass[:-1]) / above
+    between = np.nan_to_num(below * above * gap**2)
+    best = np.flatnonzero(between == between.max())
+    return float(edges[1:-1][best].mean())
+
+
+def _finite(image: np.ndarray) -> np.ndarray:
+    """Copy as float32 with 0 for what is no number."""
+    image = np.array(image, dtype=np.float32)
+    np.nan_to_num(image, copy=False, nan=0, posinf=0, neginf=0)
+    return image
+
+
+def _grow(mask: np.ndarray, reach_mm: float, cell_mm: tuple[float, ...]) -> np.ndarray:
+    if not mask.any():
+        return mask
+    return ndimage.distance_transform_edt(~mask, sampling=cell_mm) <= reach_mm + 1e-6
+
+
+def _shrink(mask: np.ndarray, depth_mm: float, cell_mm: tuple[float, ...]) -> np.ndarray:
+    """Mask without its outermost millimetres; the faces of the box are no border of it."""
+    margin = [1 + int(np.ceil(depth_mm / size)) for size in cell_mm]
+    padded = np.pad(mask, [(m, m) for m in margin], mode="edge")
+    if padded.all():
+        return mask
+    inner = ndimage.distance_transform_edt(padded, sampling=cell_mm) > depth_mm + 1e-6
+    return inner[tuple(slice(m, m + n) for m, n in zip(margin, mask.shape, strict=True))]
+
+
+def _close(mask: np.ndarray, reach_mm: float, cell_mm: tuple[float, ...]) -> np.ndarray:
+    """Closing with a ball, unhindered by the faces of the box."""
+    margin = [1 + int(np.ceil(reach_mm / size)) for size in cell_mm]
+    padded = np.pad(mask, [(m, m) for m in margin])
+    grown = _grow(padded, reach_mm, cell_mm)
+    closed = ndimage.distance_transform_edt(grown, sampling=cell_mm) > reach_mm + 1e-6
+    inner = tuple(slice(m, m + n) for m, n in zip(margin, mask.shape, strict=True))
+    return closed[inner] | mask
+
+
+def _fill_cells(mask: np.ndarray) -> np.ndarray:
+    """Fill cavities, airways cut by a face of the box included."""
+    mask = mask.copy()
+    for axis in range(3):
+        for end in (0, -1):
+            face = np.moveaxis(mask, axis, 0)[end]
+            face |= ndimage.binary_fill_holes(face)
+    return fill_cavities(mask)
+
+
+def _edges(shape: tuple[int, ...]) -> np.ndarray:
+    """The twelve edges of a box; heads leave them free, an image's noise does not."""
+    ends = [np.isin(np.arange(n), (0, n - 1)) for n in shape]
+    count = ends[0][:, None, None].astype(int) + ends[1][:, None] + ends[2]
+    return count >= 2

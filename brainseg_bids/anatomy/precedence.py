@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Precedence of two sources: where a voxel lies, and which rule decides it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cc3d
+import numpy as np
+from scipy import ndimage
+
+from brainseg_bids.anatomy.completion import fill_cavities
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.rules import PLACES, WHERE, MergeRules
+
+HULL_CLOSING_MM = 2.0
+"""Sulci up to about twice this wide are inside the brain's hull; the wings of the sphenoid, which
+lie between frontal and temporal lobe, are wider and stay outside."""
+
+
+def occupied_box(*arrays: np.ndarray) -> tuple[slice, ...] | None:
+    """Box around all that is not 0, with a margin of one voxel; None if all is 0."""
+    box = []
+    for axis, n in enumerate(arrays[0].shape):
+        others = tuple(a for a in range(3) if a != axis)
+        used = np.flatnonzero(np.any([array.any(axis=others) for array in arrays], axis=0))
+        if not len(used):
+            return None
+        box.append(slice(max(int(used[0]) - 1, 0), min(int(used[-1]) + 2, n)))
+    return tuple(box)
+
+
+def places(brain: np.ndarray, grid: Grid) -> np.ndarray:
+    """Where each voxel lies as seen from the brain tool's brain: rank in `rules.PLACES`.
+
+    The brain's largest piece counts. Its hull is closed over sulci and filled. Where the tool has
+    not looked (``unseen``) is not known here.
+
+    Parameters
+    ----------
+    brain : (X, Y, Z) bool
+        With at least one voxel.
+    grid : Grid
+
+    Returns
+    -------
+    (X, Y, Z) uint8
+    """
+    numbers, _ = cc3d.connected_components(brain, connectivity=26, return_N=True)
+    body = numbers == 1 + np.argmax(np.bincount(numbers.ravel())[1:])
+    found = np.full(brain.shape, PLACES.index("outside_hull"), dtype=np.uint8)
+    # Heights in the world, so that an oblique head has the same lowest voxel.
+    height = sum(
+        (grid.affine[2, axis] * np.arange(n, dtype=np.float32)).reshape(
+            [-1 if a == axis else 1 for a in range(3)]
+        )
+        for axis, n in enumerate(grid.shape)
+    )
+    found[height < height[body].min() - 1e-3] = PLACES.index("below")
+    box = occupied_box(body)
+    margin = [1 + int(np.ceil(HULL_CLOSING_MM / size)) for size in grid.voxel_size_mm]
+    padded = np.pad(body[box], [(m, m) for m in margin])
+    filled = fill_cavities(padded)
+    hull = fill_cavities(_close_by_box(filled, HULL_CLOSING_MM, grid))
+    inner = tuple(slice(m, -m) for m in margin)
+    part = found[box]
+    part[hull[inner]] = PLACES.index("inside_hull")
+    part[(filled & ~padded)[inner]] = PLACES.index("enclosed")
+    return found
+
+
+def _close_by_box(mask: np.ndarray, reach_mm: float, grid: Grid) -> np.ndarray:
+    """Closing with a box: three passes along the axes instead of a distance transform."""
+    out = mask.view(np.uint8)
+    for pick in (ndimage.maximum_filter1d, ndimage.minimum_filter1d):
+        for axis, size in enumerate(grid.voxel_size_mm):
+            reach = round(reach_mm / size)
+            if reach:
+                out = pick(out, 2 * reach + 1, axis=axis, mode="constant")
+    return out.view(bool) | mask
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledPrecedence:
+    """All lines of the precedence table as lookups, so that merging is one gather.
+
+    Parameters
+    ----------
+    ranks : (largest code + 1,) int32
+        Rank of each code.
+    codes : (n,) int
+        Code of each rank.
+    line, result, origin : (places, n, n) int
+        By place, rank of the brain's code and of the head's: the line that decides, the code
+        that it gives, and whose it is (0 head, 1 brain, 2 neither).
+    """
+
+    ranks: np.ndarray
+    codes: np.ndarray
+    line: np.ndarray
+    result: np.ndarray
+    origin: np.ndarray
+
+    @classmethod
+    def of(cls, rules: MergeRules) -> CompiledPrecedence:
+        """Write the lines out, the last first, so that the first that fits stands."""
+        codes, ranks = rules.table.codes, rules.table.positions()
+        shape = (len(PLACES), len(codes), len(codes))
+        line, result = np.zeros(shape, np.int16), np.zeros(shape, np.int16)
+        origin = np.zeros(shape, np.uint8)
+        sources = {"head": codes[None, None, :], "brain": codes[None, :, None]}
+        for number, rule in reversed(list(enumerate(rules.precedence))):
+            block = np.ix_(
+                [rank for rank, place in enumerate(PLACES) if place in WHERE[rule.where]],
+                ranks[sorted(rule.brain)],
+                ranks[sorted(rule.head)],
+            )
+            line[block] = number
+            given = sources.get(rule.take, np.full((1, 1, 1), rule.take))
+            result[block] = np.broadcast_to(given, shape)[block]
+            origin[block] = {"head": 0, "brain": 1}.get(rule.take, 2)
+        return cls(ranks, codes, line, result, origin)
+
+    def index(self, place: np.ndarray, brain: np.ndarray, head: np.ndarray) -> np.ndarray:
+        """Flat index into the lookups for each voxel, in the smallest type that holds it."""
+        small = np.promote_types(np.uint16, np.min_scalar_type(self.line.size - 1))
+        n, ranks = small.type(len(self.codes)), self.ranks.astype(small)
+        index = ranks[brain]
+        index += place * n
+        index *= n
+        index += ranks[head]
+        return index
+
+    def counts(self, index: np.ndarray) -> np.ndarray:
+        """Voxels by place, brain's and head's rank."""
+        # Slab by slab: bincount widens its input to 8 bytes.
+        size = self.line.size
+        found = sum(np.bincount(slab.ravel(), minlength=size) for slab in index)
+        return found.reshape(self.line.shape)
+
+    def decided(self, counts: np.ndarray) -> np.ndarray:
+        """For each line the voxels that it decided and in which the sources differ."""
+        differ = ~np.eye(len(self.codes), dtype=bool)
+        n_lines = int(self.line.max()) + 1
+        return np.bincount(
+            self.line.ravel(), weights=(counts * differ).ravel(), minlength=n_lines
+        ).astype(np.int64)
