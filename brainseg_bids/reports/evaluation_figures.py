@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from brainseg_bids.evaluation.bland_altman import BlandAltman
 from brainseg_bids.evaluation.bootstrap import subject_means
 from brainseg_bids.evaluation.scores import ALL, Scores, metric
-from brainseg_bids.reports.canvas import FAINT, FONT, INK, LINE, Canvas
-from brainseg_bids.reports.plots import axes_on, name_axes, no_data
+from brainseg_bids.reports.canvas import FAINT, INK, LINE, Canvas
+from brainseg_bids.reports.plots import axes_on, key, name_axes, no_data, panels
 from brainseg_bids.reports.slices import MARGIN_PX, WIDTH_PX
 
 RATER_COLORS = (
@@ -30,7 +32,7 @@ FEWEST_FOR_BOX = 5
 """Fewer subjects are dots and a median: quartiles of them say nothing."""
 
 _HEAD_PX, _NAMES_PX = 104, 250
-_ROW_PX, _LINE_PX, _BLOCK_PX = 26, 15, 12
+_LINE_PX, _BLOCK_PX = 15, 12
 _PITCH_PX, _PLOT_PX = 262, 184
 _LONG = 12  # structures: beyond it the axis is written above too
 _FAR = 4.0  # times the interquartile range of all values
@@ -72,24 +74,41 @@ def metric_title(name: str) -> str:
 
 
 def subject_values(
-    scores: Scores, rater: str, names: Sequence[str], column: str
-) -> dict[str, float]:
-    """Mean over structures in each image, then over a subject's images; by subject.
+    scores: Scores, groups: Mapping[str, Sequence[str]], column: str, raters: Sequence[str]
+) -> pd.DataFrame:
+    """Mean over structures in each image, then over a subject's images.
 
     What is left out of the metric (see `brainseg_bids.evaluation.scores.metric`) is left out.
+
+    Parameters
+    ----------
+    scores : Scores
+    groups : mapping of str to names
+        Structures that each mean is of.
+    column : str
+        A metric.
+    raters : sequence of str
+        One without rows is passed over.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``name`` (of the group), ``rater``, ``subject`` and ``value``.
     """
-    if rater not in scores.raters or not names:
-        return {}
-    cells = scores.values(metric(column))[scores.raters.index(rater)][:, scores.places(names)]
-    kept = np.isfinite(cells).any(axis=1)
-    subjects = [s for s, keep in zip(scores.subjects, kept, strict=True) if keep]
-    if not subjects:
-        return {}
-    means = subject_means(np.nanmean(cells[kept], axis=1), subjects)
-    return dict(zip(sorted(set(subjects)), means.tolist(), strict=True))
-
-
-# -- means over structures ----------------------------------------------------------------
+    lines = []
+    for name, members in groups.items():
+        for rater in filter(scores.raters.__contains__, raters):
+            cells = scores.values(metric(column))[scores.raters.index(rater)]
+            cells = cells[:, scores.places(members)]
+            kept = np.isfinite(cells).any(axis=1)
+            subjects = [s for s, keep in zip(scores.subjects, kept, strict=True) if keep]
+            if subjects:
+                means = subject_means(np.nanmean(cells[kept], axis=1), subjects)
+                lines += [
+                    (name, rater, subject, mean)
+                    for subject, mean in zip(sorted(set(subjects)), means, strict=True)
+                ]
+    return pd.DataFrame(lines, columns=["name", "rater", "subject", "value"])
 
 
 def draw_headline(
@@ -114,57 +133,26 @@ def draw_headline(
     raters : sequence of str
         From above; one subject's dots are joined from rater to rater.
     """
-    metrics = list(metrics)[:5]
-    strata = scores.by_stratum()
-    block_px = _ROW_PX * len(raters) + 46
-    canvas = Canvas(WIDTH_PX, _HEAD_PX + block_px * len(strata) + 6)
-    _write_title(
-        canvas,
+    parts = {"all images" if name == ALL else name: part for name, part in scores.by_stratum()}
+    values = {
+        name: pd.concat(
+            [subject_values(part, {row: names}, name, raters) for row, part in parts.items()],
+            ignore_index=True,
+        )
+        for name in metrics[:5]
+    }
+    return _draw_panels(
+        path,
         f"Mean of {len(names)} structure{'s' * (len(names) != 1)}, by rater",
         "dots: subjects, joined from rater to rater; boxes: quartiles and median "
         f"({FEWEST_FOR_BOX} subjects or more); whiskers: {_WHISKER:g} times the box; "
         "arrows: far beyond the axis",
+        values,
+        {name: {MARKERS[0]: table} for name, table in values.items()},
+        dict.fromkeys(parts, ""),
+        raters,
+        joined=True,
     )
-    left = MARGIN_PX + 130
-    pitch = (WIDTH_PX - left - 10) / len(metrics)
-    for column, name in enumerate(metrics):
-        found = [
-            {rater: subject_values(part, rater, names, name) for rater in raters}
-            for _, part in strata
-        ]
-        limits = _limits([v for block in found for own in block.values() for v in own.values()])
-        for row, (stratum, _) in enumerate(strata):
-            top = _HEAD_PX + row * block_px
-            axes = axes_on(canvas, left + column * pitch, top, pitch - 44, _ROW_PX * len(raters))
-            name_axes(axes, title=metric_title(name) if not row else "")
-            _draw_rows(axes, found[row], limits, named=not column)
-            if len(strata) > 1 and not column:
-                words = "all images" if stratum == ALL else stratum
-                canvas.text(MARGIN_PX - 20, top - 12, words[:18], color=FAINT, weight="bold")
-    return canvas.save(path)
-
-
-def _draw_rows(
-    axes: Axes, found: Mapping[str, Mapping[str, float]], limits: tuple, *, named: bool
-) -> None:
-    """A row of dots and a box for each rater."""
-    colors = rater_colors(list(found))
-    axes.set(xlim=limits, ylim=(len(found) - 0.5, -0.5))
-    axes.set_yticks(range(len(found)), _short(found, 20) if named else [""] * len(found), **FONT)
-    axes.tick_params(axis="y", length=0)
-    _grid(axes)
-    own = list(found.values())
-    for row, (upper, lower) in enumerate(pairwise(own)):
-        for who in upper.keys() & lower.keys():
-            axes.plot(
-                [upper[who], lower[who]], [row, row + 1], color=FAINT, linewidth=0.6, alpha=0.5
-            )
-    for row, (rater, values) in enumerate(found.items()):
-        _draw_box(axes, row, list(values.values()), colors[rater], height=0.5)
-        _draw_dots(axes, row, list(values.values()), colors[rater], "o", height=0.0)
-
-
-# -- structures ---------------------------------------------------------------------------
 
 
 def draw_structures(
@@ -188,186 +176,175 @@ def draw_structures(
     swatches : mapping of str to str
         ``#rrggbb`` of each structure.
     """
-    shown, metrics = list(names)[:MOST_STRUCTURES], list(metrics)[:3]
-    block_px = _LINE_PX * len(raters) + _BLOCK_PX
-    height = block_px * max(len(shown), 1)
-    canvas = Canvas(WIDTH_PX, _HEAD_PX + height + 40)
-    more = len(names) - len(shown)
-    _write_title(
-        canvas,
+    groups = {name: [name] for name in names[:MOST_STRUCTURES]}
+    markers = dict(zip(sorted(set(scores.strata) - {""}), cycle(MARKERS), strict=False))
+    parts = {marker: scores.of_stratum(name) for name, marker in markers.items()}
+    return _draw_panels(
+        path,
         "Structures, by rater",
         "dots: subjects; boxes: quartiles and median; arrows: far beyond the axis"
-        + (f"; {more} more structures are in the table" if more else ""),
+        + _left_out(len(names) - len(groups)),
+        {name: subject_values(scores, groups, name, raters) for name in metrics[:3]},
+        {
+            name: {
+                marker: subject_values(part, groups, name, raters)
+                for marker, part in (parts or {MARKERS[0]: scores}).items()
+            }
+            for name in metrics[:3]
+        },
+        {name: swatches.get(name, FAINT) for name in groups},
+        raters,
+        markers=markers,
     )
-    _write_key(canvas, raters, sorted(set(scores.strata) - {""}))
-    left = MARGIN_PX + _NAMES_PX
-    pitch = (WIDTH_PX - left - 10) / len(metrics)
-    for column, name in enumerate(metrics):
-        axes = axes_on(canvas, left + column * pitch, _HEAD_PX, pitch - 34, height)
-        far_px = 34 if len(shown) > _LONG else 14
-        canvas.text(left + column * pitch, _HEAD_PX - far_px, metric_title(name), weight="bold")
-        axes.tick_params(axis="x", labeltop=len(shown) > _LONG)
-        _draw_blocks(axes, scores, shown, name, raters)
-    for row, name in enumerate(shown):
+
+
+def _draw_panels(
+    path: Path,
+    title: str,
+    note: str,
+    boxes: Mapping[str, pd.DataFrame],
+    dots: Mapping[str, Mapping[str, pd.DataFrame]],
+    rows: Mapping[str, str],
+    raters: Sequence[str],
+    *,
+    markers: Mapping[str, str] | None = None,
+    joined: bool = False,
+) -> Path:
+    """A panel for each metric, a block for each row, a line for each rater.
+
+    ``boxes`` are by metric, ``dots`` by metric and marker, ``rows`` names with their swatches.
+    """
+    block_px = _LINE_PX * len(raters) + _BLOCK_PX
+    height = block_px * max(len(rows), 1)
+    canvas = Canvas(WIDTH_PX, _HEAD_PX + height + 40)
+    canvas.text(MARGIN_PX, 20, title, size_px=19, weight="bold")
+    canvas.text(MARGIN_PX, 43, note, color=FAINT)
+    _write_key(canvas, raters, markers or {})
+    is_long = len(rows) > _LONG
+    left = MARGIN_PX + (_NAMES_PX if any(rows.values()) else _NAMES_PX // 2)
+    pitch = (WIDTH_PX - left - 10) / len(boxes)
+    for column, (name, table) in enumerate(boxes.items()):
+        x = left + column * pitch
+        axes = axes_on(canvas, x, _HEAD_PX, pitch - 34, height)
+        canvas.text(x, _HEAD_PX - (34 if is_long else 14), metric_title(name), weight="bold")
+        axes.set(xlim=_limits(table["value"]), ylim=(max(len(rows), 1) - 0.5, -0.5))
+        _draw_values(axes, table, dots[name], list(rows), raters, joined=joined)
+        axes.set(yticks=[], xlabel="", ylabel="")
+        axes.tick_params(axis="x", labeltop=is_long)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(axis="x", color=LINE, alpha=0.35, linewidth=0.7)
+        axes.set_axisbelow(True)
+    for row, (name, swatch) in enumerate(rows.items()):
         y = _HEAD_PX + (row + 0.5) * block_px
-        canvas.box(MARGIN_PX - 20, y - 7, 18, 14, swatches.get(name, FAINT))
-        canvas.text(MARGIN_PX + 8, y, name if len(name) <= 32 else name[:31] + "…")
+        if swatch:
+            canvas.box(MARGIN_PX - 20, y - 7, 18, 14, swatch)
+        canvas.text(MARGIN_PX + 8, y, *_short([name], 32))
     return canvas.save(path)
 
 
-def _draw_blocks(
-    axes: Axes, scores: Scores, names: Sequence[str], column: str, raters: Sequence[str]
+def _draw_values(
+    axes: Axes,
+    boxes: pd.DataFrame,
+    dots: Mapping[str, pd.DataFrame],
+    rows: Sequence[str],
+    raters: Sequence[str],
+    *,
+    joined: bool = False,
 ) -> None:
-    """All structures in one metric; a block each."""
-    colors = rater_colors(raters)
-    step = 1 / (len(raters) + _BLOCK_PX / _LINE_PX)
-    strata = sorted(set(scores.strata) - {""})
-    parts = [scores.of_stratum(stratum) for stratum in strata] or [scores]
-    everything = [
-        value
-        for rater in raters
-        for name in names
-        for value in subject_values(scores, rater, [name], column).values()
-    ]
-    axes.set(xlim=_limits(everything), ylim=(max(len(names), 1), 0), yticks=[])
-    for row, name in enumerate(names):
-        if row % 2:
-            axes.axhspan(row, row + 1, color=LINE, alpha=0.16, linewidth=0)
-        for k, rater in enumerate(raters):
-            y = row + step * (k + 0.5) + (1 - step * len(raters)) / 2
-            values = list(subject_values(scores, rater, [name], column).values())
-            _draw_box(axes, y, values, colors[rater], height=0.62 * step)
-            for part, marker in zip(parts, _cycle(MARKERS), strict=False):
-                own = list(subject_values(part, rater, [name], column).values())
-                _draw_dots(axes, y, own, colors[rater], marker, height=0.4 * step)
-    _grid(axes)
-    if not everything:
-        no_data(axes, "no numbers")
+    """Boxes, medians and single values; arrows at the ends for what lies beyond the axis.
 
-
-def _write_key(canvas: Canvas, raters: Sequence[str], strata: Sequence[str]) -> None:
-    """Colours of raters and markers of strata, above the plots at the right."""
-    entries = [(rater, {"marker": "s", "color": color}) for rater, color in
-               rater_colors(raters).items()]  # fmt: skip
-    entries += [
-        (stratum, {"marker": marker, "color": INK})
-        for stratum, marker in zip(strata, _cycle(MARKERS), strict=False)
-    ]
-    axes = axes_on(canvas, WIDTH_PX - 1000, 10, 990, 50)
-    axes.set_axis_off()
-    lines = [axes.plot([], [], linestyle="", **style)[0] for _, style in entries]
-    legend = axes.legend(
-        lines, _short([name for name, _ in entries], 24), frameon=False, labelcolor=INK,
-        prop={"size": 9.5, "family": FONT["family"]}, loc="upper right",
-        ncols=-(-len(entries) // 2) if len(entries) > 5 else len(entries),
-        columnspacing=1.2, handletextpad=0.2, borderaxespad=0,
+    Fewer than `FEWEST_FOR_BOX` values are a median alone.
+    """
+    if boxes.empty:
+        return no_data(axes, "no numbers")
+    width = _LINE_PX * len(raters) / (_LINE_PX * len(raters) + _BLOCK_PX)
+    common = {
+        "x": "value", "y": "name", "hue": "rater", "order": rows, "hue_order": raters,
+        "palette": rater_colors(raters), "orient": "h", "legend": False, "ax": axes,
+    }  # fmt: skip
+    limits = low, high = axes.get_xlim()
+    n = boxes.groupby(["name", "rater"])["value"].transform("size")
+    sns.boxplot(
+        boxes[n >= FEWEST_FOR_BOX], width=width, gap=0.35, whis=_WHISKER, showfliers=False,
+        showcaps=False, boxprops={"alpha": 0.4}, medianprops={"visible": False}, linewidth=0.9,
+        linecolor=FAINT, **common,
     )  # fmt: skip
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    sns.pointplot(
+        boxes[n > 1], estimator="median", errorbar=None, marker="|", linestyle="none",
+        dodge=width * (1 - 1 / len(raters)), markersize=9, markeredgewidth=2, **common,
+    )  # fmt: skip
+    for marker, table in dots.items():
+        shape = np.where(table["value"] < low, "<", np.where(table["value"] > high, ">", marker))
+        inside = table.assign(value=table["value"].clip(low, high))
+        for one in np.unique(shape):
+            sns.stripplot(
+                inside[shape == one], marker=one,
+                jitter=False, dodge=True, size=4 if one == marker else 6, alpha=0.8,
+                edgecolor="#0b0d10", linewidth=0.5, clip_on=False, **common,
+            )  # fmt: skip
+    for row, name in enumerate(rows):
+        if row % 2:
+            axes.axhspan(row - 0.5, row + 0.5, color=LINE, alpha=0.16, linewidth=0)
+        if joined:
+            own = boxes[boxes["name"] == name]
+            wide = own.pivot(index="rater", columns="subject", values="value").reindex(raters)
+            y = row + width * ((np.arange(len(raters)) + 0.5) / len(raters) - 0.5)
+            axes.plot(wide, y, color=FAINT, linewidth=0.6, alpha=0.5, zorder=1)
+    axes.set_xlim(limits)
+    return None
 
 
-# -- volumes ------------------------------------------------------------------------------
-
-
-def draw_bland_altman(path: Path, found: Sequence[BlandAltman], raters: Sequence[str]) -> Path:
+def draw_bland_altman(path: Path, lines: Sequence[BlandAltman], raters: Sequence[str]) -> Path:
     """Draw differences of volumes over their means, structure by structure.
 
     Parameters
     ----------
     path : Path
         PNG file, written whole or not at all.
-    found : sequence of BlandAltman
+    lines : sequence of BlandAltman
         Of one reference, stratum and unit; a panel for each structure, in their order.
     raters : sequence of str
     """
     by_name: dict[str, list[BlandAltman]] = {}
-    for one in found:
+    for one in lines:
         if one.points:
             by_name.setdefault(one.name, []).append(one)
     shown = list(by_name)[:MOST_STRUCTURES]
     rows = max(1, -(-len(shown) // 4))
     canvas = Canvas(WIDTH_PX, _HEAD_PX + rows * _PITCH_PX)
-    more = len(by_name) - len(shown)
-    _write_title(
-        canvas,
-        "Volumes: predicted less reference",
-        "per cent of their mean, over their mean in ml; lines: bias; dashed: 95 % limits"
-        + (f"; {more} more structures are in the table" if more else ""),
-    )
-    _write_key(canvas, raters, [])
-    colors = rater_colors(raters)
-    pitch = (WIDTH_PX - MARGIN_PX) / 4
-    for number, name in enumerate(shown or [""]):
-        left, top = MARGIN_PX + number % 4 * pitch + 24, _HEAD_PX + number // 4 * _PITCH_PX
-        axes = axes_on(canvas, left, top, pitch - 62, _PLOT_PX)
-        if name:
-            _draw_volumes(axes, by_name[name], colors)
-        else:
-            no_data(axes, "no structure is in both maps")
+    note = "per cent of their mean, over their mean in ml; lines: bias; dashed: 95 % limits"
+    note += _left_out(len(by_name) - len(shown))
+    canvas.text(MARGIN_PX, 20, "Volumes: predicted less reference", size_px=19, weight="bold")
+    canvas.text(MARGIN_PX, 43, note, color=FAINT)
+    _write_key(canvas, raters, {})
+    every = panels(canvas, _HEAD_PX, max(1, len(shown)), pitch_px=_PITCH_PX, plot_px=_PLOT_PX)
+    for axes, name in zip(every, shown, strict=False):
+        _draw_volumes(axes, by_name[name], rater_colors(raters))
+    if not shown:
+        no_data(every[0], "no structure is in both maps")
     return canvas.save(path)
 
 
-def _draw_volumes(axes: Axes, found: Sequence[BlandAltman], colors: Mapping[str, str]) -> None:
+def _draw_volumes(axes: Axes, lines: Sequence[BlandAltman], colors: Mapping[str, str]) -> None:
     """One structure, all raters."""
-    name = found[0].name
-    name_axes(axes, title=name if len(name) <= 34 else name[:33] + "…", x="mean of both (ml)")
+    name_axes(axes, title=_short([lines[0].name], 34)[0], x="mean of both (ml)")
     axes.axhline(0, color=FAINT, linewidth=0.9, zorder=0)
     ends = []
-    for one in found:
+    for one in lines:
         color = colors.get(one.rater, INK)
-        x = [size / 1000 for _, size, _ in one.points]
-        y = [difference for _, _, difference in one.points]
-        axes.plot(x, y, "o", color=color, markersize=4, alpha=0.85, markeredgewidth=0)
-        ends += y
-        for level, style in ((one.bias, "-"), (one.lower, "--"), (one.upper, "--")):
-            if level is not None and one.n_subjects > 1:
-                axes.axhline(level, color=color, linewidth=1.2, linestyle=style, alpha=0.8)
-                ends.append(level)
+        size_mm3, difference = np.array([point[1:] for point in one.points]).T
+        axes.plot(size_mm3 / 1000, difference, "o", color=color, markersize=4, alpha=0.85)
+        levels = [one.bias, one.lower, one.upper] if one.n_subjects > 1 else []
+        for level, style in zip(levels, ("-", "--", "--"), strict=False):
+            axes.axhline(level, color=color, linewidth=1.2, linestyle=style, alpha=0.8)
+        ends += [*difference, *levels]
     far = 1.12 * max(5.0, *np.abs(ends))
     axes.set_ylim(-far, far)
     axes.margins(x=0.08)
-    ticks = [tick for tick in axes.get_yticks() if abs(tick) <= far]
-    words = [f"{tick:+g}".replace("-", "−") if tick else "0 %" for tick in ticks]
-    axes.set_yticks(ticks, words, fontsize=8.5, **FONT)
-
-
-# -- marks --------------------------------------------------------------------------------
-
-
-def _draw_box(axes: Axes, y: float, values: Sequence[float], color: str, *, height: float) -> None:
-    """Quartiles, median and whiskers; of few values the median alone."""
-    if not values:
-        return
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    half = height / 2
-    if len(values) >= FEWEST_FOR_BOX:
-        reach = _WHISKER * (high - low)
-        near = [value for value in values if low - reach <= value <= high + reach]
-        axes.plot([min(near), max(near)], [y, y], color=color, linewidth=0.9, alpha=0.8)
-        axes.fill_between([low, high], y - half, y + half, color=color, alpha=0.34, linewidth=0.8)
-    if len(values) > 1:
-        axes.plot([middle, middle], [y - half, y + half], color=color, linewidth=2)
-
-
-def _draw_dots(
-    axes: Axes, y: float, values: Sequence[float], color: str, marker: str, *, height: float
-) -> None:
-    """Single values; neighbours lie on three lines so that they do not hide each other.
-
-    What lies beyond the axis is an arrow at its end.
-    """
-    low, high = axes.get_xlim()
-    style = {"color": color, "markersize": 4, "linestyle": "", "clip_on": False}
-    edge = {"markeredgecolor": "#0b0d10", "markeredgewidth": 0.5}
-    near = [value for value in sorted(values) if low <= value <= high]
-    heights = [y + height * ((k % 3) - 1) / 2 for k in range(len(near))]
-    axes.plot(near, heights, marker, alpha=0.9, **style, **edge)
-    for end, arrow, n in (
-        (low, "<", sum(value < low for value in values)),
-        (high, ">", sum(value > high for value in values)),
-    ):
-        if n:
-            axes.plot(end, y, arrow, **(style | {"markersize": 6}))
+    axes.tick_params(axis="y", labelsize=8)
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda tick, _: f"{tick:+g}".replace("-", "−") if tick else "0 %")
+    )
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
@@ -385,22 +362,29 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _grid(axes: Axes) -> None:
-    """Faint lines to read values by."""
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.grid(axis="x", color=LINE, alpha=0.35, linewidth=0.7)
-    axes.set_axisbelow(True)
+# -- words --------------------------------------------------------------------------------
 
 
-def _cycle(markers: str) -> list[str]:
-    """Markers for any number of strata."""
-    return list(markers) * 8
+def _write_key(canvas: Canvas, raters: Sequence[str], markers: Mapping[str, str]) -> None:
+    """Colours of raters and markers of strata, above the plots at the right."""
+    styles = {name: {"marker": "s", "color": c} for name, c in rater_colors(raters).items()}
+    styles |= {name: {"marker": marker, "color": INK} for name, marker in markers.items()}
+    axes = axes_on(canvas, WIDTH_PX - 1000, 10, 990, 50)
+    axes.set_axis_off()
+    key(
+        axes,
+        {_short([name], 24)[0]: style | {"linestyle": ""} for name, style in styles.items()},
+        loc="upper right",
+        ncols=-(-len(styles) // 2) if len(styles) > 5 else len(styles),
+        columnspacing=1.2,
+        handletextpad=0.2,
+        borderaxespad=0,
+    )
+
+
+def _left_out(n: int) -> str:
+    return f"; {n} more structures are in the table" if n else ""
 
 
 def _short(names: Sequence[str], most: int) -> list[str]:
     return [name if len(name) <= most else name[: most - 1] + "…" for name in names]
-
-
-def _write_title(canvas: Canvas, title: str, note: str) -> None:
-    canvas.text(MARGIN_PX, 20, title, size_px=19, weight="bold")
-    canvas.text(MARGIN_PX, 43, note, color=FAINT)

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 
 from brainseg_bids.evaluation.bland_altman import limits_of_agreement
@@ -32,16 +32,16 @@ def scores(rows):
 
 @pytest.fixture
 def dots(monkeypatch):
-    """Values and markers of all dots that are drawn."""
-    found = []
-    original = figures._draw_dots
+    """All dots that are drawn, with their markers."""
+    tables = []
+    original = figures.sns.stripplot
 
-    def draw(axes, y, values, color, marker, **options):
-        found.append((color, marker, sorted(values)))
-        original(axes, y, values, color, marker, **options)
+    def draw(data, **options):
+        tables.append(data.assign(marker=options["marker"]))
+        return original(data, **options)
 
-    monkeypatch.setattr(figures, "_draw_dots", draw)
-    return found
+    monkeypatch.setattr(figures.sns, "stripplot", draw)
+    return tables
 
 
 def shown(path) -> np.ndarray:
@@ -53,19 +53,21 @@ def shown(path) -> np.ndarray:
 
 def test_means_over_structures_have_a_dot_for_each_subject_and_stratum(scores, dots, tmp_path):
     shown(figures.draw_headline(tmp_path / "a.png", scores, NAMES, METRICS, RATERS))
-    sizes = [len(values) for _, _, values in dots]
-    assert sizes == [12, 12, 9, 9, 3, 3] * 2  # all, MP2RAGE, MPRAGE; two metrics
+    dice, assd = dots
+    sizes = dice.groupby(["name", "rater"]).size().to_dict()
+    of = {"all images": 12, "MP2RAGE": 9, "MPRAGE": 3}
+    assert sizes == {(name, rater): n for name, n in of.items() for rater in RATERS}
+    assert len(assd) == len(dice)
     values = scores.columns["dice"][scores.raters.index("theirs")].mean(axis=1)
-    np.testing.assert_allclose(dots[1][2], sorted(values))
+    drawn = dice[(dice["name"] == "all images") & (dice["rater"] == "theirs")]["value"]
+    np.testing.assert_allclose(sorted(drawn), sorted(values))
 
 
 def test_structures_tell_strata_by_their_markers(scores, dots, tmp_path):
     path = tmp_path / "a.png"
     figures.draw_structures(path, scores, scores.names, METRICS, RATERS, {})
     shown(path)
-    by_marker = {marker: 0 for _, marker, _ in dots}
-    for _, marker, values in dots:
-        by_marker[marker] += len(values)
+    by_marker = pd.concat(dots).groupby("marker").size().to_dict()
     assert by_marker == {"o": 9 * 3 * 2 * 2, "^": 3 * 3 * 2 * 2}
 
 
@@ -81,7 +83,9 @@ def test_a_structure_has_the_swatch_of_its_label(scores, tmp_path):
 def test_more_structures_than_fit_are_left_out_with_a_word(scores, tmp_path, monkeypatch):
     words = []
     monkeypatch.setattr(figures, "MOST_STRUCTURES", 2)
-    monkeypatch.setattr(figures, "_write_title", lambda canvas, *said: words.extend(said))
+    monkeypatch.setattr(
+        figures.Canvas, "text", lambda self, x, y, text, **style: words.append(text)
+    )
     figures.draw_structures(tmp_path / "a.png", scores, scores.names, METRICS, RATERS, {})
     assert any("1 more structures are in the table" in word for word in words)
 
@@ -92,19 +96,18 @@ def test_a_distance_of_a_missed_structure_is_no_dot(dots, tmp_path):
     figures.draw_structures(
         tmp_path / "a.png", scores, scores.names, METRICS, ("ours", "absent"), {}
     )
-    assert [values for _, _, values in dots] == [[0.0, 0.9], [], [0.5], []]
+    assert [sorted(table["value"]) for table in dots] == [[0.0, 0.9], [0.5]]
 
 
-def test_a_missed_structure_does_not_flatten_the_others():
+def test_a_missed_structure_does_not_flatten_the_others(dots, tmp_path):
     values = [0.0, *np.linspace(0.8, 0.9, 20)]
     low, high = figures._limits(values)
     assert 0.75 < low < 0.8 < 0.9 < high
-    axes = Figure().add_subplot()
-    axes.set_xlim(low, high)
-    figures._draw_dots(axes, 0, values, "#8ab4f8", "o", height=0.1)
-    near, arrow = axes.lines
-    assert len(near.get_xdata()) == 20
-    assert (arrow.get_marker(), list(arrow.get_xdata())) == ("<", [low])
+    (scores,) = read_scores([agreement_row(f"sub-{k}", dice=v) for k, v in enumerate(values)])
+    figures.draw_structures(tmp_path / "a.png", scores, scores.names, ["dice"], ["ours"], {})
+    drawn = pd.concat(dots)
+    assert drawn.groupby("marker").size().to_dict() == {"o": 20, "<": 1}
+    assert drawn[drawn["marker"] == "<"]["value"].item() == low
 
 
 def test_several_images_of_a_subject_are_one_dot():
@@ -113,8 +116,9 @@ def test_several_images_of_a_subject_are_one_dot():
         for k, dice in ((1, 0.5), (2, 1.0))
     ]
     (scores,) = read_scores(lines)
-    found = figures.subject_values(scores, "ours", ["Left-Thalamus"], "dice")
-    assert found == {"sub-1": 0.75}
+    groups = {"mean": ["Left-Thalamus"]}
+    (line,) = figures.subject_values(scores, groups, "dice", ["ours"]).itertuples(index=False)
+    assert tuple(line) == ("mean", "ours", "sub-1", 0.75)
 
 
 def test_volumes_are_drawn_in_ml_with_bias_and_limits(rows, tmp_path, monkeypatch):
@@ -140,7 +144,7 @@ def test_volumes_are_drawn_in_ml_with_bias_and_limits(rows, tmp_path, monkeypatc
 
 def test_no_volume_to_compare_is_said_in_the_picture(tmp_path, monkeypatch):
     words = []
-    monkeypatch.setattr(figures, "no_data", lambda axes, said: words.append(said))
+    monkeypatch.setattr(figures, "no_data", lambda axes, text: words.append(text))
     lines = [agreement_row("sub-1", status="reference only")]
     figures.draw_bland_altman(tmp_path / "a.png", limits_of_agreement(lines), RATERS)
     assert words == ["no structure is in both maps"]
