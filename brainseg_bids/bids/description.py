@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
 
@@ -243,43 +241,6 @@ def write_text(path: Path, text: str) -> Path:
     with whole_or_nothing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
-
-
-def write_tsv(path: Path, rows: Sequence[Mapping]) -> Path:
-    """Write a table whole or not at all; columns are those of all rows, in order.
-
-    Parameters
-    ----------
-    path : Path
-    rows : sequence of mapping
-        Written as `cell_text`.
-    """
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, *([cell_text(row.get(column)) for column in columns] for row in rows)]
-    table = io.StringIO()
-    csv.writer(table, delimiter="\t", lineterminator="\n").writerows(lines if columns else [])
-    return write_text(path, table.getvalue())
-
-
-def cell_text(value: object) -> str:
-    """A value as all tables of a group write it: decimals without exponent, or ``n/a``.
-
-    Six significant digits, and of large numbers three decimals.
-
-    >>> [cell_text(value) for value in (1234567.89125, 0.000012345678, 2.0, 0.0, -0.0, 3, True)]
-    ['1234567.891', '0.0000123457', '2', '0', '0', '3', 'true']
-    >>> cell_text(None), cell_text(""), cell_text(float("nan")), cell_text(float("inf"))
-    ('n/a', 'n/a', 'n/a', 'inf')
-    """
-    if value is None or value == "" or value != value:
-        return "n/a"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, float) or math.isinf(value):
-        return str(value)
-    digits = 5 - math.floor(math.log10(abs(value))) if value else 0
-    text = f"{value:.{max(digits, 3)}f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
 
 
 MODEL_README = """\

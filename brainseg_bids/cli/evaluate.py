@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brainseg_bids import __version__
-from brainseg_bids.bids.description import write_json, write_text, write_tsv
+from brainseg_bids.bids.description import write_json, write_text
 from brainseg_bids.cli.scratch import explain, scratch_dir, working_alone
 from brainseg_bids.evaluation.protocols import comparison
 from brainseg_bids.evaluation.summary import Missing, tables
@@ -349,6 +349,8 @@ def write_tables(
     plan: EvaluationPlan,
 ) -> None:
     """Every number, as TSV and as JSON."""
+    from brainseg_bids.reports.tables import write_tsv  # late: pandas
+
     folder.mkdir(parents=True, exist_ok=True)
     for name, lines in {"agreement": list(rows), **made}.items():
         write_tsv(folder / f"{name}.tsv", lines)

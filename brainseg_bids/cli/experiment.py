@@ -22,7 +22,7 @@ from brainseg_bids import __version__
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
-from brainseg_bids.bids.description import write_json, write_text, write_tsv
+from brainseg_bids.bids.description import write_json, write_text
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.evaluation.decision import FEWEST_SEEDS
 from brainseg_bids.exit_codes import FAILED, UNUSABLE
@@ -565,6 +565,8 @@ def report(options: argparse.Namespace) -> int:
 def _write_tables(
     folder: Path, plan: ExperimentPlan, findings: Findings, results: Sequence[RunResult]
 ) -> None:
+    from brainseg_bids.reports.tables import write_tsv  # late: pandas
+
     write_tsv(folder / "report.tsv", [one.row() for one in findings.accuracy])
     write_tsv(folder / "report_differences.tsv", [one.row() for one in findings.differences])
     scores = [

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 import warnings
@@ -125,29 +124,28 @@ def labels_on(grid, labels: str | Path, tool: str, image: str | Path):
 
 def write_statistics(found: ContrastStatistics, table: LabelTable, path: Path) -> Path:
     """One row per label that the map has."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, delimiter="\t", lineterminator="\n")
-        rows.writerow(COLUMNS)
-        for label in table:
-            if label.name not in found.labels:
-                continue
-            own = found[label.name]
-            numbers = (own.location, own.scale, own.median, own.mad)
-            grain = "n/a" if own.grain_mm is None else f"{own.grain_mm:.3g}"
-            rows.writerow(
-                [
-                    label.index,
-                    label.name,
-                    own.voxels,
-                    own.interior_voxels,
-                    *(f"{number:.6g}" for number in numbers),
-                    len(own.components),
-                    grain,
-                    f"{own.fit:.3g}",
-                    own.source,
-                ]
-            )
-    return path
+    from brainseg_bids.reports.tables import write_rows  # late: pandas
+
+    rows = []
+    for label in table:
+        if label.name not in found.labels:
+            continue
+        own = found[label.name]
+        numbers = (own.location, own.scale, own.median, own.mad)
+        rows.append(
+            [
+                label.index,
+                label.name,
+                own.voxels,
+                own.interior_voxels,
+                *(f"{number:.6g}" for number in numbers),
+                len(own.components),
+                "n/a" if own.grain_mm is None else f"{own.grain_mm:.3g}",
+                f"{own.fit:.3g}",
+                own.source,
+            ]
+        )
+    return write_rows(path, COLUMNS, rows)
 
 
 class _DrawContrastInputSpec(BaseInterfaceInputSpec):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import warnings
 from pathlib import Path
@@ -206,12 +205,10 @@ def _placed(labels: LabelMap, grid: Grid) -> LabelMap:
 
 def write_rules(report: MergeReport, path: Path) -> Path:
     """Write what each rule of a merge changed."""
+    from brainseg_bids.reports.tables import write_rows  # late: pandas
+
     columns = ("rule", "voxels", "volume_mm3", "reason")
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, delimiter="\t", lineterminator="\n")
-        rows.writerow(columns)
-        rows.writerows([rule[column] for column in columns] for rule in report.to_json()["rules"])
-    return path
+    return write_rows(path, columns, report.to_json()["rules"])
 
 
 def shared_box(one: Grid, other: Grid) -> float:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from nipype.interfaces.base import (
@@ -68,20 +67,18 @@ class Volumes(_FromLabels):
 
 def write_volumes(labels: LabelMap, path: Path) -> Path:
     """Write the volumes table; a label that is absent has 0."""
+    from brainseg_bids.reports.tables import write_rows  # late: pandas
+
     counts, volumes_mm3 = count_codes(labels.voxels), labels.volumes_mm3()
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, delimiter="\t", lineterminator="\n")
-        rows.writerow(COLUMNS)
-        for label in labels.table:
-            if label.index == 0:
-                continue
-            rows.writerow(
-                [
-                    label.index,
-                    label.name,
-                    label.hemisphere,
-                    counts.get(label.index, 0),
-                    round(volumes_mm3[label.index], 3),
-                ]
-            )
-    return path
+    rows = [
+        (
+            label.index,
+            label.name,
+            label.hemisphere,
+            counts.get(label.index, 0),
+            round(volumes_mm3[label.index], 3),
+        )
+        for label in labels.table
+        if label.index
+    ]
+    return write_rows(path, COLUMNS, rows)

@@ -6,6 +6,7 @@ No pyplot: figures made in several threads or workers share nothing.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from PIL import Image
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label
+from brainseg_bids.reports.groups import GROUPS, group_of_mapping, plain_name, shown_labels
 from brainseg_bids.reports.slices import (
     BACKGROUND,
     MARGIN_PX,
@@ -32,7 +34,6 @@ from brainseg_bids.reports.slices import (
     take_cut,
     tile_size,
 )
-from brainseg_bids.reports.volume_table import GROUPS, group_of_mapping, plain_name, shown_labels
 from brainseg_bids.volumes import whole_or_nothing
 
 DPI = 100
@@ -100,6 +101,10 @@ class Canvas:
         with whole_or_nothing(path) as temporary:
             write_png(self.pixels(), temporary)
         return path
+
+    def png(self) -> bytes:
+        """It as PNG, to be embedded in a page."""
+        return png_bytes(self.pixels())
 
     def pixels(self) -> np.ndarray:
         """(height, width, 3) uint8."""
@@ -209,15 +214,21 @@ def write_legend(canvas: Canvas, legend: dict, rows: int, top: float) -> None:
 
 
 def write_png(pixels: np.ndarray, path: Path) -> None:
-    Image.fromarray(pixels).save(path, format="PNG")
+    """Write pixels (h, w, 3) uint8."""
+    path.write_bytes(png_bytes(pixels))
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """Pixels (h, w, 3) uint8 as PNG, with fewer levels of grey if it would be very large."""
     page = (pixels == BACKGROUND).all(axis=2, keepdims=True)
-    for step in (8, 16):
-        if path.stat().st_size <= _LARGEST_BYTES:
-            return
+    for step in (1, 8, 16):
         # Noise does not compress. 32 or 16 levels of grey are more than anyone tells apart in it.
         coarse = np.minimum((pixels.astype(np.uint16) + step // 2) // step * step, 255)
-        rounded = np.where(page, pixels, coarse.astype(np.uint8))
-        Image.fromarray(rounded).save(path, format="PNG")
+        file = io.BytesIO()
+        Image.fromarray(np.where(page, pixels, coarse.astype(np.uint8))).save(file, format="PNG")
+        if file.tell() <= _LARGEST_BYTES:
+            break
+    return file.getvalue()
 
 
 # -- slices beside each other -----------------------------------------------------------

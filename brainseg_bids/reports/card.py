@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.plausibility import implausible_model
-from brainseg_bids.reports.volume_table import GROUPS, group_of_mapping
+from brainseg_bids.reports.groups import GROUPS, group_of_mapping
 
 MOST_LISTED = 40
 """Label maps named one by one; of more, voxel sizes are counted and the manifest has digests."""

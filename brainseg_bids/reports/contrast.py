@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a page says about how one image looks: each label's intensities, noise, field, blur."""
+"""How one image looks, in rows and words: each label's intensities, noise, field, blur."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.contrast.measured import BiasField, ContrastStatistics, NoiseLaw
 from brainseg_bids.reports.densities import CLASSES, class_labels, parts
-from brainseg_bids.reports.html import embedded
-from brainseg_bids.reports.volume_table import GROUPS, anatomical
+from brainseg_bids.reports.volume_table import anatomical
 
 _LAWS = {
     "rician": "Rician",
@@ -23,49 +20,6 @@ _LAWS = {
 }
 POOR_FIT = 0.1
 """Where data and components are further apart than this (Kolmogorov-Smirnov), look again."""
-
-
-@dataclass(frozen=True)
-class ContrastReport:
-    """What the page says about the contrast of one image.
-
-    Parameters
-    ----------
-    title : str
-        Heading, e.g. ``T1w, session 1``.
-    source : str
-        The image that was measured.
-    figure : Path
-        PNG of `brainseg_bids.reports.contrast_figures.draw_contrast`; it is copied into the
-        page. A missing file is said in its place.
-    statistics : ContrastStatistics
-        Its warnings are shown first.
-    labels : str
-        The label map that it was measured with.
-    facts : dict of str to str
-        Shown in the given order; what is empty is not.
-    warnings : list of str
-        Of the run, beside those of the statistics; what is in both is said once.
-    outputs : list of str
-        Files that were written.
-    """
-
-    title: str
-    source: str
-    figure: Path
-    statistics: ContrastStatistics
-    labels: str = ""
-    facts: Mapping[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    outputs: list[str] = field(default_factory=list)
-
-    @property
-    def flags(self) -> list[str]:
-        """Everything that a person should look at; nothing twice."""
-        said = list(self.warnings)
-        # The run may have put the image's name before a warning.
-        new = [own for own in self.statistics.warnings if not any(own in run for run in said)]
-        return [*new, *said]
 
 
 def contrast_rows(statistics: ContrastStatistics, table: LabelTable | None = None) -> list[dict]:
@@ -132,12 +86,6 @@ def label_row(label: Label, volume_mm3: float) -> dict:
         "mapping": label.mapping,
         "volume_mm3": volume_mm3,
     }
-
-
-def in_groups(rows: list[dict]) -> list[dict]:
-    """Rows by anatomical group: ``name`` and ``rows`` of each group that has some."""
-    found = [{"name": n, "rows": [row for row in rows if row["group"] == n]} for n in GROUPS]
-    return [group for group in found if group["rows"]]
 
 
 # -- in words -----------------------------------------------------------------------------
@@ -225,43 +173,14 @@ def contrast_facts(statistics: ContrastStatistics, table: LabelTable) -> dict[st
     return facts
 
 
-def contrast_section(report: ContrastReport, table: LabelTable | None = None) -> dict:
-    """What the template needs of one image's contrast."""
-    statistics = report.statistics
-    table = table or LabelTable.packaged(statistics.table)
-    rows = [_shown(row) for row in contrast_rows(statistics, table)]
-    return {
-        "title": report.title,
-        "source": report.source,
-        "labels": report.labels,
-        "flags": report.flags,
-        "figure": embedded(Path(report.figure)),
-        "groups": in_groups(rows),
-        "n_labels": len(rows),
-        "n_borrowed": sum(row["borrowed"] for row in rows),
-        "poor_fit": POOR_FIT,
-        "noise": noise_words(statistics.noise, short=True),
-        "fwhm": times_words(statistics.fwhm_mm),
-        "bias": f"{statistics.bias.log_sd:.2f}",
-        "looks": contrast_facts(statistics, table),
-        "facts": {name: value for name, value in report.facts.items() if value},
-        "outputs": report.outputs,
-    }
+def mixture_words(parts: Iterable[tuple[float, str, str]]) -> str:
+    """Weights, means and spreads of several Gaussians; empty for one.
 
-
-def _shown(row: dict) -> dict:
-    """A row with its numbers as text."""
-    several = row["components"] if len(row["components"]) > 1 else []
-    return row | {
-        "location": number(row["location"]),
-        "scale": number(row["scale"]),
-        "mixture": " + ".join(
-            f"{100 * part.weight:.0f} % at {number(part.mean)} ± {number(part.sd)}"
-            for part in several
-        ),
-        "grain": "n/a" if row["grain_mm"] is None else f"{row['grain_mm']:.1f}",
-        "fit": "n/a" if row["borrowed"] else f"{row['fit']:.2f}",
-    }
+    >>> mixture_words([(0.6, "87.3", "5"), (0.4, "60", "9")])
+    '60 % at 87.3 ± 5 + 40 % at 60 ± 9'
+    """
+    lines = [f"{100 * weight:.0f} % at {mean} ± {sd}" for weight, mean, sd in parts]
+    return " + ".join(lines) if len(lines) > 1 else ""
 
 
 def number(value: float) -> str:

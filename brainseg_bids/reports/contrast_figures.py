@@ -44,6 +44,7 @@ from brainseg_bids.reports.densities import (
     pooled_counts,
     quantile_range,
 )
+from brainseg_bids.reports.groups import plain_name, shown_labels
 from brainseg_bids.reports.plots import axes_on, key, name_axes, no_data, panels
 from brainseg_bids.reports.slices import (
     MARGIN_PX,
@@ -54,7 +55,6 @@ from brainseg_bids.reports.slices import (
     paint_cut,
     view_mm,
 )
-from brainseg_bids.reports.volume_table import plain_name, shown_labels
 
 LEFT, RIGHT = "#6aa9de", "#e58a54"
 """The page's colours of the two sides."""

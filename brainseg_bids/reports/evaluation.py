@@ -24,7 +24,7 @@ from brainseg_bids.reports.evaluation_figures import (
     draw_structures,
     metric_title,
 )
-from brainseg_bids.reports.html import embedded, render_page
+from brainseg_bids.reports.page import embedded, render_page
 
 
 @dataclass(frozen=True)

@@ -9,21 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.reports.canvas import (
-    BLUE,
-    DPI,
-    FAINT,
-    FONT,
     HEADER_PX,
-    INK,
     LEGEND_ROW_PX,
-    LINE,
-    PAGE,
-    RED,
     Canvas,
     legend_groups,
     legend_rows,
@@ -32,10 +22,8 @@ from brainseg_bids.reports.canvas import (
     write_ends,
     write_header,
     write_legend,
-    write_png,
 )
 from brainseg_bids.reports.slices import PLANES, WIDTH_PX, Montage, arrange
-from brainseg_bids.volumes import whole_or_nothing
 
 
 def draw_segmentation(image: np.ndarray, labels: LabelMap, path: Path, *, n_cuts: int = 7) -> Path:
@@ -69,65 +57,6 @@ def draw_segmentation(image: np.ndarray, labels: LabelMap, path: Path, *, n_cuts
         If image and labels differ in shape, or ``n_cuts`` is not positive.
     """
     return _annotate(arrange(image, labels, n_cuts=n_cuts), labels).save(path)
-
-
-def draw_volumes(
-    percents: dict[str, dict[str, float]], outliers: dict[str, set[str]], path: Path
-) -> Path:
-    """Draw how far each participant's volumes lie from the median, one line per structure.
-
-    Parameters
-    ----------
-    percents : dict of str to dict of str to float
-        For each structure, participant to per cent above (or below) the structure's median.
-    outliers : dict of str to set of str
-        For each structure, the participants to mark. They are named, and so are the lowest and
-        the highest.
-    path : Path
-        PNG file, written whole or not at all.
-    """
-    height = 70 + 26 * len(percents)
-    figure = Figure(figsize=(12, height / DPI), dpi=DPI, facecolor=PAGE)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.2, 50 / height, 0.77, 1 - 65 / height), facecolor=PAGE)
-    values = [value for found in percents.values() for value in found.values()]
-    # Beyond +-100 % the dot is an arrow at the edge: one failure must not flatten the rest.
-    limit = float(np.clip(np.max(np.abs(values), initial=0) * 1.15, 10, 100))
-    for line, (structure, found) in enumerate(percents.items()):
-        axes.axhline(line, color=LINE, alpha=0.4, linewidth=1, zorder=0)
-        far = outliers.get(structure, set())
-        named = far | {min(found, key=found.get), max(found, key=found.get)} if found else far
-        for who, value in found.items():
-            marker = "o" if abs(value) < limit else "<" if value < 0 else ">"
-            at = float(np.clip(value, -limit * 0.99, limit * 0.99))
-            color = RED if who in far else BLUE
-            axes.plot(at, line, marker, color=color, markersize=5, alpha=0.85, markeredgewidth=0)
-            if who in named:
-                # Away from the crowd in the middle, unless there is no room.
-                right = (at > 0) == (abs(at) < 0.8 * limit)
-                axes.annotate(
-                    who,
-                    (at, line),
-                    xytext=(7 if right else -7, 0),
-                    fontsize=8,
-                    textcoords="offset points",
-                    color=INK if who in far else FAINT,
-                    va="center",
-                    ha="left" if right else "right",
-                    **FONT,
-                )
-    axes.axvline(0, color=FAINT, linewidth=1, zorder=0)
-    axes.set(xlim=(-limit, limit), ylim=(len(percents) - 0.4, -0.6))
-    axes.set_yticks(range(len(percents)), list(percents), **FONT)
-    axes.set_xlabel("difference from the median (%)", color=INK, **FONT)
-    axes.tick_params(colors=INK, labelsize=9)
-    for spine in axes.spines.values():
-        spine.set_color(LINE)
-    figure.canvas.draw()
-    path = Path(path)
-    with whole_or_nothing(path) as temporary:
-        write_png(np.asarray(figure.canvas.buffer_rgba())[..., :3], temporary)
-    return path
 
 
 # -- words on the picture -----------------------------------------------------------------

@@ -1,89 +1,248 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTML pages that open anywhere: one file, no script, nothing fetched."""
+"""HTML pages that open anywhere: one file, no script, nothing fetched.
+
+A page is one template; what stands on it is made of the blocks below (`text`, `facts`, `box`,
+`figure`, ..., and `brainseg_bids.reports.tables.html_table`). Whatever is passed in is escaped,
+but for what is `Markup` already.
+"""
 
 from __future__ import annotations
 
+import base64
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
 from pathlib import Path
 
-from brainseg_bids.reports.contrast import ContrastReport, contrast_section
-from brainseg_bids.reports.head import HeadReport, head_section
-from brainseg_bids.reports.html import embedded, render_page
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from brainseg_bids.reports import tables
 from brainseg_bids.reports.prose import prose, references
-from brainseg_bids.reports.volume_table import (
-    BRAIN,
-    CSF,
-    anatomical,
-    asymmetries,
-    grouped,
-    widest_percent,
+from brainseg_bids.volumes import whole_or_nothing
+
+BRAIN_AND_CSF = (
+    "Brain is grey and white matter, cerebellum and brainstem. CSF is what is labelled of it, "
+    "ventricles included."
 )
+CLICK = "Click the picture to enlarge it."
 
 
 @dataclass(frozen=True)
-class ScanReport:
-    """What the page says about one segmented image.
+class Section:
+    """What one stage has to say about one image.
 
     Parameters
     ----------
+    kind : str
+        Sections of one kind share a table at the top; their anchors are ``KIND-1``, ...
     title : str
-        Heading, e.g. ``T1w, session 1``.
-    source : str
-        The image that was segmented.
-    figure : Path
-        PNG; it is copied into the page. A missing file is said in its place.
-    volumes : list of dict
-        Rows with ``index``, ``name``, ``hemisphere``, ``color``, ``volume_mm3``; the
-        background may be among them and is left out. An optional ``mapping`` (code of the BIDS
-        standard label table) groups structures of tables that are not packaged.
-    facts : dict of str to str
-        Shown in the given order, e.g. time, memory, device, model, voxel size. What is called
-        ``Model`` is repeated in the summary.
-    warnings : list of str
-    outputs : list of str
-        Files that were written.
-    what, caption : str
-        What ``source`` is, and what the figure shows.
-    noun, done : str
+        E.g. ``T1w, session 1``.
+    body : Markup
+        Blocks, see `blocks`.
+    stage : str
+        Said before the title, e.g. ``Contrast``. Empty for segmentations.
+    counted : (str, str)
         How it is counted: "2 images segmented".
-    no_asymmetry : str
-        Why left and right are not compared; empty if they are.
+    warnings : sequence of str
+        Repeated at the top of the page.
+    overview : mapping of str to str
+        Its row of the table at the top: cells by heading.
+    numbers : tuple of str
+        Headings of ``overview`` whose cells are numbers.
     """
 
+    kind: str
     title: str
-    source: str
-    figure: Path
-    volumes: list[dict]
-    facts: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    outputs: list[str] = field(default_factory=list)
-    what: str = "Segmented image"
-    caption: str = "Each cut three times: the image alone, with its labels, with their outlines."
-    noun: str = "image"
-    done: str = "segmented"
-    no_asymmetry: str = ""
+    body: Markup
+    stage: str = ""
+    counted: tuple[str, str] = ("image", "segmented")
+    warnings: Sequence[str] = ()
+    overview: Mapping[str, object] = ()
+    numbers: tuple[str, ...] = ()
 
 
-def write_page(
+# -- blocks -------------------------------------------------------------------------------
+
+
+def blocks(*parts: Markup | str) -> Markup:
+    """Blocks one after the other; empty ones are left out."""
+    return Markup("\n").join(part for part in parts if part)
+
+
+def text(words: object, *, faint: bool = False) -> Markup:
+    """A paragraph."""
+    return Markup('<p class="faint">{}</p>' if faint else "<p>{}</p>").format(words)
+
+
+def code(words: object) -> Markup:
+    """A file name or a command within a paragraph or a cell."""
+    return Markup("<code>{}</code>").format(words)
+
+
+def heading(words: object, note: str = "", *, level: int = 3, stay: bool = False) -> Markup:
+    """A heading, and faint words behind it; of ``level`` 2 it starts a new printed page."""
+    behind = Markup(' <span class="faint">({})</span>').format(note) if note else ""
+    return Markup("<h{0}{1}>{2}{3}</h{0}>").format(
+        level, Markup(' class="stay"') if stay else "", words, behind
+    )
+
+
+def facts(pairs: Mapping[str, object], title: str = "") -> Markup:
+    """Names with their values side by side; those without a value are left out."""
+    known = {name: value for name, value in pairs.items() if value}
+    if not known:
+        return Markup()
+    return blocks(heading(title) if title else "", _macro("facts")(known))
+
+
+def box(
+    words: object,
+    items: Iterable[object] = (),
+    *,
+    kind: str = "",
+    note: str = "",
+    most: int = 0,
+    anchor: str = "",
+) -> Markup:
+    """A framed message; with ``items`` its words head a list.
+
+    Parameters
+    ----------
+    kind : {"", "warn", "bad"}
+    note : str
+        Faint words at the end.
+    most : int
+        Items beyond these are folded away; 0: none is.
+    anchor : str
+        Its ``id``.
+    """
+    items = list(items)
+    shown, more = (items[:most], items[most:]) if most else (items, [])
+    return _macro("box")(words, shown, more, kind, note, anchor)
+
+
+def warnings_box(warnings: Sequence[str], title: str, *, most: int = 0) -> Markup:
+    """Quality warnings of a section, or that there are none."""
+    if not warnings:
+        return box("Nothing was flagged.")
+    return box(title, warnings, kind="warn", most=most)
+
+
+def figure(
+    image: Path | bytes | None,
+    alt: str,
+    *,
+    caption: str = "",
+    missing: str = "This picture could not be made.",
+) -> Markup:
+    """A picture that a click enlarges, embedded; ``missing`` is said in place of one not there.
+
+    Parameters
+    ----------
+    image : Path or bytes, optional
+        PNG.
+    """
+    source = embedded(image) if image else None
+    if source is None:
+        return box(missing, kind="bad")
+    return _macro("figure")(source, alt, caption, CLICK)
+
+
+def fold(summary: object, *content: Markup) -> Markup:
+    """What is seen after a click, and in print."""
+    return Markup("<details><summary>{}</summary>{}</details>").format(summary, blocks(*content))
+
+
+def pre(words: str) -> Markup:
+    """Text with its line breaks, such as a command."""
+    return Markup("<pre>{}</pre>").format(words)
+
+
+def bullets(items: Iterable[object], *, faint: bool = False) -> Markup:
+    """A list."""
+    lines = Markup("").join(Markup("<li>{}</li>").format(item) for item in items)
+    return Markup('<ul class="faint">{}</ul>' if faint else "<ul>{}</ul>").format(lines)
+
+
+def beside(*columns: Markup) -> Markup:
+    """Tables side by side where there is room, else one below the other."""
+    shown = Markup("").join(Markup("<div>{}</div>").format(one) for one in columns if one)
+    return Markup('<div class="tables">{}</div>').format(shown)
+
+
+def files(outputs: Sequence[object]) -> Markup:
+    """Files that a run has written."""
+    if not outputs:
+        return Markup()
+    return blocks(heading("Files written"), bullets(map(code, outputs)))
+
+
+def section(anchor: str, *content: Markup | str) -> Markup:
+    """A part of a page that can be linked to."""
+    return Markup('<section id="{}">\n{}\n</section>').format(anchor, blocks(*content))
+
+
+def plural(n: int, noun: str) -> str:
+    """A count in words.
+
+    >>> plural(1, "head"), plural(0, "label")
+    ('1 head', '0 labels')
+    """
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def embedded(image: Path | bytes) -> str | None:
+    """Data URI of a PNG, None if there is no such file."""
+    if isinstance(image, Path):
+        if not image.is_file():
+            return None
+        image = image.read_bytes()
+    return "data:image/png;base64," + base64.b64encode(image).decode("ascii")
+
+
+# -- pages --------------------------------------------------------------------------------
+
+
+def write_page(path: Path, *content: Markup | str, title: str, name: str, version: str) -> Path:
+    """Write a page as one HTML file, whole or not at all.
+
+    Figures are embedded; the page has no script, asks the network for nothing (its own content
+    policy forbids it), follows the reader's light or dark setting, and prints.
+
+    Parameters
+    ----------
+    path : Path
+        HTML file.
+    *content : Markup
+        Sections and blocks.
+    title : str
+        Heading.
+    name : str
+        Of the browser's window.
+    version : str
+        Of this software.
+    """
+    return render_page(
+        path, "page.html.j2", title=title, name=name, version=version, body=blocks(*content)
+    )
+
+
+def write_subject_page(
     path: Path,
     *,
     subject: str,
-    scans: list[ScanReport],
+    sections: Sequence[Section],
     settings: str,
-    errors: list[str],
+    errors: Sequence[str],
     methods: str,
     version: str,
-    heads: Sequence[HeadReport] = (),
-    contrasts: Sequence[ContrastReport] = (),
 ) -> Path:
-    """Write one subject's report as a single HTML file, whole or not at all.
-
-    Figures are embedded; the page has no script, asks the network for nothing (its own content
-    policy forbids it), follows the reader's light or dark setting, and prints. Whatever is
-    passed in is escaped.
+    """Write one participant's page.
 
     Parameters
     ----------
@@ -91,77 +250,146 @@ def write_page(
         HTML file.
     subject : str
         Participant label, without ``sub-``.
-    scans : list of ScanReport
+    sections : sequence of Section
         In the order of the page; may be empty when everything failed.
     settings : str
         TOML text.
-    errors : list of str
+    errors : sequence of str
         One per thing that failed; line breaks are kept.
     methods : str
         Markdown; blank lines separate paragraphs.
     version : str
         Of this software.
-    heads : sequence of HeadReport
-        Head label maps, shown before the segmentations.
-    contrasts : sequence of ContrastReport
-        How images look, shown after the segmentations.
     """
-    head_sections = [head_section(head) for head in heads]
-    contrast_sections = [contrast_section(contrast) for contrast in contrasts]
-    return render_page(
+    title = f"sub-{subject.removeprefix('sub-')}"
+    return write_page(
         path,
-        "report.html.j2",
-        subject=subject.removeprefix("sub-"),
-        scans=[_scan(scan) for scan in scans],
-        counts=_counts(scans),
-        heads=head_sections,
-        contrasts=contrast_sections,
-        n_warnings=sum(len(scan.warnings) for scan in scans)
-        + sum(len(section["flags"]) for section in (*head_sections, *contrast_sections)),
-        settings=settings,
-        errors=errors,
-        methods=[prose(paragraph) for paragraph in _paragraphs(methods)],
-        references=references(methods),
+        section("summary", *_summary(sections, errors)),
+        *anchored(sections),
+        _methods(methods),
+        section(
+            "settings",
+            heading("Settings", level=2, stay=True),
+            fold("What this run was told (TOML)", pre(settings)),
+        ),
+        title=title,
+        name=f"{title}: brainseg report",
         version=version,
     )
 
 
-def _counts(scans: Sequence[ScanReport]) -> list[str]:
-    """How many there are of each kind.
-
-    >>> one = ScanReport("sub-01 T1w", "x", Path(), [])
-    >>> finer = ScanReport("at 0.5 mm", "x", Path(), [], noun="label map", done="made finer")
-    >>> _counts([one, one, finer])
-    ['2 images segmented', '1 label map made finer']
-    """
-    kinds = Counter((scan.noun, scan.done) for scan in scans)
-    return [f"{n} {noun}{'s' if n != 1 else ''} {done}" for (noun, done), n in kinds.items()]
-
-
-def _scan(scan: ScanReport) -> dict:
-    """What the template needs of one scan."""
-    rows = anatomical(scan.volumes)
-    pairs = [] if scan.no_asymmetry else asymmetries(rows)
-    groups = grouped(rows)
-    totals = {group["name"]: group["total_mm3"] for group in groups}
-    return {
-        "title": scan.title,
-        "source": scan.source,
-        "what": scan.what,
-        "caption": scan.caption,
-        "figure": embedded(Path(scan.figure)),
-        "groups": groups,
-        "brain_mm3": totals.get(BRAIN),
-        "csf_mm3": totals.get(CSF),
-        "asymmetries": pairs,
-        "widest_percent": widest_percent(pairs),
-        "no_asymmetry": scan.no_asymmetry,
-        "model": next((v for k, v in scan.facts.items() if k.strip().lower() == "model"), None),
-        "facts": scan.facts,
-        "warnings": scan.warnings,
-        "outputs": scan.outputs,
-    }
+def anchored(sections: Sequence[Section]) -> list[Markup]:
+    """Sections under their headings, with anchors that `overviews` link to."""
+    return [
+        section(
+            anchor,
+            heading(f"{one.stage}: " * bool(one.stage) + one.title, level=2),
+            one.body,
+        )
+        for anchor, one in _anchors(sections).items()
+    ]
 
 
-def _paragraphs(text: str) -> list[str]:
-    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+def overviews(sections: Sequence[Section]) -> list[Markup]:
+    """A table of each kind of sections."""
+    found: dict[str, list[tuple[str, Section]]] = {}
+    for anchor, one in _anchors(sections).items():
+        found.setdefault(one.kind, []).append((anchor, one))
+    return [
+        tables.html_table(
+            pd.DataFrame(
+                [
+                    {one.stage or "Image": _link(anchor, one.title), **one.overview}
+                    for anchor, one in same
+                ]
+            ),
+            numbers=same[0][1].numbers,
+        )
+        for same in found.values()
+    ]
+
+
+def _anchors(sections: Sequence[Section]) -> dict[str, Section]:
+    """Sections by their anchors, numbered within each kind."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for one in sections:
+        seen[one.kind] += 1
+        found[f"{one.kind}-{seen[one.kind]}"] = one
+    return found
+
+
+def _link(anchor: str, words: str) -> Markup:
+    return Markup('<a href="#{}">{}</a>').format(anchor, words)
+
+
+def _summary(sections: Sequence[Section], errors: Sequence[str]) -> list[Markup]:
+    """Counts, errors, warnings, and tables."""
+    counts = Counter(one.counted for one in sections)
+    n_warnings = sum(len(one.warnings) for one in sections)
+    words = [f"{plural(n, noun)} {done}; " for (noun, done), n in counts.items()]
+    words = words or ["No image was segmented; "]
+    words.append(f"{n_warnings or 'no'} warning{'s' * (n_warnings != 1)}, ")
+    words.append(f"{len(errors) or 'no'} error{'s' * (len(errors) != 1)}.")
+    failed = f"{'This' if len(errors) == 1 else 'These'} failed"
+    flagged = [
+        Markup("{}: {}").format(
+            _link(anchor, f"{one.stage}, " * bool(one.stage) + one.title), warning
+        )
+        for anchor, one in _anchors(sections).items()
+        for warning in one.warnings
+    ]
+    explained = any("Brain (ml)" in one.overview for one in sections)
+    return [
+        text("".join(words)),
+        box(failed, errors, kind="bad", anchor="errors") if errors else Markup(),
+        box("Look at this before using the numbers", flagged, kind="warn")
+        if flagged
+        else Markup(),
+        *overviews(sections),
+        text(BRAIN_AND_CSF, faint=True) if explained else Markup(),
+    ]
+
+
+def _methods(methods: str) -> Markup:
+    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", methods) if part.strip()]
+    if not paragraphs:
+        return Markup()
+    cited = references(methods)
+    return section(
+        "methods",
+        heading("Methods", level=2),
+        *(text(prose(paragraph)) for paragraph in paragraphs),
+        *([heading("References"), bullets(cited, faint=True)] if cited else []),
+    )
+
+
+# -- the template -------------------------------------------------------------------------
+
+
+def render_page(path: Path, template: str, **content: object) -> Path:
+    """Fill a packaged template and write it, whole or not at all; everything is escaped."""
+    written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    filled = environment().get_template(template).render(written=written, **content)
+    path = Path(path)
+    with whole_or_nothing(path) as temporary:
+        temporary.write_text(filled, encoding="utf-8")
+    return path
+
+
+def _macro(name: str):
+    return getattr(environment().get_template("parts.html.j2").module, name)
+
+
+@cache
+def environment() -> Environment:
+    """The packaged templates."""
+    loaded = Environment(
+        loader=PackageLoader("brainseg_bids", "data"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    loaded.filters |= {"ml": tables.ml, "mm3": tables.mm3, "percent": tables.percent}
+    return loaded

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -81,17 +80,14 @@ def to_units(
 
 
 def draw_densities(
-    path: Path,
     prior: ContrastPrior,
     statistics: Mapping[str, ContrastStatistics],
     table: LabelTable,
-) -> Path:
+) -> Canvas:
     """Draw the histogram of each tissue: every image thin, all together thick, the prior dashed.
 
     Parameters
     ----------
-    path : Path
-        PNG file, written whole or not at all.
     prior : ContrastPrior
     statistics : mapping of str to ContrastStatistics
         By image: those that the prior was pooled from.
@@ -137,7 +133,7 @@ def draw_densities(
         },
         loc="center left",
     )
-    return canvas.save(path)
+    return canvas
 
 
 def _histograms(statistics, units, labels) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -232,11 +228,10 @@ def _draw_all(axes: Axes, together: dict, edges: np.ndarray) -> None:
 
 
 def draw_relations(
-    path: Path,
     prior: ContrastPrior,
     statistics: Mapping[str, ContrastStatistics],
     table: LabelTable,
-) -> Path:
+) -> Canvas:
     """Draw how locations of labels go together, and how noise, blur and field vary.
 
     Labels that were measured are shown, in anatomical order. Parameters are those of
@@ -257,7 +252,7 @@ def draw_relations(
     for row, (title, unit, values, spread) in enumerate(quantities):
         axes = axes_on(canvas, left, _HEAD_PX + 34 + row * pitch, WIDTH_PX - left - 36, pitch - 62)
         _draw_spread(axes, title, unit, values, spread)
-    return canvas.save(path)
+    return canvas
 
 
 def measured_names(prior: ContrastPrior, table: LabelTable) -> list[str]:
@@ -339,7 +334,7 @@ def _draw_spread(axes: Axes, title: str, unit: str, values: list[float], spread:
 # -- fields -------------------------------------------------------------------------------
 
 
-def draw_fields(path: Path, name: str, statistics: Mapping[str, ContrastStatistics]) -> Path:
+def draw_fields(name: str, statistics: Mapping[str, ContrastStatistics]) -> Canvas:
     """Draw the mean of the smooth fields in three planes, and each image's in an axial one.
 
     The images' boxes are laid over each other; fields are shown as factors, strongest first.
@@ -382,7 +377,7 @@ def draw_fields(path: Path, name: str, statistics: Mapping[str, ContrastStatisti
             f"{who if len(who) <= 24 else '…' + who[-23:]}\nlog sd {fields[who].log_sd:.2f}",
             fontsize=8, color=INK, pad=2, **FONT,
         )  # fmt: skip
-    return canvas.save(path)
+    return canvas
 
 
 def _left_out(n: int) -> str:
@@ -423,7 +418,7 @@ def _draw_field(axes: Axes, cut: np.ndarray, size_mm: tuple[float, float], large
 # -- real and synthetic -------------------------------------------------------------------
 
 
-def draw_comparisons(path: Path, name: str, comparisons: Sequence[Likeness]) -> Path:
+def draw_comparisons(name: str, comparisons: Sequence[Likeness]) -> Canvas:
     """Draw the histograms of real heads (filled) and of synthetic ones, label by label.
 
     Of pairs the left side.
@@ -445,7 +440,7 @@ def draw_comparisons(path: Path, name: str, comparisons: Sequence[Likeness]) -> 
         canvas.box(x, 38, 24, 10, color)
         canvas.text(x + 32, 43, method)
         x += 150
-    return canvas.save(path)
+    return canvas
 
 
 # -- sheets -------------------------------------------------------------------------------

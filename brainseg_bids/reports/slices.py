@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.reports.volume_table import BRAIN, CSF, group_of_mapping, shown_labels
+from brainseg_bids.reports.groups import BRAIN, CSF, group_of_mapping, shown_labels
 
 OPACITY = 0.5
 """Share of the label's colour in a filled pixel; the rest is the image beneath."""

@@ -14,7 +14,7 @@ import numpy as np
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.plausibility import implausible_model
-from brainseg_bids.reports.html import embedded, render_page
+from brainseg_bids.reports.page import embedded, render_page
 from brainseg_bids.reports.training_facts import (
     bad_step_json,
     bad_step_words,

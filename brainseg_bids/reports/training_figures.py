@@ -14,10 +14,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.reports.canvas import BLUE, FAINT, FONT, INK, LINE, RED, Canvas
+from brainseg_bids.reports.groups import GROUPS, OTHER, group_of_mapping, plain_name
 from brainseg_bids.reports.plots import axes_on, key, name_axes, no_data
 from brainseg_bids.reports.slices import BACKGROUND, MARGIN_PX, WIDTH_PX
 from brainseg_bids.reports.training_log import BRAIN, Curve, Sample, TrainingLog
-from brainseg_bids.reports.volume_table import GROUPS, OTHER, group_of_mapping, plain_name
 
 GREEN, ORANGE = "#81c995", "#fdd663"
 REAL_COLORS = (GREEN, ORANGE, "#c58af9", "#78d9ec", RED, "#fcad70")

@@ -1,70 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a volume table, grouped, named, ordered and paired for the eye."""
+"""Rows of a volume table: read, grouped, named, ordered and paired for the eye.
+
+A row has ``index``, ``name``, ``hemisphere``, ``color`` and ``volume_mm3``; the background may be
+among them and is left out. An optional ``mapping`` (code of the BIDS standard label table) groups
+structures of tables that are not packaged.
+"""
 
 from __future__ import annotations
 
+import csv
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from pathlib import Path
 
-from brainseg_bids.anatomy.labels import BRAIN_MAPPINGS, Label, LabelTable
-
-BRAIN, CSF, HEAD, OTHER = "Brain", "CSF", "Head", "Other"
-GROUPS = (BRAIN, CSF, HEAD, OTHER)
-
-_CSF_MAPPING = 3
-_SIDE = re.compile(r"(?i)(?<![a-z])(left|right|lh|rh)(?![a-z])[-_ ]?")
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.documents import InputError
+from brainseg_bids.reports.groups import GROUPS, group_of_row, plain_name
 
 
-def group_of_mapping(mapping: int) -> str:
-    """Anatomical group of a code of the BIDS standard label table.
+def read_volumes(path: Path, output_dir: Path, segmentation: str) -> list[dict]:
+    """Rows of a volume table with the colours of the label table ``seg-SEGMENTATION``.
 
-    >>> [group_of_mapping(code) for code in (8, 3, 4, 0)]
-    ['Brain', 'CSF', 'Head', 'Other']
+    Raises
+    ------
+    InputError
+        If it is no volume table.
     """
-    if mapping == _CSF_MAPPING:
-        return CSF
-    if mapping in BRAIN_MAPPINGS:
-        return BRAIN
-    return HEAD if mapping in (4, 5, 6) else OTHER
-
-
-def shown_labels(table: LabelTable) -> list[Label]:
-    """Labels that are drawn: all but code 0 and what the table maps to background.
-
-    A table without any mapping (the column is optional in BIDS) shows all but code 0.
-    """
-    has_mapping = any(label.mapping for label in table)
-    return [label for label in table if label.index and (label.mapping or not has_mapping)]
-
-
-def plain_name(name: str) -> str:
-    """Name without its side, and with spaces.
-
-    >>> plain_name("Left-Cerebral-White-Matter"), plain_name("ctx-rh-insula")
-    ('Cerebral White Matter', 'ctx insula')
-    """
-    return re.sub(r"[-_ ]+", " ", _SIDE.sub("", name)).strip() or name
-
-
-def group_of_row(row: dict) -> str:
-    """Group of a row of a volumes table: by its ``mapping``, else by a packaged table's name."""
-    if row.get("mapping") not in (None, "", "n/a"):
-        return group_of_mapping(int(row["mapping"]))
-    return group_of_mapping(_packaged_mappings().get(str(row["name"]), 0))
-
-
-@cache
-def _packaged_mappings() -> dict[str, int]:
-    tables = [LabelTable.packaged(name) for name in ("fullhead", "tissue", "brainseg")]
-    return {label.name: label.mapping for table in tables for label in table}
+    table = LabelTable.read(output_dir / f"seg-{segmentation}_dseg.tsv", name=segmentation)
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    try:
+        for row in rows:
+            label = table[int(row["index"])]
+            row["index"], row["volume_mm3"] = int(row["index"]), float(row["volume_mm3"])
+            row["color"], row["mapping"] = label.color, label.mapping
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: is no volumes table of this derivative ({error}). Remove it and run again."
+        ) from error
+    return rows
 
 
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
-def anatomical(rows: list[dict]) -> list[dict]:
+def anatomical(rows: Sequence[dict]) -> list[dict]:
     """Rows without background, sorted by group; left and right of a structure are neighbours."""
     cleaned = [
         {
@@ -93,15 +75,12 @@ def anatomical(rows: list[dict]) -> list[dict]:
     )
 
 
-def grouped(rows: list[dict]) -> list[dict]:
-    """Rows from `anatomical` by group: ``name``, ``rows`` and ``total_mm3`` of each."""
-    groups = []
-    for name in GROUPS:
-        members = [row for row in rows if row["group"] == name]
-        if members:
-            total = math.fsum(row["volume_mm3"] for row in members)
-            groups.append({"name": name, "rows": members, "total_mm3": total})
-    return groups
+def totals_mm3(rows: Sequence[dict]) -> dict[str, float]:
+    """Volume of each group that has rows."""
+    volumes: dict[str, list[float]] = {}
+    for row in anatomical(rows):
+        volumes.setdefault(row["group"], []).append(row["volume_mm3"])
+    return {name: math.fsum(found) for name, found in volumes.items()}
 
 
 @dataclass(frozen=True)
@@ -127,7 +106,7 @@ class Asymmetry:
     percent: float | None
 
 
-def asymmetries(rows: list[dict]) -> list[Asymmetry]:
+def asymmetries(rows: Sequence[dict]) -> list[Asymmetry]:
     """Pair left and right rows that share a name but for the side, in anatomical order.
 
     >>> rows = [{"index": 10, "name": "Left-Thalamus", "hemisphere": "left", "volume_mm3": 110},
@@ -148,8 +127,3 @@ def asymmetries(rows: list[dict]) -> list[Asymmetry]:
             percent = 100 * (left - right) / ((left + right) / 2)
         found.append(Asymmetry(name, group, left, right, percent))
     return found
-
-
-def widest_percent(pairs: list[Asymmetry]) -> float:
-    """One bar scale for all pairs; 20 % at least, so that small differences look small."""
-    return max([20.0, *(abs(pair.percent) for pair in pairs if pair.percent is not None)])

@@ -19,7 +19,7 @@ from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.pool import pool
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.reports.densities import Likeness
-from brainseg_bids.reports.priors import write_priors_page
+from brainseg_bids.reports.sections.priors import write_priors_page
 from brainseg_bids.volumes import InputError, sha256
 from brainseg_bids.workflows.plan import fingerprint, read_object
 

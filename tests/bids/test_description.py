@@ -11,7 +11,6 @@ from brainseg_bids.bids.description import (
     write_description,
     write_label_tables,
     write_model_description,
-    write_tsv,
 )
 from brainseg_bids.volumes import InputError
 from tests.fakes.dataset import assert_valid_bids, write_bundle, write_dataset
@@ -58,13 +57,3 @@ def test_the_folder_of_a_trained_model_is_a_dataset(tmp_path):
     write_model_description(tmp_path, "mine")
     assert "Model mine" in (tmp_path / "README.md").read_text()
     assert_valid_bids(tmp_path)
-
-
-def test_tables_have_one_number_format(tmp_path):
-    rows = [{"a": 1234567.25, "b": 1}, {"b": 2, "c": 1e-7, "d": False}, {"a": float("nan")}]
-    assert write_tsv(tmp_path / "t.tsv", rows).read_text().splitlines() == [
-        "a\tb\tc\td",
-        "1234567.25\t1\tn/a\tn/a",
-        "n/a\t2\t0.0000001\tfalse",
-        "n/a\tn/a\tn/a\tn/a",
-    ]

@@ -13,12 +13,12 @@ from PIL import Image
 from brainseg_bids.anatomy.labels import UnknownLabelError
 from brainseg_bids.contrast.measured import NoiseLaw
 from brainseg_bids.reports.contrast import (
-    ContrastReport,
     contrast_facts,
     contrast_rows,
     noise_words,
 )
-from brainseg_bids.reports.page import write_page
+from brainseg_bids.reports.page import write_subject_page
+from brainseg_bids.reports.sections.contrast import contrast_section
 from tests.reports.looks import BORROWED, looks
 from tests.reports.test_page import cells, read
 
@@ -38,28 +38,22 @@ def figure(tmp_path) -> Path:
 
 
 @pytest.fixture
-def contrast(statistics, figure) -> ContrastReport:
-    return ContrastReport(
-        title="T1w",
-        source="sub-01/anat/sub-01_T1w.nii.gz",
-        figure=figure,
-        statistics=statistics,
-        labels="sub-01/anat/sub-01_dseg.nii.gz",
-        facts={"Time": "12 s", "Mode": ""},
-        outputs=["sub-01/anat/sub-01_desc-contrast_morph.tsv"],
-    )
+def contrast(statistics, figure) -> dict:
+    return {
+        "title": "T1w",
+        "source": "sub-01/anat/sub-01_T1w.nii.gz",
+        "figure": figure,
+        "statistics": statistics,
+        "labels": "sub-01/anat/sub-01_dseg.nii.gz",
+        "run": {"Time": "12 s", "Mode": ""},
+        "outputs": ["sub-01/anat/sub-01_desc-contrast_morph.tsv"],
+    }
 
 
-def written(path: Path, contrasts: list[ContrastReport]) -> Path:
-    return write_page(
-        path,
-        subject="01",
-        scans=[],
-        settings="",
-        errors=[],
-        methods="",
-        version="0",
-        contrasts=contrasts,
+def written(path: Path, contrasts: list[dict]) -> Path:
+    sections = [contrast_section(**contrast) for contrast in contrasts]
+    return write_subject_page(
+        path, subject="01", sections=sections, settings="", errors=[], methods="", version="0"
     )
 
 
@@ -68,9 +62,9 @@ def test_a_page_of_contrasts_is_well_formed_and_says_what_was_measured(contrast,
     for words in (
         "2 contrasts measured",
         "2 warnings",
-        contrast.source,
-        contrast.labels,
-        contrast.outputs[0],
+        contrast["source"],
+        contrast["labels"],
+        contrast["outputs"][0],
         "12 s",
         "Rician, sigma 4",
         "4.40 × 4.40 × 4.40 mm, from edges",
@@ -127,23 +121,26 @@ def test_a_name_that_the_table_lacks_is_an_error(statistics):
 
 def test_a_warning_that_the_run_repeats_is_said_once(contrast, statistics):
     repeated = f"sub-01_T1w.nii.gz: {statistics.warnings[0]}"
-    assert replace(contrast, warnings=[repeated, "other"]).flags == [repeated, "other"]
-    assert replace(contrast, warnings=["other"]).flags == [*statistics.warnings, "other"]
+
+    def shown(warnings: list[str]) -> list[str]:
+        return list(contrast_section(**(contrast | {"warnings": warnings})).warnings)
+
+    assert shown([repeated, "other"]) == [repeated, "other"]
+    assert shown(["other"]) == [*statistics.warnings, "other"]
 
 
 def test_nothing_that_is_passed_in_becomes_markup(contrast, statistics, tmp_path):
     labels = dict(statistics.labels)
     labels["CSF"] = replace(labels["CSF"], source=EVIL)
-    evil = replace(
-        contrast,
-        title=EVIL,
-        source=EVIL,
-        labels=EVIL,
-        statistics=replace(statistics, warnings=(EVIL,), labels=labels),
-        facts={EVIL: EVIL},
-        warnings=[EVIL],
-        outputs=[EVIL],
-    )
+    evil = contrast | {
+        "title": EVIL,
+        "source": EVIL,
+        "labels": EVIL,
+        "statistics": replace(statistics, warnings=(EVIL,), labels=labels),
+        "run": {EVIL: EVIL},
+        "warnings": [EVIL],
+        "outputs": [EVIL],
+    }
     reader = read(written(tmp_path / "sub-01.html", [evil]))
     assert not [tag for tag, _ in reader.tags if tag == "script"]
     assert not [attrs for _, attrs in reader.tags if "onerror" in attrs]
@@ -151,7 +148,7 @@ def test_nothing_that_is_passed_in_becomes_markup(contrast, statistics, tmp_path
 
 
 def test_a_picture_that_is_not_there_is_said(contrast, tmp_path):
-    gone = replace(contrast, figure=tmp_path / "gone.png")
+    gone = contrast | {"figure": tmp_path / "gone.png"}
     reader = read(written(tmp_path / "sub-01.html", [gone]))
     assert "The picture of this contrast could not be made." in reader.text
     assert not [tag for tag, _ in reader.tags if tag == "img"]

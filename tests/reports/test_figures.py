@@ -16,7 +16,8 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.reports import canvas
 from brainseg_bids.reports.canvas import HEADER_PX
-from brainseg_bids.reports.figures import draw_segmentation, draw_volumes
+from brainseg_bids.reports.figures import draw_segmentation
+from brainseg_bids.reports.sections.summary import draw_volumes
 from brainseg_bids.reports.slices import arrange
 
 TABLE = LabelTable.packaged("brainseg")
@@ -128,18 +129,17 @@ def test_a_failure_while_writing_leaves_the_old_picture_and_nothing_else(
     assert [file.name for file in tmp_path.iterdir()] == ["head.png"]
 
 
-def test_far_volumes_are_named_and_do_not_flatten_the_rest(tmp_path):
+def test_far_volumes_are_named_and_do_not_flatten_the_rest():
     percents = {"Left-Thalamus": {f"sub-{k}": k - 3.0 for k in range(6)} | {"sub-far": 900.0}}
-    near = draw_volumes(percents, {}, tmp_path / "plain.png").read_bytes()
-    named = draw_volumes(percents, {"Left-Thalamus": {"sub-far"}}, tmp_path / "named.png")
-    assert named.read_bytes() != near
-    with Image.open(named) as file:
-        picture = np.asarray(file.convert("RGB")).astype(int)
+    near = draw_volumes(percents, {}).pixels()
+    named = draw_volumes(percents, {"Left-Thalamus": {"sub-far"}}).pixels()
+    assert (named != near).any()
+    picture = named.astype(int)
     columns = (picture[..., 2] - picture[..., 0] > 60).nonzero()[1]  # blue
     assert np.ptp(columns) > 15  # six dots over 5 % stay apart on an axis of 200 %
 
 
-def test_the_lowest_and_the_highest_of_each_structure_are_named(tmp_path, monkeypatch):
+def test_the_lowest_and_the_highest_of_each_structure_are_named(monkeypatch):
     said = []
     original = Axes.annotate
     monkeypatch.setattr(
@@ -148,7 +148,7 @@ def test_the_lowest_and_the_highest_of_each_structure_are_named(tmp_path, monkey
         lambda axes, text, *a, **k: said.append(text) or original(axes, text, *a, **k),
     )
     percents = {"Left-Thalamus": {f"sub-{k}": k - 3.0 for k in range(6)}, "Nowhere": {}}
-    draw_volumes(percents, {}, tmp_path / "plain.png")
+    draw_volumes(percents, {})
     assert said == ["sub-0", "sub-5"]
 
 

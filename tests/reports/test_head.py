@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,10 @@ from brainseg_bids.anatomy.cohort import Cohort
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.rules import MergeRules
 from brainseg_bids.interfaces.tools import tool_names
-from brainseg_bids.reports.group import write_group_page
-from brainseg_bids.reports.head import HeadReport, ToolRun, head_section
-from brainseg_bids.reports.page import ScanReport, write_page
+from brainseg_bids.reports.page import write_subject_page
+from brainseg_bids.reports.sections.headlabels import ToolRun, merge_section
+from brainseg_bids.reports.sections.image import image_section
+from brainseg_bids.reports.sections.summary import write_group_page
 from tests.reports.test_page import cells, read
 
 TABLE = LabelTable.packaged("fullhead")
@@ -69,35 +69,44 @@ def figure(tmp_path) -> Path:
 
 
 @pytest.fixture
-def head(figure) -> HeadReport:
-    return HeadReport(
-        title="T1w",
-        source="sub-01/anat/sub-01_T1w.nii.gz",
-        figures={"Merged labels": figure, "Tools compared": figure},
-        tools=[
-            ToolRun("charm", role="head", version="4.5", seconds=1260.0, command="charm 01 'a b'"),
+def head(figure) -> dict:
+    return {
+        "title": "T1w",
+        "source": "sub-01/anat/sub-01_T1w.nii.gz",
+        "figures": {"Merged labels": figure, "Tools compared": figure},
+        "tools": [
+            ToolRun(
+                "charm",
+                role="head",
+                metadata={
+                    "ToolVersion": "4.5",
+                    "Seconds": 1260.0,
+                    "Command": ["charm", "01", "'a b'"],
+                },
+            ),
             ToolRun("synthseg", role="brain", reused_from="fs/sub-01/synthseg.mgz"),
         ],
-        merge=merge_report(),
-        volumes=rows({10: 7300.0, 49: 6700.0, 16: 20000.0, 515: 4e5, 30: 9.0}),
-        outputs=["sub-01/anat/sub-01_seg-fullhead_dseg.nii.gz"],
-    )
+        "merge": merge_report(),
+        "volumes": rows({10: 7300.0, 49: 6700.0, 16: 20000.0, 515: 4e5, 30: 9.0}),
+        "outputs": ["sub-01/anat/sub-01_seg-fullhead_dseg.nii.gz"],
+    }
 
 
-def written(path: Path, heads: list[HeadReport], scans=(), **changes) -> Path:
+def written(path: Path, heads: list[dict], scans=(), **changes) -> Path:
     given = {
         "subject": "01",
-        "scans": list(scans),
         "settings": "",
         "errors": [],
         "methods": "",
         "version": "1.2.3",
     }
-    return write_page(path, heads=heads, **(given | changes))
+    sections = [merge_section(**head) for head in heads]
+    sections += [image_section(**scan) for scan in scans]
+    return write_subject_page(path, sections=sections, **(given | changes))
 
 
-def changed(head: HeadReport, **changes) -> HeadReport:
-    return HeadReport(**({name: getattr(head, name) for name in vars(head)} | changes))
+def flags(head: dict, **changes) -> list[str]:
+    return list(merge_section(**(head | changes)).warnings)
 
 
 def outside_of_folds(path: Path) -> str:
@@ -118,21 +127,26 @@ def test_a_page_of_heads_alone_is_well_formed_and_says_what_was_done(head, tmp_p
         "charm 01 'a b'",
         "fs/sub-01/synthseg.mgz",
         "1,500 (3.00 ml) before, none after",
-        head.outputs[0],
+        head["outputs"][0],
     ):
         assert words in reader.text, words
     assert "No image was segmented" not in reader.text
     identifiers = [attrs["id"] for _, attrs in reader.tags if "id" in attrs]
     assert len(identifiers) == len(set(identifiers))
-    targets = {attrs["for"] for tag, attrs in reader.tags if tag == "label"}
-    assert targets <= set(identifiers)
     inner = {attrs["href"][1:] for tag, attrs in reader.tags if tag == "a"}
     assert inner <= set(identifiers)
     assert sum(tag == "img" for tag, _ in reader.tags) == 4
 
 
 def test_heads_come_beside_segmentations_and_leave_their_section_as_it_was(head, figure, tmp_path):
-    scan = ScanReport("T1w", "a.nii.gz", figure, rows({10: 5.0}), {"Model": "demo"}, ["thick"])
+    scan = {
+        "title": "T1w",
+        "source": "a.nii.gz",
+        "figure": figure,
+        "volumes": rows({10: 5.0}),
+        "run": {"Model": "demo"},
+        "warnings": ["thick"],
+    }
     alone = written(tmp_path / "alone.html", [], [scan]).read_text(encoding="utf-8")
     both = written(tmp_path / "both.html", [head], [scan])
     section = re.search(r'<section id="scan-1">.*?</section>', alone, re.S)
@@ -143,7 +157,7 @@ def test_heads_come_beside_segmentations_and_leave_their_section_as_it_was(head,
 
 
 def test_flags_come_before_everything_else_and_are_never_folded(head, tmp_path):
-    flagged = changed(head, warnings=["slices are 5 mm thick"], missing=("Brain-Stem", "Eyes"))
+    flagged = head | {"warnings": ["slices are 5 mm thick"], "missing": ("Brain-Stem", "Eyes")}
     shown = outside_of_folds(written(tmp_path / "sub-01.html", [flagged]))
     summary, section = shown.split('<section id="head-1">')
     for part in (summary, section[: section.index("<img")]):
@@ -153,14 +167,15 @@ def test_flags_come_before_everything_else_and_are_never_folded(head, tmp_path):
 
 
 def test_a_head_without_flags_says_so(head, tmp_path):
-    text = read(written(tmp_path / "a.html", [changed(head, merge=merge_report(flags=[]))])).text
+    text = read(written(tmp_path / "a.html", [head | {"merge": merge_report(flags=[])}])).text
     assert "Nothing was flagged" in text
     assert "no warnings" in text
 
 
 def test_holes_that_are_left_are_a_flag(head):
     holes = {"before_voxels": 1500, "before_mm3": 3000.0, "after_voxels": 7}
-    assert any("7 voxels" in flag for flag in changed(head, merge=merge_report(holes=holes)).flags)
+    found = flags(head, merge=merge_report(holes=holes))
+    assert any("7 voxels" in flag for flag in found)
 
 
 def test_rules_that_changed_nothing_are_folded_away(head, tmp_path):
@@ -187,13 +202,13 @@ def test_conflicts_are_listed_from_the_least_agreement(head, tmp_path):
 
 
 def test_one_tool_has_no_conflicts(head, tmp_path):
-    one = changed(head, merge=merge_report(brain=None, conflicts=[]))
+    one = head | {"merge": merge_report(brain=None, conflicts=[])}
     text = read(written(tmp_path / "sub-01.html", [one])).text
     assert "Where the tools differ" not in text
 
 
 def test_an_empty_merge_report_still_makes_a_page(head, tmp_path):
-    text = read(written(tmp_path / "sub-01.html", [changed(head, merge={}, tools=[])])).text
+    text = read(written(tmp_path / "sub-01.html", [head | {"merge": {}, "tools": []}])).text
     assert "No rule changed anything" in text
 
 
@@ -212,14 +227,14 @@ def test_labels_that_the_head_lacks_are_folded_away(head, tmp_path):
 
 
 def test_z_is_shown_when_there_is_a_cohort_and_far_ones_are_flags(head, tmp_path):
-    far = changed(head, z={10: 0.4, 16: -4.2})
+    far = head | {"z": {10: 0.4, 16: -4.2}}
     path = written(tmp_path / "sub-01.html", [far])
     table = cells(path)
     assert ["Left-Thalamus", "10", "7,300", "7.30", "+0.4"] in table
     assert ["Brain-Stem", "16", "20,000", "20.00", "−4.2"] in table
     assert ["Right-Thalamus", "49", "6,700", "6.70", "n/a"] in table
-    assert any("Brain-Stem (−4.2)" in flag for flag in far.flags)
-    assert not any("Thalamus" in flag for flag in far.flags)
+    assert any("Brain-Stem (−4.2)" in flag for flag in flags(far))
+    assert not any("Thalamus" in flag for flag in flags(far))
     assert "Robust z" not in read(written(tmp_path / "b.html", [head])).text
 
 
@@ -232,21 +247,22 @@ def test_what_tools_and_users_write_is_shown_and_never_run(head, figure, tmp_pat
         "holes": None,
         "flags": [EVIL],
     }
-    tool = ToolRun(EVIL, EVIL, EVIL, EVIL, EVIL, 3.0, EVIL, {EVIL: EVIL})
+    run = {"ToolVersion": EVIL, "Command": EVIL, "Seconds": 3.0, EVIL: EVIL}
+    tool = ToolRun(EVIL, EVIL, run, EVIL)
     bad = {"index": 5, "name": EVIL, "hemisphere": "left", "volume_mm3": 3.0, "color": EVIL}
-    attacked = HeadReport(
-        EVIL,
-        EVIL,
-        {EVIL: figure, EVIL + "2": tmp_path / "none.png"},
-        [tool],
-        report,
-        [bad, bad | {"index": 6, "volume_mm3": 0.0}],
-        {5: 9.0},
-        (EVIL,),
-        {EVIL: EVIL},
-        [EVIL],
-        [EVIL],
-    )
+    attacked = {
+        "title": EVIL,
+        "source": EVIL,
+        "figures": {EVIL: figure, EVIL + "2": tmp_path / "none.png"},
+        "tools": [tool],
+        "merge": report,
+        "volumes": [bad, bad | {"index": 6, "volume_mm3": 0.0}],
+        "z": {5: 9.0},
+        "missing": (EVIL,),
+        "run": {EVIL: EVIL},
+        "warnings": [EVIL],
+        "outputs": [EVIL],
+    }
     reader = read(written(tmp_path / "sub-01.html", [attacked]))
     tags = {tag for tag, _ in reader.tags}
     assert "script" not in tags
@@ -271,14 +287,16 @@ def test_pages_with_heads_need_nothing_but_themselves(head, tmp_path):
                 assert attrs.get(name, "#").startswith(fine), (tag, attrs)
 
 
-def test_of_one_tool_no_rule_between_two_is_told(head):
+def test_of_one_tool_no_rule_between_two_is_told(head, tmp_path):
     between = MergeRules.packaged().precedence[0]
     idle = {"rule": between.rule, "voxels": 0, "volume_mm3": 0.0, "reason": between.reason}
     rules = [idle, {"rule": "islands", "voxels": 0, "volume_mm3": 0.0, "reason": ""}]
-    two = head_section(replace(head, merge=merge_report(rules=rules)))
-    one = head_section(replace(head, merge=merge_report(rules=rules, brain="", conflicts=[])))
-    assert [rule["rule"] for rule in two["idle"]] == [between.rule, "islands"]
-    assert [rule["rule"] for rule in one["idle"]] == ["islands"]
+    one_tool = merge_report(rules=rules, brain="", conflicts=[])
+    two = written(tmp_path / "two.html", [head | {"merge": merge_report(rules=rules)}])
+    one = written(tmp_path / "one.html", [head | {"merge": one_tool}])
+    told = {between.rule, "islands"}
+    assert told <= {row[0] for row in cells(two)}
+    assert told & {row[0] for row in cells(one)} == {"islands"}
 
 
 def test_reasons_of_rules_name_no_tool():
@@ -289,17 +307,18 @@ def test_reasons_of_rules_name_no_tool():
     assert not [name for name in tool_names() if name != "model" and name in said.split()]
 
 
-def test_facts_of_a_tool_are_read_from_what_its_interface_writes():
-    run = ToolRun.from_facts(
-        {"Tool": "samseg", "ToolVersion": None, "Command": ["run", "-i", "x"], "Seconds": None},
-        role="head",
+def test_what_a_tool_does_not_say_is_left_out(head, tmp_path):
+    run = ToolRun(
+        "samseg", metadata={"ToolVersion": None, "Command": ["run", "-i", "x"], "Seconds": None}
     )
-    assert (run.name, run.version, run.command, run.seconds) == ("samseg", "", "run -i x", None)
+    text = read(written(tmp_path / "sub-01.html", [head | {"tools": [run]}])).text
+    assert "run -i x" in text
+    assert "None" not in text
 
 
 def test_the_memory_that_a_tool_took_is_said_in_words(head, tmp_path):
-    run = ToolRun("samseg", facts={"PeakMemoryGiB": 5.7123, "Threads": 2})
-    text = read(written(tmp_path / "sub-01.html", [changed(head, tools=[run])])).text
+    run = ToolRun("samseg", metadata={"PeakMemoryGiB": 5.7123, "Threads": 2})
+    text = read(written(tmp_path / "sub-01.html", [head | {"tools": [run]}])).text
     assert "Peak memory" in text
     assert "5.7 GiB" in text
     assert "PeakMemoryGiB" not in text

@@ -13,9 +13,10 @@ from PIL import Image
 
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.reports.figures import draw_segmentation
-from brainseg_bids.reports.head import HeadReport, ToolRun
 from brainseg_bids.reports.head_figures import draw_merge
-from brainseg_bids.reports.page import ScanReport, write_page
+from brainseg_bids.reports.page import write_subject_page
+from brainseg_bids.reports.sections.headlabels import ToolRun, merge_section
+from brainseg_bids.reports.sections.image import image_section
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -41,9 +42,9 @@ def rows(labels: LabelMap) -> list[dict]:
     ]
 
 
-def page_of(folder: Path, **content) -> Path:
-    given = {"subject": "01", "scans": [], "settings": "", "errors": [], "methods": ""}
-    return write_page(folder / "sub-01.html", version="0", **(given | content))
+def page_of(folder: Path, section) -> Path:
+    given = {"subject": "01", "settings": "", "errors": [], "methods": "", "version": "0"}
+    return write_subject_page(folder / "sub-01.html", sections=[section], **given)
 
 
 def screenshot(page: Path, folder: Path) -> np.ndarray:
@@ -76,10 +77,10 @@ def screenshot(page: Path, folder: Path) -> np.ndarray:
 @needs_browser
 def test_the_report_opens_offline_and_shows_the_picture(head, head_image, tmp_path):
     figure = draw_segmentation(head_image, head, tmp_path / "figure.png", n_cuts=3)
-    scan = ScanReport(
+    scan = image_section(
         title="sub-01 T1w", source="sub-01_T1w.nii.gz", figure=figure, volumes=rows(head)
     )
-    pixels = screenshot(page_of(tmp_path, scans=[scan]), tmp_path)
+    pixels = screenshot(page_of(tmp_path, scan), tmp_path)
     red, green, blue = pixels.T
     # The cortex of the overlay is reddish; a page without its picture or style has no such pixels.
     assert ((red > 90) & (red > green + 40) & (red > blue + 30)).mean() > 0.01
@@ -89,7 +90,7 @@ def test_the_report_opens_offline_and_shows_the_picture(head, head_image, tmp_pa
 @needs_browser
 def test_a_head_label_map_opens_offline_with_its_warning_in_sight(head, head_image, tmp_path):
     figure = draw_merge(head_image, head, [("charm", head)], tmp_path / "merge.png")
-    report = HeadReport(
+    report = merge_section(
         title="T1w",
         source="sub-01_T1w.nii.gz",
         figures={"Merged labels": figure},
@@ -97,7 +98,7 @@ def test_a_head_label_map_opens_offline_with_its_warning_in_sight(head, head_ima
         merge={"head": "charm", "flags": ["The head is cut."]},
         volumes=rows(head),
     )
-    pixels = screenshot(page_of(tmp_path, heads=[report]), tmp_path)
+    pixels = screenshot(page_of(tmp_path, report), tmp_path)
     red, green, blue = pixels.T
     assert ((red > 90) & (red > green + 40) & (red > blue + 30)).mean() > 0.01
     # The box of the flags, in the light or the dark palette.

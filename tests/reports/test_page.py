@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,8 +14,10 @@ from PIL import Image
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.reports import page as page_module
-from brainseg_bids.reports.group import spreads, write_group_page
-from brainseg_bids.reports.page import ScanReport, asymmetries, write_page
+from brainseg_bids.reports.page import write_subject_page
+from brainseg_bids.reports.sections.image import image_section
+from brainseg_bids.reports.sections.summary import spreads, write_group_page
+from brainseg_bids.reports.volume_table import asymmetries
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source"}
 
@@ -88,21 +89,25 @@ def figure(tmp_path) -> Path:
 
 
 @pytest.fixture
-def scan(figure) -> ScanReport:
-    return ScanReport(
-        title="T1w",
-        source="sub-01/anat/sub-01_T1w.nii.gz",
-        figure=figure,
-        volumes=rows(
+def scan(figure) -> dict:
+    return {
+        "title": "T1w",
+        "source": "sub-01/anat/sub-01_T1w.nii.gz",
+        "figure": figure,
+        "volumes": rows(
             Left_Thalamus=7300.0, Right_Thalamus=6700.0, Brain_Stem=20000.0, CSF=150000.0, Skin=4e5
         ),
-        facts={"Model": "demo-1", "Time": "41 s"},
-        warnings=["slices are 5 mm thick"],
-        outputs=["sub-01/anat/sub-01_seg-brainseg_dseg.nii.gz"],
-    )
+        "run": {"Model": "demo-1", "Time": "41 s"},
+        "warnings": ["slices are 5 mm thick"],
+        "outputs": ["sub-01/anat/sub-01_seg-brainseg_dseg.nii.gz"],
+    }
 
 
-def written(path: Path, scans: list[ScanReport], **changes) -> Path:
+def bare(figure: Path, volumes: list[dict]) -> dict:
+    return {"title": "T1w", "source": "a.nii.gz", "figure": figure, "volumes": volumes}
+
+
+def written(path: Path, scans: list[dict], **changes) -> Path:
     given = {
         "subject": "01",
         "settings": "threads = 2\n",
@@ -110,7 +115,8 @@ def written(path: Path, scans: list[ScanReport], **changes) -> Path:
         "methods": "First.\n\nSecond.",
         "version": "1.2.3",
     }
-    return write_page(path, scans=scans, **(given | changes))
+    sections = [image_section(**scan) for scan in scans]
+    return write_subject_page(path, sections=sections, **(given | changes))
 
 
 def test_the_page_is_well_formed_and_says_what_was_done(scan, tmp_path):
@@ -124,8 +130,8 @@ def test_the_page_is_well_formed_and_says_what_was_done(scan, tmp_path):
         "41 s",
         "1.2.3",
         "slices are 5 mm thick",
-        scan.source,
-        scan.outputs[0],
+        scan["source"],
+        scan["outputs"][0],
         "threads = 2",
         "not for diagnosis",
     ):
@@ -163,7 +169,15 @@ def test_what_users_write_is_shown_and_never_run(scan, figure, tmp_path):
         "volume_mm3": 3.0,
         "color": "red; background: url(http://example.org/)",
     }
-    attacked = ScanReport(evil, evil, figure, [bad_row], {evil: evil}, [evil], [evil])
+    attacked = {
+        "title": evil,
+        "source": evil,
+        "figure": figure,
+        "volumes": [bad_row],
+        "run": {evil: evil},
+        "warnings": [evil],
+        "outputs": [evil],
+    }
     path = written(
         tmp_path / "sub-01.html",
         [attacked],
@@ -240,7 +254,7 @@ def test_asymmetry_is_the_difference_over_the_mean(scan, tmp_path):
     table = cells(written(tmp_path / "sub-01.html", [scan]))
     # 100 * (7300 - 6700) / 7000
     assert ["Thalamus", "7.30", "6.70", "+8.6 %", ""] in table
-    found = {pair.name: pair for pair in asymmetries(scan.volumes)}
+    found = {pair.name: pair for pair in asymmetries(scan["volumes"])}
     assert found["Thalamus"].percent == pytest.approx(8.5714, abs=1e-4)
     assert len(found) == sum(x.hemisphere == "left" for x in LabelTable.packaged("brainseg"))
 
@@ -259,13 +273,13 @@ def test_a_structure_without_counterpart_is_kept_and_said(scan, figure, tmp_path
     lonely = [row for row in rows(Left_Thalamus=7300.0) if row["name"] != "Right-Thalamus"]
     (pair,) = [pair for pair in asymmetries(lonely) if pair.name == "Thalamus"]
     assert (pair.left_mm3, pair.right_mm3, pair.percent) == (7300.0, None, None)
-    path = written(tmp_path / "sub-01.html", [ScanReport("T1w", "a.nii.gz", figure, lonely)])
+    path = written(tmp_path / "sub-01.html", [bare(figure, lonely)])
     assert ["Thalamus", "7.30", "n/a", "n/a", "no right counterpart"] in cells(path)
 
 
 def test_rows_as_read_from_a_table_file_work_too(figure, tmp_path):
     texts = [{k: str(v) for k, v in row.items()} for row in rows(Left_Thalamus=1.5)]
-    path = written(tmp_path / "sub-01.html", [ScanReport("T1w", "a.nii.gz", figure, texts)])
+    path = written(tmp_path / "sub-01.html", [bare(figure, texts)])
     assert ["Left-Thalamus", "10", "2", "0.00"] in cells(path)
 
 
@@ -330,7 +344,7 @@ def test_few_participants_have_no_outliers(cohort, tmp_path):
 
 
 def test_sides_that_cannot_be_compared_have_no_table_but_a_reason(scan, tmp_path):
-    one = replace(scan, no_asymmetry="Not compared: one pass.")
+    one = scan | {"no_asymmetry": "Not compared: one pass."}
     path = written(tmp_path / "sub-01.html", [one])
     assert "Not compared: one pass." in read(path).text
     assert "+8.6 %" not in path.read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.measured import BiasField, NoiseLaw
 from brainseg_bids.contrast.prior import NoisePrior, Spread
 from brainseg_bids.reports import prior_figures
+from brainseg_bids.reports.canvas import Canvas
 from brainseg_bids.reports.densities import Likeness
 from brainseg_bids.reports.prior_figures import (
     draw_densities,
@@ -20,7 +21,7 @@ from brainseg_bids.reports.prior_figures import (
     measured_names,
     to_units,
 )
-from brainseg_bids.reports.priors import write_priors_page
+from brainseg_bids.reports.sections.priors import write_priors_page
 from tests.reports.looks import looks, prior_of
 from tests.reports.test_page import cells, read
 
@@ -45,14 +46,12 @@ def prior(statistics):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pages without the time that pictures take."""
-    blank = np.full((4, 6, 3), 200, np.uint8)
 
-    def draw(path, *_):
-        Image.fromarray(blank).save(path)
-        return path
+    def draw(*_):
+        return Canvas(6, 4)
 
     for name in ("draw_densities", "draw_relations", "draw_fields", "draw_comparisons"):
-        monkeypatch.setattr(f"brainseg_bids.reports.priors.{name}", draw)
+        monkeypatch.setattr(f"brainseg_bids.reports.sections.priors.{name}", draw)
 
 
 def written(path, prior, statistics, **changes):
@@ -216,7 +215,7 @@ def test_many_fields_are_cut_off_with_a_word(prior, statistics, tmp_path, monkey
         lambda canvas, *words: (titles.extend(words), original(canvas, *words)),
     )
     monkeypatch.setattr(prior_figures, "MOST_FIELDS", 2)
-    draw_fields(tmp_path / "fields.png", "T1w", statistics)
+    draw_fields("T1w", statistics)
     assert any("1 weaker one is not shown" in words for words in titles)
 
 
@@ -233,7 +232,7 @@ def test_the_prior_is_drawn_over_the_histograms_it_was_pooled_from(
         return found
 
     monkeypatch.setattr(prior_figures, "_model", model)
-    draw_densities(tmp_path / "densities.png", prior, statistics, TABLE)
+    draw_densities(prior, statistics, TABLE)
     at = np.linspace(-200, 500, 7001)
     for names, found in models:
         curve = found(at)

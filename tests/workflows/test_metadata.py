@@ -9,9 +9,9 @@ import pytest
 
 from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.contrast.prior import ContrastPrior
+from brainseg_bids.reports.sections.contrast import section
 from brainseg_bids.volumes import write_label_map
 from brainseg_bids.workflows.contrast_plan import LabelChoice, contrast_metadata, plan_contrast
-from brainseg_bids.workflows.pages import contrast_report
 from brainseg_bids.workflows.priors import make_priors
 from tests.contrast.made_up import T1, both_sides, image_of
 from tests.fakes.dataset import write_dataset
@@ -61,8 +61,8 @@ def test_an_image_is_measured_again_when_its_metadata_change(data):
     assert "sub-01_T1w.json, line 1" in first.notes[0]
     measured(first)
     assert planned(data).action == "reuse"
-    shown = contrast_report(first, output_dir=data.parent / "out", bids_dir=data)
-    assert any("sub-01_T1w.json, line 1" in flag for flag in shown.flags)
+    shown = section(first, output_dir=data.parent / "out", bids_dir=data)
+    assert any("sub-01_T1w.json, line 1" in flag for flag in shown.warnings)
     path.write_text('{"MagneticFieldStrength": 7}')
     again = planned(data)
     assert again.action == "run"

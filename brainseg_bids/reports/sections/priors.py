@@ -4,19 +4,27 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from markupsafe import Markup
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.prior import ContrastPrior, Spread
+from brainseg_bids.reports import page, tables
 from brainseg_bids.reports.comparison import distance_text, method_colors
-from brainseg_bids.reports.contrast import in_groups, label_row, noise_kinds, number, times_words
+from brainseg_bids.reports.contrast import (
+    label_row,
+    mixture_words,
+    noise_kinds,
+    number,
+    times_words,
+)
 from brainseg_bids.reports.densities import Likeness
-from brainseg_bids.reports.html import embedded, render_page
+from brainseg_bids.reports.page import Section
 from brainseg_bids.reports.prior_figures import (
     draw_comparisons,
     draw_densities,
@@ -72,53 +80,146 @@ def write_priors_page(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{path}: two priors are called {twice[0]}; give contrasts their names")
-    with tempfile.TemporaryDirectory() as folder:
-        sections = [
-            _section(
-                prior,
-                statistics.get(prior.name, {}),
-                list((comparisons or {}).get(prior.name, ())),
-                [Path(preview) for preview in (previews or {}).get(prior.name, ())],
-                table or LabelTable.packaged(prior.table),
-                Path(folder),
-            )
-            for prior in priors
-        ]
-    return render_page(path, "priors.html.j2", title=title, priors=sections, version=version)
+    sections = [
+        prior_section(
+            prior,
+            statistics.get(prior.name, {}),
+            comparisons=list((comparisons or {}).get(prior.name, ())),
+            previews=[Path(preview) for preview in (previews or {}).get(prior.name, ())],
+            table=table or LabelTable.packaged(prior.table),
+        )
+        for prior in priors
+    ]
+    return page.write_page(
+        path,
+        page.section(
+            "summary",
+            page.text(f"{len(sections) or 'No'} contrast{'s' * (len(sections) != 1)}."),
+            *page.overviews(sections),
+        ),
+        *page.anchored(sections),
+        title=title,
+        name=f"{title}: brainseg contrasts",
+        version=version,
+    )
 
 
-def _section(
+def prior_section(
     prior: ContrastPrior,
     statistics: Mapping[str, ContrastStatistics],
-    comparisons: list[Likeness],
-    previews: list[Path],
+    *,
+    comparisons: Sequence[Likeness] = (),
+    previews: Sequence[Path] = (),
     table: LabelTable,
-    folder: Path,
-) -> dict:
-    """What the template needs of one prior."""
+) -> Section:
+    """One prior; see `write_priors_page`."""
     rows = prior_rows(prior, statistics, table)
-    measured = [row for row in rows if not row["borrowed"]]
-    return {
-        "name": prior.name,
-        "n_images": prior.n_images,
-        "n_subjects": prior.n_subjects,
-        "n_measured": len(measured),
-        "n_borrowed": len(rows) - len(measured),
-        "noise": noise_prior_words(prior),
-        "fwhm": times_words(spread.median for spread in prior.fwhm_mm),
-        "bias": spread_words(prior.bias_log_sd),
-        "facts": prior_facts(prior),
-        "flags": _flags(prior, statistics),
-        "figures": _figures(prior, statistics, table, folder),
-        "measured": in_groups(measured),
-        "borrowed": in_groups([row for row in rows if row["borrowed"]]),
-        "comparison": _comparison(prior.name, comparisons, folder),
-        "previews": [(preview.name, embedded(preview)) for preview in previews],
-        "images": [
-            {"subject": str(image.get("subject", "")), "image": str(image.get("image", ""))}
-            for image in prior.images
-        ],
+    borrowed = [row for row in rows if row["borrowed"]]
+    flags = _flags(prior, statistics)
+    body = page.blocks(
+        page.warnings_box(flags, "Look at this before drawing from the prior", most=8),
+        page.facts(prior_facts(prior)),
+        page.text(
+            "×/÷: most images (68 %) lie between the median divided and multiplied by the factor.",
+            faint=True,
+        ),
+        *_figures(prior, statistics, table),
+        _comparison(prior.name, comparisons),
+        _previews(previews),
+        _labels([row for row in rows if not row["borrowed"]]),
+        page.fold(
+            f"{page.plural(len(borrowed), 'label')} that no image has in sufficient number, "
+            "borrowed from others",
+            labels_table(borrowed),
+        )
+        if borrowed
+        else "",
+        _images(prior),
+    )
+    overview = {
+        "Images": prior.n_images,
+        "Subjects": prior.n_subjects,
+        "Labels measured": len(rows) - len(borrowed),
+        "Borrowed": len(borrowed),
+        "Noise": noise_prior_words(prior),
+        "FWHM (R × A × S)": times_words(spread.median for spread in prior.fwhm_mm),
+        "Field (log sd)": spread_words(prior.bias_log_sd),
+        "Flags": len(flags) or "none",
     }
+    numbers = tuple(name for name in overview if name != "Noise")
+    counted = ("contrast", "pooled")
+    return Section("prior", prior.name, body, "Contrast", counted, flags, overview, numbers)
+
+
+def _images(prior: ContrastPrior) -> Markup:
+    images = [
+        Markup("{}: {}").format(image.get("subject", ""), page.code(image.get("image", "")))
+        for image in prior.images
+    ]
+    if not images:
+        return Markup()
+    return page.fold(page.plural(len(images), "image"), page.bullets(images))
+
+
+def _previews(previews: Sequence[Path]) -> Markup:
+    if not previews:
+        return Markup()
+    return page.blocks(
+        page.heading("Synthetic pairs"),
+        *(
+            page.figure(
+                preview,
+                f"Synthetic images and their labels, {preview.name}",
+                caption=preview.name,
+                missing=f"This picture is missing: {preview.name}",
+            )
+            for preview in previews
+        ),
+    )
+
+
+# -- labels -------------------------------------------------------------------------------
+
+
+def _labels(measured: Sequence[dict]) -> Markup:
+    if not measured:
+        return page.blocks(page.heading("Labels"), page.text("No label was measured."))
+    words = (
+        "Mean: location over images in the prior's units, 0 to 255, and its standard deviation. "
+        "Spread: median over images of the standard deviation within one image, noise included, "
+        "and the factor by which it varies. Grain: distance at which the correlation within the "
+        "label has halved."
+    )
+    return page.blocks(
+        page.heading("Labels"), labels_table(measured), page.text(words, faint=True)
+    )
+
+
+def labels_table(rows: Sequence[dict]) -> Markup:
+    """A table of `prior_rows`."""
+    frame = pd.DataFrame(
+        {
+            "Structure": [tables.swatch(row["color"], row["name"]) for row in rows],
+            "Label": [row["index"] for row in rows],
+            "Mean": [row["mean"] for row in rows],
+            "± over images": [row["mean_sd"] for row in rows],
+            "Spread": [row["sd"] for row in rows],
+            "Varies": [row["sd_spread"] for row in rows],
+            "Mixture": [row["mixture"] or tables.faint("one Gaussian") for row in rows],
+            "Grain (mm)": [row["grain"] for row in rows],
+            "Images": [row["images"] for row in rows],
+            "Source": [
+                row["source"] if row["borrowed"] else tables.faint(row["source"]) for row in rows
+            ],
+        }
+    )
+    numbers = ("Mean", "± over images", "Spread", "Varies", "Grain (mm)", "Images")
+    return tables.html_table(
+        frame,
+        numbers=numbers,
+        css={"Structure": "name", "Label": "n faint"},
+        groups=[row["group"] for row in rows],
+    )
 
 
 def prior_rows(
@@ -135,7 +236,6 @@ def prior_rows(
             for s in statistics.values()
             if name in s.labels
         ]
-        several = own.components if len(own.components) > 1 else ()
         rows.append(
             label_row(table[name], float(np.median(volumes)) if volumes else 0.0)
             | {
@@ -143,10 +243,13 @@ def prior_rows(
                 "mean_sd": f"{own.mean_sd:.1f}",
                 "sd": f"{own.sd.median:.1f}",
                 "sd_spread": f"× {math.exp(own.sd.log_sd):.2f}",
-                "mixture": " + ".join(
-                    f"{100 * part.weight:.0f} % at {own.mean + part.mean * own.sd.median:.0f}"
-                    f" ± {part.sd * own.sd.median:.0f}"
-                    for part in several
+                "mixture": mixture_words(
+                    (
+                        part.weight,
+                        f"{own.mean + part.mean * own.sd.median:.0f}",
+                        f"{part.sd * own.sd.median:.0f}",
+                    )
+                    for part in own.components
                 ),
                 "grain": f"{own.grain_mm:.1f}" if own.grain_frac > 0 else "none",
                 "images": own.images,
@@ -249,70 +352,90 @@ def _flags(prior: ContrastPrior, statistics: Mapping[str, ContrastStatistics]) -
 
 
 def _figures(
-    prior: ContrastPrior,
-    statistics: Mapping[str, ContrastStatistics],
-    table: LabelTable,
-    folder: Path,
-) -> list[tuple[str, str, str | None]]:
-    """Title, words and data URI of each figure."""
+    prior: ContrastPrior, statistics: Mapping[str, ContrastStatistics], table: LabelTable
+) -> list[Markup]:
     if not statistics:
         return []
-    path = folder / "figure.png"
-    drawn: list[tuple[str, str, Callable[[], Path]]] = [
+    drawn = (
         (
             "Intensities",
             "Histograms of each tissue: every image thin, all together thick, and dashed what "
             "the prior draws on average, labels weighed by their voxels away from borders",
-            lambda: draw_densities(path, prior, statistics, table),
+            draw_densities(prior, statistics, table),
         ),
         (
             "What goes together, and what varies",
             "Correlation of the measured labels' locations over images; noise, point spread and "
             "field: a dot per image, and the prior's distribution with its median",
-            lambda: draw_relations(path, prior, statistics, table),
+            draw_relations(prior, statistics, table),
         ),
         (
             "Smooth fields",
             "Mean of the smooth fields in three planes, and the field of each image in the "
             "middle axial plane; left of the picture is the person's left",
-            lambda: draw_fields(path, prior.name, statistics),
+            draw_fields(prior.name, statistics),
         ),
+    )
+    return [
+        page.blocks(
+            page.heading(title),
+            page.figure(canvas.png(), f"{words}, {prior.name}", caption=f"{words}."),
+        )
+        for title, words, canvas in drawn
     ]
-    return [(title, words, embedded(draw())) for title, words, draw in drawn]
 
 
-def _comparison(name: str, comparisons: list[Likeness], folder: Path) -> dict | None:
-    """Table and figure of real against synthetic, or None."""
+def _comparison(name: str, comparisons: Sequence[Likeness]) -> Markup:
+    """Real against synthetic: figure and table."""
     if not comparisons:
-        return None
-    methods = list(method_colors(comparisons))
+        return Markup()
     drawable = [comparison for comparison in comparisons if len(comparison.edges) > 1]
-    figure = None
-    if drawable:
-        figure = embedded(draw_comparisons(folder / "comparison.png", name, drawable))
-    return {
-        "methods": methods,
-        "colors": method_colors(comparisons),
-        "figure": figure,
-        "rows": [
+    alt = "Histograms of each label in real heads, filled, and in synthetic ones, lines, "
+    return page.blocks(
+        page.heading("Real and synthetic"),
+        page.figure(draw_comparisons(name, drawable).png(), alt + name) if drawable else "",
+        _distances(comparisons),
+        page.text(
+            "Energy distance (Székely and Rizzo 2013) between the intensities of a label in real "
+            "heads and in synthetic ones, in the units of the histograms; 0 where they are "
+            "alike, the least in bold.",
+            faint=True,
+        ),
+    )
+
+
+def _distances(comparisons: Sequence[Likeness]) -> Markup:
+    colors = method_colors(comparisons)
+    headings = {method: tables.swatch(color, method) for method, color in colors.items()}
+    frame = pd.DataFrame(
+        [
             {
-                "label": comparison.label,
-                "nearest": comparison.nearest,
-                "distances": [
-                    (method, distance_text(comparison.distances.get(method))) for method in methods
-                ],
+                "Label": one.label,
+                **{headings[method]: _distance(one, method) for method in headings},
+                "Nearest": one.nearest or "n/a",
             }
-            for comparison in comparisons
-        ],
-        "medians": [(method, distance_text(_median(comparisons, method))) for method in methods],
-        "wins": [
-            (method, sum(comparison.nearest == method for comparison in comparisons))
-            for method in methods
-        ],
-    }
+            for one in comparisons
+        ]
+    )
+    medians = [distance_text(_median(comparisons, method)) for method in headings]
+    nearest = [
+        f"{sum(one.nearest == method for one in comparisons)} of {len(comparisons)}"
+        for method in headings
+    ]
+    return tables.html_table(
+        frame,
+        numbers=tuple(headings.values()),
+        css={"Label": "name"},
+        last=(("Median over labels", *medians, ""), ("Nearest in", *nearest, "")),
+    )
 
 
-def _median(comparisons: list[Likeness], method: str) -> float | None:
+def _distance(one: Likeness, method: str) -> str:
+    words = distance_text(one.distances.get(method))
+    return tables.strong(words) if method == one.nearest else words
+
+
+def _median(comparisons: Sequence[Likeness], method: str) -> float | None:
     known = [c.distances[method] for c in comparisons if method in c.distances]
     known = [value for value in known if math.isfinite(value)]
     return float(np.median(known)) if known else None

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A label map on a page: figure, run, volumes, sides. For every stage that makes one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from markupsafe import Markup
+
+from brainseg_bids.anatomy.cohort import OUTLIER_Z
+from brainseg_bids.bids.names import sidecar
+from brainseg_bids.documents import InputError, read_json
+from brainseg_bids.reports import page, tables
+from brainseg_bids.reports.page import Section
+from brainseg_bids.reports.volume_table import Asymmetry, anatomical, asymmetries, totals_mm3
+
+NO_ASYMMETRY = (
+    "Not compared: the network saw this image once, not mirrored as well, and one pass makes one "
+    "side of a symmetric structure up to a sixth larger than the other. Segment without "
+    "--no-test-time-flips to compare the sides."
+)
+"""Whatever the side of the larger structure, it changes when the image is mirrored: it is the
+network's, not the head's."""
+
+
+def image_section(
+    *,
+    title: str,
+    source: str,
+    figure: Path,
+    volumes: Sequence[dict] = (),
+    run: Mapping[str, object] | None = None,
+    warnings: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+    what: str = "Segmented image",
+    caption: str = "Each cut three times: the image alone, with its labels, with their outlines.",
+    counted: tuple[str, str] = ("image", "segmented"),
+    no_asymmetry: str = "",
+) -> Section:
+    """One label map.
+
+    Parameters
+    ----------
+    title, source : str
+        Heading, e.g. ``T1w, session 1``; what the map was made of, which ``what`` names.
+    figure : Path
+        PNG, explained by ``caption``. A missing file is said in its place.
+    volumes : sequence of dict
+        Rows of a volume table, see `brainseg_bids.reports.volume_table`.
+    run : mapping of str to str, optional
+        Time, memory, device, ... What is called ``Model`` is repeated in the summary.
+    warnings, outputs : sequence of str
+        Quality warnings; files that were written.
+    counted : (str, str)
+        How maps are counted: "2 images segmented".
+    no_asymmetry : str
+        Why left and right are not compared; empty if they are.
+    """
+    run = run or {}
+    plural = "s" * (len(warnings) != 1)
+    body = page.blocks(
+        source_line(what, source),
+        page.box(f"Warning{plural}", warnings, kind="warn") if warnings else "",
+        page.figure(
+            figure,
+            f"Sagittal, coronal and axial cuts of {title}, plain, with the labels filled in, and "
+            "with their outlines",
+            caption=caption,
+            missing="The picture of this segmentation could not be made.",
+        ),
+        page.facts(run, "Run"),
+        page.beside(volumes_block(volumes), sides_block(volumes, no_asymmetry)),
+        page.files(outputs),
+    )
+    overview = {
+        "File": page.code(source),
+        "Model": run.get("Model") or "n/a",
+        **totals_ml(volumes),
+        "Warnings": len(warnings) or "none",
+    }
+    numbers = ("Brain (ml)", "CSF (ml)", "Warnings")
+    return Section("scan", title, body, "", counted, warnings, overview, numbers)
+
+
+def source_line(what: str, source: str, labels: str = "") -> Markup:
+    """Which file a section is about, and with which labels."""
+    words = Markup("{}: {}").format(what, page.code(source))
+    if labels:
+        words = Markup("{}, with the labels of {}").format(words, page.code(labels))
+    return page.text(words, faint=True)
+
+
+def totals_ml(volumes: Sequence[dict]) -> dict[str, str]:
+    """Volumes of the brain and of CSF, for the table at the top of a page."""
+    totals = totals_mm3(volumes)
+    return {f"{name} (ml)": tables.ml(totals.get(name)) for name in ("Brain", "CSF")}
+
+
+def no_asymmetry(*labels: Path) -> str:
+    """Why sides are not compared, if a network made any of these label maps without flips."""
+    metadata = [metadata_of(path) for path in labels]
+    one_pass = any("ModelDigest" in one and not one.get("TestTimeFlips") for one in metadata)
+    return NO_ASYMMETRY if one_pass else ""
+
+
+def metadata_of(path: Path) -> dict:
+    """The JSON beside a result, empty if there is none."""
+    try:
+        return read_json(sidecar(path))
+    except InputError:
+        return {}
+
+
+def written(outputs: Mapping[str, Path], output_dir: Path) -> list[str]:
+    """Which of a plan's outputs are there."""
+    return [path.relative_to(output_dir).as_posix() for path in outputs.values() if path.is_file()]
+
+
+def made_by(metadata: Mapping) -> dict[str, str]:
+    """The version that made a result."""
+    return {"Made by": f"brainseg-bids {metadata.get('BrainsegVersion')}"}
+
+
+def worded(value: object, pattern: str) -> str:
+    """A value of the metadata in words, empty if there is none.
+
+    >>> worded(41.2, "{:.0f} s"), worded([1, 1.25, 0.9], "{} mm"), worded(None, "{}")
+    ('41 s', '1 × 1.25 × 0.9 mm', '')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        value = " × ".join(f"{size:g}" for size in value)
+    return pattern.format(value)
+
+
+# -- on a page ----------------------------------------------------------------------------
+
+
+def volumes_block(rows: Sequence[dict], z: Mapping[int, float] | None = None) -> Markup:
+    """Volumes by group; with robust z among other heads if there are any."""
+    found = pd.DataFrame(anatomical(rows))
+    if found.empty:
+        return Markup()
+    frame = pd.DataFrame(
+        {
+            "Structure": list(map(tables.swatch, found["color"], found["name"])),
+            "Label": found["index"],
+            "mm³": found["volume_mm3"].map(tables.mm3),
+            "ml": found["volume_mm3"].map(tables.ml),
+        }
+    )
+    total = pd.Series(totals_mm3(rows))
+    totals = pd.DataFrame({"mm³": total.map(tables.mm3), "ml": total.map(tables.ml)})
+    words = "Number of voxels times the volume of one."
+    if z is not None:
+        frame["Robust z"] = [_far(z.get(index)) for index in found["index"]]
+        totals["Robust z"] = ""
+        words += (
+            " Robust z: distance from the cohort's median in robust standard deviations; n/a "
+            "where too few heads have the label."
+        )
+    table = tables.html_table(
+        frame,
+        numbers=("mm³", "ml", "Robust z"),
+        css={"Label": "n faint"},
+        groups=found["group"],
+        totals=totals,
+    )
+    return page.blocks(page.heading("Volumes"), table, page.text(words, faint=True))
+
+
+def _far(z: float | None) -> Markup | str:
+    if z is None:
+        return tables.faint("n/a")
+    return tables.strong(tables.percent(z), far=True) if abs(z) > OUTLIER_Z else tables.percent(z)
+
+
+def sides_block(rows: Sequence[dict], no_asymmetry: str = "", *, found: bool = False) -> Markup:
+    """Left and right of each structure, or why they are not compared.
+
+    With ``found`` structures that neither side has are left out.
+    """
+    if no_asymmetry:
+        return page.blocks(page.heading("Left and right"), page.text(no_asymmetry))
+    pairs = [pair for pair in asymmetries(rows) if pair.left_mm3 or pair.right_mm3 or not found]
+    if not pairs:
+        return Markup()
+    # One scale for all bars; 20 % at least, so that small differences look small.
+    widest = max([20.0, *(abs(pair.percent) for pair in pairs if pair.percent is not None)])
+    frame = pd.DataFrame(
+        {
+            "Structure": [pair.name for pair in pairs],
+            "Left (ml)": [tables.ml(pair.left_mm3) for pair in pairs],
+            "Right (ml)": [tables.ml(pair.right_mm3) for pair in pairs],
+            "Asymmetry": [
+                tables.percent(pair.percent) + " %" * (pair.percent is not None) for pair in pairs
+            ],
+            "Larger side": [_larger_side(pair, widest) for pair in pairs],
+        }
+    )
+    numbers = ("Left (ml)", "Right (ml)", "Asymmetry")
+    return page.blocks(
+        page.heading("Left and right"),
+        tables.html_table(frame, numbers=numbers, css={"Structure": "name"}),
+        page.text(
+            "100 · (L − R) / ((L + R) / 2): positive where the left is larger, ±200 where one "
+            "side is empty. Healthy brains are not symmetric.",
+            faint=True,
+        ),
+    )
+
+
+def _larger_side(pair: Asymmetry, widest: float) -> Markup:
+    if pair.percent is not None:
+        return tables.side_bar(pair.percent, widest)
+    if pair.left_mm3 is not None and pair.right_mm3 is not None:
+        return tables.faint("both empty")
+    return tables.faint(f"no {'left' if pair.left_mm3 is None else 'right'} counterpart")

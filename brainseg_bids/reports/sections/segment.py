@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A segmented image on a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from brainseg_bids.bids.names import sidecar
+from brainseg_bids.documents import read_json
+from brainseg_bids.reports.page import Section
+from brainseg_bids.reports.sections.image import (
+    image_section,
+    made_by,
+    no_asymmetry,
+    worded,
+    written,
+)
+from brainseg_bids.reports.volume_table import read_volumes
+
+
+def section(plan, *, output_dir: Path, bids_dir: Path) -> Section:
+    """One segmented image, from the files that its run left."""
+    metadata = read_json(sidecar(plan.outputs["labels"]))
+    return image_section(
+        title=plan.scan.title,
+        source=plan.scan.path.relative_to(bids_dir).as_posix(),
+        figure=plan.outputs["figure"],
+        volumes=read_volumes(plan.outputs["volumes"], output_dir, "brainseg"),
+        run={
+            "Model": metadata.get("ModelName"),
+            "Model digest": str(metadata.get("ModelDigest", ""))[:12],
+            "Time": worded(metadata.get("SegmentationSeconds"), "{:.0f} s"),
+            "Peak memory": worded(metadata.get("PeakMemoryGiB"), "{:.1f} GiB"),
+            "Device": metadata.get("Device"),
+            "Threads": worded(metadata.get("Threads"), "{}"),
+            "Voxel size": worded(metadata.get("InputVoxelSizeMm"), "{} mm"),
+            "Model's voxel size": worded(metadata.get("ModelVoxelSizeMm"), "{} mm"),
+            **made_by(metadata),
+        },
+        warnings=[*metadata.get("ToLookAt", []), *metadata.get("Warnings", [])],
+        outputs=written(plan.outputs, output_dir),
+        no_asymmetry=no_asymmetry(plan.outputs["labels"]),
+    )

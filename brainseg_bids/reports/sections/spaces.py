@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image in a standard space on a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from brainseg_bids.bids.names import folder
+from brainseg_bids.bids.templates import transform_name
+from brainseg_bids.reports.page import Section
+from brainseg_bids.reports.sections.image import (
+    image_section,
+    made_by,
+    metadata_of,
+    worded,
+    written,
+)
+
+
+def section(plan, *, output_dir: Path, bids_dir: Path) -> Section:
+    """One image in a standard space, from the files that its run left."""
+    template = plan.templates[0]
+    metadata = metadata_of(output_dir / folder(plan.scan) / transform_name(plan.scan, template))
+    return image_section(
+        title=plan.title,
+        source=plan.scan.path.relative_to(bids_dir).as_posix(),
+        figure=plan.outputs["figure"],
+        run={
+            "Template": template.space,
+            "Resolution": template.resolution,
+            "Registration": metadata.get("Registration"),
+            "Driven by": metadata.get("DrivenBy"),
+            "Time": worded(metadata.get("Seconds"), "{:.0f} s"),
+            "Peak memory": worded(metadata.get("PeakMemoryGiB"), "{:.1f} GiB"),
+            **made_by(metadata_of(plan.main)),
+        },
+        outputs=written(plan.outputs, output_dir),
+        what="Registered image",
+        counted=("image", "in a standard space"),
+        caption="Each cut of the template: alone, with the image's labels, with their outlines.",
+    )

@@ -1,0 +1,414 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A page that compares the volumes of many participants."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from brainseg_bids.anatomy.cohort import FEWEST, OUTLIER_Z, Cohort, Outlier, Presence, robust_z
+from brainseg_bids.reports import page, tables
+from brainseg_bids.reports.canvas import BLUE, FAINT, FONT, INK, LINE, RED, Canvas
+from brainseg_bids.reports.plots import axes_on
+from brainseg_bids.reports.tables import linked
+from brainseg_bids.reports.volume_table import anatomical
+
+NAMED = 12
+"""More subjects than this are counted in a line, and named in a fold."""
+PER_TABLE = 6
+"""Participants beside each other in the table of all volumes."""
+NO_OUTLIER = f"No volume is more than {OUTLIER_Z} robust standard deviations from its median."
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One structure over participants.
+
+    Parameters
+    ----------
+    name, group, color : str
+    volumes_mm3 : dict of str to float
+        By participant.
+    median_mm3, low_mm3, high_mm3 : float
+        Median and quartiles.
+    z : dict of str to float
+        Robust z by participant, see `brainseg_bids.anatomy.cohort.robust_z`.
+    """
+
+    name: str
+    group: str
+    color: str
+    volumes_mm3: dict[str, float]
+    median_mm3: float
+    low_mm3: float
+    high_mm3: float
+    z: dict[str, float]
+
+    @property
+    def outliers(self) -> dict[str, float]:
+        """Participants with ``|z| > OUTLIER_Z``, farthest first; none if there are few."""
+        if len(self.z) < FEWEST:
+            return {}
+        far = [(who, z) for who, z in self.z.items() if abs(z) > OUTLIER_Z]
+        return dict(sorted(far, key=lambda item: -abs(item[1])))
+
+
+def spreads(volumes: dict[str, list[dict]]) -> list[Spread]:
+    """Each structure over participants, in anatomical order; see `write_group_page`.
+
+    A participant who lacks a structure is left out of that structure's line.
+    """
+    found: dict[str, dict[str, float]] = {}
+    about: dict[str, dict] = {}
+    for who, rows in volumes.items():
+        for row in anatomical(rows):
+            found.setdefault(row["name"], {})[who] = row["volume_mm3"]
+            about.setdefault(row["name"], row)
+    result = []
+    for row in anatomical(list(about.values())):
+        by_participant = found[row["name"]]
+        values = np.array(list(by_participant.values()))
+        low, median, high = np.percentile(values, [25, 50, 75])
+        z = dict(zip(by_participant, robust_z(values).tolist(), strict=True))
+        result.append(
+            Spread(
+                str(row["name"]),
+                row["group"],
+                row["color"],
+                by_participant,
+                float(median),
+                float(low),
+                float(high),
+                z,
+            )
+        )
+    return result
+
+
+def write_group_page(
+    path: Path,
+    *,
+    title: str,
+    volumes: Mapping[str, Sequence[dict]],
+    version: str,
+    cohort: Cohort | None = None,
+    to_look_at: Mapping[str, Sequence[str]] | None = None,
+) -> Path:
+    """Write volumes over participants as one self-contained HTML file, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        HTML file.
+    title : str
+        E.g. the dataset's name.
+    volumes : mapping of str to sequence of dict
+        Participant (or image) to rows of a volume table.
+    version : str
+        Of this software.
+    cohort : Cohort, optional
+        Head label maps side by side: who lacks what, and whose volumes are far from the rest.
+        ``volumes`` may then be empty.
+    to_look_at : mapping of str to sequence of str, optional
+        What cannot be right about which of the participants' results.
+    """
+    pages = {one.name for one in Path(path).parent.glob("sub-*.html")}
+    faults = [f"{who}: {'; '.join(found)}" for who, found in (to_look_at or {}).items()]
+    return page.write_page(
+        path,
+        page.box(f"{len(faults)} to look at before the volumes are used", faults, kind="warn")
+        if faults
+        else "",
+        _cohort(cohort, pages) if cohort else "",
+        _volumes(volumes, pages, beside_heads=cohort is not None) if volumes or not cohort else "",
+        title=title,
+        name=f"{title}: brainseg volumes",
+        version=version,
+    )
+
+
+# -- volumes ------------------------------------------------------------------------------
+
+
+def _volumes(
+    volumes: Mapping[str, Sequence[dict]], pages: Collection[str], *, beside_heads: bool
+) -> Markup:
+    lines = spreads(volumes)
+    return page.blocks(
+        page.heading("Volumes", level=2, stay=True) if beside_heads else "",
+        page.text(
+            f"Volumes of {len(lines)} structures in {page.plural(len(volumes), 'segmentation')}."
+        ),
+        _suspects(lines, volumes, pages),
+        _differences(lines) if len(volumes) > 1 else "",
+        page.heading("Structures", level=2, stay=True),
+        _structures(lines, pages),
+        page.text("Robust z: 0.6745 · (volume − median) / median absolute deviation.", faint=True),
+        page.fold("All volumes (ml)", *_all_volumes(lines, list(volumes), pages)),
+    )
+
+
+def _suspects(lines: Sequence[Spread], volumes: Collection[str], pages: Collection[str]) -> Markup:
+    """Whose volumes are far from the others', most of them first."""
+    if len(volumes) < FEWEST:
+        return page.box(f"With fewer than {FEWEST} segmentations no one is called an outlier.")
+    found = {who: [line.name for line in lines if who in line.outliers] for who in volumes}
+    found = dict(sorted(found.items(), key=lambda item: -len(item[1])))
+    items = [
+        Markup("{}: {}").format(linked(who, pages), ", ".join(names))
+        for who, names in found.items()
+        if names
+    ]
+    if not items:
+        return page.box(NO_OUTLIER)
+    note = (
+        f"More than {OUTLIER_Z} robust standard deviations from the median. Far away may be a "
+        "failure, or a person who is different."
+    )
+    return page.box("Look at these pictures again", items, kind="warn", note=note)
+
+
+def _differences(lines: Sequence[Spread]) -> Markup:
+    percents = {
+        line.name: {
+            who: 100 * (volume / line.median_mm3 - 1) for who, volume in line.volumes_mm3.items()
+        }
+        for line in lines
+        if line.median_mm3 > 0
+    }
+    return page.figure(
+        draw_volumes(percents, {line.name: set(line.outliers) for line in lines}).png(),
+        "Difference of each volume from the structure's median, one dot per segmentation",
+        caption="The lowest and the highest of each structure are named, outliers in red.",
+    )
+
+
+def _structures(lines: Sequence[Spread], pages: Collection[str]) -> Markup:
+    frame = pd.DataFrame(
+        [
+            {
+                "Structure": tables.swatch(line.color, line.name),
+                "n": len(line.volumes_mm3),
+                "Median (ml)": tables.ml(line.median_mm3),
+                "Quartiles (ml)": f"{tables.ml(line.low_mm3)} – {tables.ml(line.high_mm3)}",
+                "Outliers (robust z)": Markup(", ").join(
+                    Markup("{} ({})").format(linked(who, pages), tables.percent(z))
+                    for who, z in line.outliers.items()
+                ),
+            }
+            for line in lines
+        ]
+    )
+    return tables.html_table(
+        frame,
+        numbers=("n", "Median (ml)", "Quartiles (ml)"),
+        css={"Structure": "name"},
+        groups=[line.group for line in lines],
+    )
+
+
+def _all_volumes(
+    lines: Sequence[Spread], participants: Sequence[str], pages: Collection[str]
+) -> list[Markup]:
+    found = []
+    for start in range(0, len(participants), PER_TABLE):
+        part = participants[start : start + PER_TABLE]
+        frame = pd.DataFrame(
+            [
+                [line.name, *(tables.ml(line.volumes_mm3.get(who)) for who in part)]
+                for line in lines
+            ],
+            columns=["Structure", *(linked(who, pages) for who in part)],
+        )
+        css = {"Structure": "name"} | dict.fromkeys(frame.columns[1:], "n fold")
+        found.append(tables.html_table(frame, css=css))
+    return found
+
+
+def draw_volumes(
+    percents: Mapping[str, Mapping[str, float]], outliers: Mapping[str, Collection[str]]
+) -> Canvas:
+    """Draw how far each participant's volumes lie from the median, one line per structure.
+
+    Parameters
+    ----------
+    percents : mapping of str to mapping of str to float
+        For each structure, participant to per cent above (or below) the structure's median.
+    outliers : mapping of str to collection of str
+        For each structure, the participants to mark. They are named, and so are the lowest and
+        the highest.
+    """
+    canvas = Canvas(1200, 70 + 26 * len(percents))
+    axes = axes_on(canvas, 240, 15, 924, canvas.height - 65)
+    values = [value for found in percents.values() for value in found.values()]
+    # Beyond +-100 % the dot is an arrow at the edge: one failure must not flatten the rest.
+    limit = float(np.clip(np.max(np.abs(values), initial=0) * 1.15, 10, 100))
+    for line, (structure, found) in enumerate(percents.items()):
+        axes.axhline(line, color=LINE, alpha=0.4, linewidth=1, zorder=0)
+        _draw_dots(axes, line, found, outliers.get(structure, ()), limit)
+    axes.axvline(0, color=FAINT, linewidth=1, zorder=0)
+    axes.set(xlim=(-limit, limit), ylim=(len(percents) - 0.4, -0.6))
+    axes.set_yticks(range(len(percents)), list(percents), **FONT)
+    axes.set_xlabel("difference from the median (%)", color=INK, **FONT)
+    return canvas
+
+
+def _draw_dots(
+    axes: Axes, line: int, found: Mapping[str, float], far: Collection[str], limit: float
+) -> None:
+    """One structure: a dot a participant, with the names of those that matter."""
+    named = {*far, min(found, key=found.get), max(found, key=found.get)} if found else far
+    for who, value in found.items():
+        marker = "o" if abs(value) < limit else "<" if value < 0 else ">"
+        at = float(np.clip(value, -limit * 0.99, limit * 0.99))
+        color = RED if who in far else BLUE
+        axes.plot(at, line, marker, color=color, markersize=5, alpha=0.85, markeredgewidth=0)
+        if who in named:
+            # Away from the crowd in the middle, unless there is no room.
+            right = (at > 0) == (abs(at) < 0.8 * limit)
+            axes.annotate(
+                who,
+                (at, line),
+                xytext=(7 if right else -7, 0),
+                fontsize=8,
+                textcoords="offset points",
+                color=INK if who in far else FAINT,
+                va="center",
+                ha="left" if right else "right",
+                **FONT,
+            )
+
+
+# -- heads side by side -------------------------------------------------------------------
+
+
+def _cohort(cohort: Cohort, pages: Collection[str]) -> Markup:
+    """Who lacks which structure, and whose volumes are far from the other heads'."""
+    n = len(cohort.subjects)
+    # Core structures that somebody lacks come first, then what most heads have.
+    partial = sorted(
+        (line for line in cohort.presence if 0 < len(line.has) < n),
+        key=lambda line: (not line.structure.core, -len(line.has)),
+    )
+    return page.section(
+        "cohort",
+        page.heading("Head label maps", level=2, stay=True),
+        page.text(f"{page.plural(n, 'head')} side by side."),
+        _missing(cohort, pages),
+        _strange(cohort, pages),
+        _outliers(cohort, pages),
+        *(
+            [page.heading("In some heads only"), _presence(partial, cohort, pages)]
+            if partial
+            else []
+        ),
+        *(
+            page.fold(f"{page.plural(len(lines), 'structure')} in {where}",
+                      _presence(lines, cohort, pages))
+            for where, lines in (
+                ("all heads", [line for line in cohort.presence if len(line.has) == n]),
+                ("no head", [line for line in cohort.presence if not line.has]),
+            )
+            if lines
+        ),
+    )  # fmt: skip
+
+
+def _missing(cohort: Cohort, pages: Collection[str]) -> Markup:
+    if not cohort.missing:
+        return page.box("No head lacks a core structure.")
+    note = (
+        "Every head has these. A tool may have failed, or the image does not show the whole head."
+    )
+    items = _by_subject(cohort.missing, ", ", pages)
+    return page.box("Core structures are missing", items, kind="bad", note=note)
+
+
+def _strange(cohort: Cohort, pages: Collection[str]) -> Markup:
+    if not cohort.strange:
+        return Markup()
+    items = _by_subject(cohort.strange, "; ", pages)
+    return page.box("Volumes that could not be used", items, kind="bad")
+
+
+def _outliers(cohort: Cohort, pages: Collection[str]) -> Markup:
+    if len(cohort.subjects) < FEWEST:
+        return page.box(f"With fewer than {FEWEST} heads no one is called an outlier.")
+    found: dict[str, list[Markup]] = {}
+    for one in cohort.outliers:  # farthest first: so are the subjects
+        found.setdefault(one.subject, []).append(_outlier(one))
+    if not found:
+        return page.box(NO_OUTLIER)
+    note = (
+        f"More than {OUTLIER_Z} robust standard deviations from the median of the heads that "
+        "have the label. Far away may be a failure, or a person who is different."
+    )
+    items = _by_subject(found, ", ", pages)
+    return page.box("Volumes far from the other heads'", items, kind="warn", note=note)
+
+
+def _outlier(one: Outlier) -> Markup:
+    return Markup("{} {} ml (median {}, z&nbsp;{})").format(
+        one.name, tables.ml(one.volume_mm3), tables.ml(one.median_mm3), tables.percent(one.z)
+    )
+
+
+def _by_subject(
+    words: Mapping[str, Sequence[str]], between: str, pages: Collection[str]
+) -> list[Markup]:
+    return [
+        Markup("{}: {}").format(linked(who, pages), Markup(between).join(found))
+        for who, found in words.items()
+    ]
+
+
+def _presence(lines: Sequence[Presence], cohort: Cohort, pages: Collection[str]) -> Markup:
+    """Which structures how many heads have, and who."""
+    n = len(cohort.subjects)
+    frame = pd.DataFrame(
+        [
+            {
+                "Structure": tables.swatch(
+                    cohort.table[line.structure.codes[0]].color, line.structure.name
+                ),
+                "Kind": tables.strong("core", far=len(line.has) < n)
+                if line.structure.core
+                else "optional",
+                "In": f"{len(line.has)} of {n}",
+                "Share": tables.share_bar(len(line.has) / max(n, 1)),
+                "Who": _who(line, cohort, pages),
+                "Why it may be so": line.structure.reason,
+            }
+            for line in lines
+        ]
+    )
+    css = {"Structure": "name", "Why it may be so": "why faint"}
+    return tables.html_table(frame, numbers=("In",), css=css)
+
+
+def _who(line: Presence, cohort: Cohort, pages: Collection[str]) -> Markup:
+    """Those who have a structure, or those who lack it, whichever are fewer."""
+    few_lack = len(line.lacks) <= len(line.has)
+    listed = line.lacks if few_lack else line.has
+    if not listed or not line.has:
+        words = tables.faint("all" if line.has else "none")
+    else:
+        first, rest = (
+            Markup(", ").join(linked(who, pages) for who in part)
+            for part in (listed[:NAMED], listed[NAMED:])
+        )
+        label = tables.faint("Missing in" if few_lack else "Only in")
+        words = Markup("{} {}").format(label, first)
+        if rest:
+            more = Markup(' <details class="more"><summary>and {} more</summary>{}</details>')
+            words += more.format(len(listed) - NAMED, rest)
+    codes = [f"{code} {cohort.table[code].name}: {n}" for code, n in line.by_code.items() if n]
+    if len(line.structure.codes) > 1 and codes:
+        words += Markup("<br/>{}").format(tables.faint(", ".join(codes)))
+    return words
