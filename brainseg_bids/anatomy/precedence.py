@@ -9,7 +9,7 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
-from brainseg_bids.anatomy.completion import fill_cavities
+from brainseg_bids.anatomy.cavities import fill_cavities
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.rules import PLACES, WHERE, MergeRules
 
