@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.evaluation.offsets import surface_offsets_mm
 from brainseg_bids.evaluation.structures import Pair, choose_structures
 from brainseg_bids.reports.canvas import (
     FAINT,
@@ -120,11 +120,6 @@ def draw_case(
     focus : str
         Label of the reference's table: cuts go where most voxels of it differ.
 
-    Returns
-    -------
-    Path
-        ``path``.
-
     Raises
     ------
     ValueError
@@ -139,6 +134,18 @@ def draw_case(
     largest = 0.0
     if distances:
         rows["distance"], largest = _paint_distances(case, slice_row, cuts)
+    return _compose(path, case, slice_row, rows, largest, title)
+
+
+def _compose(
+    path: Path,
+    case: _Case,
+    slice_row: SliceRow,
+    rows: dict[str, list[np.ndarray]],
+    largest: float,
+    title: str,
+) -> Path:
+    """Put rows of tiles on a canvas, with their words and keys."""
     legend = _legend(case)
     n_rows = legend_rows(legend)
     bottom = _HEAD_PX + len(rows) * slice_row.tall
@@ -146,12 +153,12 @@ def draw_case(
     canvas.image(slice_row.pixels(list(rows.values())), _HEAD_PX)
     _write_header(canvas, case, slice_row, title)
     for number, name in enumerate(rows):
-        slice_row.write_row(canvas, _HEAD_PX + number * slice_row.tall, name)
-    _write_marks(
-        canvas, _HEAD_PX + 2 * slice_row.tall, slice_row.tall, left_out=case.left_out.any()
-    )
-    if distances:
-        _write_bar(canvas, _HEAD_PX + 3 * slice_row.tall, slice_row.tall, largest)
+        top = _HEAD_PX + number * slice_row.tall
+        slice_row.write_row(canvas, top, name)
+        if name == "difference":
+            _write_marks(canvas, top, slice_row.tall, left_out=case.left_out.any())
+        elif name == "distance":
+            _write_bar(canvas, top, slice_row.tall, largest)
     write_legend(canvas, legend, n_rows, bottom + 8)
     return canvas.save(path)
 
@@ -202,9 +209,9 @@ def _known(voxels: np.ndarray, codes: Sequence[int], left_out: np.ndarray) -> np
     """Codes of structures; 0 for all else, int16."""
     lookup = np.zeros(max(int(voxels.max(initial=0)), *codes, 0) + 1, np.int16)
     lookup[list(codes)] = codes
-    found = lookup[voxels]
-    found[left_out] = 0
-    return found
+    known = lookup[voxels]
+    known[left_out] = 0
+    return known
 
 
 def _busiest_mm(grid: Grid, voxels: np.ndarray, box_mm: np.ndarray) -> tuple[float, ...]:
@@ -213,12 +220,12 @@ def _busiest_mm(grid: Grid, voxels: np.ndarray, box_mm: np.ndarray) -> tuple[flo
         return tuple(box_mm.mean(axis=1).tolist())
     ras, turned = grid.to_ras(), grid.array_to_ras(voxels)
     world = ras.affine[:3, :3] @ np.array(np.nonzero(turned)) + ras.affine[:3, 3:]
-    found = []
+    busiest_mm = []
     for along, size in zip(world, ras.voxel_size_mm, strict=True):
         slab = np.rint((along - along.min()) / size).astype(int)
         counts = np.bincount(slab)
-        found.append(float(along.min() + size * counts.argmax()))
-    return tuple(found)
+        busiest_mm.append(float(along.min() + size * counts.argmax()))
+    return tuple(busiest_mm)
 
 
 def _voxel_box(grid: Grid, box_mm: np.ndarray) -> tuple[slice, ...]:
@@ -309,80 +316,21 @@ def _colors(table: LabelTable) -> np.ndarray:
 # -- distances ----------------------------------------------------------------------------
 
 
-def surface_offsets_mm(
-    prediction: LabelMap, reference: LabelMap, wanted: np.ndarray | None = None
-) -> np.ndarray:
-    """How far the prediction's surface lies from the reference's, structure by structure.
-
-    A surface is the voxels that lack one of six neighbours of their structure. Structures that
-    one map lacks have no distance.
-
-    Parameters
-    ----------
-    prediction, reference : LabelMap
-        On one grid, in one table; 0 is no structure.
-    wanted : (X, Y, Z) bool, optional
-        Voxels that a distance is asked for.
-
-    Returns
-    -------
-    (X, Y, Z) float32
-        mm at voxels of the prediction's surface, NaN elsewhere; negative within the reference.
-
-    Examples
-    --------
-    >>> from brainseg_bids.anatomy.labels import Label
-    >>> table = LabelTable([Label(0, "Background"), Label(7, "Bar")])
-    >>> truth, guess = np.zeros((2, 9, 1, 1), int); truth[1:6] = 7; guess[1:8] = 7
-    >>> maps = [LabelMap(v, Grid(v.shape, np.diag([2, 1, 1, 1])), table) for v in (guess, truth)]
-    >>> surface_offsets_mm(*maps)[:, 0, 0].tolist()
-    [nan, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0, 4.0, nan]
-    """
-    axes_mm = prediction.grid.affine[:3, :3]
-    here, there = (_surface(one.voxels) for one in (prediction, reference))
-    if wanted is not None:
-        here &= wanted
-    offsets = np.full(prediction.voxels.shape, np.nan, np.float32)
-    own, other = np.argwhere(here), np.argwhere(there)
-    own_codes, other_codes = prediction.voxels[here], reference.voxels[there]
-    for code in np.unique(own_codes):
-        sites = own[own_codes == code]
-        goals = other[other_codes == code]
-        if not len(goals):
-            continue
-        distance_mm, _ = cKDTree(goals @ axes_mm.T).query(sites @ axes_mm.T)
-        inside = reference.voxels[tuple(sites.T)] == code
-        offsets[tuple(sites.T)] = np.where(inside & (distance_mm > 0), -distance_mm, distance_mm)
-    return offsets
-
-
-def _surface(codes: np.ndarray) -> np.ndarray:
-    """Voxels of a structure that lack one of six neighbours of it, (X, Y, Z) bool."""
-    found = np.zeros(codes.shape, bool)
-    for axis in range(3):
-        turned, out = np.moveaxis(codes, axis, 0), np.moveaxis(found, axis, 0)
-        step = turned[1:] != turned[:-1]
-        out[1:] |= step
-        out[:-1] |= step
-        out[0] = out[-1] = True
-    return found & (codes > 0)
-
-
 def _paint_distances(
     case: _Case, slice_row: SliceRow, cuts: Sequence[Cut]
 ) -> tuple[list[np.ndarray], float]:
     """Tiles of the last row, and the distance at the ends of the colours."""
     near = _near_cuts(case.prediction.grid, case.at_mm)
     offsets = surface_offsets_mm(case.prediction, case.reference, near)
-    found = [
+    on_cuts = [
         cut.nearest for cut in slice_row.cuts(offsets, case.prediction, case.at_mm, case.box_mm)
     ]
-    seen = np.concatenate([np.abs(one[np.isfinite(one)]) for one in found])
+    seen = np.concatenate([np.abs(one[np.isfinite(one)]) for one in on_cuts])
     usual = float(np.percentile(seen, 95)) if seen.size else 0.0
     largest = float(np.clip(usual, 2 * max(case.reference.grid.voxel_size_mm), LARGEST_MM))
     window = grey_window(cuts, case.reference) if case.has_image else (0.0, 1.0)
     tiles = []
-    for cut, offset in zip(cuts, found, strict=True):
+    for cut, offset in zip(cuts, on_cuts, strict=True):
         tile = _dim(cut, np.zeros_like(cut.codes), case, window)
         here = np.isfinite(offset) & cut.inside
         colors = colormaps[_COLORS](0.5 + np.clip(offset[here] / (2 * largest), -0.5, 0.5))
@@ -437,8 +385,8 @@ def _lone_structures(case: _Case) -> str:
     truth, guess = (
         {label.name for label in present_labels(one)} for one in (case.reference, case.prediction)
     )
-    found = {"only in the reference": truth - guess, "only in the prediction": guess - truth}
-    return "; ".join(f"{words}: {', '.join(sorted(n))}" for words, n in found.items() if n)
+    lone = {"only in the reference": truth - guess, "only in the prediction": guess - truth}
+    return "; ".join(f"{words}: {', '.join(sorted(n))}" for words, n in lone.items() if n)
 
 
 def _legend(case: _Case) -> dict:

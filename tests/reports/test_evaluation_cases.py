@@ -12,8 +12,9 @@ from PIL import Image
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable, UnknownLabelError
+from brainseg_bids.evaluation.offsets import surface_offsets_mm
 from brainseg_bids.reports import evaluation_cases as cases
-from brainseg_bids.reports.evaluation_cases import MARKS, draw_case, surface_offsets_mm
+from brainseg_bids.reports.evaluation_cases import MARKS, draw_case
 from brainseg_bids.reports.slices import BACKGROUND, WIDTH_PX
 
 TABLE = LabelTable(
