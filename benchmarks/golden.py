@@ -246,6 +246,8 @@ def contents(record: Record, path: Path) -> dict[str, dict[str, str]]:
     """Content of a file by kind: what is compared, piece by piece."""
     raw = path.read_bytes()
     suffix = path.suffix.lower()
+    if not raw.strip():
+        return {"other": {"content": "empty"}}
     if suffix in (".gz", ".mgz"):
         return {"images": {"bytes": hashlib.sha256(gzip.decompress(raw)).hexdigest()[:16]}}
     if suffix == ".png":
@@ -274,9 +276,10 @@ def compare(before: Record, after: Record) -> pd.DataFrame:
     rows += [("files", name, "only after", "", "") for name in sorted(new.keys() - old.keys())]
     for name in sorted(old.keys() & new.keys()):
         one, two = contents(before, old[name]), contents(after, new[name])
-        for kind in one:
-            for piece in one[kind] | two[kind]:
-                was, now = one[kind].get(piece, "(none)"), two[kind].get(piece, "(none)")
+        for kind in one | two:
+            was_all, now_all = one.get(kind, {}), two.get(kind, {})
+            for piece in was_all | now_all:
+                was, now = was_all.get(piece, "(none)"), now_all.get(piece, "(none)")
                 if was != now:
                     rows.append((kind, name, piece, was[:120], now[:120]))
     return pd.DataFrame(rows, columns=["kind", "file", "piece", "before", "after"])
