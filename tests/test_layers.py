@@ -22,6 +22,7 @@ LAYERS = [
     {"reports"},
     {"options"},
     {"interfaces"},
+    {"programs"},
     {"stages"},
     {"settings"},
     {"workflows"},
@@ -29,7 +30,7 @@ LAYERS = [
     {"cli"},
 ]
 RATIONED = {
-    "torch": {"synth", "nets", "inference", "training", "cli"},
+    "torch": {"synth", "nets", "inference", "training", "programs", "cli"},
     "monai": {"nets", "training"},
     "lightning": {"training"},
     "nibabel": {"volumes", "reports", "cli"},

@@ -48,8 +48,10 @@ class NetSpec:
         Raises
         ------
         TypeError
-            If a key is missing or not known.
+            If it is none, or a key is missing or not known.
         """
+        if not isinstance(content, Mapping):
+            raise TypeError(f"a network is an object of several keys, not {content!r}")
         return cls(**{"block_size" if key == "stem" else key: v for key, v in content.items()})
 
     def to_json(self) -> str:

@@ -16,7 +16,9 @@ import pytest
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.cli import experiment
-from brainseg_bids.training import fit as fitting
+from brainseg_bids.programs import experiment as runs
+from brainseg_bids.training.plan import TrainPlan
+from brainseg_bids.training.resume import steps_done
 from brainseg_bids.volumes import sha256, write_label_map, write_volume
 from tests.phantom.head import phantom_head, phantom_image
 from tests.synth.priors import make_prior
@@ -82,7 +84,7 @@ def test_the_plan_holds_rule_digests_and_a_folder_per_run(finished, inputs):
     assert plan["maps"][0]["sha256"] == sha256(inputs / "learn.nii.gz")
     assert plan["on_space"] == plan["dials"]["1"] != plan["dials"]["0"]
     own = finished / "kappa-1_seed-2"
-    train = fitting.TrainPlan.from_json((own / "plan.json").read_text())
+    train = TrainPlan.from_json((own / "plan.json").read_text())
     assert (train.seed, train.total_steps) == (2, int(STEPS))
     assert list(train.spaces) == [str((own / "space.toml").resolve())]
     assert "kappa = 1.0" in (own / "space.toml").read_text()
@@ -105,14 +107,12 @@ def test_an_interrupted_run_ends_where_a_straight_one_does(finished, tmp_path, m
     own = folder / "kappa-1_seed-1"
     for name in ("result.json", "last.ckpt"):
         (own / name).unlink()
-    original = fitting.fit
-    monkeypatch.setattr(
-        fitting, "fit", lambda *values: original(*values, until_step=int(STEPS) - 1)
-    )
+    original = runs.fit
+    monkeypatch.setattr(runs, "fit", lambda *values: original(*values, until_step=int(STEPS) - 1))
     assert experiment.main(["run", str(folder)]) == 1
-    assert fitting.steps_done(own / "last.ckpt") == int(STEPS) - 1
+    assert steps_done(own / "last.ckpt") == int(STEPS) - 1
     assert "stopped at step 3 of 4" in (own / "failure.txt").read_text()
-    monkeypatch.setattr(fitting, "fit", original)
+    monkeypatch.setattr(runs, "fit", original)
     assert experiment.main(["run", str(folder)]) == 0
     assert not (own / "failure.txt").exists()
     before, after = scores(finished)[own.name], scores(folder)[own.name]
@@ -123,7 +123,7 @@ def test_an_interrupted_run_ends_where_a_straight_one_does(finished, tmp_path, m
 
 
 def test_a_finished_run_is_not_repeated(finished, monkeypatch):
-    monkeypatch.setattr(fitting, "fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(runs, "fit", lambda *_: pytest.fail("trained again"))
     before = {path: path.stat().st_mtime_ns for path in finished.glob("*/result.json")}
     assert experiment.main(["run", str(finished)]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -162,7 +162,7 @@ def test_a_run_in_work_elsewhere_is_left_to_it(finished, tmp_path):
     shutil.copytree(finished, folder)
     own = folder / "kappa-0_seed-1"
     (own / "result.json").unlink()
-    with experiment._locked(own) as ours:
+    with runs._locked(own) as ours:
         assert ours
         assert experiment.main(["run", str(folder)]) == 0
     assert not (own / "result.json").exists()
@@ -217,7 +217,7 @@ def test_a_prior_that_is_pooled_again_elsewhere_does_not_matter_but_its_copy_doe
     shutil.copytree(inputs, copies)
     folder = tmp_path / "exp"
     assert experiment.main(arguments(copies, folder)) == 0
-    bench = experiment.Bench(experiment.read_plan(folder), folder)
+    bench = runs.Bench(runs.read_plan(folder), folder)
     make_prior(sigma=9.0).write(copies)
     bench.check()
     make_prior(sigma=9.0).write(folder)
