@@ -1,10 +1,10 @@
-# The verbs: demo · test · lint · check · golden · docs · format · clean · tools-samseg.   PYTHON=python3.12 make demo   picks another Python.
+# The verbs: demo · test · lint · check · golden · census · docs · format · clean · tools-samseg.   PYTHON=python3.12 make demo   picks another Python.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PYTHON_SAMSEG ?= python3.11
 
-.PHONY: demo test lint check golden docs format clean tools-samseg
+.PHONY: demo test lint check golden census docs format clean tools-samseg
 
 demo: $(VENV)/app
 	$(BIN)/python -m brainseg_bids.cli.demo demo/bids
@@ -23,6 +23,10 @@ check: lint test
 # All that the app leaves on phantom heads; then: python -m benchmarks.golden compare BEFORE AFTER
 golden: $(VENV)/test
 	$(BIN)/python -m benchmarks.golden record golden/$$(git rev-parse --short HEAD)
+
+# The code in numbers: size, long functions, circles, repetition. --names lists them.
+census:
+	$(PYTHON) -m benchmarks.census
 
 docs: $(VENV)/docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
