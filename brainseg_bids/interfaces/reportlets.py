@@ -75,24 +75,24 @@ class DrawMerge(SimpleInterface):
         return runtime
 
 
-class _DrawFinerInputSpec(BaseInterfaceInputSpec):
+class _DrawUpsampledInputSpec(BaseInterfaceInputSpec):
     source = File(exists=True, mandatory=True, desc="label map")
     labels = File(exists=True, mandatory=True, desc="the same at finer voxels")
     table = File(exists=True, mandatory=True, desc="label table, dseg.tsv")
 
 
-class DrawFiner(SimpleInterface):
-    """A label map beside its finer version."""
+class DrawUpsampled(SimpleInterface):
+    """A label map above the same at finer voxels."""
 
-    input_spec = _DrawFinerInputSpec
+    input_spec = _DrawUpsampledInputSpec
     output_spec = _DrawLabelsOutputSpec
 
     def _run_interface(self, runtime):
-        from brainseg_bids.reports.finer_figures import draw_finer  # late: matplotlib
+        from brainseg_bids.reports.upsample_figures import draw_upsampled  # late: matplotlib
 
         table = LabelTable.read(self.inputs.table)
         source = read_label_map(self.inputs.source, table)
-        finer = read_label_map(self.inputs.labels, table)
-        path = Path(runtime.cwd) / "finer.png"
-        self._results["out_file"] = str(draw_finer(source, finer, path))
+        upsampled = read_label_map(self.inputs.labels, table)
+        path = Path(runtime.cwd) / "upsampled.png"
+        self._results["out_file"] = str(draw_upsampled(source, upsampled, path))
         return runtime

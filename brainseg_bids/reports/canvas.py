@@ -7,7 +7,7 @@ No pyplot: figures made in several threads or workers share nothing.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +27,13 @@ from brainseg_bids.reports.slices import (
     BACKGROUND,
     MARGIN_PX,
     PLANES,
+    STEPS,
     WIDTH_PX,
     Cut,
     Plane,
+    cut_positions,
     slabs,
+    take_codes,
     take_cut,
     tile_size,
 )
@@ -184,6 +187,12 @@ def legend_groups(present: list[Label]) -> dict[str, list[tuple[str, list[Label]
     }
 
 
+def legend_of(maps: Iterable[LabelMap]) -> dict[str, list[tuple[str, list[Label]]]]:
+    """Groups of all labels that any of the maps has."""
+    present = {label.index: label for labels in maps for label in present_labels(labels)}
+    return legend_groups([present[code] for code in sorted(present)])
+
+
 def legend_rows(legend: dict) -> int:
     """Fewest rows with which all groups fit beside each other."""
     rows = 1
@@ -220,14 +229,20 @@ def write_png(pixels: np.ndarray, path: Path) -> None:
 
 def png_bytes(pixels: np.ndarray) -> bytes:
     """Pixels (h, w, 3) uint8 as PNG, with fewer levels of grey if it would be very large."""
+    png = _encoded(pixels)
     page = (pixels == BACKGROUND).all(axis=2, keepdims=True)
-    for step in (1, 8, 16):
+    for step in (8, 16):
+        if len(png) <= _LARGEST_BYTES:
+            break
         # Noise does not compress. 32 or 16 levels of grey are more than anyone tells apart in it.
         coarse = np.minimum((pixels.astype(np.uint16) + step // 2) // step * step, 255)
-        file = io.BytesIO()
-        Image.fromarray(np.where(page, pixels, coarse.astype(np.uint8))).save(file, format="PNG")
-        if file.tell() <= _LARGEST_BYTES:
-            break
+        png = _encoded(np.where(page, pixels, coarse.astype(np.uint8)))
+    return png
+
+
+def _encoded(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
     return file.getvalue()
 
 
@@ -304,6 +319,15 @@ class SliceRow:
             for plane, at in zip(self.planes, at_mm, strict=True)
         ]
 
+    def codes(
+        self, labels: LabelMap, at_mm: Sequence[float], box_mm: np.ndarray
+    ) -> list[np.ndarray]:
+        """Codes of one cut per column."""
+        return [
+            take_codes(labels, plane, at, box_mm, self.px_per_mm)
+            for plane, at in zip(self.planes, at_mm, strict=True)
+        ]
+
     def pixels(self, rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
         """Tiles (h, w, 3) uint8 of each row and column, put together: (n * tall, WIDTH_PX, 3)."""
         canvas = np.full((self.tall * len(rows), WIDTH_PX, 3), BACKGROUND, dtype=np.uint8)
@@ -316,6 +340,19 @@ class SliceRow:
                 left = self.lefts[column]
                 canvas[top : top + shown.shape[0], left : left + shown.shape[1]] = shown
         return canvas
+
+    def write(
+        self,
+        canvas: Canvas,
+        top: int,
+        rows: Mapping[str, Sequence[np.ndarray]],
+        at_mm: Sequence[float] | None = None,
+    ) -> None:
+        """Put rows of tiles on a canvas, with the rows' names and those of the planes above."""
+        canvas.image(self.pixels(list(rows.values())), top)
+        self.write_columns(canvas, top - 12, at_mm)
+        for number, name in enumerate(rows):
+            self.write_row(canvas, top + number * self.tall, name)
 
     def write_row(self, canvas: Canvas, top: int, name: str) -> None:
         """Letters of the directions on each tile, and what the row shows beside it."""
@@ -346,6 +383,11 @@ def planes_of(steps: Sequence[Sequence[float]]) -> list[Plane]:
     ['Sagittal', 'Sagittal', 'Axial']
     """
     return [plane for plane in PLANES for _ in steps[plane.axis]]
+
+
+def six_cuts(labels: LabelMap, box_mm: np.ndarray) -> list[float]:
+    """Where each column of `STEPS` cuts the brain, mm."""
+    return [at for along in cut_positions(labels, STEPS, box_mm) for at in along]
 
 
 def same_size(boxes_mm: Sequence[np.ndarray]) -> list[np.ndarray]:

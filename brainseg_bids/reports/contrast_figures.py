@@ -28,6 +28,7 @@ from brainseg_bids.reports.canvas import (
     Canvas,
     SliceRow,
     planes_of,
+    six_cuts,
     write_header,
 )
 from brainseg_bids.reports.contrast import contrast_rows, noise_words, times_words
@@ -48,9 +49,9 @@ from brainseg_bids.reports.groups import plain_name, shown_labels
 from brainseg_bids.reports.plots import axes_on, key, name_axes, no_data, panels
 from brainseg_bids.reports.slices import (
     MARGIN_PX,
+    STEPS,
     WIDTH_PX,
     Cut,
-    cut_positions,
     grey_window,
     paint_cut,
     view_mm,
@@ -59,7 +60,6 @@ from brainseg_bids.reports.slices import (
 LEFT, RIGHT = "#6aa9de", "#e58a54"
 """The page's colours of the two sides."""
 
-_STEPS = ((0.46, 0.73), (0.34, 0.72), (0.18, 0.58))
 _COLUMN_PX, _KEY_PX = 26, 96  # above the cuts; right of them
 _PLOT_PX, _PLOT_PITCH_PX = 180, 246  # histograms
 _DOT_PX = 19
@@ -101,7 +101,7 @@ def draw_contrast(
         raise ValueError(f"image {image.shape} and labels {labels.voxels.shape} differ in shape")
     box_mm = view_mm(labels)
     slice_row = SliceRow.fit(
-        box_mm[:, 1] - box_mm[:, 0], planes_of(_STEPS), width_px=WIDTH_PX - _KEY_PX
+        box_mm[:, 1] - box_mm[:, 0], planes_of(STEPS), width_px=WIDTH_PX - _KEY_PX
     )
     structures = _structures(statistics, labels)
     cuts_px = _COLUMN_PX + 3 * slice_row.tall
@@ -145,8 +145,7 @@ def _draw_cuts(
     canvas: Canvas, slice_row: SliceRow, image: np.ndarray, labels: LabelMap, bias: BiasField
 ) -> None:
     box_mm = view_mm(labels)
-    found = cut_positions(labels, _STEPS, box_mm)
-    at_mm = [at for axis in range(3) for at in found[axis]]
+    at_mm = six_cuts(labels, box_mm)
     cuts = slice_row.cuts(image, labels, at_mm, box_mm)
     log_field, grid = field_map(bias, labels.grid)
     nothing = LabelMap(np.zeros(grid.shape, dtype=np.int16), grid, labels.table)
@@ -164,11 +163,8 @@ def _draw_cuts(
         ],
     }
     top = HEADER_PX + _COLUMN_PX
-    canvas.image(slice_row.pixels(list(rows.values())), top)
+    slice_row.write(canvas, top, rows, at_mm)
     write_header(canvas, labels.grid, window, slice_row.px_per_mm, empty=not labels.voxels.any())
-    slice_row.write_columns(canvas, top - 12, at_mm)
-    for row, name in enumerate(rows):
-        slice_row.write_row(canvas, top + row * slice_row.tall, name)
     _write_key(canvas, top + slice_row.tall, slice_row.tall, largest)
 
 

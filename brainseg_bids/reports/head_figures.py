@@ -6,7 +6,8 @@ Columns are cuts, rows are label maps, so that the eye compares up and down.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +19,22 @@ from brainseg_bids.reports.canvas import (
     HEADER_PX,
     LEGEND_ROW_PX,
     Canvas,
-    legend_groups,
+    SliceRow,
+    legend_of,
     legend_rows,
+    planes_of,
     present_labels,
-    signed,
-    write_ends,
+    six_cuts,
     write_header,
     write_legend,
 )
 from brainseg_bids.reports.slices import (
-    BACKGROUND,
     MARGIN_PX,
-    PLANES,
+    STEPS,
     WIDTH_PX,
     Cut,
-    Plane,
-    cut_positions,
     grey_window,
     paint_cut,
-    take_cut,
-    tile_size,
     view_mm,
 )
 
@@ -50,21 +47,9 @@ MARKS = {
 }
 """What the last row marks: words and colour. Nothing is drawn for air in the rows above."""
 
-_STEPS = ((0.46, 0.73), (0.34, 0.72), (0.18, 0.58))
-"""Cuts from one end of the brain to the other: near the midline and beside it; behind and in
-front; through the orbits and the ventricles."""
-_GAP_PX, _ROW_GAP_PX, _TOP_PX = 6, 8, 26
 _AIR = "Air-Internal"
-_MARK_OPACITY = 0.85
-
-
-@dataclass(frozen=True)
-class _Column:
-    """One cut through everything: the merged map first, then each tool's."""
-
-    plane: Plane
-    at_mm: float
-    cuts: tuple[Cut, ...]
+_MARK_OPACITY, _DIMMED = 0.85, 0.6
+_TOP_PX = 26  # above the tiles: names of the planes
 
 
 def draw_merge(
@@ -101,23 +86,22 @@ def draw_merge(
             raise ValueError(f"{name} {shape} and merged labels {merged.voxels.shape} differ")
     for name, labels in sources:
         merged.table.check(labels.voxels, what=name)
-    maps = [merged, *(labels for _, labels in sources)]
     box_mm = view_mm(merged)
-    px_per_mm = _scale(box_mm)
-    columns = _cut_all(image, maps, box_mm, px_per_mm)
-    window = grey_window((column.cuts[0] for column in columns), merged)
-    names = ["image", "merged", *(name for name, _ in sources), *(["changes"] if sources else [])]
-    present = list({x.index: x for labels in maps for x in present_labels(labels)}.values())
-    legend = legend_groups(sorted(present, key=lambda label: label.index))
+    slices = SliceRow.fit(box_mm[:, 1] - box_mm[:, 0], planes_of(STEPS))
+    at_mm = six_cuts(merged, box_mm)
+    cuts = slices.cuts(image, merged, at_mm, box_mm)
+    window = grey_window(cuts, merged)
+    codes = {name: slices.codes(labels, at_mm, box_mm) for name, labels in sources}
+    rows = _paint(cuts, codes, merged, window)
+    legend = legend_of([merged, *(labels for _, labels in sources)])
     n_rows = legend_rows(legend)
-    tall = max(tile_size(plane, box_mm, px_per_mm)[1] for plane in PLANES) + _ROW_GAP_PX
-    bottom = HEADER_PX + _TOP_PX + tall * len(names)
+    top = HEADER_PX + _TOP_PX
+    bottom = top + slices.tall * len(rows)
     marks_px = LEGEND_ROW_PX + 14 if sources else 0
     canvas = Canvas(WIDTH_PX, bottom + marks_px + (n_rows + 2) * LEGEND_ROW_PX + 20)
-    pixels = _fill(columns, maps, window, tall, len(names))
-    canvas.image(pixels, HEADER_PX + _TOP_PX)
-    write_header(canvas, merged.grid, window, px_per_mm, empty=not present_labels(merged))
-    _write_marks(canvas, columns, names, tall)
+    slices.write(canvas, top, rows, at_mm)
+    empty = not present_labels(merged)
+    write_header(canvas, merged.grid, window, slices.px_per_mm, empty=empty)
     if sources:
         _write_mark_legend(canvas, bottom + 6, len(sources))
     write_legend(canvas, legend, n_rows, bottom + marks_px + 10)
@@ -182,86 +166,42 @@ class _Lookup:
             self.is_background[code] = not code or (not label.mapping and label.name != _AIR)
 
 
-# -- pixels -------------------------------------------------------------------------------
+# -- rows ---------------------------------------------------------------------------------
 
 
-def _scale(box_mm: np.ndarray) -> float:
-    """Pixels per mm with which all columns fill the width."""
-    size_mm = box_mm[:, 1] - box_mm[:, 0]
-    n = [len(steps) for steps in _STEPS]
-    wide_mm = sum(size_mm[plane.right] * n[plane.axis] for plane in PLANES)
-    return float((WIDTH_PX - MARGIN_PX - _GAP_PX * sum(n)) / wide_mm)
-
-
-def _cut_all(
-    image: np.ndarray, maps: list[LabelMap], box_mm: np.ndarray, px_per_mm: float
-) -> list[_Column]:
-    positions = cut_positions(maps[0], _STEPS, box_mm)
-    return [
-        _Column(
-            plane,
-            at_mm,
-            tuple(take_cut(image, labels, plane, at_mm, box_mm, px_per_mm) for labels in maps),
-        )
-        for plane in PLANES
-        for at_mm in positions[plane.axis]
-    ]
-
-
-def _fill(
-    columns: list[_Column],
-    maps: list[LabelMap],
+def _paint(
+    cuts: Sequence[Cut],
+    codes: Mapping[str, Sequence[np.ndarray]],
+    merged: LabelMap,
     window: tuple[float, float],
-    tall: int,
-    n_rows: int,
+) -> dict[str, list[np.ndarray]]:
+    """Tiles by what their row shows: the image, the merged map, each tool's, what changed."""
+
+    def painted(cuts: Sequence[Cut], *, overlay: bool = True) -> list[np.ndarray]:
+        return [paint_cut(cut, merged, window, overlay=overlay) for cut in cuts]
+
+    rows = {"image": painted(cuts, overlay=False), "merged": painted(cuts)}
+    for name, own in codes.items():
+        rows[name] = painted([replace(c, codes=o) for c, o in zip(cuts, own, strict=True)])
+    if codes:
+        rows["changes"] = [
+            _paint_changes(cut.codes, of_tools, merged, grey)
+            for cut, of_tools, grey in zip(
+                cuts, zip(*codes.values(), strict=True), rows["image"], strict=True
+            )
+        ]
+    return rows
+
+
+def _paint_changes(
+    merged: np.ndarray, sources: Sequence[np.ndarray], labels: LabelMap, grey: np.ndarray
 ) -> np.ndarray:
-    """(tall * n_rows, WIDTH_PX, 3) uint8."""
-    pixels = np.full((tall * n_rows, WIDTH_PX, 3), BACKGROUND, dtype=np.uint8)
-    for column, left in zip(columns, _lefts(columns), strict=True):
-        tiles = [paint_cut(column.cuts[0], maps[0], window, overlay=False)]
-        for cut, labels in zip(column.cuts, maps, strict=True):
-            tiles.append(paint_cut(cut, labels, window, overlay=True))
-        if len(tiles) < n_rows:
-            tiles.append(_paint_changes(column, maps[0], tiles[0]))
-        height, width = tiles[0].shape[:2]
-        for row, tile in enumerate(tiles):
-            top = row * tall + (tall - _ROW_GAP_PX - height) // 2
-            pixels[top : top + height, left : left + width] = tile
-    return pixels
-
-
-def _paint_changes(column: _Column, merged: LabelMap, grey: np.ndarray) -> np.ndarray:
-    codes = [cut.codes for cut in column.cuts]
-    marks = changes(codes[0], codes[1:], merged)
-    colors = grey * 0.6
+    marks = changes(merged, list(sources), labels)
+    colors = grey * _DIMMED
     for mark, (_, rgb) in MARKS.items():
         here = marks == mark
         colors[here] = (1 - _MARK_OPACITY) * colors[here] + _MARK_OPACITY * 255 * np.array(rgb)
     return np.rint(colors).astype(np.uint8)
-
-
-def _lefts(columns: list[_Column]) -> list[int]:
-    """Left edge of each column."""
-    widths = [column.cuts[0].codes.shape[1] + _GAP_PX for column in columns]
-    return (MARGIN_PX + np.concatenate([[0], np.cumsum(widths)[:-1]])).astype(int).tolist()
-
-
-# -- words --------------------------------------------------------------------------------
-
-
-def _write_marks(canvas: Canvas, columns: list[_Column], names: list[str], tall: int) -> None:
-    top = HEADER_PX + _TOP_PX
-    for column, left in zip(columns, _lefts(columns), strict=True):
-        height, width = column.cuts[0].codes.shape
-        at = f"{column.plane.name}, {'xyz'[column.plane.axis]} = {signed(column.at_mm)} mm"
-        canvas.text(left + width / 2, top - 12, at, ha="center", size_px=14)
-        for row in range(len(names)):
-            tile_top = top + row * tall + (tall - _ROW_GAP_PX - height) // 2
-            write_ends(canvas, column.plane, left, tile_top, width)
-    for row, name in enumerate(names):
-        middle = top + row * tall + (tall - _ROW_GAP_PX) / 2
-        shown = name if len(name) <= 24 else name[:23] + "…"
-        canvas.text(20, middle, shown, rotation=90, ha="center", size_px=16, weight="bold")
 
 
 def _write_mark_legend(canvas: Canvas, top: float, n_sources: int) -> None:

@@ -20,6 +20,10 @@ MARGIN_PX = 44
 """Left of the tiles, for the names of the planes."""
 BACKGROUND = (11, 13, 16)
 
+STEPS = ((0.46, 0.73), (0.34, 0.72), (0.18, 0.58))
+"""Six cuts from one end of the brain to the other, along each axis: near the midline and beside
+it; behind and in front; through the orbits and the ventricles."""
+
 STYLES = ("plain", "filled", "outlined")
 """Rows of each plane."""
 
@@ -232,8 +236,34 @@ def take_cut(
     px_per_mm: float,
 ) -> Cut:
     """Sample a world plane: intensities between voxels, labels never."""
+    at = _at_voxels(labels.grid, plane, at_mm, box_mm, px_per_mm)
+    voxel, inside = _nearest(at, labels.grid)
+    grey = ndimage.map_coordinates(image, at, order=1, mode="nearest", output=np.float32)
+    return Cut(grey, image[voxel], np.where(inside, labels.voxels[voxel], 0), inside)
+
+
+def take_codes(
+    labels: LabelMap, plane: Plane, at_mm: float, box_mm: np.ndarray, px_per_mm: float
+) -> np.ndarray:
+    """Codes on a world plane, (height, width); 0 outside."""
+    at = _at_voxels(labels.grid, plane, at_mm, box_mm, px_per_mm)
+    voxel, inside = _nearest(at, labels.grid)
+    return np.where(inside, labels.voxels[voxel], 0)
+
+
+def _nearest(at: np.ndarray, grid: Grid) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Indices of the voxels that positions (3, h, w) are in, and whether they are in any."""
+    last = np.array(grid.shape)[:, None, None] - 1
+    inside = ((at >= -0.5) & (at <= last + 0.5)).all(axis=0)
+    return tuple(np.clip(np.floor(at + 0.5).astype(np.intp), 0, last)), inside
+
+
+def _at_voxels(
+    grid: Grid, plane: Plane, at_mm: float, box_mm: np.ndarray, px_per_mm: float
+) -> np.ndarray:
+    """Voxel coordinates of a world plane's pixels, (3, height, width)."""
     width, height = tile_size(plane, box_mm, px_per_mm)
-    to_voxel = np.linalg.inv(labels.grid.affine)
+    to_voxel = np.linalg.inv(grid.affine)
     world = np.full(3, _NUDGE_MM)
     world[plane.axis] += at_mm
     world[plane.right] += box_mm[plane.right, 0]
@@ -241,17 +271,11 @@ def take_cut(
     start = to_voxel[:3, :3] @ world + to_voxel[:3, 3]
     right = (np.arange(width) + 0.5) / px_per_mm
     down = (np.arange(height) + 0.5) / px_per_mm
-    at = (
+    return (
         start[:, None, None]
         + to_voxel[:3, plane.right, None, None] * right
         - to_voxel[:3, plane.up, None, None] * down[:, None]
     )
-    last = np.array(image.shape)[:, None, None] - 1
-    inside = ((at >= -0.5) & (at <= last + 0.5)).all(axis=0)
-    grey = ndimage.map_coordinates(image, at, order=1, mode="nearest", output=np.float32)
-    voxel = tuple(np.clip(np.floor(at + 0.5).astype(np.intp), 0, last))
-    codes = np.where(inside, labels.voxels[voxel], 0)
-    return Cut(grey, image[voxel], codes, inside)
 
 
 def grey_window(cuts: Iterable[Cut], labels: LabelMap) -> tuple[float, float]:

@@ -20,11 +20,11 @@ from brainseg_bids.reports.canvas import (
     LEGEND_ROW_PX,
     Canvas,
     SliceRow,
-    legend_groups,
+    legend_of,
     legend_rows,
     planes_of,
-    present_labels,
     same_size,
+    six_cuts,
     write_legend,
 )
 from brainseg_bids.reports.comparison import compare, draw_methods, method_colors, one_side
@@ -33,15 +33,14 @@ from brainseg_bids.reports.plots import panels
 from brainseg_bids.reports.slices import (
     MARGIN_PX,
     PLANES,
+    STEPS,
     WIDTH_PX,
-    cut_positions,
     paint_cut,
     view_mm,
 )
 
 _WINDOW = (0.0, 1.0)
 _CAPTION_PX, _ROW_GAP_PX = 28, 10
-_STEPS = ((0.46, 0.73), (0.34, 0.72), (0.18, 0.58))
 _PLOT_PX, _PLOT_PITCH_PX = 170, 232
 _MOST_VALUES = 200_000  # of a class that a histogram is made of
 
@@ -86,7 +85,8 @@ def draw_pairs(
         boxes_mm[0][:, 1] - boxes_mm[0][:, 0], [plane for plane in PLANES for _ in range(2)]
     )
     pitch = _CAPTION_PX + slice_row.tall + _ROW_GAP_PX
-    legend, rows_of_legend = _legend(maps)
+    legend = legend_of(maps)
+    rows_of_legend = legend_rows(legend) if legend else 0
     bottom = HEADER_PX + len(pairs) * pitch
     canvas = Canvas(WIDTH_PX, bottom + (rows_of_legend + 2) * LEGEND_ROW_PX + 20)
     _write_pairs_header(canvas, len(pairs), sizes, slice_row.px_per_mm)
@@ -149,7 +149,7 @@ def draw_real_and_synthetic(
     comparisons = _histograms(shown) if histograms is None else one_side(histograms)
     boxes_mm = same_size([view_mm(labels) for _, _, labels in shown])
     slice_row = SliceRow.fit(
-        boxes_mm[0][:, 1] - boxes_mm[0][:, 0], planes_of(_STEPS), tallest_px=360
+        boxes_mm[0][:, 1] - boxes_mm[0][:, 0], planes_of(STEPS), tallest_px=360
     )
     plots_top = HEADER_PX + 26 + len(shown) * slice_row.tall + 20
     rows = -(-len(comparisons) // 4)
@@ -194,12 +194,6 @@ def _at(ends_mm: np.ndarray, axis: int) -> float:
     return float(ends_mm[0] + (0.42, 0.5, 0.5)[axis] * (ends_mm[1] - ends_mm[0]))
 
 
-def _legend(maps: Sequence[LabelMap]) -> tuple[dict, int]:
-    present = {label.index: label for labels in maps for label in present_labels(labels)}
-    legend = legend_groups([present[index] for index in sorted(present)])
-    return legend, legend_rows(legend) if legend else 0
-
-
 def _write_pairs_header(canvas: Canvas, n: int, sizes: np.ndarray, px_per_mm: float) -> None:
     pairs = f"{n} synthetic pair{'s' if n != 1 else ''}: image, and image with its labels"
     canvas.text(MARGIN_PX, 22, pairs, size_px=19, weight="bold")
@@ -224,9 +218,7 @@ def _draw_heads(
     top = HEADER_PX + 26
     rows = []
     for (_, image, labels), box_mm in zip(shown, boxes_mm, strict=True):
-        found = cut_positions(labels, _STEPS, box_mm)
-        at_mm = [at for axis in range(3) for at in found[axis]]
-        cuts = slice_row.cuts(image, labels, at_mm, box_mm)
+        cuts = slice_row.cuts(image, labels, six_cuts(labels, box_mm), box_mm)
         rows.append([paint_cut(cut, labels, _WINDOW, overlay=False) for cut in cuts])
     canvas.image(slice_row.pixels(rows), top)
     slice_row.write_columns(canvas, top - 12)

@@ -8,7 +8,7 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from brainseg_bids.interfaces.labels import Volumes
-from brainseg_bids.interfaces.reportlets import DrawFiner
+from brainseg_bids.interfaces.reportlets import DrawUpsampled
 from brainseg_bids.interfaces.upsample import Upsample
 from brainseg_bids.workflows.how import HowToRun
 from brainseg_bids.workflows.methods import upsampling
@@ -45,7 +45,7 @@ def init_upsample_scan_wf(plan: UpsamplePlan, how: HowToRun) -> Workflow:
         mem_gb=plan.mem_gb + on_gpu * CUDA_GIB,
     )
     volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=plan.mem_gb)
-    figure = pe.Node(DrawFiner(table=table), name="figure", mem_gb=plan.mem_gb)
+    figure = pe.Node(DrawUpsampled(table=table), name="figure", mem_gb=plan.mem_gb)
     ds_finer_wf = init_ds_scan_wf(
         {output: str(path) for output, path in plan.outputs.items()},
         upsample_metadata(plan, output_dir=how.output_dir),
