@@ -229,7 +229,7 @@ def _ours(net, seen, window, precision: str):
     labels = torch.zeros(tuple(seen.shape), dtype=torch.uint8)
     slabs = timed(stitched_rows(look, seen, window=window, stem=stem, rows=predict.SLAB_CELLS))
     for plane, rows, columns, probabilities in predict._planes(view, slabs, seen.shape, "cpu"):
-        labels[plane, rows, columns] = predict.winners(probabilities)
+        labels[plane, rows, columns] = predict.most_probable(probabilities)[0]
     rows = window[0] // stem + predict.SLAB_CELLS
     cells = rows * (seen.shape[1] // stem) * (seen.shape[2] // stem)
     return labels, {

@@ -516,9 +516,14 @@ def write_label_map(labels: LabelMap, path: str | Path) -> Path:
     return _save(labels.voxels.astype(np.int16), labels.grid, path, intent="label")
 
 
-def write_volume(image: np.ndarray, grid: Grid, path: str | Path) -> Path:
-    """Write an array on a grid (a fourth axis is allowed) as NIfTI, whole or not at all."""
-    return _save(image, grid, path)
+def write_volume(
+    image: np.ndarray, grid: Grid, path: str | Path, *, slope: float | None = None
+) -> Path:
+    """Write an array on a grid (a fourth axis is allowed) as NIfTI, whole or not at all.
+
+    With ``slope``, readers multiply what is stored by it.
+    """
+    return _save(image, grid, path, slope=slope)
 
 
 def write_membership(

@@ -34,8 +34,9 @@ Whole-head labels of structural MR images, each on its image's own grid.
 - `*_seg-brainseg_dseg.nii.gz`: labels, explained in `seg-brainseg_dseg.tsv`
 - `*_seg-tissue_dseg.nii.gz`: the same as tissues, explained in `seg-tissue_dseg.tsv`
 - `*_desc-brain_mask.nii.gz`: the brain with its ventricles
-- `*_seg-brainseg_desc-volumes_morph.tsv`: volumes
-- `*_seg-brainseg_probseg.nii.gz`: probabilities (with `--probseg`)
+- `*_seg-brainseg_desc-volumes_morph.tsv`: volumes, and how far each structure is to be trusted
+- `*_seg-brainseg_probseg.nii.gz`: probabilities; their entropy in
+  `*_seg-brainseg_desc-entropy_probseg.nii.gz` (with `--probseg`)
 - `*_seg-fullhead_dseg.nii.gz`: label maps of heads, merged from tools (stage `headlabels`), each
   tool's own map as `*_seg-TOOL_dseg.nii.gz`, what the merge did as `*_desc-merge_morph.tsv`, and
   the four most probable labels of each voxel as `*_desc-top4_dseg.nii.gz` with their

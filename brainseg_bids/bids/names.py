@@ -148,6 +148,7 @@ class OutputNames:
     mask: Path
     volumes: Path
     probseg: Path
+    entropy: Path
     figure: Path
 
     @classmethod
@@ -165,6 +166,7 @@ class OutputNames:
             mask=home / f"{stem(scan, desc='brain')}_mask.nii.gz",
             volumes=home / f"{stem(scan, seg='brainseg', desc='volumes')}_morph.tsv",
             probseg=home / f"{segmented}_probseg.nii.gz",
+            entropy=home / f"{stem(scan, seg='brainseg', desc='entropy')}_probseg.nii.gz",
             figure=Path(f"sub-{scan.subject}", "figures", f"{segmented}_dseg.png"),
         )
 

@@ -28,9 +28,17 @@ import numpy as np
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.plausibility import implausible
+from brainseg_bids.evaluation.confidence import ConfidenceCalibration, ProbabilitySums
 from brainseg_bids.exit_codes import DONE, FAILED
-from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
-from brainseg_bids.volumes import InputError, place, read_volume, whole_or_nothing, write_label_map
+from brainseg_bids.nets.bundle import CONFIDENCE, BundleError, ModelBundle, find_bundle
+from brainseg_bids.volumes import (
+    InputError,
+    place,
+    read_volume,
+    whole_or_nothing,
+    write_label_map,
+    write_volume,
+)
 
 WRITING_FRAC = 0.05
 """Of the time: label map and report, once the network has ended."""
@@ -51,6 +59,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--labels", type=Path, required=True, help="label map to write")
     parser.add_argument("--probseg", type=Path, help="also write probabilities, 4D")
+    parser.add_argument("--entropy", type=Path, help="also write their entropy, bits")
     parser.add_argument("--report", type=Path, required=True, help="facts to write, JSON")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all")
@@ -92,11 +101,13 @@ def predict(options: argparse.Namespace) -> dict:
         image, grid = read_volume(options.image)
     notes = [str(w.message) for w in noted if str(options.image) in str(w.message)]
     bundle, *others = read_models([options.model, *options.ensemble])
+    calibration = read_calibration(bundle)
     finest_mm = min(model.voxel_size_mm for model in (bundle, *others))
     notes += _notes_on_voxels(options.image, grid, finest_mm)
 
     import torch  # late: a wrong path shall be told at once
 
+    from brainseg_bids.inference.confidence import Accumulator
     from brainseg_bids.inference.predict import Member, segment
 
     device = choose_device(options.device)
@@ -107,11 +118,9 @@ def predict(options: argparse.Namespace) -> dict:
         Member(model.load(device), model.voxel_size_mm, model.patch_vox)
         for model in sorted((bundle, *others), key=lambda model: model.digest)
     ]
-    probabilities = (
-        _ProbabilityFile(options.probseg, grid, len(bundle.table)) if options.probseg else None
-    )
-    packed_bytes = len(bundle.table) * math.prod(grid.shape) if options.probseg else 0
-    progress = _Progress(options.image.name, began_s, packed_bytes / PACKED_BYTES_PER_S)
+    soft = _SoftFiles(options, grid, len(bundle.table))
+    confidence = Accumulator(len(bundle.table))
+    progress = _Progress(options.image.name, began_s, soft.packed_bytes / PACKED_BYTES_PER_S)
     try:
         labels = segment(
             image,
@@ -124,17 +133,16 @@ def predict(options: argparse.Namespace) -> dict:
             flips=options.test_time_flips,
             device=device,
             progress=progress,
-            on_probabilities=probabilities.put if probabilities else None,
+            on_probabilities=soft.put if soft.files else None,
+            confidence=confidence,
             note=lambda text: notes.append(f"{options.image}: {text}"),
         )
         to_look_at = implausible(labels, image)
-        if probabilities:
-            probabilities.save()
+        soft.save()
         write_label_map(labels, options.labels)
         progress.done()
     finally:
-        if probabilities:
-            probabilities.close()
+        soft.close()
     return {
         "image": str(options.image),
         "model": bundle.name,
@@ -150,7 +158,49 @@ def predict(options: argparse.Namespace) -> dict:
         "model_voxel_size_mm": bundle.voxel_size_mm,
         "warnings": notes,
         "to_look_at": to_look_at,
+        "confidence": confidence_of(
+            confidence.sums(),
+            bundle.table,
+            calibration if options.test_time_flips and not others else None,
+        ),
     }
+
+
+def read_calibration(bundle: ModelBundle) -> ConfidenceCalibration | None:
+    """What a bundle says of its probabilities, if it does.
+
+    Raises
+    ------
+    BundleError
+        If it cannot be read.
+    """
+    if not bundle.confidence:
+        return None
+    what = f"{bundle.path}: this bundle is damaged: {CONFIDENCE}"
+    try:
+        return ConfidenceCalibration.from_json(bundle.confidence, bundle.table, what=what)
+    except InputError as error:
+        raise BundleError(f"{str(error).rstrip('.')}. Fetch the model again.") from error
+
+
+def confidence_of(
+    sums: ProbabilitySums, table: LabelTable, calibration: ConfidenceCalibration | None
+) -> dict:
+    """What the report says of each structure's confidence.
+
+    A calibration holds for one model with flips alone, as it was fitted.
+    """
+    expected = calibration.expected_dice(sums) if calibration else sums.expected_dice()
+    labels = [
+        {
+            "index": label.index,
+            "confidence": round(float(expected[index]), 4),
+            "threshold": round(float(calibration.threshold[index]), 4) if calibration else None,
+        }
+        for index, label in enumerate(table)
+        if label.index and sums.n_voxels[index]
+    ]
+    return {"calibrated": calibration is not None, "labels": labels}
 
 
 def read_models(names: Sequence[str | Path]) -> list[ModelBundle]:
@@ -284,6 +334,52 @@ class _Progress:
         if self.bar:
             self.bar.update(100 - self.percent)
             self.bar.close()
+
+
+class _SoftFiles:
+    """Probabilities and their entropy, those of them that are wanted."""
+
+    def __init__(self, options: argparse.Namespace, grid: Grid, n_labels: int) -> None:
+        self.files: list[_ProbabilityFile | _EntropyFile] = []
+        self.packed_bytes = 0
+        if options.probseg:
+            self.files.append(_ProbabilityFile(options.probseg, grid, n_labels))
+            self.packed_bytes = n_labels * math.prod(grid.shape)
+        if options.entropy:
+            self.files.append(_EntropyFile(options.entropy, grid, n_labels))
+
+    def put(self, plane: int, rows: slice, columns: slice, probabilities) -> None:
+        for file in self.files:
+            file.put(plane, rows, columns, probabilities)
+
+    def save(self) -> None:
+        for file in self.files:
+            file.save()
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+
+class _EntropyFile:
+    """Entropy in bits: bytes, 255 = all labels alike."""
+
+    def __init__(self, path: Path, grid: Grid, n_labels: int) -> None:
+        self.path, self.grid = path, grid
+        self.step = math.log2(n_labels) / 255
+        self.turned = np.zeros(grid.to_ras().shape, np.uint8)
+
+    def put(self, plane: int, rows: slice, columns: slice, probabilities) -> None:
+        from brainseg_bids.inference.confidence import entropy_bits
+
+        values = (entropy_bits(probabilities) / self.step).round().clamp(0, 255)
+        self.turned[plane, rows, columns] = values.byte().cpu().numpy()
+
+    def save(self) -> None:
+        write_volume(self.grid.array_from_ras(self.turned), self.grid, self.path, slope=self.step)
+
+    def close(self) -> None:
+        """Nothing lies elsewhere."""
 
 
 class _ProbabilityFile:

@@ -16,6 +16,7 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.intensity import AIR_SHARE, rescale
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.inference.confidence import Accumulator
 from brainseg_bids.inference.windows import Triple, count_windows, stitched_rows
 from brainseg_bids.nets.architectures import PackedNet
 from brainseg_bids.nets.sizes import patch_multiple
@@ -68,6 +69,7 @@ def segment(
     overlap_frac: float = 0.25,
     progress: Callable[[float], None] = lambda left_s: None,
     on_probabilities: Callable[[int, slice, slice, Tensor], None] | None = None,
+    confidence: Accumulator | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> LabelMap:
     """Label every voxel of an image.
@@ -111,6 +113,8 @@ def segment(
         Told, for each plane of the image turned towards RAS, its index, the rows and columns
         that were worked on, and their probabilities (n_labels, rows, columns). Elsewhere
         everything is background.
+    confidence : Accumulator, optional
+        Sums of probabilities are added to it.
     note : callable
         Told in one line what had to be done otherwise than asked, or is wrong with intensities.
 
@@ -137,8 +141,13 @@ def segment(
         ranks = torch.zeros(ras.shape, dtype=torch.uint8)
         work = _Work(progress, views, ras, thrift, overlap_frac)
         streams = _streams(views, ras.shape, thrift, overlap_frac, work.window_done)
+        if confidence is not None:
+            confidence.clear()
         for plane, rows, columns, probabilities in _averaged(streams):
-            ranks[plane, rows, columns] = winners(probabilities).cpu()
+            indices, largest = most_probable(probabilities)
+            ranks[plane, rows, columns] = indices.cpu()
+            if confidence is not None:
+                confidence.add(indices, largest, probabilities)
             if on_probabilities is not None:
                 on_probabilities(plane, rows, columns, probabilities)
             work.plane_done()
@@ -416,19 +425,20 @@ def _mean_plane(planes: Sequence[Plane], n_views: int) -> Plane:
     return number, slice(row, height), slice(column, width), total.div_(n_views)
 
 
-def winners(probabilities: Tensor) -> Tensor:
-    """Rank of the largest of (n, rows, columns), uint8; the first of equals.
+def most_probable(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Class index of the largest of (n, rows, columns), uint8, the first of equals; and that.
 
-    >>> winners(torch.tensor([[[0.2, 0.5]], [[0.3, 0.5]], [[0.1, 0.0]]])).tolist()
-    [[1, 0]]
+    >>> index, largest = most_probable(torch.tensor([[[0.25, 0.5]], [[0.75, 0.5]]]))
+    >>> index.tolist(), largest.tolist()
+    ([[1, 0]], [[0.75, 0.5]])
     """
     # Four times as fast on a processor as PyTorch's own, which keeps places in 64 bits.
-    best = probabilities[0].clone()
-    rank = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+    largest = probabilities[0].clone()
+    index = torch.zeros(largest.shape, dtype=torch.uint8, device=largest.device)
     for number, other in enumerate(probabilities[1:], start=1):
-        torch.maximum(rank, (other > best).view(torch.uint8).mul_(number), out=rank)
-        torch.maximum(best, other, out=best)
-    return rank
+        torch.maximum(index, (other > largest).view(torch.uint8).mul_(number), out=index)
+        torch.maximum(largest, other, out=largest)
+    return index, largest
 
 
 def _whole_cells(image: Tensor, stem: int) -> Tensor:

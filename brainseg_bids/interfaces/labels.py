@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from nipype.interfaces.base import (
@@ -18,6 +20,8 @@ from brainseg_bids.anatomy.labels import LabelTable, count_codes
 from brainseg_bids.volumes import read_label_map, write_label_map, write_mask
 
 COLUMNS = ("index", "name", "hemisphere", "n_voxels", "volume_mm3")
+CONFIDENCE_COLUMNS = ("confidence", "confidence_threshold", "low_confidence")
+"""Of segmentations only."""
 
 
 class _LabelsInputSpec(BaseInterfaceInputSpec):
@@ -58,15 +62,36 @@ class BrainMask(_FromLabels):
         return write_mask(labels.brain_mask(), labels.grid, folder / "brain_mask.nii.gz")
 
 
+class _VolumesInputSpec(_LabelsInputSpec):
+    report = File(exists=True, desc="of the segmentation, with the confidence of each structure")
+
+
 class Volumes(_FromLabels):
     """Voxels and mm³ of each label of the table; background is left out."""
 
+    input_spec = _VolumesInputSpec
+
     def _write(self, labels: LabelMap, folder: Path) -> Path:
-        return write_volumes(labels, folder / "volumes_morph.tsv")
+        confidence = None
+        if isinstance(self.inputs.report, str):
+            report = json.loads(Path(self.inputs.report).read_text(encoding="utf-8"))
+            rows = report.get("confidence", {}).get("labels", [])
+            confidence = {row["index"]: row for row in rows}
+        return write_volumes(labels, folder / "volumes_morph.tsv", confidence)
 
 
-def write_volumes(labels: LabelMap, path: Path) -> Path:
-    """Write the volumes table; a label that is absent has 0."""
+def write_volumes(
+    labels: LabelMap, path: Path, confidence: Mapping[int, Mapping] | None = None
+) -> Path:
+    """Write the volumes table; a label that is absent has 0.
+
+    Parameters
+    ----------
+    labels : LabelMap
+    path : Path
+    confidence : mapping, optional
+        By code, ``confidence`` and ``threshold``; adds `CONFIDENCE_COLUMNS`.
+    """
     from brainseg_bids.reports.tables import write_rows  # late: pandas
 
     counts, volumes_mm3 = count_codes(labels.voxels), labels.volumes_mm3()
@@ -77,8 +102,24 @@ def write_volumes(labels: LabelMap, path: Path) -> Path:
             label.hemisphere,
             counts.get(label.index, 0),
             round(volumes_mm3[label.index], 3),
+            *([] if confidence is None else _confidence(confidence.get(label.index))),
         )
         for label in labels.table
         if label.index
     ]
-    return write_rows(path, COLUMNS, rows)
+    columns = COLUMNS if confidence is None else COLUMNS + CONFIDENCE_COLUMNS
+    return write_rows(path, columns, rows)
+
+
+def _confidence(row: Mapping | None) -> list[object]:
+    """`CONFIDENCE_COLUMNS` of a label.
+
+    >>> _confidence({"confidence": 0.62, "threshold": 0.7}), _confidence(None)
+    ([0.62, 0.7, 'yes'], ['n/a', 'n/a', 'n/a'])
+    """
+    if row is None:
+        return ["n/a"] * len(CONFIDENCE_COLUMNS)
+    confidence, threshold = row["confidence"], row["threshold"]
+    if threshold is None:
+        return [confidence, "n/a", "n/a"]
+    return [confidence, threshold, "yes" if confidence < threshold else "no"]

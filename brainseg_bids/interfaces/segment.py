@@ -34,6 +34,7 @@ class _SegmentInputSpec(CommandLineInputSpec):
     version = traits.Str(__version__, usedefault=True, desc="of this package")
     labels = File("dseg.nii.gz", usedefault=True, argstr="--labels %s", desc="to be written")
     probseg = File(argstr="--probseg %s", desc="to be written, 4D")
+    entropy = File(argstr="--entropy %s", desc="to be written")
     report = File("report.json", usedefault=True, argstr="--report %s", desc="to be written")
     device = traits.Str("auto", usedefault=True, nohash=True, argstr="--device %s")
     threads = traits.Int(1, usedefault=True, nohash=True, argstr="--threads %d")
@@ -44,6 +45,7 @@ class _SegmentInputSpec(CommandLineInputSpec):
 class _SegmentOutputSpec(TraitedSpec):
     labels = File(exists=True, desc="codes on the image's own grid, int16")
     probseg = File(desc="probabilities, last axis is the label")
+    entropy = File(desc="of the probabilities, in bits")
     report = File(exists=True, desc="facts: time, memory, device, warnings")
 
 
@@ -103,7 +105,7 @@ class Segment(OwnProgram):
 
     def _list_outputs(self):
         outputs = self.output_spec().get()
-        for name in ("labels", "probseg", "report"):
+        for name in ("labels", "probseg", "entropy", "report"):
             value = getattr(self.inputs, name)
             if isinstance(value, str):
                 outputs[name] = str(Path(value).absolute())

@@ -103,6 +103,7 @@ class SaveDerivative(SimpleInterface):
             "ModelVoxelSizeMm": report["model_voxel_size_mm"],
             "Warnings": report["warnings"],
             "ToLookAt": report.get("to_look_at", []),
+            "ConfidenceCalibrated": report.get("confidence", {}).get("calibrated", False),
         }
 
 

@@ -2,8 +2,9 @@
 """``ModelBundle``: weights with all that is needed to use them honestly.
 
 A bundle is a folder: ``weights.safetensors``, ``labels.tsv``, ``README.md`` (the model card)
-and ``bundle.json``, which holds the SHA-256 of the other three. The SHA-256 of
-``bundle.json`` is therefore the digest of the whole.
+and ``bundle.json``, which holds the SHA-256 of the others. The SHA-256 of ``bundle.json`` is
+therefore the digest of the whole. ``confidence.json`` may be there, too: how far the model's
+probabilities are to be believed, see `brainseg_bids.evaluation.confidence`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ DEFAULT_MODEL = DEFAULT_MODELS[0]
 """For whatever has one model only, as ensembles."""
 FORMAT = 1
 WEIGHTS, LABELS, CARD, MANIFEST = "weights.safetensors", "labels.tsv", "README.md", "bundle.json"
+CONFIDENCE = "confidence.json"
 
 
 class BundleError(ValueError):
@@ -126,6 +128,8 @@ class ModelBundle:
     seen : frozenset of str or None
         `volumes.voxel_hash` of every image and label map that it was trained or fitted on; None:
         it does not say.
+    confidence : str
+        Text of ``confidence.json``; empty if there is none.
     """
 
     path: Path
@@ -138,6 +142,7 @@ class ModelBundle:
     net: dict
     card: str
     seen: frozenset[str] | None = None
+    confidence: str = ""
 
     @classmethod
     def read(cls, path: str | Path) -> ModelBundle:
@@ -172,6 +177,8 @@ class ModelBundle:
         try:
             table = LabelTable.read(path / LABELS, name=manifest["label_table"])
             card = read_text(path / CARD)
+            calibrated = CONFIDENCE in manifest["sha256"]
+            confidence = read_text(path / CONFIDENCE) if calibrated else ""
         except ValueError as error:
             raise _damaged(path, error) from error
         _check_table(path, table, manifest["net"])
@@ -186,6 +193,7 @@ class ModelBundle:
             net=manifest["net"],
             card=card,
             seen=frozenset(manifest["seen"]) if "seen" in manifest else None,
+            confidence=confidence,
         )
 
     def load(self, device: str = "cpu") -> PackedNet:
@@ -341,8 +349,30 @@ def write_bundle(
     }
     if seen is not None:
         manifest["seen"] = sorted(seen)
-    (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    _write_manifest(path, manifest)
     return ModelBundle.read(path)
+
+
+def add_confidence(path: str | Path, text: str) -> ModelBundle:
+    """Put ``confidence.json`` into a bundle, instead of what is there; its digest changes.
+
+    Interrupted, it leaves a sound bundle, at worst one without.
+    """
+    path = Path(path)
+    ModelBundle.read(path)
+    manifest = read_json(path / MANIFEST)
+    manifest["sha256"].pop(CONFIDENCE, None)
+    _write_manifest(path, manifest)
+    (path / CONFIDENCE).write_text(text, encoding="utf-8")
+    manifest["sha256"][CONFIDENCE] = _sha256(text.encode())
+    _write_manifest(path, manifest)
+    return ModelBundle.read(path)
+
+
+def _write_manifest(path: Path, manifest: dict) -> None:
+    fresh = path / f".{MANIFEST}"
+    fresh.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    fresh.replace(path / MANIFEST)
 
 
 def _as_half(weight: Tensor, key: str, path: Path) -> Tensor:

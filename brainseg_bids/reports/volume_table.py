@@ -3,7 +3,8 @@
 
 A row has ``index``, ``name``, ``hemisphere``, ``color`` and ``volume_mm3``; the background may be
 among them and is left out. An optional ``mapping`` (code of the BIDS standard label table) groups
-structures of tables that are not packaged.
+structures of tables that are not packaged. Rows of a segmentation have ``confidence`` and
+``low_confidence`` as well.
 """
 
 from __future__ import annotations
@@ -36,11 +37,17 @@ def read_volumes(path: Path, output_dir: Path, segmentation: str) -> list[dict]:
             label = table[int(row["index"])]
             row["index"], row["volume_mm3"] = int(row["index"]), float(row["volume_mm3"])
             row["color"], row["mapping"] = label.color, label.mapping
+            if "confidence" in row:
+                row["confidence"] = _number(row["confidence"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: is no volumes table of this derivative ({error}). Remove it and run again."
         ) from error
     return rows
+
+
+def _number(cell: str) -> float | None:
+    return None if cell == "n/a" else float(cell)
 
 
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
@@ -81,6 +88,17 @@ def totals_mm3(rows: Sequence[dict]) -> dict[str, float]:
     for row in anatomical(rows):
         volumes.setdefault(row["group"], []).append(row["volume_mm3"])
     return {name: math.fsum(found) for name, found in volumes.items()}
+
+
+def low_confidence(rows: Sequence[dict]) -> str:
+    """How many structures are flagged; empty if the table does not say.
+
+    >>> low_confidence([{"low_confidence": flag} for flag in ("yes", "no", "n/a")])
+    '1 of 2 structures'
+    """
+    flags = [row.get("low_confidence") for row in rows]
+    known = flags.count("yes") + flags.count("no")
+    return f"{flags.count('yes') or 'none'} of {known} structures" if known else ""
 
 
 @dataclass(frozen=True)

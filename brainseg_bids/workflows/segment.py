@@ -87,7 +87,7 @@ def init_segment_wf(
     threads : int
         Of the segmentation.
     probseg : bool
-        Also write probabilities.
+        Also write probabilities and their entropy.
     program : sequence of str
         What segments.
 
@@ -99,7 +99,7 @@ def init_segment_wf(
     Outputs
     -------
     labels, tissue, mask, volumes, figure, report
-        And ``probseg`` if wanted.
+        And ``probseg`` and ``entropy`` if wanted.
     """
     fields = ["labels", "tissue", "mask", "volumes", "figure", "report"]
     workflow = Workflow(name=name)
@@ -111,7 +111,7 @@ def init_segment_wf(
     )
     inputnode = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
     outputnode = pe.Node(
-        IdentityInterface(fields=fields + ["probseg"] * probseg), name="outputnode"
+        IdentityInterface(fields=fields + ["probseg", "entropy"] * probseg), name="outputnode"
     )
     segment = pe.Node(
         Segment(
@@ -145,9 +145,11 @@ def init_segment_wf(
             (segment, derive, [("labels", "labels")]),
             (derive, outputnode, [("out_file", derive.name)]),
         ])  # fmt: skip
+    workflow.connect(segment, "report", volumes, "report")
     if probseg:
-        segment.inputs.probseg = "probseg.nii.gz"
-        workflow.connect(segment, "probseg", outputnode, "probseg")
+        for output in ("probseg", "entropy"):
+            setattr(segment.inputs, output, f"{output}.nii.gz")
+            workflow.connect(segment, output, outputnode, output)
     return workflow
 
 

@@ -65,7 +65,8 @@ class Model:
 
 @dataclass(frozen=True)
 class SegmentPlan(ScanPlan):
-    """One image to segment. ``outputs``: fields of `OutputNames`; ``probseg`` only if wanted.
+    """One image to segment. ``outputs``: fields of `OutputNames`; ``probseg`` and ``entropy`` only
+    if wanted.
 
     Parameters
     ----------
@@ -118,7 +119,14 @@ def plan_segment(
     plans, faults = [], dict(subject.faults)
     for scan in subject.scans:
         names = OutputNames.of(scan)
-        fields = ["labels", "tissue", "mask", "volumes", "figure", *(["probseg"] * probseg)]
+        fields = [
+            "labels",
+            "tissue",
+            "mask",
+            "volumes",
+            "figure",
+            *(["probseg", "entropy"] * probseg),
+        ]
         outputs = {name: output_dir / getattr(names, name) for name in fields}
         model = model_for(scan, models)
         try:
@@ -245,6 +253,23 @@ VOLUMES_COLUMNS = {
 }
 """Columns of a volumes table, as BIDS wants them described; ``index`` depends on the table."""
 
+CONFIDENCE_COLUMNS = {
+    "confidence": {
+        "Description": "Expected Dice of the structure, 0 to 1, from the model's probabilities; "
+        "n/a without voxels. Calibrated on images of known truth if confidence_threshold is given."
+    },
+    "confidence_threshold": {
+        "Description": "Confidence below which a structure is flagged, by images of known truth "
+        "that the model was not trained on; n/a if the model has no calibration, or was not "
+        "used as it was calibrated."
+    },
+    "low_confidence": {
+        "Description": "Whether confidence lies below the threshold.",
+        "Levels": {"yes": "look at it before using the volume", "no": "as usual"},
+    },
+}
+"""The same of those that a volumes table of a segmentation has beyond `VOLUMES_COLUMNS`."""
+
 
 def metadata(plan: SegmentPlan, *, output_dir: Path) -> dict[str, dict]:
     """JSON of each output, less what only the run can tell (time, memory, warnings)."""
@@ -280,11 +305,19 @@ def metadata(plan: SegmentPlan, *, output_dir: Path) -> dict[str, dict]:
             "Sources": [raw],
             **where,
         },
+        "entropy": {
+            "Description": f"Entropy of the label probabilities of each voxel by {by}: 0 where "
+            "one label is certain.",
+            "Units": "bit",
+            "Sources": [raw],
+            **where,
+        },
         "volumes": {
             "Description": "Volume of each label: voxels times the volume of a voxel.",
             "Sources": [own],
             "index": {"Description": "Code in seg-brainseg_dseg.tsv."},
             **VOLUMES_COLUMNS,
+            **CONFIDENCE_COLUMNS,
         },
     }
     return {name: what[name] | plan.provenance for name in plan.outputs if name in what}

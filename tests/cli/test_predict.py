@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.cli.predict import main
+from brainseg_bids.evaluation.calibration import BINS
+from brainseg_bids.evaluation.confidence import ConfidenceCalibration
 from brainseg_bids.nets.architectures import build
-from brainseg_bids.nets.bundle import write_bundle
+from brainseg_bids.nets.bundle import add_confidence, write_bundle
 from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.volumes import write_volume
 from tests.fakes import dataset
@@ -91,6 +94,53 @@ def test_labels_are_the_largest_of_the_probabilities(model, tmp_path):
     largest = probabilities.max(-1)
     said = np.take_along_axis(probabilities, np.searchsorted(codes, labels)[..., None], -1)[..., 0]
     assert (largest - said).max() <= 1 / 255 + 1e-6  # bytes: ties are possible
+
+
+def test_entropy_is_that_of_the_probabilities_and_confidence_is_reported(model, tmp_path):
+    files = {name: tmp_path / f"{name}.nii.gz" for name in ("probseg", "entropy")}
+    arguments = [text for name, path in files.items() for text in (f"--{name}", str(path))]
+    report = run(model, tmp_path, (2, 2, 2), *arguments)
+    probabilities, entropy = (np.asarray(nib.load(path).dataobj) for path in files.values())
+    assert entropy.ndim == 3
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = -np.nan_to_num(probabilities * np.log2(probabilities)).sum(-1)
+    assert entropy.max() > 1
+    np.testing.assert_allclose(entropy, expected, atol=0.4)  # bytes of both
+    said = report["confidence"]
+    assert said["calibrated"] is False  # a network that nobody has calibrated
+    assert all(0 < row["confidence"] < 1 and row["threshold"] is None for row in said["labels"])
+    labels = np.asarray(nib.load(tmp_path / "dseg.nii.gz").dataobj)
+    assert {row["index"] for row in said["labels"]} == set(np.unique(labels).tolist()) - {0}
+
+
+def calibrated(model, folder):
+    """A copy of the model with a calibration that believes little and flags much."""
+    n_labels = len(LabelTable.packaged("brainseg"))
+    calibration = ConfidenceCalibration(
+        np.full((n_labels, BINS), 0.5), np.ones(n_labels), np.full(n_labels, 0.9)
+    )
+    path = shutil.copytree(model, folder / "calibrated")
+    text = calibration.to_json(LabelTable.packaged("brainseg"))
+    return add_confidence(path, text).path
+
+
+def test_a_calibration_holds_for_its_model_with_flips_alone(model, further, tmp_path):
+    path = calibrated(model, tmp_path)
+    flips = run(path, tmp_path, (3, 3, 3), "--test-time-flips")["confidence"]
+    assert flips["calibrated"]
+    assert all(row["confidence"] < row["threshold"] == 0.9 for row in flips["labels"])
+    for more in ((), ("--test-time-flips", "--ensemble", str(further))):
+        assert not run(path, tmp_path, (3, 3, 3), *more)["confidence"]["calibrated"]
+
+
+def test_a_damaged_calibration_is_refused_before_anything_is_done(model, tmp_path, capsys):
+    path = add_confidence(shutil.copytree(model, tmp_path / "bad"), '{"format": 1}').path
+    image = tmp_path / "x.nii.gz"
+    write_volume(np.zeros((9, 9, 9), np.float32), phantom_grid((9, 9, 9), 9.0), image)
+    arguments = ["--labels", tmp_path / "d.nii.gz", "--report", tmp_path / "r.json"]
+    line = refused(["--image", image, "--model", path, *arguments], capsys)
+    assert "bad" in line
+    assert "confidence.json" in line
 
 
 def test_a_full_disk_is_told_before_probabilities_are_made(model, tmp_path, capsys, monkeypatch):

@@ -25,7 +25,7 @@ from brainseg_bids.volumes import InputError, read_volume, write_label_map, writ
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    for name in ("image", "labels", "probseg", "report"):
+    for name in ("image", "labels", "probseg", "entropy", "report"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--model")
     parser.add_argument("--ensemble", nargs="+", default=[])
@@ -58,6 +58,8 @@ def main() -> int:
     if options.probseg:
         one_hot = np.stack([voxels == code for code in bundle.table.codes], axis=-1)
         write_volume(one_hot.astype(np.float32), grid, options.probseg)
+    if options.entropy:
+        write_volume(np.zeros(grid.shape, np.uint8), grid, options.entropy)
     options.report.write_text(
         json.dumps(
             {
@@ -73,6 +75,13 @@ def main() -> int:
                 "model_voxel_size_mm": bundle.voxel_size_mm,
                 "warnings": [str(note.message) for note in noted],
                 "to_look_at": ["brain of 0.47 ml"] if "sub-tiny" in str(options.image) else [],
+                "confidence": {
+                    "calibrated": True,
+                    "labels": [
+                        {"index": 3, "confidence": 0.91, "threshold": 0.8},
+                        {"index": 42, "confidence": 0.55, "threshold": 0.8},
+                    ],
+                },
             }
         )
     )

@@ -2,6 +2,7 @@
 """Tissues, brain mask and volumes from a label map."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -49,3 +50,20 @@ def test_volumes_add_up_to_all_that_is_not_background(segmented):
     for row in rows:
         expected = int(row["n_voxels"]) * labels.grid.voxel_volume_mm3
         assert float(row["volume_mm3"]) == pytest.approx(expected)
+
+
+def test_volumes_of_a_segmentation_say_how_far_each_is_to_be_trusted(segmented, tmp_path):
+    labels = [
+        {"index": 2, "confidence": 0.95, "threshold": 0.9},
+        {"index": 41, "confidence": 0.85, "threshold": 0.9},
+        {"index": 3, "confidence": 0.8, "threshold": None},
+    ]
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"confidence": {"calibrated": True, "labels": labels}}))
+    with open(Volumes(**segmented[1], report=str(report)).run().outputs.out_file) as file:
+        rows = {int(row["index"]): row for row in csv.DictReader(file, delimiter="\t")}
+    shown = {code: list(row.values())[-3:] for code, row in rows.items()}
+    assert shown[2] == ["0.95", "0.9", "no"]
+    assert shown[41] == ["0.85", "0.9", "yes"]
+    assert shown[3] == ["0.8", "n/a", "n/a"]
+    assert shown[42] == ["n/a", "n/a", "n/a"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from brainseg_bids.nets.bundle import (
     DEFAULT_MODEL,
     BundleError,
     ModelBundle,
+    add_confidence,
     find_bundle,
     packaged_models,
     write_bundle,
@@ -126,6 +128,32 @@ def test_a_newer_format_is_refused_with_the_remedy(bundle):
     (bundle.path / "bundle.json").write_text(json.dumps(manifest | {"format": 99}))
     with pytest.raises(BundleError, match="format 99 is not 1"):
         ModelBundle.read(bundle.path)
+
+
+def test_confidence_is_part_of_the_bundle_and_of_its_digest(bundle):
+    assert bundle.confidence == ""
+    first, again = (add_confidence(bundle.path, text) for text in ("{}", '{"a": 1}'))
+    assert (first.confidence, again.confidence) == ("{}", '{"a": 1}')
+    assert len({bundle.digest, first.digest, again.digest}) == 3
+    (bundle.path / "confidence.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"confidence\.json is not the file"):
+        ModelBundle.read(bundle.path)
+
+
+def test_interrupted_while_confidence_is_written_it_is_a_sound_bundle_without(bundle, monkeypatch):
+    add_confidence(bundle.path, "{}")
+    write_text = Path.write_text
+
+    def full(path, *text, **options):
+        if path.name == "confidence.json":
+            path.write_bytes(b"ha")
+            raise OSError(28, "No space left on device")
+        return write_text(path, *text, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        add_confidence(bundle.path, '{"a": 1}')
+    assert ModelBundle.read(bundle.path).confidence == ""
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "not json", '{"format": 1, "sha256": {}}'])

@@ -15,7 +15,7 @@ from PIL import Image
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.reports import page as page_module
 from brainseg_bids.reports.page import write_subject_page
-from brainseg_bids.reports.sections.image import image_section
+from brainseg_bids.reports.sections.image import CALIBRATED, NOT_CALIBRATED, image_section
 from brainseg_bids.reports.sections.summary import spreads, write_group_page
 from brainseg_bids.reports.volume_table import asymmetries
 
@@ -140,6 +140,24 @@ def test_the_page_is_well_formed_and_says_what_was_done(scan, tmp_path):
     assert len(identifiers) == len(set(identifiers))
     inner = {attrs["href"][1:] for tag, attrs in reader.tags if tag == "a"}
     assert inner <= set(identifiers)
+
+
+def test_confidence_is_shown_and_low_ones_stand_out(scan, tmp_path):
+    given = {"Left-Thalamus": (0.91, "no"), "Right-Thalamus": (0.55, "yes")}
+    for row in scan["volumes"]:
+        row["confidence"], row["low_confidence"] = given.get(row["name"], (None, "n/a"))
+    path = written(tmp_path / "a.html", [scan])
+    shown = {row[0]: row[-1] for row in cells(path) if row}
+    assert (shown["Left-Thalamus"], shown["Right-Thalamus"]) == ("0.91", "0.55")
+    assert shown["Skin"] == "n/a"
+    assert re.findall(r'<strong class="far">(.*?)<', path.read_text(encoding="utf-8")) == ["0.55"]
+    assert CALIBRATED in read(path).text
+    for row in scan["volumes"]:
+        row["low_confidence"] = "n/a"
+    assert NOT_CALIBRATED in read(written(tmp_path / "b.html", [scan])).text
+    for row in scan["volumes"]:  # of a run before there was any
+        del row["confidence"], row["low_confidence"]
+    assert "Confidence" not in read(written(tmp_path / "c.html", [scan])).text
 
 
 def test_the_page_needs_nothing_but_itself(scan, figure, tmp_path):

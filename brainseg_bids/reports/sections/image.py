@@ -24,6 +24,17 @@ NO_ASYMMETRY = (
 """Whatever the side of the larger structure, it changes when the image is mirrored: it is the
 network's, not the head's."""
 
+CALIBRATED = (
+    "Confidence: the Dice that is expected of a structure, by the model's probabilities and by "
+    "what they were worth on label maps that it was not trained on. Bold: below 0.7, or lower "
+    "than usual there; look at the structure before using its volume."
+)
+NOT_CALIBRATED = (
+    "Confidence: the Dice that is expected of a structure if the model's probabilities are taken "
+    "at their word. They are not calibrated for this model, or not for the way in which it was "
+    "used, so nothing is flagged."
+)
+
 
 def image_section(
     *,
@@ -140,7 +151,7 @@ def worded(value: object, pattern: str) -> str:
 
 
 def volumes_block(rows: Sequence[dict], z: Mapping[int, float] | None = None) -> Markup:
-    """Volumes by group; with robust z among other heads if there are any."""
+    """Volumes by group; with robust z among other heads, and confidence, if there are any."""
     found = pd.DataFrame(anatomical(rows))
     if found.empty:
         return Markup()
@@ -162,14 +173,27 @@ def volumes_block(rows: Sequence[dict], z: Mapping[int, float] | None = None) ->
             " Robust z: distance from the cohort's median in robust standard deviations; n/a "
             "where too few heads have the label."
         )
+    if "confidence" in found and found["confidence"].notna().any():
+        frame["Confidence"] = list(
+            map(_confidence, found["confidence"], found["low_confidence"] == "yes")
+        )
+        totals["Confidence"] = ""
+        is_calibrated = found["low_confidence"].isin(["yes", "no"]).any()
+        words += f" {CALIBRATED if is_calibrated else NOT_CALIBRATED}"
     table = tables.html_table(
         frame,
-        numbers=("mm³", "ml", "Robust z"),
+        numbers=("mm³", "ml", "Robust z", "Confidence"),
         css={"Label": "n faint"},
         groups=found["group"],
         totals=totals,
     )
     return page.blocks(page.heading("Volumes"), table, page.text(words, faint=True))
+
+
+def _confidence(value: float, low: bool) -> Markup | str:
+    if value != value:
+        return tables.faint("n/a")
+    return tables.strong(f"{value:.2f}", far=True) if low else f"{value:.2f}"
 
 
 def _far(z: float | None) -> Markup | str:

@@ -15,17 +15,18 @@ from brainseg_bids.reports.sections.image import (
     worded,
     written,
 )
-from brainseg_bids.reports.volume_table import read_volumes
+from brainseg_bids.reports.volume_table import low_confidence, read_volumes
 
 
 def section(plan, *, output_dir: Path, bids_dir: Path) -> Section:
     """One segmented image, from the files that its run left."""
     metadata = read_json(sidecar(plan.outputs["labels"]))
+    volumes = read_volumes(plan.outputs["volumes"], output_dir, "brainseg")
     return image_section(
         title=plan.scan.title,
         source=plan.scan.path.relative_to(bids_dir).as_posix(),
         figure=plan.outputs["figure"],
-        volumes=read_volumes(plan.outputs["volumes"], output_dir, "brainseg"),
+        volumes=volumes,
         run={
             "Model": metadata.get("ModelName"),
             "Model digest": str(metadata.get("ModelDigest", ""))[:12],
@@ -35,6 +36,7 @@ def section(plan, *, output_dir: Path, bids_dir: Path) -> Section:
             "Threads": worded(metadata.get("Threads"), "{}"),
             "Voxel size": worded(metadata.get("InputVoxelSizeMm"), "{} mm"),
             "Model's voxel size": worded(metadata.get("ModelVoxelSizeMm"), "{} mm"),
+            "Low confidence": low_confidence(volumes),
             **made_by(metadata),
         },
         warnings=[*metadata.get("ToLookAt", []), *metadata.get("Warnings", [])],

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far each structure of a segmentation is to be trusted, from its probabilities alone.
+
+The **expected Dice** of a structure is twice the voxels that segmentation and truth are expected
+to share, over the voxels that the two are expected to have. The network's probabilities say how
+many those are. A `ConfidenceCalibration`, fitted on images whose truth is known, says how many of
+the voxels that a network calls 80 % certain are right, and how much of a structure it misses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.documents import InputError, Items, Number, Object, check, parse_json
+from brainseg_bids.evaluation.calibration import BINS, calibrate
+
+FORMAT = 1
+LOW_DICE = 0.7
+"""Agreement that is called good begins here (Bartko 1991; Zijdenbos et al. 1994)."""
+USUAL_SPREAD = 2.0
+LEAST_MARGIN = 0.05
+"""Dice that raters of one image differ by."""
+PRIOR_VOXELS = 200.0
+"""Of all labels together, mixed with those of each label, so that a few voxels do not decide."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProbabilitySums:
+    """Sums over the voxels of a segmentation, by class index.
+
+    Parameters
+    ----------
+    voxels : (n_labels, BINS) int64
+        Voxels of each label, by the probability of that label; bins as in
+        `evaluation.calibration.Reliability`.
+    inside : (n_labels,) float
+        Sum of each label's probability over its own voxels.
+    total : (n_labels,) float
+        The same over all voxels.
+    """
+
+    voxels: np.ndarray
+    inside: np.ndarray
+    total: np.ndarray
+
+    @property
+    def n_voxels(self) -> np.ndarray:
+        """Voxels of each label."""
+        return self.voxels.sum(1)
+
+    @property
+    def outside(self) -> np.ndarray:
+        """Sum of each label's probability over the voxels of other labels."""
+        return np.maximum(self.total - self.inside, 0)
+
+    def expected_dice(self) -> np.ndarray:
+        """Expected Dice if probabilities are taken at their word; NaN of labels without voxels.
+
+        >>> voxels = np.eye(2, BINS, dtype=np.int64) * 10
+        >>> sums = ProbabilitySums(voxels, np.array([8.0, 10.0]), np.array([10.0, 10.0]))
+        >>> sums.expected_dice().tolist()
+        [0.8, 1.0]
+        """
+        return _dice(self.n_voxels, self.inside, self.total)
+
+
+def _dice(n_voxels: np.ndarray, shared: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Dice of sets of ``n_voxels`` and ``expected`` voxels; NaN where the first is empty."""
+    both = n_voxels + expected
+    out = np.full(len(n_voxels), np.nan)
+    return np.divide(2 * shared, both, out=out, where=n_voxels > 0)
+
+
+@dataclass(frozen=True, eq=False)
+class KnownTruth:
+    """A segmentation beside the truth, by class index.
+
+    Parameters
+    ----------
+    sums : ProbabilitySums
+    right : (n_labels, BINS) float
+        Of ``sums.voxels`` those that the truth gives the same label.
+    truth : (n_labels,) int64
+        Voxels of each label in the truth.
+    """
+
+    sums: ProbabilitySums
+    right: np.ndarray
+    truth: np.ndarray
+
+    @classmethod
+    def of(
+        cls, sums: ProbabilitySums, labels: LabelMap, probability: np.ndarray, truth: LabelMap
+    ) -> KnownTruth:
+        """Compare a segmentation with the truth.
+
+        Parameters
+        ----------
+        sums : ProbabilitySums
+        labels, truth : LabelMap
+            On one grid, with one table.
+        probability : (X, Y, Z) float
+            Of the label of each voxel.
+        """
+        n_labels = len(labels.table)
+        right = np.zeros((n_labels, BINS))
+        for index, label in enumerate(labels.table):
+            within = labels.voxels == label.index
+            if index and within.any():
+                found = calibrate([(label.index, probability)], truth, within=within)
+                one = found.labels[label.index]
+                right[index] = np.nan_to_num(one.accuracy) * one.voxels
+        indices = truth.table.positions()[truth.voxels]
+        return cls(sums, right, np.bincount(indices.ravel(), minlength=n_labels))
+
+    def dice(self) -> np.ndarray:
+        """Dice of each label; NaN of labels without voxels in the segmentation."""
+        return _dice(self.sums.n_voxels, self.right.sum(1), self.truth)
+
+
+@dataclass(frozen=True, eq=False)
+class ConfidenceCalibration:
+    """How far a model's probabilities are to be believed, by class index.
+
+    Parameters
+    ----------
+    accuracy : (n_labels, BINS) float
+        Share of right ones among the voxels of a label, by their probability.
+    missed : (n_labels,) float
+        Voxels of a label that the segmentation misses, for each unit of probability that the
+        label has elsewhere.
+    threshold : (n_labels,) float
+        Expected Dice below which a structure is flagged.
+    about : mapping
+        What it was fitted on.
+    """
+
+    accuracy: np.ndarray
+    missed: np.ndarray
+    threshold: np.ndarray
+    about: Mapping = field(default_factory=dict)
+
+    def expected_dice(self, sums: ProbabilitySums) -> np.ndarray:
+        """Expected Dice of each label; NaN of labels without voxels."""
+        shared = (sums.voxels * self.accuracy).sum(1)
+        return _dice(sums.n_voxels, shared, shared + self.missed * sums.outside)
+
+    def flagged(self, sums: ProbabilitySums) -> np.ndarray:
+        """Whether each label's expected Dice lies below its threshold, (n_labels,) bool."""
+        return self.expected_dice(sums) < self.threshold
+
+    def to_json(self, table: LabelTable) -> str:
+        """As a bundle keeps it, one line a label."""
+        rows = [
+            f"  {json.dumps(str(label.index))}: "
+            + json.dumps(
+                {
+                    "accuracy": [round(float(share), 4) for share in self.accuracy[index]],
+                    "missed": round(float(self.missed[index]), 4),
+                    "threshold": round(float(self.threshold[index]), 4),
+                }
+            )
+            for index, label in enumerate(table)
+            if label.index
+        ]
+        about = json.dumps(dict(self.about))
+        labels = ",\n".join(rows)
+        return f'{{\n "format": {FORMAT},\n "about": {about},\n "labels": {{\n{labels}\n }}\n}}\n'
+
+    @classmethod
+    def from_json(cls, text: str, table: LabelTable, *, what: str) -> ConfidenceCalibration:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        InputError
+            If it is of another format, lacks a label of the table, or a number is none.
+        """
+        document = parse_json(text, what)
+        if document.get("format") != FORMAT:
+            raise InputError(f"{what}: format {document.get('format')} is not {FORMAT}")
+        check(document, {"about": Object(), "labels": Object(Object())}, what)
+        labels = document.get("labels", {})
+        accuracy = np.zeros((len(table), BINS))
+        missed, threshold = np.zeros(len(table)), np.zeros(len(table))
+        for index, label in enumerate(table):
+            if label.index == 0:
+                continue
+            one = labels.get(str(label.index), {})
+            if lacking := set(_KINDS) - set(one):
+                raise InputError(f"{what}: says nothing of {min(lacking)} of {label.name}")
+            check(one, _KINDS, f"{what}: {label.name}")
+            accuracy[index], missed[index] = one["accuracy"], one["missed"]
+            threshold[index] = one["threshold"]
+        return cls(accuracy, missed, threshold, document.get("about", {}))
+
+
+_KINDS = {
+    "accuracy": Items(Number(0, 1), count=BINS),
+    "missed": Number(0, 1e6),
+    "threshold": Number(0, 1),
+}
+
+
+def fit_calibration(
+    images: Sequence[KnownTruth], table: LabelTable, *, about: Mapping | None = None
+) -> ConfidenceCalibration:
+    """Fit how far probabilities are to be believed, and what is flagged.
+
+    A label and its mirror are taken together. Where a label has few voxels, all labels decide.
+    Flagged is an expected Dice below `LOW_DICE`, or further below what the images have than they
+    differ from each other: `USUAL_SPREAD` standard deviations, and `LEAST_MARGIN` at least.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two images: how much they differ is part of it.
+    """
+    if len(images) < 2:
+        raise ValueError(f"give two images or more, got {len(images)}")
+    calibration = ConfidenceCalibration(*_fit(images, table), np.zeros(len(table)), about or {})
+    # Each image by what the others say, as a new one would be.
+    found = []
+    for number, image in enumerate(images):
+        others = [*images[:number], *images[number + 1 :]]
+        accuracy, missed = _fit(others, table)
+        one = replace(calibration, accuracy=accuracy, missed=missed)
+        found.append(one.expected_dice(image.sums))
+    return replace(calibration, threshold=_thresholds(np.array(found), table))
+
+
+def _thresholds(found: np.ndarray, table: LabelTable) -> np.ndarray:
+    """By what was expected of labels in several images, (n_images, n_labels)."""
+    both_sides = np.concatenate([found, found[:, table.mirrors()]])
+    n = np.isfinite(both_sides).sum(0)
+    usual = np.nansum(both_sides, axis=0) / np.maximum(n, 1)
+    squares = np.nansum((both_sides - usual) ** 2, axis=0)
+    # The few images of a label are mixed with as many as there are of all labels on average.
+    pooled = squares[1:].sum() / max(n[1:].sum(), 1)
+    spread = np.sqrt((squares + len(found) * pooled) / (n + len(found)))
+    below = usual - np.maximum(USUAL_SPREAD * spread, LEAST_MARGIN)
+    return np.clip(np.where(n > 0, below, 0), LOW_DICE, 1)
+
+
+def _fit(images: Sequence[KnownTruth], table: LabelTable) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy by bin, and missed voxels for each unit of probability elsewhere."""
+    mirrors = table.mirrors()
+
+    def both_sides(sums: np.ndarray) -> np.ndarray:
+        """Background left out; of midline structures everything counts twice, which cancels."""
+        sums[0] = 0
+        return sums + sums[mirrors]
+
+    voxels = both_sides(sum(image.sums.voxels for image in images).astype(float))
+    right = both_sides(sum(image.right for image in images))
+    outside = both_sides(sum(image.sums.outside for image in images))
+    absent = both_sides(sum(image.truth - image.right.sum(1) for image in images))
+    # Bins that no voxel is in: probabilities are taken at their word.
+    middle = (np.arange(BINS) + 0.5) / BINS
+    usual = (right.sum(0) + middle) / (voxels.sum(0) + 1)
+    accuracy = (right + PRIOR_VOXELS * usual) / (voxels + PRIOR_VOXELS)
+    usual_missed = absent.sum() / max(outside.sum(), 1.0)
+    missed = (absent + PRIOR_VOXELS * usual_missed) / (outside + PRIOR_VOXELS)
+    return accuracy, missed
