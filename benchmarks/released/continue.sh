@@ -15,6 +15,7 @@ usage: continue.sh --work FOLDER [options] [-- FLAGS OF brainseg]
   --voxel-size MM          of the pairs; default: 1.0
   --maps-voxel-size MM     that label maps are brought to; default: 0.7
   --level-pairs N          pairs that volumes are leveled on; default: 16
+  --confidence-pairs N     pairs a held-out map and recipe that confidence is calibrated on; default: 2
   --score-pairs N          pairs a held-out map and recipe space; default: 1
   --log FILE               default: log.tsv beside this script
   --dry-run                print the commands, do nothing
@@ -34,7 +35,7 @@ python=$root/.venv/bin/python
 [ -x "$python" ] || python=python
 python=${PYTHON:-$python}
 work='' labels='' minutes=600 start='' name='' recipe=$here/t1w_long.toml voxel=1.0 maps_voxel=0.7
-level=16 pairs=1 log=$here/log.tsv dry=''
+level=16 confidence=2 pairs=1 log=$here/log.tsv dry=''
 while [ $# -gt 0 ]; do
   case $1 in
     --dry-run) dry=yes && shift && continue ;;
@@ -53,6 +54,7 @@ while [ $# -gt 0 ]; do
     --voxel-size) voxel=$2 ;;
     --maps-voxel-size) maps_voxel=$2 ;;
     --level-pairs) level=$2 ;;
+    --confidence-pairs) confidence=$2 ;;
     --score-pairs) pairs=$2 ;;
     --log) log=$2 ;;
     *) usage >&2 && fail "$1: no such flag" ;;
@@ -136,7 +138,9 @@ code=0
 # 3. Bundle, volumes leveled; a bundle is called by its digest.
 run mkdir -p "$bundles"
 run "$python" -m brainseg_bids.cli.bundle --run "$training" --out "$bundles/$name" --level-volumes "$level"
-# 4. Score on label maps 15 and 16.
+# 4. Calibrate the confidence of structures on label maps 15 and 16, then score on other pairs of them.
+run "$python" -m brainseg_bids.cli.confidence --model "$bundles/$name" --spaces t1w "$here/t1w_sharp.toml" \
+  --label-maps "$labels/training_seg_15.nii.gz" "$labels/training_seg_16.nii.gz" --pairs "$confidence"
 run "$python" -m benchmarks.released_model --work "$work/scores" --models "$bundles/$name" --parts heldout \
   --labels "$labels" --spaces t1w "$here/t1w_sharp.toml" --pairs "$pairs" --tsv "$work/scores/$name.tsv"
 # 5. Log, and put the bundle where the next run finds it.

@@ -57,7 +57,9 @@ def pairs(
     crosswalk = Crosswalk.packaged("fullhead", bundle.table.name)
     generator = Generator(crosswalk, source, shape=shape, voxel_size_mm=size_mm)
     codes = bundle.table.codes.astype(np.int16)
-    for number, path in enumerate(label_maps):
+    for path in label_maps:
+        # Images of a label map are the same whatever other maps are named.
+        number = int("".join(filter(str.isdigit, path.name)) or 0)
         labels = read_label_map(path, source)
         if bundle.seen and voxel_hash(labels.voxels, labels.grid) in bundle.seen:
             raise BundleError(

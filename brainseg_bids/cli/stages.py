@@ -120,6 +120,7 @@ def _model_of(bundle: ModelBundle) -> Model:
         names,
         bundle.voxel_size_mm,
         Footprint.of(bundle),
+        calibrated=bool(bundle.confidence),
     )
 
 
@@ -439,7 +440,22 @@ def _plan_segment(
                     model.name,
                     ", ".join(model.contrasts),
                 )
+    _say_uncalibrated(plans, alone=settings.test_time_flips and not ensemble)
     return plans
+
+
+def _say_uncalibrated(plans: Sequence[SubjectPlan], *, alone: bool) -> None:
+    """Say once of each model that its confidence is not calibrated, and so flags nothing."""
+    for model in {
+        scan.model.digest: scan.model for plan in plans for scan in plan.to_run
+    }.values():
+        if not (alone and model.calibrated):
+            why = "without flips or in an ensemble" if model.calibrated else "of this model"
+            log.info(
+                "model %s: the confidence of structures %s is not calibrated; none is flagged",
+                model.name,
+                why,
+            )
 
 
 def _plan_headlabels(

@@ -52,6 +52,8 @@ class Model:
         Of the grid that it works on.
     footprint : Footprint or None
         What its memory depends on; None: not known.
+    calibrated : bool
+        Whether it says how far its probabilities are to be believed.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class Model:
     label_names: tuple[str, ...]
     voxel_size_mm: float = 1.0
     footprint: Footprint | None = None
+    calibrated: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,14 +122,8 @@ def plan_segment(
     plans, faults = [], dict(subject.faults)
     for scan in subject.scans:
         names = OutputNames.of(scan)
-        fields = [
-            "labels",
-            "tissue",
-            "mask",
-            "volumes",
-            "figure",
-            *(["probseg", "entropy"] * probseg),
-        ]
+        fields = ["labels", "tissue", "mask", "volumes", "figure"]
+        fields += ["probseg", "entropy"] * probseg
         outputs = {name: output_dir / getattr(names, name) for name in fields}
         model = model_for(scan, models)
         try:

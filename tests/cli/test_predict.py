@@ -136,7 +136,7 @@ def test_a_calibration_holds_for_its_model_with_flips_alone(model, further, tmp_
 def test_a_damaged_calibration_is_refused_before_anything_is_done(model, tmp_path, capsys):
     path = add_confidence(shutil.copytree(model, tmp_path / "bad"), '{"format": 1}').path
     image = tmp_path / "x.nii.gz"
-    write_volume(np.zeros((9, 9, 9), np.float32), phantom_grid((9, 9, 9), 9.0), image)
+    write_volume(np.arange(729.0).reshape(9, 9, 9), phantom_grid((9, 9, 9), 9.0), image)
     arguments = ["--labels", tmp_path / "d.nii.gz", "--report", tmp_path / "r.json"]
     line = refused(["--image", image, "--model", path, *arguments], capsys)
     assert "bad" in line
