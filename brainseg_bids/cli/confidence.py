@@ -24,6 +24,7 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.evaluation.confidence import KnownTruth, ProbabilitySums, fit_calibration
+from brainseg_bids.exit_codes import DONE, UNUSABLE
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, add_confidence, find_bundle
 from brainseg_bids.volumes import InputError, read_label_map, voxel_hash
 
@@ -46,7 +47,7 @@ def pairs(
         If the model was trained on a label map.
     """
     from brainseg_bids.anatomy.crosswalk import Crosswalk
-    from brainseg_bids.synth.generator import Generator, Head
+    from brainseg_bids.synth.generator import Generator, LabelVolume
     from brainseg_bids.synth.recipe import View
     from brainseg_bids.synth.space import read_space
 
@@ -65,13 +66,13 @@ def pairs(
             raise BundleError(
                 f"{path}: {bundle.name} was trained on it. Give label maps that were held out."
             )
-        head = Head.from_label_map(labels)
+        volume = LabelVolume.from_label_map(labels)
         for space in spaces:
             for index in range(count):
                 rng = np.random.default_rng([number, index, seed])
                 recipe = read_space(space).at(size_mm).draw(rng)
                 middle = replace(recipe.deformation, center_frac=(0.5, 0.5, 0.55))
-                pair = generator.render(head, replace(recipe, deformation=middle, view=View()))
+                pair = generator.render(volume, replace(recipe, deformation=middle, view=View()))
                 yield (
                     pair.image[0].numpy(),
                     LabelMap(codes[pair.labels.numpy()], grid, bundle.table),
@@ -159,9 +160,9 @@ def main(argv: list[str] | None = None) -> int:
         bundle = calibrate_bundle(parser.parse_args(argv))
     except (OSError, InputError, BundleError, ValueError) as error:
         print(f"confidence: ERROR: {error}", file=sys.stderr)
-        return 2
+        return UNUSABLE
     print(f"{bundle.path}: calibrated, digest {bundle.digest[:12]}")
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":
