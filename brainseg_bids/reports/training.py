@@ -6,15 +6,32 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from markupsafe import Markup
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.plausibility import implausible_model
-from brainseg_bids.reports.page import embedded, render_page
+from brainseg_bids.reports.page import (
+    blocks,
+    bullets,
+    code,
+    facts,
+    figure,
+    fold,
+    heading,
+    plural,
+    pre,
+    section,
+    text,
+    warnings_box,
+    write_page,
+)
+from brainseg_bids.reports.tables import faint, html_table, share_bar, strong, swatch
 from brainseg_bids.reports.training_facts import (
     bad_step_json,
     bad_step_words,
@@ -27,9 +44,9 @@ from brainseg_bids.reports.training_facts import (
     plan_facts,
     plan_words,
     predicted_and_used,
+    run_words,
     space_rows,
     speed_facts,
-    stretch_words,
     summary_facts,
     waiting_share,
 )
@@ -56,6 +73,8 @@ FEWEST_LOSSES = 9
 _LEAST_FALL_FRAC = 0.02
 _LOW_DICE = 0.5
 _MOST_NAMED = 12
+_MOST_OPEN = 60
+"""Rows of the table of labels beyond which it is folded away."""
 
 
 def write_training_page(job_dir: Path, out_html: Path, *, title: str) -> Path:
@@ -78,37 +97,30 @@ def write_training_page(job_dir: Path, out_html: Path, *, title: str) -> Path:
     """
     job = read_job(Path(job_dir))
     samples, n_other = read_samples(job.samples)
+    notes = _notes(job, n_other, n_samples=len(job.samples), n_shown=len(samples))
     with tempfile.TemporaryDirectory() as folder:
         figures = _figures(Path(folder), job, samples)
-    return render_page(
-        Path(out_html),
-        "training.html.j2",
-        title=title,
-        version=__version__,
-        summary=summary_facts(job),
-        warnings=warnings(job),
-        notes=_notes(job, n_other, n_samples=len(job.samples), n_shown=len(samples)),
-        words=plan_words(job),
-        facts=plan_facts(job),
-        spaces=space_rows(job),
-        maps=map_names(job),
-        command=str(job.job.get("command") or ""),
-        figures=figures,
-        classes=class_rows(job.log, job.table),
-        low=_LOW_DICE,
-        n_judged_real=sum(bool(dice) for dice in job.log.real_dice().values()),
-        real={name: dice_text(curve.finite().last) for name, curve in job.log.real().items()},
-        speed=speed_facts(job),
-        memory_facts=memory_facts(job),
-        memory=memory_rows(job.memory),
-        stretches=stretch_words(job),
-        bad_steps=[(bad_step_words(bad), bad_step_json(bad)) for bad in job.bad_steps],
-        plan_json=json.dumps(job.plan, indent=1) if job.plan else "",
-    )
+        return write_page(
+            Path(out_html),
+            section(
+                "summary",
+                text(words) if (words := plan_words(job)) else "",
+                facts(summary_facts(job)),
+                warnings_box(warnings(job), "Look at this before using the model"),
+            ),
+            section("learning", *_learning(job, figures.get("learning"))),
+            _samples(figures.get("samples"), notes),
+            section("classes", *_labels(job, figures.get("classes"))),
+            section("speed", *_speed(job, figures.get("speed"))),
+            section("plan", *_plan(job)),
+            title=title,
+            name=f"{title}: brainseg training",
+            version=__version__,
+        )
 
 
-def _figures(folder: Path, job: Job, samples: Sequence) -> dict[str, str | None]:
-    """Data URI of each picture; None where there is nothing to draw."""
+def _figures(folder: Path, job: Job, samples: Sequence) -> dict[str, Path]:
+    """Each picture for which there is something to draw."""
     log = job.log
     draw: dict[str, Callable[[Path], Path]] = {}
     if len(log["loss"]) or len(log[BRAIN]):
@@ -120,8 +132,166 @@ def _figures(folder: Path, job: Job, samples: Sequence) -> dict[str, str | None]
     speed = ("pairs_per_s", "voxels_per_s", "waiting_frac", "memory_gib")
     if any(len(log[name].finite()) for name in speed):
         draw["speed"] = lambda path: draw_speed(path, log, memory_in_force(job.memory))
-    found: dict[str, str | None] = dict.fromkeys(("learning", "classes", "samples", "speed"))
-    return found | {name: embedded(one(folder / f"{name}.png")) for name, one in draw.items()}
+    return {name: one(folder / f"{name}.png") for name, one in draw.items()}
+
+
+def _picture(image: Path, words: str) -> Markup:
+    return figure(image, words, caption=f"{words}.")
+
+
+# -- sections -----------------------------------------------------------------------------
+
+
+def _learning(job: Job, image: Path | None) -> list[Markup]:
+    runs = run_words(job)
+    real = {name: dice_text(curve.finite().last) for name, curve in job.log.real().items()}
+    words = (
+        "Loss of the training pairs, mean Dice of brain structures at each validation, and "
+        "learning rate"
+    )
+    return [
+        heading("Learning", level=2, stay=True),
+        _picture(image, words) if image else text("Nothing was logged."),
+        text(f"Trained in {len(runs)} training runs: {'; '.join(runs)}.", faint=True)
+        if runs
+        else Markup(),
+        facts(real, "Real images, Dice of the brain at the last validation"),
+    ]
+
+
+def _samples(image: Path | None, notes: Sequence[str]) -> Markup:
+    said = text(" ".join(notes), faint=True) if notes else Markup()
+    if not image:
+        return said
+    words = (
+        "First validation pair: image, truth, what was found in it at several steps, and in red "
+        "what is wrong at the last of them"
+    )
+    return section(
+        "samples", heading("A pair as it is learned", level=2), _picture(image, words), said
+    )
+
+
+def _labels(job: Job, image: Path | None) -> list[Markup]:
+    rows = class_rows(job.log, job.table)
+    if not rows:
+        return [heading("Labels", level=2), text("No validation yet.")]
+    n_real = sum(bool(dice) for dice in job.log.real_dice().values())
+    frame = pd.DataFrame([_label_cells(row) for row in rows], dtype=object)
+    frame = frame if n_real else frame.drop(columns="Real images")
+    table = html_table(
+        frame,
+        numbers=("Dice", "Best", "Real images"),
+        css={"Structure": "name", "Label": "n faint", "at step": "n faint"},
+    )
+    summary = "Dice of each label at the last validation, lowest first"
+    shown = Markup("<details{}><summary>{}</summary>{}</details>")
+    opened = Markup(" open") if len(rows) <= _MOST_OPEN else ""
+    words = "Dice of each label on the validation pairs, from the first validation to the last"
+    return [
+        heading("Labels", level=2),
+        _picture(image, words) if image else Markup(),
+        shown.format(opened, summary, table),
+        text(
+            "Over all validation pairs at once. Pairs are synthetic and of the plan's own recipe "
+            "spaces: they say whether learning works, not how good the model is on real images. "
+            "n/a: no pair has the label."
+            + f" Real images: mean over those that were judged by structure ({n_real})."
+            * bool(n_real),
+            faint=True,
+        ),
+    ]
+
+
+def _label_cells(row: Mapping) -> dict[str, object]:
+    """A row of the table of labels."""
+    value, dice = row["value"], row["dice"]
+    if value is None:
+        dice = faint(dice)
+    elif value == 0:
+        dice = strong(dice, far=True)
+    return {
+        "Structure": swatch(row["color"], row["name"]),
+        "Label": row["index"],
+        "Dice": dice,
+        "": "" if value is None else share_bar(value, low=value < _LOW_DICE),
+        "Over time": _spark(row["spark"]),
+        "Best": row["best"],
+        "at step": row["best_step"],
+        "Real images": row["real"],
+    }
+
+
+def _spark(points: str) -> Markup:
+    if not points:
+        return Markup()
+    return Markup(
+        '<svg width="90" height="16" viewBox="0 0 90 16" role="img" aria-label="Dice over time">'
+        '<polyline points="{}" fill="none" stroke="currentColor" stroke-width="1.4"/></svg>'
+    ).format(points)
+
+
+def _speed(job: Job, image: Path | None) -> list[Markup]:
+    speed, memory = speed_facts(job), memory_rows(job.memory)
+    words = "Pairs and voxels a second, time lost waiting for data, memory in use"
+    tried = (
+        "Every plan that was tried, in order. Probed: one real step on the device before "
+        "training. Used: the peak while training."
+    )
+    return [
+        heading("Speed and memory", level=2),
+        facts(speed),
+        text("Medians over the log; waiting is the mean.", faint=True) if speed else Markup(),
+        _picture(image, words) if image else text("Neither speed nor memory was logged."),
+        facts(memory_facts(job), "Memory"),
+        _memory_table(memory) if memory else Markup(),
+        text(tried if memory else "No memory plan was found.", faint=True),
+    ]
+
+
+def _memory_table(rows: Sequence[Mapping]) -> Markup:
+    numbers = ("Batch × sums", "Predicted (GiB)", "Probed (GiB)", "Used (GiB)")
+    frame = pd.DataFrame(
+        [
+            {
+                "": strong("in force") if row["in_force"] else faint("given up"),
+                "Patch": row["patch"],
+                "Batch × sums": row["batch"],
+                "Precision": row["precision"],
+                "To save memory": row["measures"],
+                "Predicted (GiB)": row["predicted"],
+                "Probed (GiB)": row["probed"],
+                "Used (GiB)": row["used"],
+                "Why": row["reason"],
+            }
+            for row in rows
+        ],
+        dtype=object,
+    )
+    return html_table(frame, numbers=numbers, css={"Patch": "name", "Why": "why"})
+
+
+def _plan(job: Job) -> list[Markup]:
+    """What was trained from what."""
+    said, command = plan_facts(job), str(job.job.get("command") or "")
+    spaces = pd.DataFrame(space_rows(job), dtype=object)
+    return [
+        heading("What was trained from what", level=2),
+        facts(said) if said else text("No plan was found."),
+        blocks(heading("Command"), pre(command)) if command else Markup(),
+        blocks(heading("Recipe spaces"), html_table(spaces, numbers=("Share",)))
+        if len(spaces)
+        else Markup(),
+        *(
+            fold(
+                f"{words}: {plural(len(names), 'label map')}",
+                bullets(Markup("{} {}").format(code(name), faint(size)) for name, size in names),
+            )
+            for words, names in map_names(job).items()
+        ),
+        *(fold(bad_step_words(bad), pre(bad_step_json(bad))) for bad in job.bad_steps),
+        fold("Plan (JSON)", pre(json.dumps(job.plan, indent=1))) if job.plan else Markup(),
+    ]
 
 
 # -- what to look at ----------------------------------------------------------------------

@@ -35,7 +35,7 @@ def summary_facts(job: Job) -> dict[str, str]:
         s = "s" * (len(real) != 1)
         facts[f"Dice, brain ({len(real)} real image{s})"] = dice_text(mean)
     facts["Pairs seen"] = f"{log.steps_done * job.pairs_per_step:,}"
-    facts["Stretches"] = str(len(log.stretches))
+    facts["Training runs"] = str(len(log.runs))
     facts["Model bundle"] = "written" if job.has_bundle else "not yet"
     return facts
 
@@ -82,7 +82,7 @@ def plan_facts(job: Job) -> dict[str, str]:
     facts = {
         "Architecture": net.get("architecture"),
         "Options": ", ".join(f"{k} {_plain(v)}" for k, v in (net.get("options") or {}).items()),
-        "Cells": f"{net['stem']} voxel{'s' * (net['stem'] != 1)} per edge"
+        "Blocks": f"{net['stem']} voxel{'s' * (net['stem'] != 1)} per edge"
         if net.get("stem")
         else None,
         "Label tables": _join(" → ", plan.get("source_table"), plan.get("target_table")),
@@ -162,21 +162,21 @@ def _device_words(memory: Mapping) -> str | None:
 def space_rows(job: Job) -> list[dict[str, str]]:
     """Rows of recipe spaces; what ``job.json`` says of one stands beside its share."""
     shares = job.plan.get("spaces")
-    told = job.job.get("spaces")
-    told = told if isinstance(told, Mapping) else {}
+    described = job.job.get("spaces")
+    described = described if isinstance(described, Mapping) else {}
     shares = shares if isinstance(shares, Mapping) else {}
     rows = []
-    for name in dict.fromkeys([*shares, *told]):
-        said, share = told.get(name), _real(shares.get(name))
+    for name in dict.fromkeys([*shares, *described]):
+        said, share = described.get(name), _real(shares.get(name))
         detail = said if isinstance(said, Mapping) else {}
         if share is None:
             share = _real(said) if not detail else _real(detail.get("share"))
         words = ", ".join(f"{k} {_plain(v)[:60]}" for k, v in detail.items() if k != "share")
         rows.append(
             {
-                "name": Path(str(name)).name,
-                "share": "n/a" if share is None else f"{share:g}",
-                "words": words,
+                "Space": Path(str(name)).name,
+                "Share": "n/a" if share is None else f"{share:g}",
+                "What is known of it": words or "n/a",
             }
         )
     return rows
@@ -184,10 +184,10 @@ def space_rows(job: Job) -> list[dict[str, str]]:
 
 def map_names(job: Job) -> dict[str, list[tuple[str, str]]]:
     """File names of label maps, and their voxels' size if it is known."""
-    told = job.job.get("maps")
+    maps = job.job.get("maps")
     sizes = {
         name: said.get("voxel_size_mm")
-        for name, said in (told.items() if isinstance(told, Mapping) else ())
+        for name, said in (maps.items() if isinstance(maps, Mapping) else ())
         if isinstance(said, Mapping)
     }
     found = {}
@@ -208,9 +208,9 @@ def _size(voxel_size_mm: object) -> str:
     return " × ".join(f"{one:.4g}" for one in voxel_size_mm) + " mm"
 
 
-def stretch_words(job: Job) -> list[str]:
-    """One line for each stretch of a run that was resumed."""
-    starts = [*job.log.stretches, job.log.steps_done]
+def run_words(job: Job) -> list[str]:
+    """One line for each training run, if there were several."""
+    starts = [*job.log.runs, job.log.steps_done]
     if len(starts) < 3:
         return []
     return [f"steps {a:,} to {max(a, b):,}" for a, b in pairwise(starts)]

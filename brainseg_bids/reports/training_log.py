@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training job wrote down, read back: curves over all its stretches, plan, memory, samples.
+"""What a training job wrote down, read back: curves over all its runs, plan, memory, samples.
 
 Whatever is missing, cut off or damaged is left out and said; a job that was killed has a log too.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.training.deadline import planned_steps
@@ -22,9 +22,8 @@ from brainseg_bids.training.deadline import planned_steps
 DICE, BRAIN, REAL = "dice/", "dice_brain", "real/"
 TRAINING, BUNDLE = "training", "bundle"
 
-_STRETCH = re.compile(r"log-from-(\d+)")
+_RUN = re.compile(r"log-from-(\d+)")
 _SAMPLE = re.compile(r"step-(\d+)\.npz")
-_NO_CURVES = ("step", "epoch")
 
 
 @dataclass(frozen=True)
@@ -81,20 +80,20 @@ class Curve:
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """All stretches of a run as one.
+    """The log of a job, over all its training runs.
 
     Parameters
     ----------
     curves : mapping of str to Curve
         By column of the log.
-    stretches : tuple of int
-        Steps done when each stretch began; the first is usually 0.
+    runs : tuple of int
+        Steps done when each training run began; the first is usually 0.
     faults : tuple of str
         What could not be read.
     """
 
     curves: Mapping[str, Curve] = field(default_factory=dict)
-    stretches: tuple[int, ...] = ()
+    runs: tuple[int, ...] = ()
     faults: tuple[str, ...] = ()
 
     def __getitem__(self, column: str) -> Curve:
@@ -104,7 +103,7 @@ class TrainingLog:
     @property
     def resumes(self) -> tuple[int, ...]:
         """Steps at which training went on after a stop."""
-        return tuple(step for step in self.stretches if step > 0)
+        return tuple(step for step in self.runs if step > 0)
 
     @property
     def steps_done(self) -> int:
@@ -155,10 +154,10 @@ class TrainingLog:
 
 
 def read_log(training: Path) -> TrainingLog:
-    """Read every ``log-from-N/metrics.csv`` of a folder as one run.
+    """Read every ``log-from-N/metrics.csv`` of a folder as one.
 
-    A stretch that began at step N takes back what earlier ones logged beyond: those steps were
-    lost and done again.
+    A run that began at step N takes back what earlier ones logged beyond: those steps were lost
+    and done again.
 
     Parameters
     ----------
@@ -168,51 +167,42 @@ def read_log(training: Path) -> TrainingLog:
     folders = sorted(
         (int(found[1]), path)
         for path in training.glob("log-from-*")
-        if (found := _STRETCH.fullmatch(path.name)) and (path / "metrics.csv").is_file()
+        if (found := _RUN.fullmatch(path.name)) and (path / "metrics.csv").is_file()
     )
-    merged: dict[str, dict[int, float]] = {}
+    parts: list[pd.DataFrame] = []
     faults: list[str] = []
     for start, folder in folders:
-        for own in merged.values():
-            for step in [step for step in own if step > start]:
-                del own[step]
+        parts = [part[part["step"] <= start] for part in parts]
         try:
-            _take(folder / "metrics.csv", merged)
-        except (OSError, csv.Error) as error:
+            parts.append(_numbers(folder / "metrics.csv"))
+        except (OSError, pd.errors.ParserError) as error:
             faults.append(f"{folder.name}/metrics.csv cannot be read: {error}")
-    curves = {name: _curve(own) for name, own in merged.items() if own}
+    curves = {}
+    if parts:
+        logged = pd.concat(parts).drop_duplicates(["name", "step"], keep="last")
+        for name, own in logged.sort_values("step", kind="stable").groupby("name", sort=False):
+            curves[name] = Curve(own["step"].to_numpy(int), own["value"].to_numpy(float))
+        curves = {name: curves[name] for name in logged["name"].unique()}
     return TrainingLog(curves, tuple(start for start, _ in folders), tuple(faults))
 
 
-def _take(path: Path, merged: dict[str, dict[int, float]]) -> None:
-    """Add a file's numbers; a line that was cut off gives what it has."""
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
-            step = _number(row.get("step"))
-            if step is None or not math.isfinite(step):
-                continue
-            for name, text in row.items():
-                value = None if name is None or name in _NO_CURVES else _number(text)
-                if value is not None:
-                    merged.setdefault(name, {})[int(step)] = value
+def _numbers(path: Path) -> pd.DataFrame:
+    """A log's numbers, one a row: step, name, value. What is empty, or a word, is none.
 
-
-def _number(text: object) -> float | None:
+    A line that was cut off gives what it has.
     """
-    >>> _number("0.5"), _number(""), _number("nan"), _number("what")
-    (0.5, None, nan, None)
-    """
-    if not isinstance(text, str) or not text.strip():
-        return None
     try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _curve(own: Mapping[int, float]) -> Curve:
-    steps = sorted(own)
-    return Curve(np.array(steps, dtype=int), np.array([own[step] for step in steps], dtype=float))
+        cells = pd.read_csv(
+            path, dtype=str, keep_default_na=False, on_bad_lines="skip", encoding_errors="replace"
+        )
+    except pd.errors.EmptyDataError:
+        cells = pd.DataFrame(columns=["step"])
+    cells["step"] = pd.to_numeric(cells.get("step"), errors="coerce")
+    cells = cells[np.isfinite(cells["step"].astype(float))]
+    rows = cells.drop(columns="epoch", errors="ignore").melt("step", var_name="name")
+    value = pd.to_numeric(rows["value"], errors="coerce")
+    is_number = value.notna() | (rows["value"].astype(str).str.strip().str.lower() == "nan")
+    return rows.assign(value=value, step=rows["step"].astype(int))[is_number]
 
 
 # -- what was planned ---------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_a_stretch_takes_back_what_was_logged_beyond_its_beginning(tmp_path):
     log = read_log(tmp_path)
     assert log["loss"].steps.tolist() == [10, 20, 30]
     assert log["loss"].values.tolist() == [9, 8, 3]
-    assert (log.stretches, log.resumes, log.steps_done) == ((0, 20), (20,), 30)
+    assert (log.runs, log.resumes, log.steps_done) == ((0, 20), (20,), 30)
 
 
 def test_stretches_are_in_the_order_of_their_numbers_not_of_their_names(tmp_path):
@@ -242,7 +242,7 @@ def test_every_memory_plan_is_shown_and_the_last_is_in_force(tmp_path):
 def test_a_run_that_was_resumed_lists_its_stretches(tmp_path):
     folder = jobs.write_job(tmp_path / "model", rows=jobs.log_rows(0, 900))
     jobs.write_log(folder / "training", 750, jobs.log_rows(750, 2000))
-    assert "2 stretches: steps 0 to 750; steps 750 to 2,000" in read(page_of(folder)).text
+    assert "2 training runs: steps 0 to 750; steps 750 to 2,000" in read(page_of(folder)).text
 
 
 def no_files(folder: Path) -> None:
