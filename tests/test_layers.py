@@ -20,7 +20,7 @@ LAYERS = [
     {"volumes"},
     {"bids", "fetch"},
     {"reports"},
-    {"options"},
+    {"options", "resources"},
     {"interfaces"},
     {"programs"},
     {"stages"},
@@ -35,19 +35,29 @@ RATIONED = {
     "lightning": {"training"},
     "nibabel": {"volumes", "reports", "cli"},
     "bids": {"bids"},
-    "nipype": {"interfaces", "workflows", "cli"},
-    "niworkflows": {"interfaces", "workflows", "reports"},
+    "nipype": {"interfaces", "stages", "workflows", "cli"},
+    "niworkflows": {"interfaces", "stages", "workflows", "reports"},
     "numba": {"anatomy", "evaluation"},
     "cc3d": {"anatomy"},
     "requests": {"fetch"},
     "urllib3": {"fetch"},
-    "psutil": {"interfaces", "workflows", "cli"},
+    "psutil": {"interfaces", "resources", "cli"},
     "ants": {"cli"},
 }
 
 
 def imports(path: Path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Modules that a file imports, wherever; those for annotations alone do not count."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.ImportFrom) and node.level == 0:
             yield node.module or ""
         elif isinstance(node, ast.Import):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from brainseg_bids.bids.inputs import find_subjects
-from brainseg_bids.workflows.exports_plan import SMRIPREP, plan_precomputed
+from brainseg_bids.stages.exports import SMRIPREP, plan_precomputed
 from tests.cli.conftest import lasting_app as _lasting_app
 from tests.fakes import dataset, templates
 

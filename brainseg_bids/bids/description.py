@@ -9,13 +9,15 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from brainseg_bids import __version__
-from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.documents import InputError, read_json
 from brainseg_bids.locks import lock_file
-from brainseg_bids.volumes import whole_or_nothing
+
+if TYPE_CHECKING:
+    from brainseg_bids.anatomy.labels import LabelTable
 
 CODE_URL = "https://pypi.org/project/brainseg-bids/"
 BIDS_VERSION = "1.10.1"
@@ -174,7 +176,7 @@ def write_label_tables(output_dir: Path, tables: Mapping[str, LabelTable]) -> di
         if not path.is_file():
             _add(path, table)
         try:
-            same = LabelTable.read(path) == table
+            same = type(table).read(path) == table
         except ValueError:
             same = False
         if not same:
@@ -239,6 +241,8 @@ def write_once(path: Path, text: str) -> Path:
 def write_text(path: Path, text: str) -> Path:
     """Write text whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    from brainseg_bids.volumes import whole_or_nothing  # late: nibabel
+
     with whole_or_nothing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brainseg_bids.bids.names import Scan, folder, stem
-from brainseg_bids.volumes import InputError
+from brainseg_bids.documents import InputError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 from brainseg_bids.exit_codes import DONE, FAILED, NO_PROGRAM, UNUSABLE
-from brainseg_bids.hpc.memory import Networks
 from brainseg_bids.hpc.profiles import read_profile
 from brainseg_bids.hpc.slurm import make_script, refused_labels
 from brainseg_bids.nets.bundle import BundleError
@@ -26,7 +25,8 @@ def batch(settings: Settings) -> int:
     """
     try:
         profile = read_profile(settings.slurm_profile or "default")
-        script = make_script(settings, profile, networks_of(settings))
+        _check_models(settings)
+        script = make_script(settings, profile)
         refused = refused_labels(settings)
         for line in refused:
             print(f"brainseg: ERROR: {line} The others are in the script.", file=sys.stderr)
@@ -40,21 +40,15 @@ def batch(settings: Settings) -> int:
         return UNUSABLE
 
 
-def networks_of(settings: Settings) -> Networks:
-    """What segments images; none at the group level.
-
-    Raises
-    ------
-    BundleError
-        If there is no such model: found now, not in a thousand jobs.
-    """
+def _check_models(settings: Settings) -> None:
+    """Raise `BundleError` if there is no such model: found now, not in a thousand jobs."""
     if settings.analysis_level != "participant":
-        return Networks()
-    from brainseg_bids.cli.stages import models_of, read_ensemble  # late: nibabel
+        return
+    from brainseg_bids.stages.models import models_of, read_ensemble  # late: nibabel
 
     models, _ = models_of(settings)
-    segments = {"segment", "headlabels"} & set(settings.stages)
-    return Networks(models, read_ensemble(settings, models[0]) if segments else ())
+    if {"segment", "headlabels"} & set(settings.stages):
+        read_ensemble(settings, models[0])
 
 
 def _submit(script: str) -> int:

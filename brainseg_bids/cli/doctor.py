@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from brainseg_bids import __version__
+from brainseg_bids.resources import memory_limit_gib, total_memory_gib
 from brainseg_bids.stages.headlabels import named_command
-from brainseg_bids.workflows.resources import memory_limit_gib, total_memory_gib
 
 PACKAGES = ("torch", "monai", "lightning", "nipype", "niworkflows", "pybids", "nibabel", "numpy")
 NEEDED = ("torch", "monai", "safetensors", "nibabel", "numpy", "scipy")

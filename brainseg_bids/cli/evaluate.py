@@ -17,7 +17,9 @@ from brainseg_bids.cli.scratch import explain, scratch_dir, working_alone
 from brainseg_bids.evaluation.protocols import comparison
 from brainseg_bids.evaluation.summary import Missing, tables
 from brainseg_bids.interfaces.raters import read_rating
+from brainseg_bids.resources import memory_gib
 from brainseg_bids.settings import Settings
+from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.volumes import InputError, read_again
 from brainseg_bids.workflows.evaluate_plan import (
     EvaluationPlan,
@@ -26,8 +28,6 @@ from brainseg_bids.workflows.evaluate_plan import (
     plan_evaluation,
     seen_by,
 )
-from brainseg_bids.workflows.plan import read_object
-from brainseg_bids.workflows.resources import memory_gib
 
 if TYPE_CHECKING:
     from brainseg_bids.reports.evaluation import SourceNote, WorstCase

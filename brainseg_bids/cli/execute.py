@@ -16,10 +16,12 @@ from brainseg_bids.bids.description import write_once
 from brainseg_bids.cli.console import Progress, at_work, one_line
 from brainseg_bids.cli.scratch import explain, scratch_dir
 from brainseg_bids.exit_codes import DONE, NOT_BUILT
+from brainseg_bids.resources import memory_gib
 from brainseg_bids.settings import Settings
+from brainseg_bids.stages import PARTICIPANT, result_files
+from brainseg_bids.stages.base import ExecutionOptions, Run
+from brainseg_bids.stages.jobs import Job, SubjectPlan
 from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.plan import SubjectPlan
-from brainseg_bids.workflows.resources import memory_gib
 
 log = logging.getLogger("brainseg")
 
@@ -30,12 +32,11 @@ PASS_ON = ("inputnode", "outputnode")
 
 
 def run_plans(
-    settings: Settings,
+    run: Run,
     plans: list[SubjectPlan],
     so_far: list[SubjectPlan],
     tables: Mapping[str, Path],
     run_dir: Path,
-    program: Sequence[str] | None,
     on_participant: Callable[[str], None] = lambda label: None,
 ) -> tuple[dict[str, str], int]:
     """Build and run; failures by title, and an exit code.
@@ -43,6 +44,7 @@ def run_plans(
     ``so_far`` are these plans and those of earlier passes, for the methods text;
     ``on_participant`` is told the label of each participant when all of these plans is done.
     """
+    settings = run.settings
     faults = {title: why for plan in plans for title, why in plan.faults.items()}
     if settings.reports_only:
         missing = "there are no results of it. Run without --reports-only."
@@ -62,7 +64,7 @@ def run_plans(
             why = explain(str(error), settings.work_dir)
             return faults | {scan.title: why for plan in plans for scan in plan.to_run}, DONE
     try:
-        workflow, description = _build(settings, plans, so_far, tables, program)
+        workflow, description = _build(run, plans, so_far, tables)
     except Exception as error:  # whatever it is, it is ours to mend
         log.error(
             "the workflow could not be built (%s: %s). This is a fault of brainseg; "
@@ -103,33 +105,27 @@ def _prepare(settings: Settings, run_dir: Path) -> Path:
 
 
 def _build(
-    settings: Settings,
-    plans: list[SubjectPlan],
-    so_far: list[SubjectPlan],
-    tables: Mapping[str, Path],
-    program: Sequence[str] | None,
+    run: Run, plans: list[SubjectPlan], so_far: list[SubjectPlan], tables: Mapping[str, Path]
 ):
     """The workflow, and the methods text of all that the plans so far stand for."""
-    from brainseg_bids.interfaces.register import REGISTER  # late: nipype
-    from brainseg_bids.interfaces.segment import PREDICT
-    from brainseg_bids.workflows.base import init_brainseg_wf
-    from brainseg_bids.workflows.how import HowToRun
+    from brainseg_bids.workflows.base import init_brainseg_wf  # late: nipype
 
+    settings = run.settings
     if settings.omp_nthreads > settings.nprocs:
         log.warning(
             "--omp-nthreads %d is more than --nprocs %d", settings.omp_nthreads, settings.nprocs
         )
-    how = HowToRun(
+    execution = ExecutionOptions(
         tables=dict(tables),
         output_dir=settings.output_dir,
         device=settings.device,
         threads=min(settings.omp_nthreads, settings.nprocs),
         tool_timeout_s=3600 * settings.tool_timeout_h,
-        program=tuple(program or PREDICT),
-        register=tuple(settings.tools.get("ants", REGISTER)),
+        program=run.program,
+        register=tuple(settings.tools.get("ants", ())),
     )
-    everything = init_brainseg_wf([plan.redone() for plan in so_far], how)
-    return init_brainseg_wf(plans, how), everything.visit_desc()
+    everything = init_brainseg_wf([plan.redone() for plan in so_far], execution)
+    return init_brainseg_wf(plans, execution), everything.visit_desc()
 
 
 class _Steps:
@@ -147,10 +143,10 @@ class _Steps:
         self, workflow, plans: Sequence[SubjectPlan], on_participant: Callable[[str], None]
     ) -> None:
         self.on_participant = on_participant
-        self.titles = {
-            f"{workflow.name}.{plan.name}.{scan.name}.": scan.title
+        self.jobs = {
+            f"{workflow.name}.{plan.name}.{job.name}.": job
             for plan in plans
-            for scan in plan.to_run
+            for job in plan.to_run
         }
         self.labels = {plan.name: plan.label for plan in plans}
         self.left: dict[str, set[str]] = {}
@@ -163,11 +159,15 @@ class _Steps:
     def _participant(step: str) -> str:
         return step.split(".")[1]
 
+    def job(self, step: str) -> Job | None:
+        """The job that a step belongs to."""
+        found = (job for prefix, job in self.jobs.items() if f"{step}.".startswith(prefix))
+        return next(found, None)
+
     def title(self, step: str) -> str:
         """What messages call the image that a step is about."""
-        return next(
-            (title for prefix, title in self.titles.items() if f"{step}.".startswith(prefix)), step
-        )
+        job = self.job(step)
+        return job.title if job else step
 
     def words(self, step: str) -> str:
         """What messages call the step."""
@@ -199,39 +199,26 @@ def _run_workflow(
     steps = _Steps(workflow, plans, on_participant)
     title_of = steps.title
 
-    with Progress(len(steps.titles)) as progress:
+    with Progress(len(steps.jobs)) as progress:
 
         def worked(step: str, percent: int) -> None:
             at_work.percent[steps.words(step)] = percent
             progress(title_of(step), percent)
 
-        def ended(step: str, facts: dict) -> None:
-            title = title_of(step)
-            if "Tool" in facts:
-                log.info("%s: %s took %.0f s", title, facts["Tool"], facts["Seconds"])
-                return
-            progress(title, 100)
-            for note in facts.get("Warnings", []):
-                log.warning("%s", note)
-            for fault in facts.get("ToLookAt", facts.get("to_look_at", [])):
-                log.warning("%s: look at it: %s", title, fault)
-            if "Merge" in facts:
-                for flag in facts["Merge"]["flags"]:
-                    log.warning("%s: %s", title, flag)
-                return
-            if "Certificate" in facts:
-                log.info("%s: made in %.0f s from %s", title, facts["Seconds"], facts["Method"])
-                return
-            if "Statistics" in facts:
-                log.info("%s: measured in %.0f s", title, facts["Seconds"])
-                return
-            if "Registration" in facts:
-                log.info("%s: registered in %.0f s", title, facts["Seconds"])
-                return
-            for note in facts["warnings"]:
-                log.warning("%s", note)
-            took_s, peak_gib = facts["took_s"], facts["peak_gib"]
-            log.info("%s: segmented in %.0f s, peak %.1f GiB", title, took_s, peak_gib)
+        def ended(step: str, result: dict) -> None:
+            job = steps.job(step)
+            stage = PARTICIPANT[job.stage]
+            if step.rpartition(".")[2] == list(stage.result_files)[-1]:
+                progress(job.title, 100)
+            warnings = result.get("Warnings", result.get("warnings", []))
+            warnings += [
+                f"{job.title}: look at it: {fault}"
+                for fault in result.get("ToLookAt", result.get("to_look_at", []))
+            ]
+            for text in warnings:
+                log.warning("%s", text)
+            for message in stage.messages(job.title, result):
+                log.log(message.level, "%s", message.text)
 
         crashed = run_workflow(
             workflow,
@@ -239,6 +226,7 @@ def _run_workflow(
             # Nipype's own guess does not know the limit of a container or a batch job.
             memory_gb=settings.memory_gb or 0.9 * memory_gib(),
             crash_dir=crash_dir,
+            result_files=result_files(),
             plugin=_read_plugin(settings.nipype_plugin_file),
             on_end=ended,
             on_progress=worked,

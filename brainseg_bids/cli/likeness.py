@@ -22,10 +22,10 @@ from brainseg_bids.contrast.compare import Histogram, energy_distance
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.reports.densities import Likeness
+from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.training.data import PairStream
 from brainseg_bids.volumes import InputError, read_again
-from brainseg_bids.workflows.plan import read_object
 
 log = logging.getLogger("brainseg")
 

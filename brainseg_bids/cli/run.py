@@ -11,27 +11,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from brainseg_bids.anatomy.cohort import Cohort
-from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.bids.description import write_description, write_label_tables, write_text
+from brainseg_bids.bids.description import write_text
 from brainseg_bids.bids.names import is_label
 from brainseg_bids.cli.console import logging_to, working
 from brainseg_bids.cli.execute import run_plans
 from brainseg_bids.cli.group import run_group, say_finished
 from brainseg_bids.cli.scratch import FULL, TOO_MANY, participants_of, working_alone
-from brainseg_bids.cli.stages import (
-    Refused,
-    chosen_stages,
-    models_of,
-    passes,
-    plan_stages,
-    read_templates,
-    tables_of,
-)
+from brainseg_bids.cli.stages import chosen_stages, plan_stages, write_root
 from brainseg_bids.exit_codes import DONE, FAILED, INTERRUPTED, NOT_BUILT, UNUSABLE
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.settings import Settings
+from brainseg_bids.stages import passes
+from brainseg_bids.stages.base import Refused, Run
+from brainseg_bids.stages.jobs import SubjectPlan, image_of, joined, to_look_at
 from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.plan import SubjectPlan, image_of, joined, to_look_at
 
 log = logging.getLogger("brainseg")
 
@@ -98,8 +91,11 @@ def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | No
 
 
 def _plan_and_run(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:
-    models, table = models_of(settings)
-    templates = read_templates(settings)
+    shared = Run(settings, tuple(program or ()))
+    stages = chosen_stages(settings)
+    shared.models  # noqa: B018 - whatever is asked for, a model that is named has to be there
+    for stage in stages:
+        stage.check(shared)
     plans: list[SubjectPlan] = []
     failures: dict[str, str] = {}  # what messages call it: why
     code = DONE
@@ -110,34 +106,24 @@ def _plan_and_run(settings: Settings, run_dir: Path, program: Sequence[str] | No
         pages.write(plan, failures | plan.faults)
 
     try:
-        for stages in passes(chosen_stages(settings)):
+        for together in passes({stage.name for stage in stages}):
             try:
-                new = plan_stages(
-                    settings, stages, models, program, failed=failures, templates=templates
-                )
+                new = plan_stages(shared, together)
             except InputError:
                 if not failures:
                     raise
-                break  # nothing came out of the pass before, and that has been told
-            tables = {} if settings.reports_only else _write_root(settings, table)
+                break  # nothing came out of the pass before, and that has been reported
+            tables = {} if settings.reports_only else write_root(shared, stages)
             plans = joined([*plans, *new])
-            failed, ended = run_plans(
-                settings, new, plans, tables, run_dir, program, participant_done
-            )
+            failed, ended = run_plans(shared, new, plans, tables, run_dir, participant_done)
             failures |= failed
+            shared.failed |= failed.keys()
             code = ended if code == NOT_BUILT else max(code, ended)
             if ended == NOT_BUILT or (failures and settings.stop_on_first_crash):
                 break
     finally:
         failures |= pages.write_rest(plans, failures)
     return _conclude(settings, plans, failures, code)
-
-
-def _write_root(settings: Settings, table: LabelTable) -> dict[str, Path]:
-    """Files that the derivative's root has to hold; the label tables among them by name."""
-    links = {name: Path(path) for name, path in settings.derivatives.items()}
-    write_description(settings.bids_dir, settings.output_dir, links=links)
-    return write_label_tables(settings.output_dir, tables_of(settings, table))
 
 
 def _conclude(
@@ -227,9 +213,7 @@ class _Pages:
 
     def _is_final(self, plan: SubjectPlan, failures: Mapping[str, str]) -> bool:
         """Whether the page that was written when the participant was done has all there is."""
-        from brainseg_bids.workflows.headlabels_plan import HeadPlan
-
-        compared = any(isinstance(scan, HeadPlan) for scan in plan.scans)
+        compared = any(scan.stage == "headlabels" for scan in plan.scans)
         own = {scan.title for scan in plan.scans} | set(plan.faults)
         return plan.label in self.written and not compared and own.isdisjoint(failures)
 

@@ -25,16 +25,16 @@ from brainseg_bids.cli.console import working
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.interfaces.tools import find_tool, tool_names
+from brainseg_bids.resources import memory_gib
 from brainseg_bids.settings import Settings
+from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.synth.dial import DialledSpace
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.data import PairStream
 from brainseg_bids.volumes import InputError, read_grid, sha256, write_label_map, write_volume
-from brainseg_bids.workflows.plan import read_object
 from brainseg_bids.workflows.priors import read_priors
-from brainseg_bids.workflows.resources import memory_gib
 
 log = logging.getLogger("brainseg")
 

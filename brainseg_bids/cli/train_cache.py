@@ -29,6 +29,7 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
 from brainseg_bids.bids.description import write_text
 from brainseg_bids.cli.console import one_line
+from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.synth.ageing import Walls
 from brainseg_bids.synth.generator import LabelVolume
 from brainseg_bids.volumes import (
@@ -39,7 +40,6 @@ from brainseg_bids.volumes import (
     voxel_hash,
     whole_or_nothing,
 )
-from brainseg_bids.workflows.plan import read_object
 from brainseg_bids.workflows.train_plan import SOURCE, HeadMap, MapFacts
 
 log = logging.getLogger("brainseg")

@@ -18,8 +18,8 @@ from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.options import declared, to_arguments
 from brainseg_bids.settings import Settings
+from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.plan import read_object
 from brainseg_bids.workflows.train_plan import (
     BY_STEPS,
     CONTRAST_OF,

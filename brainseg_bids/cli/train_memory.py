@@ -26,11 +26,11 @@ from brainseg_bids.cli.train_cache import probe_once
 from brainseg_bids.cli.train_job import JobPlan, space_key
 from brainseg_bids.exit_codes import DONE, UNUSABLE
 from brainseg_bids.lifetime import for_children
+from brainseg_bids.resources import memory_gib
 from brainseg_bids.settings import Settings
+from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.training.deadline import planned_steps
 from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.plan import read_object
-from brainseg_bids.workflows.resources import memory_gib
 from brainseg_bids.workflows.train_plan import ABOUT_SPACES, SOURCE
 
 if TYPE_CHECKING:  # late: torch

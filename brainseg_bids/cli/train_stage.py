@@ -37,9 +37,9 @@ from brainseg_bids.lifetime import CODES, at_end, for_children
 from brainseg_bids.locks import Lock, lock_file
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.settings import Settings
+from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.training.deadline import Deadline, planned_steps
 from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.plan import read_object
 
 log = logging.getLogger("brainseg")
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brainseg_bids.bids.description import write_json
+from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.plan import read_object
 
 log = logging.getLogger("brainseg")
 

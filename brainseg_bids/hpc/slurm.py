@@ -22,7 +22,7 @@ from brainseg_bids.bids.inputs import find_participants, label_fault
 from brainseg_bids.documents import InputError
 from brainseg_bids.exit_codes import SAVED
 from brainseg_bids.hpc.command import Launch, bash_lines, job_flags
-from brainseg_bids.hpc.memory import APP_GIB, Networks, participant_gib
+from brainseg_bids.hpc.memory import APP_GIB, participant_gib
 from brainseg_bids.hpc.profiles import Profile, Resources
 from brainseg_bids.options import memory_gb
 from brainseg_bids.settings import Settings
@@ -103,15 +103,13 @@ def _environment() -> Environment:
 # -- jobs of this app ---------------------------------------------------------------------
 
 
-def make_script(settings: Settings, profile: Profile, networks: Networks) -> str:
+def make_script(settings: Settings, profile: Profile) -> str:
     """Bash that submits everything.
 
     Parameters
     ----------
     settings : Settings
     profile : Profile
-    networks : Networks
-        What segments the participants' images.
 
     Raises
     ------
@@ -119,7 +117,7 @@ def make_script(settings: Settings, profile: Profile, networks: Networks) -> str
         If a participant is not there, or a filter cannot be handed on.
     """
     if settings.analysis_level == "participant":
-        return _participants_script(settings, profile, networks)
+        return _participants_script(settings, profile)
     title = f"Submits brainseg's group level ({', '.join(settings.stages)})"
     make = _train_job if "train" in settings.stages else _group_job
     return submit_script(title, [make(settings, profile)])
@@ -133,13 +131,13 @@ def refused_labels(settings: Settings) -> list[str]:
     return [fault for label in labels if (fault := label_fault(settings.bids_dir, label))]
 
 
-def _participants_script(settings: Settings, profile: Profile, networks: Networks) -> str:
+def _participants_script(settings: Settings, profile: Profile) -> str:
     labels = find_participants(settings.bids_dir, settings.participant_label)
     labels = [label for label in labels if not label_fault(settings.bids_dir, label)]
     if not labels:
         raise InputError(f"{settings.bids_dir}: no participant has a BIDS label. Rename them.")
     jobs = [
-        _array_job(settings, profile, networks, labels[first : first + LARGEST_ARRAY])
+        _array_job(settings, profile, labels[first : first + LARGEST_ARRAY])
         for first in range(0, len(labels), LARGEST_ARRAY)
     ]
     title = f"Submits brainseg for {len(labels)} participant(s), one a job"
@@ -162,12 +160,12 @@ def _participants_script(settings: Settings, profile: Profile, networks: Network
     )
 
 
-def _array_job(settings: Settings, profile: Profile, networks: Networks, labels: list[str]) -> Job:
+def _array_job(settings: Settings, profile: Profile, labels: list[str]) -> Job:
     resources = profile.participant
     own = _with_cpus(settings, resources)
     at_once = own.nprocs // own.omp_nthreads
     mem = _chosen_memory(settings, resources) or _megabytes(
-        participant_gib(own, labels, networks, at_once=at_once)
+        participant_gib(own, labels, at_once=at_once)
     )
     launch = Launch(own, profile)
     flags = [

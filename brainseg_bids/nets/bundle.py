@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from brainseg_bids.nets.architectures import PackedNet
 
 DEFAULT_MODELS = ("head-1mm", "head-0.8mm", "head-flair")
-"""Packaged models; which of them an image gets: `workflows.segment_plan.model_for`."""
+"""Packaged models; which of them an image gets: `brainseg_bids.stages.models.model_for`."""
 DEFAULT_MODEL = DEFAULT_MODELS[0]
 """For whatever has one model only, as ensembles."""
 FORMAT = 1

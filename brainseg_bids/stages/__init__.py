@@ -1,5 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stages of the app, one file each: what it is asked, what it decides, runs, leaves and tells."""
 
+from __future__ import annotations
+
+from brainseg_bids.stages.base import ParticipantStage
+from brainseg_bids.stages.contrast import Contrast
+from brainseg_bids.stages.exports import FreeSurferExport, PrecomputedExport
+from brainseg_bids.stages.headlabels import Headlabels
+from brainseg_bids.stages.segment import Segment
+from brainseg_bids.stages.spaces import StandardSpaces
+from brainseg_bids.stages.upsample import Upsample
+
+PARTICIPANT: dict[str, ParticipantStage] = {
+    stage.name: stage
+    for stage in (
+        Headlabels(),
+        Segment(),
+        StandardSpaces(),
+        Upsample(),
+        Contrast(),
+        FreeSurferExport(),
+        PrecomputedExport(),
+    )
+}
+"""Stages of the participant level by name, in the order of pages."""
+
 PARTICIPANT_STAGES = ("segment", "headlabels", "upsample", "contrast")
 GROUP_STAGES = ("summary", "priors", "synth", "train", "evaluate")
+"""What ``--stages`` takes at each level."""
+
+
+def passes(chosen: set[str]) -> list[list[ParticipantStage]]:
+    """Stages of the participant level in the order they are run in.
+
+    Those that read the dataset are planned and run together; those that read what these leave
+    come after them.
+
+    >>> [[stage.name for stage in one] for one in passes({"upsample", "headlabels", "segment"})]
+    [['headlabels', 'segment'], ['upsample']]
+    """
+    depth = {name: _depth(name) for name in chosen}
+    return [
+        [stage for name, stage in PARTICIPANT.items() if depth.get(name) == level]
+        for level in sorted(set(depth.values()))
+    ]
+
+
+def _depth(name: str) -> int:
+    return max((1 + _depth(before) for before in PARTICIPANT[name].after), default=0)
+
+
+def result_files() -> dict[str, str]:
+    """Steps of all stages that leave metadata of their result: name of the step to file."""
+    return {step: name for one in PARTICIPANT.values() for step, name in one.result_files.items()}

@@ -4,14 +4,74 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import math
+import os
 import shlex
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from brainseg_bids.documents import Number
+from brainseg_bids import __version__
+from brainseg_bids.bids.description import raw_path, raw_uri
+from brainseg_bids.bids.names import HeadNames, Scan, ToolNames, sidecar
+from brainseg_bids.documents import InputError, Number
 from brainseg_bids.interfaces.tools import tool_names
 from brainseg_bids.options import OptionGroup, above_zero, folder_by_name, option
+from brainseg_bids.stages.base import (
+    ExecutionOptions,
+    Folders,
+    Message,
+    ParticipantStage,
+    Refused,
+    Run,
+    takes_gpu,
+)
+from brainseg_bids.stages.jobs import (
+    REUSE,
+    RUN,
+    VOLUMES_COLUMNS,
+    Job,
+    SubjectPlan,
+    fingerprint,
+    is_current,
+    present,
+    read_object,
+    unreadable,
+    why_run,
+)
+from brainseg_bids.stages.models import (
+    Model,
+    model_for,
+    predicted_gib,
+    views,
+    why_other_views,
+)
+
+if TYPE_CHECKING:
+    from nipype.pipeline.engine import Node
+    from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+    from brainseg_bids.anatomy.labels import LabelTable
+    from brainseg_bids.bids.inputs import Subject
+    from brainseg_bids.interfaces.tools.base import Tool
+    from brainseg_bids.reports.page import Section
+    from brainseg_bids.settings import Settings
+
+log = logging.getLogger("brainseg")
+
+MERGE_GIB = 1.5
+"""Memory set aside for one merge: a 256³ head takes up to 1 GiB (``docs/performance.md``)."""
+UNKNOWN_VOXELS = 256**3
+"""Of an image of which nothing is known."""
+GIVEN = "given"
+WHAT_IS_DONE = {
+    RUN: "run: {}",
+    GIVEN: "not run: {}",
+    REUSE: "not run: an earlier run's labels are reused",
+}
+ROLES = ("head", "brain")
 
 
 def named_command(text: str) -> tuple[str, list[str]]:
@@ -99,4 +159,634 @@ class HeadlabelsOptions(OptionGroup):
         fits=Number(0, 1e6, "h", above=True),
         metavar="HOURS",
         help="end an external tool that takes longer; default: 24",
+    )
+
+
+@dataclass(frozen=True)
+class ToolPlan:
+    """Where one tool's labels of one image come from.
+
+    Parameters
+    ----------
+    tool : Tool
+    action : {"run", "reuse", "given"}
+        Run it; take what an earlier run of this app left; take what the user has (``-d``).
+    reason : str
+    outputs : dict of str to Path
+        ``labels``, and ``top_codes``, ``top_weights`` if the tool gives probabilities.
+    provenance : dict
+        Goes into the JSON beside the labels.
+    command : tuple of str
+        Program and first arguments.
+    mem_gb : float
+        What it is expected to take.
+    model : Model or None
+        Of the tool ``model``, for this image.
+    flips : bool
+        Whether that model sees the mirrored image, too.
+    """
+
+    tool: Tool
+    action: str
+    reason: str
+    outputs: dict[str, Path]
+    provenance: dict
+    command: tuple[str, ...] = ()
+    mem_gb: float = 0.0
+    model: Model | None = None
+    flips: bool = False
+
+
+@dataclass(frozen=True)
+class HeadJob(Job):
+    """One head to label. ``outputs``: fields of `HeadNames`.
+
+    Parameters
+    ----------
+    tools : dict of str to ToolPlan
+        ``head``, and ``brain`` if that is another tool.
+    """
+
+    tools: dict[str, ToolPlan]
+
+    stage: ClassVar[str] = "headlabels"
+
+    @property
+    def outdated(self) -> list[Path]:
+        """What an earlier merge may have left and this one does not make: it goes."""
+        beside = self.outputs["labels"].parent
+        names = HeadNames.of(self.scan)
+        top = [beside / names.top_codes.name, beside / names.top_weights.name]
+        return [path for path in top if path not in self.outputs.values()]
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.scan.title} head labels"
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """What the user wants of tools.
+
+    Parameters
+    ----------
+    head, brain : str
+        Names of tools.
+    models : sequence of Model
+        For the tool ``model``; each image gets the one that is made for its voxels.
+    commands : mapping of str to tuple of str
+        Where a tool lives, by name.
+    derivatives : mapping of str to Path
+        Folders that hold results, by name of the tool.
+    memory_gb : float
+        What there is.
+    flips : bool
+        Whether the tool ``model`` sees the mirrored image, too.
+    will_run : bool
+        Programs are looked for only if they are to be run now.
+    """
+
+    head: str
+    brain: str
+    models: Sequence[Model]
+    commands: Mapping[str, tuple[str, ...]]
+    derivatives: Mapping[str, Path]
+    memory_gb: float
+    flips: bool = False
+    will_run: bool = True
+
+    def check(self) -> None:
+        """Raise `InputError` if this choice can never give a result."""
+        from brainseg_bids.interfaces.tools import find_tool  # late: nipype
+
+        for role, name in zip(ROLES, (self.head, self.brain), strict=True):
+            tool = find_tool(name)
+            if role not in tool.regions:
+                raise InputError(
+                    f"--{role}-tool {name}: {name} does not label the {role}. Choose another; "
+                    "brainseg doctor lists what each labels."
+                )
+            if not tool.program and name not in self.derivatives:
+                raise InputError(
+                    f"--{role}-tool {name}: {name} is not run by this app; its results are taken. "
+                    f"Say where they are: -d {name}=FOLDER."
+                )
+        unused = sorted(set(self.derivatives) - {self.head, self.brain})
+        if unused:
+            raise InputError(
+                f"-d {unused[0]}=...: {unused[0]} is neither the head tool ({self.head}) nor the "
+                f"brain tool ({self.brain})."
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tools in use, each once."""
+        return tuple(dict.fromkeys((self.head, self.brain)))
+
+
+def plan_headlabels(
+    subject: Subject, *, bids_dir: Path, output_dir: Path, choice: ToolChoice
+) -> SubjectPlan:
+    """Decide for each head which tools have to run.
+
+    A tool's labels are reused if they were made from the same input; the user's own results of a
+    tool are taken where they are found. The merge is made again if any source of it is.
+    """
+    plans, faults = [], dict(subject.faults)
+    for scan in subject.scans:
+        title = f"{scan.title} head labels"
+        try:
+            plans.append(_plan_scan(scan, bids_dir, output_dir, choice))
+        except InputError as error:
+            faults[title] = str(error)
+        except OSError as error:
+            faults[title] = unreadable(scan.path, error)
+    return SubjectPlan(subject.label, tuple(plans), faults)
+
+
+def _plan_scan(scan: Scan, bids_dir: Path, output_dir: Path, choice: ToolChoice) -> HeadJob:
+    from brainseg_bids.interfaces.tools import find_tool  # late: nipype
+
+    names = HeadNames.of(scan)
+    beside = sidecar(output_dir / names.labels)
+    source = {
+        "Input": raw_uri(scan.path, bids_dir),
+        **fingerprint(scan.path, known=read_object(beside)),
+    }
+    tools = {
+        role: _plan_tool(scan, find_tool(name), output_dir, choice, source)
+        for role, name in zip(ROLES, choice.names, strict=False)
+    }
+    with_top = any("top_codes" in plan.outputs for plan in tools.values())
+    top = ("top_codes", "top_weights") if with_top else ()
+    wanted = ("labels", *top, "volumes", "merge", "figure")
+    outputs = {name: output_dir / getattr(names, name) for name in wanted}
+    provenance = {"BrainsegVersion": __version__, **source, **_sources(tools)}
+    reason = why_run(outputs, provenance)
+    fresh = [plan.tool.name for plan in tools.values() if plan.action == RUN]
+    if fresh:
+        reason = reason or f"{' and '.join(fresh)} to be run"
+    return HeadJob(
+        scan,
+        RUN if reason else REUSE,
+        reason or "results are there already",
+        outputs,
+        provenance,
+        tools,
+    )
+
+
+def _sources(tools: Mapping[str, ToolPlan]) -> dict:
+    """What the merged map was made of, as its JSON says it."""
+    facts = {}
+    for role, plan in tools.items():
+        key = role.capitalize()
+        facts[f"{key}Tool"] = plan.tool.name
+        if "Source" in plan.provenance:
+            facts[f"{key}Source"] = plan.provenance["Source"]
+        if plan.action != RUN:  # of a map that is to be made, the run tells it
+            facts[f"{key}SHA256"] = plan.provenance["SHA256"]
+        if "ModelDigest" in plan.provenance:
+            facts["ModelDigest"] = plan.provenance["ModelDigest"]
+    return facts
+
+
+def _plan_tool(
+    scan: Scan, tool: Tool, output_dir: Path, choice: ToolChoice, source: dict
+) -> ToolPlan:
+    from brainseg_bids.interfaces.tools import check_origin, find_existing  # late: nipype
+    from brainseg_bids.volumes import sha256
+
+    root = choice.derivatives.get(tool.name)
+    if root is not None:
+        found = find_existing(tool, root, scan)
+        if found is not None:
+            check_origin(found, tool, scan, source["InputSHA256"])
+            return _given(tool, found, root)
+        if not tool.program:
+            raise InputError(
+                f"{scan.path}: no result of {tool.name} for it was found below {root}. "
+                f"Looked for {' or '.join(tool.existing)}."
+            )
+    wanted = ("labels", "top_codes", "top_weights") if tool.posteriors else ("labels",)
+    names = ToolNames.of(scan, tool.name)
+    outputs = {name: output_dir / getattr(names, name) for name in wanted}
+    provenance = {"Tool": tool.name, **source}
+    model, flips = None, False
+    if tool.name == "model":  # another model is another tool
+        model, flips = model_for(scan, choice.models), choice.flips
+        provenance |= {
+            "ModelName": model.name,
+            "ModelDigest": model.digest,
+            **views((), flips),
+            "BrainsegVersion": __version__,
+        }
+    reason = why_run(outputs, provenance) or why_other_views(outputs, provenance)
+    if not reason:
+        provenance |= {"SHA256": sha256(outputs["labels"])}
+        return ToolPlan(tool, REUSE, reason, outputs, provenance)
+    if root is not None:
+        reason = f"no result of {tool.name} was found below {root}"
+    plan = ToolPlan(tool, RUN, reason, outputs, provenance, model=model, flips=flips)
+    return _ready(plan, scan, choice)
+
+
+def _given(tool: Tool, found: Path, root: Path) -> ToolPlan:
+    from brainseg_bids.volumes import sha256  # late: numpy
+
+    provenance = {
+        "Tool": tool.name,
+        "Source": f"bids:{tool.name}:{found.relative_to(root).as_posix()}",
+        "SHA256": sha256(found),
+    }
+    return ToolPlan(tool, GIVEN, f"found in {root}", {"labels": found}, provenance)
+
+
+def _ready(plan: ToolPlan, scan: Scan, choice: ToolChoice) -> ToolPlan:
+    """The plan with what it takes to run it; too large an image is refused before it begins."""
+    from brainseg_bids.interfaces.tools.base import MissingToolError, find_program  # late: nipype
+    from brainseg_bids.volumes import read_grid
+
+    grid = read_grid(scan.path)
+    n_voxels = grid.shape[0] * grid.shape[1] * grid.shape[2]
+    if plan.model is None:
+        mem_gb = plan.tool.mem_gb(n_voxels)
+    else:
+        mem_gb = predicted_gib(scan, (plan.model,), plan.flips)
+    if choice.will_run and mem_gb > choice.memory_gb:
+        raise InputError(
+            f"{scan.path}: {plan.tool.name} needs about {mem_gb:.0f} GB for its "
+            f"{n_voxels / 1e6:.0f} million voxels, and {choice.memory_gb:.0f} GB are there. Crop "
+            "air and neck from the image, give the job more memory (--mem), or choose another "
+            "tool."
+        )
+    command = tuple(choice.commands.get(plan.tool.name, ()))
+    if not choice.will_run:
+        return replace(plan, command=command or plan.tool.program, mem_gb=mem_gb)
+    try:
+        command = find_program(plan.tool, command)
+    except MissingToolError as error:
+        if plan.tool.name not in choice.derivatives:
+            raise  # for everyone
+        raise InputError(f"{scan.path}: {plan.reason}, and it cannot be run: {error}") from error
+    return replace(plan, command=command, mem_gb=mem_gb)
+
+
+def head_metadata(plan: HeadJob, *, output_dir: Path) -> dict[str, dict]:
+    """JSON of each merged output, less what only the run can tell."""
+    raw = plan.provenance["Input"]
+    own = f"bids::{plan.outputs['labels'].relative_to(output_dir).as_posix()}"
+    tools = " and ".join(tool.tool.name for tool in plan.tools.values())
+    sources = [raw, *(_source_uri(tool, output_dir) for tool in plan.tools.values())]
+    what = {
+        "labels": {
+            "Description": f"Labels of the whole head from {tools}, merged into one table. Codes "
+            "are explained in seg-fullhead_dseg.tsv.",
+            "Manual": False,
+            "Sources": sources,
+            "SpatialReference": raw,
+        },
+        **_top_metadata("Merged labels", sources, raw),
+        "volumes": {
+            "Description": "Volume of each label: voxels times the volume of a voxel.",
+            "Sources": [own],
+            "index": {"Description": "Code in seg-fullhead_dseg.tsv."},
+            **VOLUMES_COLUMNS,
+        },
+        "merge": {
+            "Description": "What each rule of the merge changed. Below, under Merge, where tools "
+            "disagreed, holes, and what a human should look at.",
+            "Sources": sources,
+            "rule": {"Description": "Rule or cleaning step, in the order they were applied."},
+            "voxels": {"Description": "Number of voxels it changed."},
+            "volume_mm3": {"Description": "Their volume.", "Units": "mm^3"},
+            "reason": {"Description": "Why there is this rule."},
+        },
+    }
+    return {name: what[name] | plan.provenance for name in plan.outputs if name in what}
+
+
+def tool_metadata(plan: ToolPlan) -> dict[str, dict]:
+    """JSON of what one tool gave, less what only the run can tell."""
+    name, raw = plan.tool.name, plan.provenance["Input"]
+    what = {
+        "labels": {
+            "Description": f"Labels by {name}, in its own codes and on its own grid. Codes are "
+            f"explained in seg-{name}_dseg.tsv.",
+            "Manual": False,
+            "Sources": [raw],
+            "SpatialReference": raw,
+        },
+        **_top_metadata(f"Labels by {name}", [raw], raw),
+    }
+    return {output: what[output] | plan.provenance for output in plan.outputs}
+
+
+def _top_metadata(whose: str, sources: list[str], raw: str) -> dict[str, dict]:
+    where = {"Sources": sources, "SpatialReference": raw}
+    ranks = ["most probable", "second", "third", "fourth"]
+    return {
+        "top_codes": {
+            "Description": f"{whose}: codes of the four most probable labels of each voxel, by "
+            "rank along the last axis.",
+            "Manual": False,
+            **where,
+        },
+        "top_weights": {
+            "Description": f"{whose}: probabilities of the four most probable labels of each "
+            "voxel, by rank along the last axis; which labels those are stands in the dseg of "
+            "the same name.",
+            "LabelMap": ranks,
+            **where,
+        },
+    }
+
+
+def _source_uri(plan: ToolPlan, output_dir: Path) -> str:
+    if plan.action == GIVEN:
+        return plan.provenance["Source"]
+    return f"bids::{plan.outputs['labels'].relative_to(output_dir).as_posix()}"
+
+
+def describe_tools(plans: Iterable[SubjectPlan]) -> list[str]:
+    """One line per tool: run or not, and why."""
+    return [
+        f"{scan.title}: {tool.tool.name} is {WHAT_IS_DONE[tool.action].format(tool.reason)}"
+        for plan in plans
+        for scan in plan.scans
+        if isinstance(scan, HeadJob) and scan.action == RUN
+        for tool in scan.tools.values()
+    ]
+
+
+def methods_text(tools: Sequence[str]) -> str:
+    """How maps of whole heads were made, by the names of the tools."""
+    from brainseg_bids.interfaces.tools import find_tool  # late: nipype
+
+    named = " and ".join(find_tool(name).about for name in tools)
+    merged = "merged" if len(tools) > 1 else "mended"
+    return f"""\
+Label maps of the whole head were made with {named}. Codes were translated into one table, maps
+were brought to the grid of the image by their affines, and {merged} by a table of rules; what no
+tool labelled inside the head was told apart into tissue and air, islands were removed, and the
+voxels that each rule changed were counted.
+"""
+
+
+def init_tool_wf(
+    plan: ToolPlan, scan: Scan, execution: ExecutionOptions, *, name: str
+) -> Workflow:
+    """One tool's labels of one head, run, reused or given.
+
+    Inputs
+    ------
+    image
+        The image, as it lies in the dataset.
+
+    Outputs
+    -------
+    labels, and if the tool gives probabilities top_codes, top_weights
+        As `ReadTool` stores them.
+    """
+    from nipype import IdentityInterface
+    from nipype.pipeline import engine as pe
+    from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+    from brainseg_bids.interfaces.headlabels import ReadTool
+    from brainseg_bids.stages.saving import init_ds_scan_wf
+
+    workflow = Workflow(name=name)
+    inputnode = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
+    outputnode = pe.Node(IdentityInterface(fields=list(plan.outputs)), name="outputnode")
+    if plan.action == REUSE:
+        outputnode.inputs.trait_set(**{key: str(path) for key, path in plan.outputs.items()})
+        workflow.add_nodes([inputnode, outputnode])
+        return workflow
+    read = pe.Node(ReadTool(tool=plan.tool.name), name="read", mem_gb=MERGE_GIB)
+    workflow.connect([
+        (inputnode, read, [("image", "image")]),
+        (read, outputnode, [(field, field) for field in plan.outputs]),
+    ])  # fmt: skip
+    if plan.action == GIVEN:
+        read.inputs.trait_set(labels=str(plan.outputs["labels"]), given=True)
+        return workflow
+    run = _init_run_node(plan, scan, execution)
+    ds_tool_wf = init_ds_scan_wf(
+        {output: str(path) for output, path in plan.outputs.items()},
+        tool_metadata(plan),
+        facts="facts",
+        name="ds_tool_wf",
+    )
+    posteriors = ("posteriors", "posterior_codes") if plan.tool.posteriors else ()
+    workflow.connect([
+        (inputnode, run, [("image", "image")]),
+        (run, read, [(field, field) for field in ("labels", "log", *posteriors)]),
+        (run, ds_tool_wf, [("facts", "inputnode.facts")]),
+        (read, ds_tool_wf, [(field, f"inputnode.{field}") for field in plan.outputs]),
+    ])  # fmt: skip
+    return workflow
+
+
+def _init_run_node(plan: ToolPlan, scan: Scan, execution: ExecutionOptions) -> Node:
+    """The node that runs the program; inputs that this tool does not have are left out."""
+    from nipype.pipeline import engine as pe
+
+    from brainseg_bids.volumes import file_state
+
+    threads = min(execution.threads, plan.tool.max_threads)
+    interface = plan.tool.interface(
+        subject="_".join(
+            f"{key}-{label}" for key, label in scan.entities.items() if key in ("sub", "ses")
+        ),
+        command=list(plan.command),
+        command_state=[file_state(Path(word)) for word in plan.command if os.path.isfile(word)],
+        threads=threads,
+        timeout_s=execution.tool_timeout_s,
+        use_gpu=plan.tool.gpu and takes_gpu(execution.device),
+    )
+    known = set(interface.inputs.copyable_trait_names())
+    of_this_tool: dict = {"device": execution.device}
+    if plan.model is not None:
+        of_this_tool |= {"model": str(plan.model.path), "model_digest": plan.model.digest}
+        of_this_tool |= {"test_time_flips": plan.flips}
+    interface.inputs.trait_set(**{k: v for k, v in of_this_tool.items() if k in known})
+    return pe.Node(interface, name="run", n_procs=threads, mem_gb=plan.mem_gb)
+
+
+class Headlabels(ParticipantStage):
+    """Label maps of whole heads, merged from one or two tools."""
+
+    name = "headlabels"
+    results = "*_seg-fullhead_dseg.json"
+    result_files: ClassVar[Mapping[str, str]] = {"run": "facts.json", "merge": "report.json"}
+
+    def check(self, run: Run) -> None:
+        run.models  # noqa: B018 - the tool `model` needs them; read once
+
+    def plan(self, run: Run) -> list[SubjectPlan]:
+        from brainseg_bids.interfaces.tools.base import ToolError  # late: nipype
+
+        settings, choice = run.settings, _choice(run)
+        choice.check()
+        where = {"bids_dir": settings.bids_dir, "output_dir": settings.output_dir}
+        try:
+            plans = [
+                plan_headlabels(subject, **where, choice=choice)
+                for subject in run.subjects(("T1w",))
+            ]
+        except ToolError as error:  # a program or a licence is missing: for everyone
+            raise Refused(str(error), error.exit_code) from error
+        for line in describe_tools(plans):
+            log.info("%s", line)
+        return plans
+
+    def workflow(self, job: HeadJob, execution: ExecutionOptions) -> Workflow:
+        """The tools, the merge of their maps, volumes, a picture; all of it saved.
+
+        Each tool is a workflow of its own (`init_tool_wf`), whatever its labels come from.
+        """
+        from nipype import IdentityInterface
+        from nipype.pipeline import engine as pe
+        from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+        from brainseg_bids.interfaces.headlabels import MergeHead
+        from brainseg_bids.interfaces.labels import Volumes
+        from brainseg_bids.interfaces.reportlets import DrawMerge
+        from brainseg_bids.stages.saving import init_ds_scan_wf
+
+        workflow = Workflow(name=job.name)
+        workflow.__desc__ = methods_text([tool.tool.name for tool in job.tools.values()])
+        image = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
+        image.inputs.image = str(job.scan.path)
+        table = str(execution.tables["fullhead"])
+        merge = pe.Node(MergeHead(), name="merge", mem_gb=MERGE_GIB)
+        volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=0.5)
+        figure = pe.Node(DrawMerge(table=table), name="figure", mem_gb=1.5)
+        said = head_metadata(job, output_dir=execution.output_dir)
+        paths = {output: str(path) for output, path in job.outputs.items()}
+        ds_merge_wf = init_ds_scan_wf(
+            {"merge": paths.pop("merge")}, said, facts="facts", name="ds_merge_wf"
+        )
+        ds_head_wf = init_ds_scan_wf(
+            paths,
+            said,
+            facts="facts",
+            outdated=[str(path) for path in job.outdated],
+            name="ds_head_wf",
+        )
+        merged = ["labels", *(name for name in job.outputs if name.startswith("top_"))]
+        workflow.connect([
+            (image, merge, [("image", "image")]),
+            (image, figure, [("image", "image")]),
+            (merge, volumes, [("labels", "labels")]),
+            (merge, figure, [("labels", "labels")]),
+            (merge, ds_merge_wf, [("merge", "inputnode.merge"), ("report", "inputnode.facts")]),
+            (merge, ds_head_wf, [("facts", "inputnode.facts")]),
+            (merge, ds_head_wf, [(name, f"inputnode.{name}") for name in merged]),
+            (volumes, ds_head_wf, [("out_file", "inputnode.volumes")]),
+            (figure, ds_head_wf, [("out_file", "inputnode.figure")]),
+        ])  # fmt: skip
+        merge.inputs.made = [role for role, tool in job.tools.items() if tool.action == RUN]
+        for role, tool in job.tools.items():
+            tool_wf = init_tool_wf(tool, job.scan, execution, name=f"{role}_wf")
+            for step in (merge, figure):
+                setattr(step.inputs, f"{role}_tool", tool.tool.name)
+            workflow.connect([
+                (image, tool_wf, [("image", "inputnode.image")]),
+                (tool_wf, figure, [("outputnode.labels", f"{role}_labels")]),
+                (tool_wf, merge, [
+                    (f"outputnode.{name}", f"{role}_{name}") for name in tool.outputs
+                ]),
+            ])  # fmt: skip
+        return workflow
+
+    def tables(self, run: Run) -> dict[str, LabelTable]:
+        from brainseg_bids.anatomy.labels import LabelTable
+        from brainseg_bids.interfaces.tools import find_tool  # late: nipype
+
+        tables = {"fullhead": LabelTable.packaged("fullhead")}
+        for name in (run.settings.head_tool, run.settings.brain_tool):
+            if find_tool(name).program:
+                tables[name] = find_tool(name).crosswalk().source_table()
+        return tables
+
+    def messages(self, title: str, result: Mapping) -> list[Message]:
+        if "Tool" in result:
+            text = f"{title}: {result['Tool']} took {result['Seconds']:.0f} s"
+            return [Message(logging.INFO, text)]
+        return [Message(logging.WARNING, f"{title}: {flag}") for flag in result["Merge"]["flags"]]
+
+    def memory_gib(self, settings: Settings, images: Sequence, at_once: int) -> list[float]:
+        from brainseg_bids.interfaces.tools import find_tool  # late: nipype
+        from brainseg_bids.stages.models import largest_gib
+
+        voxels = max((math.prod(grid.shape) for _, grid in images), default=UNKNOWN_VOXELS)
+        names = {settings.head_tool, settings.brain_tool}
+        external = [find_tool(name).mem_gb(voxels) for name in names if name != "model"]
+        own = [largest_gib(settings, images)] if "model" in names else []
+        return [MERGE_GIB, *external, *own]
+
+    def read(self, path: Path, metadata: Mapping, folders: Folders) -> HeadJob | None:
+        image = raw_path(metadata.get("Input", ""), folders.bids_dir)
+        if image is None:
+            return None
+        scan = Scan.from_path(image)
+        outputs = present(HeadNames.of(scan), folders.output_dir)
+        whole = {"figure", "merge"} <= set(outputs)
+        if not whole or not is_current(image, metadata, outputs):
+            return None
+        tools = _tools_used(scan, metadata, folders.output_dir)
+        return HeadJob(scan, REUSE, "found", outputs, {"Input": metadata["Input"]}, tools)
+
+    def section(self, job: HeadJob, folders: Folders) -> Section:
+        from brainseg_bids.reports.sections.headlabels import section
+
+        bids_dir, output_dir, cohort = folders
+        return section(job, bids_dir=bids_dir, output_dir=output_dir, cohort=cohort)
+
+    def methods(self, jobs: Iterable[HeadJob]) -> list[str]:
+        return [methods_text([tool.tool.name for tool in job.tools.values()]) for job in jobs]
+
+
+def _tools_used(scan: Scan, metadata: Mapping, output_dir: Path) -> dict[str, ToolPlan]:
+    """What a merged map was made of, from the JSON beside it."""
+    from brainseg_bids.interfaces.tools import find_tool  # late: nipype
+
+    tools = {}
+    for role in ROLES:
+        name = metadata.get(f"{role.capitalize()}Tool")
+        if name not in tool_names():
+            continue
+        source = metadata.get(f"{role.capitalize()}Source")
+        own = present(ToolNames.of(scan, name), output_dir)
+        if source:
+            labels = {"labels": Path(source)}
+            tools[role] = ToolPlan(find_tool(name), GIVEN, source, labels, {})
+        elif "labels" in own:
+            tools[role] = ToolPlan(find_tool(name), REUSE, "found", own, {})
+    return tools
+
+
+def _choice(run: Run) -> ToolChoice:
+    """What the settings say of tools."""
+    settings = run.settings
+    commands = {n: tuple(command) for n, command in settings.tools.items() if n != "ants"}
+    if run.program:
+        commands["model"] = run.program
+    derivatives = {
+        name: Path(path)
+        for name, path in settings.derivatives.items()
+        # Others may be the labels that contrast is measured with.
+        if "contrast" not in settings.stages or name in (settings.head_tool, settings.brain_tool)
+    }
+    return ToolChoice(
+        head=settings.head_tool,
+        brain=settings.brain_tool,
+        models=run.models,
+        flips=settings.test_time_flips,
+        commands=commands,
+        derivatives=derivatives,
+        memory_gb=run.memory_gib,
+        will_run=not (settings.reports_only or settings.boilerplate_only),
     )

@@ -3,10 +3,62 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
+from brainseg_bids import __version__
+from brainseg_bids.bids.description import raw_path, raw_uri
+from brainseg_bids.bids.names import STRUCTURAL, OutputNames, Scan, sidecar
 from brainseg_bids.options import OptionGroup, option
+from brainseg_bids.stages.base import (
+    ExecutionOptions,
+    Folders,
+    Message,
+    ParticipantStage,
+    Run,
+    takes_gpu,
+)
+from brainseg_bids.stages.jobs import (
+    REUSE,
+    RUN,
+    VOLUMES_COLUMNS,
+    Job,
+    SubjectPlan,
+    fingerprint,
+    is_current,
+    present,
+    read_object,
+    unreadable,
+    why_run,
+)
+from brainseg_bids.stages.models import (
+    SEGMENT_GIB,
+    VIEWS,
+    Model,
+    images_of,
+    largest_gib,
+    model_for,
+    predicted_gib,
+    read_ensemble,
+    views,
+    why_other_views,
+)
+
+if TYPE_CHECKING:
+    from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+    from brainseg_bids.anatomy.labels import LabelTable
+    from brainseg_bids.bids.inputs import Subject
+    from brainseg_bids.reports.page import Section
+    from brainseg_bids.settings import Settings
+
+log = logging.getLogger("brainseg")
+
+Named = tuple[str, str]
+"""Name and digest of a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,3 +99,463 @@ class SegmentOptions(OptionGroup):
         help="also segment the mirrored image and average: the default, and more exact; without "
         "it half to two thirds of the time",
     )
+
+
+@dataclass(frozen=True)
+class SegmentJob(Job):
+    """One image to segment. ``outputs``: fields of `OutputNames`; ``probseg`` and ``entropy`` only
+    if wanted.
+
+    Parameters
+    ----------
+    model : Model or None
+        None only of results that were found, not planned.
+    ensemble : tuple of Model
+        Further models whose probabilities are averaged with the first one's.
+    flips : bool
+        Whether the mirrored image is averaged with, too.
+    mem_gib : float
+        Predicted peak of the segmentation.
+    images : str
+        Which images got this model, of several; empty: all.
+    """
+
+    model: Model | None = None
+    ensemble: tuple[Model, ...] = ()
+    flips: bool = False
+    mem_gib: float = SEGMENT_GIB
+    images: str = ""
+
+    stage: ClassVar[str] = "segment"
+    verb: ClassVar[str] = "to be segmented"
+
+    @property
+    def has_results(self) -> bool:
+        shown = {name: self.outputs[name] for name in self.shown}
+        return super().has_results and not why_other_views(shown, self.provenance)
+
+    @property
+    def with_probseg(self) -> bool:
+        """Whether probabilities are wanted."""
+        return "probseg" in self.outputs
+
+
+def plan_segment(
+    subject: Subject,
+    *,
+    bids_dir: Path,
+    output_dir: Path,
+    models: Sequence[Model],
+    probseg: bool = False,
+    ensemble: Sequence[Model] = (),
+    flips: bool = False,
+) -> SubjectPlan:
+    """Decide for each image by which model, and whether its results are there already.
+
+    Results are reused if every output and its JSON are there, and each JSON names the same
+    input (by size and SHA-256), model digests, flips and version of this package.
+    """
+    plans, faults = [], dict(subject.faults)
+    for scan in subject.scans:
+        names = OutputNames.of(scan)
+        fields = ["labels", "tissue", "mask", "volumes", "figure"]
+        fields += ["probseg", "entropy"] * probseg
+        outputs = {name: output_dir / getattr(names, name) for name in fields}
+        model = model_for(scan, models)
+        try:
+            provenance = {
+                "ModelName": model.name,
+                "ModelDigest": model.digest,
+                **views(ensemble, flips),
+                "BrainsegVersion": __version__,
+                "Input": raw_uri(scan.path, bids_dir),
+                **fingerprint(scan.path, known=read_object(sidecar(outputs["labels"]))),
+            }
+        except OSError as error:
+            faults[scan.title] = unreadable(scan.path, error)
+            continue
+        reason = why_run(outputs, provenance) or why_other_views(outputs, provenance)
+        mem_gib = predicted_gib(scan, (model, *ensemble), flips) if reason else SEGMENT_GIB
+        plans.append(
+            SegmentJob(
+                scan,
+                RUN if reason else REUSE,
+                reason or "results are there already",
+                outputs,
+                provenance,
+                model,
+                tuple(ensemble),
+                flips,
+                mem_gib,
+                images=images_of(model, scan.suffix, models),
+            )
+        )
+    return SubjectPlan(subject.label, tuple(plans), faults)
+
+
+CONFIDENCE_COLUMNS = {
+    "confidence": {
+        "Description": "Expected Dice of the structure, 0 to 1, from the model's probabilities; "
+        "n/a without voxels. Calibrated on images of known truth if confidence_threshold is given."
+    },
+    "confidence_threshold": {
+        "Description": "Confidence below which a structure is flagged, by images of known truth "
+        "that the model was not trained on; n/a if the model has no calibration, or was not "
+        "used as it was calibrated."
+    },
+    "low_confidence": {
+        "Description": "Whether confidence lies below the threshold.",
+        "Levels": {"yes": "look at it before using the volume", "no": "as usual"},
+    },
+}
+"""Columns that a volumes table of a segmentation has beyond `VOLUMES_COLUMNS`."""
+
+
+def metadata(plan: SegmentJob, *, output_dir: Path) -> dict[str, dict]:
+    """JSON of each output, less what only the run can tell (time, memory, warnings)."""
+    model, raw = plan.model, plan.provenance["Input"]
+    own = f"bids::{plan.outputs['labels'].relative_to(output_dir).as_posix()}"
+    where = {"SpatialReference": raw}
+    made_for = f"Made for {', '.join(model.contrasts)}. " if model.contrasts else ""
+    by = _by_whom(plan)
+    what = {
+        "labels": {
+            "Description": f"Head and brain labels by {by}. {made_for}"
+            "Codes are explained in seg-brainseg_dseg.tsv.",
+            "Manual": False,
+            "Sources": [raw],
+            **where,
+        },
+        "tissue": {
+            "Description": "Labels merged to BIDS' standard tissues.",
+            "Manual": False,
+            "Sources": [own],
+            **where,
+        },
+        "mask": {
+            "Description": "Brain with its ventricles, without the fluid around.",
+            "Type": "Brain",
+            "Sources": [own],
+            **where,
+        },
+        "probseg": {
+            "Description": f"Probability of each label by {by}; the last axis is in "
+            "the order of LabelMap.",
+            "LabelMap": list(model.label_names),
+            "Sources": [raw],
+            **where,
+        },
+        "entropy": {
+            "Description": f"Entropy of the label probabilities of each voxel by {by}: 0 where "
+            "one label is certain.",
+            "Units": "bit",
+            "Sources": [raw],
+            **where,
+        },
+        "volumes": {
+            "Description": "Volume of each label: voxels times the volume of a voxel.",
+            "Sources": [own],
+            "index": {"Description": "Code in seg-brainseg_dseg.tsv."},
+            **VOLUMES_COLUMNS,
+            **CONFIDENCE_COLUMNS,
+        },
+    }
+    return {name: what[name] | plan.provenance for name in plan.outputs if name in what}
+
+
+def _by_whom(plan: SegmentJob) -> str:
+    names = ", ".join([plan.model.name, *(other.name for other in plan.ensemble)])
+    models = f"the mean of models {names}" if plan.ensemble else f"model {names}"
+    return models + (", averaged with the mirrored image" if plan.flips else "")
+
+
+def methods_text(images: str, model: Named, *, ensemble: Sequence[Named] = (), flips: bool) -> str:
+    """How images were segmented.
+
+    Parameters
+    ----------
+    images : str
+        Which of them got the model; empty: all.
+    model : (str, str)
+    ensemble : sequence of (str, str)
+        Further models whose probabilities were averaged with the first one's.
+    flips : bool
+        Whether the mirrored image was averaged with, too.
+
+    Examples
+    --------
+    >>> methods_text("FLAIR images", ("mine", "0123456789abcdef"), flips=False)[:40]
+    'FLAIR images were segmented on their own'
+    """
+    which = (
+        f"{images} were segmented on their own grids"
+        if images
+        else "Each structural image was segmented on its own grid"
+    )
+    named = " and ".join(f"*{name}* (`{digest[:12]}`)" for name, digest in ensemble)
+    averaged = f"Its probabilities were averaged with those of {named}. " if named else ""
+    if flips:
+        averaged += "Probabilities of the image and of its mirror image, sides swapped back, were "
+        averaged += "averaged. "
+    return f"""\
+{which} with the convolutional network
+*{model[0]}* (model digest `{model[1][:12]}`), which labels brain, fluid, bone and soft
+tissues of the head. The network was trained on images synthesised from label maps
+[@billot2023]. It worked window by window, and its probabilities, not its labels,
+were interpolated to the voxels of the image.
+{averaged}Tissue classes, the brain mask and the volumes were
+derived from these labels.
+"""
+
+
+def _network(facts: dict) -> tuple[Named, tuple[Named, ...], bool]:
+    """Model, ensemble and flips of a segmentation, from the JSON beside it."""
+    first, *others = (
+        (str(one.get("ModelName", "")), str(one.get("ModelDigest", "")))
+        for one in (facts, *(facts.get("Ensemble") or ()))
+    )
+    return first, tuple(others), bool(facts.get("TestTimeFlips"))
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Words in a sentence, each once.
+
+    >>> _listed(["T1w", "FLAIR", "T1w"]), _listed(["T1w", "T2w", "FLAIR"])
+    ('T1w and FLAIR', 'T1w, T2w and FLAIR')
+    """
+    *first, last = dict.fromkeys(words)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def init_segment_wf(
+    *,
+    model: str,
+    model_name: str,
+    model_digest: str,
+    table: str,
+    images: str = "",
+    ensemble: Sequence[Model] = (),
+    flips: bool = False,
+    mem_gib: float = SEGMENT_GIB,
+    device: str = "auto",
+    threads: int = 1,
+    probseg: bool = False,
+    program: tuple[str, ...] = (),
+    name: str = "segment_wf",
+) -> Workflow:
+    """Label an image; derive tissues, brain mask and volumes; draw a picture.
+
+    Parameters
+    ----------
+    model, model_name, model_digest : str
+        Bundle folder, its name and SHA-256.
+    table : str
+        Label table of the model, ``dseg.tsv``.
+    images : str
+        Which images got the model, of several; empty: all.
+    ensemble : sequence of Model
+        Further models whose probabilities are averaged with the first one's.
+    flips : bool
+        Also average with the mirrored image.
+    mem_gib : float
+        Set aside for the segmentation.
+    device : str
+    threads : int
+        Of the segmentation.
+    probseg : bool
+        Also write probabilities and their entropy.
+    program : sequence of str
+        What segments; empty: ``brainseg_bids.cli.predict``.
+
+    Inputs
+    ------
+    image
+        The image, as it lies in the dataset.
+
+    Outputs
+    -------
+    labels, tissue, mask, volumes, figure, report
+        And ``probseg`` and ``entropy`` if wanted.
+    """
+    from nipype import IdentityInterface
+    from nipype.pipeline import engine as pe
+    from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+    from brainseg_bids.interfaces.labels import BrainMask, Tissue, Volumes
+    from brainseg_bids.interfaces.reportlets import DrawLabels
+    from brainseg_bids.interfaces.segment import PREDICT, Segment
+
+    fields = ["labels", "tissue", "mask", "volumes", "figure", "report"]
+    workflow = Workflow(name=name)
+    workflow.__desc__ = methods_text(
+        images,
+        (model_name, model_digest),
+        ensemble=[(other.name, other.digest) for other in ensemble],
+        flips=flips,
+    )
+    inputnode = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
+    outputnode = pe.Node(
+        IdentityInterface(fields=fields + ["probseg", "entropy"] * probseg), name="outputnode"
+    )
+    segment = pe.Node(
+        Segment(
+            program=program or PREDICT,
+            model=model,
+            model_digest=model_digest,
+            device=device,
+            threads=threads,
+            use_gpu=takes_gpu(device),
+        ),
+        name="segment",
+        n_procs=threads,
+        mem_gb=mem_gib,
+    )
+    if ensemble:
+        segment.inputs.ensemble = [str(other.path) for other in ensemble]
+        segment.inputs.ensemble_digests = [other.digest for other in ensemble]
+    if flips:
+        segment.inputs.test_time_flips = True
+    tissue = pe.Node(Tissue(table=table), name="tissue", mem_gb=0.5)
+    mask = pe.Node(BrainMask(table=table), name="mask", mem_gb=0.5)
+    volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=0.5)
+    figure = pe.Node(DrawLabels(table=table), name="figure", mem_gb=1.0)
+    workflow.connect([
+        (inputnode, segment, [("image", "image")]),
+        (inputnode, figure, [("image", "image")]),
+        (segment, outputnode, [("labels", "labels"), ("report", "report")]),
+    ])  # fmt: skip
+    for derive in (tissue, mask, volumes, figure):
+        workflow.connect([
+            (segment, derive, [("labels", "labels")]),
+            (derive, outputnode, [("out_file", derive.name)]),
+        ])  # fmt: skip
+    workflow.connect(segment, "report", volumes, "report")
+    if probseg:
+        for output in ("probseg", "entropy"):
+            setattr(segment.inputs, output, f"{output}.nii.gz")
+            workflow.connect(segment, output, outputnode, output)
+    return workflow
+
+
+class Segment(ParticipantStage):
+    """Labels of each image on its own grid, and what is derived from them."""
+
+    name = "segment"
+    results = "*_seg-brainseg_dseg.json"
+    result_files: ClassVar[Mapping[str, str]] = {"segment": "report.json"}
+
+    def check(self, run: Run) -> None:
+        run.models  # noqa: B018 - read once; raises
+
+    def plan(self, run: Run) -> list[SubjectPlan]:
+        settings = run.settings
+        ensemble = read_ensemble(settings, run.models[0])
+        plans = [
+            plan_segment(
+                subject,
+                bids_dir=settings.bids_dir,
+                output_dir=settings.output_dir,
+                models=run.models,
+                probseg=settings.probseg,
+                ensemble=ensemble,
+                flips=settings.test_time_flips,
+            )
+            for subject in run.subjects(STRUCTURAL)
+        ]
+        for job in (job for plan in plans for job in plan.to_run):
+            model = job.model
+            if model.contrasts and job.scan.suffix not in model.contrasts:
+                log.warning(
+                    "%s: model %s was made for %s; look at the result with care",
+                    job.title,
+                    model.name,
+                    ", ".join(model.contrasts),
+                )
+        _say_uncalibrated(plans, alone=settings.test_time_flips and not ensemble)
+        return plans
+
+    def workflow(self, job: SegmentJob, execution: ExecutionOptions) -> Workflow:
+        from nipype import IdentityInterface
+        from nipype.pipeline import engine as pe
+        from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+        from brainseg_bids.stages.saving import init_ds_scan_wf
+
+        workflow = Workflow(name=job.name)
+        inputnode = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
+        inputnode.inputs.image = str(job.scan.path)
+        segment_wf = init_segment_wf(
+            model=str(job.model.path),
+            model_name=job.model.name,
+            model_digest=job.model.digest,
+            images=job.images,
+            ensemble=job.ensemble,
+            flips=job.flips,
+            mem_gib=job.mem_gib,
+            table=str(execution.tables["brainseg"]),
+            device=execution.device,
+            threads=execution.threads,
+            probseg=job.with_probseg,
+            program=execution.program,
+        )
+        ds_scan_wf = init_ds_scan_wf(
+            {output: str(path) for output, path in job.outputs.items()},
+            metadata(job, output_dir=execution.output_dir),
+        )
+        workflow.connect([
+            (inputnode, segment_wf, [("image", "inputnode.image")]),
+            (segment_wf, ds_scan_wf, [
+                (f"outputnode.{field}", f"inputnode.{field}") for field in ["report", *job.outputs]
+            ]),
+        ])  # fmt: skip
+        return workflow
+
+    def tables(self, run: Run) -> dict[str, LabelTable]:
+        from brainseg_bids.anatomy.labels import LabelTable
+
+        return {"brainseg": run.model_table, "tissue": LabelTable.packaged("tissue")}
+
+    def messages(self, title: str, result: Mapping) -> list[Message]:
+        text = f"{title}: segmented in {result['took_s']:.0f} s, peak {result['peak_gib']:.1f} GiB"
+        return [Message(logging.INFO, text)]
+
+    def memory_gib(self, settings: Settings, images: Sequence, at_once: int) -> list[float]:
+        return [at_once * largest_gib(settings, images)]
+
+    def read(self, path: Path, metadata: Mapping, folders: Folders) -> SegmentJob | None:
+        image = raw_path(metadata.get("Input", ""), folders.bids_dir)
+        if image is None or "Registration" in metadata:
+            return None
+        scan = Scan.from_path(image)
+        outputs = present(OutputNames.of(scan), folders.output_dir)
+        if not is_current(image, metadata, outputs) or "figure" not in outputs:
+            return None
+        known = {key: metadata[key] for key in ("Input", *VIEWS) if key in metadata}
+        return SegmentJob(scan, REUSE, "found", outputs, known)
+
+    def section(self, job: SegmentJob, folders: Folders) -> Section:
+        from brainseg_bids.reports.sections.segment import section
+
+        return section(job, bids_dir=folders.bids_dir, output_dir=folders.output_dir)
+
+    def methods(self, jobs: Iterable[SegmentJob]) -> list[str]:
+        suffixes: dict[tuple, list[str]] = {}
+        for job in jobs:
+            metadata = read_object(sidecar(job.main))
+            suffixes.setdefault(_network(metadata), []).append(job.scan.suffix)
+        return [
+            methods_text(f"{_listed(found)} images", model, ensemble=ensemble, flips=flips)
+            for (model, ensemble, flips), found in suffixes.items()
+        ]
+
+
+def _say_uncalibrated(plans: Sequence[SubjectPlan], *, alone: bool) -> None:
+    """Say once of each model that its confidence is not calibrated, and so flags nothing."""
+    for model in {job.model.digest: job.model for plan in plans for job in plan.to_run}.values():
+        if not (alone and model.calibrated):
+            why = "without flips or in an ensemble" if model.calibrated else "of this model"
+            log.info(
+                "model %s: the confidence of structures %s is not calibrated; none is flagged",
+                model.name,
+                why,
+            )

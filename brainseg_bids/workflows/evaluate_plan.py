@@ -14,8 +14,8 @@ from brainseg_bids.bids.names import sidecar
 from brainseg_bids.bids.references import Case, find_cases
 from brainseg_bids.interfaces.raters import find_adapter, find_rated
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
+from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.plan import read_object
 
 NO_REFERENCE = ": labels without a reference: "
 """In notes of `find_rated`."""

@@ -5,25 +5,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.cohort import Cohort
 from brainseg_bids.reports import page
-from brainseg_bids.reports.sections import contrast, headlabels, segment, spaces, upsample
 from brainseg_bids.reports.sections.summary import write_group_page
 from brainseg_bids.reports.tables import write_tsv
 from brainseg_bids.reports.volume_table import read_volumes
+from brainseg_bids.stages import PARTICIPANT
+from brainseg_bids.stages.base import Folders
+from brainseg_bids.stages.jobs import SubjectPlan, read_object
 from brainseg_bids.volumes import InputError
 from brainseg_bids.workflows import methods
-from brainseg_bids.workflows.contrast_plan import ContrastPlan
 from brainseg_bids.workflows.found import noted_failures, with_found
-from brainseg_bids.workflows.headlabels_plan import HeadPlan
-from brainseg_bids.workflows.plan import SubjectPlan, read_object
-from brainseg_bids.workflows.segment_plan import SegmentPlan
-from brainseg_bids.workflows.spaces_plan import SpacePlan
-from brainseg_bids.workflows.upsample_plan import UpsamplePlan
 
 TRIES, READS, PAUSE_S = 10, 4, 0.5
 """How often a page is written at most if other jobs leave more each time, how often results are
@@ -56,7 +51,7 @@ def update_subject_page(
     written, shown = None, None
     for attempt in range(TRIES):
         try:
-            (complete,) = with_found([plan], bids_dir=bids_dir, output_dir=output_dir)
+            (complete,) = with_found([plan], Folders(bids_dir, output_dir))
             errors = _failed(complete, failures, output_dir)
             done = [scan.main for scan in complete.scans if scan.has_results]
             now = [(path, path.stat().st_mtime_ns) for path in done], errors
@@ -103,22 +98,15 @@ def write_subject_page(
     Maps of heads are compared with a cohort if one is given.
     """
     done = [scan for scan in plan.scans if scan.has_results]
-    here = {"output_dir": output_dir, "bids_dir": bids_dir}
-    sections = {
-        HeadPlan: partial(headlabels.section, cohort=cohort, **here),
-        SegmentPlan: partial(segment.section, **here),
-        SpacePlan: partial(spaces.section, **here),
-        UpsamplePlan: partial(upsample.section, output_dir=output_dir),
-        ContrastPlan: partial(contrast.section, **here),
-    }  # in the order of the page
+    folders = Folders(bids_dir, output_dir, cohort)
     return page.write_subject_page(
         output_dir / f"sub-{plan.label}.html",
         subject=plan.label,
         sections=[
-            section(scan)
-            for kind, section in sections.items()
-            for scan in done
-            if isinstance(scan, kind)
+            section
+            for stage in PARTICIPANT.values()
+            for job in done
+            if job.stage == stage.name and (section := stage.section(job, folders))
         ],
         settings=settings,
         errors=list(errors),

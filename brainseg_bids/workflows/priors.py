@@ -20,8 +20,8 @@ from brainseg_bids.contrast.pool import pool
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.reports.densities import Likeness
 from brainseg_bids.reports.sections.priors import write_priors_page
+from brainseg_bids.stages.jobs import fingerprint, read_object
 from brainseg_bids.volumes import InputError, sha256
-from brainseg_bids.workflows.plan import fingerprint, read_object
 
 log = logging.getLogger("brainseg")
 

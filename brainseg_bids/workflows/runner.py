@@ -35,17 +35,6 @@ KILLED = (
     "or run fewer at a time with --nprocs or --mem."
 )
 
-WATCHED = {
-    "segment": "report.json",
-    "run": "facts.json",
-    "merge": "report.json",
-    "upsample": "facts.json",
-    "measure": "facts.json",
-    "register": "report.json",
-}
-"""Steps that take long, by the last part of their name, and the file with what they have to
-tell in the end."""
-
 EXIT_CODES = {"LicenceError": 126, "MissingToolError": 127}
 """Kinds of failure that have an exit code of their own."""
 
@@ -357,6 +346,7 @@ def run_workflow(
     nprocs: int,
     memory_gb: float | None,
     crash_dir: Path,
+    result_files: Mapping[str, str] = {},
     plugin: Mapping | None = None,
     on_end: Callable[[str, dict], None] = lambda name, facts: None,
     on_progress: Callable[[str, int], None] = lambda name, percent: None,
@@ -374,10 +364,13 @@ def run_workflow(
         Memory in all; None: nine tenths of the machine's.
     crash_dir : Path
         Where Nipype leaves what it knows of a failed step.
+    result_files : mapping of str to str
+        Steps that take long, by the last part of their name, and the file in which each leaves
+        metadata of its result.
     plugin : mapping, optional
         ``plugin`` and ``plugin_args`` of another Nipype plugin.
     on_end : callable
-        Told the full name and the facts of each step of `WATCHED` when it has ended well.
+        Told the full name and the facts of each step of ``result_files`` when it has ended well.
     on_progress : callable
         Told the full name and per cent of each segmentation at work, from a thread, every
         second.
@@ -393,14 +386,14 @@ def run_workflow(
     working: dict[str, Path] = {}
 
     def told(node, status: str) -> None:
-        if status == "start" and node.name in WATCHED:
+        if status == "start" and node.name in result_files:
             # Of external tools, which say many things in per cent, only our own model is read.
             said = "model.log" if node.name == "run" else "stderr.nipype"
             working[node.fullname] = Path(node.output_dir()) / said
         else:
             working.pop(node.fullname, None)
-        if status == "end" and node.name in WATCHED:
-            _hand_over(node, on_end)
+        if status == "end" and node.name in result_files:
+            _hand_over(node, result_files[node.name], on_end)
         on_step(node.fullname, status)
 
     arguments = {
@@ -441,9 +434,9 @@ def run_workflow(
     return failures
 
 
-def _hand_over(node, on_end: Callable[[str, dict], None]) -> None:
+def _hand_over(node, name: str, on_end: Callable[[str, dict], None]) -> None:
     """Tell what a step has left in its file, if it has."""
-    facts = Path(node.output_dir()) / WATCHED[node.name]
+    facts = Path(node.output_dir()) / name
     try:
         if facts.is_file():
             on_end(node.fullname, json.loads(facts.read_text(encoding="utf-8")))

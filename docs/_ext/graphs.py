@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workflow graphs, drawn from what the ``init_*_wf`` functions wire.
+"""Workflow graphs, drawn from what stages wire.
 
 With Graphviz' ``dot`` on PATH as pictures, without as text; the build fails for neither.
 """
@@ -33,15 +33,15 @@ def _image(root: Path, name: str = "sub-01_T1w") -> Path:
 
 def _how(root: Path):
     from brainseg_bids.nets.bundle import DEFAULT_MODEL, find_bundle
-    from brainseg_bids.workflows.how import HowToRun
+    from brainseg_bids.stages.base import ExecutionOptions
 
     tables = dict.fromkeys(("brainseg", "fullhead"), find_bundle(DEFAULT_MODEL) / "labels.tsv")
-    return HowToRun(tables=tables, output_dir=root)
+    return ExecutionOptions(tables=tables, output_dir=root)
 
 
 def segment(root: Path):
     """One image, without saving."""
-    from brainseg_bids.workflows.segment import init_segment_wf
+    from brainseg_bids.stages.segment import init_segment_wf
 
     table = str(_how(root).tables["brainseg"])
     return init_segment_wf(
@@ -55,8 +55,8 @@ def headlabels(root: Path):
 
     from brainseg_bids.bids.names import HeadNames, Scan, ToolNames
     from brainseg_bids.interfaces.tools import find_tool
-    from brainseg_bids.workflows.headlabels import init_headlabels_scan_wf
-    from brainseg_bids.workflows.headlabels_plan import HeadPlan, ToolPlan
+    from brainseg_bids.stages import PARTICIPANT
+    from brainseg_bids.stages.headlabels import HeadJob, ToolPlan
 
     scan = Scan.from_path(_image(root))
     names = HeadNames.of(scan)
@@ -70,30 +70,30 @@ def headlabels(root: Path):
         for role, name in (("head", "charm"), ("brain", "synthseg"))
     }  # fmt: skip
     facts = {"Input": "bids:raw:x"}
-    plan = HeadPlan(scan, "run", "", outputs, facts, tools)
-    return init_headlabels_scan_wf(plan, _how(root))
+    plan = HeadJob(scan, "run", "", outputs, facts, tools)
+    return PARTICIPANT["headlabels"].workflow(plan, _how(root))
 
 
 def upsample(root: Path):
     """One label map to finer voxels."""
     from brainseg_bids.bids.names import Scan
-    from brainseg_bids.workflows.upsample import init_upsample_scan_wf
-    from brainseg_bids.workflows.upsample_plan import Target, UpsamplePlan, finer_outputs
+    from brainseg_bids.stages import PARTICIPANT
+    from brainseg_bids.stages.upsample import Target, UpsampleJob, finer_outputs
 
     scan = Scan.from_path(_image(root, "sub-01_seg-fullhead_dseg"))
     labels = root / "sub-01" / "anat" / "sub-01_seg-fullhead_res-0p5mm_dseg.nii.gz"
     outputs = finer_outputs(labels, root)
-    plan = UpsamplePlan(
+    plan = UpsampleJob(
         scan, "run", "", outputs, {"Input": "bids::x"}, target=Target((0.5,)), top=(), mem_gb=1.0
     )
-    return init_upsample_scan_wf(plan, _how(root))
+    return PARTICIPANT["upsample"].workflow(plan, _how(root))
 
 
 def contrast(root: Path):
     """One image, measured with its labels."""
     from brainseg_bids.bids.names import ContrastNames, Scan
-    from brainseg_bids.workflows.contrast import init_contrast_scan_wf
-    from brainseg_bids.workflows.contrast_plan import ContrastPlan
+    from brainseg_bids.stages import PARTICIPANT
+    from brainseg_bids.stages.contrast import ContrastJob
 
     image = _image(root)
     labels = image.with_name("sub-01_seg-fullhead_dseg.nii.gz")
@@ -102,8 +102,8 @@ def contrast(root: Path):
     names = ContrastNames.of(scan, "fullhead")
     outputs = {"statistics": root / names.statistics, "figure": root / names.figure}
     facts = {"Input": "bids:raw:x", "LabelsOf": "bids::y"}
-    plan = ContrastPlan(scan, "run", "", outputs, facts, labels, "fullhead", {}, 1.0)
-    return init_contrast_scan_wf(plan, _how(root))
+    plan = ContrastJob(scan, "run", "", outputs, facts, labels, "fullhead", {}, 1.0)
+    return PARTICIPANT["contrast"].workflow(plan, _how(root))
 
 
 GRAPHS: dict[str, Callable] = {

@@ -16,7 +16,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brainseg_bids.cli.batch import networks_of
 from brainseg_bids.cli.parser import parse
 from brainseg_bids.cli.run import run
 from brainseg_bids.hpc import slurm as scripts
@@ -83,7 +82,7 @@ def written(study, *arguments, site="", **choice):
 
 
 def script_of(chosen, profile):
-    return scripts.make_script(chosen, read_profile(str(profile)), networks_of(chosen))
+    return scripts.make_script(chosen, read_profile(str(profile)))
 
 
 # -- the command of each job --------------------------------------------------------------

@@ -15,7 +15,7 @@ from brainseg_bids.cli import console
 from brainseg_bids.cli.console import AtWork, logging_to, working
 from brainseg_bids.cli.execute import _Steps
 from brainseg_bids.cli.run import _Pages
-from brainseg_bids.workflows.plan import SubjectPlan
+from brainseg_bids.stages.jobs import SubjectPlan
 
 
 def test_what_takes_long_is_said_again_and_again(tmp_path, monkeypatch):

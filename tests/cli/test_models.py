@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from brainseg_bids.bids.names import Scan
-from brainseg_bids.cli.stages import models_of
 from brainseg_bids.nets.bundle import DEFAULT_MODEL, DEFAULT_MODELS, BundleError
 from brainseg_bids.settings import Settings
-from brainseg_bids.workflows.segment_plan import model_for
+from brainseg_bids.stages.models import models_of
+from brainseg_bids.stages.segment import model_for
 from tests.fakes import dataset
 
 

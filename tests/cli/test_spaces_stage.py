@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from brainseg_bids.bids.inputs import find_subjects
-from brainseg_bids.workflows.spaces_plan import plan_spaces, read_spaces
+from brainseg_bids.stages.spaces import plan_spaces, read_spaces
 from tests.fakes import dataset, templates
 
 MNI = templates.NAME

@@ -15,11 +15,11 @@ from brainseg_bids.anatomy.membership import Membership
 from brainseg_bids.anatomy.upsample import upsample, upsample_membership
 from brainseg_bids.inference import upsample_device
 from brainseg_bids.interfaces.upsample import Upsample
+from brainseg_bids.stages import PARTICIPANT
+from brainseg_bids.stages.base import ExecutionOptions
+from brainseg_bids.stages.jobs import RUN
+from brainseg_bids.stages.upsample import Scan, Target, UpsampleJob, finer_outputs
 from brainseg_bids.volumes import read_label_map, write_label_map, write_membership
-from brainseg_bids.workflows.how import HowToRun
-from brainseg_bids.workflows.plan import RUN
-from brainseg_bids.workflows.upsample import init_upsample_scan_wf
-from brainseg_bids.workflows.upsample_plan import Scan, Target, UpsamplePlan, finer_outputs
 
 FULLHEAD = LabelTable.packaged("fullhead")
 DEVICE_MODULE = "brainseg_bids.inference.upsample_device"
@@ -121,15 +121,15 @@ def test_a_step_on_a_gpu_takes_a_slot_and_more_memory(tmp_path, device, slots):
     (tmp_path / "dseg.tsv").write_text("index\tname\n")
     scan = Scan.from_path(tmp_path / "sub-01_seg-fullhead_dseg.nii.gz")
     outputs = finer_outputs(tmp_path / "sub-01_seg-fullhead_res-0p5mm_dseg.nii.gz", tmp_path)
-    plan = UpsamplePlan(
+    plan = UpsampleJob(
         scan, RUN, "it is new", outputs, {"Input": "bids::x"}, Target((0.5,)), (), 1.5
     )
-    how = HowToRun(
+    how = ExecutionOptions(
         tables={"fullhead": tmp_path / "dseg.tsv"},
         output_dir=tmp_path,
         device=device,
     )
-    node = init_upsample_scan_wf(plan, how).get_node("upsample")
+    node = PARTICIPANT["upsample"].workflow(plan, how).get_node("upsample")
     assert node.inputs.device == device
     assert node.is_gpu_node() == bool(slots)
     assert node.mem_gb == 1.5 + 2 * slots

@@ -5,8 +5,8 @@ import pytest
 
 from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.nets.bundle import ModelBundle
-from brainseg_bids.workflows.how import HowToRun
-from brainseg_bids.workflows.segment_plan import Model, plan_segment
+from brainseg_bids.stages.base import ExecutionOptions
+from brainseg_bids.stages.segment import Model, plan_segment
 from tests.fakes import dataset
 
 
@@ -41,7 +41,7 @@ def plans(data, model, tmp_path):
 
 @pytest.fixture
 def how(model, tmp_path):
-    return HowToRun(
+    return ExecutionOptions(
         output_dir=tmp_path / "out",
         tables=dict.fromkeys(("brainseg", "fullhead"), model.path / "labels.tsv"),
         program=dataset.PREDICT,

@@ -11,8 +11,8 @@ import pytest
 from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.bids.names import sidecar
 from brainseg_bids.interfaces.tools.base import ToolError
-from brainseg_bids.volumes import InputError, read_grid
-from brainseg_bids.workflows.headlabels_plan import (
+from brainseg_bids.resources import Footprint
+from brainseg_bids.stages.headlabels import (
     GIVEN,
     ToolChoice,
     describe_tools,
@@ -20,9 +20,9 @@ from brainseg_bids.workflows.headlabels_plan import (
     plan_headlabels,
     tool_metadata,
 )
-from brainseg_bids.workflows.plan import REUSE, RUN
-from brainseg_bids.workflows.resources import Footprint
-from brainseg_bids.workflows.segment_plan import SEGMENT_GIB, predicted_gib
+from brainseg_bids.stages.jobs import REUSE, RUN
+from brainseg_bids.stages.segment import SEGMENT_GIB, predicted_gib
+from brainseg_bids.volumes import InputError, read_grid
 from tests.fakes import dataset
 
 
@@ -133,7 +133,7 @@ def test_a_newer_version_of_this_app_merges_again_but_runs_no_external_tool(
     planned, tmp_path, monkeypatch
 ):
     leave_results(planned(), tmp_path / "out")
-    monkeypatch.setattr("brainseg_bids.workflows.headlabels_plan.__version__", "99")
+    monkeypatch.setattr("brainseg_bids.stages.headlabels.__version__", "99")
     assert actions(planned()) == (RUN, {"head": REUSE})
 
 

@@ -16,9 +16,9 @@ from brainseg_bids.bids.names import Scan
 from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.bundle import ModelBundle, write_bundle
 from brainseg_bids.nets.spec import NetSpec
+from brainseg_bids.resources import Footprint, cpu_has_bf16, segmentation_gib
+from brainseg_bids.stages import models
 from brainseg_bids.volumes import write_volume
-from brainseg_bids.workflows import segment_plan
-from brainseg_bids.workflows.resources import Footprint, cpu_has_bf16, segmentation_gib
 from tests.fakes import dataset
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
@@ -78,13 +78,13 @@ def test_a_model_or_an_image_that_tells_nothing_gets_the_usual_memory(tmp_path):
     bundle = ModelBundle.read(dataset.write_bundle(tmp_path / "model"))
     assert Footprint.of(bundle) is None
     image = dataset.write_image(tmp_path / "sub-01_T1w.nii.gz")
-    unknown = segment_plan.Model(bundle.path, "x", "d", (), ())
-    known = segment_plan.Model(bundle.path, "x", "d", (), (), footprint=NET)
+    unknown = models.Model(bundle.path, "x", "d", (), ())
+    known = models.Model(bundle.path, "x", "d", (), (), footprint=NET)
     scan = Scan.from_path(image)
-    assert segment_plan.predicted_gib(scan, [known], False) < segment_plan.SEGMENT_GIB
-    assert segment_plan.predicted_gib(scan, [known, unknown], False) == segment_plan.SEGMENT_GIB
+    assert models.predicted_gib(scan, [known], False) < models.SEGMENT_GIB
+    assert models.predicted_gib(scan, [known, unknown], False) == models.SEGMENT_GIB
     image.write_bytes(b"no image")
-    assert segment_plan.predicted_gib(scan, [known], False) == segment_plan.SEGMENT_GIB
+    assert models.predicted_gib(scan, [known], False) == models.SEGMENT_GIB
 
 
 def test_processors_are_asked_for_half_precision(tmp_path):

@@ -4,16 +4,17 @@
 import json
 
 from brainseg_bids.bids.names import Scan
+from brainseg_bids.stages import headlabels
+from brainseg_bids.stages.jobs import REUSE
+from brainseg_bids.stages.segment import SegmentJob
 from brainseg_bids.workflows import methods
-from brainseg_bids.workflows.plan import REUSE
-from brainseg_bids.workflows.segment_plan import SegmentPlan
 
 
-def found(folder, name: str, **facts) -> SegmentPlan:
+def found(folder, name: str, **facts) -> SegmentJob:
     """A segmentation that lies in a derivative."""
     labels = folder / f"{name}_seg-brainseg_dseg.nii.gz"
     labels.with_name(f"{name}_seg-brainseg_dseg.json").write_text(json.dumps(facts))
-    return SegmentPlan(Scan.from_path(f"{name}.nii.gz"), REUSE, "found", {"labels": labels}, {})
+    return SegmentJob(Scan.from_path(f"{name}.nii.gz"), REUSE, "found", {"labels": labels}, {})
 
 
 def test_models_are_those_of_the_results_and_each_is_named_once(tmp_path):
@@ -39,5 +40,5 @@ def test_an_ensemble_is_named_with_all_its_members(tmp_path):
 
 
 def test_one_tool_is_not_merged_with_another():
-    assert "merged" not in methods.head_labels(["samseg"])
-    assert "*SAMSEG*" in methods.head_labels(["samseg", "synthseg"])
+    assert "merged" not in headlabels.methods_text(["samseg"])
+    assert "*SAMSEG*" in headlabels.methods_text(["samseg", "synthseg"])

@@ -13,8 +13,8 @@ import pytest
 
 from brainseg_bids import volumes
 from brainseg_bids.bids.names import Scan, sidecar
-from brainseg_bids.workflows.plan import RUN, describe_plans, fingerprint
-from brainseg_bids.workflows.segment_plan import metadata, model_for
+from brainseg_bids.stages.jobs import RUN, describe_plans, fingerprint
+from brainseg_bids.stages.segment import metadata, model_for
 from tests.fakes import dataset
 
 
@@ -262,7 +262,7 @@ def test_results_name_the_model_that_the_image_got(plans, model, tmp_path):
 
 
 def test_another_version_is_run(done, monkeypatch):
-    monkeypatch.setattr("brainseg_bids.workflows.segment_plan.__version__", "99")
+    monkeypatch.setattr("brainseg_bids.stages.segment.__version__", "99")
     assert "another version" in reasons(done())["sub-01 T1w"]
 
 
@@ -284,7 +284,7 @@ def test_probabilities_wanted_later_are_made(done):
 
 
 def test_an_input_that_cannot_be_read_is_a_fault(plans, data, monkeypatch):
-    from brainseg_bids.workflows import segment_plan as module
+    from brainseg_bids.stages import segment as module
 
     def refuse(path, **_):
         raise PermissionError(13, "Permission denied")

@@ -12,13 +12,12 @@ from nipype.pipeline import engine as pe
 from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.bids.names import ContrastNames, Scan
 from brainseg_bids.interfaces.labels import Tissue
+from brainseg_bids.stages import PARTICIPANT
+from brainseg_bids.stages.contrast import ContrastJob
+from brainseg_bids.stages.headlabels import ToolChoice, plan_headlabels
+from brainseg_bids.stages.saving import init_ds_scan_wf
+from brainseg_bids.stages.segment import init_segment_wf
 from brainseg_bids.workflows.base import init_brainseg_wf, init_subject_wf
-from brainseg_bids.workflows.contrast import init_contrast_scan_wf
-from brainseg_bids.workflows.contrast_plan import ContrastPlan
-from brainseg_bids.workflows.headlabels import init_headlabels_scan_wf
-from brainseg_bids.workflows.headlabels_plan import ToolChoice, plan_headlabels
-from brainseg_bids.workflows.outputs import init_ds_scan_wf
-from brainseg_bids.workflows.segment import init_segment_scan_wf, init_segment_wf
 
 
 def wiring_faults(workflow):
@@ -56,7 +55,10 @@ def test_the_whole_workflow_is_sound(plans, how, probseg):
 @pytest.mark.parametrize("probseg", [False, True])
 def test_each_part_is_sound(plans, how, probseg):
     (plan, _) = plans(probseg=probseg)
-    for workflow in (init_subject_wf(plan, how), init_segment_scan_wf(plan.scans[0], how)):
+    for workflow in (
+        init_subject_wf(plan, how),
+        PARTICIPANT["segment"].workflow(plan.scans[0], how),
+    ):
         assert list(wiring_faults(workflow)) == []
     segment_wf = init_segment_wf(
         model="m",
@@ -102,7 +104,7 @@ def test_heads_are_wired_for_every_source_of_labels(
     plan = plan_headlabels(subject, bids_dir=data, output_dir=tmp_path / "out", choice=choice)
     assert not plan.faults
     (scan,) = plan.scans
-    workflow = init_headlabels_scan_wf(scan, how)
+    workflow = PARTICIPANT["headlabels"].workflow(scan, how)
     assert list(wiring_faults(workflow)) == []
     ran = [node for node in workflow._create_flat_graph().nodes if node.name == "run"]
     ours = [node.inputs for node in ran if hasattr(node.inputs, "test_time_flips")]
@@ -118,7 +120,7 @@ def test_heads_are_wired_for_every_source_of_labels(
             for role, tool in scan.tools.items()
         },
     )
-    workflow = init_headlabels_scan_wf(reused, how)
+    workflow = PARTICIPANT["headlabels"].workflow(reused, how)
     assert list(wiring_faults(workflow)) == []
     assert "run" not in {node.name for node in workflow._create_flat_graph().nodes}
 
@@ -134,7 +136,7 @@ def test_what_is_reused_is_not_wired(plans, how):
 def test_every_output_of_a_plan_is_saved_under_its_name(plans, how):
     (plan,) = plans("01", probseg=True)
     scan = plan.scans[0]
-    workflow = init_segment_scan_wf(scan, how)
+    workflow = PARTICIPANT["segment"].workflow(scan, how)
     saved = {
         node.inputs.path for node in workflow._create_flat_graph().nodes
         if node.name.startswith("ds_")
@@ -213,8 +215,8 @@ def test_measuring_is_sound(how, tmp_path, suffix):
     names = ContrastNames.of(scan, "fullhead")
     outputs = {"statistics": tmp_path / names.statistics, "figure": tmp_path / names.figure}
     facts = {"Input": "bids:raw:x", "LabelsOf": "bids::y"}
-    plan = ContrastPlan(scan, "run", "new", outputs, facts, labels, "fullhead", {}, 1.0)
-    workflow = init_contrast_scan_wf(plan, how)
+    plan = ContrastJob(scan, "run", "new", outputs, facts, labels, "fullhead", {}, 1.0)
+    workflow = PARTICIPANT["contrast"].workflow(plan, how)
     assert list(wiring_faults(workflow)) == []
     kind = workflow.get_node("measure").inputs.kind
     assert kind == ("ratio" if suffix == "UNIT1" else "auto")

@@ -1,36 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which results to bring to which standard space, and what is said about them. No Nipype here."""
+"""Stage ``spaces``: bring images and labels to standard spaces (``--output-spaces``)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from brainseg_bids import __version__
-from brainseg_bids.bids.description import raw_uri
-from brainseg_bids.bids.inputs import Subject
+from brainseg_bids.bids.description import raw_path, raw_uri
 from brainseg_bids.bids.names import OutputNames, Scan, folder, sidecar
 from brainseg_bids.bids.templates import (
     SpaceNames,
     Template,
+    fetch_command,
     find_template,
     template_names,
     templateflow_home,
     transform_name,
 )
-from brainseg_bids.volumes import InputError, read_grid, sha256
-from brainseg_bids.workflows.plan import (
+from brainseg_bids.documents import InputError
+from brainseg_bids.exit_codes import NO_PROGRAM
+from brainseg_bids.stages.base import (
+    ExecutionOptions,
+    Folders,
+    Message,
+    ParticipantStage,
+    Refused,
+    Run,
+)
+from brainseg_bids.stages.jobs import (
     REUSE,
     RUN,
-    ScanPlan,
+    Job,
     SubjectPlan,
     fingerprint,
+    is_unchanged,
+    present,
     read_object,
     unreadable,
     why_run,
 )
+
+if TYPE_CHECKING:
+    from nipype.pipeline.engine import Node
+    from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+    from brainseg_bids.bids.inputs import Subject
+    from brainseg_bids.reports.page import Section
+    from brainseg_bids.settings import Settings
+
+log = logging.getLogger("brainseg")
 
 KIND = "antsRegistrationSyNQuick[s]"
 """What ANTs calls the registration: rigid, affine, then symmetric normalisation."""
@@ -38,17 +61,17 @@ REGISTER_GIB = 3.0
 """Set aside for a registration: 0.9 were measured for an image of 256^3 and a template at 2 mm."""
 DRIVING = ("T1w", "UNIT1")
 """Images that are registered: templates are T1-weighted."""
-VIEWS = {
+SPACE_CHANGES = {
     "TemplateSHA256": "the template has changed",
     "TemplateMaskSHA256": "the template's mask has changed",
     "Registration": "another registration made it",
     "Probabilities": "it was made from labels, or from probabilities, unlike now",
 }
-"""As `brainseg_bids.workflows.plan.CHANGES`, for results in standard spaces."""
+"""As `brainseg_bids.stages.jobs.CHANGES`, for results in standard spaces."""
 
 
 @dataclass(frozen=True)
-class SpacePlan(ScanPlan):
+class SpaceJob(Job):
     """One image and its labels to bring to one standard space, at one or more resolutions.
 
     Parameters
@@ -66,8 +89,8 @@ class SpacePlan(ScanPlan):
     mask: Path
     probseg: Path | None = None
 
-    stage = "spaces"
-    shown = ("labels", "image")
+    stage: ClassVar[str] = "spaces"
+    shown: ClassVar[tuple[str, ...]] = ("labels", "image")
 
     @property
     def name(self) -> str:
@@ -160,17 +183,17 @@ def plan_spaces(
     bids_dir: Path,
     output_dir: Path,
     templates: Sequence[Template],
-    barred: Iterable[str] = (),
+    excluded: Iterable[str] = (),
 ) -> SubjectPlan:
     """Decide for each T1-weighted image and space whether results are there already.
 
     Parameters
     ----------
-    barred : iterable of str
+    excluded : iterable of str
         Titles of images that could not be segmented; that has been told.
     """
     plans, faults = [], {}
-    driving = [s for s in subject.scans if s.suffix in DRIVING and s.title not in set(barred)]
+    driving = [s for s in subject.scans if s.suffix in DRIVING and s.title not in set(excluded)]
     for scan in driving:
         for space, some in groupby(sorted(templates, key=_fineness), key=lambda t: t.space):
             title = f"{scan.title} in {space}"
@@ -185,6 +208,8 @@ def plan_spaces(
 
 def _fineness(template: Template) -> tuple:
     """Spaces together, finest resolution first."""
+    from brainseg_bids.volumes import read_grid  # late: nibabel
+
     return template.space, read_grid(template.image).voxel_volume_mm3, template.resolution
 
 
@@ -204,7 +229,9 @@ def space_outputs(scan: Scan, templates: Sequence[Template], output_dir: Path) -
 
 def _plan(
     scan: Scan, bids_dir: Path, output_dir: Path, templates: tuple[Template, ...]
-) -> SpacePlan:
+) -> SpaceJob:
+    from brainseg_bids.volumes import sha256  # late: numpy
+
     names = OutputNames.of(scan)
     labels, mask, probseg = (
         output_dir / path for path in (names.labels, names.mask, names.probseg)
@@ -232,7 +259,7 @@ def _plan(
     figures = [path for name, path in outputs.items() if name.startswith("figure")]
     if not reason and not all(path.is_file() for path in figures):
         reason = "its picture is missing"
-    return SpacePlan(
+    return SpaceJob(
         scan,
         RUN if reason else REUSE,
         reason or "results are there already",
@@ -247,6 +274,8 @@ def _plan(
 
 def _why_other_grid(outputs: dict[str, Path], templates: Sequence[Template]) -> str:
     """Why results do not lie on the grids of these very templates, or nothing."""
+    from brainseg_bids.volumes import sha256  # late: numpy
+
     for number, template in enumerate(templates):
         path = outputs[key("labels", number)]
         if read_object(sidecar(path)).get("GridSHA256") != sha256(template.image):
@@ -264,30 +293,16 @@ def _belongs(probseg: Path, labels: Path) -> bool:
 def _why_otherwise(outputs: dict[str, Path], provenance: dict) -> str:
     for path in outputs.values():
         found = read_object(sidecar(path))
-        for name, what in VIEWS.items():
+        for name, what in SPACE_CHANGES.items():
             if name in provenance and found.get(name) != provenance[name]:
                 return f"{what} ({path.name})"
     return ""
 
 
-def found_space(
-    path: Path, said: dict, scan: Scan, template: Template, output_dir: Path
-) -> SpacePlan | None:
-    """Plan of results in the derivative, for the page; None if they are not whole."""
-    outputs = {name: output_dir / own for name, own in vars(SpaceNames.of(scan, template)).items()}
-    if outputs["labels"] != path or not all(own.is_file() for own in outputs.values()):
-        return None
-    names = OutputNames.of(scan)
-    labels = output_dir / names.labels
-    if not labels.is_file() or sha256(labels) != said.get("LabelsSHA256"):
-        return None
-    facts = {"Input": said["Input"], "LabelsSHA256": said["LabelsSHA256"]}
-    mask = output_dir / names.mask
-    return SpacePlan(scan, REUSE, "found", outputs, facts, (template,), labels, mask)
-
-
-def space_metadata(plan: SpacePlan) -> dict[str, dict]:
+def space_metadata(plan: SpaceJob) -> dict[str, dict]:
     """JSON of each output, less what only the run can tell."""
+    from brainseg_bids.volumes import sha256  # late: numpy
+
     raw, own = plan.provenance["Input"], plan.provenance["LabelsOf"]
     how = (
         "Probabilities of the labels were interpolated linearly and each voxel got the most "
@@ -337,3 +352,223 @@ def space_metadata(plan: SpacePlan) -> dict[str, dict]:
             "Sources": [raw],
         }
     return {name: said | plan.provenance for name, said in what.items()}
+
+
+def methods_text(template: str, *, probabilities: bool) -> str:
+    """How results were brought to a template."""
+    through = (
+        "their probabilities" if probabilities else "each label's linearly interpolated share"
+    )
+    return f"""\
+T1-weighted images were registered to template {template} with *ANTs*
+(`{KIND}`) [@avants2011], by their brains where the template has a brain mask. Labels were
+brought there once, through {through}; tissues and brain masks were derived from the result.
+"""
+
+
+def _init_register_node(job: SpaceJob, execution: ExecutionOptions) -> Node:
+    """The registration, to the finest of the job's templates."""
+    from nipype.pipeline import engine as pe
+
+    from brainseg_bids.interfaces.register import REGISTER, Register
+
+    target = job.templates[0]
+    register = pe.Node(
+        Register(
+            program=execution.register or REGISTER,
+            fixed=str(target.image),
+            grids=[str(template.image) for template in job.templates],
+            kind=KIND,
+            threads=execution.threads,
+        ),
+        name="register",
+        n_procs=execution.threads,
+        mem_gb=REGISTER_GIB,
+    )
+    if target.mask:
+        register.inputs.fixed_mask = str(target.mask)
+    return register
+
+
+def init_pull_wf(job: SpaceJob, execution: ExecutionOptions, number: int) -> Workflow:
+    """Labels and image on one template's grid, and what is derived from them there.
+
+    Inputs
+    ------
+    image, labels
+        As they lie in dataset and derivative.
+    places
+        Of all grids.
+
+    Outputs
+    -------
+    labels, tissue, mask, image, figure
+    """
+    from nipype import IdentityInterface
+    from nipype.pipeline import engine as pe
+    from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+    from brainseg_bids.interfaces.labels import BrainMask, Tissue
+    from brainseg_bids.interfaces.register import Pull
+    from brainseg_bids.interfaces.reportlets import DrawLabels
+
+    workflow = Workflow(name=f"pull{number}_wf")
+    table, template = str(execution.tables["brainseg"]), str(job.templates[number].image)
+    inputnode = pe.Node(IdentityInterface(fields=["image", "labels", "places"]), name="inputnode")
+    outputnode = pe.Node(
+        IdentityInterface(fields=["labels", "tissue", "mask", "image", "figure"]),
+        name="outputnode",
+    )
+    pull = pe.Node(Pull(table=table, grid=template, which=number), name="pull", mem_gb=1.0)
+    if job.probseg:
+        pull.inputs.probseg = str(job.probseg)
+    figure = pe.Node(DrawLabels(table=table, image=template), name="figure", mem_gb=1.0)
+    workflow.connect([
+        (inputnode, pull, [("image", "image"), ("labels", "labels"), ("places", "places")]),
+        (pull, outputnode, [("labels", "labels"), ("image", "image")]),
+    ])  # fmt: skip
+    derived = (
+        pe.Node(Tissue(table=table), name="tissue", mem_gb=0.5),
+        pe.Node(BrainMask(table=table), name="mask", mem_gb=0.5),
+        figure,
+    )
+    for derive in derived:
+        workflow.connect([
+            (pull, derive, [("labels", "labels")]),
+            (derive, outputnode, [("out_file", derive.name)]),
+        ])  # fmt: skip
+    return workflow
+
+
+class StandardSpaces(ParticipantStage):
+    """Labels in the spaces of templates (``--output-spaces``)."""
+
+    name = "spaces"
+    after = ("segment",)
+    results = "*_seg-brainseg_dseg.json"
+    result_files: ClassVar[Mapping[str, str]] = {"register": "report.json"}
+
+    def is_chosen(self, settings: Settings) -> bool:
+        return "segment" in settings.stages and bool(settings.output_spaces)
+
+    def check(self, run: Run) -> None:
+        from brainseg_bids.interfaces.register import REGISTER, missing_reason  # late: nipype
+
+        settings = run.settings
+        templates = run.templates
+        will_run = not (settings.reports_only or settings.boilerplate_only)
+        reason = missing_reason(tuple(settings.tools.get("ants", REGISTER)))
+        if reason and will_run:
+            raise Refused(reason, NO_PROGRAM)
+        for template in templates:
+            if template.mask is None:
+                log.warning(
+                    "template %s has no brain mask beside it (%s): whole images are registered, "
+                    "which is less exact",
+                    template.name,
+                    fetch_command(template.name, cohort=template.cohort, suffix="mask"),
+                )
+
+    def plan(self, run: Run) -> list[SubjectPlan]:
+        settings = run.settings
+        where = {"bids_dir": settings.bids_dir, "output_dir": settings.output_dir}
+        plans = []
+        for subject in run.segmented():
+            for scan in subject.scans:
+                if scan.suffix not in DRIVING:
+                    log.info(
+                        "%s: not brought to a standard space; only %s are registered",
+                        scan.title,
+                        " and ".join(DRIVING),
+                    )
+            plans.append(
+                plan_spaces(subject, **where, templates=run.templates, excluded=run.failed)
+            )
+        return plans
+
+    def workflow(self, job: SpaceJob, execution: ExecutionOptions) -> Workflow:
+        """Register once, resample once per resolution, save."""
+        from nipype import IdentityInterface
+        from nipype.pipeline import engine as pe
+        from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+        from brainseg_bids.stages.saving import init_ds_scan_wf
+
+        workflow = Workflow(name=job.name)
+        name, soft = job.templates[0].name, job.probseg is not None
+        workflow.__desc__ = methods_text(name, probabilities=soft)
+        fields = ["image", "labels", "mask"]
+        inputnode = pe.Node(IdentityInterface(fields=fields), name="inputnode")
+        inputnode.inputs.image = str(job.scan.path)
+        inputnode.inputs.labels = str(job.labels)
+        inputnode.inputs.mask = str(job.mask)
+        register = _init_register_node(job, execution)
+        ds_space_wf = init_ds_scan_wf(
+            {output: str(path) for output, path in job.outputs.items()},
+            space_metadata(job),
+            facts="facts",
+            told=("forward", "backward"),
+            name="ds_space_wf",
+        )
+        workflow.connect([
+            (inputnode, register, [("image", "moving")]),
+            (register, ds_space_wf, [
+                ("forward", "inputnode.forward"),
+                ("backward", "inputnode.backward"),
+                ("report", "inputnode.facts"),
+            ]),
+        ])  # fmt: skip
+        if job.templates[0].mask:
+            workflow.connect(inputnode, "mask", register, "moving_mask")
+        for number in range(len(job.templates)):
+            pull_wf = init_pull_wf(job, execution, number)
+            workflow.connect([
+                (inputnode, pull_wf, [
+                    ("image", "inputnode.image"),
+                    ("labels", "inputnode.labels"),
+                ]),
+                (register, pull_wf, [("places", "inputnode.places")]),
+                (pull_wf, ds_space_wf, [
+                    (f"outputnode.{name}", f"inputnode.{key(name, number)}")
+                    for name in ("labels", "tissue", "mask", "image", "figure")
+                ]),
+            ])  # fmt: skip
+        return workflow
+
+    def messages(self, title: str, result: Mapping) -> list[Message]:
+        return [Message(logging.INFO, f"{title}: registered in {result['Seconds']:.0f} s")]
+
+    def memory_gib(self, settings: Settings, images: Sequence, at_once: int) -> list[float]:
+        return [REGISTER_GIB]
+
+    def read(self, path: Path, metadata: Mapping, folders: Folders) -> SpaceJob | None:
+        from brainseg_bids.volumes import sha256  # late: numpy
+
+        image = raw_path(metadata.get("Input", ""), folders.bids_dir)
+        if image is None or "Registration" not in metadata or not is_unchanged(image, metadata):
+            return None
+        scan, entities = Scan.from_path(image), Scan.from_path(path).entities
+        # Of the template only its names are needed for a page.
+        template = Template(entities.get("space", ""), "", entities.get("res", ""), Path())
+        outputs = present(SpaceNames.of(scan, template), folders.output_dir)
+        whole = outputs.keys() == vars(SpaceNames.of(scan, template)).keys()
+        if not whole or sidecar(outputs["labels"]) != path:
+            return None
+        names = OutputNames.of(scan)
+        labels, mask = folders.output_dir / names.labels, folders.output_dir / names.mask
+        if not labels.is_file() or sha256(labels) != metadata.get("LabelsSHA256"):
+            return None
+        known = {key: metadata[key] for key in ("Input", "LabelsSHA256")}
+        return SpaceJob(scan, REUSE, "found", outputs, known, (template,), labels, mask)
+
+    def section(self, job: SpaceJob, folders: Folders) -> Section:
+        from brainseg_bids.reports.sections.spaces import section
+
+        return section(job, bids_dir=folders.bids_dir, output_dir=folders.output_dir)
+
+    def methods(self, jobs: Iterable[SpaceJob]) -> list[str]:
+        texts = []
+        for job in jobs:
+            soft = bool(read_object(sidecar(job.main)).get("Probabilities"))
+            texts.append(methods_text(job.templates[0].name, probabilities=soft))
+        return texts

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stage is to make of an image: run or reuse, each with its reason. No Nipype here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar
+
+from brainseg_bids.bids.names import Scan, sidecar
+from brainseg_bids.documents import InputError, read_json
+
+RUN, REUSE = "run", "reuse"
+
+CHANGES = {
+    "InputSHA256": "the input has changed",
+    "ModelDigest": "another model made it",
+    "HeadTool": "another head tool made it",
+    "BrainTool": "another brain tool made it",
+    "HeadSource": "another head map is given",
+    "BrainSource": "another brain map is given",
+    "HeadSHA256": "the head tool's map has changed",
+    "BrainSHA256": "the brain tool's map has changed",
+    "TargetVoxelSizeMm": "it has other voxels",
+    "Kernel": "another kernel made it",
+    "SmoothingMm": "it is smoothed otherwise",
+    "KeepThin": "thin structures are guarded otherwise",
+    "LabelsSHA256": "its label map has changed",
+    "ProbabilitiesSHA256": "its probabilities have changed",
+    "LabelsOf": "another label map was taken",
+    "BrainsegVersion": "another version made it",
+    "Input": "another input made it",
+}
+"""Facts in the JSON of a result that must be as the plan wants them, and what to say if not."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage makes of one image.
+
+    Parameters
+    ----------
+    scan : Scan
+    action : {"run", "reuse"}
+    reason : str
+    outputs : dict of str to Path
+        What it is to absolute paths.
+    provenance : dict
+        Goes into the JSON beside every output; a run that would write the same is not needed.
+    """
+
+    scan: Scan
+    action: str
+    reason: str
+    outputs: dict[str, Path]
+    provenance: dict
+
+    stage: ClassVar[str] = ""
+    """Name of the stage, set by each kind of job."""
+    verb: ClassVar[str] = "to be made"
+    """What is to be done with the image, in the log."""
+    shown: ClassVar[tuple[str, ...]] = ("labels", "volumes")
+    """Outputs that results cannot be shown without; the first one names them."""
+
+    @property
+    def name(self) -> str:
+        """Its workflow's name, unique within a subject."""
+        stem = self.main.name.split("_seg-")[0]
+        own = [part for part in stem.split("_") if not part.startswith(("sub-", "space-"))]
+        words = "_".join([self.stage, *own, self.scan.suffix])
+        return words.replace("+", "plus").replace("-", "_") + "_wf"
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return self.scan.title
+
+    @property
+    def main(self) -> Path:
+        """The output that the others belong to."""
+        return self.outputs[self.shown[0]]
+
+    @property
+    def has_results(self) -> bool:
+        """Whether what can be shown of this input is there, as this plan would make it."""
+        shown = {name: self.outputs[name] for name in self.shown}
+        # What the run itself has added to the JSON is not known to the plan.
+        return not why_run(shown, self.provenance, both_ways=False)
+
+
+@dataclass(frozen=True)
+class SubjectPlan:
+    """What becomes of one participant.
+
+    Parameters
+    ----------
+    label : str
+        Without ``sub-``.
+    scans : tuple of Job
+        Of all stages.
+    faults : dict of str to str
+        Images that cannot be taken, and the one line that says why.
+    """
+
+    label: str
+    scans: tuple[Job, ...]
+    faults: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """Its workflow's name."""
+        return "sub_" + "".join(c if c.isalnum() else "plus" for c in self.label) + "_wf"
+
+    @property
+    def to_run(self) -> tuple[Job, ...]:
+        """What has to be run."""
+        return tuple(plan for plan in self.scans if plan.action == RUN)
+
+    def redone(self) -> SubjectPlan:
+        """The same plan as if nothing were there yet: what the methods text is made from."""
+        return replace(self, scans=tuple(replace(plan, action=RUN) for plan in self.scans))
+
+
+def joined(plans: Iterable[SubjectPlan]) -> list[SubjectPlan]:
+    """Plans of several stages, one `SubjectPlan` per participant."""
+    by_label: dict[str, SubjectPlan] = {}
+    for plan in plans:
+        known = by_label.get(plan.label, SubjectPlan(plan.label, (), {}))
+        by_label[plan.label] = SubjectPlan(
+            plan.label, known.scans + plan.scans, known.faults | plan.faults
+        )
+    return list(by_label.values())
+
+
+def to_look_at(plans: Iterable[SubjectPlan]) -> dict[str, list[str]]:
+    """What cannot be right about the results of these plans, by the titles of their images."""
+    found: dict[str, list[str]] = {}
+    for plan in plans:
+        for scan in plan.scans:
+            said = read_object(sidecar(scan.main)).get("ToLookAt")
+            if isinstance(said, list) and said:
+                found.setdefault(image_of(scan.title), []).extend(map(str, said))
+    return found
+
+
+def image_of(title: str) -> str:
+    """The image that the title of a step or a fault is about.
+
+    >>> image_of("sub-01 ses-A T2w contrast"), image_of("sub-01 T1w for sMRIPrep")
+    ('sub-01 ses-A T2w', 'sub-01 T1w')
+
+    Maps of heads are made of T1w images, and their titles leave that out. A file beside another
+    of the same name counts for itself.
+
+    >>> image_of("sub-01 at 0.5 mm"), image_of("sub-01 T1w (sub-01_T1w.nii)")
+    ('sub-01 T1w', 'sub-01 T1w (sub-01_T1w.nii)')
+    """
+    found = re.match(r"(sub-\S+(?: [a-z]+-\S+)*) (\w+)(?= [^(]|$)", title)
+    if not found:
+        return title
+    entities, word = found.groups()
+    return f"{entities} {'T1w' if word == 'at' else word}"
+
+
+def why_run(outputs: Mapping[str, Path], provenance: Mapping, *, both_ways: bool = True) -> str:
+    """Why results on disk do not do, or nothing if they do.
+
+    With ``both_ways`` the results may not name what the provenance does not name either: one
+    that names a brain tool is not one of the head tool alone.
+    """
+    there = [path.is_file() for path in outputs.values()]
+    if not any(there):
+        return "no results yet"
+    if not all(there):
+        missing = next(
+            path.name for path, found in zip(outputs.values(), there, strict=True) if not found
+        )
+        return f"{missing} is missing"
+    for name, path in outputs.items():
+        if name == "figure":  # has no JSON
+            continue
+        found = read_object(sidecar(path))
+        if not found:
+            return f"{sidecar(path).name} is missing or damaged"
+        for key, what in CHANGES.items():
+            if not both_ways and key not in provenance:
+                continue
+            if found.get(key) != provenance.get(key):
+                return f"{what} ({path.name})"
+    return ""
+
+
+def read_object(path: Path) -> dict:
+    """A JSON object, empty if there is none."""
+    try:
+        return read_json(path)
+    except InputError:
+        return {}
+
+
+def fingerprint(path: Path, *, known: Mapping) -> dict:
+    """Size, time, state and SHA-256 of an input; it is not read if its state is as ``known``."""
+    from brainseg_bids.volumes import file_state, sha256  # late: numpy
+
+    stat = path.stat()
+    modified = datetime.fromtimestamp(stat.st_mtime, tz=UTC).isoformat(timespec="microseconds")
+    seen = {"InputBytes": stat.st_size, "InputModified": modified}
+    state = file_state(path)
+    if state:
+        seen["InputState"] = state
+        if known.get("InputState") == state and "InputSHA256" in known:
+            return seen | {"InputSHA256": known["InputSHA256"]}
+    return seen | {"InputSHA256": sha256(path)}
+
+
+def is_unchanged(path: Path, metadata: Mapping) -> bool:
+    """Whether an input is still what results were made from, by the JSON beside them."""
+    try:
+        now = fingerprint(path, known=metadata)
+    except OSError:
+        return False
+    return now["InputSHA256"] == metadata.get("InputSHA256")
+
+
+def is_current(image: Path, metadata: Mapping, outputs: Mapping[str, Path]) -> bool:
+    """Whether labels and volumes are there, as the JSON says, and their image is unchanged."""
+    shown = {name: outputs.get(name, image / "missing") for name in ("labels", "volumes")}
+    expected = {key: metadata[key] for key in CHANGES if key in metadata}
+    return is_unchanged(image, metadata) and not why_run(shown, expected)
+
+
+def present(names: object, output_dir: Path) -> dict[str, Path]:
+    """Of a dataclass of names of outputs, those that are there."""
+    paths = {name: output_dir / path for name, path in vars(names).items()}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """One line for an input that cannot be read."""
+    return f"{path}: cannot be read ({error.strerror}). Check its permissions."
+
+
+def describe_plans(plans: Iterable[SubjectPlan]) -> list[str]:
+    """One line per image and stage."""
+    return [
+        f"{scan.title}: {scan.reason}, reused"
+        if scan.action == REUSE
+        else f"{scan.title}: {scan.verb} ({scan.reason})"
+        for plan in plans
+        for scan in plan.scans
+    ]
+
+
+VOLUMES_COLUMNS = {
+    "name": {"Description": "Structure."},
+    "hemisphere": {
+        "Description": "Side of the structure.",
+        "Levels": {"left": "left", "right": "right", "none": "midline or both sides"},
+    },
+    "n_voxels": {"Description": "Number of voxels with this label."},
+    "volume_mm3": {"Description": "Volume.", "Units": "mm^3"},
+}
+"""Columns of a volumes table, as BIDS wants them described; ``index`` depends on the table."""
