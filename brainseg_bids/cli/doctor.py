@@ -142,10 +142,14 @@ def no_program(command: Sequence[str]) -> bool:
 
 def fetch_rows() -> list[tuple[str, ...]]:
     """Programs that get datasets; without them HTTP does."""
-    rows = [(name, shutil.which(name) or "not found") for name in ("git", "git-annex", "datalad")]
-    if shutil.which("git") and shutil.which("git-annex"):
+    from brainseg_bids.fetch import annex
+
+    names = ("git", *reversed(annex.WAYS))
+    rows = [(name, annex.find_program(name) or "not found") for name in names]
+    if annex.installed_way():
         return rows
-    return [*rows, ("", "by HTTP, then; to clone datasets: pip install git-annex")]
+    remedy = annex.REMEDIES["git-annex" if annex.find_program("git") else "git"]
+    return [*rows, ("", f"by HTTP, then; to clone datasets: {remedy}")]
 
 
 def model_rows() -> tuple[list[tuple[str, ...]], list[str]]:

@@ -135,11 +135,13 @@ def _choose(dataset: Dataset, options: argparse.Namespace) -> str:
     on_web = bool(dataset.s3 or dataset.web)
     if via == "http" and not on_web:
         raise FetchError(
-            f"{dataset.name}: it is not on a web server. Fetch it --via git-annex.", 2
+            f"{dataset.name}: it is not on a web server. Fetch it --via git-annex.", UNUSABLE
         )
     if via in annex.WAYS:
         if not dataset.git:
-            raise FetchError(f"{dataset.name}: it is no git repository. Fetch it --via http.", 2)
+            raise FetchError(
+                f"{dataset.name}: it is no git repository. Fetch it --via http.", UNUSABLE
+            )
         annex.check_way(via)
     if via != "auto":
         return via
@@ -197,10 +199,10 @@ def _show_absent(dataset: Dataset, clone: Path, options: argparse.Namespace) -> 
 
 
 def _fetch_http(dataset: Dataset, options: argparse.Namespace, way: str) -> int:
-    from brainseg_bids.fetch import listing, transfer  # late: requests
+    from brainseg_bids.fetch import http, listing, transfer  # late: requests
 
-    patience = transfer.Patience()
-    session = transfer.open_session(patience, options.jobs)
+    patience = http.Patience()
+    session = http.open_session(patience, options.jobs)
     files = listing.list_files(
         dataset,
         session,

@@ -13,23 +13,37 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from brainseg_bids.exit_codes import NO_PROGRAM, UNUSABLE
 from brainseg_bids.fetch.choice import check_participants, is_wanted
 from brainseg_bids.fetch.known import Dataset, FetchError
 from brainseg_bids.pointers import ANNEX, pointer_kind
 
 WAYS = ("datalad", "git-annex")
+REMEDIES = {"git": "apt install git"} | dict.fromkeys(WAYS, "pip install 'brainseg-bids[fetch]'")
+NO_REASON = "no reason was given"
 AT_ONCE = 200
 """Paths on one command line; systems limit its length."""
 
 
+def find_program(name: str) -> str | None:
+    """Where a program is: on PATH, or beside this Python, where pip puts it."""
+    return shutil.which(name, path=search_path())
+
+
+def search_path() -> str:
+    """PATH, and the folder of this Python."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)])
+
+
 def installed_way() -> str:
     """``datalad`` or ``git-annex``, or nothing; both need git and git-annex."""
-    if not (shutil.which("git") and shutil.which("git-annex")):
+    if not (find_program("git") and find_program("git-annex")):
         return ""
-    return "datalad" if shutil.which("datalad") else "git-annex"
+    return "datalad" if find_program("datalad") else "git-annex"
 
 
 def check_way(way: str) -> None:
@@ -41,11 +55,11 @@ def check_way(way: str) -> None:
         With exit code 127.
     """
     for program in ("git", "git-annex", *(["datalad"] if way == "datalad" else [])):
-        if not shutil.which(program):
+        if not find_program(program):
             raise FetchError(
-                f"{program} is not on PATH. Install it (apt install {program}, or pip install "
-                f"{program}), or fetch with --via http where the dataset is on the web.",
-                exit_code=127,
+                f"{program} is not on PATH. Install it ({REMEDIES[program]}), or fetch with "
+                "--via http where the dataset is on the web.",
+                exit_code=NO_PROGRAM,
             )
 
 
@@ -60,18 +74,18 @@ def clone(dataset: Dataset, root: Path, way: str) -> None:
     if (root / ".git").exists():
         if _run(["git", "-C", str(root), "rev-parse", "--verify", "-q", "HEAD"]).returncode:
             raise FetchError(f"{root}: a clone that was not finished is there. Remove it.")
-        origin = _said(root, "remote", "get-url", "origin").strip()
+        origin = _git(root, "remote", "get-url", "origin").strip()
         if origin and not _same_place(origin, dataset.git):
             raise FetchError(
                 f"{root}: another dataset is there, cloned from {origin}. Choose another folder.",
-                exit_code=2,
+                exit_code=UNUSABLE,
             )
         return
     if root.exists() and any(root.iterdir()):
         raise FetchError(
             f"{root}: the folder is not empty, and no clone of the dataset. "
             "Choose another, or add files to it with --via http.",
-            exit_code=2,
+            exit_code=UNUSABLE,
         )
     root.parent.mkdir(parents=True, exist_ok=True)
     program = ["datalad", "clone"] if way == "datalad" else ["git", "clone", "--quiet"]
@@ -90,13 +104,13 @@ def wanted_paths(
     FetchError
         If it has no such participant, or no such files.
     """
-    tracked = [path for path in _said(root, "ls-files", "-z").split("\0") if path]
+    tracked = [path for path in _git(root, "ls-files", "-z").split("\0") if path]
     folders = {path.partition("/")[0] for path in tracked if "/" in path}
     labels = [name.removeprefix("sub-") for name in folders if name.startswith("sub-")]
     check_participants(participants, labels, dataset.name)
     wanted = [path for path in tracked if is_wanted(path, participants=participants, what=what)]
     if not any("/" in path for path in wanted):
-        raise FetchError(f"{dataset.name}: it has no {what} for these participants.", 2)
+        raise FetchError(f"{dataset.name}: it has no {what} for these participants.", UNUSABLE)
     # A subdataset is one entry here, and a folder.
     return [root / path for path in wanted if not (root / path).is_dir()]
 
@@ -127,8 +141,10 @@ def get(
     list of str
         One line for each file whose content could not be had.
     """
-    why: dict[Path, str] = {}
-    for some in _portions([path for path in paths if is_absent(path)]):
+    reasons: dict[Path, str] = {}
+    absent = [path for path in paths if is_absent(path)]
+    for start in range(0, len(absent), AT_ONCE):
+        some = absent[start : start + AT_ONCE]
         if way == "datalad":
             command = ["datalad", "-f", "json", "--on-failure", "continue", "get"]
             command += ["-d", str(root), "-J", str(jobs), *map(str, some)]
@@ -140,10 +156,12 @@ def get(
             on_file(1)
             name = result.get("path") or result.get("file") or ""
             if result.get("success") is False or result.get("status") in ("error", "impossible"):
-                why[root / name] = _reason(result)
-    left = [path for path in paths if is_absent(path)]
-    unknown = "no reason was given"
-    return [f"{path}: its content could not be had ({why.get(path, unknown)})." for path in left]
+                reasons[root / name] = _reason(result)
+    return [
+        f"{path}: its content could not be had ({reasons.get(path, NO_REASON)})."
+        for path in absent
+        if is_absent(path)
+    ]
 
 
 def _results(command: Sequence[str]) -> Iterator[dict]:
@@ -176,10 +194,10 @@ def _reason(result: Mapping) -> str:
     >>> _reason({"message": "not available"})
     'not available'
     """
-    said = result.get("error-messages") or result.get("error_message") or result.get("note")
-    said = said or result.get("message") or ""
-    text = " ".join(map(str, said)) if isinstance(said, list) else str(said)
-    return " ".join(text.split())[:300] or "no reason was given"
+    keys = ("error-messages", "error_message", "note", "message")
+    words = next((result[key] for key in keys if result.get(key)), "")
+    text = " ".join(map(str, words)) if isinstance(words, list) else str(words)
+    return " ".join(text.split())[:300] or NO_REASON
 
 
 def is_absent(path: Path) -> bool:
@@ -190,13 +208,8 @@ def is_absent(path: Path) -> bool:
 def key_size(path: Path) -> int:
     """Bytes of a file whose content is not here, as its git-annex key says; 0 if it does not."""
     text = os.readlink(path) if path.is_symlink() else path.read_text("utf-8", "replace")
-    found = re.search(r"-s(\d+)(?:-|$)", text.rpartition("/")[2])
-    return int(found[1]) if found else 0
-
-
-def _portions(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    for start in range(0, len(paths), AT_ONCE):
-        yield paths[start : start + AT_ONCE]
+    size = re.search(r"-s(\d+)(?:-|$)", text.rpartition("/")[2])
+    return int(size[1]) if size else 0
 
 
 def _same_place(one: str, other: str) -> bool:
@@ -212,7 +225,7 @@ def _same_place(one: str, other: str) -> bool:
     return bare(one) == bare(other)
 
 
-def _said(root: Path, *arguments: str) -> str:
+def _git(root: Path, *arguments: str) -> str:
     done = _run(["git", "-C", str(root), *arguments])
     if done.returncode:
         raise FetchError(f"{root}: git {arguments[0]} failed ({_last_line(done)}).")
@@ -232,8 +245,11 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess:
 
 
 def _environment() -> dict[str, str]:
-    """Nobody is there to type a password, and messages are to be English."""
-    return os.environ | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"}
+    """Nobody is there to type a password, and messages are to be English.
+
+    git finds git-annex, and git-annex datalad, where pip has put them.
+    """
+    return os.environ | {"PATH": search_path(), "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"}
 
 
 def _last_line(done: subprocess.CompletedProcess) -> str:

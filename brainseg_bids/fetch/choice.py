@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 
+from brainseg_bids.exit_codes import UNUSABLE
 from brainseg_bids.fetch.known import FetchError
 
 WHAT = ("images", "derivatives", "all")
@@ -91,7 +92,8 @@ def check_participants(wanted: Iterable[str], there: Iterable[str], dataset: str
     shown = ", ".join(there[:SHOWN]) or "none"
     more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
     raise FetchError(
-        f"{dataset}: no participant {', '.join(unknown)}. It has {shown}{more}.", exit_code=2
+        f"{dataset}: no participant {', '.join(unknown)}. It has {shown}{more}.",
+        exit_code=UNUSABLE,
     )
 
 

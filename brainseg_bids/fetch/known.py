@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
+from brainseg_bids.exit_codes import FAILED, UNUSABLE
+
 OPENNEURO_GIT = "https://github.com/OpenNeuroDatasets/{}.git"
 OPENNEURO_BUCKET = "openneuro.org"
 LICENCE_UNKNOWN = "see its dataset_description.json, LICENSE or README"
@@ -21,10 +23,10 @@ class FetchError(RuntimeError):
     ----------
     message : str
     exit_code : int
-        1: it could not be done; 2: the command line cannot be used; 127: a program is missing.
+        Of `brainseg_bids.exit_codes`.
     """
 
-    def __init__(self, message: str, exit_code: int = 1) -> None:
+    def __init__(self, message: str, exit_code: int = FAILED) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
@@ -89,12 +91,12 @@ def known_datasets() -> dict[str, Dataset]:
     >>> sorted(known_datasets())[-1]
     'ultracortex'
     """
-    found = {}
+    datasets = {}
     for file in (resources.files("brainseg_bids") / "data" / "datasets").iterdir():
         if file.name.endswith(".toml"):
             name = file.name.removesuffix(".toml")
-            found[name] = _from_toml(name, file.read_text(encoding="utf-8"))
-    return dict(sorted(found.items()))
+            datasets[name] = _from_toml(name, file.read_text(encoding="utf-8"))
+    return dict(sorted(datasets.items()))
 
 
 def _from_toml(name: str, text: str) -> Dataset:
@@ -153,10 +155,12 @@ def find_dataset(text: str) -> Dataset:
         bare = all((Path(text) / name).exists() for name in ("HEAD", "objects", "refs"))
         if bare or (Path(text) / ".git").exists():
             return Dataset(text, git=str(Path(text).resolve()))
-        raise FetchError(f"{text}: this is no git repository. Copy it, or use it as it is.", 2)
+        raise FetchError(
+            f"{text}: this is no git repository. Copy it, or use it as it is.", UNUSABLE
+        )
     raise FetchError(
         f"{text}: no dataset is known by this name. Known: {', '.join(known)}. Or give an "
         "OpenNeuro accession (ds005216), a path or URL of a datalad dataset, s3://bucket/prefix, "
         "or the URL of a folder with SHA256SUMS.",
-        2,
+        UNUSABLE,
     )

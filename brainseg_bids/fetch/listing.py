@@ -11,9 +11,10 @@ from xml.etree import ElementTree
 
 import requests
 
+from brainseg_bids.exit_codes import UNUSABLE
 from brainseg_bids.fetch.choice import check_participants, is_wanted, participant_of
+from brainseg_bids.fetch.http import get_text
 from brainseg_bids.fetch.known import Dataset, FetchError
-from brainseg_bids.fetch.transfer import get_text
 
 S3_URL = "https://s3.amazonaws.com"
 SUMS = "SHA256SUMS"
@@ -69,7 +70,7 @@ def list_files(
         raise FetchError(
             f"{dataset.name}: it has no {'files' if what == 'all' else what} "
             + (f"of participants {', '.join(participants)}." if participants else "there."),
-            exit_code=2,
+            exit_code=UNUSABLE,
         )
     return sorted(wanted, key=lambda file: file.path)
 
@@ -87,7 +88,9 @@ def _list_bucket(
     # The root alone names all participants: for a few of them the rest is not listed.
     files, folders = _list_folder(session, place, root, root, flat=True)
     if not files and not folders:
-        raise FetchError(f"{dataset.name}: {place}/{root} has no files. Is the name right?", 2)
+        raise FetchError(
+            f"{dataset.name}: {place}/{root} has no files. Is the name right?", UNUSABLE
+        )
     check_participants(participants, _labels(folders), dataset.name)
     for folder in folders:
         if _is_listed(folder, participants, what):

@@ -1,170 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files over HTTP: whole, verified, resumed, several at a time.
+"""Files over HTTP into a folder: resumed, verified, and under their names only when whole.
 
-A file grows as ``NAME.part`` and gets its name when size and checksum are right, so what bears
-its name is whole. urllib3 waits and asks again when a server is busy or cannot be reached; cut
-connections are taken up here where they broke off.
+A file is ``NAME.part`` until it is whole and its checksum is right. urllib3 waits and asks again
+when a server is busy or cannot be reached; cut connections are taken up here where they broke off.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import queue
 import re
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 
-from brainseg_bids import __version__
 from brainseg_bids.fetch.choice import gigabytes
+from brainseg_bids.fetch.http import Patience, check_status, failures_in_one_line, reason
 from brainseg_bids.fetch.known import FetchError
+from brainseg_bids.fetch.listing import RemoteFile
 from brainseg_bids.locks import Lock, lock_file
 from brainseg_bids.pointers import pointer_kind
 
-if TYPE_CHECKING:
-    from brainseg_bids.fetch.listing import RemoteFile
-
-BUSY = (408, 429, 500, 502, 503, 504)
 CHUNK = 1 << 16
 """Bytes that an interruption may lose."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a bad connection is borne.
-
-    Parameters
-    ----------
-    attempts : int
-        In a row without a byte more than before.
-    backoff_s, longest_wait_s : float
-        First and longest pause; each is twice the one before. A server that asks for a longer
-        one does not get it.
-    connect_s, read_s : float
-        Silence after which a connection is given up.
-    """
-
-    attempts: int = 5
-    backoff_s: float = 0.5
-    longest_wait_s: float = 30.0
-    connect_s: float = 10.0
-    read_s: float = 60.0
-
-
-class _Retry(urllib3.Retry):
-    """urllib3's, but a server cannot ask for hours."""
-
-    def get_retry_after(self, response):
-        asked_s = super().get_retry_after(response)
-        return None if asked_s is None else min(asked_s, self.backoff_max)
-
-
-class _Adapter(HTTPAdapter):
-    """Gives a connection up after some silence; requests would wait for ever."""
-
-    def __init__(self, silence_s: tuple[float, float], **options) -> None:
-        self.silence_s = silence_s
-        super().__init__(**options)
-
-    def send(self, request, timeout=None, **options):
-        return super().send(request, timeout=timeout or self.silence_s, **options)
-
-
-def open_session(patience: Patience, jobs: int = 4) -> requests.Session:
-    """A session that waits for busy servers, for use in ``jobs`` threads."""
-    retry = _Retry(
-        total=patience.attempts,
-        connect=2,  # a name that is not known now will not be in a second
-        read=patience.attempts,
-        status_forcelist=BUSY,
-        backoff_factor=patience.backoff_s,
-        backoff_max=patience.longest_wait_s,
-        allowed_methods=["GET"],
-        raise_on_status=False,
-    )
-    session = requests.Session()
-    session.headers["User-Agent"] = f"brainseg-bids/{__version__}"
-    session.headers["Accept-Encoding"] = "identity"  # sizes and checksums are of the plain bytes
-    silence_s = (patience.connect_s, patience.read_s)
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, _Adapter(silence_s, max_retries=retry, pool_maxsize=jobs))
-    return session
-
-
-def get_text(session: requests.Session, url: str, query: dict | None = None) -> str:
-    """A small text.
-
-    Raises
-    ------
-    FetchError
-        In one line, if there is none to be had.
-    """
-    with _told(url):
-        answer = session.get(url, params=query)
-    _check_status(answer, url)
-    return answer.content.decode("utf-8", "replace")
-
-
-@contextlib.contextmanager
-def _told(url: str):
-    """Failures of a connection in one line."""
-    try:
-        yield
-    except requests.RequestException as error:
-        raise FetchError(f"{url}: {_why(error)}. Run the same command again to go on.") from error
-
-
-def _why(error: Exception) -> str:
-    """What is wrong with a connection, in a few words.
-
-    >>> _why(requests.ConnectionError("NameResolutionError: Name or service not known"))
-    'no network, or no such server (its name is not known)'
-    >>> _why(requests.ReadTimeout("HTTPConnectionPool: Read timed out. (read timeout=60)"))
-    'the server does not answer'
-    """
-    text = str(error)
-    for words, meaning in (
-        ("NameResolution", "no network, or no such server (its name is not known)"),
-        ("Network is unreachable", "no network"),
-        ("Connection refused", "the server refuses the connection"),
-        ("CERTIFICATE", "the server's certificate is not valid (is there a proxy between?)"),
-        ("ProxyError", "the proxy does not answer"),
-        ("timed out", "the server does not answer"),
-        ("IncompleteRead", "the connection was cut again and again"),
-        ("Connection aborted", "the connection was cut again and again"),
-        ("Connection reset", "the connection was cut again and again"),
-    ):
-        if words in text:
-            return meaning
-    return f"the connection failed ({type(error).__name__})"
-
-
-def _check_status(answer: requests.Response, url: str) -> None:
-    status = answer.status_code
-    if status < 400:
-        return
-    if status in (404, 410):
-        raise FetchError(f"{url}: it is not there (HTTP {status}). Is the name right?")
-    if status in (401, 403):
-        raise FetchError(f"{url}: the server does not give it to everybody (HTTP {status}).")
-    if status in BUSY:
-        raise FetchError(
-            f"{url}: the server is busy or broken (HTTP {status}). "
-            "Run the same command again later to go on."
-        )
-    raise FetchError(f"{url}: the server says HTTP {status} {answer.reason}.")
-
-
-# ---- one file
 
 
 class Stopped(Exception):
@@ -190,7 +55,7 @@ class Transfer:
 
     root: Path
     session: requests.Session
-    patience: Patience = Patience()
+    patience: Patience = field(default_factory=Patience)
     on_bytes: Callable[[int], None] = lambda count: None
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -235,40 +100,39 @@ class Transfer:
 
     def _fill(self, stream, part: Path, file: RemoteFile) -> None:
         """Let a part grow until it is whole and right."""
-        best = begun = part.stat().st_size
-        self.on_bytes(begun)
-        cut, spoilt = 0, 0
-        while True:
-            try:
-                with _told(file.url):
-                    self._go_on(stream, file)
-            except urllib3.exceptions.HTTPError as error:  # in mid-file
-                reached = stream.tell()
-                cut = 1 if reached > best else cut + 1
-                best = max(best, reached)
-                if cut >= self.patience.attempts:
-                    raise FetchError(
-                        f"{file.url}: {_why(error)}. Run the same command again to go on."
-                    ) from error
-                wait_s = self.patience.backoff_s * 2 ** (cut - 1)
-                if self.stop.wait(min(wait_s, self.patience.longest_wait_s)):
-                    raise Stopped from error
-                continue
+        self.on_bytes(part.stat().st_size)
+        for _ in range(2):
+            self._complete(stream, file)
             stream.flush()
             wrong = why_wrong(part, file)
             if not wrong:
                 return
             # The bytes of an earlier run may be of an older version of the file: once anew.
             self._empty(stream)
-            spoilt += 1
-            best = 0
-            if spoilt >= 2:
-                raise FetchError(
-                    f"{file.url}: what came is not what the listing says ({wrong}), twice. "
-                    "Run the same command later; if it stays so, tell who keeps the dataset."
-                )
+        raise FetchError(
+            f"{file.url}: what came is not what the listing says ({wrong}), twice. "
+            "Run the same command later; if it stays so, tell who keeps the dataset."
+        )
 
-    def _go_on(self, stream, file: RemoteFile) -> None:
+    def _complete(self, stream, file: RemoteFile) -> None:
+        """Ask for what is missing, again after each cut, as long as more comes."""
+        best, cuts = stream.seek(0, os.SEEK_END), 0
+        while True:
+            try:
+                with failures_in_one_line(file.url):
+                    return self._request(stream, file)
+            except urllib3.exceptions.HTTPError as error:  # in mid-file
+                cuts = 1 if stream.tell() > best else cuts + 1
+                best = max(best, stream.tell())
+                if cuts >= self.patience.attempts:
+                    raise FetchError(
+                        f"{file.url}: {reason(error)}. Run the same command again to go on."
+                    ) from error
+                wait_s = self.patience.backoff_s * 2 ** (cuts - 1)
+                if self.stop.wait(min(wait_s, self.patience.longest_wait_s)):
+                    raise Stopped from error
+
+    def _request(self, stream, file: RemoteFile) -> None:
         """One request for what is missing."""
         have = stream.seek(0, os.SEEK_END)
         if file.size is not None and have > file.size:
@@ -284,7 +148,7 @@ class Transfer:
                     self._empty(stream)
                     raise _Again("the server has less of it than is here")
                 return
-            _check_status(answer, file.url)
+            check_status(answer, file.url)
             if have and not (answer.status_code == 206 and _starts_at(answer, have)):
                 if answer.status_code == 206:
                     raise _Again("another range came than was asked for")
@@ -338,9 +202,6 @@ def _lock(stream, part: Path) -> None:
         raise FetchError(f"{part}: another fetch is writing it. Wait for that one, or end it.")
 
 
-# ---- all of them
-
-
 def check_space(root: Path, files: Sequence[RemoteFile]) -> None:
     """Refuse what cannot fit.
 
@@ -368,64 +229,33 @@ def check_space(root: Path, files: Sequence[RemoteFile]) -> None:
 class Outcome:
     """What became of the files: how often each word of `Transfer.fetch`, and what failed."""
 
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
 
 def fetch_files(transfer: Transfer, files: Sequence[RemoteFile], *, jobs: int = 4) -> Outcome:
     """Get files, ``jobs`` at a time; those that cannot be had are told, the others come.
 
-    A disk that is full or cannot be written ends all; so does Ctrl-C. What has come by then
-    stays, and the same call goes on from there.
+    A disk that is full or cannot be written ends all; what has come by then stays, and the same
+    call goes on from there.
 
     Raises
     ------
     OSError
         If a file cannot be written.
-    KeyboardInterrupt
     """
     outcome = Outcome()
-    waiting: queue.SimpleQueue = queue.SimpleQueue()
-    for file in files:
-        waiting.put(file)
-    broken: list[BaseException] = []
-    lock = threading.Lock()
-
-    def work() -> None:
-        while not transfer.stop.is_set():
-            try:
-                file = waiting.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                word = transfer.fetch(file)
-                with lock:
-                    outcome.counts[word] = outcome.counts.get(word, 0) + 1
-            except FetchError as error:
-                with lock:
+    with ThreadPoolExecutor(jobs) as pool:
+        running = [pool.submit(transfer.fetch, file) for file in files]
+        try:
+            for done in as_completed(running):
+                try:
+                    outcome.counts[done.result()] += 1
+                except FetchError as error:
                     outcome.failures.append(str(error))
-            except Stopped:
-                return
-            except BaseException as error:  # the disk, or a fault of ours: all shall end
-                broken.append(error)
-                transfer.stop.set()
-
-    # Daemons: one that waits for a silent server does not keep an interrupted program alive.
-    threads = [
-        threading.Thread(target=work, daemon=True) for _ in range(min(jobs, len(files)) or 1)
-    ]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.2)
-    except KeyboardInterrupt:
-        transfer.stop.set()
-        for thread in threads:
-            thread.join(0.5)
-        raise
-    if broken:
-        raise broken[0]
+        except BaseException:  # the disk, or a fault of ours: all shall end
+            transfer.stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
     outcome.failures.sort()
     return outcome

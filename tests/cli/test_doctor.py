@@ -146,6 +146,7 @@ def test_ants_templates_and_programs_that_fetch_are_listed(capsys, tmp_path, mon
     empty.touch()
     monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     code, lines, _ = said(capsys)
     assert code == 0
     assert about(lines, "templates")[0] == ["templates", "Made", "in", str(tmp_path / "home")]

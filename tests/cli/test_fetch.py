@@ -11,7 +11,7 @@ import nibabel as nib
 import pytest
 
 from brainseg_bids.cli import fetch
-from brainseg_bids.fetch import transfer
+from brainseg_bids.fetch import http
 from brainseg_bids.fetch.known import find_dataset, known_datasets
 from tests.fakes.dataset import assert_valid_bids, write_dataset
 from tests.fetch.server import Server, serving
@@ -118,17 +118,18 @@ def test_the_way_is_the_best_that_can_be_gone(tmp_path, monkeypatch, installed, 
 
 def test_a_missing_program_is_127(call, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     code, _, err = call("https://example.invalid/x.git", tmp_path / "d")
     assert code == 127
     assert "git is not on PATH" in err
 
 
 def test_without_network_it_is_one_line(tmp_path, capsys, monkeypatch):
-    open_session = transfer.open_session
+    open_session = http.open_session
     monkeypatch.setattr(
-        transfer,
+        http,
         "open_session",
-        lambda *_: open_session(transfer.Patience(attempts=1, backoff_s=0.0)),
+        lambda *_: open_session(http.Patience(attempts=1, backoff_s=0.0)),
     )
     arguments = ["ds000999", str(tmp_path / "d"), "--s3-url"]
     assert fetch.main([*arguments, "http://127.0.0.1:9"]) == 1

@@ -18,19 +18,29 @@ from brainseg_bids.pointers import pointer_kind, why_unfetched
 from tests.fakes.dataset import write_dataset
 
 pytestmark = pytest.mark.skipif(
-    not (shutil.which("git") and shutil.which("git-annex")), reason="git-annex is not installed"
+    not annex.installed_way(), reason="git-annex is not installed: pip install .[fetch]"
 )
 WAYS = [
     "git-annex",
     pytest.param(
         "datalad",
-        marks=pytest.mark.skipif(not shutil.which("datalad"), reason="datalad is not installed"),
+        marks=pytest.mark.skipif(
+            not annex.find_program("datalad"), reason="datalad is not installed"
+        ),
     ),
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs():
+    """For the tests' own calls of git."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", annex.search_path())
+        yield
+
+
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory):
+def origin(tmp_path_factory, _programs):
     """A dataset of two participants, images annexed, texts not."""
     home = tmp_path_factory.mktemp("annex")
     root = write_dataset(home / "ds", "sub-01_T1w", "sub-02_T1w", "sub-02_T2w")

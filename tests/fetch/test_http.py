@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from brainseg_bids.fetch import transfer
+from brainseg_bids.fetch.http import Patience, open_session
 from brainseg_bids.fetch.known import Dataset, FetchError
 from brainseg_bids.fetch.listing import RemoteFile, list_files
-from brainseg_bids.fetch.transfer import Patience, Transfer, fetch_files, open_session
+from brainseg_bids.fetch.transfer import Transfer, fetch_files
 from tests.fetch.server import Server, serving
 
 QUICK = Patience(attempts=3, backoff_s=0.001, longest_wait_s=0.01, connect_s=2, read_s=2)
