@@ -28,6 +28,7 @@ from brainseg_bids.documents import (
     parse_toml,
     read_json,
 )
+from brainseg_bids.training.recipe import VOXEL_SIZE
 
 
 class SettingsError(ValueError):
@@ -345,9 +346,6 @@ def _typed(name: str, value: Any, kind: str) -> Any:
 # -- values of flags ----------------------------------------------------------------------
 
 GIB_PER_UNIT = {"T": 1024.0, "G": 1.0, "M": 1 / 1024, "K": 1 / 1024**2}
-
-VOXEL_SIZE = Number(0.1, 10, "mm")
-"""Of label maps and of pairs: a head of finer voxels fits into no memory."""
 
 
 def label(prefix: str) -> Callable[[str], str]:

@@ -28,10 +28,12 @@ import brainseg_bids
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
 from brainseg_bids.bids.description import write_text
+from brainseg_bids.bids.head_maps import HeadMap
 from brainseg_bids.cli.console import one_line
 from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.synth.ageing import Walls
 from brainseg_bids.synth.generator import LabelVolume
+from brainseg_bids.training.targets import SOURCE, MapFacts
 from brainseg_bids.volumes import (
     InputError,
     check_present,
@@ -40,7 +42,6 @@ from brainseg_bids.volumes import (
     voxel_hash,
     whole_or_nothing,
 )
-from brainseg_bids.workflows.train_plan import SOURCE, HeadMap, MapFacts
 
 log = logging.getLogger("brainseg")
 

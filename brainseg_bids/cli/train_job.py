@@ -13,32 +13,32 @@ from pathlib import Path
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_json, write_model_description
+from brainseg_bids.bids.head_maps import (
+    HeadMap,
+    choose_maps,
+    find_head_maps,
+    hold_out,
+    usual_voxel_size_mm,
+)
+from brainseg_bids.bids.names import STRUCTURAL
 from brainseg_bids.cli.train_cache import cache_folder, read_facts
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.options import declared, to_arguments
 from brainseg_bids.settings import Settings
 from brainseg_bids.stages.jobs import read_object
-from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.train_plan import (
-    BY_STEPS,
+from brainseg_bids.training.job_changes import differences
+from brainseg_bids.training.recipe import BY_STEPS, TrainRecipe
+from brainseg_bids.training.spaces import (
     CONTRAST_OF,
     PRIOR,
-    SOURCE,
-    HeadMap,
-    MapFacts,
     Spaces,
-    TrainRecipe,
-    absent_labels,
-    choose_maps,
     choose_spaces,
-    differences,
-    find_head_maps,
-    find_target,
-    hold_out,
     model_name,
     voxel_size_of,
 )
+from brainseg_bids.training.targets import SOURCE, MapFacts, absent_labels, find_target
+from brainseg_bids.volumes import InputError
 
 log = logging.getLogger("brainseg")
 
@@ -113,7 +113,7 @@ def plan_job(settings: Settings) -> JobPlan:
     spaces, why, prior = _choose_spaces(settings, recipe)
     prior_mm = prior.voxel_size_mm if prior else None
     voxel_size_mm, why_voxels = voxel_size_of(
-        settings.target_voxel_size_mm, recipe, prior_mm, maps
+        settings.target_voxel_size_mm, recipe, prior_mm, usual_voxel_size_mm(maps)
     )
     name = settings.model_name or model_name(spaces, voxel_size_mm)
     before = before or _before(settings, name)
@@ -219,6 +219,7 @@ def _choose_spaces(
     spaces, why = choose_spaces(
         recipe,
         priors={name: str((p.metadata or {}).get("Suffix", "T1w")) for name, p in read.items()},
+        any_contrast=STRUCTURAL,
         wanted=settings.prior,
         kappa_said=settings.kappa != Settings.kappa,
     )

@@ -30,8 +30,9 @@ from brainseg_bids.resources import memory_gib
 from brainseg_bids.settings import Settings
 from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.training.deadline import planned_steps
+from brainseg_bids.training.recipe import ABOUT_SPACES
+from brainseg_bids.training.targets import SOURCE
 from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.train_plan import ABOUT_SPACES, SOURCE
 
 if TYPE_CHECKING:  # late: torch
     from brainseg_bids.nets.memory_plan import Device, MemoryPlan

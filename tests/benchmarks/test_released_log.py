@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import released_log
 from brainseg_bids.nets.bundle import ModelBundle, find_bundle
-from brainseg_bids.workflows.train_plan import TrainRecipe
+from brainseg_bids.training.recipe import TrainRecipe
 
 RELEASED = Path(released_log.__file__).parent / "released"
 SCRIPT = RELEASED / "continue.sh"

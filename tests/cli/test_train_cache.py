@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.bids.head_maps import HeadMap
 from brainseg_bids.cli import train_cache
 from brainseg_bids.cli.train_cache import cache_folder, probe_once, read_checked_map, read_facts
 from brainseg_bids.volumes import InputError, write_label_map
-from brainseg_bids.workflows.train_plan import HeadMap
 from tests.phantom.head import phantom_head
 
 SMALL = phantom_head((24, 28, 26), 8.0)

@@ -14,24 +14,20 @@ import numpy as np
 import pytest
 
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.cli.train_cache import read_facts
-from brainseg_bids.volumes import InputError, write_label_map
-from brainseg_bids.workflows.train_plan import (
-    ABOUT_SPACES,
-    KEYS,
+from brainseg_bids.bids.head_maps import (
     HeadMap,
-    Spaces,
-    TrainRecipe,
-    absent_labels,
     choose_maps,
-    choose_spaces,
-    differences,
     find_head_maps,
-    find_target,
     hold_out,
     usual_voxel_size_mm,
-    voxel_size_of,
 )
+from brainseg_bids.bids.names import STRUCTURAL
+from brainseg_bids.cli.train_cache import read_facts
+from brainseg_bids.training.job_changes import differences
+from brainseg_bids.training.recipe import ABOUT_SPACES, KEYS, TrainRecipe
+from brainseg_bids.training.spaces import Spaces, choose_spaces, voxel_size_of
+from brainseg_bids.training.targets import absent_labels, find_target
+from brainseg_bids.volumes import InputError, write_label_map
 from tests.phantom.head import phantom_head
 
 FULLHEAD, BRAINSEG = LabelTable.packaged("fullhead"), LabelTable.packaged("brainseg")
@@ -333,7 +329,7 @@ def test_a_recipe_may_mix_the_prior_with_others(tmp_path):
 
 
 def test_without_a_prior_the_packaged_recipe_draws_from_any_contrast():
-    chosen, why = choose_spaces(DEFAULT, priors={})
+    chosen, why = choose_spaces(DEFAULT, priors={}, any_contrast=STRUCTURAL)
     assert chosen == Spaces({"agnostic": 1.0}, "agnostic", chosen.contrasts)
     assert "FLAIR" in chosen.contrasts
     assert "no contrast prior" in why
@@ -353,11 +349,11 @@ def test_a_prior_that_cannot_be_chosen_says_how(priors, options, said):
 
 
 def test_voxels_come_from_the_flag_then_the_recipe_then_the_contrast_then_the_maps():
-    maps, cpu = head_maps(1.0), TrainRecipe.packaged("cpu")
-    assert voxel_size_of((0.7,), cpu, (0.8,) * 3, maps)[0] == 0.7
-    assert voxel_size_of((), cpu, (0.8,) * 3, maps)[0] == 1.5
-    assert voxel_size_of((), DEFAULT, (0.8,) * 3, maps)[0] == 0.8
-    assert voxel_size_of((), DEFAULT, None, maps)[0] == 1.0
+    usual_mm, cpu = 1.0, TrainRecipe.packaged("cpu")
+    assert voxel_size_of((0.7,), cpu, (0.8,) * 3, usual_mm)[0] == 0.7
+    assert voxel_size_of((), cpu, (0.8,) * 3, usual_mm)[0] == 1.5
+    assert voxel_size_of((), DEFAULT, (0.8,) * 3, usual_mm)[0] == 0.8
+    assert voxel_size_of((), DEFAULT, None, usual_mm)[0] == 1.0
 
 
 def test_labels_to_learn_are_of_a_table_that_maps_can_be_brought_to():
@@ -409,7 +405,7 @@ def test_a_run_may_be_gone_on_with_to_fewer_steps():
 
 def test_deciding_imports_neither_torch_nor_nipype():
     code = (
-        "import sys, brainseg_bids.workflows.train_plan\n"
+        "import sys, brainseg_bids.training.spaces, brainseg_bids.bids.head_maps\n"
         "print([m for m in ('torch', 'nipype', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``TrainRecipe``: numbers of a training run, and recipe spaces that pairs are drawn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+
+from brainseg_bids.documents import (
+    InputError,
+    Items,
+    Kind,
+    Number,
+    Text,
+    check,
+    parse_toml,
+    read_text,
+)
+from brainseg_bids.training.deadline import MOST_STEPS
+
+VOXEL_SIZE = Number(0.1, 10, "mm")
+"""Of label maps and of pairs: a head of finer voxels fits into no memory."""
+
+_STEPS = Number(1, 1e9, whole=True)
+_COUNT = Number(1, 1e9, whole=True)
+
+KEYS: dict[str, Kind] = {
+    "target_table": Text(),
+    "voxel_size_mm": VOXEL_SIZE,
+    "largest_patch_mm": Items(Number(10, 500, "mm"), count=3),
+    "net_size": Text(("small", "medium", "large")),
+    "loss": Text(("chosen", "dense")),
+    "per_label": _COUNT,
+    "anywhere": _COUNT,
+    "dice_weight": Number(0, 1000),
+    "learning_rate": Number(0, 1, above=True),
+    "warmup_steps": _STEPS,
+    "total_steps": _STEPS,
+    "decay_steps": _STEPS,
+    "batch": Number(1, 256, whole=True),
+    "ema_decay": Number(0, 1, above=True, below=True),
+    "validate_every": _STEPS,
+    "validation_pairs": Number(1, 10_000, whole=True),
+    "validation_space": Text(),
+    "agnostic": Text(),
+    "center_frac": Items(Number(0, 1), count=2, rising=True),
+    "contrasts": Items(Text()),
+}
+"""Keys of a training recipe, beside ``base`` and the table ``[spaces]``, and what they may be.
+Patches hold a head at most; what does not fit a memory is found when it is planned."""
+
+ABOUT_SPACES = ("agnostic", "center_frac", "contrasts", "largest_patch_mm", "net_size")
+"""Keys that are no fields of a `TrainPlan`: they decide some."""
+
+BY_STEPS = ("total_steps", "decay_steps", "validate_every", "ema_decay")
+"""Keys that `TrainRecipe.with_steps` changes even when a run has begun."""
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """How to train: numbers, and the recipe spaces that pairs are drawn from.
+
+    Parameters
+    ----------
+    base : str
+        Packaged recipe that it differs from.
+    values : dict
+        By key of `KEYS`.
+    spaces : dict of str to float
+        Recipe space (packaged name, TOML file, or ``prior``) to share; empty: not said.
+    said : frozenset of str
+        Keys that the user's own file gives.
+    """
+
+    base: str
+    values: dict
+    spaces: dict[str, float]
+    said: frozenset[str] = field(default=frozenset())
+
+    @classmethod
+    def packaged(cls, name: str) -> TrainRecipe:
+        """Recipe that comes with the package: ``default`` or ``cpu``.
+
+        >>> TrainRecipe.packaged("cpu").values["voxel_size_mm"]
+        1.5
+        """
+        source = resources.files("brainseg_bids") / "data" / "training" / f"{name}.toml"
+        if not source.is_file():
+            raise InputError(f"no training recipe {name!r}; known: default, cpu.")
+        values, spaces = _parse(source.read_text(encoding="utf-8"), f"{name}.toml")
+        return cls(name, values, spaces)
+
+    @classmethod
+    def read(cls, path: Path, base: str) -> TrainRecipe:
+        """A user's file over a packaged recipe: the one it names, else ``base``.
+
+        Raises
+        ------
+        InputError
+            Naming the file and the key that is not known or has the wrong kind of value.
+        """
+        values, spaces = _parse(read_text(path), str(path))
+        try:
+            under = cls.packaged(values.pop("base", base))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        spaces = {_absolute(name, path.parent): share for name, share in spaces.items()}
+        for key in ("validation_space", "agnostic"):
+            if key in values:
+                values[key] = _absolute(values[key], path.parent)
+        said = frozenset(values) | ({"spaces"} if spaces else set())
+        return cls(under.base, under.values | values, spaces or under.spaces, said)
+
+    def with_steps(self, steps: int) -> TrainRecipe:
+        """Another number of steps; warming up and slowing down keep their share.
+
+        What comes of it depends on this recipe alone, so start from the one that was asked for,
+        not from one that was shortened already. Weights are averaged over a tenth of the steps at
+        most: a longer average of a short run is mostly of what it began with.
+
+        >>> recipe = TrainRecipe.packaged("cpu").with_steps(430)
+        >>> recipe.values["total_steps"], recipe.values["decay_steps"] < 430
+        (430, True)
+        """
+        share = steps / self.values["total_steps"]
+        scaled = {
+            key: max(1, round(self.values[key] * share)) for key in ("warmup_steps", "decay_steps")
+        }
+        scaled["validate_every"] = min(self.values["validate_every"], steps)
+        scaled["ema_decay"] = min(self.values["ema_decay"], max(0.0, 1 - 10 / steps))
+        kept = {key: value for key, value in scaled.items() if key not in self.said}
+        return TrainRecipe(
+            self.base,
+            self.values | kept | {"total_steps": steps},
+            self.spaces,
+            self.said | {"total_steps"},
+        )
+
+    def by_time(self, *, at_most: int = 0) -> TrainRecipe:
+        """For a run whose end is a time: the rate stays flat, for nobody knows its last step.
+
+        Its own number of steps, which is meant for a run without, does not end it sooner; those
+        that are named here do.
+
+        >>> recipe = TrainRecipe.packaged("cpu")
+        >>> [recipe.by_time(at_most=n).values["total_steps"] for n in (0, 9)]
+        [1000000, 9]
+        """
+        by_time = {"total_steps": at_most or MOST_STEPS, "decay_steps": 1}
+        return replace(self, values=self.values | by_time)
+
+
+def _absolute(name: str, folder: Path) -> str:
+    return str((folder / name).resolve()) if name.endswith(".toml") else name
+
+
+def _parse(text: str, what: str) -> tuple[dict, dict[str, float]]:
+    """Values and spaces of a recipe file; ``base`` is among the values if it is there."""
+    raw = parse_toml(text, what)
+    spaces = raw.pop("spaces", {})
+    kinds = {"base": Text(), **KEYS}
+    unknown = sorted(set(raw) - set(kinds))
+    if unknown:
+        raise InputError(
+            f"{what}: unknown key {', '.join(unknown)}. Known: base, [spaces], "
+            f"{', '.join(sorted(KEYS))}."
+        )
+    check(raw, kinds, what)
+    share = Number(0, 1e6, above=True)
+    if not isinstance(spaces, dict) or any(map(share.fault, spaces.values())):
+        raise InputError(
+            f"{what}: [spaces] gives each recipe space a share above 0, e.g. t1w = 1.0."
+        )
+    values = {key: _value(kinds[key], value) for key, value in raw.items()}
+    return values, {name: float(share) for name, share in spaces.items()}
+
+
+def _value(kind: Kind, value):
+    """A value in the type that its kind has everywhere else.
+
+    >>> _value(KEYS["learning_rate"], 1), _value(KEYS["center_frac"], [0, 1])
+    (1.0, (0.0, 1.0))
+    """
+    if isinstance(kind, Items):
+        return tuple(_value(kind.kind, one) for one in value)
+    return float(value) if isinstance(kind, Number) and not kind.whole else value

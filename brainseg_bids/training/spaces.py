@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipe spaces and voxel size of a training run: chosen, each with its reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from brainseg_bids.documents import InputError
+from brainseg_bids.training.recipe import TrainRecipe
+
+CONTRAST_OF = {"t1w": "T1w", "t2w": "T2w", "flair": "FLAIR", "mp2rage7t": "UNIT1"}
+"""BIDS suffix that a packaged space imitates; ``agnostic`` ones imitate all."""
+PRIOR = "prior"
+"""What a training recipe calls the space of the chosen contrast prior."""
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """Recipe spaces of a training run.
+
+    Parameters
+    ----------
+    shares : dict of str to float
+        By packaged name, TOML file, or ``prior``.
+    validation : str
+        Space of validation pairs, likewise.
+    contrasts : tuple of str
+        BIDS suffixes that the model is for.
+    prior : str
+        Name of the contrast prior; empty if there is none.
+    """
+
+    shares: dict[str, float]
+    validation: str
+    contrasts: tuple[str, ...]
+    prior: str = ""
+
+    @cached_property
+    def largest(self) -> str:
+        """The space that is drawn from most."""
+        return max(self.shares, key=self.shares.__getitem__)
+
+
+def choose_spaces(
+    recipe: TrainRecipe,
+    *,
+    priors: Mapping[str, str],
+    any_contrast: Sequence[str] = (),
+    wanted: str = "",
+    kappa_said: bool = False,
+) -> tuple[Spaces, str]:
+    """Which recipe spaces to draw from, and why, a line.
+
+    A prior that was asked for comes first, then the user's recipe, then the only prior there is,
+    then the packaged recipe.
+
+    Parameters
+    ----------
+    recipe : TrainRecipe
+    priors : mapping of str to str
+        Contrast priors at hand: name to BIDS suffix.
+    any_contrast : sequence of str
+        BIDS suffixes that a space for any contrast stands for.
+    wanted : str
+        Name of the prior that the user asked for.
+    kappa_said : bool
+        Whether the contrast dial was turned, which only a prior makes sense of.
+
+    Raises
+    ------
+    InputError
+        If the wanted prior is not there, there are several and nothing chooses, or a recipe or a
+        turned dial needs one and there is none.
+
+    Examples
+    --------
+    >>> recipe = TrainRecipe("default", {}, {"t1w": 0.8, "flair": 0.2})
+    >>> choose_spaces(recipe, priors={})[0].contrasts
+    ('T1w', 'FLAIR')
+    >>> choose_spaces(recipe, priors={"mine": "T2w"})[0].shares
+    {'prior': 1.0}
+    """
+    own = recipe.spaces if "spaces" in recipe.said else {}
+    name = _prior_name(wanted, priors, own)
+    if kappa_said and not name:
+        raise InputError(
+            "--kappa: the contrast dial needs a contrast prior. Run group --stages priors first, "
+            "or choose one with --prior."
+        )
+    if PRIOR in own:
+        shares, why = own, f"recipe, with contrast prior {name}"
+    elif name:
+        chosen = "asked for" if wanted else "the only one there is"
+        shares, why = {PRIOR: 1.0}, f"contrast prior {name} ({chosen})"
+    else:
+        shares = recipe.spaces
+        why = "recipe" if own else f"packaged recipe {recipe.base}: there is no contrast prior"
+    contrasts = recipe.values.get("contrasts") or _contrasts(
+        shares, priors.get(name, "T1w"), any_contrast
+    )
+    said = recipe.values.get("validation_space", "")
+    largest = max(shares, key=shares.__getitem__)
+    validation = said if "validation_space" in recipe.said else largest
+    return Spaces(shares, validation, contrasts, name), why
+
+
+def _prior_name(wanted: str, priors: Mapping[str, str], own: Mapping[str, float]) -> str:
+    """Name of the prior that is drawn from; empty if none is."""
+    known = ", ".join(sorted(priors))
+    if wanted and wanted not in priors:
+        advice = f"Known: {known}." if priors else "Run group --stages priors first."
+        raise InputError(f"--prior {wanted}: there is none. {advice}")
+    if wanted or not (PRIOR in own or (priors and not own)):
+        return wanted
+    if len(priors) == 1:
+        return next(iter(priors))
+    raise InputError(
+        f"there are several contrast priors ({known}): choose one with --prior, or other "
+        "recipe spaces with --recipe."
+        if priors
+        else "--recipe: [spaces] names prior, but there is none. Run group --stages priors first."
+    )
+
+
+def _contrasts(
+    shares: Mapping[str, float], suffix: str, any_contrast: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """BIDS suffixes of spaces; one that imitates any contrast stands for all.
+
+    >>> _contrasts({"t1w": 1.0, "flair": 1.0}, "T2w"), _contrasts({"prior": 1.0}, "T2w")
+    (('T1w', 'FLAIR'), ('T2w',))
+    """
+    known = CONTRAST_OF | {PRIOR: suffix}
+    if any(name not in known for name in shares):
+        return tuple(any_contrast)
+    return tuple(dict.fromkeys(known[name] for name in shares))
+
+
+def voxel_size_of(
+    flag_mm: Sequence[float],
+    recipe: TrainRecipe,
+    prior_mm: Sequence[float] | None,
+    usual_mm: float,
+) -> tuple[float, str]:
+    """Voxel size (mm) of the pairs, isotropic, and why.
+
+    The command line comes first, then the user's recipe, then the packaged recipe for machines
+    without an accelerator, then the prior, then the label maps.
+
+    Examples
+    --------
+    >>> recipe = TrainRecipe("default", {}, {})
+    >>> voxel_size_of((0.5, 0.5, 1.0), recipe, None, 1.0)
+    (0.63, '--target-voxel-size')
+    >>> voxel_size_of((), recipe, (0.8, 0.8, 0.8), 1.0)
+    (0.8, 'that of the contrast')
+    """
+
+    def mean_mm(sizes: Sequence[float]) -> float:
+        return round(float(np.prod(sizes) ** (1 / len(sizes))), 2)
+
+    if flag_mm:
+        return mean_mm(flag_mm), "--target-voxel-size"
+    if "voxel_size_mm" in recipe.values:
+        return recipe.values["voxel_size_mm"], f"recipe {recipe.base}"
+    if prior_mm is not None:
+        return mean_mm(prior_mm), "that of the contrast"
+    return usual_mm, "that of the label maps"
+
+
+def model_name(spaces: Spaces, voxel_size_mm: float) -> str:
+    """What a model is called if nobody says.
+
+    >>> model_name(Spaces({"prior": 1.0}, "prior", ("T1w",), "T1w7T"), 0.8)
+    'T1w7T-0.8mm'
+    >>> model_name(Spaces({"/a/my own.toml": 1.0}, "", ("T1w",)), 1.0)
+    'my-own-1mm'
+    """
+    base = spaces.prior or Path(spaces.largest).name.removesuffix(".toml")
+    return re.sub(r"[^0-9A-Za-z_.-]+", "-", base).strip("-.") + f"-{voxel_size_mm:g}mm"
