@@ -98,6 +98,19 @@ class Canvas:
             )
         )
 
+    def title(self, title: str, note: str = "") -> None:
+        """What the picture shows, and what to know of it."""
+        self.text(MARGIN_PX, 20, title, size_px=19, weight="bold")
+        self.text(MARGIN_PX, 44, note, color=FAINT)
+
+    def scale_bar(self, px_per_mm: float) -> None:
+        """A bar of known length in the upper right corner."""
+        length_mm = next((n for n in (50, 20, 10, 5) if n * px_per_mm < 260), 1)
+        length_px = length_mm * px_per_mm
+        right = WIDTH_PX - 20
+        self.line(right - length_px, 48, length_px)
+        self.text(right - length_px / 2, 30, f"{length_mm} mm", ha="center")
+
     def save(self, path: Path) -> Path:
         """Write it as PNG, whole or not at all."""
         path = Path(path)
@@ -113,6 +126,16 @@ class Canvas:
         """(height, width, 3) uint8."""
         self.canvas.draw()
         return np.asarray(self.canvas.buffer_rgba())[..., :3]
+
+
+def shorten(text: str, most: int) -> str:
+    """Words on one line, at most so many characters.
+
+    >>> shorten("a  long\\nname", 8)
+    'a long …'
+    """
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def write_header(
@@ -131,11 +154,7 @@ def write_header(
     canvas.text(MARGIN_PX, 50, "   ·   ".join(notes), color=FAINT)
     if empty:
         canvas.text(MARGIN_PX, 70, "Nothing is labelled in this image.", color=RED, weight="bold")
-    length_mm = next((n for n in (50, 20, 10, 5) if n * px_per_mm < 260), 1)
-    length_px = length_mm * px_per_mm
-    right = WIDTH_PX - 20
-    canvas.line(right - length_px, 48, length_px)
-    canvas.text(right - length_px / 2, 30, f"{length_mm} mm", ha="center")
+    canvas.scale_bar(px_per_mm)
 
 
 def write_ends(canvas: Canvas, plane: Plane, left: int, top: int, width: int) -> None:
@@ -218,7 +237,7 @@ def write_legend(canvas: Canvas, legend: dict, rows: int, top: float) -> None:
                 shift = 20 if label.hemisphere == "right" else 0
                 width = 38 if label.hemisphere == "none" else 18
                 canvas.box(x + shift, y - 7, width, 14, label.rgb)
-            canvas.text(x + 46, y, name if len(name) <= 26 else name[:25] + "…")
+            canvas.text(x + 46, y, shorten(name, 26))
         column += -(-len(entries) // rows)
 
 
@@ -359,9 +378,10 @@ class SliceRow:
         for column, plane in enumerate(self.planes):
             where = top + self._shift(column)
             write_ends(canvas, plane, self.lefts[column], where, self.widths[column])
-        shown = name if len(name) <= 30 else name[:29] + "…"
         middle = top + (self.tall - GAP_PX) / 2
-        canvas.text(20, middle, shown, rotation=90, ha="center", size_px=16, weight="bold")
+        canvas.text(
+            20, middle, shorten(name, 30), rotation=90, ha="center", size_px=16, weight="bold"
+        )
 
     def write_columns(
         self, canvas: Canvas, y: float, at_mm: Sequence[float] | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from brainseg_bids.contrast.compare import Histogram, Intensities, energy_distance
-from brainseg_bids.reports.canvas import FAINT, FONT
+from brainseg_bids.reports.canvas import FAINT, FONT, shorten
 from brainseg_bids.reports.densities import Likeness, density, quantile_range, rebinned
 from brainseg_bids.reports.plots import name_axes, no_data
 
@@ -112,7 +112,7 @@ def method_colors(comparisons: Iterable[Likeness]) -> dict[str, str]:
 def draw_methods(axes: Axes, comparison: Likeness, colors: Mapping[str, str]) -> None:
     """Histogram of real heads, filled, and of each method as a line; distances beside."""
     name = comparison.label
-    name_axes(axes, title=name if len(name) <= 34 else name[:33] + "…")
+    name_axes(axes, title=shorten(name, 34))
     edges = np.asarray(comparison.edges, dtype=float)
     if len(edges) < 2 or not np.sum(comparison.real):
         no_data(axes, "nothing was measured")

@@ -28,6 +28,7 @@ from brainseg_bids.reports.canvas import (
     Canvas,
     SliceRow,
     planes_of,
+    shorten,
     six_cuts,
     write_header,
 )
@@ -46,7 +47,7 @@ from brainseg_bids.reports.densities import (
     quantile_range,
 )
 from brainseg_bids.reports.groups import plain_name, shown_labels
-from brainseg_bids.reports.plots import axes_on, key, name_axes, no_data, panels
+from brainseg_bids.reports.plots import axes_on, draw_together, name_axes, no_data, panels
 from brainseg_bids.reports.slices import (
     MARGIN_PX,
     STEPS,
@@ -86,11 +87,6 @@ def draw_contrast(
     labels : LabelMap
     statistics : ContrastStatistics
         Of this image and these labels.
-
-    Returns
-    -------
-    Path
-        ``path``.
 
     Raises
     ------
@@ -230,10 +226,12 @@ def _draw_histograms(
     limits = quantile_range(list(counts.values()), [edges] * len(counts), 0.003)
     for axes, tissue in zip(plots, tissues, strict=False):
         color = class_color(labels.table, tissue)
-        curves[tissue.name] = (counts[tissue.name], color)
+        if counts[tissue.name].sum() > 0:
+            curves[tissue.name] = (density(counts[tissue.name], edges), color)
         _draw_class(axes, statistics, names[tissue.name], tissue, color, limits)
     _draw_background(plots[len(tissues)], image, labels, statistics, names[BACKGROUND_CLASS])
-    _draw_together(plots[-1], curves, edges, limits)
+    x = "intensity (units of the image)"
+    draw_together(plots[-1], curves, edges, x=x, limits=limits)
 
 
 def _draw_class(
@@ -335,37 +333,6 @@ def noise_density(noise: NoiseLaw) -> Callable[[np.ndarray], np.ndarray] | None:
     return lambda at: stats.chi.pdf(at, freedom, scale=noise.sigma)
 
 
-def _draw_together(
-    axes: Axes,
-    curves: dict[str, tuple[np.ndarray, str]],
-    edges: np.ndarray,
-    limits: tuple[float, float] | None,
-) -> None:
-    """All classes over each other; areas are equal, however many voxels a class has."""
-    name_axes(axes, title="All together", note="equal areas")
-    if limits is None:
-        no_data(axes, "nothing was measured")
-        return
-    shown = {name: pair for name, pair in curves.items() if pair[0].sum() > 0}
-    for counts, color in shown.values():
-        axes.stairs(density(counts, edges), edges, color=color, linewidth=1.5)
-    axes.set_xlim(limits)
-    tallest = max(density(counts, edges).max() for counts, _ in shown.values())
-    axes.set_ylim(0, 1.6 * tallest)  # room for the key
-    axes.set_yticks([])
-    axes.set_xlabel("intensity (units of the image)", color=FAINT, fontsize=9, labelpad=2)
-    key(
-        axes,
-        {name: {"color": color, "linewidth": 2} for name, (_, color) in shown.items()},
-        loc="upper right",
-        ncols=2,
-        columnspacing=1.0,
-        handlelength=1.2,
-        labelspacing=0.2,
-        borderaxespad=0.1,
-    )
-
-
 # -- locations ----------------------------------------------------------------------------
 
 
@@ -405,15 +372,11 @@ def _draw_dots(canvas: Canvas, top: int, structures: list[tuple[str, list[dict]]
             for row in rows:
                 _draw_dot(axes, row, line)
         axes.set(xlim=limits, ylim=(half - 0.4, -0.6))
-        axes.set_yticks(range(len(shown)), [_cut_short(name) for name, _ in shown], **FONT)
+        axes.set_yticks(range(len(shown)), [shorten(name, 28) for name, _ in shown], **FONT)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("intensity (units of the image)", color=FAINT, fontsize=9, **FONT)
         axes.spines["left"].set_visible(False)
     _write_dot_key(canvas, top + 8)
-
-
-def _cut_short(name: str) -> str:
-    return name if len(name) <= 28 else name[:27] + "…"
 
 
 def _draw_dot(axes: Axes, row: dict, line: int) -> None:

@@ -46,11 +46,6 @@ def draw_segmentation(image: np.ndarray, labels: LabelMap, path: Path, *, n_cuts
     n_cuts : int
         Per plane, spread over the brain, or over what is labelled if no brain is.
 
-    Returns
-    -------
-    Path
-        ``path``.
-
     Raises
     ------
     ValueError

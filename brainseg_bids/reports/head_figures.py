@@ -69,11 +69,6 @@ def draw_merge(
     path : Path
         PNG file, written whole or not at all.
 
-    Returns
-    -------
-    Path
-        ``path``.
-
     Raises
     ------
     ValueError

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from brainseg_bids.reports.canvas import DPI, FAINT, FONT, INK, LINE, PAGE, Canvas
@@ -73,3 +74,44 @@ def key(axes: Axes, entries: Mapping[str, Mapping], **options) -> None:
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def draw_together(
+    axes: Axes,
+    curves: Mapping[str, tuple[np.ndarray, str]],
+    edges: np.ndarray,
+    *,
+    x: str,
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """Histograms over each other, all of one area.
+
+    Parameters
+    ----------
+    curves : mapping of str to ((n,) float, str)
+        Densities and colours by name.
+    edges : (n + 1,) float
+    x : str
+        Name of the axis.
+    limits : (float, float), optional
+        Of the axis; the first and the last edge if not given.
+    """
+    name_axes(axes, title="All together", note="equal areas", x=x)
+    if not curves:
+        no_data(axes, "nothing was measured")
+        return
+    for curve, color in curves.values():
+        axes.stairs(curve, edges, color=color, linewidth=1.6)
+    axes.set_xlim(limits or (edges[0], edges[-1]))
+    axes.set_ylim(0, 1.6 * max(curve.max() for curve, _ in curves.values()))  # room for the key
+    axes.set_yticks([])
+    key(
+        axes,
+        {name: {"color": color, "linewidth": 2} for name, (_, color) in curves.items()},
+        loc="upper right",
+        ncols=2,
+        columnspacing=1.0,
+        handlelength=1.2,
+        labelspacing=0.2,
+        borderaxespad=0.1,
+    )

@@ -15,7 +15,7 @@ from brainseg_bids.contrast.alignment import TOP
 from brainseg_bids.contrast.measured import BiasField, ContrastStatistics
 from brainseg_bids.contrast.pool import range_of
 from brainseg_bids.contrast.prior import ContrastPrior, LabelPrior, Spread
-from brainseg_bids.reports.canvas import BLUE, FAINT, FONT, INK, Canvas
+from brainseg_bids.reports.canvas import BLUE, FAINT, FONT, INK, Canvas, shorten
 from brainseg_bids.reports.comparison import draw_methods, method_colors, one_side
 from brainseg_bids.reports.contrast import label_row, noise_kinds
 from brainseg_bids.reports.densities import (
@@ -32,7 +32,7 @@ from brainseg_bids.reports.densities import (
     quantile_range,
     rebinned,
 )
-from brainseg_bids.reports.plots import axes_on, key, name_axes, no_data, panels
+from brainseg_bids.reports.plots import axes_on, draw_together, key, name_axes, no_data, panels
 from brainseg_bids.reports.slices import MARGIN_PX, WIDTH_PX
 from brainseg_bids.reports.volume_table import anatomical
 
@@ -95,8 +95,7 @@ def draw_densities(
         That the labels' names belong to.
     """
     canvas = Canvas(WIDTH_PX, _HEAD_PX + 2 * _PITCH_PX + 20)
-    _write_title(
-        canvas,
+    canvas.title(
         f"{prior.name}: intensities of each tissue",
         "away from borders, field removed; "
         + (
@@ -122,7 +121,7 @@ def draw_densities(
             axes.plot(middle, in_bins(model, edges), color=INK, linewidth=1.5, dashes=(4, 2))
         if thick is not None:
             together[tissue.name] = (thick, color)
-    _draw_all(plots[6], together, edges)
+    draw_together(plots[6], together, edges, x="intensity (prior's units)")
     plots[7].set_axis_off()
     key(
         plots[7],
@@ -201,29 +200,6 @@ def _expected(label: LabelPrior, at: np.ndarray) -> np.ndarray:
     return total
 
 
-def _draw_all(axes: Axes, together: dict, edges: np.ndarray) -> None:
-    name_axes(axes, title="All together", note="equal areas", x="intensity (prior's units)")
-    if not together:
-        no_data(axes, "nothing was measured")
-        return
-    middle = (edges[:-1] + edges[1:]) / 2
-    for curve, color in together.values():
-        axes.plot(middle, curve, color=color, linewidth=1.8)
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(0, 1.6 * max(curve.max() for curve, _ in together.values()))
-    axes.set_yticks([])
-    key(
-        axes,
-        {name: {"color": color, "linewidth": 2} for name, (_, color) in together.items()},
-        loc="upper right",
-        ncols=2,
-        columnspacing=1.0,
-        handlelength=1.2,
-        labelspacing=0.2,
-        borderaxespad=0.1,
-    )
-
-
 # -- relations ----------------------------------------------------------------------------
 
 
@@ -240,8 +216,7 @@ def draw_relations(
     names = measured_names(prior, table)
     side = max(_CELL_PX * len(names), 420)
     canvas = Canvas(WIDTH_PX, _HEAD_PX + 34 + side + 206)
-    _write_title(
-        canvas, f"{prior.name}: what goes together, and what varies",
+    canvas.title(f"{prior.name}: what goes together, and what varies",
         f"{prior.n_images} image{'s' * (prior.n_images != 1)} of {prior.n_subjects} "
         f"subject{'s' * (prior.n_subjects != 1)}",
     )  # fmt: skip
@@ -273,7 +248,7 @@ def _draw_correlation(canvas: Canvas, prior: ContrastPrior, names: list[str], si
     shown = np.asarray(prior.correlation)[np.ix_(at, at)]
     picture = axes.imshow(shown, cmap=_FIELD_COLORS, vmin=-1, vmax=1, aspect="auto")
     ticks = range(len(names))
-    short = [name if len(name) <= 26 else name[:25] + "…" for name in names]
+    short = [shorten(name, 26) for name in names]
     size = float(np.clip(side / len(names) * 0.6, 6, 9.5))
     axes.set_yticks(ticks, short, fontsize=size, **FONT)
     axes.set_xticks(ticks, short, fontsize=size, rotation=90, **FONT)
@@ -348,8 +323,7 @@ def draw_fields(name: str, statistics: Mapping[str, ContrastStatistics]) -> Canv
     per_row, pitch = 7, (WIDTH_PX - MARGIN_PX) // 7
     rows = -(-len(shown) // per_row)
     canvas = Canvas(WIDTH_PX, _HEAD_PX + 320 + rows * (pitch + 34) + 20)
-    _write_title(
-        canvas, f"{name}: smooth fields as factors",
+    canvas.title(f"{name}: smooth fields as factors",
         "strongest first; over the whole box of each image: beyond the head it is a guess"
         + _left_out(len(fields) - len(shown)),
     )  # fmt: skip
@@ -426,8 +400,7 @@ def draw_comparisons(name: str, comparisons: Sequence[Likeness]) -> Canvas:
     comparisons = one_side(comparisons)
     rows = -(-len(comparisons) // 4)
     canvas = Canvas(WIDTH_PX, _HEAD_PX + 30 + rows * _PITCH_PX + 10)
-    _write_title(
-        canvas,
+    canvas.title(
         f"{name}: real (filled) and synthetic",
         "energy distance to the real head, less is nearer",
     )
@@ -441,11 +414,3 @@ def draw_comparisons(name: str, comparisons: Sequence[Likeness]) -> Canvas:
         canvas.text(x + 32, 43, method)
         x += 150
     return canvas
-
-
-# -- sheets -------------------------------------------------------------------------------
-
-
-def _write_title(canvas: Canvas, title: str, note: str) -> None:
-    canvas.text(MARGIN_PX, 20, title, size_px=19, weight="bold")
-    canvas.text(MARGIN_PX, 43, note, color=FAINT)

@@ -24,6 +24,7 @@ from brainseg_bids.reports.canvas import (
     legend_rows,
     planes_of,
     same_size,
+    shorten,
     six_cuts,
     write_legend,
 )
@@ -64,11 +65,6 @@ def draw_pairs(
         That the codes belong to.
     voxel_size_mm : float or tuple of 3 float
 
-    Returns
-    -------
-    Path
-        ``path``.
-
     Raises
     ------
     ValueError
@@ -100,7 +96,7 @@ def draw_pairs(
         ]
         canvas.image(slice_row.pixels([tiles]), top)
         slice_row.write_row(canvas, top, str(number + 1))
-        canvas.text(MARGIN_PX, top - 13, _short(caption, 170), color=INK)
+        canvas.text(MARGIN_PX, top - 13, shorten(caption, 170), color=INK)
     write_legend(canvas, legend, rows_of_legend, bottom + 10)
     return canvas.save(path)
 
@@ -130,11 +126,6 @@ def draw_real_and_synthetic(
         Drawn instead of those of the images shown here, such as of many synthetic images; of
         pairs the left side.
     title : str
-
-    Returns
-    -------
-    Path
-        ``path``.
 
     Raises
     ------
@@ -203,10 +194,7 @@ def _write_pairs_header(canvas: Canvas, n: int, sizes: np.ndarray, px_per_mm: fl
         f"voxels of {size} mm   ·   near the middle of the crop   ·   black to white: 0 to 1",
         color=FAINT,
     )  # fmt: skip
-    length_mm = next((mm for mm in (50, 20, 10, 5) if mm * px_per_mm < 260), 1)
-    right = WIDTH_PX - 20
-    canvas.line(right - length_mm * px_per_mm, 48, length_mm * px_per_mm)
-    canvas.text(right - length_mm * px_per_mm / 2, 30, f"{length_mm} mm", ha="center")
+    canvas.scale_bar(px_per_mm)
 
 
 # -- real and synthetic -------------------------------------------------------------------
@@ -258,13 +246,8 @@ def _draw_plots(canvas: Canvas, top: int, comparisons: Sequence[Likeness]) -> No
     x = WIDTH_PX - 20 - 150 * len(colors)
     for method, color in colors.items():
         canvas.box(x, top, 24, 10, color)
-        canvas.text(x + 32, top + 6, _short(method, 14))
+        canvas.text(x + 32, top + 6, shorten(method, 14))
         x += 150
     plots = panels(canvas, top + 54, len(comparisons), pitch_px=_PLOT_PITCH_PX, plot_px=_PLOT_PX)
     for axes, comparison in zip(plots, comparisons, strict=True):
         draw_methods(axes, comparison, colors)
-
-
-def _short(text: str, most: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 1] + "…"

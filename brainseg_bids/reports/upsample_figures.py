@@ -26,11 +26,6 @@ def draw_upsampled(source: LabelMap, upsampled: LabelMap, path: Path) -> Path:
         Over the same box, same table. Voxels are drawn as they are, in the table's colours.
     path : Path
         PNG file, written whole or not at all.
-
-    Returns
-    -------
-    Path
-        ``path``.
     """
     middle_mm = _middle_mm(source)
     box_mm = np.stack([middle_mm - WINDOW_MM / 2, middle_mm + WINDOW_MM / 2], axis=1)

@@ -208,11 +208,9 @@ def test_fields_of_any_number_of_nodes_are_laid_over_each_other(shape):
 
 def test_many_fields_are_cut_off_with_a_word(prior, statistics, tmp_path, monkeypatch):
     titles = []
-    original = prior_figures._write_title
+    original = Canvas.title
     monkeypatch.setattr(
-        prior_figures,
-        "_write_title",
-        lambda canvas, *words: (titles.extend(words), original(canvas, *words)),
+        Canvas, "title", lambda canvas, *words: (titles.extend(words), original(canvas, *words))
     )
     monkeypatch.setattr(prior_figures, "MOST_FIELDS", 2)
     draw_fields("T1w", statistics)
