@@ -37,10 +37,11 @@ def notes(monkeypatch) -> list[str]:
         original_axes(axes, **words)
 
     monkeypatch.setattr(canvas.Canvas, "text", text)
-    monkeypatch.setattr(contrast_figures, "name_axes", name_axes)
-    monkeypatch.setattr(
-        contrast_figures, "no_data", lambda axes, words: written.append(f"none: {words}")
-    )
+    for module in (contrast_figures, plots):
+        monkeypatch.setattr(module, "name_axes", name_axes)
+        monkeypatch.setattr(
+            module, "no_data", lambda axes, words: written.append(f"none: {words}")
+        )
     return written
 
 
