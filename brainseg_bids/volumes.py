@@ -7,12 +7,10 @@ import gzip
 import hashlib
 import logging
 import os
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import nibabel as nib
 import numpy as np
@@ -24,7 +22,7 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.membership import Membership
 from brainseg_bids.documents import InputError
-from brainseg_bids.lifetime import at_end
+from brainseg_bids.files import whole_or_nothing
 from brainseg_bids.pointers import why_unfetched
 
 log = logging.getLogger("brainseg")
@@ -465,30 +463,6 @@ def _shown(sizes: Sequence[float]) -> str:
     return " x ".join(f"{size:.3g}" for size in sizes)
 
 
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-FRESH_S = 2.0
-"""A file that was changed so lately may change again without its times telling."""
-
-
-def file_state(path: Path) -> str:
-    """Hash of where a file lies, its inode, size, and times in nanoseconds; empty if it is fresh.
-
-    While the state is the same, so is the content: a file that is replaced has another inode, and
-    one that is written in place another time of change, which nobody can set.
-    """
-    stat = path.stat()
-    if time.time() - stat.st_ctime < FRESH_S:
-        return ""
-    facts = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    digest = hashlib.sha256(os.fsencode(path.resolve()) + repr(facts).encode())
-    return digest.hexdigest()[:16]
-
-
 def voxel_hash(array: np.ndarray, grid: Grid) -> str:
     """SHA-256 of an image's voxels, whatever file, data type or axis order they are kept in.
 
@@ -586,17 +560,3 @@ def place(header: nib.Nifti1Header, grid: Grid) -> None:
     if not np.allclose(mm * header.get_qform()[:3], grid.affine[:3], atol=1e-3):
         header.set_qform(None, code=0)
     header.set_xyzt_units(grid.file_unit, "sec")
-
-
-@contextmanager
-def whole_or_nothing(path: Path):
-    """Write to a temporary name beside ``path``; rename when done, remove when it fails."""
-    endings = "".join(path.suffixes[-2:]) if path.name.endswith(".nii.gz") else path.suffix
-    # Not the process number: in containers on two nodes it is often the same.
-    temporary = path.with_name(f".{path.name.removesuffix(endings)}.{uuid4().hex}{endings}")
-    try:
-        with at_end(lambda _: temporary.unlink(missing_ok=True)):
-            yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ PACKAGE = Path(brainseg_bids.__file__).parent
 LAYERS = [
     {"exit_codes"},
     {"documents", "lifetime", "standard_streams"},
+    {"files"},
     {"anatomy"},
     {"contrast", "evaluation", "nets"},
     {"synth", "inference"},

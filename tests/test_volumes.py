@@ -11,11 +11,11 @@ import pytest
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
+from brainseg_bids.files import whole_or_nothing
 from brainseg_bids.volumes import (
     InputError,
     read_label_map,
     read_volume,
-    whole_or_nothing,
     write_label_map,
     write_mask,
     write_volume,

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from brainseg_bids import __version__
 from brainseg_bids.documents import InputError, read_json
+from brainseg_bids.files import write_text
 from brainseg_bids.locks import lock_file
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def write_once(path: Path, text: str) -> Path:
 def write_text(path: Path, text: str) -> Path:
     """Write text whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    from brainseg_bids.volumes import whole_or_nothing  # late: nibabel
+    from brainseg_bids.files import whole_or_nothing
 
     with whole_or_nothing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -49,7 +49,7 @@ def pairs(
     from brainseg_bids.anatomy.crosswalk import Crosswalk
     from brainseg_bids.synth.generator import Generator, LabelVolume
     from brainseg_bids.synth.recipe import View
-    from brainseg_bids.synth.space import read_space
+    from brainseg_bids.synth.recipe_files import read_space
 
     source = LabelTable.packaged("fullhead")
     size_mm = bundle.voxel_size_mm

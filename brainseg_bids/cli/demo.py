@@ -12,7 +12,8 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from brainseg_bids.bids.description import write_json, write_text
+from brainseg_bids.bids.description import write_json
+from brainseg_bids.files import write_text
 
 IMAGE = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 

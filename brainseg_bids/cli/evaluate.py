@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brainseg_bids import __version__
-from brainseg_bids.bids.description import write_json, write_text
+from brainseg_bids.bids.description import write_json
 from brainseg_bids.cli.scratch import explain, scratch_dir, working_alone
 from brainseg_bids.evaluation.protocols import comparison
 from brainseg_bids.evaluation.summary import Missing, tables
+from brainseg_bids.files import write_text
 from brainseg_bids.interfaces.raters import read_rating
 from brainseg_bids.resources import memory_gib
 from brainseg_bids.settings import Settings

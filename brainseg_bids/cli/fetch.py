@@ -24,6 +24,7 @@ from brainseg_bids.exit_codes import DONE, FAILED, INTERRUPTED, NO_PROGRAM, TERM
 from brainseg_bids.fetch import annex
 from brainseg_bids.fetch.choice import WHAT, gigabytes
 from brainseg_bids.fetch.known import Dataset, FetchError, find_dataset, known_datasets
+from brainseg_bids.files import DISK_FAULTS
 
 VIA = ("auto", *annex.WAYS, "http")
 JOBS = 4
@@ -259,7 +260,8 @@ def _complain(line: str) -> None:
 def _complain_of_disk(error: OSError, dest: Path) -> int:
     where = error.filename or dest
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        _complain(f"{where}: the disk is full. Make room, and run the same command again.")
+        fault = DISK_FAULTS[error.errno]
+        _complain(f"{where}: {fault}. Make room, and run the same command again.")
         return FAILED
     _complain(f"{where}: {error.strerror or error}. Choose another folder, or mend that.")
     return UNUSABLE

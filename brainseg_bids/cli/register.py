@@ -22,7 +22,8 @@ import numpy as np
 from scipy import ndimage
 
 from brainseg_bids.anatomy.grid import Grid
-from brainseg_bids.volumes import InputError, read_again, read_grid, whole_or_nothing
+from brainseg_bids.files import whole_or_nothing
+from brainseg_bids.volumes import InputError, read_again, read_grid
 
 KINDS = (
     "antsRegistrationSyNQuick[s]",

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from brainseg_bids.anatomy.cohort import Cohort
-from brainseg_bids.bids.description import write_text
 from brainseg_bids.bids.names import is_label
 from brainseg_bids.cli.console import logging_to, working
 from brainseg_bids.cli.execute import run_plans
 from brainseg_bids.cli.group import run_group, say_finished
-from brainseg_bids.cli.scratch import FULL, TOO_MANY, participants_of, working_alone
+from brainseg_bids.cli.scratch import TOO_MANY, participants_of, working_alone
 from brainseg_bids.cli.stages import chosen_stages, plan_stages, write_root
 from brainseg_bids.exit_codes import DONE, FAILED, INTERRUPTED, NOT_BUILT, UNUSABLE
+from brainseg_bids.files import DISK_FAULTS, write_text
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.settings import Settings
 from brainseg_bids.stages import passes
@@ -67,7 +67,7 @@ def run(settings: Settings, *, program: Sequence[str] | None = None) -> int:
     except OSError as error:  # the disk that the log is on is full, or gone
         where = error.filename or settings.output_dir
         remedy = "Check that it exists and can be written"
-        if error.errno in FULL:
+        if error.errno in DISK_FAULTS:
             remedy = "Make room or choose another folder"
         if error.errno in TOO_MANY:
             remedy = TOO_MANY[error.errno][1]

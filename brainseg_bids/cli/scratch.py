@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+from brainseg_bids.files import DISK_FAULTS
 from brainseg_bids.locks import Lock, lock_byte
 from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
@@ -24,11 +25,6 @@ LOCK = ".brainseg.lock"
 one for each participant of a dataset and output, alone."""
 ANYONE = 0
 
-FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "your quota is used up",
-    errno.EROFS: "the disk is read-only",
-}
 TOO_MANY = {
     errno.EMFILE: (
         "too many files are open",
@@ -147,13 +143,11 @@ def explain(reason: str, work_dir: Path) -> str:
     """
     found = re.search(r"\[Errno (\d+)\][^':]*(?:: '([^']+)')?", reason)
     number, path = (int(found[1]), found[2]) if found else (0, None)
-    if number in FULL:
+    if number in DISK_FAULTS:
         if path and not Path(path).is_relative_to(work_dir.resolve()):
-            return f"{path}: {FULL[number]}. Make room there, and run it again."
-        return (
-            f"{work_dir}: {FULL[number]}. Make room there, or choose another scratch folder "
-            "with -w."
-        )
+            return f"{path}: {DISK_FAULTS[number]}. Make room there, and run it again."
+        fault = DISK_FAULTS[number]
+        return f"{work_dir}: {fault}. Make room there, or choose another scratch folder with -w."
     if number in TOO_MANY:
         what, remedy = TOO_MANY[number]
         return f"{what}. {remedy}."

@@ -19,10 +19,11 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.bids.description import write_json, write_text
+from brainseg_bids.bids.description import write_json
 from brainseg_bids.bids.names import sidecar
 from brainseg_bids.cli.console import working
 from brainseg_bids.contrast.prior import ContrastPrior
+from brainseg_bids.files import sha256, write_text
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.interfaces.tools import find_tool, tool_names
 from brainseg_bids.resources import memory_gib
@@ -33,7 +34,7 @@ from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.data import PairStream
-from brainseg_bids.volumes import InputError, read_grid, sha256, write_label_map, write_volume
+from brainseg_bids.volumes import InputError, read_grid, write_label_map, write_volume
 from brainseg_bids.workflows.priors import read_priors
 
 log = logging.getLogger("brainseg")

@@ -146,9 +146,9 @@ def _train(options: argparse.Namespace) -> int:
     import numpy as np
     import torch
 
-    from brainseg_bids.bids.description import write_text
     from brainseg_bids.cli.bundle import SEEN, read_seen
     from brainseg_bids.cli.train_cache import read_checked_map
+    from brainseg_bids.files import write_text
     from brainseg_bids.lifetime import for_children
     from brainseg_bids.synth.recipe_files import read_space
     from brainseg_bids.training.callbacks import CannotSave

@@ -27,21 +27,14 @@ import torch
 import brainseg_bids
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
-from brainseg_bids.bids.description import write_text
 from brainseg_bids.bids.head_maps import HeadMap
 from brainseg_bids.cli.console import one_line
+from brainseg_bids.files import sha256, whole_or_nothing, write_text
 from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.synth.ageing import Walls
 from brainseg_bids.synth.generator import LabelVolume
 from brainseg_bids.training.targets import SOURCE, MapFacts
-from brainseg_bids.volumes import (
-    InputError,
-    check_present,
-    read_label_map,
-    sha256,
-    voxel_hash,
-    whole_or_nothing,
-)
+from brainseg_bids.volumes import InputError, check_present, read_label_map, voxel_hash
 
 log = logging.getLogger("brainseg")
 

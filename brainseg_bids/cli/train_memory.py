@@ -21,10 +21,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.bids.description import write_json, write_text
+from brainseg_bids.bids.description import write_json
 from brainseg_bids.cli.train_cache import probe_once
 from brainseg_bids.cli.train_job import JobPlan, space_key
 from brainseg_bids.exit_codes import DONE, UNUSABLE
+from brainseg_bids.files import write_text
 from brainseg_bids.lifetime import for_children
 from brainseg_bids.resources import memory_gib
 from brainseg_bids.settings import Settings

@@ -8,11 +8,11 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from brainseg_bids.bids.description import write_text
 from brainseg_bids.bids.inputs import PARTS_OF_AN_IMAGE, STRUCTURAL
 from brainseg_bids.bids.matching import key_of, match_cases
 from brainseg_bids.bids.names import Scan
 from brainseg_bids.bids.references import Case, find_cases
+from brainseg_bids.files import write_text
 from brainseg_bids.settings import Settings
 from brainseg_bids.training.targets import SOURCE
 from brainseg_bids.volumes import InputError, read_grid, write_label_map

@@ -8,17 +8,17 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.measured import Component
 from brainseg_bids.documents import parse_list, read_json
+from brainseg_bids.files import whole_or_nothing
 
 VERSION = 1
 """Of the files; a reader of another version refuses them."""
@@ -212,7 +212,13 @@ class ContrastPrior:
         rows.writerows(_cells(_line(*item)) for item in self.labels.items())
         head = {"PriorVersion": VERSION, "BrainsegVersion": brainseg_version, "Units": UNITS}
         content = head | {"Digest": self.digest} | _rest(self)
-        _write_whole({path.with_suffix(".tsv"): table.getvalue(), path: _json(content) + "\n"})
+        with ExitStack() as both:  # the one without the other would be no prior
+            for file, text in {
+                path: _json(content) + "\n",
+                path.with_suffix(".tsv"): table.getvalue(),
+            }.items():
+                temporary = both.enter_context(whole_or_nothing(file))
+                temporary.write_text(text, encoding="utf-8", newline="\n")
         return path
 
     @classmethod
@@ -259,20 +265,6 @@ _PROVENANCE = ("Images", "Metadata", "Warnings")
 def _one(error: Exception) -> str:
     """What went wrong in one line."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _write_whole(texts: dict[Path, str]) -> None:
-    """Write files beside their places, then move all of them there."""
-    # Not the process number: in containers on two nodes it is often the same.
-    written = {path.with_name(f".{path.name}.{uuid4().hex}"): path for path in texts}
-    try:
-        for temporary, path in written.items():
-            temporary.write_text(texts[path], encoding="utf-8", newline="\n")
-        for temporary, path in written.items():
-            os.replace(temporary, path)
-    finally:
-        for temporary in written:
-            temporary.unlink(missing_ok=True)
 
 
 def _json(content: dict) -> str:

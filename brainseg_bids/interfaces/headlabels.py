@@ -27,6 +27,7 @@ from brainseg_bids.anatomy.membership import Membership
 from brainseg_bids.anatomy.merge import Source, merge
 from brainseg_bids.anatomy.merge_report import MergeReport
 from brainseg_bids.anatomy.upsample import regrid, regrid_membership
+from brainseg_bids.files import sha256
 from brainseg_bids.interfaces.tools import find_tool
 from brainseg_bids.volumes import (
     InputError,
@@ -35,7 +36,6 @@ from brainseg_bids.volumes import (
     read_membership,
     read_posteriors,
     read_volume,
-    sha256,
     write_label_map,
     write_membership,
 )

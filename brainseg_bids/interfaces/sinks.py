@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +18,7 @@ from nipype.interfaces.base import (
 
 from brainseg_bids.bids.description import write_json
 from brainseg_bids.bids.names import sidecar
-from brainseg_bids.volumes import file_state, sha256, whole_or_nothing
+from brainseg_bids.files import file_state, save_fault, sha256, whole_or_nothing
 
 
 class SaveError(RuntimeError):
@@ -105,15 +104,3 @@ class SaveDerivative(SimpleInterface):
             "ToLookAt": report.get("to_look_at", []),
             "ConfidenceCalibrated": report.get("confidence", {}).get("calibrated", False),
         }
-
-
-def save_fault(path: Path, error: OSError) -> str:
-    """One line for a file that could not be written."""
-    remedies = {
-        errno.ENOSPC: "the disk is full. Free some space and run it again",
-        errno.EDQUOT: "your quota is used up. Free some space and run it again",
-        errno.EROFS: "the file system is read-only. Choose another output_dir",
-        errno.EACCES: "there is no permission to write. Choose another output_dir",
-    }
-    reason = remedies.get(error.errno, f"it cannot be written ({error.strerror or error})")
-    return f"{path}: {reason}."

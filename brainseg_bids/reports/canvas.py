@@ -22,6 +22,7 @@ from PIL import Image
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label
+from brainseg_bids.files import whole_or_nothing
 from brainseg_bids.reports.groups import GROUPS, group_of_mapping, plain_name, shown_labels
 from brainseg_bids.reports.slices import (
     BACKGROUND,
@@ -37,7 +38,6 @@ from brainseg_bids.reports.slices import (
     take_cut,
     tile_size,
 )
-from brainseg_bids.volumes import whole_or_nothing
 
 DPI = 100
 INK, FAINT, LINE, RED, BLUE = "#e8eaed", "#9aa0a6", "#5f6368", "#f28b82", "#8ab4f8"

@@ -21,9 +21,9 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from brainseg_bids.files import whole_or_nothing
 from brainseg_bids.reports import tables
 from brainseg_bids.reports.prose import prose, references
-from brainseg_bids.volumes import whole_or_nothing
 
 BRAIN_AND_CSF = (
     "Brain is grey and white matter, cerebellum and brainstem. CSF is what is labelled of it, "

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup, escape
 
-from brainseg_bids.volumes import whole_or_nothing
+from brainseg_bids.files import whole_or_nothing
 
 # -- TSV ----------------------------------------------------------------------------------
 

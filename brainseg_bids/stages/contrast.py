@@ -256,7 +256,8 @@ def _plan_scan(
     scan: Scan, bids_dir: Path, output_dir: Path, name: str, tool: str, labels: Path, uri: str
 ) -> ContrastJob:
     from brainseg_bids.bids.sidecars import read_metadata
-    from brainseg_bids.volumes import read_grid, sha256  # late: nibabel
+    from brainseg_bids.files import sha256
+    from brainseg_bids.volumes import read_grid
 
     names = ContrastNames.of(scan, name)
     outputs = {"statistics": output_dir / names.statistics, "figure": output_dir / names.figure}

@@ -168,7 +168,7 @@ def plan_precomputed(
     sMRIPrep takes one file of each kind for a person, or for a session of one. Where there are
     several T1w images it would make one image of them first, on whose grid these are not.
     """
-    from brainseg_bids.volumes import sha256  # late: numpy
+    from brainseg_bids.files import sha256
 
     plans, faults, notes = [], {}, []
     scans = [scan for scan in _segmented(subject, output_dir, excluded) if scan.suffix == "T1w"]
@@ -251,7 +251,7 @@ def _decide(reason: str) -> tuple[str, str]:
 
 
 def _facts(scan: Scan, labels: Path, main: Path, bids_dir: Path, output_dir: Path) -> dict:
-    from brainseg_bids.volumes import sha256  # late: numpy
+    from brainseg_bids.files import sha256
 
     return {
         "BrainsegVersion": __version__,

@@ -355,8 +355,8 @@ def _sources(tools: Mapping[str, ToolPlan]) -> dict:
 def _plan_tool(
     scan: Scan, tool: Tool, output_dir: Path, choice: ToolChoice, source: dict
 ) -> ToolPlan:
+    from brainseg_bids.files import sha256
     from brainseg_bids.interfaces.tools import check_origin, find_existing  # late: nipype
-    from brainseg_bids.volumes import sha256
 
     root = choice.derivatives.get(tool.name)
     if root is not None:
@@ -393,7 +393,7 @@ def _plan_tool(
 
 
 def _given(tool: Tool, found: Path, root: Path) -> ToolPlan:
-    from brainseg_bids.volumes import sha256  # late: numpy
+    from brainseg_bids.files import sha256
 
     provenance = {
         "Tool": tool.name,
@@ -592,7 +592,7 @@ def _init_run_node(plan: ToolPlan, scan: Scan, execution: ExecutionOptions) -> N
     """The node that runs the program; inputs that this tool does not have are left out."""
     from nipype.pipeline import engine as pe
 
-    from brainseg_bids.volumes import file_state
+    from brainseg_bids.files import file_state
 
     threads = min(execution.threads, plan.tool.max_threads)
     interface = plan.tool.interface(

@@ -203,7 +203,7 @@ def read_object(path: Path) -> dict:
 
 def fingerprint(path: Path, *, known: Mapping) -> dict:
     """Size, time, state and SHA-256 of an input; it is not read if its state is as ``known``."""
-    from brainseg_bids.volumes import file_state, sha256  # late: numpy
+    from brainseg_bids.files import file_state, sha256
 
     stat = path.stat()
     modified = datetime.fromtimestamp(stat.st_mtime, tz=UTC).isoformat(timespec="microseconds")

@@ -230,7 +230,7 @@ def space_outputs(scan: Scan, templates: Sequence[Template], output_dir: Path) -
 def _plan(
     scan: Scan, bids_dir: Path, output_dir: Path, templates: tuple[Template, ...]
 ) -> SpaceJob:
-    from brainseg_bids.volumes import sha256  # late: numpy
+    from brainseg_bids.files import sha256
 
     names = OutputNames.of(scan)
     labels, mask, probseg = (
@@ -274,7 +274,7 @@ def _plan(
 
 def _why_other_grid(outputs: dict[str, Path], templates: Sequence[Template]) -> str:
     """Why results do not lie on the grids of these very templates, or nothing."""
-    from brainseg_bids.volumes import sha256  # late: numpy
+    from brainseg_bids.files import sha256
 
     for number, template in enumerate(templates):
         path = outputs[key("labels", number)]
@@ -301,7 +301,7 @@ def _why_otherwise(outputs: dict[str, Path], provenance: dict) -> str:
 
 def space_metadata(plan: SpaceJob) -> dict[str, dict]:
     """JSON of each output, less what only the run can tell."""
-    from brainseg_bids.volumes import sha256  # late: numpy
+    from brainseg_bids.files import sha256
 
     raw, own = plan.provenance["Input"], plan.provenance["LabelsOf"]
     how = (
@@ -542,7 +542,7 @@ class StandardSpaces(ParticipantStage):
         return [REGISTER_GIB]
 
     def read(self, path: Path, metadata: Mapping, folders: Folders) -> SpaceJob | None:
-        from brainseg_bids.volumes import sha256  # late: numpy
+        from brainseg_bids.files import sha256
 
         image = raw_path(metadata.get("Input", ""), folders.bids_dir)
         if image is None or "Registration" not in metadata or not is_unchanged(image, metadata):

@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from brainseg_bids.exit_codes import SAVED
+from brainseg_bids.files import write_text
 from brainseg_bids.training.data import PairStream
 from brainseg_bids.training.deadline import ENDING_S, Deadline
 from brainseg_bids.training.plan import TrainPlan
 from brainseg_bids.training.processes import any_process, is_sharded
-from brainseg_bids.training.resume import SETTINGS_KEY, loops_at, write_whole
+from brainseg_bids.training.resume import SETTINGS_KEY, loops_at
 
 OTHER_PROCESS = "a signal to another process"
 LARGEST_NORM = 1.0
@@ -381,7 +382,7 @@ class GradientCheck(Callback):
                 ],
                 "plan": json.loads(self.plan_json),
             }
-            write_whole(path, json.dumps(told, indent=1) + "\n")
+            write_text(path, json.dumps(told, indent=1) + "\n")
         raise NotFinite(
             f"{what} at step {step}; its pairs are in {path}: look at them with python -m "
             f"brainseg_bids.cli.train --replay {path}. The last checkpoint is good; a lower "

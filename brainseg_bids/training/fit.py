@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.files import write_text
 from brainseg_bids.nets.architectures import PackedNet, build
 from brainseg_bids.nets.memory import smaller
 from brainseg_bids.synth.generator import Generator, LabelVolume
@@ -48,7 +49,6 @@ from brainseg_bids.training.resume import (
     read_checkpoint,
     settings_of,
     steps_done,
-    write_whole,
 )
 from brainseg_bids.training.task import SegmentationTask
 from brainseg_bids.training.validation import RealImage, ValidationCallback
@@ -255,7 +255,7 @@ def _train(plan: TrainPlan, run: TrainingRun) -> SegmentationTask:
         for line in check_unchanged(run.last, settings):
             log.info("going on with another setting: %s", line)
     if is_first_process():
-        write_whole(run.out_dir / "plan.json", plan.to_json())
+        write_text(run.out_dir / "plan.json", plan.to_json())
     lightning.seed_everything(plan.seed, verbose=False)
     generator = make_generator(plan)
     spaces = [(read_space(name), share) for name, share in plan.spaces.items()]
@@ -305,7 +305,7 @@ def _train(plan: TrainPlan, run: TrainingRun) -> SegmentationTask:
     if checkpoints.is_over and is_first_process():
         log.info("%g minutes are over after step %d", run.deadline.minutes, trainer.global_step)
         whole = replace(plan, total_steps=trainer.global_step)
-        write_whole(run.out_dir / "plan.json", whole.to_json())
+        write_text(run.out_dir / "plan.json", whole.to_json())
     return task
 
 

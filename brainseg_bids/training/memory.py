@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from brainseg_bids.files import write_text
 from brainseg_bids.nets.memory_plan import MemoryPlan
-from brainseg_bids.training.resume import write_whole
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class MemoryBook:
         return json.loads(self.path.read_text(encoding="utf-8"))
 
     def _write(self, book: dict) -> None:
-        write_whole(self.path, json.dumps(book, indent=1) + "\n")
+        write_text(self.path, json.dumps(book, indent=1) + "\n")
 
 
 def out_of_memory(error: BaseException) -> bool:

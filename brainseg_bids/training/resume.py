@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -183,13 +182,3 @@ def loops_at(loops: dict, step: int, accumulate: int) -> dict:
     for part in ("total", "current"):
         fit["epoch_progress"][part] |= {"processed": 0, "completed": 0}
     return loops
-
-
-def write_whole(path: str | Path, text: str) -> Path:
-    """Write a file beside and rename it: it is the old one or the new one, never half."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-    return path

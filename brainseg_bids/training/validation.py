@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +17,12 @@ from torch import Tensor
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.files import whole_or_nothing
 from brainseg_bids.inference.predict import segment
 from brainseg_bids.training.overlap import Overlap
 from brainseg_bids.training.processes import is_sharded
-from brainseg_bids.training.progress import duration, numbered, write_metrics
+from brainseg_bids.training.progress import numbered, write_metrics
+from brainseg_bids.units import duration
 
 log = logging.getLogger("brainseg")
 
@@ -142,10 +143,8 @@ def write_sample(path: Path, image: np.ndarray, truth: np.ndarray, found: np.nda
         "truth": middle_planes(truth),
         "found": middle_planes(found),
     }
-    beside = path.with_name(f".{path.name}.part")
-    with beside.open("wb") as file:
+    with whole_or_nothing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **planes)
-    os.replace(beside, path)
 
 
 def middle_planes(volume: np.ndarray) -> np.ndarray:

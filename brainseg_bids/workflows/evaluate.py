@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from brainseg_bids.files import sha256
 from brainseg_bids.interfaces.evaluate import CompareRaters
 from brainseg_bids.interfaces.raters import meaning_digest
-from brainseg_bids.volumes import InputError, read_grid, sha256
+from brainseg_bids.volumes import InputError, read_grid
 from brainseg_bids.workflows.evaluate_plan import EvaluationPlan, ImagePlan
 
 NAME = "evaluate_wf"

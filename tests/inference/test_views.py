@@ -13,9 +13,10 @@ from torch import nn
 from brainseg_bids.anatomy.intensity import rescale
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.inference import predict
-from brainseg_bids.inference.predict import Member, has_fast_bf16, segment
+from brainseg_bids.inference.predict import Member, segment
 from brainseg_bids.inference.windows import window_starts, window_weights
 from brainseg_bids.nets.architectures import build, depth_to_space, space_to_depth
+from brainseg_bids.nets.devices import has_fast_bf16
 from brainseg_bids.nets.spec import NetSpec
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
+from brainseg_bids.files import sha256
 from brainseg_bids.interfaces.sinks import SaveDerivative, SaveError
-from brainseg_bids.volumes import sha256
 
 
 @pytest.fixture

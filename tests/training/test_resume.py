@@ -11,11 +11,12 @@ from importlib import resources
 import pytest
 import torch
 
+from brainseg_bids.files import write_text
 from brainseg_bids.training import task as tasks
 from brainseg_bids.training.callbacks import CannotSave
 from brainseg_bids.training.fit import fit
 from brainseg_bids.training.plan import TrainPlan
-from brainseg_bids.training.resume import ChangedSettings, settings_of, steps_done, write_whole
+from brainseg_bids.training.resume import ChangedSettings, settings_of, steps_done
 from tests.training.tiny import FOUR, TINY, difference, read_state, tiny_head
 
 LEARN, HELD = [tiny_head()], [tiny_head((26, 28, 26))]
@@ -161,10 +162,10 @@ def test_a_damaged_checkpoint_is_named(begun, tmp_path, is_cut):
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path, monkeypatch):
-    path = write_whole(tmp_path / "plan.json", "old")
+    path = write_text(tmp_path / "plan.json", "old")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
-        write_whole(path, "new")
+        write_text(path, "new")
     assert path.read_text() == "old"
 
 

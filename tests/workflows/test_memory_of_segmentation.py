@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from brainseg_bids.machine import cpu_has_bf16
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.names import Scan

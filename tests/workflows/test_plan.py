@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brainseg_bids import volumes
+from brainseg_bids import files
 from brainseg_bids.bids.names import Scan, sidecar
 from brainseg_bids.stages.jobs import RUN, describe_plans, fingerprint
 from brainseg_bids.stages.segment import metadata, model_for
@@ -69,7 +69,7 @@ def test_an_input_that_changed_is_run_again_and_only_that(done, data):
 @pytest.fixture
 def settled(monkeypatch):
     """Files count as written long ago."""
-    monkeypatch.setattr(volumes, "FRESH_S", -1.0)
+    monkeypatch.setattr(files, "FRESH_S", -1.0)
     yield monkeypatch
     time.sleep(0.02)
 
@@ -82,7 +82,7 @@ def test_an_unchanged_input_is_not_read_again(settled, done, data):
 def test_an_input_that_was_just_written_is_read_again(done, data, monkeypatch):
     read = []
     digest = hashlib.file_digest
-    monkeypatch.setattr(volumes, "FRESH_S", 3600.0)
+    monkeypatch.setattr(files, "FRESH_S", 3600.0)
     monkeypatch.setattr(
         hashlib, "file_digest", lambda file, kind: read.append(file) or digest(file, kind)
     )

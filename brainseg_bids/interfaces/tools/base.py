@@ -184,7 +184,7 @@ class ToolInputSpec(CommandLineInputSpec):
     command = traits.List(
         traits.Str(), hash_files=False, desc="program and first arguments; default: the tool's"
     )
-    command_state = traits.List(traits.Str(), desc="`volumes.file_state` of the files among them")
+    command_state = traits.List(traits.Str(), desc="`files.file_state` of the files among them")
     threads = traits.Int(1, usedefault=True, nohash=True, desc="CPU threads")
     timeout_s = traits.Float(nohash=True, desc="end it after this time")
     # Nipype counts a node with this input as one that needs a GPU slot.
