@@ -11,7 +11,7 @@ import brainseg_bids
 PACKAGE = Path(brainseg_bids.__file__).parent
 LAYERS = [
     {"exit_codes"},
-    {"documents", "lifetime", "standard_streams"},
+    {"documents", "lifetime", "machine", "standard_streams", "units"},
     {"files"},
     {"anatomy"},
     {"contrast", "evaluation", "nets"},

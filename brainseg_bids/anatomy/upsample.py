@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from copy import copy
-from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from brainseg_bids.anatomy.interpolation import (
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.membership import Membership
 from brainseg_bids.anatomy.upsample_engine import Engine, Lookup, Processor, Progress
+from brainseg_bids.machine import host_memory_gib
 
 log = logging.getLogger("brainseg")
 
@@ -270,7 +270,7 @@ def needed_gib(grid: Grid, source: Grid | None = None) -> float:
 
 
 def check_memory(grid: Grid, source: Grid | None = None) -> None:
-    """Raise `MemoryError` if `needed_gib` is more than is free; where that is unknown, do nothing.
+    """Raise `MemoryError` if `needed_gib` is more than is free.
 
     Examples
     --------
@@ -278,22 +278,13 @@ def check_memory(grid: Grid, source: Grid | None = None) -> None:
     Traceback (most recent call last):
     MemoryError: a label map of 100000 x 100000 x 100000 voxels needs ...
     """
-    needed, free = needed_gib(grid, source), _free_gib()
-    if free is not None and needed > free:
+    needed, free = needed_gib(grid, source), host_memory_gib()[1]
+    if needed > free:
         shape = " x ".join(str(n) for n in grid.shape)
         raise MemoryError(
             f"a label map of {shape} voxels needs {needed:.1f} GiB of memory, {free:.1f} GiB are "
             "free: choose larger voxels or crop"
         )
-
-
-def _free_gib() -> float | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    free = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-    return free[0] / 2**20 if free else None
 
 
 # Grids with the source's axes ------------------------------------------------------------------

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 
 from brainseg_bids.anatomy import upsample_band as band
 from brainseg_bids.anatomy import upsample_kernels as kernels
+from brainseg_bids.machine import allowed_cores
 
 log = logging.getLogger("brainseg")
 
@@ -145,12 +145,6 @@ class Processor:
 
         if progress:
             progress(0, len(starts))
-        with ThreadPoolExecutor(self.threads or _cores()) as pool:
+        with ThreadPoolExecutor(self.threads or allowed_cores()) as pool:
             for _ in pool.map(one, starts):
                 pass
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

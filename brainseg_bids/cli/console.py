@@ -18,6 +18,7 @@ from tqdm import tqdm
 from brainseg_bids import __version__
 from brainseg_bids.exit_codes import UNUSABLE
 from brainseg_bids.lifetime import at_end
+from brainseg_bids.units import duration
 
 log = logging.getLogger("brainseg")
 
@@ -91,7 +92,7 @@ class AtWork:
         words = []
         for what, began_s in list(self.began_s.items()):
             percent = f"{self.percent[what]} %, " if what in self.percent else ""
-            words.append(f"{what} ({percent}{_minutes(now_s - began_s)})")
+            words.append(f"{what} ({percent}{duration(now_s - began_s)})")
         more = f"; {len(words) - MOST_NAMED} more" if len(words) > MOST_NAMED else ""
         return f"at work: {'; '.join(words[:MOST_NAMED])}{more}"
 
@@ -109,10 +110,6 @@ def one_line(error: BaseException) -> str:
     ('no such thing', 'EOFError')
     """
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 at_work = AtWork()

@@ -208,7 +208,7 @@ def accelerator_rows() -> list[tuple[str, ...]]:
 def machine_rows() -> list[tuple[str, ...]]:
     """CPUs and memory, and what a container or a job allows of them."""
     everything = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else everything
+    allowed = allowed_cores()
     cpus = f"{allowed}" + (f" of {everything}" if allowed < everything else "")
     rows = [("CPUs", cpus), ("memory", f"{total_memory_gib():.1f} GiB")]
     limit = memory_limit_gib()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -16,6 +15,7 @@ from brainseg_bids.bids.names import STRUCTURAL
 from brainseg_bids.cli.console import OneLineParser
 from brainseg_bids.documents import InputError, read_text
 from brainseg_bids.exit_codes import in_words
+from brainseg_bids.machine import allowed_cores
 from brainseg_bids.settings import (
     ChoiceOptions,
     OtherOptions,
@@ -94,7 +94,7 @@ def parse(argv: list[str] | None = None) -> Settings:
             parser.error(f"--{name.replace('_', '-')} needs --slurm.")
     values.setdefault("brain_tool", values.get("head_tool", Settings.head_tool))
     # Of a batch job: as the profile says (0), not what the machine has that submits it.
-    values.setdefault("nprocs", 0 if values.get("slurm") else available_cpus())
+    values.setdefault("nprocs", 0 if values.get("slurm") else allowed_cores())
     values.setdefault("omp_nthreads", min(values["nprocs"], 8))
     values.setdefault("work_dir", Path("work").absolute())
     settings = Settings(**values)
@@ -216,10 +216,3 @@ def _by_name(parser: argparse.ArgumentParser, flag: str, pairs: list[tuple]) -> 
             parser.error(f"{flag} {name}: given twice.")
         by_name[name] = value
     return by_name
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use; a batch job may have fewer than the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

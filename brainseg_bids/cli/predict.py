@@ -14,7 +14,6 @@ import gzip
 import json
 import math
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -228,14 +227,7 @@ def peak_gib(device: str) -> float:
 
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    try:
-        # What the system counts for a process (below) may begin at its parent's.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
-        return int(line.split()[1]) / 2**20
-    except (OSError, ValueError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    return resident_gib()
 
 
 def _notes_on_voxels(path: Path, grid: Grid, model_mm: float) -> list[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from scipy import ndimage
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.files import whole_or_nothing
+from brainseg_bids.machine import resident_gib
 from brainseg_bids.volumes import InputError, read_again, read_grid
 
 KINDS = (
@@ -111,7 +111,7 @@ def register(options: argparse.Namespace, ants) -> dict:
         "ANTsVersion": ants.__version__,
         "Threads": options.threads,
         "Seconds": round(time.monotonic() - began_s, 2),
-        "PeakMemoryGiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        "PeakMemoryGiB": round(resident_gib(), 3),
     }
 
 

@@ -34,14 +34,14 @@ def expected_time(job: JobPlan, plan_path: Path, settings: Settings, *, done: in
     left = max(0, steps - done)
     step_s = _logged_s(job, plan) if done else None
     if step_s:
-        return f"time: {_words(left * step_s)}: {left} steps of {step_s:,.1f} s, as so far"
+        return f"time: {duration(left * step_s)}: {left} steps of {step_s:,.1f} s, as so far"
     step_s = _tried_s(job, plan, settings)
     if step_s is None:
         return "time: not known; a step could not be measured"
     extra = "" if _on_gpu(job) else "; on a CPU making the pairs comes on top"
     return (
-        f"time: at least {_words(left * step_s)}: {left} steps of {step_s:,.1f} s, as the network "
-        f"took when one was tried{extra}"
+        f"time: at least {duration(left * step_s)}: {left} steps of {step_s:,.1f} s, as the "
+        f"network took when one was tried{extra}"
     )
 
 
@@ -84,14 +84,3 @@ def _in_force(job: JobPlan) -> dict:
 
 def _on_gpu(job: JobPlan) -> bool:
     return _in_force(job).get("device") not in (None, "cpu")
-
-
-def _words(seconds: float) -> str:
-    """A duration as people say it.
-
-    >>> _words(90), _words(4000), _words(400_000)
-    ('2 min', '1.1 h', '4.6 days')
-    """
-    if seconds < 3600:
-        return f"{max(1, round(seconds / 60))} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -19,6 +19,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.inference.confidence import Accumulator
 from brainseg_bids.inference.windows import Triple, count_windows, stitched_rows
 from brainseg_bids.nets.architectures import PackedNet
+from brainseg_bids.nets.devices import has_fast_bf16
 from brainseg_bids.nets.sizes import patch_multiple
 
 MARGIN_MM = 12.0
@@ -473,18 +474,6 @@ def head_box(image: Tensor, *, voxel_size_mm: float, multiple: int) -> tuple[sli
         stop = min(size, (last + 1) * cells[axis] + margin)
         box.append(slice(start, start + -(-(stop - start) // multiple) * multiple))
     return tuple(box)
-
-
-def has_fast_bf16(device: str) -> bool:
-    """Whether half precision has instructions of its own; it is slower elsewhere."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and _cpu_has_bf16()
-
-
-def _cpu_has_bf16() -> bool:
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # not in older releases
-    return bool(capabilities().get("avx512_bf16", False))
 
 
 def _axis_offsets(ras: Grid, work: Grid) -> list[tuple[float, float]]:

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from brainseg_bids.machine import host_memory_gib, resident_gib
 from brainseg_bids.nets.memory_plan import GIB, Device
 
 
@@ -42,7 +40,7 @@ def find_device(wanted: str = "auto", *, host_free_gib: float | None = None) -> 
         raise ValueError(
             f"PyTorch {torch.__version__} finds no {wanted} device here; take another or 'auto'"
         )
-    total_gib, free_gib = _host_memory_gib()
+    total_gib, free_gib = host_memory_gib()
     if host_free_gib is not None:
         free_gib = min(free_gib, host_free_gib)
         total_gib = min(total_gib, max(host_free_gib, free_gib))
@@ -50,7 +48,7 @@ def find_device(wanted: str = "auto", *, host_free_gib: float | None = None) -> 
         return _cuda_device(free_gib)
     if wanted == "mps":
         return Device("mps", "Apple GPU", total_gib, free_gib, shared=True, bf16=True)
-    return Device("cpu", "CPU", total_gib, free_gib, shared=True, bf16=_cpu_has_bf16())
+    return Device("cpu", "CPU", total_gib, free_gib, shared=True, bf16=has_fast_bf16("cpu"))
 
 
 def _cuda_device(host_free_gib: float) -> Device:
@@ -68,24 +66,16 @@ def _cuda_device(host_free_gib: float) -> Device:
         total / GIB,
         free_gib,
         shared,
-        torch.cuda.is_bf16_supported(including_emulation=False),
+        has_fast_bf16("cuda"),
     )
 
 
-def _cpu_has_bf16() -> bool:
+def has_fast_bf16(kind: str) -> bool:
+    """Whether a kind of device has instructions for bfloat16; elsewhere it is slower."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)  # since PyTorch 2.11
-    return bool(capabilities().get("avx512_bf16", False))
-
-
-def _host_memory_gib(meminfo: Path = Path("/proc/meminfo")) -> tuple[float, float]:
-    """Total and free memory of the machine."""
-    try:
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        total, free = (int(lines[key].split()[0]) for key in ("MemTotal", "MemAvailable"))
-        return total * 1024 / GIB, free * 1024 / GIB
-    except (OSError, KeyError):  # not Linux: count all as free; a budget or limit says better
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
-        return total, total
+    return kind == "cpu" and bool(capabilities().get("avx512_bf16", False))
 
 
 class MemoryMeter:
@@ -118,18 +108,3 @@ class MemoryMeter:
         if self.device.type == "mps":
             return torch.mps.driver_allocated_memory() / GIB
         return self.peak_gib()
-
-
-def resident_gib(what: str) -> float:
-    """Memory of this process, GiB: now ("VmRSS"), or at most since it began ("VmHWM").
-
-    Where there is no ``/proc`` it is 0 now, and at most what ``getrusage`` says: on Linux that
-    number begins at the parent's, which may be large.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 2**20
-    except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
-        return peak if what == "VmHWM" else 0.0

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.plausibility import implausible_model
 from brainseg_bids.reports.groups import GROUPS, group_of_mapping
+from brainseg_bids.units import duration
 
 MOST_LISTED = 40
 """Label maps named one by one; of more, voxel sizes are counted and the manifest has digests."""
@@ -343,13 +344,13 @@ def _training(facts: CardFacts) -> list[str]:
     if facts.steps < facts.planned_steps:
         steps += f" of {facts.planned_steps:,} planned"
     pairs = f"{facts.pairs_per_step} pair{'s' * (facts.pairs_per_step != 1)}"
-    duration = "time not known" if facts.duration_s is None else f"{_hours(facts.duration_s)}"
+    took = duration(facts.duration_s) or "time not known"
     begun = f"from the weights of {facts.started_from}" if facts.started_from else "from scratch"
     patch = "x".join(map(str, facts.patch_vox))
     paragraphs = [
         f"{steps} steps of {pairs}, {begun}; patch {patch} voxels at {facts.voxel_size_mm:g} mm; "
         f"{facts.loss}; learning rate {facts.learning_rate:g}; precision {facts.precision}; seed "
-        f"{facts.seed}. Hardware: {facts.hardware}; {duration}."
+        f"{facts.seed}. Hardware: {facts.hardware}; {took}."
     ]
     if facts.calibration_pairs:
         paragraphs.append(
@@ -360,17 +361,6 @@ def _training(facts: CardFacts) -> list[str]:
     if facts.command:
         paragraphs.append(f"```\n{facts.command.strip()}\n```")
     return paragraphs
-
-
-def _hours(duration_s: float) -> str:
-    """
-    >>> _hours(50), _hours(90), _hours(5400)
-    ('1 minute', '2 minutes', '1.5 hours')
-    """
-    minutes = math.ceil(duration_s / 60)
-    if minutes < 90:
-        return f"{minutes} minute{'s' * (minutes != 1)}"
-    return f"{duration_s / 3600:.1f} hours"
 
 
 def _millions(n: int) -> str:

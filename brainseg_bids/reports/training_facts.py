@@ -14,6 +14,7 @@ import numpy as np
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.reports.training_figures import spark_points
 from brainseg_bids.reports.training_log import BRAIN, Curve, Job, TrainingLog
+from brainseg_bids.units import duration
 
 # -- what was trained ---------------------------------------------------------------------
 
@@ -96,7 +97,7 @@ def plan_facts(job: Job) -> dict[str, str]:
         "Device": _device_words(job.memory),
         "Seed": plan.get("seed"),
         "Started": job.job.get("started"),
-        "Time": _duration(_real(job.job.get("seconds"))),
+        "Time": duration(_real(job.job.get("seconds"))) or None,
         "Started from": job.job.get("started_from") or job.job.get("start_from"),
         "For contrasts": _plain_list(job.job.get("contrasts")),
         "Label maps of": job.job.get("source"),
@@ -242,16 +243,6 @@ def bad_step_json(bad: Mapping) -> str:
 def _pairs(bad: Mapping) -> list[Mapping]:
     pairs = bad.get("pairs")
     return [p for p in pairs if isinstance(p, Mapping)] if isinstance(pairs, list) else []
-
-
-def _duration(seconds: float | None) -> str | None:
-    """
-    >>> _duration(600), _duration(9000), _duration(None)
-    ('10 min', '2.5 h', None)
-    """
-    if not seconds:
-        return None
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 # -- classes ------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from brainseg_bids.nets.devices import MemoryMeter
 from brainseg_bids.training.data import PairLoader
 from brainseg_bids.training.deadline import Deadline, planned_steps
 from brainseg_bids.training.plan import TrainPlan
+from brainseg_bids.units import duration
 
 log = logging.getLogger("brainseg")
 
@@ -124,17 +125,6 @@ def numbered(step: int, plan: TrainPlan) -> str:
     """A step's number, and of how many if that is known."""
     total = planned_steps(plan.total_steps)
     return f"step {step} of {total}" if total else f"step {step}"
-
-
-def duration(seconds: float) -> str:
-    """Time for a reader.
-
-    >>> duration(40), duration(3000), duration(100_000)
-    ('40 s', '50 min', '27.8 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def write_metrics(trainer: Trainer, step: int, metrics: dict[str, float]) -> None:

@@ -473,7 +473,7 @@ def test_progress_runs_from_none_to_all(head):
 
 
 def test_a_target_that_does_not_fit_says_what_it_needs_before_starting(head, monkeypatch):
-    monkeypatch.setattr(upsample, "_free_gib", lambda: 0.05)
+    monkeypatch.setattr(upsample, "host_memory_gib", lambda: (8.0, 0.05))
     with pytest.raises(MemoryError, match=r"960 x 1120 x 1040 voxels needs 2\.\d GiB.* 0\.1 GiB"):
         upsample.upsample(head, 0.2)
 

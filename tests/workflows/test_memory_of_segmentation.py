@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from brainseg_bids.machine import cpu_has_bf16
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.names import Scan
+from brainseg_bids.machine import cpu_has_bf16
 from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.bundle import ModelBundle, write_bundle
 from brainseg_bids.nets.spec import NetSpec

@@ -31,6 +31,7 @@ from nipype.interfaces.base import (
 from brainseg_bids import exit_codes
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.interfaces.tools._process import Ended, run_program
+from brainseg_bids.units import duration
 from brainseg_bids.volumes import holds_numbers_only, read_again, write_volume
 
 PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
@@ -447,7 +448,7 @@ def failure(
     if ended.timed_out:
         return ToolError(
             f"{image}: {tool.name} was ended because it took longer than "
-            f"{shown_time(limit_s or ended.seconds)}. Give it longer with --tool-timeout.{where}"
+            f"{duration(limit_s or ended.seconds)}. Give it longer with --tool-timeout.{where}"
         )
     if any(NO_KEY.search(line) for line in tail):
         return LicenceError(
@@ -520,15 +521,3 @@ def telling_line(lines: Sequence[str]) -> str:
 def _said(log: Path) -> str:
     line = telling_line(log_tail(log)).rstrip(".")
     return f" ({line})" if line else ""
-
-
-def shown_time(seconds: float) -> str:
-    """A time as people say it.
-
-    >>> shown_time(5400), shown_time(90), shown_time(2.0)
-    ('1.5 h', '1.5 min', '2 s')
-    """
-    for unit, length_s in (("h", 3600), ("min", 60)):
-        if seconds >= length_s:
-            return f"{seconds / length_s:.3g} {unit}"
-    return f"{seconds:.3g} s"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,6 +28,7 @@ from brainseg_bids.reports.sections.image import (
     written,
 )
 from brainseg_bids.reports.volume_table import anatomical, read_volumes
+from brainseg_bids.units import duration
 
 LOW_DICE = 0.7
 """Two tools that agree less than this on a structure are worth a look."""
@@ -195,7 +195,7 @@ def _tool(tool: ToolRun) -> Markup:
     command, seconds = others.pop("Command", None), others.pop("Seconds", None)
     run = {
         "Version": others.pop("ToolVersion", None),
-        "Time": _duration(seconds),
+        "Time": duration(seconds),
         "Peak memory": _gib(others.pop("PeakMemoryGiB", None)),
         "Reused from": tool.reused_from,
         **{str(key): _plain(value) for key, value in others.items()},
@@ -221,20 +221,6 @@ def _gib(value: object) -> str:
     ('5.7 GiB', '')
     """
     return f"{value:.1f} GiB" if isinstance(value, int | float) else _plain(value)
-
-
-def _duration(seconds: object) -> str:
-    """Time for the eye; empty for what is no number.
-
-    >>> _duration(41.2), _duration(719), _duration(4000), _duration(None)
-    ('41 s', '12 min', '1 h 7 min', '')
-    """
-    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
-        return ""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 # -- merge --------------------------------------------------------------------------------
