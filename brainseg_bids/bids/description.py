@@ -239,16 +239,6 @@ def write_once(path: Path, text: str) -> Path:
     return write_text(path, text)
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write text whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    from brainseg_bids.files import whole_or_nothing
-
-    with whole_or_nothing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
-
-
 MODEL_README = """\
 # Model {name}, trained by brainseg-bids
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from brainseg_bids import __version__
+from brainseg_bids.machine import allowed_cores
 from brainseg_bids.resources import memory_limit_gib, total_memory_gib
 from brainseg_bids.stages.headlabels import named_command
 

@@ -29,6 +29,7 @@ from brainseg_bids.anatomy.plausibility import implausible
 from brainseg_bids.evaluation.confidence import ConfidenceCalibration, ProbabilitySums
 from brainseg_bids.exit_codes import DONE, FAILED
 from brainseg_bids.files import whole_or_nothing
+from brainseg_bids.machine import resident_gib
 from brainseg_bids.nets.bundle import CONFIDENCE, BundleError, ModelBundle
 from brainseg_bids.stages.models import read_models
 from brainseg_bids.volumes import InputError, place, read_volume, write_label_map, write_volume

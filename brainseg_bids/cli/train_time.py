@@ -13,6 +13,7 @@ from brainseg_bids.cli.train_job import JobPlan
 from brainseg_bids.settings import Settings
 from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.training.deadline import planned_steps
+from brainseg_bids.units import duration
 
 
 def expected_time(job: JobPlan, plan_path: Path, settings: Settings, *, done: int = 0) -> str:
