@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from brainseg_bids.machine import cpu_has_bf16
 from brainseg_bids.nets.bundle import ModelBundle
 
 UNLIMITED_BYTES = 2**60
@@ -195,11 +196,3 @@ def segmentation_gib(
     if n_views > 1:
         steady += 4 * nets[0].n_labels * plane
     return PROGRAM_GIB + (steady + fleeting) / 2**30
-
-
-def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor says that it computes in bfloat16."""
-    try:
-        return "avx512_bf16" in cpuinfo.read_text()
-    except OSError:  # another system than Linux
-        return False

@@ -17,7 +17,7 @@ from brainseg_bids.machine import cpu_has_bf16
 from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.bundle import ModelBundle, write_bundle
 from brainseg_bids.nets.spec import NetSpec
-from brainseg_bids.resources import Footprint, cpu_has_bf16, segmentation_gib
+from brainseg_bids.resources import Footprint, segmentation_gib
 from brainseg_bids.stages import models
 from brainseg_bids.volumes import write_volume
 from tests.fakes import dataset
