@@ -168,7 +168,7 @@ def asked(job, option):
 
 
 def test_memory_follows_the_largest_image_and_the_network(study, monkeypatch):
-    monkeypatch.setattr("brainseg_bids.cli.stages._check_network", lambda bundle: None)
+    monkeypatch.setattr("brainseg_bids.stages.models._check_network", lambda bundle: None)
     unknown = jobs_of(written(study))[0]  # a bundle that does not say what network it holds
     assert asked(unknown, "mem") == "6144M"
     assert "--mem 5632M" in unknown  # the app plans with less than the job has
