@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.bids.inputs import label_fault
+from brainseg_bids.bids.inputs import label_error
 from brainseg_bids.bids.label_codes import find_label_table
 from brainseg_bids.bids.names import Scan
 from brainseg_bids.training.targets import SOURCE
@@ -100,7 +100,7 @@ def _without_refused(paths: Iterable[Path], folder: Path) -> list[Path]:
     for path in paths:
         first = path.relative_to(folder).parts[0]
         label = first.removeprefix("sub-") if path.parent != folder else _label_of(path)
-        if not (fault := label_fault(folder, label)):
+        if not (fault := label_error(folder, label)):
             kept.append(path)
         elif label not in named:
             log.warning("%s It is left out.", fault)

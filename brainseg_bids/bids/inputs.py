@@ -5,13 +5,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from brainseg_bids.bids.filters import Filter, log_ignored, make_filters
 from brainseg_bids.bids.ignore import BidsIgnore
 from brainseg_bids.bids.index import open_index
-from brainseg_bids.bids.names import STRUCTURAL, OutputNames, Scan, bare, clean_label, is_label
+from brainseg_bids.bids.names import (
+    STRUCTURAL,
+    OutputNames,
+    Scan,
+    clean_label,
+    is_label,
+    without_extension,
+)
 from brainseg_bids.documents import Text, read_json
 from brainseg_bids.pointers import fetch_all, why_unfetched
 from brainseg_bids.volumes import InputError, check_present
@@ -32,13 +39,13 @@ class Subject:
         Without ``sub-``.
     scans : tuple of Scan
         Images that can be taken, sorted by name.
-    faults : dict of str to str
+    errors : dict of str to str
         For images that cannot: how messages call them, and the one line that says why.
     """
 
     label: str
     scans: tuple[Scan, ...]
-    faults: dict[str, str]
+    errors: dict[str, str]
 
 
 def find_participants(bids_dir: Path, wanted: Iterable[str] = ()) -> list[str]:
@@ -126,54 +133,89 @@ def find_subjects(
     InputError
         If a filter cannot be used, or leaves no image at all.
     """
-    labels, sessions = list(labels), list(sessions)
-    asked = list(contrasts)
-    suffixes = asked or list(usual)
+    labels = list(labels)
+    suffixes = list(contrasts) or list(usual)
     by_suffix = make_filters(filters or {}, suffixes)
     log_ignored(filters or {}, suffixes)
-    refused = {label: fault for label in labels if (fault := label_fault(bids_dir, label))}
-    paths: dict[str, set[Path]] = {label: set() for label in labels if label not in refused}
+    refused = {label: error for label in labels if (error := label_error(bids_dir, label))}
+    paths: dict[str, list[Path]] = {label: [] for label in labels if label not in refused}
     layout = open_index(
         bids_dir, paths, datatypes=_datatypes(by_suffix.values()), database_dir=database_dir
     )
-    ignore, ignored, missed = BidsIgnore.read(bids_dir), [], []
+    root = bids_dir.absolute()
+    chosen = _Chosen(root, BidsIgnore.read(bids_dir), anything=bool(contrasts))
     for suffix, own in by_suffix.items():
-        left_out: list[Scan] = []
-        n_found = 0
-        for scan in _offered(layout, suffix, own, bids_dir.absolute(), sessions):
-            inside = scan.path.relative_to(bids_dir.absolute())
-            owner = inside.parts[0].removeprefix("sub-")
-            if owner not in paths or not (asked or _is_picture(scan, own)):
-                continue
-            # A suffix of the user's own can only be in a valid dataset if it is ignored.
-            if suffix in STRUCTURAL and ignore.matches(inside):
-                ignored.append(scan.path.name)
-            elif own.passes(scan):
-                paths[owner].add(scan.path)
-                n_found += 1
-            else:
-                left_out.append(scan)
-        if left_out and not n_found:
-            missed.append(f"--bids-filter-file: no {suffix} image fits: {own.missed(left_out)}.")
-    if ignored:
-        log.info(
-            "%s/.bidsignore: %d images that it names are left out, e.g. %s",
-            bids_dir, len(ignored), min(ignored),
-        )  # fmt: skip
-    if missed and not any(paths.values()):
-        raise InputError(" ".join([*missed, "Correct it."]))
-    for note in missed:
-        log.warning("%s", note)
+        chosen.choose(suffix, own, _offered(layout, suffix, own, root, list(sessions)), paths)
+    chosen.report(any_left=any(paths.values()))
     subjects = [
         Subject(label, (), {f"sub-{label}": refused[label]})
         if label in refused
-        else _subject(label, sorted(paths[label]), bids_dir.absolute())
+        else _subject(label, sorted(set(paths[label])), root)
         for label in labels
     ]
-    if sum(len(subject.faults) for subject in subjects) > 1:
-        for command in fetch_all(sorted(set().union(*paths.values()))):
+    if sum(len(subject.errors) for subject in subjects) > 1:
+        for command in fetch_all(sorted(path for own in paths.values() for path in own)):
             log.warning("to fetch all images that are not here: %s", command)
     return subjects
+
+
+@dataclass
+class _Chosen:
+    """What becomes of the images that BIDS offers.
+
+    Parameters
+    ----------
+    root : Path
+    ignore : BidsIgnore
+    anything : bool
+        Whether parts of images and phase are taken, too.
+    """
+
+    root: Path
+    ignore: BidsIgnore
+    anything: bool
+    ignored: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+
+    def choose(
+        self, suffix: str, own: Filter, scans: Iterable[Scan], paths: dict[str, list[Path]]
+    ) -> None:
+        """Put images of one suffix behind their participants' labels in ``paths``."""
+        unfit: list[Scan] = []
+        any_fits = False
+        for scan in scans:
+            inside = scan.path.relative_to(self.root)
+            owner = inside.parts[0].removeprefix("sub-")
+            if owner not in paths or not (self.anything or _is_picture(scan, own)):
+                continue
+            # A suffix of the user's own can only be in a valid dataset if it is ignored.
+            if suffix in STRUCTURAL and self.ignore.matches(inside):
+                self.ignored.append(scan.path.name)
+            elif own.passes(scan):
+                paths[owner].append(scan.path)
+                any_fits = True
+            else:
+                unfit.append(scan)
+        if unfit and not any_fits:
+            self.missed.append(f"--bids-filter-file: no {suffix} image fits: {own.missed(unfit)}.")
+
+    def report(self, *, any_left: bool) -> None:
+        """Say what was left out.
+
+        Raises
+        ------
+        InputError
+            If filters leave no image at all.
+        """
+        if self.ignored:
+            log.info(
+                "%s/.bidsignore: %d images that it names are left out, e.g. %s",
+                self.root, len(self.ignored), min(self.ignored),
+            )  # fmt: skip
+        if self.missed and not any_left:
+            raise InputError(" ".join([*self.missed, "Correct it."]))
+        for line in self.missed:
+            log.warning("%s", line)
 
 
 def _offered(
@@ -183,14 +225,14 @@ def _offered(
 
     One question for everyone: one for each of 1000 participants takes four minutes.
     """
-    given = {"extension": list(own.extensions)}
+    query = {"suffix": suffix, "extension": list(own.extensions)}
     if own.datatypes is not None:
-        given["datatype"] = list(own.datatypes)
-    for found in layout.get(suffix=suffix, return_type="filename", **given):
-        scan = Scan.from_path(found)
+        query["datatype"] = list(own.datatypes)
+    for path in layout.get(return_type="filename", **query):
+        scan = Scan.from_path(path)
         # Where the two differ, it is told, whichever of them was asked for.
-        said = {scan.session, _session_folder(scan.path.relative_to(root))}
-        if not sessions or said & set(sessions):
+        given = {scan.session, _session_folder(scan.path.relative_to(root))}
+        if not sessions or given & set(sessions):
             yield scan
 
 
@@ -207,7 +249,7 @@ def _is_picture(scan: Scan, own: Filter) -> bool:
     return not parts and not phase
 
 
-def label_fault(bids_dir: Path, label: str) -> str:
+def label_error(bids_dir: Path, label: str) -> str:
     """Why a participant's folder cannot be taken, or nothing."""
     if is_label(label):
         return ""
@@ -218,10 +260,10 @@ def label_fault(bids_dir: Path, label: str) -> str:
     )
 
 
-def name_fault(scan: Scan, label: str, inside: Path) -> str:
+def name_error(scan: Scan, label: str, inside: Path) -> str:
     """Why a name cannot be taken, or nothing: no BIDS name, or one that its folder contradicts."""
     path = scan.path
-    *pairs, _ = bare(path).split("_")
+    *pairs, _ = without_extension(path).split("_")
     for pair in pairs:
         key, dash, value = pair.partition("-")
         if not dash or not is_label(value):
@@ -235,8 +277,8 @@ def name_fault(scan: Scan, label: str, inside: Path) -> str:
     for key, folder in says.items():
         own = scan.entities.get(key)
         if folder is not None and own != folder:
-            said = f"{key}-{own}" if own else f"no {key}-"
-            return f"{path}: the name says {said}, the folder {key}-{folder}. Rename one of them."
+            named = f"{key}-{own}" if own else f"no {key}-"
+            return f"{path}: the name says {named}, the folder {key}-{folder}. Rename one of them."
     return ""
 
 
@@ -246,36 +288,38 @@ def _session_folder(inside: Path) -> str | None:
     return names[0].removeprefix("ses-") if names else None
 
 
-def _subject(label: str, paths: list[Path], bids_dir: Path) -> Subject:
+def _subject(label: str, paths: list[Path], root: Path) -> Subject:
     """Check what can be told from names and sizes; the rest shows when an image is read."""
-    scans, faults = [], {}
+    scans, errors = [], {}
     owners: dict[Path, Scan] = {}
     for path in paths:
         scan = Scan.from_path(path)
-        title = scan.title
-        if fault := name_fault(scan, label, path.relative_to(bids_dir)):
-            faults[title] = fault
+        error = name_error(scan, label, path.relative_to(root))
+        if error:
+            errors[scan.title] = error
             continue
         output = OutputNames.of(scan).labels
-        if output in owners:
-            other = owners[output].path.name
-            faults[f"{title} ({path.name})"] = (
-                f"{path}: it and {other} would both become {output.name}. "
+        owner = owners.setdefault(output, scan)
+        if owner is not scan:
+            errors[f"{scan.title} ({path.name})"] = (
+                f"{path}: it and {owner.path.name} would both become {output.name}. "
                 "Keep one of them, or choose with --bids-filter-file."
             )
-            continue
-        owners[output] = scan
-        try:
-            unfetched = why_unfetched(path)
-            if unfetched:
-                faults[title] = unfetched
-                continue
-            check_present(path)
-        except InputError as error:
-            faults[title] = str(error)
-            continue
-        except OSError as error:
-            faults[title] = f"{path}: cannot be read ({error.strerror}). Check its permissions."
-            continue
-        scans.append(scan)
-    return Subject(label, tuple(scans), faults)
+        elif error := _content_error(path):
+            errors[scan.title] = error
+        else:
+            scans.append(scan)
+    return Subject(label, tuple(scans), errors)
+
+
+def _content_error(path: Path) -> str:
+    """Why an image cannot be read, as far as its size tells, or nothing."""
+    try:
+        if unfetched := why_unfetched(path):
+            return unfetched
+        check_present(path)
+    except InputError as error:
+        return str(error)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror}). Check its permissions."
+    return ""

@@ -55,7 +55,7 @@ class Scan:
         ('T2w', {'sub': '01', 'ses': 'A', 'run': '2'})
         """
         path = Path(path)
-        *pairs, suffix = bare(path).split("_")
+        *pairs, suffix = without_extension(path).split("_")
         entities = dict(pair.split("-", 1) for pair in pairs if "-" in pair)
         return cls(path, entities, suffix)
 
@@ -76,7 +76,7 @@ class Scan:
         >>> Scan.from_path("sub-01_ses-A_run-2_T2w.nii.gz").title
         'sub-01 ses-A run-2 T2w'
         """
-        return bare(self.path).replace("_", " ")
+        return without_extension(self.path).replace("_", " ")
 
 
 def stem(scan: Scan, **extra: str) -> str:
@@ -120,7 +120,7 @@ def folder(scan: Scan) -> Path:
     return Path(f"sub-{scan.subject}", *session, "anat")
 
 
-def bare(path: Path) -> str:
+def without_extension(path: Path) -> str:
     """Name of an image without its extension."""
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
@@ -137,6 +137,20 @@ def is_label(text: str) -> bool:
 def clean_label(text: str) -> str:
     """The letters, digits and pluses of a text."""
     return re.sub(r"[^0-9A-Za-z+]", "", text)
+
+
+def output_file(scan: Scan, end: str, **extra: str) -> Path:
+    """A file of results, below the derivative's root; ``extra`` as of `stem`.
+
+    >>> output_file(Scan.from_path("sub-01_T1w.nii.gz"), "mask.nii.gz", desc="brain").as_posix()
+    'sub-01/anat/sub-01_desc-brain_mask.nii.gz'
+    """
+    return folder(scan) / f"{stem(scan, **extra)}_{end}"
+
+
+def figure_file(scan: Scan, end: str, **extra: str) -> Path:
+    """A figure of the participant's page; as `output_file`."""
+    return Path(f"sub-{scan.subject}", "figures", f"{stem(scan, **extra)}_{end}")
 
 
 @dataclass(frozen=True)
@@ -158,16 +172,15 @@ class OutputNames:
         >>> OutputNames.of(Scan.from_path("sub-01_T1w.nii.gz")).volumes.as_posix()
         'sub-01/anat/sub-01_seg-brainseg_desc-volumes_morph.tsv'
         """
-        home = folder(scan)
-        segmented = stem(scan, seg="brainseg")
+        seg = "brainseg"
         return cls(
-            labels=home / f"{segmented}_dseg.nii.gz",
-            tissue=home / f"{stem(scan, seg='tissue')}_dseg.nii.gz",
-            mask=home / f"{stem(scan, desc='brain')}_mask.nii.gz",
-            volumes=home / f"{stem(scan, seg='brainseg', desc='volumes')}_morph.tsv",
-            probseg=home / f"{segmented}_probseg.nii.gz",
-            entropy=home / f"{stem(scan, seg='brainseg', desc='entropy')}_probseg.nii.gz",
-            figure=Path(f"sub-{scan.subject}", "figures", f"{segmented}_dseg.png"),
+            labels=output_file(scan, "dseg.nii.gz", seg=seg),
+            tissue=output_file(scan, "dseg.nii.gz", seg="tissue"),
+            mask=output_file(scan, "mask.nii.gz", desc="brain"),
+            volumes=output_file(scan, "morph.tsv", seg=seg, desc="volumes"),
+            probseg=output_file(scan, "probseg.nii.gz", seg=seg),
+            entropy=output_file(scan, "probseg.nii.gz", seg=seg, desc="entropy"),
+            figure=figure_file(scan, "dseg.png", seg=seg),
         )
 
 
@@ -190,42 +203,33 @@ class ToolNames:
         >>> ToolNames.of(Scan.from_path("sub-01_T1w.nii.gz"), "charm").labels.as_posix()
         'sub-01/anat/sub-01_seg-charm_dseg.nii.gz'
         """
-        home, top = folder(scan), stem(scan, seg=tool, desc=TOP)
         return cls(
-            labels=home / f"{stem(scan, seg=tool)}_dseg.nii.gz",
-            top_codes=home / f"{top}_dseg.nii.gz",
-            top_weights=home / f"{top}_probseg.nii.gz",
+            labels=output_file(scan, "dseg.nii.gz", seg=tool),
+            top_codes=output_file(scan, "dseg.nii.gz", seg=tool, desc=TOP),
+            top_weights=output_file(scan, "probseg.nii.gz", seg=tool, desc=TOP),
         )
 
 
 @dataclass(frozen=True)
-class HeadNames:
+class HeadNames(ToolNames):
     """Where the merged head labels of a scan go, below the derivative's root. All `Path`."""
 
-    labels: Path
-    top_codes: Path
-    top_weights: Path
     volumes: Path
     merge: Path
     figure: Path
 
     @classmethod
-    def of(cls, scan: Scan) -> HeadNames:
+    def of(cls, scan: Scan, tool: str = "fullhead") -> HeadNames:
         """Names for one scan.
 
         >>> HeadNames.of(Scan.from_path("sub-01_T1w.nii.gz")).merge.as_posix()
         'sub-01/anat/sub-01_seg-fullhead_desc-merge_morph.tsv'
         """
-        home, merged = folder(scan), ToolNames.of(scan, "fullhead")
         return cls(
-            labels=merged.labels,
-            top_codes=merged.top_codes,
-            top_weights=merged.top_weights,
-            volumes=home / f"{stem(scan, seg='fullhead', desc='volumes')}_morph.tsv",
-            merge=home / f"{stem(scan, seg='fullhead', desc='merge')}_morph.tsv",
-            figure=Path(
-                f"sub-{scan.subject}", "figures", f"{stem(scan, seg='fullhead')}_dseg.png"
-            ),
+            **vars(ToolNames.of(scan, tool)),
+            volumes=output_file(scan, "morph.tsv", seg=tool, desc="volumes"),
+            merge=output_file(scan, "morph.tsv", seg=tool, desc="merge"),
+            figure=figure_file(scan, "dseg.png", seg=tool),
         )
 
 
@@ -243,17 +247,16 @@ class ContrastNames:
         >>> ContrastNames.of(Scan.from_path("sub-01_T2w.nii.gz"), "brainseg").statistics.as_posix()
         'sub-01/anat/sub-01_space-T2w_seg-brainseg_desc-contrast_morph.tsv'
         """
-        own = stem(scan, seg=labels, desc="contrast")
         return cls(
-            statistics=folder(scan) / f"{own}_morph.tsv",
-            figure=Path(f"sub-{scan.subject}", "figures", f"{own}_morph.png"),
+            statistics=output_file(scan, "morph.tsv", seg=labels, desc="contrast"),
+            figure=figure_file(scan, "morph.png", seg=labels, desc="contrast"),
         )
 
 
-def finer_name(path: Path, resolution: str) -> Path:
+def upsampled_name(path: Path, resolution: str) -> Path:
     """Name of a segmentation at another voxel size; BIDS wants ``res-`` behind ``seg-``.
 
-    >>> finer_name(Path("sub-01_seg-fullhead_dseg.nii.gz"), "0p5mm").name
+    >>> upsampled_name(Path("sub-01_seg-fullhead_dseg.nii.gz"), "0p5mm").name
     'sub-01_seg-fullhead_res-0p5mm_dseg.nii.gz'
     """
     return path.with_name(path.name.replace("_dseg.", f"_res-{resolution}_dseg."))

@@ -18,7 +18,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from brainseg_bids import __version__
-from brainseg_bids.bids.inputs import find_participants, label_fault
+from brainseg_bids.bids.inputs import find_participants, label_error
 from brainseg_bids.documents import InputError
 from brainseg_bids.exit_codes import SAVED
 from brainseg_bids.hpc.command import Launch, bash_lines, job_flags
@@ -128,12 +128,12 @@ def refused_labels(settings: Settings) -> list[str]:
     if settings.analysis_level != "participant":
         return []
     labels = find_participants(settings.bids_dir, settings.participant_label)
-    return [fault for label in labels if (fault := label_fault(settings.bids_dir, label))]
+    return [fault for label in labels if (fault := label_error(settings.bids_dir, label))]
 
 
 def _participants_script(settings: Settings, profile: Profile) -> str:
     labels = find_participants(settings.bids_dir, settings.participant_label)
-    labels = [label for label in labels if not label_fault(settings.bids_dir, label)]
+    labels = [label for label in labels if not label_error(settings.bids_dir, label)]
     if not labels:
         raise InputError(f"{settings.bids_dir}: no participant has a BIDS label. Rename them.")
     jobs = [

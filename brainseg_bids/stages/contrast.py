@@ -201,7 +201,7 @@ def plan_contrast(
 
     Images whose labels could not be made (``excluded``: their titles) are passed over.
     """
-    plans, faults = [], dict(subject.faults)
+    plans, faults = [], dict(subject.errors)
     for scan in subject.scans:
         title = f"{scan.title} contrast"
         try:

@@ -293,7 +293,7 @@ def plan_headlabels(
     A tool's labels are reused if they were made from the same input; the user's own results of a
     tool are taken where they are found. The merge is made again if any source of it is.
     """
-    plans, faults = [], dict(subject.faults)
+    plans, faults = [], dict(subject.errors)
     for scan in subject.scans:
         title = f"{scan.title} head labels"
         try:

@@ -155,7 +155,7 @@ def plan_segment(
     Results are reused if every output and its JSON are there, and each JSON names the same
     input (by size and SHA-256), model digests, flips and version of this package.
     """
-    plans, faults = [], dict(subject.faults)
+    plans, faults = [], dict(subject.errors)
     for scan in subject.scans:
         names = OutputNames.of(scan)
         fields = ["labels", "tissue", "mask", "volumes", "figure"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from brainseg_bids import __version__
-from brainseg_bids.bids.names import TOP, Scan, finer_name, sidecar
+from brainseg_bids.bids.names import TOP, Scan, sidecar, upsampled_name
 from brainseg_bids.documents import InputError, Items
 from brainseg_bids.options import VOXEL_SIZE, OptionGroup, above_zero, option, voxel_size_mm
 from brainseg_bids.stages.base import (
@@ -210,7 +210,7 @@ def finer_outputs(labels: Path, output_dir: Path) -> dict[str, Path]:
 def _plan_map(scan: Scan, output_dir: Path, target: Target, memory_gb: float) -> UpsampleJob:
     from brainseg_bids.volumes import read_grid  # late: nibabel
 
-    labels = finer_name(scan.path, target.resolution)
+    labels = upsampled_name(scan.path, target.resolution)
     outputs = finer_outputs(labels, output_dir)
     provenance = {
         "BrainsegVersion": __version__,

@@ -9,7 +9,7 @@ from brainseg_bids.bids.inputs import (
     dataset_notes,
     find_participants,
     find_subjects,
-    label_fault,
+    label_error,
 )
 from brainseg_bids.bids.names import OutputNames
 from brainseg_bids.volumes import InputError
@@ -68,7 +68,7 @@ def test_an_image_that_is_not_fetched_is_a_fault_with_the_remedy(dataset):
     image.symlink_to("../../.git/annex/objects/aa/bb/MD5E-s1--x.nii.gz")
     (subject,) = find_subjects(dataset, ["01"])
     assert titles([subject]) == ["sub-01 T1w"]
-    assert "Fetch it with: " in subject.faults["sub-01 T2w"]
+    assert "Fetch it with: " in subject.errors["sub-01 T2w"]
 
 
 @pytest.mark.input(
@@ -81,7 +81,7 @@ def test_an_entity_that_bids_does_not_know_keeps_outputs_apart(tmp_path):
     names = ("sub-01_T1w", "sub-01_loc-head_T1w", "sub-01_loc-neck_T1w", "sub-01_mod-x_T1w")
     (subject,) = find_subjects(write_dataset(tmp_path / "data", *names), ["01"])
     assert len({OutputNames.of(scan).labels for scan in subject.scans}) == len(names)
-    assert subject.faults == {}
+    assert subject.errors == {}
 
 
 @pytest.mark.input(
@@ -94,7 +94,7 @@ def test_an_unknown_entity_that_meets_another_name_is_a_fault(tmp_path):
     names = ("sub-01_acq-lochead_T1w", "sub-01_loc-head_T1w")
     (subject,) = find_subjects(write_dataset(tmp_path / "data", *names), ["01"])
     assert titles([subject]) == ["sub-01 acq-lochead T1w"]
-    assert "sub-01_acq-lochead_T1w.nii.gz would both" in next(iter(subject.faults.values()))
+    assert "sub-01_acq-lochead_T1w.nii.gz would both" in next(iter(subject.errors.values()))
 
 
 IGNORED = [
@@ -172,7 +172,7 @@ def test_two_files_for_one_image_are_a_fault(dataset):
     (anat / "sub-010_FLAIR.nii").write_bytes(b"x" * 2000)
     (subject,) = find_subjects(dataset, ["010"])
     assert len(subject.scans) == 1
-    assert "would both become" in next(iter(subject.faults.values()))
+    assert "would both become" in next(iter(subject.errors.values()))
 
 
 def test_a_name_that_belongs_to_another_participant_is_a_fault(dataset):
@@ -180,7 +180,7 @@ def test_a_name_that_belongs_to_another_participant_is_a_fault(dataset):
     (anat / "sub-010_FLAIR.nii.gz").rename(anat / "sub-01_FLAIR.nii.gz")
     (subject,) = find_subjects(dataset, ["010"])
     assert not subject.scans
-    assert "Rename" in next(iter(subject.faults.values()))
+    assert "Rename" in next(iter(subject.errors.values()))
 
 
 def test_a_missing_or_poor_description_is_noted(dataset):
@@ -218,18 +218,18 @@ def test_a_label_that_is_none_is_one_refusal_and_the_others_go_on(dataset, label
     assert label in labels
     found = find_subjects(dataset, labels)
     assert titles(found)[:2] == ["sub-01 T1w", "sub-01 T2w"]
-    (refused,) = [subject for subject in found if subject.faults]
+    (refused,) = [subject for subject in found if subject.errors]
     assert (refused.label, refused.scans) == (label, ())
-    (line,) = refused.faults.values()
+    (line,) = refused.errors.values()
     assert f"sub-{label}: " in line
     assert "Rename" in line
-    assert label_fault(dataset, label) == line
+    assert label_error(dataset, label) == line
 
 
 def test_participants_without_a_label_alone_are_refused_too(tmp_path):
     write_image(tmp_path / "sub-A_1" / "anat" / "sub-A_1_T1w.nii.gz")
     (subject,) = find_subjects(tmp_path, ["A_1"])
-    assert "no BIDS label" in subject.faults["sub-A_1"]
+    assert "no BIDS label" in subject.errors["sub-A_1"]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_a_name_that_is_none_or_that_its_folder_contradicts_is_a_fault(
     write_image(tmp_path / "sub-07" / "anat" / "sub-07_T2w.nii.gz")
     (subject,) = find_subjects(tmp_path, ["07"])
     assert titles([subject]) == ["sub-07 T2w"]
-    (line,) = subject.faults.values()
+    (line,) = subject.errors.values()
     assert named in line
     assert "Rename" in line
 
@@ -288,7 +288,7 @@ def test_a_contradicting_session_is_told_whichever_session_is_asked_for(tmp_path
     write_image(tmp_path / "sub-07" / "ses-1" / "anat" / "sub-07_ses-2_T1w.nii.gz")
     for session in ("1", "2"):
         (subject,) = find_subjects(tmp_path, ["07"], sessions=[session])
-        assert "says ses-2" in next(iter(subject.faults.values()))
+        assert "says ses-2" in next(iter(subject.errors.values()))
 
 
 def test_a_session_in_the_name_alone_is_no_contradiction(tmp_path):

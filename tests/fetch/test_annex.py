@@ -124,11 +124,11 @@ def test_what_is_not_here_is_told_before_work_and_the_others_go_on(origin, tmp_p
     first, second = find_subjects(dest, ["01", "02"])
     logging.getLogger("brainseg").removeHandler(told)
     assert [scan.title for scan in first.scans] == ["sub-01 T1w"]
-    assert sorted(second.faults) == ["sub-02 T1w", "sub-02 T2w"]
+    assert sorted(second.errors) == ["sub-02 T1w", "sub-02 T2w"]
     (line,) = [record.getMessage() for record in told.buffer]
     command = line.partition("to fetch all images that are not here: ")[2]
     subprocess.run(command, shell=True, check=True, cwd="/", capture_output=True)
-    assert [subject.faults for subject in find_subjects(dest, ["01", "02"])] == [{}, {}]
+    assert [subject.errors for subject in find_subjects(dest, ["01", "02"])] == [{}, {}]
 
 
 def test_unlocked_files_are_pointers_too(origin, tmp_path):
