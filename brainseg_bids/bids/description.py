@@ -216,16 +216,16 @@ def json_text(content: dict) -> str:
     >>> json_text({"Name": "x", "License": None, "Dice": [float("nan")]})
     '{\\n  "Name": "x",\\n  "Dice": [\\n    null\\n  ]\\n}\\n'
     """
-    content = {key: _finite(value) for key, value in content.items() if value is not None}
+    content = {key: finite(value) for key, value in content.items() if value is not None}
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _finite(value):
-    """The same with null for each number that is none."""
+def finite(value):
+    """The same with None for each number that is none: JSON has no NaN."""
     if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -67,7 +67,8 @@ def write_real(settings: Settings, training: Path) -> Path | None:
 
 
 def _of_reference(name: str, root: Path, bids_dir: Path, training: Path) -> list[dict]:
-    from brainseg_bids.interfaces.raters import find_adapter, read_rating  # late: nipype's tools
+    from brainseg_bids.interfaces.raters import find_adapter  # late: nipype's tools
+    from brainseg_bids.interfaces.ratings import read_rating
 
     adapter = find_adapter(name)
     cases, notes = find_cases(adapter, root)

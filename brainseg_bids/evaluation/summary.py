@@ -375,3 +375,17 @@ def tables(
         "missing": find_missing(rows, references=references, raters=raters),
     }
     return {name: [line.row() for line in lines] for name, lines in results.items()}
+
+
+def common_structures(rows: Sequence[Row], sideless: Collection[str]) -> set[str] | None:
+    """Structures to average over beside raters without sides; None: single labels.
+
+    A rater without sides has ``Thalamus`` as a label, one with sides as a group of two.
+    """
+    every: dict[str, set[str]] = {}
+    merged: set[str] = set()
+    for row in rows:
+        every.setdefault(row["rater"], set()).add(row["name"])
+        if row["rater"] in sideless and row["index"] is not None:
+            merged.add(row["name"])
+    return set.intersection(merged, *every.values()) if merged else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 from pathlib import Path
 
@@ -19,10 +18,12 @@ from nipype.interfaces.base import (
 )
 
 from brainseg_bids import __version__
+from brainseg_bids.bids.description import finite
 from brainseg_bids.evaluation.agreement import compare
 from brainseg_bids.evaluation.protocols import comparison
 from brainseg_bids.evaluation.ratings import Rating
-from brainseg_bids.interfaces.raters import find_adapter, read_rating
+from brainseg_bids.interfaces.raters import find_adapter
+from brainseg_bids.interfaces.ratings import read_rating, read_ratings
 from brainseg_bids.volumes import InputError, read_again, voxel_hash
 
 
@@ -58,10 +59,16 @@ class CompareRaters(SimpleInterface):
         facts: dict = {"Compared": {}, "Known": {}, "Notes": [], "Faults": {}}
         if not reference.labels.voxels.any():
             facts["Notes"].append(f"{self.inputs.labels}: this reference is empty.")
-        ratings = self._read(reference, facts)
-        for name in ratings:
+        given = (self.inputs.raters, self.inputs.who, self.inputs.maps)
+        maps = {
+            name: (labels, find_adapter(who)) for name, who, labels in zip(*given, strict=True)
+        }
+        read = read_ratings(maps, reference.labels.grid, self.inputs.on_other_grid)
+        facts["Faults"] |= read.faults
+        facts["Notes"] += read.notes
+        for name in read.ratings:
             try:
-                self._compare(reference, ratings, name, facts)
+                self._compare(reference, read.ratings, name, facts)
             except ValueError as error:
                 facts["Faults"][name] = str(error)
         facts["Notes"] = list(dict.fromkeys(facts["Notes"]))
@@ -70,27 +77,9 @@ class CompareRaters(SimpleInterface):
             "Asked": dict(self.inputs.asked or {}),
             "Seconds": round(time.monotonic() - began_s, 2),
         }
-        path.write_text(json.dumps(facts, allow_nan=False), encoding="utf-8")
+        path.write_text(json.dumps(finite(facts), allow_nan=False), encoding="utf-8")
         self._results["facts"] = str(path)
         return runtime
-
-    def _read(self, reference: Rating, facts: dict) -> dict[str, Rating]:
-        """What each rater says, on the reference's grid; what cannot be read is a fault."""
-        given = (self.inputs.raters, self.inputs.who, self.inputs.maps)
-        ratings = {}
-        for name, who, labels in zip(*given, strict=True):
-            try:
-                ratings[name], note = read_rating(
-                    labels,
-                    find_adapter(who),
-                    grid=reference.labels.grid,
-                    on_other_grid=self.inputs.on_other_grid,
-                )
-            except ValueError as error:
-                facts["Faults"][name] = str(error)
-                continue
-            facts["Notes"] += [note] if note else []
-        return ratings
 
     def _compare(
         self, reference: Rating, ratings: dict[str, Rating], name: str, facts: dict
@@ -114,7 +103,7 @@ class CompareRaters(SimpleInterface):
         )
         facts["Notes"] += judged.notes
         facts["Known"][name] = [*(one.name for one in judged.prediction.table), *judged.groups]
-        facts["Compared"][name] = [_plain(one.row()) for one in agreements]
+        facts["Compared"][name] = [one.row() for one in agreements]
 
     def _hashes(self, reference: Rating) -> list[str]:
         """Of the image and of the reference's labels, as a model may have seen them."""
@@ -123,11 +112,3 @@ class CompareRaters(SimpleInterface):
             with contextlib.suppress(InputError):  # the image is needed for this alone
                 hashes.append(voxel_hash(*read_again(self.inputs.image)))
         return hashes
-
-
-def _plain(row: dict) -> dict:
-    """NaN as None: JSON has none."""
-    return {
-        key: None if isinstance(value, float) and math.isnan(value) else value
-        for key, value in row.items()
-    }

@@ -1,49 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raters: label maps of anybody, found and read into common labels.
+"""Raters: people, programs and models that have labelled images; where their maps are.
 
-`find_adapter` says how a rater is read, `find_rated` finds its maps of a reference's images,
-`read_rating` reads one. What of two can be judged says `evaluation.protocols`.
+`find_adapter` says how a rater is read, `find_rated` finds its maps of a reference's images, and
+`named_by_models` says what tables call it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from brainseg_bids.anatomy.grid import Grid
-from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.anatomy.labels import Label, LabelTable, UnknownLabelError
 from brainseg_bids.bids.adapters import Adapter, packaged_adapters, read_adapter
-from brainseg_bids.bids.label_codes import (
-    common_labels,
-    crosswalk_labels,
-    find_label_table,
-    read_names,
-)
+from brainseg_bids.bids.label_codes import crosswalk_labels
 from brainseg_bids.bids.matching import match_cases, partners
-from brainseg_bids.bids.names import Scan
+from brainseg_bids.bids.names import Scan, sidecar
 from brainseg_bids.bids.references import Case, find_cases, scan_of
-from brainseg_bids.evaluation.ratings import (
-    LARGEST_CODE,
-    Rating,
-    Targets,
-    merge_sides,
-    reoriented,
-    resampled,
-    translate,
-)
+from brainseg_bids.documents import InputError, read_json
 from brainseg_bids.interfaces.tools import find_existing, find_tool, tool_names
-from brainseg_bids.volumes import InputError, read_label_map, voxel_hash
+from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 
-ON_OTHER_GRID = ("resample", "refuse")
 
-# ---- who
+@dataclass(frozen=True)
+class Rater:
+    """Somebody who labelled images: this app, another tool, a person.
+
+    Parameters
+    ----------
+    name : str
+        As tables call it.
+    who : str
+        What its adapter is found by.
+    root : Path
+    adapter : Adapter
+    """
+
+    name: str
+    who: str
+    root: Path
+    adapter: Adapter
+
+    @classmethod
+    def of(cls, who: str, root: Path) -> Rater:
+        """From the two sides of NAME=PATH.
+
+        Raises
+        ------
+        InputError
+            If the adapter cannot be used, or the name cannot be part of a file's.
+        """
+        own_file = who.endswith(".toml")
+        name = Path(who).stem if own_file else who
+        if not re.fullmatch(r"[0-9A-Za-z+_.-]+", name):
+            raise InputError(f"{who}: give a name of letters, digits, dots and dashes.")
+        # Steps run in folders of their own.
+        who = str(Path(who).absolute()) if own_file else who
+        return cls(name, who, root, find_adapter(who))
+
+    @property
+    def is_named_by_model(self) -> bool:
+        """Whether it has another name than the user gave it."""
+        return self.name != self.adapter.name
+
+
+# ---- how they are read, and where their maps are
 
 
 def find_adapter(name: str | Path) -> Adapter:
@@ -87,6 +108,7 @@ def find_rated(
     reference: Mapping[str, Case],
     *,
     all_reference_keys: Collection[str] = (),
+    name_extra: bool = True,
 ) -> tuple[dict[str, Case], list[str]]:
     """A rater's maps of the images of a reference.
 
@@ -98,7 +120,9 @@ def find_rated(
         From `find_cases`, or from `tool_cases`.
     all_reference_keys : collection of str
         Keys that the reference has without a choice of participants: labels of these are not
-        said to be without a reference.
+        without a reference.
+    name_extra : bool
+        Whether labels without a reference are noted.
 
     Returns
     -------
@@ -127,7 +151,7 @@ def find_rated(
         extra = [key for key in matching.extra if key not in known]
     if missing:
         notes.append(f"{adapter.name}: no labels of {', '.join(missing)} in {root}.")
-    if extra:
+    if extra and name_extra:
         notes.append(f"{adapter.name}: labels without a reference: {', '.join(extra)}.")
     return {
         key: replace(
@@ -216,158 +240,104 @@ def _names_all(labels: Path, root: str | Path, scan: Scan) -> bool:
     return all(f"{k}-{v}" in parts for k, v in scan.entities.items() if k != "sub")
 
 
-# ---- reading
+# ---- what they are called, and what they have seen
 
 
-def read_rating(
-    path: str | Path,
-    adapter: Adapter,
-    *,
-    grid: Grid | None = None,
-    on_other_grid: str = "resample",
-) -> tuple[Rating, str]:
-    """Read one label map into the labels that raters have in common.
+def raters_by_name(given: Mapping[str, Path], flag: str) -> dict[str, Rater]:
+    """Raters by name; two of one name are refused."""
+    raters: dict[str, Rater] = {}
+    for who, path in given.items():
+        rater = Rater.of(who, Path(path))
+        if rater.name in raters:
+            raise InputError(f"{flag} {who}: {rater.name} is there already. Rename one of them.")
+        raters[rater.name] = rater
+    return raters
+
+
+def named_by_models(sources: Sequence[Rater], maps: Sequence[Sequence[Path]]) -> dict[str, Rater]:
+    """Raters by what tables call them: the model that made their maps, else NAME of NAME=PATH.
+
+    Whose model is also another's is told apart by NAME, as ``head-1mm_mine``.
 
     Parameters
     ----------
-    path : path
-    adapter : Adapter
-    grid : Grid, optional
-        Of the reference.
-    on_other_grid : {"resample", "refuse"}
-        What to do with a map on another grid than that.
-
-    Returns
-    -------
-    rating : Rating
-    note : str
-        Whether it was resampled and from what, one line; empty if not.
+    sources : sequence of Rater
+    maps : sequence of sequence of Path
+        What is compared of each.
 
     Raises
     ------
     InputError
-        If the file cannot be read, has codes without a meaning, has labels but none in the
-        reference's box, or lies on another grid and that is refused.
-
-    Notes
-    -----
-    The same voxels in another order of axes are the same grid. Resampling takes the label with
-    the largest trilinear weight (`upsample.regrid`).
+        If two have the same model and the same NAME.
     """
-    if on_other_grid not in ON_OTHER_GRID:
-        raise ValueError(f"on_other_grid is one of {', '.join(ON_OTHER_GRID)}")
-    meaning, unknown = _meaning(Path(path), adapter)
-    codes = _read_codes(path, adapter, meaning, unknown)
-    labels, void = translate(codes.voxels, codes.grid, meaning)
-    rating, note = Rating(labels, void, voxel_hash(codes.voxels, codes.grid)), ""
-    if grid is not None and grid.to_ras().is_close(codes.grid.to_ras()):
-        rating = reoriented(rating, grid)
-    elif grid is not None:
-        _check_place(path, rating, grid)
-        if on_other_grid == "refuse":
+    wanted = [
+        rater.name if rater.who.endswith(".toml") else models_in(theirs) or rater.name
+        for rater, theirs in zip(sources, maps, strict=True)
+    ]
+    raters: dict[str, Rater] = {}
+    for rater, name in zip(sources, wanted, strict=True):
+        if wanted.count(name) > 1 and name != rater.name:
+            name = f"{name}_{rater.name}"
+        if name in raters:
             raise InputError(
-                f"{path}: lies on another grid ({_size(codes.grid)}) than the reference "
-                f"({_size(grid)}). Resample it, or allow that it is resampled."
+                f"-d {rater.name}={raters[name].root}: {name} is what {rater.root} is called. "
+                "Give it another NAME."
             )
-        note = f"{path}: resampled from {_size(codes.grid)} to {_size(grid)}, label by label."
-        rating = resampled(rating, grid)
-    return (rating if adapter.sides else merge_sides(rating)), note
+        raters[name] = replace(rater, name=name)
+    return raters
 
 
-def _check_place(path: str | Path, rating: Rating, grid: Grid) -> None:
-    """Refuse a map that has labels, but none of them in the reference's box."""
-    labelled = rating.labels.voxels > 0
-    if rating.void is not None:
-        labelled |= rating.void
-    if labelled.any() and not (labelled & grid.covers(rating.labels.grid)).any():
-        where = np.argwhere(labelled).mean(0)
-        affine = rating.labels.grid.affine
-        middle = ", ".join(f"{x:.0f}" for x in affine[:3, :3] @ where + affine[:3, 3])
-        wanted = ", ".join(f"{x:.0f}" for x in grid.center_mm)
-        raise InputError(
-            f"{path}: lies elsewhere than the reference: its labels are around ({middle}) mm, "
-            f"the reference's box around ({wanted}) mm, and they do not meet. Give the map in "
-            "the space of that image, or repair its header."
-        )
+def models_in(maps: Iterable[Path]) -> str:
+    """Names of the models that made some label maps, by their sidecars; those of an ensemble
+    with plus signs between. Empty if a map is not of a model, or there are more than three.
+    """
+    names = set()
+    for path in maps:
+        metadata = metadata_of(path)
+        members = [metadata, *(m for m in metadata.get("Ensemble") or () if isinstance(m, dict))]
+        name = "+".join(dict.fromkeys(str(m.get("ModelName", "")) for m in members))
+        names.add(re.sub(r"[^0-9A-Za-z+_.-]", "-", name))
+    return "" if "" in names or len(names) > 3 else "_and_".join(sorted(names))
 
 
-def meaning_digest(path: str | Path, adapter: Adapter) -> str:
-    """Digest of all that decides how a label map is read, but for the map itself.
+def metadata_of(labels: Path) -> dict:
+    """The JSON beside a label map; empty if there is none."""
+    try:
+        return read_json(sidecar(labels))
+    except InputError:
+        return {}
+
+
+def seen_by(labels: Path, model: str, folders: Iterable[Path] = ()) -> tuple[frozenset[str], str]:
+    """What the model that made a segmentation was trained or fitted on.
 
     Parameters
     ----------
-    path : path
-        Of the label map: the ``dseg.tsv`` that explains a derivative's is looked for beside it.
-    adapter : Adapter
+    labels : Path
+    model : str
+        As ``--model`` names it.
+    folders : iterable of Path
+        Derivatives in which a model of that name may have been trained.
 
     Returns
     -------
-    str
-        SHA-256, hex. If the meaning cannot be had, that of the error, so that it changes once
-        the error is mended.
+    seen : frozenset of str
+        `volumes.voxel_hash` each.
+    why_unknown : str
+        Why that is not known; empty if it is, or if no model made the segmentation.
     """
-    try:
-        meaning, unknown = _meaning(Path(path), adapter)
-    except InputError as error:
-        return hashlib.sha256(str(error).encode(errors="surrogateescape")).hexdigest()
-    decisive = {
-        "meaning": sorted((code, list(targets)) for code, targets in meaning.items()),
-        "unknown": sorted(unknown.items()),
-        "sides": adapter.sides,
-        "evaluable": None if adapter.evaluable is None else list(adapter.evaluable),
-        "unlabelled": list(adapter.unlabelled),
-        "hippocampus_amygdala": adapter.hippocampus_amygdala,
-    }
-    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
-
-
-def _size(grid: Grid) -> str:
-    sizes = " x ".join(f"{size:.3g}" for size in grid.voxel_size_mm)
-    return f"{' x '.join(map(str, grid.shape))} voxels of {sizes} mm"
-
-
-def _meaning(path: Path, adapter: Adapter) -> tuple[dict[int, Targets], dict[int, str]]:
-    """Common targets of the codes of a file, and names that are not known."""
-    labels, unknown = adapter.labels, {}
-    if labels is None:
-        table = find_label_table(path)
-        if table is None:
-            raise InputError(
-                f"{path}: no dseg.tsv beside it or above says what its codes mean. Add one with "
-                "the columns index and name, or give an adapter."
-            )
-        labels, unknown = read_names(table)
-    common = common_labels()
-    return {
-        code: common[targets[0]] if len(targets) == 1 else targets
-        for code, targets in labels.items()
-    }, unknown
-
-
-def _read_codes(
-    path: str | Path, adapter: Adapter, meaning: Mapping[int, Targets], unknown: Mapping[int, str]
-) -> LabelMap:
-    """Label map in the rater's own codes; a code without a meaning is an error."""
-    known = LabelTable(
-        [Label(code, f"code-{code}") for code in meaning if 0 <= code <= LARGEST_CODE],
-        name=adapter.name,
-    )
-    try:
-        return read_label_map(path, known)
-    except UnknownLabelError as error:
-        _, _, listed = str(error).rpartition(": ")
-        used = {code: name for code, name in unknown.items() if f" {code} (" in f" {listed}"}
-        named = [f"{name} ({code})" for code, name in used.items()]
-        if any(code > LARGEST_CODE for code in used):
-            raise InputError(
-                f"{path}: has codes above {LARGEST_CODE}: {', '.join(named)}. Renumber them."
-            ) from error
-        if named:
-            raise InputError(
-                f"{path}: its dseg.tsv has names that table fullhead has not: "
-                f"{', '.join(named)}. Rename them, or give an adapter."
-            ) from error
-        raise InputError(
-            f"{path}: codes that {adapter.name} does not explain: {listed}. Add them to its "
-            "labels, or give another adapter."
-        ) from error
+    metadata = metadata_of(labels)
+    name, digest = str(metadata.get("ModelName", "")), metadata.get("ModelDigest")
+    if not name:
+        return frozenset(), ""
+    trained = [folder / "derivatives" / f"model-{name}" / "bundle" for folder in folders]
+    for candidate in filter(None, (model, name, *(str(path) for path in trained))):
+        try:
+            bundle = ModelBundle.read(find_bundle(candidate))
+        except BundleError:
+            continue
+        if bundle.digest == digest:
+            if bundle.seen is None:
+                return frozenset(), f"model {name} does not say what it was trained on"
+            return bundle.seen, ""
+    return frozenset(), f"model {name} of this digest is not here; give its folder with --model"

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -111,46 +110,24 @@ def find_worst(
     for row in chosen:
         by_name.setdefault(str(row["name"]), []).append(float(row["dice"]))
     usual = {name: float(np.median(values)) for name, values in by_name.items()}
-    found: dict[tuple[str, str], tuple] = {}
+    worst: dict[tuple[str, str], tuple] = {}
     for row in chosen:
         dice, name = float(row["dice"]), str(row["name"])
         image, rater = str(row["image"]), str(row["rater"])
         bad = (dice - usual[name], dice, image, rater, name)
-        found[image, rater] = min(bad, found.get((image, rater), bad))
+        worst[image, rater] = min(bad, worst.get((image, rater), bad))
     return [
         WorstCase(image, rater, name, dice)
-        for _, dice, image, rater, name in sorted(found.values())[:n_cases]
+        for _, dice, image, rater, name in sorted(worst.values())[:n_cases]
     ]
 
 
-def write_evaluation_page(
-    path: Path,
-    *,
-    title: str,
-    rows: Sequence[Row],
-    reference: str,
-    raters: Sequence[str],
-    worst: Sequence[WorstCase],
-    missing: Sequence[Missing],
-    notes: Sequence[SourceNote],
-    methods: str,
-    version: str,
-    leaks: Collection[tuple[str, str]] = (),
-    failures: Sequence[str] = (),
-    tables: Mapping[str, Sequence[Mapping]] | None = None,
-    table: LabelTable | None = None,
-    groups: Mapping[str, Sequence[str]] | None = None,
-    bootstrap: Bootstrap | None = None,
-) -> Path:
-    """Write an evaluation against one reference as a single HTML file, whole or not at all.
-
-    Plots are drawn here and embedded, as are the pictures of the worst cases; the page has no
-    script and asks the network for nothing. Whatever is passed in is escaped.
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a page about one reference is made of.
 
     Parameters
     ----------
-    path : Path
-        HTML file.
     title : str
     rows : sequence of mapping
         See `brainseg_bids.evaluation.scores.read_scores`. Rows of other references are left out.
@@ -174,57 +151,78 @@ def write_evaluation_page(
     tables : mapping of str to sequence of dict, optional
         What `brainseg_bids.evaluation.summary.tables` gave for these rows, so that page and
         files have the same numbers; computed if it is not given.
-    table : LabelTable, optional
-        For colours; by default that of the full head.
-    groups : mapping of str to names, optional
-        Members of structures that are groups of labels, for their colours.
-    bootstrap : Bootstrap, optional
+    bootstrap : Bootstrap
         How the intervals were made, and how they are made if ``tables`` is not given.
+    """
+
+    title: str
+    rows: Sequence[Row]
+    reference: str
+    raters: Sequence[str]
+    worst: Sequence[WorstCase]
+    missing: Sequence[Missing]
+    notes: Sequence[SourceNote]
+    methods: str
+    version: str
+    leaks: Collection[tuple[str, str]] = ()
+    failures: Sequence[str] = ()
+    tables: Mapping[str, Sequence[Mapping]] | None = None
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+
+def write_evaluation_page(path: Path, evidence: Evidence) -> Path:
+    """Write an evaluation against one reference as a single HTML file, whole or not at all.
+
+    Plots are drawn here and embedded, as are the pictures of the worst cases; the page has no
+    script and asks the network for nothing. Whatever is passed in is escaped.
 
     Raises
     ------
     ValueError
-        If rows contradict each other, or are of a rater that is not in ``raters``.
+        If rows contradict each other, or are of a rater that is not in the list.
     """
-    own = [row for row in rows if row["reference"] == reference]
-    if strange := sorted({str(row["rater"]) for row in own} - set(raters)):
+    reference, raters = evidence.reference, evidence.raters
+    own = [row for row in evidence.rows if row["reference"] == reference]
+    with_rows = {str(row["rater"]) for row in own}
+    if strange := sorted(with_rows - set(raters)):
         raise ValueError(f"{path}: rows of rater {', '.join(strange)}, which is not in the list")
-    draws = bootstrap or Bootstrap()
-    found = all_tables(own, bootstrap=draws) if tables is None else tables
+    tables = evidence.tables
+    if tables is None:
+        tables = all_tables(own, bootstrap=evidence.bootstrap)
     scores = next(iter(read_scores(own)), None)
     only = _only_stratum(scores)
     if only:
         scores = replace(scores, strata=("",) * len(scores.images))
-    found = _own_lines(found, reference, only)
+    tables = _own_lines(tables, reference, only)
     names = () if scores is None else scores.names
-    looks = texts.Looks(
+    style = texts.Style(
         raters=tuple(raters),
         metrics=texts.chosen_metrics(() if scores is None else scores.metrics),
-        leaky=frozenset(rater for rater, _ in leaks),
-        swatches=texts.structure_colors(names, table or LabelTable.packaged("fullhead"), groups),
+        leaky=frozenset(rater for rater, _ in evidence.leaks),
+        swatches=texts.structure_colors(names, LabelTable.packaged("fullhead")),
     )
-    subjects = set() if scores is None else set(scores.subjects)
+    methods = re.split(r"\n\s*\n", evidence.methods)
     return render_page(
         path,
         "evaluation.html.j2",
-        title=title,
+        title=evidence.title,
         reference=reference,
         facts=_facts(reference, raters, scores, only),
-        n_subjects=len(subjects),
+        n_subjects=len(set(() if scores is None else scores.subjects)),
         few=FEW,
-        interval=draws.description,
+        interval=evidence.bootstrap.description,
         definition=_definition(own),
-        leaks=_leaks(leaks),
-        failures=list(failures),
-        silent=[rater for rater in raters if rater not in {str(row["rater"]) for row in own}],
-        missing=texts.missing(one.row() for one in missing if one.reference == reference),
-        lone=texts.lone(own, looks),
-        content=_content(found, looks, names),
-        figures=_figures(scores, found, looks, own),
-        worst=_worst(worst, looks),
-        notes=notes,
-        methods=[part.strip() for part in re.split(r"\n\s*\n", methods) if part.strip()],
-        version=version,
+        leaks=_leaks(evidence.leaks),
+        failures=list(evidence.failures),
+        silent=[rater for rater in raters if rater not in with_rows],
+        missing=texts.missing(m.row() for m in evidence.missing if m.reference == reference),
+        lone=texts.lone(own, style),
+        content=_content(tables, style, names),
+        figures=_figures(scores, tables, style, own),
+        worst=_worst(evidence.worst, style),
+        notes=evidence.notes,
+        methods=[part.strip() for part in methods if part.strip()],
+        version=evidence.version,
     )
 
 
@@ -273,88 +271,90 @@ def _definition(rows: Sequence[Row]) -> str:
 
 def _leaks(leaks: Collection[tuple[str, str]]) -> dict[str, list[str]]:
     """Images by rater."""
-    found: dict[str, list[str]] = {}
+    images: dict[str, list[str]] = {}
     for rater, image in sorted(set(leaks)):
-        found.setdefault(rater, []).append(image)
-    return found
+        images.setdefault(rater, []).append(image)
+    return images
 
 
-def _content(tables: Mapping[str, Sequence[Mapping]], looks: texts.Looks, names) -> dict:
+def _content(tables: Mapping[str, Sequence[Mapping]], style: texts.Style, names) -> dict:
     """All tables of numbers."""
     return {
-        "metrics": [metric_title(name) for name in looks.metrics],
-        "league": texts.league(tables, looks),
+        "metrics": [metric_title(name) for name in style.metrics],
+        "league": texts.league(tables, style),
         "judged": [line["name"] for line in tables["judged"] if line["used"]],
         "unjudged": [line for line in tables["judged"] if not line["used"]],
-        "pairs": texts.headline_pairs(tables["comparisons"], looks),
-        "structure_pairs": texts.structure_pairs(tables["comparisons"], looks),
-        "structures": texts.structures(tables["structures"], looks, names),
-        "volumes": texts.volumes(tables["bland_altman"], looks, names),
+        "pairs": texts.headline_pairs(tables["comparisons"], style),
+        "structure_pairs": texts.structure_pairs(tables["comparisons"], style),
+        "structures": texts.structures(tables["structures"], style, names),
+        "volumes": texts.volumes(tables["bland_altman"], style, names),
     }
 
 
 def _figures(
     scores: Scores | None,
     tables: Mapping[str, Sequence[Mapping]],
-    looks: texts.Looks,
+    style: texts.Style,
     rows: Sequence[Row],
 ) -> dict[str, str | None]:
     """Data URI of each plot; nothing where there is nothing to draw."""
-    found: dict[str, str | None] = dict.fromkeys(("headline", "structures", "volumes"))
-    if scores is None or not looks.metrics:
-        return found
-    raters = [rater for rater in looks.raters if rater in scores.raters]
+    figures: dict[str, str | None] = dict.fromkeys(("headline", "structures", "volumes"))
+    if scores is None or not style.metrics:
+        return figures
+    raters = [rater for rater in style.raters if rater in scores.raters]
     judged = [str(line["name"]) for line in tables["judged"] if line["used"]]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "figure.png"
-        if judged:
-            found["headline"] = embedded(
-                draw_headline(path, scores, judged, looks.metrics, raters)
-            )
-        found["structures"] = embedded(
-            draw_structures(path, scores, scores.names, looks.metrics[:2], raters, looks.swatches)
-        )
-        plotted = [
-            one
-            for one in limits_of_agreement(rows)
-            if one.unit == "percent" and one.stratum == ALL
-        ]
-        found["volumes"] = embedded(draw_bland_altman(path, plotted, raters))
-    return found
+    if judged:
+        drawn = draw_headline(scores, judged, style.metrics, raters)
+        figures["headline"] = embedded(drawn.png())
+    drawn = draw_structures(scores, scores.names, style.metrics[:2], raters, style.swatches)
+    figures["structures"] = embedded(drawn.png())
+    lines = limits_of_agreement(rows)
+    lines = [one for one in lines if (one.unit, one.stratum) == ("percent", ALL)]
+    figures["volumes"] = embedded(draw_bland_altman(lines, raters).png())
+    return figures
 
 
-def _worst(worst: Sequence[WorstCase], looks: texts.Looks) -> list[dict]:
+def _worst(worst: Sequence[WorstCase], style: texts.Style) -> list[dict]:
     """Worst first; what is on one picture stands together."""
-    found: dict[object, dict] = {}
+    entries: dict[object, dict] = {}
     for number, case in enumerate(sorted(worst, key=lambda case: case.dice)):
         key = number if case.figure is None else Path(case.figure)
-        entry = found.setdefault(
+        entry = entries.setdefault(
             key,
             {
                 "image": case.image,
-                "rater": looks.rater(case.rater),
+                "rater": style.rater(case.rater),
                 "structures": [],
                 "figure": None if case.figure is None else embedded(Path(case.figure)),
                 "gone": "" if case.figure is None else Path(case.figure).name,
             },
         )
         entry["structures"].append(f"{case.structure}: Dice {texts.number(case.dice, 'dice')}")
-    return list(found.values())
+    return list(entries.values())
 
 
-def methods_text(definition: str, bootstrap: Bootstrap | None = None) -> str:
+PROTOCOLS = {
+    "label-restricted": "Protocol label-restricted: the reference's labels were judged over all "
+    "voxels; what a rater calls other tissue counts as background.",
+    "within-evaluable": "Protocol within-evaluable: voxels that the reference leaves unlabelled "
+    "and any rater calls brain tissue that it does not label were left out, for all raters alike.",
+}
+
+
+def methods_text(definition: str, protocol: str, bootstrap: Bootstrap | None = None) -> str:
     """How numbers of the page are made, with citations.
 
     Parameters
     ----------
     definition : {"surface", "voxel"}
         Of surfaces, as in the rows.
+    protocol : {"label-restricted", "within-evaluable"}
     bootstrap : Bootstrap, optional
 
     Examples
     --------
-    >>> "Nikolov" in methods_text("surface"), "MONAI" in methods_text("voxel")
-    (True, True)
+    >>> "Nikolov" in methods_text("surface", "label-restricted")
+    True
     """
     draws = bootstrap or Bootstrap()
     surfaces = {
@@ -388,5 +388,6 @@ def methods_text(definition: str, bootstrap: Bootstrap | None = None) -> str:
             "(Kerby, Comprehensive Psychology 3, 2014) as effect sizes. Chances of ranks are "
             "shares of bootstrap draws (Wiesenfarth et al., Scientific Reports 11, 2021). "
             "Volumes were compared after Bland and Altman (Lancet 327, 1986).",
+            PROTOCOLS[protocol],
         )
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -112,18 +111,15 @@ def subject_values(
 
 
 def draw_headline(
-    path: Path,
     scores: Scores,
     names: Sequence[str],
     metrics: Sequence[str],
     raters: Sequence[str],
-) -> Path:
+) -> Canvas:
     """Draw the mean over structures: a box and a dot per subject for each rater and stratum.
 
     Parameters
     ----------
-    path : Path
-        PNG file, written whole or not at all.
     scores : Scores
         Of one reference.
     names : sequence of str
@@ -142,7 +138,6 @@ def draw_headline(
         for name in metrics[:5]
     }
     return _draw_panels(
-        path,
         f"Mean of {len(names)} structure{'s' * (len(names) != 1)}, by rater",
         "dots: subjects, joined from rater to rater; boxes: quartiles and median "
         f"({FEWEST_FOR_BOX} subjects or more); whiskers: {_WHISKER:g} times the box; "
@@ -156,18 +151,17 @@ def draw_headline(
 
 
 def draw_structures(
-    path: Path,
     scores: Scores,
     names: Sequence[str],
     metrics: Sequence[str],
     raters: Sequence[str],
     swatches: Mapping[str, str],
-) -> Path:
+) -> Canvas:
     """Draw each structure: a box and a dot per subject for each rater, strata by their markers.
 
     Parameters
     ----------
-    path, scores, raters
+    scores, raters
         As in `draw_headline`.
     names : sequence of str
         From above; of more than `MOST_STRUCTURES` the last are left out, with a word.
@@ -180,7 +174,6 @@ def draw_structures(
     markers = dict(zip(sorted(set(scores.strata) - {""}), cycle(MARKERS), strict=False))
     parts = {marker: scores.of_stratum(name) for name, marker in markers.items()}
     return _draw_panels(
-        path,
         "Structures, by rater",
         "dots: subjects; boxes: quartiles and median; arrows: far beyond the axis"
         + _left_out(len(names) - len(groups)),
@@ -199,7 +192,6 @@ def draw_structures(
 
 
 def _draw_panels(
-    path: Path,
     title: str,
     note: str,
     boxes: Mapping[str, pd.DataFrame],
@@ -209,7 +201,7 @@ def _draw_panels(
     *,
     markers: Mapping[str, str] | None = None,
     joined: bool = False,
-) -> Path:
+) -> Canvas:
     """A panel for each metric, a block for each row, a line for each rater.
 
     ``boxes`` are by metric, ``dots`` by metric and marker, ``rows`` names with their swatches.
@@ -239,7 +231,7 @@ def _draw_panels(
         if swatch:
             canvas.box(MARGIN_PX - 20, y - 7, 18, 14, swatch)
         canvas.text(MARGIN_PX + 8, y, *_short([name], 32))
-    return canvas.save(path)
+    return canvas
 
 
 def _draw_values(
@@ -294,13 +286,11 @@ def _draw_values(
     return None
 
 
-def draw_bland_altman(path: Path, lines: Sequence[BlandAltman], raters: Sequence[str]) -> Path:
+def draw_bland_altman(lines: Sequence[BlandAltman], raters: Sequence[str]) -> Canvas:
     """Draw differences of volumes over their means, structure by structure.
 
     Parameters
     ----------
-    path : Path
-        PNG file, written whole or not at all.
     lines : sequence of BlandAltman
         Of one reference, stratum and unit; a panel for each structure, in their order.
     raters : sequence of str
@@ -322,7 +312,7 @@ def draw_bland_altman(path: Path, lines: Sequence[BlandAltman], raters: Sequence
         _draw_volumes(axes, by_name[name], rater_colors(raters))
     if not shown:
         no_data(every[0], "no structure is in both maps")
-    return canvas.save(path)
+    return canvas
 
 
 def _draw_volumes(axes: Axes, lines: Sequence[BlandAltman], colors: Mapping[str, str]) -> None:

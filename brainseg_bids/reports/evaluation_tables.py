@@ -30,7 +30,7 @@ Line = Mapping[str, object]
 
 
 @dataclass(frozen=True)
-class Looks:
+class Style:
     """How raters and structures are shown.
 
     Parameters
@@ -70,22 +70,16 @@ def chosen_metrics(columns: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in (*MAIN_METRICS, *nsd) if name in known)
 
 
-def structure_colors(
-    names: Iterable[str],
-    table: LabelTable,
-    groups: Mapping[str, Sequence[str]] | None = None,
-) -> dict[str, str]:
-    """Colour of each structure by the label table: a label's own, a group's first member's.
+def structure_colors(names: Iterable[str], table: LabelTable) -> dict[str, str]:
+    """Colour of each structure by the label table: a label's own, a pair's that of the left one.
 
     >>> structure_colors(["Left-Thalamus", "Thalamus", "x"], LabelTable.packaged("fullhead"))
     {'Left-Thalamus': '#00760e', 'Thalamus': '#00760e', 'x': '#808080'}
     """
-    found = {}
-    for name in names:
-        candidates = (name, *(groups or {}).get(name, ()), f"Left-{name}")
-        known = [table[str(one)].color for one in candidates if str(one) in table]
-        found[name] = known[0] if known else GREY
-    return found
+    return {
+        name: next((table[one].color for one in (name, f"Left-{name}") if one in table), GREY)
+        for name in names
+    }
 
 
 # -- numbers ------------------------------------------------------------------------------
@@ -171,7 +165,7 @@ def _stratum(name: str, n: int) -> str:
 # -- league -------------------------------------------------------------------------------
 
 
-def league(tables: Mapping[str, Sequence[Line]], looks: Looks) -> list[dict]:
+def league(tables: Mapping[str, Sequence[Line]], style: Style) -> list[dict]:
     """A block for each stratum, a row for each rater, a cell for each metric.
 
     What is best by the common images is marked; see `brainseg_bids.evaluation.ranking`.
@@ -182,26 +176,26 @@ def league(tables: Mapping[str, Sequence[Line]], looks: Looks) -> list[dict]:
     blocks = []
     for stratum in strata:
         rows = []
-        for rater in looks.raters:
-            own = {m: lines.get((stratum, rater, m)) for m in looks.metrics}
+        for rater in style.raters:
+            own = {m: lines.get((stratum, rater, m)) for m in style.metrics}
             some = next((line for line in own.values() if line is not None), None)
             if some is None:
                 continue
             rows.append(
-                looks.rater(rater)
+                style.rater(rater)
                 | _counts(some)
                 | {
                     "cells": [
-                        _cell(own[m], ranks.get((stratum, rater, m))) for m in looks.metrics
+                        _cell(own[m], ranks.get((stratum, rater, m))) for m in style.metrics
                     ],
                     "ranks": [
                         chances_text(rank) if rank else NA
-                        for m in looks.metrics
+                        for m in style.metrics
                         for rank in [ranks.get((stratum, rater, m))]
                     ],
                 }
             )
-        firm = [_firm(ranks, stratum, m) for m in looks.metrics]
+        firm = [_firm(ranks, stratum, m) for m in style.metrics]
         has_ranks = any(key[0] == stratum for key in ranks)
         blocks.append(
             {"name": _stratum(stratum, len(strata)), "rows": rows, "firm": firm,
@@ -242,7 +236,7 @@ def _firm(ranks: Mapping[tuple, Line], stratum: str, metric_name: str) -> str:
 # -- pairs of raters ----------------------------------------------------------------------
 
 
-def headline_pairs(lines: Sequence[Line], looks: Looks) -> list[dict]:
+def headline_pairs(lines: Sequence[Line], style: Style) -> list[dict]:
     """For each stratum, a block of paired comparisons for each metric: means over structures."""
     chosen = [line for line in lines if is_headline(line)]
     strata = _in_order({str(line["stratum"]) for line in chosen})
@@ -253,7 +247,7 @@ def headline_pairs(lines: Sequence[Line], looks: Looks) -> list[dict]:
                 {
                     "name": metric_title(column),
                     "rows": [
-                        _pair(line, looks)
+                        _pair(line, style)
                         for line in chosen
                         if (line["stratum"], line["metric"]) == (stratum, column)
                     ],
@@ -267,24 +261,24 @@ def headline_pairs(lines: Sequence[Line], looks: Looks) -> list[dict]:
     ]
 
 
-def structure_pairs(lines: Sequence[Line], looks: Looks) -> list[dict]:
+def structure_pairs(lines: Sequence[Line], style: Style) -> list[dict]:
     """A block of paired comparisons for each structure: Dice, all images."""
     found: dict[str, list[dict]] = {}
     for line in lines:
         if not is_headline(line) and (line["stratum"], line["metric"]) == (ALL, "dice"):
-            found.setdefault(str(line["name"]), []).append(_pair(line, looks))
+            found.setdefault(str(line["name"]), []).append(_pair(line, style))
     return [{"name": name, "rows": rows} for name, rows in found.items()]
 
 
-def _pair(line: Line, looks: Looks) -> dict:
+def _pair(line: Line, style: Style) -> dict:
     """Row of two raters against each other."""
     column = str(line["metric"])
     interval = ("mean_difference", "low", "high")
     shift = ("hodges_lehmann", "hodges_lehmann_low", "hodges_lehmann_high")
     adjusted = line["p_holm"]
     return {
-        "first": looks.rater(line["first"]),
-        "second": looks.rater(line["second"]),
+        "first": style.rater(line["first"]),
+        "second": style.rater(line["second"]),
         "n_subjects": line["n_subjects"],
         "difference": between(line, column, interval, sign=True),
         "shift": between(line, column, shift, sign=True),
@@ -299,7 +293,7 @@ def _pair(line: Line, looks: Looks) -> dict:
 # -- structures ---------------------------------------------------------------------------
 
 
-def structures(lines: Sequence[Line], looks: Looks, names: Sequence[str]) -> list[dict]:
+def structures(lines: Sequence[Line], style: Style, names: Sequence[str]) -> list[dict]:
     """For each stratum, a block for each structure with a row for each rater."""
     found = _by(lines, "stratum", "name", "rater", "metric")
     strata = _in_order({stratum for stratum, *_ in found})
@@ -309,28 +303,28 @@ def structures(lines: Sequence[Line], looks: Looks, names: Sequence[str]) -> lis
         for name in names:
             rows = [
                 row
-                for rater in looks.raters
-                for row in [_structure_row(found, (stratum, name, rater), looks)]
+                for rater in style.raters
+                for row in [_structure_row(found, (stratum, name, rater), style)]
                 if row
             ]
             if rows:
-                color = looks.swatches.get(name, GREY)
+                color = style.swatches.get(name, GREY)
                 blocks.append({"name": name, "color": color, "rows": rows})
         result.append({"name": _stratum(stratum, len(strata)), "blocks": blocks})
     return result
 
 
-def _structure_row(found: Mapping[tuple, Line], key: tuple, looks: Looks) -> dict | None:
-    own = {m: found.get((*key, m)) for m in (*looks.metrics, "volume_error_frac")}
+def _structure_row(found: Mapping[tuple, Line], key: tuple, style: Style) -> dict | None:
+    own = {m: found.get((*key, m)) for m in (*style.metrics, "volume_error_frac")}
     some = next((line for line in own.values() if line is not None), None)
     if some is None:
         return None
     dice, error = own.get("dice"), own["volume_error_frac"]
     return (
-        looks.rater(key[2])
+        style.rater(key[2])
         | _counts(some)
         | {
-            "cells": [_cell(own[m], None) for m in looks.metrics],
+            "cells": [_cell(own[m], None) for m in style.metrics],
             "median": _NO_NUMBER if dice is None else _median(dice),
             "error": NA
             if error is None
@@ -348,19 +342,19 @@ def _median(line: Line) -> dict[str, str]:
     return between(line, "dice", ("median", "q1", "q3"))
 
 
-def volumes(lines: Sequence[Line], looks: Looks, names: Sequence[str]) -> list[dict]:
+def volumes(lines: Sequence[Line], style: Style, names: Sequence[str]) -> list[dict]:
     """Bias and limits of agreement, of all images."""
     found = _by(lines, "stratum", "name", "rater", "unit")
     rows = []
-    for name, rater in product(names, looks.raters):
+    for name, rater in product(names, style.raters):
         mm3, percent = (found.get((ALL, name, rater, unit)) for unit in ("mm3", "percent"))
         if mm3 is None or percent is None:
             continue
         rows.append(
-            looks.rater(rater)
+            style.rater(rater)
             | {
                 "structure": name,
-                "swatch": looks.swatches.get(name, GREY),
+                "swatch": style.swatches.get(name, GREY),
                 "n_subjects": mm3["n_subjects"],
                 "left_out": sum(
                     int(mm3[f"n_{status}"])
@@ -402,7 +396,7 @@ def missing(lines: Iterable[Line]) -> list[dict]:
     ]
 
 
-def lone(rows: Iterable[Line], looks: Looks) -> list[dict]:
+def lone(rows: Iterable[Line], style: Style) -> list[dict]:
     """Structures that one map alone has, by rater and structure."""
     kinds = {"reference only": "missed", "prediction only": "extra"}
     found: dict[tuple[str, str, str], list[str]] = {}
@@ -410,7 +404,7 @@ def lone(rows: Iterable[Line], looks: Looks) -> list[dict]:
         if row["status"] in kinds:
             key = (kinds[str(row["status"])], str(row["rater"]), str(row["name"]))
             found.setdefault(key, []).append(str(row["image"]))
-    order = {rater: k for k, rater in enumerate(looks.raters)}
+    order = {rater: k for k, rater in enumerate(style.raters)}
     keys = sorted(found, key=lambda k: (k[0] != "missed", order.get(k[1], 99), -len(found[k]), k))
     return [
         {"kind": key[0], "rater": key[1], "structure": key[2]} | _listed(found[key])

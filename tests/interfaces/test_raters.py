@@ -19,13 +19,8 @@ from brainseg_bids.bids.references import Case, find_cases
 from brainseg_bids.evaluation.agreement import compare
 from brainseg_bids.evaluation.protocols import comparison, within_evaluable
 from brainseg_bids.evaluation.ratings import Rating, merge_sides, nearest_labels, translate
-from brainseg_bids.interfaces.raters import (
-    find_adapter,
-    find_rated,
-    meaning_digest,
-    read_rating,
-    tool_cases,
-)
+from brainseg_bids.interfaces.raters import find_adapter, find_rated, tool_cases
+from brainseg_bids.interfaces.ratings import meaning_digest, read_rating
 from brainseg_bids.volumes import (
     InputError,
     read_label_map,

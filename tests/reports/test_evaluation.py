@@ -11,7 +11,9 @@ from PIL import Image
 
 from brainseg_bids.evaluation.bootstrap import Bootstrap
 from brainseg_bids.evaluation.summary import Missing, find_missing, tables
+from brainseg_bids.reports.canvas import Canvas
 from brainseg_bids.reports.evaluation import (
+    Evidence,
     SourceNote,
     WorstCase,
     find_worst,
@@ -50,9 +52,8 @@ def numbers(rows):
 def undrawn(monkeypatch):
     """Pages without the time that plots take."""
 
-    def draw(path, *_):
-        Image.fromarray(np.full((4, 6, 3), 200, np.uint8)).save(path)
-        return path
+    def draw(*_):
+        return Canvas(6, 4)
 
     for name in ("draw_headline", "draw_structures", "draw_bland_altman"):
         monkeypatch.setattr(f"brainseg_bids.reports.evaluation.{name}", draw)
@@ -70,7 +71,7 @@ def written(path: Path, rows, **changes) -> Path:
         "version": "1.2.3",
         "bootstrap": FAST,
     }
-    return write_evaluation_page(path, rows=rows, **(given | changes))
+    return write_evaluation_page(path, Evidence(rows=rows, **(given | changes)))
 
 
 def headline_of(numbers, rater: str, metric: str) -> dict:
@@ -311,7 +312,9 @@ def test_rows_of_a_rater_that_is_not_in_the_list_are_refused(rows, tmp_path):
 
 
 def test_methods_name_their_definition_and_refuse_another():
-    assert "surface-distance" in methods_text("surface")
-    assert "200 draws" in methods_text("voxel", FAST)
+    assert "surface-distance" in methods_text("surface", "label-restricted")
+    words = methods_text("voxel", "within-evaluable", FAST)
+    assert "200 draws" in words
+    assert "Protocol within-evaluable" in words
     with pytest.raises(ValueError, match="no definition of surfaces 'edge'"):
-        methods_text("edge")
+        methods_text("edge", "label-restricted")

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from PIL import Image
 
 from brainseg_bids.evaluation.bland_altman import limits_of_agreement
 from brainseg_bids.evaluation.scores import read_scores
@@ -44,15 +43,15 @@ def dots(monkeypatch):
     return tables
 
 
-def shown(path) -> np.ndarray:
-    pixels = np.asarray(Image.open(path))
+def shown(canvas) -> np.ndarray:
+    pixels = canvas.pixels()
     assert pixels.shape[1] == WIDTH_PX
     assert (pixels[-3:] == BACKGROUND).all()  # nothing runs off the foot of the picture
     return pixels
 
 
-def test_means_over_structures_have_a_dot_for_each_subject_and_stratum(scores, dots, tmp_path):
-    shown(figures.draw_headline(tmp_path / "a.png", scores, NAMES, METRICS, RATERS))
+def test_means_over_structures_have_a_dot_for_each_subject_and_stratum(scores, dots):
+    shown(figures.draw_headline(scores, NAMES, METRICS, RATERS))
     dice, assd = dots
     sizes = dice.groupby(["name", "rater"]).size().to_dict()
     of = {"all images": 12, "MP2RAGE": 9, "MPRAGE": 3}
@@ -63,48 +62,42 @@ def test_means_over_structures_have_a_dot_for_each_subject_and_stratum(scores, d
     np.testing.assert_allclose(sorted(drawn), sorted(values))
 
 
-def test_structures_tell_strata_by_their_markers(scores, dots, tmp_path):
-    path = tmp_path / "a.png"
-    figures.draw_structures(path, scores, scores.names, METRICS, RATERS, {})
-    shown(path)
+def test_structures_tell_strata_by_their_markers(scores, dots):
+    shown(figures.draw_structures(scores, scores.names, METRICS, RATERS, {}))
     by_marker = pd.concat(dots).groupby("marker").size().to_dict()
     assert by_marker == {"o": 9 * 3 * 2 * 2, "^": 3 * 3 * 2 * 2}
 
 
-def test_a_structure_has_the_swatch_of_its_label(scores, tmp_path):
+def test_a_structure_has_the_swatch_of_its_label(scores):
     pixels = shown(
-        figures.draw_structures(
-            tmp_path / "a.png", scores, NAMES, METRICS, RATERS, {"Left-Putamen": "#ec0db0"}
-        )
+        figures.draw_structures(scores, NAMES, METRICS, RATERS, {"Left-Putamen": "#ec0db0"})
     )
     assert (pixels == (0xEC, 0x0D, 0xB0)).all(axis=2).sum() > 100
 
 
-def test_more_structures_than_fit_are_left_out_with_a_word(scores, tmp_path, monkeypatch):
+def test_more_structures_than_fit_are_left_out_with_a_word(scores, monkeypatch):
     words = []
     monkeypatch.setattr(figures, "MOST_STRUCTURES", 2)
     monkeypatch.setattr(
         figures.Canvas, "text", lambda self, x, y, text, **style: words.append(text)
     )
-    figures.draw_structures(tmp_path / "a.png", scores, scores.names, METRICS, RATERS, {})
+    figures.draw_structures(scores, scores.names, METRICS, RATERS, {})
     assert any("1 more structures are in the table" in word for word in words)
 
 
-def test_a_distance_of_a_missed_structure_is_no_dot(dots, tmp_path):
+def test_a_distance_of_a_missed_structure_is_no_dot(dots):
     lines = [agreement_row("sub-1"), agreement_row("sub-2", status="reference only")]
     (scores,) = read_scores(lines)
-    figures.draw_structures(
-        tmp_path / "a.png", scores, scores.names, METRICS, ("ours", "absent"), {}
-    )
+    figures.draw_structures(scores, scores.names, METRICS, ("ours", "absent"), {})
     assert [sorted(table["value"]) for table in dots] == [[0.0, 0.9], [0.5]]
 
 
-def test_a_missed_structure_does_not_flatten_the_others(dots, tmp_path):
+def test_a_missed_structure_does_not_flatten_the_others(dots):
     values = [0.0, *np.linspace(0.8, 0.9, 20)]
     low, high = figures._limits(values)
     assert 0.75 < low < 0.8 < 0.9 < high
     (scores,) = read_scores([agreement_row(f"sub-{k}", dice=v) for k, v in enumerate(values)])
-    figures.draw_structures(tmp_path / "a.png", scores, scores.names, ["dice"], ["ours"], {})
+    figures.draw_structures(scores, scores.names, ["dice"], ["ours"], {})
     drawn = pd.concat(dots)
     assert drawn.groupby("marker").size().to_dict() == {"o": 20, "<": 1}
     assert drawn[drawn["marker"] == "<"]["value"].item() == low
@@ -121,7 +114,7 @@ def test_several_images_of_a_subject_are_one_dot():
     assert tuple(line) == ("mean", "ours", "sub-1", 0.75)
 
 
-def test_volumes_are_drawn_in_ml_with_bias_and_limits(rows, tmp_path, monkeypatch):
+def test_volumes_are_drawn_in_ml_with_bias_and_limits(rows, monkeypatch):
     levels, places = [], []
     level, plot = Axes.axhline, Axes.plot
     monkeypatch.setattr(
@@ -135,16 +128,16 @@ def test_volumes_are_drawn_in_ml_with_bias_and_limits(rows, tmp_path, monkeypatc
     found = [
         one for one in limits_of_agreement(rows) if (one.stratum, one.unit) == ("all", "percent")
     ]
-    shown(figures.draw_bland_altman(tmp_path / "a.png", found, RATERS))
+    shown(figures.draw_bland_altman(found, RATERS))
     assert {one.bias for one in found} <= set(levels)
     assert {one.upper for one in found} <= set(levels)
     across = [x for data in places if len(data) > 1 for x in data[0]]
     assert 0.7 < min(across) < max(across) < 1.4  # a thousand mm3
 
 
-def test_no_volume_to_compare_is_said_in_the_picture(tmp_path, monkeypatch):
+def test_no_volume_to_compare_is_said_in_the_picture(monkeypatch):
     words = []
     monkeypatch.setattr(figures, "no_data", lambda axes, text: words.append(text))
     lines = [agreement_row("sub-1", status="reference only")]
-    figures.draw_bland_altman(tmp_path / "a.png", limits_of_agreement(lines), RATERS)
+    figures.draw_bland_altman(limits_of_agreement(lines), RATERS)
     assert words == ["no structure is in both maps"]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from brainseg_bids.interfaces.raters import models_in, seen_by
 from brainseg_bids.nets.bundle import ModelBundle
+from brainseg_bids.stages.raters import plan_evaluation
 from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.evaluate_plan import models_in, plan_evaluation, seen_by
 from tests.fakes.dataset import write_bundle
 
 

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is compared with which reference on which image, by stage ``evaluate``. No Nipype here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from brainseg_bids.documents import InputError
+
+if TYPE_CHECKING:
+    from brainseg_bids.bids.adapters import Adapter
+    from brainseg_bids.bids.references import Case
+    from brainseg_bids.interfaces.raters import Rater
+
+OWN_MAPS = "sub-*/**/*_seg-brainseg_dseg.nii.gz"
+"""This app's own segmentations in a derivative."""
+BYTES_PER_VOXEL = 14
+"""Memory of a label map that is compared: codes, translated codes, void, boxes around labels."""
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """One image of a reference, and all who labelled it.
+
+    Parameters
+    ----------
+    reference : Rater
+    case : Case
+        The reference's.
+    rated : dict of str to Case
+        By rater.
+    adapters : dict of str to Adapter
+        Of the raters.
+    """
+
+    reference: Rater
+    case: Case
+    rated: dict[str, Case]
+    adapters: dict[str, Adapter]
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.case.key} ({self.reference.name})"
+
+    @property
+    def name(self) -> str:
+        """Its step's name."""
+        words = f"{self.reference.name}_{self.case.key}"
+        return "compare_" + "".join(c if c.isalnum() else "_" for c in words)
+
+    def asked(self, choices: Mapping) -> dict:
+        """All that decides a step's result: an earlier run's counts only if it fits."""
+        from brainseg_bids.files import sha256
+        from brainseg_bids.interfaces.ratings import meaning_digest
+
+        files = {"": (self.case.labels, self.reference.adapter)}
+        files |= {name: (case.labels, self.adapters[name]) for name, case in self.rated.items()}
+        return {**choices} | {
+            "files": {
+                name: [str(path), sha256(path), meaning_digest(path, adapter)]
+                for name, (path, adapter) in files.items()
+            }
+        }
+
+    @property
+    def memory_gib(self) -> float:
+        """Memory of comparing it."""
+        from brainseg_bids.volumes import read_grid
+
+        try:
+            n_voxels = math.prod(read_grid(self.case.labels).shape)
+        except InputError:
+            return 2.0  # the step will say what is wrong
+        return 0.3 + BYTES_PER_VOXEL * n_voxels * (1 + len(self.rated)) / 2**30
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What is compared, and what cannot be.
+
+    Parameters
+    ----------
+    images : tuple of ImagePlan
+    raters : dict of str to Rater
+    rated : dict of str to dict of str to tuple of str
+        By reference, then by rater: images that both have. What the reference itself has stands
+        under its own name in ``references``.
+    references : dict of str to tuple of str
+    notes : tuple of str
+    """
+
+    images: tuple[ImagePlan, ...]
+    raters: dict[str, Rater]
+    rated: dict[str, dict[str, tuple[str, ...]]]
+    references: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sideless(self) -> set[str]:
+        """Raters that do not tell left from right."""
+        return {name for name, rater in self.raters.items() if not rater.adapter.sides}
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Images of one reference, and each source's maps of them."""
+
+    reference: Rater
+    cases: Mapping[str, Case]
+    rated: list[Mapping[str, Case]]
+
+
+def plan_evaluation(
+    output_dir: Path,
+    *,
+    bids_dir: Path,
+    references: Mapping[str, Path],
+    derivatives: Mapping[str, Path],
+    participants: tuple[str, ...] = (),
+) -> EvaluationPlan:
+    """Find the references, and every rater's maps of their images.
+
+    Raises
+    ------
+    InputError
+        If there is no reference, nobody labelled any of its images, or names clash.
+    """
+    from brainseg_bids.interfaces.raters import named_by_models, raters_by_name
+
+    if not references:
+        raise InputError(
+            "--stages evaluate: say what to compare with: --reference NAME=PATH, e.g. "
+            "ultracortex=/data/ds005216."
+        )
+    sources, notes = _sources(output_dir, derivatives), []
+    searches = [
+        _search(reference, sources, participants, len(references) == 1, notes)
+        for reference in raters_by_name(references, "--reference").values()
+    ]
+    maps = [[case.labels for one in searches for case in one.rated[n].values()]
+            for n in range(len(sources))]  # fmt: skip
+    raters = named_by_models(sources, maps)
+    images = [image for one in searches for image in _images(one, raters, bids_dir)]
+    if not images:
+        raise InputError(
+            f"nobody has labelled any image of {', '.join(s.reference.name for s in searches)}: "
+            f"{'; '.join(notes) or 'the names do not fit'}"
+        )
+    return EvaluationPlan(
+        tuple(images),
+        raters,
+        {
+            one.reference.name: {who: tuple(one.rated[n]) for n, who in enumerate(raters)}
+            for one in searches
+        },
+        {one.reference.name: tuple(one.cases) for one in searches},
+        tuple(dict.fromkeys(notes)),
+    )
+
+
+def _sources(output_dir: Path, derivatives: Mapping[str, Path]) -> list[Rater]:
+    """Whose maps are compared: those of ``-d``, and this app's own if there are any."""
+    from brainseg_bids.interfaces.raters import Rater, raters_by_name
+
+    sources = list(raters_by_name(derivatives, "-d").values())
+    if any(output_dir.glob(OWN_MAPS)):
+        sources.append(Rater.of("brainseg", output_dir))
+    if not sources:
+        raise InputError(
+            f"{output_dir}: no segmentations are in it. Run the participant level into it first, "
+            "or name others' with -d NAME=PATH."
+        )
+    return sources
+
+
+def _search(
+    reference: Rater,
+    sources: Sequence[Rater],
+    participants: tuple[str, ...],
+    is_only: bool,
+    notes: list[str],
+) -> _Search:
+    """Find one reference's images, and every source's maps of them; what is odd is noted."""
+    from brainseg_bids.bids.references import find_cases
+    from brainseg_bids.interfaces.raters import find_rated
+
+    every, odd = find_cases(reference.adapter, reference.root)
+    cases = _wanted(every, participants, reference)
+    notes += odd
+    rated = []
+    for source in sources:
+        # With several references each has some of a rater's images only.
+        theirs, odd = find_rated(
+            source.adapter, source.root, cases, all_reference_keys=every, name_extra=is_only
+        )
+        rated.append(theirs)
+        notes += odd
+    return _Search(reference, cases, rated)
+
+
+def _images(search: _Search, raters: Mapping[str, Rater], bids_dir: Path) -> list[ImagePlan]:
+    """Images of a reference that somebody has labelled."""
+    adapters = {who: rater.adapter for who, rater in raters.items()}
+    images = []
+    for key, case in search.cases.items():
+        rated = {
+            who: theirs[key]
+            for who, theirs in zip(raters, search.rated, strict=True)
+            if key in theirs
+        }
+        if rated:
+            case = _with_image(case, rated.values(), bids_dir)
+            images.append(ImagePlan(search.reference, case, rated, adapters))
+    return images
+
+
+def _wanted(
+    cases: Mapping[str, Case], participants: tuple[str, ...], reference: Rater
+) -> dict[str, Case]:
+    """Cases of the participants that were asked for, with or without leading zeros."""
+    wanted = {label.removeprefix("sub-").lstrip("0") for label in participants}
+    chosen = {
+        key: case
+        for key, case in cases.items()
+        if not wanted or case.subject.lstrip("0") in wanted
+    }
+    if wanted and not chosen:
+        has = ", ".join(sorted({f"sub-{case.subject}" for case in cases.values()})[:10])
+        raise InputError(
+            f"--participant-label {' '.join(participants)}: {reference.name} has none of them. "
+            f"It has {has}."
+        )
+    return chosen
+
+
+def _with_image(case: Case, rated: Iterable[Case], bids_dir: Path) -> Case:
+    """A case with the image that a rater says it has labelled, if the reference names none."""
+    from brainseg_bids.bids.description import raw_path
+    from brainseg_bids.interfaces.raters import metadata_of
+
+    if case.image is None:
+        for theirs in rated:
+            image = raw_path(str(metadata_of(theirs.labels).get("Input", "")), bids_dir)
+            if image is not None and image.is_file():
+                return replace(case, image=image)
+    return case
