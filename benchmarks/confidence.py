@@ -14,7 +14,8 @@ right apart; one that a model does not find at all has no confidence and does no
     As in `benchmarks.released_model`. Nothing is fitted on them.
 
 The area under the ROC curve is the probability that of two structures, one with a Dice below
-`LOW_DICE` and one above it, the first has the lower confidence.
+`LOW_DICE` and one above it, the first has the lower confidence. Beside it that of the structures'
+usual Dice on held-out maps, which knows nothing of the image.
 """
 
 from __future__ import annotations
@@ -128,6 +129,7 @@ def row(title: str, found: list[tuple], calibration: ConfidenceCalibration | Non
         flagged = np.array([calibration.flagged(s)[BRAIN] for _, (_, s) in found])[there]
         right = (flagged & low).sum()
         cells += [
+            f"{area(np.tile(calibration.usual_dice[BRAIN], (len(found), 1))[there], low):.3f}",
             f"{area(known, low):.3f}",
             f"{np.mean(known - dices):+.3f}",
             flagged.sum(),
@@ -166,7 +168,14 @@ def main() -> None:
     }
     columns = ["set", "images", "structures", f"Dice < {LOW_DICE}", "AUC, uncalibrated"]
     if calibration:
-        columns += ["AUC, calibrated", "mean error", "flagged", "sensitivity", "precision"]
+        columns += [
+            "AUC, usual Dice",
+            "AUC, calibrated",
+            "mean error",
+            "flagged",
+            "sensitivity",
+            "precision",
+        ]
         columns += ["Dice of flagged", "of others"]
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for title, found in sets.items():

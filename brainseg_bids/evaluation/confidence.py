@@ -137,6 +137,8 @@ class ConfidenceCalibration:
         label has elsewhere.
     threshold : (n_labels,) float
         Expected Dice below which a structure is flagged.
+    usual_dice : (n_labels,) float
+        Mean Dice of the images that it was fitted on; 0 of labels that none of them has.
     about : mapping
         What it was fitted on.
     """
@@ -144,6 +146,7 @@ class ConfidenceCalibration:
     accuracy: np.ndarray
     missed: np.ndarray
     threshold: np.ndarray
+    usual_dice: np.ndarray
     about: Mapping = field(default_factory=dict)
 
     def expected_dice(self, sums: ProbabilitySums) -> np.ndarray:
@@ -164,6 +167,7 @@ class ConfidenceCalibration:
                     "accuracy": [round(float(share), 4) for share in self.accuracy[index]],
                     "missed": round(float(self.missed[index]), 4),
                     "threshold": round(float(self.threshold[index]), 4),
+                    "usual_dice": round(float(self.usual_dice[index]), 4),
                 }
             )
             for index, label in enumerate(table)
@@ -188,7 +192,7 @@ class ConfidenceCalibration:
         check(document, {"about": Object(), "labels": Object(Object())}, what)
         labels = document.get("labels", {})
         accuracy = np.zeros((len(table), BINS))
-        missed, threshold = np.zeros(len(table)), np.zeros(len(table))
+        missed, threshold, usual_dice = np.zeros((3, len(table)))
         for index, label in enumerate(table):
             if label.index == 0:
                 continue
@@ -197,14 +201,15 @@ class ConfidenceCalibration:
                 raise InputError(f"{what}: says nothing of {min(lacking)} of {label.name}")
             check(one, _KINDS, f"{what}: {label.name}")
             accuracy[index], missed[index] = one["accuracy"], one["missed"]
-            threshold[index] = one["threshold"]
-        return cls(accuracy, missed, threshold, document.get("about", {}))
+            threshold[index], usual_dice[index] = one["threshold"], one["usual_dice"]
+        return cls(accuracy, missed, threshold, usual_dice, document.get("about", {}))
 
 
 _KINDS = {
     "accuracy": Items(Number(0, 1), count=BINS),
     "missed": Number(0, 1e6),
     "threshold": Number(0, 1),
+    "usual_dice": Number(0, 1),
 }
 
 
@@ -224,7 +229,9 @@ def fit_calibration(
     """
     if len(images) < 2:
         raise ValueError(f"give two images or more, got {len(images)}")
-    calibration = ConfidenceCalibration(*_fit(images, table), np.zeros(len(table)), about or {})
+    dice = _mean_of_sides(np.array([image.dice() for image in images]), table)
+    none = np.zeros(len(table))
+    calibration = ConfidenceCalibration(*_fit(images, table), none, dice, about or {})
     # Each image by what the others say, as a new one would be.
     found = []
     for number, image in enumerate(images):
@@ -235,11 +242,18 @@ def fit_calibration(
     return replace(calibration, threshold=_thresholds(np.array(found), table))
 
 
+def _mean_of_sides(values: np.ndarray, table: LabelTable) -> np.ndarray:
+    """Mean over images of (n_images, n_labels) and their mirrors; 0 where all are NaN."""
+    both_sides = np.concatenate([values, values[:, table.mirrors()]])
+    n = np.isfinite(both_sides).sum(0)
+    return np.nansum(both_sides, axis=0) / np.maximum(n, 1)
+
+
 def _thresholds(found: np.ndarray, table: LabelTable) -> np.ndarray:
     """By what was expected of labels in several images, (n_images, n_labels)."""
     both_sides = np.concatenate([found, found[:, table.mirrors()]])
     n = np.isfinite(both_sides).sum(0)
-    usual = np.nansum(both_sides, axis=0) / np.maximum(n, 1)
+    usual = _mean_of_sides(found, table)
     squares = np.nansum((both_sides - usual) ** 2, axis=0)
     # The few images of a label are mixed with as many as there are of all labels on average.
     pooled = squares[1:].sum() / max(n[1:].sum(), 1)

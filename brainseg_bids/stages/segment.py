@@ -83,7 +83,8 @@ class SegmentOptions(OptionGroup):
     probseg: bool = option(
         "--probseg",
         default=False,
-        help="also write the probability of each label, and mask and tissues for sMRIPrep",
+        help="also write the probability of each label, their entropy, and mask and tissues for "
+        "sMRIPrep",
     )
     ensemble: tuple[str, ...] = option(
         "--ensemble",
@@ -103,8 +104,9 @@ class SegmentOptions(OptionGroup):
 
 @dataclass(frozen=True)
 class SegmentJob(Job):
-    """One image to segment. ``outputs``: fields of `OutputNames`; ``probseg`` and ``entropy`` only
-    if wanted.
+    """One image to segment.
+
+    ``outputs``: fields of `OutputNames`; ``probseg`` and ``entropy`` only if wanted.
 
     Parameters
     ----------
@@ -199,9 +201,9 @@ CONFIDENCE_COLUMNS = {
         "n/a without voxels. Calibrated on images of known truth if confidence_threshold is given."
     },
     "confidence_threshold": {
-        "Description": "Confidence below which a structure is flagged, by images of known truth "
-        "that the model was not trained on; n/a if the model has no calibration, or was not "
-        "used as it was calibrated."
+        "Description": "Confidence below which a structure is flagged: 0.7, or more where images "
+        "of known truth that the model was not trained on have more; n/a if the model has no "
+        "calibration, or was not used as it was calibrated."
     },
     "low_confidence": {
         "Description": "Whether confidence lies below the threshold.",

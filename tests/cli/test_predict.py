@@ -117,7 +117,10 @@ def calibrated(model, folder):
     """A copy of the model with a calibration that believes little and flags much."""
     n_labels = len(LabelTable.packaged("brainseg"))
     calibration = ConfidenceCalibration(
-        np.full((n_labels, BINS), 0.5), np.ones(n_labels), np.full(n_labels, 0.9)
+        np.full((n_labels, BINS), 0.5),
+        np.ones(n_labels),
+        threshold=np.full(n_labels, 0.9),
+        usual_dice=np.ones(n_labels),
     )
     path = shutil.copytree(model, folder / "calibrated")
     text = calibration.to_json(LabelTable.packaged("brainseg"))

@@ -100,11 +100,17 @@ def test_a_label_without_voxels_is_not_flagged_and_takes_what_all_labels_have():
 def test_sides_share_a_calibration_and_it_is_read_as_it_was_written():
     calibration = fit_calibration([image(0), image(1)], TABLE, about={"images": 2})
     np.testing.assert_array_equal(calibration.accuracy[1], calibration.accuracy[3])
+    both = [side for seed in (0, 1) for side in image(seed).dice()[[1, 3]]]
+    assert calibration.usual_dice[1] == pytest.approx(np.mean(both))
     again = ConfidenceCalibration.from_json(calibration.to_json(TABLE), TABLE, what="x")
     np.testing.assert_allclose(again.accuracy[1:], calibration.accuracy[1:], atol=1e-4)
     np.testing.assert_allclose(again.missed[1:], calibration.missed[1:], atol=1e-4)
     np.testing.assert_allclose(again.threshold[1:], calibration.threshold[1:], atol=1e-4)
+    np.testing.assert_allclose(again.usual_dice[1:], calibration.usual_dice[1:], atol=1e-4)
     assert again.about == {"images": 2}
+
+
+GOOD = {"accuracy": [1] * BINS, "missed": 1, "threshold": 1, "usual_dice": 1}
 
 
 @pytest.mark.parametrize(
@@ -113,8 +119,8 @@ def test_sides_share_a_calibration_and_it_is_read_as_it_was_written():
         ({"format": 2}, "format 2"),
         ({"labels": {}}, "nothing of accuracy of Left"),
         ({"labels": [1]}, "labels"),
-        ({"labels": {"2": {"accuracy": [2] * BINS, "missed": 1, "threshold": 1}}}, "accuracy"),
-        ({"labels": {"2": {"accuracy": [1], "missed": 1, "threshold": 1}}}, "accuracy"),
+        ({"labels": {"2": GOOD | {"accuracy": [2] * BINS}}}, "accuracy"),
+        ({"labels": {"2": GOOD | {"accuracy": [1]}}}, "accuracy"),
     ],
 )
 def test_a_damaged_calibration_is_refused_by_name(change, named):
