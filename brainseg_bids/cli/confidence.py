@@ -16,20 +16,24 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.evaluation.confidence import KnownTruth, ProbabilitySums, fit_calibration
 from brainseg_bids.exit_codes import DONE, UNUSABLE
+from brainseg_bids.inference.confidence import Accumulator
+from brainseg_bids.inference.predict import segment
+from brainseg_bids.nets.architectures import PackedNet
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, add_confidence, find_bundle
+from brainseg_bids.synth.generator import Generator, LabelVolume
+from brainseg_bids.synth.recipe import View
+from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.volumes import InputError, read_label_map, voxel_hash
-
-if TYPE_CHECKING:
-    from brainseg_bids.nets.architectures import PackedNet
 
 FIELD_OF_VIEW_MM = (176, 224, 208)
 SEED = 21
@@ -46,11 +50,6 @@ def pairs(
     BundleError
         If the model was trained on a label map.
     """
-    from brainseg_bids.anatomy.crosswalk import Crosswalk
-    from brainseg_bids.synth.generator import Generator, LabelVolume
-    from brainseg_bids.synth.recipe import View
-    from brainseg_bids.synth.recipe_files import read_space
-
     source = LabelTable.packaged("fullhead")
     size_mm = bundle.voxel_size_mm
     shape = tuple(16 * math.ceil(edge / size_mm / 16) for edge in FIELD_OF_VIEW_MM)
@@ -83,9 +82,6 @@ def segmented(
     image: np.ndarray, grid: Grid, bundle: ModelBundle, net: PackedNet
 ) -> tuple[LabelMap, np.ndarray, ProbabilitySums]:
     """Labels as ``brainseg`` makes them by default, the probability of each, and sums of them."""
-    from brainseg_bids.inference.confidence import Accumulator
-    from brainseg_bids.inference.predict import segment
-
     largest = np.ones(grid.to_ras().shape, np.float32)
 
     def keep(plane: int, rows: slice, columns: slice, probabilities) -> None:
@@ -115,8 +111,6 @@ def calibrate_bundle(options: argparse.Namespace) -> ModelBundle:
     BundleError, InputError, ValueError
         One line: what is wrong, and the remedy.
     """
-    import torch
-
     if options.threads > 0:
         torch.set_num_threads(options.threads)
     bundle = ModelBundle.read(find_bundle(options.model))
