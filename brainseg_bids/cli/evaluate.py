@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brainseg_bids import __version__
-from brainseg_bids.cli.scratch import explain, scratch_dir, working_alone
 from brainseg_bids.documents import InputError
 from brainseg_bids.resources import memory_gib
+from brainseg_bids.scratch import explain, scratch_dir, working_alone
 from brainseg_bids.settings import Settings
 from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.stages.raters import EvaluationPlan, ImagePlan, plan_evaluation
@@ -83,8 +83,8 @@ def _choices(settings: Settings) -> dict:
 
 def compare_all(settings: Settings, plan: EvaluationPlan, run_dir: Path) -> dict[str, dict]:
     """Metadata of each image's step, or why it failed, by the step's name."""
+    from brainseg_bids.runner import configure_nipype, run_workflow
     from brainseg_bids.workflows.evaluate import init_evaluate_wf
-    from brainseg_bids.workflows.runner import configure_nipype, run_workflow
 
     crash_dir = settings.work_dir / f"crash_{run_dir.name}"
     configure_nipype(

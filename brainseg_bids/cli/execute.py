@@ -13,10 +13,10 @@ from importlib import resources
 from pathlib import Path
 
 from brainseg_bids.bids.description import write_once
-from brainseg_bids.cli.console import Progress, at_work, one_line
-from brainseg_bids.cli.scratch import explain, scratch_dir
+from brainseg_bids.console import Progress, at_work, one_line
 from brainseg_bids.exit_codes import DONE, NOT_BUILT
 from brainseg_bids.resources import memory_gib
+from brainseg_bids.scratch import explain, scratch_dir
 from brainseg_bids.settings import Settings
 from brainseg_bids.stages import PARTICIPANT, result_files
 from brainseg_bids.stages.base import ExecutionOptions, Run
@@ -90,7 +90,7 @@ def run_plans(
 
 def _prepare(settings: Settings, run_dir: Path) -> Path:
     """Scratch folder and Nipype's settings; where crashes are told."""
-    from brainseg_bids.workflows.runner import configure_nipype  # late: nipype
+    from brainseg_bids.runner import configure_nipype  # late: nipype
 
     # In the scratch folder: the disk of the results may be what is full. One for each pass of a
     # run: what is in it is what failed in that pass.
@@ -108,7 +108,7 @@ def _build(
     run: Run, plans: list[SubjectPlan], so_far: list[SubjectPlan], tables: Mapping[str, Path]
 ):
     """The workflow, and the methods text of all that the plans so far stand for."""
-    from brainseg_bids.workflows.base import init_brainseg_wf  # late: nipype
+    from brainseg_bids.stages.workflow import init_brainseg_wf  # late: nipype
 
     settings = run.settings
     if settings.omp_nthreads > settings.nprocs:
@@ -194,7 +194,7 @@ def _run_workflow(
     on_participant: Callable[[str], None],
 ) -> tuple[dict[str, str], int]:
     """Failures by title, and the exit code that their kind asks for, or 0."""
-    from brainseg_bids.workflows.runner import run_workflow
+    from brainseg_bids.runner import run_workflow
 
     steps = _Steps(workflow, plans, on_participant)
     title_of = steps.title
@@ -263,7 +263,7 @@ def _read_plugin(path: Path | None) -> dict | None:
         return None
     import yaml
 
-    from brainseg_bids.workflows.runner import check_plugin  # late: nipype
+    from brainseg_bids.runner import check_plugin  # late: nipype
 
     try:
         plugin = yaml.safe_load(path.read_text(encoding="utf-8"))

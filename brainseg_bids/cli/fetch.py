@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from brainseg_bids import exit_codes, offline
 from brainseg_bids.bids.names import is_label
-from brainseg_bids.cli.console import OneLineParser
+from brainseg_bids.console import OneLineParser
 from brainseg_bids.exit_codes import DONE, FAILED, INTERRUPTED, NO_PROGRAM, TERMINATED, UNUSABLE
 from brainseg_bids.fetch import annex
 from brainseg_bids.fetch.choice import WHAT, gigabytes

@@ -9,9 +9,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from brainseg_bids.bids.description import write_description
-from brainseg_bids.cli.console import working
+from brainseg_bids.console import working
 from brainseg_bids.exit_codes import DONE, FAILED
 from brainseg_bids.settings import Settings
+from brainseg_bids.stages import GROUP
+from brainseg_bids.stages.base import GroupResult, GroupStage
 from brainseg_bids.volumes import InputError
 
 log = logging.getLogger("brainseg")
@@ -26,31 +28,25 @@ def run_group(settings: Settings, run_dir: Path) -> int:
         If what a stage needs is not there.
     """
     began_s = time.time()
-    if settings.plan_only and not settings.reports_only:
-        for name in settings.stages:
-            if name != "train":
-                log.info("stage %s is left out (--plan-only)", name)
-        return _train(settings, run_dir, began_s) if "train" in settings.stages else DONE
-    to_look_at: list[str] = []
-    if "summary" in settings.stages:
-        to_look_at += _summary(settings)
-    for name, stage in {"priors": _priors, "synth": _synth}.items():
-        if name in settings.stages:
-            stage(settings)
-    if "train" in settings.stages:
-        if settings.reports_only:
-            code = _write_training_pages(settings)
-        else:
-            code = _train(settings, run_dir, began_s)
-        if code:
-            return code
-        to_look_at += _models_to_look_at(settings, began_s)
-    if "evaluate" in settings.stages and (failures := _evaluate(settings, run_dir)):
-        for title, reason in failures.items():
+    to_review: list[str] = []
+    for stage in GROUP.values():
+        if not stage.is_chosen(settings):
+            continue
+        if settings.plan_only and not settings.reports_only and stage.name != "train":
+            log.info("stage %s is left out (--plan-only)", stage.name)
+            continue
+        result = stage.run(settings, run_dir, began_s)
+        to_review += result.to_review
+        for title, reason in result.failures.items():
             log.error("%s: failed: %s", title, reason)
-        log.error("%d could not be compared; the others are complete", len(failures))
-        return FAILED
-    say_finished(to_look_at)
+        if result.failures:
+            log.error("%d could not be done; the others are complete", len(result.failures))
+            return FAILED
+        if result.exit_code:
+            return result.exit_code
+    if settings.plan_only and not settings.reports_only:
+        return DONE
+    say_finished(to_review)
     return DONE
 
 
@@ -68,66 +64,6 @@ def say_finished(to_look_at: Collection[str], report: Path | None = None) -> Non
         log.info("report: %s", report)
     if to_look_at:
         log.warning("%d to look at: %s", len(to_look_at), ", ".join(to_look_at))
-
-
-@working("stage summary")
-def _summary(settings: Settings) -> list[str]:
-    """Compare all images; those whose results cannot be right."""
-    from brainseg_bids.workflows.pages import write_group  # late: matplotlib
-
-    found: dict[str, None] = {}
-    for page, n_images, to_look_at in write_group(
-        settings.output_dir,
-        title=settings.bids_dir.name,
-        participants=settings.participant_label,
-        tables=not settings.reports_only,
-    ):
-        log.info("%d image%s compared: %s", n_images, "s" * (n_images != 1), page)
-        found |= dict.fromkeys(to_look_at)
-    return list(found)
-
-
-@working("stage priors")
-def _priors(settings: Settings) -> None:
-    from brainseg_bids.workflows.priors import make_priors, write_dials
-
-    if settings.reports_only:
-        _write_priors_page(settings)
-        return
-    write_description(settings.bids_dir, settings.output_dir)
-    made = make_priors(
-        settings.output_dir,
-        bids_dir=settings.bids_dir,
-        keys=settings.contrast_by,
-        participants=settings.participant_label,
-        sessions=settings.session_label,
-        suffixes=settings.contrasts,
-    )
-    for name, (prior, group) in made.items():
-        log.info(
-            "contrast %s: pooled over %d image(s) of %d subject(s)",
-            name,
-            len(group),
-            prior.n_subjects,
-        )
-        for note in prior.warnings:
-            log.warning("contrast %s: %s", name, note)
-    write_dials(settings.output_dir, made)
-    if "synth" not in settings.stages:  # which writes the same page when it has more to show
-        _write_priors_page(settings)
-
-
-def _write_priors_page(settings: Settings) -> None:
-    from brainseg_bids.workflows.priors import read_synthetic, write_page
-
-    previews, comparisons = read_synthetic(settings.output_dir)
-    page = write_page(
-        settings.output_dir,
-        settings.bids_dir.name,
-        previews=previews,
-        comparisons=comparisons,
-    )
-    log.info("report: %s", page)
 
 
 def _write_training_pages(settings: Settings) -> int:
@@ -158,41 +94,38 @@ def _write_training_pages(settings: Settings) -> int:
     return code
 
 
-def _train(settings: Settings, run_dir: Path, began_s: float) -> int:
-    from brainseg_bids.cli.train_stage import train  # late: what it needs is
+class Train(GroupStage):
+    """A network trained on synthetic pairs."""
 
-    write_description(settings.bids_dir, settings.output_dir)
-    return train(settings, run_dir, began_s=began_s)
+    name = "train"
+    after = ("priors", "synth")
 
+    def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:
+        from brainseg_bids.cli.train_stage import models_to_look_at, train  # late: torch
 
-def _models_to_look_at(settings: Settings, began_s: float) -> list[str]:
-    from brainseg_bids.cli.train_stage import models_to_look_at  # late: what it needs is
-
-    return models_to_look_at(settings.output_dir, began_s)
-
-
-@working("stage evaluate")
-def _evaluate(settings: Settings, run_dir: Path) -> dict[str, str]:
-    from brainseg_bids.cli.evaluate import evaluate  # late: nipype
-
-    if not settings.reports_only:
-        write_description(settings.bids_dir, settings.output_dir)
-    return evaluate(settings, run_dir)
+        if settings.reports_only:
+            code = _write_training_pages(settings)
+        else:
+            write_description(settings.bids_dir, settings.output_dir)
+            code = train(settings, run_dir, began_s=began_s)
+        if code:
+            return GroupResult(exit_code=code)
+        return GroupResult(tuple(models_to_look_at(settings.output_dir, began_s)))
 
 
-@working("stage synth")
-def _synth(settings: Settings) -> None:
-    from brainseg_bids.cli.synthesise import synthesise  # late: torch
+class Evaluate(GroupStage):
+    """Label maps compared with manual ones."""
 
-    if settings.reports_only:
-        if "priors" not in settings.stages:  # it is the same page
-            _write_priors_page(settings)
-        return
-    write_description(settings.bids_dir, settings.output_dir)
-    try:
-        synthesise(settings)
-    except InputError:
-        if "priors" in settings.stages:
-            _write_priors_page(settings)
-        raise
-    _write_priors_page(settings)
+    name = "evaluate"
+    after = ("train",)
+
+    def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:
+        from brainseg_bids.cli.evaluate import evaluate  # late: nipype
+
+        with working("stage evaluate"):
+            if not settings.reports_only:
+                write_description(settings.bids_dir, settings.output_dir)
+            return GroupResult(failures=evaluate(settings, run_dir))
+
+
+GROUP = GROUP | {stage.name: stage for stage in (Train(), Evaluate())}

@@ -12,7 +12,7 @@ from pathlib import Path
 from brainseg_bids import __version__, options
 from brainseg_bids.bids.filters import make_filters
 from brainseg_bids.bids.names import STRUCTURAL
-from brainseg_bids.cli.console import OneLineParser
+from brainseg_bids.console import OneLineParser
 from brainseg_bids.documents import InputError, read_text
 from brainseg_bids.exit_codes import in_words
 from brainseg_bids.machine import allowed_cores

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from brainseg_bids.anatomy.cohort import Cohort
 from brainseg_bids.bids.names import is_label
-from brainseg_bids.cli.console import logging_to, working
 from brainseg_bids.cli.execute import run_plans
 from brainseg_bids.cli.group import run_group, say_finished
-from brainseg_bids.cli.scratch import TOO_MANY, participants_of, working_alone
 from brainseg_bids.cli.stages import chosen_stages, plan_stages, write_root
+from brainseg_bids.console import logging_to, working
 from brainseg_bids.exit_codes import DONE, FAILED, INTERRUPTED, NOT_BUILT, UNUSABLE
 from brainseg_bids.files import DISK_FAULTS, write_text
 from brainseg_bids.nets.bundle import BundleError
+from brainseg_bids.scratch import TOO_MANY, participants_of, working_alone
 from brainseg_bids.settings import Settings
 from brainseg_bids.stages import passes
 from brainseg_bids.stages.base import Refused, Run
@@ -184,8 +184,8 @@ class _Pages:
         settings = self.settings
         if settings.boilerplate_only or not plans:
             return {}
-        from brainseg_bids.workflows.found import note_failures  # late: jinja2, nipype
-        from brainseg_bids.workflows.pages import read_cohort
+        from brainseg_bids.stages.pages import note_failures  # late: jinja2, nipype
+        from brainseg_bids.stages.summary import read_cohort
 
         # Read once: each page compares its head with all of them.
         missed = {}
@@ -220,7 +220,7 @@ class _Pages:
     def _write(
         self, plan: SubjectPlan, failures: Mapping[str, str], cohort: Cohort | None = None
     ) -> None:
-        from brainseg_bids.workflows.pages import update_subject_page  # late: jinja2, nipype
+        from brainseg_bids.stages.pages import update_subject_page  # late: jinja2, nipype
 
         update_subject_page(
             plan,

@@ -28,7 +28,7 @@ import brainseg_bids
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
 from brainseg_bids.bids.head_maps import HeadMap
-from brainseg_bids.cli.console import one_line
+from brainseg_bids.console import one_line
 from brainseg_bids.files import sha256, whole_or_nothing, write_text
 from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.synth.ageing import Walls

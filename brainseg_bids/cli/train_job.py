@@ -208,7 +208,7 @@ def _choose_spaces(
     settings: Settings, recipe: TrainRecipe
 ) -> tuple[Spaces, str, ContrastPrior | None]:
     """Spaces, why, and the prior among them; priors are those of the output, else of the maps."""
-    from brainseg_bids.workflows.priors import read_priors  # late: matplotlib, torch
+    from brainseg_bids.stages.pooling import read_priors  # late: matplotlib, torch
 
     folders = (settings.output_dir, settings.bids_dir)
     there = [d for d in folders if next((d / "priors").glob("contrast-*_prior.json"), None)]

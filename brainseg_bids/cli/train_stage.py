@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brainseg_bids.bids.description import write_json
-from brainseg_bids.cli.console import one_line, working
 from brainseg_bids.cli.train_job import (
     JobPlan,
     check_same,
@@ -32,6 +31,7 @@ from brainseg_bids.cli.train_memory import make_plan
 from brainseg_bids.cli.train_real import check_real, write_real
 from brainseg_bids.cli.train_tasks import Tasks, find_tasks
 from brainseg_bids.cli.train_time import expected_time
+from brainseg_bids.console import one_line, working
 from brainseg_bids.exit_codes import DONE, FAILED, SAVED, UNUSABLE
 from brainseg_bids.lifetime import CODES, at_end, for_children
 from brainseg_bids.locks import Lock, lock_file

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from brainseg_bids.stages.base import ParticipantStage
+from brainseg_bids.stages.base import GroupStage, ParticipantStage
 from brainseg_bids.stages.contrast import Contrast
 from brainseg_bids.stages.exports import FreeSurferExport, PrecomputedExport
 from brainseg_bids.stages.headlabels import Headlabels
+from brainseg_bids.stages.priors import Priors
 from brainseg_bids.stages.segment import Segment
 from brainseg_bids.stages.spaces import StandardSpaces
+from brainseg_bids.stages.summary import Summary
+from brainseg_bids.stages.synth import Synth
 from brainseg_bids.stages.upsample import Upsample
 
 PARTICIPANT: dict[str, ParticipantStage] = {
@@ -24,6 +27,9 @@ PARTICIPANT: dict[str, ParticipantStage] = {
     )
 }
 """Stages of the participant level by name, in the order of pages."""
+
+GROUP: dict[str, GroupStage] = {stage.name: stage for stage in (Summary(), Priors(), Synth())}
+"""Stages of the group level by name, in the order they are run in."""
 
 PARTICIPANT_STAGES = ("segment", "headlabels", "upsample", "contrast")
 GROUP_STAGES = ("summary", "priors", "synth", "train", "evaluate")

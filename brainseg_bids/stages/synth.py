@@ -4,10 +4,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-from brainseg_bids.documents import Number
+from brainseg_bids.bids.description import write_description
+from brainseg_bids.console import working
+from brainseg_bids.documents import InputError, Number
 from brainseg_bids.options import OptionGroup, option, positive, share, whole
+from brainseg_bids.stages.base import GroupResult, GroupStage
+from brainseg_bids.stages.priors import write_priors_page
+
+if TYPE_CHECKING:
+    from brainseg_bids.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,3 +54,30 @@ class SynthOptions(OptionGroup):
         metavar="S",
         help="other pairs for another number; default: 1",
     )
+
+
+class Synth(GroupStage):
+    """Previews of pairs drawn from contrast priors, beside real images; pairs for export."""
+
+    name = "synth"
+    after = ("priors",)
+
+    def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:
+        with working("stage synth"):
+            if not settings.reports_only:
+                _make_pairs(settings)
+            if not settings.reports_only or "priors" not in settings.stages:  # it is the same page
+                write_priors_page(settings)
+        return GroupResult()
+
+
+def _make_pairs(settings: Settings) -> None:
+    from brainseg_bids.stages.pairs import synthesise  # late: torch
+
+    write_description(settings.bids_dir, settings.output_dir)
+    try:
+        synthesise(settings)
+    except InputError:
+        if "priors" in settings.stages:
+            write_priors_page(settings)
+        raise

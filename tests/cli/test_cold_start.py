@@ -46,7 +46,7 @@ def test_version_says_which_distribution_answered():
 
 def test_workflows_do_not_import_torch_or_templateflow():
     code = (
-        "import sys, brainseg_bids.workflows.base, brainseg_bids.workflows.runner\n"
+        "import sys, brainseg_bids.stages.workflow, brainseg_bids.runner\n"
         "import brainseg_bids.interfaces.reportlets, brainseg_bids.reports.figures\n"
         "print([m for m in ('torch', 'templateflow') if m in sys.modules])"
     )
@@ -64,7 +64,7 @@ def run_bare(code, **options):
 
 
 IMPORTS = (
-    "import brainseg_bids.workflows.base, brainseg_bids.workflows.runner\n"
+    "import brainseg_bids.stages.workflow, brainseg_bids.runner\n"
     "import brainseg_bids.bids.inputs, brainseg_bids.reports.figures, bids.layout\n"
     "import getpass; getpass.getuser(); print('fine')"
 )

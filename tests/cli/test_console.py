@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from brainseg_bids.cli import console
-from brainseg_bids.cli.console import AtWork, logging_to, working
+from brainseg_bids import console
 from brainseg_bids.cli.execute import _Steps
 from brainseg_bids.cli.run import _Pages
+from brainseg_bids.console import AtWork, logging_to, working
 from brainseg_bids.stages.jobs import SubjectPlan
 
 
@@ -62,6 +62,7 @@ def test_nothing_is_said_while_nothing_is_at_work(caplog):
 def plan(label: str) -> SubjectPlan:
     scan = SimpleNamespace(
         name="segment_T1w_wf",
+        stage="segment",
         title=f"sub-{label} T1w",
         scan=SimpleNamespace(path=Path("image")),
         has_results=False,
@@ -107,7 +108,7 @@ def pages(tmp_path, monkeypatch):
             raise OSError("the disk is full")
         written.append(plan.label)
 
-    monkeypatch.setattr("brainseg_bids.workflows.pages.update_subject_page", update)
+    monkeypatch.setattr("brainseg_bids.stages.pages.update_subject_page", update)
     settings = SimpleNamespace(
         output_dir=tmp_path, bids_dir=tmp_path, boilerplate_only=False, reports_only=False,
         to_toml=lambda: "",

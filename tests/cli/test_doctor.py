@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
+from brainseg_bids import resources
 from brainseg_bids.cli import doctor
 from brainseg_bids.interfaces.tools import tool_names
 from brainseg_bids.nets import bundle as bundles
 from brainseg_bids.nets.bundle import DEFAULT_MODEL, ModelBundle, find_bundle
-from brainseg_bids.workflows import resources
 from tests.fakes.tools import fake_command, install, on_path
 
 

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from brainseg_bids import runner
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.volumes import read_volume, voxel_hash, write_label_map
-from brainseg_bids.workflows import runner
 from tests.fakes import dataset
 from tests.phantom.head import phantom_head
 

@@ -11,8 +11,8 @@ import torch
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.cli import likeness
-from brainseg_bids.cli.likeness import EDGES, draw
+from brainseg_bids.stages import likeness
+from brainseg_bids.stages.likeness import EDGES, draw
 
 TABLE = LabelTable.packaged("brainseg")
 SHAPE = (8, 9, 10)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from brainseg_bids.cli import synthesise, train_stage
+from brainseg_bids import runner
+from brainseg_bids.cli import train_stage
 from brainseg_bids.reports import training
 from brainseg_bids.reports.densities import Likeness
-from brainseg_bids.stages import GROUP_STAGES, PARTICIPANT_STAGES
-from brainseg_bids.workflows import priors, runner
-from brainseg_bids.workflows.priors import read_synthetic, write_synthetic
+from brainseg_bids.stages import GROUP_STAGES, PARTICIPANT_STAGES, pairs, pooling
+from brainseg_bids.stages.pooling import read_synthetic, write_synthetic
 from tests.reports.training_jobs import write_job
 from tests.synth.priors import make_prior
 
@@ -37,8 +37,8 @@ def there(app, monkeypatch):
         return lambda *_, **__: began.append(what) or pytest.fail(what)
 
     monkeypatch.setattr(runner, "run_workflow", note("a workflow"))
-    monkeypatch.setattr(priors, "make_priors", note("pooling"))
-    monkeypatch.setattr(synthesise, "synthesise", note("synthesis"))
+    monkeypatch.setattr(pooling, "make_priors", note("pooling"))
+    monkeypatch.setattr(pairs, "synthesise", note("synthesis"))
     monkeypatch.setattr(train_stage, "_watch", note("training"))
     monkeypatch.setattr(subprocess, "Popen", note("a process"))
     app.began = began
@@ -78,7 +78,6 @@ LEVELS += [("group", stage) for stage in GROUP_STAGES]
 )
 def test_reports_only_writes_pages_alone(there, level, stage, monkeypatch):
     monkeypatch.setattr(training, "_figures", lambda *_: {})
-    monkeypatch.setattr(training, "render_page", lambda path, *_, **__: path.write_text("page"))
     output = there.root / "out"
     before = state(output)
     more = ("--reference", f"a={there.root}") if stage == "evaluate" else ()
@@ -151,7 +150,7 @@ def test_without_a_training_there_is_no_page_of_it(there):
 
 def test_what_was_shown_of_pairs_is_shown_again_while_the_prior_is_the_same(tmp_path):
     prior = give_priors(tmp_path)
-    (name,) = priors.read_priors(tmp_path)
+    (name,) = pooling.read_priors(tmp_path)
     figures = tmp_path / "priors" / "figures"
     figures.mkdir()
     for picture in ("a.png", "gone.png"):

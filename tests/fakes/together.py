@@ -13,9 +13,6 @@ import tempfile
 
 import bids.layout  # noqa: F401
 
-import brainseg_bids.workflows.base
-import brainseg_bids.workflows.pages
-import brainseg_bids.workflows.runner  # noqa: F401
 from tests.fakes.app import main
 
 

@@ -4,10 +4,9 @@
 import json
 
 from brainseg_bids.bids.names import Scan
-from brainseg_bids.stages import headlabels
+from brainseg_bids.stages import headlabels, methods
 from brainseg_bids.stages.jobs import REUSE
 from brainseg_bids.stages.segment import SegmentJob
-from brainseg_bids.workflows import methods
 
 
 def found(folder, name: str, **facts) -> SegmentJob:

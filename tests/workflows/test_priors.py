@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from brainseg_bids.workflows.priors import Measured, make_priors, stripped_images
+from brainseg_bids.stages.pooling import Measured, make_priors, stripped_images
 from tests.contrast.made_up import TABLE, both_sides, image_of
 
 
@@ -46,7 +46,7 @@ def test_stripped_images_are_named(stripped, words):
 )
 def test_a_stripped_image_lends_nothing_to_bone_and_skin(tmp_path, monkeypatch):
     group = measured(True, False, False)
-    monkeypatch.setattr("brainseg_bids.workflows.priors.find_measured", lambda *_, **__: group)
+    monkeypatch.setattr("brainseg_bids.stages.pooling.find_measured", lambda *_, **__: group)
     (made,) = make_priors(tmp_path, bids_dir=tmp_path, keys=("Suffix",)).values()
     prior = made[0]
     assert prior.metadata["SkullStripped"] == pytest.approx(1 / 3)

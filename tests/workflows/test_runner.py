@@ -10,7 +10,7 @@ import pytest
 from nipype.pipeline import engine as pe
 from nipype.pipeline.plugins import base
 
-from brainseg_bids.workflows.runner import Crash, configure_nipype, run_workflow
+from brainseg_bids.runner import Crash, configure_nipype, run_workflow
 from tests.workflows.steps import Read, Step
 
 

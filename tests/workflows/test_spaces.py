@@ -7,8 +7,8 @@ from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.bids.templates import find_template, templateflow_home
 from brainseg_bids.stages.exports import plan_freesurfer, plan_precomputed
 from brainseg_bids.stages.spaces import plan_spaces, read_spaces
+from brainseg_bids.stages.workflow import init_subject_wf
 from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows.base import init_subject_wf
 from tests.fakes import dataset, templates
 from tests.workflows.test_wiring import wiring_faults
 

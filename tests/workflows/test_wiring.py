@@ -17,7 +17,7 @@ from brainseg_bids.stages.contrast import ContrastJob
 from brainseg_bids.stages.headlabels import ToolChoice, plan_headlabels
 from brainseg_bids.stages.saving import init_ds_scan_wf
 from brainseg_bids.stages.segment import init_segment_wf
-from brainseg_bids.workflows.base import init_brainseg_wf, init_subject_wf
+from brainseg_bids.stages.workflow import init_brainseg_wf, init_subject_wf
 
 
 def wiring_faults(workflow):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,21 +22,23 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_json
 from brainseg_bids.bids.names import sidecar
-from brainseg_bids.cli.console import working
+from brainseg_bids.console import working
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.files import sha256, write_text
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.interfaces.tools import find_tool, tool_names
 from brainseg_bids.resources import memory_gib
-from brainseg_bids.settings import Settings
 from brainseg_bids.stages.jobs import read_object
+from brainseg_bids.stages.pooling import read_priors
 from brainseg_bids.synth.dial import DialledSpace
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.data import PairStream
 from brainseg_bids.volumes import InputError, read_grid, write_label_map, write_volume
-from brainseg_bids.workflows.priors import read_priors
+
+if TYPE_CHECKING:
+    from brainseg_bids.settings import Settings
 
 log = logging.getLogger("brainseg")
 
@@ -104,7 +107,7 @@ def synthesise(settings: Settings) -> None:
     """
     import torch
 
-    from brainseg_bids.workflows.priors import write_synthetic  # late: matplotlib
+    from brainseg_bids.stages.pooling import write_synthetic  # late: matplotlib
 
     torch.set_num_threads(max(1, min(settings.omp_nthreads, settings.nprocs)))
     priors = read_priors(settings.output_dir, settings.prior)
@@ -301,8 +304,8 @@ def compare(
     ``drawn`` holds `Drawn` by what they are made of, of earlier contrasts: the images of any
     contrast are often the same.
     """
-    from brainseg_bids.cli.likeness import draw, likeness, read_real
     from brainseg_bids.reports.synth_figures import draw_real_and_synthetic
+    from brainseg_bids.stages.likeness import draw, likeness, read_real
 
     derivatives = {name: Path(folder) for name, folder in settings.derivatives.items()}
     real = read_real(

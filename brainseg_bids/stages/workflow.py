@@ -11,7 +11,7 @@ from brainseg_bids.interfaces.sinks import SaveDerivative
 from brainseg_bids.stages import PARTICIPANT
 from brainseg_bids.stages.base import ExecutionOptions
 from brainseg_bids.stages.jobs import Job, SubjectPlan
-from brainseg_bids.workflows.methods import preamble
+from brainseg_bids.stages.methods import preamble
 
 
 def init_brainseg_wf(plans: Sequence[SubjectPlan], execution: ExecutionOptions) -> Workflow:

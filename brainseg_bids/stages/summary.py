@@ -1,124 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages from what lies in the derivative, so that they can be made again at any time."""
+"""Stage ``summary``: one table and one page of the volumes of all images."""
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from brainseg_bids import __version__
-from brainseg_bids.anatomy.cohort import Cohort
-from brainseg_bids.reports import page
-from brainseg_bids.reports.sections.summary import write_group_page
-from brainseg_bids.reports.tables import write_tsv
-from brainseg_bids.reports.volume_table import read_volumes
-from brainseg_bids.stages import PARTICIPANT
-from brainseg_bids.stages.base import Folders
-from brainseg_bids.stages.jobs import SubjectPlan, read_object
-from brainseg_bids.volumes import InputError
-from brainseg_bids.workflows import methods
-from brainseg_bids.workflows.found import noted_failures, with_found
+from brainseg_bids.console import working
+from brainseg_bids.documents import InputError
+from brainseg_bids.stages.base import GroupResult, GroupStage
+from brainseg_bids.stages.jobs import read_object
 
-TRIES, READS, PAUSE_S = 10, 4, 0.5
-"""How often a page is written at most if other jobs leave more each time, how often results are
-read that cannot be read, and how long is waited then: another job may be replacing them."""
+if TYPE_CHECKING:
+    from brainseg_bids.anatomy.cohort import Cohort
+    from brainseg_bids.settings import Settings
+
+log = logging.getLogger("brainseg")
 
 GROUP_PAGES = {"brainseg": "group.html", "fullhead": "group_fullhead.html"}
 """Page over participants, by the label of ``seg-``."""
 
 
-def update_subject_page(
-    plan: SubjectPlan,
-    *,
-    output_dir: Path,
-    bids_dir: Path,
-    failures: Mapping[str, str],
-    settings: str,
-    cohort: Cohort | None = None,
-) -> Path | None:
-    """Write ``sub-LABEL.html`` from all that any run has left; None if there is nothing to tell.
+class Summary(GroupStage):
+    """Volumes of all images side by side."""
 
-    Another job may be at work on another session of the same person. So the page is written
-    again if there is more when it is written than there was before: whichever job writes last
-    has seen the results of all, without waiting for any.
+    name = "summary"
 
-    Raises
-    ------
-    OSError, ValueError, KeyError
-        If results cannot be read, after some tries: they may be just being replaced.
-    """
-    written, shown = None, None
-    for attempt in range(TRIES):
-        try:
-            (complete,) = with_found([plan], Folders(bids_dir, output_dir))
-            errors = _failed(complete, failures, output_dir)
-            done = [scan.main for scan in complete.scans if scan.has_results]
-            now = [(path, path.stat().st_mtime_ns) for path in done], errors
-            if now == shown:
-                break
-            if not complete.scans and not errors:
-                return None
-            written = write_subject_page(
-                complete,
-                output_dir=output_dir,
-                bids_dir=bids_dir,
-                errors=[f"{title}: {why}" for title, why in errors.items()],
-                settings=settings,
-                cohort=cohort,
-            )
-            shown = now
-        except (OSError, ValueError, KeyError):
-            if attempt >= READS - 1:
-                raise
-            time.sleep(PAUSE_S)
-    return written
-
-
-def _failed(plan: SubjectPlan, failures: Mapping[str, str], output_dir: Path) -> dict[str, str]:
-    """What this run could not do for a participant, and what others could not."""
-    own = {scan.title for scan in plan.scans} | set(plan.faults)
-    errors = {title: why for title, why in failures.items() if title in own}
-    done = {scan.title for scan in plan.scans if scan.has_results}
-    noted = noted_failures(plan.label, output_dir=output_dir)
-    return errors | {t: why for t, why in noted.items() if t not in errors and t not in done}
-
-
-def write_subject_page(
-    plan: SubjectPlan,
-    *,
-    output_dir: Path,
-    bids_dir: Path,
-    errors: Iterable[str],
-    settings: str,
-    cohort: Cohort | None = None,
-) -> Path:
-    """Write ``sub-LABEL.html``: every image whose results are there, and what went wrong.
-
-    Maps of heads are compared with a cohort if one is given.
-    """
-    done = [scan for scan in plan.scans if scan.has_results]
-    folders = Folders(bids_dir, output_dir, cohort)
-    return page.write_subject_page(
-        output_dir / f"sub-{plan.label}.html",
-        subject=plan.label,
-        sections=[
-            section
-            for stage in PARTICIPANT.values()
-            for job in done
-            if job.stage == stage.name and (section := stage.section(job, folders))
-        ],
-        settings=settings,
-        errors=list(errors),
-        methods=methods.of_results(done),
-        version=__version__,
-    )
+    def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:
+        to_review: dict[str, None] = {}
+        with working("stage summary"):
+            for page, n_images, found in write_group(
+                settings.output_dir,
+                title=settings.bids_dir.name,
+                participants=settings.participant_label,
+                tables=not settings.reports_only,
+            ):
+                log.info("%d image%s compared: %s", n_images, "s" * (n_images != 1), page)
+                to_review |= dict.fromkeys(found)
+        return GroupResult(tuple(to_review))
 
 
 def find_volumes(
     output_dir: Path, segmentation: str, participants: Iterable[str] = ()
 ) -> dict[str, list[dict]]:
     """Rows of every volumes table of a segmentation, by what the image's results are called."""
+    from brainseg_bids.reports.volume_table import read_volumes  # late: pandas
+
     wanted = set(participants)
     pattern = f"sub-*/**/*_seg-{segmentation}_desc-volumes_morph.tsv"
     return {
@@ -147,6 +77,8 @@ def find_to_look_at(
 
 def read_cohort(output_dir: Path, participants: Iterable[str] = ()) -> Cohort:
     """All maps of heads in the derivative, side by side."""
+    from brainseg_bids.anatomy.cohort import Cohort  # late: numpy
+
     return Cohort.from_rows(find_volumes(output_dir, "fullhead", participants))
 
 
@@ -169,6 +101,9 @@ def write_group(
     InputError
         If there are no volumes.
     """
+    from brainseg_bids.anatomy.cohort import Cohort  # late: numpy
+    from brainseg_bids.reports.sections.summary import write_group_page
+
     participants = tuple(participants)
     pages = []
     for segmentation, name in GROUP_PAGES.items():
@@ -201,6 +136,8 @@ def write_group(
 def _write_table(
     path: Path, volumes: dict[str, list[dict]], to_look_at: Mapping[str, list[str]]
 ) -> None:
+    from brainseg_bids.reports.tables import write_tsv  # late: pandas
+
     rows = []
     for image, volumes_of in volumes.items():
         entities = dict(part.split("-", 1) for part in image.split("_"))
@@ -213,6 +150,8 @@ def _write_table(
 
 def _write_presence(path: Path, cohort: Cohort) -> None:
     """Which structures how many heads have, and who lacks them."""
+    from brainseg_bids.reports.tables import write_tsv  # late: pandas
+
     rows = [
         {
             "structure": line.structure.name,

@@ -11,12 +11,14 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from brainseg_bids.files import DISK_FAULTS
 from brainseg_bids.locks import Lock, lock_byte
-from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
+
+if TYPE_CHECKING:
+    from brainseg_bids.settings import Settings
 
 log = logging.getLogger("brainseg")
 
