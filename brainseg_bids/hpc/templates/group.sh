@@ -1,5 +1,6 @@
 {% extends "job.sh" %}
 {% block resources %}
+{% block tasks %}{% endblock %}
 #SBATCH --cpus-per-task={{ cpus }}
 {% if mem %}
 #SBATCH --mem={{ mem }}
@@ -7,13 +8,16 @@
 {% for option in site %}
 #SBATCH {{ option }}
 {% endfor %}
+{% block requeue %}{% endblock %}
 #SBATCH --chdir={{ folder }}
 #SBATCH --open-mode=append
+{% block signal %}{% endblock %}
 {{ super() -}}
 {% endblock %}
 {% block body %}
 {% for line in prologue %}
 {{ line }}
 {% endfor %}
+{% block scratch %}{% endblock %}
 {{ super() -}}
 {% endblock %}

@@ -1,14 +1,6 @@
-{% extends "job.sh" %}
-{% block resources %}
+{% extends "group.sh" %}
+{% block tasks %}
 #SBATCH --array={{ array }}
-#SBATCH --cpus-per-task={{ cpus }}
-#SBATCH --mem={{ mem }}
-{% for option in site %}
-#SBATCH {{ option }}
-{% endfor %}
-#SBATCH --chdir={{ folder }}
-#SBATCH --open-mode=append
-{{ super() -}}
 {% endblock %}
 {% block body %}
 participants=(
@@ -17,9 +9,8 @@ participants=(
 {% endfor %}
 )
 participant=${participants[SLURM_ARRAY_TASK_ID]}
-{% for line in prologue %}
-{{ line }}
-{% endfor %}
-mkdir -p {{ scratch }}
 {{ super() -}}
+{% endblock %}
+{% block scratch %}
+mkdir -p {{ scratch }}
 {% endblock %}

@@ -1,19 +1,13 @@
-{% extends "job.sh" %}
-{% block resources %}
+{% extends "group.sh" %}
+{% block tasks %}
 #SBATCH --nodes={{ nodes }}
 #SBATCH --ntasks-per-node={{ devices }}
-#SBATCH --cpus-per-task={{ cpus }}
-{% if mem %}
-#SBATCH --mem={{ mem }}
-{% endif %}
-{% for option in site %}
-#SBATCH {{ option }}
-{% endfor %}
+{% endblock %}
+{% block requeue %}
 #SBATCH --requeue
-#SBATCH --chdir={{ folder }}
-#SBATCH --open-mode=append
+{% endblock %}
+{% block signal %}
 #SBATCH --signal=B:USR1@300
-{{ super() -}}
 {% endblock %}
 {% block body %}
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
