@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -20,7 +21,11 @@ from brainseg_bids.locks import lock_file
 if TYPE_CHECKING:
     from brainseg_bids.anatomy.labels import LabelTable
 
-CODE_URL = "https://pypi.org/project/brainseg-bids/"
+MADE_BY = {
+    "Name": "brainseg-bids",
+    "Version": __version__,
+    "CodeURL": "https://pypi.org/project/brainseg-bids/",
+}
 BIDS_VERSION = "1.10.1"
 
 # Without trailing slashes: the validator does not match a folder by "figures/".
@@ -28,34 +33,6 @@ BIDS_VERSION = "1.10.1"
 # xfm: BIDS has no name for transforms yet (BEP014); this is fMRIPrep's.
 # Priors and tables of an evaluation are no BIDS files, and synthetic pairs a dataset of their own.
 BIDSIGNORE = ("*.html", "figures", "*_morph.*", "*_xfm.*", "priors", "synth", "evaluation")
-
-README = """\
-# Segmentations by brainseg-bids
-
-Whole-head labels of structural MR images, each on its image's own grid.
-
-- `*_seg-brainseg_dseg.nii.gz`: labels, explained in `seg-brainseg_dseg.tsv`
-- `*_seg-tissue_dseg.nii.gz`: the same as tissues, explained in `seg-tissue_dseg.tsv`
-- `*_desc-brain_mask.nii.gz`: the brain with its ventricles
-- `*_seg-brainseg_desc-volumes_morph.tsv`: volumes, and how far each structure is to be trusted
-- `*_seg-brainseg_probseg.nii.gz`: probabilities; their entropy in
-  `*_seg-brainseg_desc-entropy_probseg.nii.gz` (with `--probseg`)
-- `*_seg-fullhead_dseg.nii.gz`: label maps of heads, merged from tools (stage `headlabels`), each
-  tool's own map as `*_seg-TOOL_dseg.nii.gz`, what the merge did as `*_desc-merge_morph.tsv`, and
-  the four most probable labels of each voxel as `*_desc-top4_dseg.nii.gz` with their
-  probabilities in `*_desc-top4_probseg.nii.gz`
-- `*_desc-contrast_morph.tsv`: how each label looks in the image (stage `contrast`);
-  `priors/`: the same pooled over images of one contrast, for synthetic images (stage `priors`)
-- `*_space-TEMPLATE_seg-brainseg_res-*_dseg.nii.gz`, and so on: the same in a standard space, with
-  the transforms `*_from-T1w_to-TEMPLATE_mode-image_xfm.h5` and back (with `--output-spaces`)
-- `derivatives/`: results again as other programs read them: `freesurfer-labels`
-  (with `--freesurfer-export`), `smriprep-inputs` (with `--probseg`)
-- `sub-*.html`: pages to look at; `logs/CITATION.md`: text for the methods section
-
-A name with `space-T2w` belongs to the T2w image of that participant, and so on; one without
-belongs to the T1w. The JSON file beside each names its source, the model and its digest.
-These are research results, not a medical device.
-"""
 
 
 def raw_link(bids_dir: Path, output_dir: Path) -> str:
@@ -104,26 +81,13 @@ def write_description(
     links : mapping of str to Path, optional
         Further folders that ``Sources`` refer to, by name. Those of earlier runs stay.
     """
-    try:
-        raw = read_json(bids_dir / "dataset_description.json")
-    except InputError:  # told where the dataset is looked at
-        raw = {}
-    # What is of another kind than BIDS says would make this file invalid, too.
-    raw = {key: value for key, value in raw.items() if isinstance(value, str)}
+    raw = _raw_description(bids_dir)
+    doi = raw.get("DatasetDOI", "")
     source = {
         "URL": bids_dir.resolve().as_uri(),
-        "DOI": raw.get("DatasetDOI"),
-        "Version": raw.get("DatasetVersion"),
+        "DOI": doi if doi.startswith("doi:") else "",  # a bare DOI does not pass the validator
+        "Version": raw.get("DatasetVersion", ""),
     }
-    if source["DOI"] and not source["DOI"].startswith("doi:"):
-        source["DOI"] = None  # a bare DOI does not pass the validator
-    made_by: dict = {"Name": "brainseg-bids", "Version": __version__, "CodeURL": CODE_URL}
-    apptainer = {"APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"} & set(os.environ)
-    # The second is how NiPreps' images say that they are images.
-    if apptainer or "IS_DOCKER_8395080871" in os.environ:
-        tag = os.environ.get("BRAINSEG_DOCKER_TAG", __version__)
-        kind = "apptainer" if apptainer else "docker"
-        made_by["Container"] = {"Type": kind, "Tag": f"brainseg-bids:{tag}"}
     output_dir.mkdir(parents=True, exist_ok=True)
     with _alone_in(output_dir):  # or two would each add a link to what both have read
         content = {
@@ -131,7 +95,7 @@ def write_description(
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
             "License": raw.get("License"),
-            "GeneratedBy": [made_by],
+            "GeneratedBy": [MADE_BY | _container()],
             "SourceDatasets": [{key: value for key, value in source.items() if value}],
             "DatasetLinks": _known_links(output_dir)
             | {name: path.resolve().as_uri() for name, path in (links or {}).items()}
@@ -139,8 +103,37 @@ def write_description(
         }
         write_once(output_dir / "dataset_description.json", json_text(content))
     write_once(output_dir / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
-    write_once(output_dir / "README.md", README)
+    write_once(output_dir / "README.md", _readme("derivative"))
     return output_dir / "dataset_description.json"
+
+
+def _raw_description(bids_dir: Path) -> dict[str, str]:
+    """Texts of the dataset's description; nothing of one that cannot be read.
+
+    That is told where the dataset is looked at. What is of another kind than BIDS says would make
+    the derivative's description invalid, too.
+    """
+    try:
+        raw = read_json(bids_dir / "dataset_description.json")
+    except InputError:
+        return {}
+    return {key: value for key, value in raw.items() if isinstance(value, str)}
+
+
+def _container() -> dict[str, dict[str, str]]:
+    """The image that this process runs in, as ``GeneratedBy`` tells it; else nothing."""
+    apptainer = {"APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"} & set(os.environ)
+    # The second is how NiPreps' images say that they are images.
+    if not apptainer and "IS_DOCKER_8395080871" not in os.environ:
+        return {}
+    tag = os.environ.get("BRAINSEG_DOCKER_TAG", __version__)
+    kind = "apptainer" if apptainer else "docker"
+    return {"Container": {"Type": kind, "Tag": f"brainseg-bids:{tag}"}}
+
+
+def _readme(name: str) -> str:
+    file = resources.files("brainseg_bids") / "data" / "readme" / f"{name}.md"
+    return file.read_text(encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -239,26 +232,14 @@ def write_once(path: Path, text: str) -> Path:
     return write_text(path, text)
 
 
-MODEL_README = """\
-# Model {name}, trained by brainseg-bids
-
-- `bundle/`: the model, with its label table and card (`README.md`). Segment with it:
-  `brainseg BIDS_DIR OUTPUT_DIR participant --model FOLDER/bundle`, where FOLDER is this one
-- `training/`: plan, log and checkpoint. The same command goes on from there; once the bundle is
-  made this folder is needed no more.
-
-The page `train_{name}.html` is in the root of the derivative that this folder is part of.
-"""
-
-
 def write_model_description(folder: Path, name: str) -> Path:
     """Make the folder of a trained model a BIDS derivative, whose files BIDS has no names for."""
     content = {
         "Name": f"Segmentation model {name}",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "brainseg-bids", "Version": __version__, "CodeURL": CODE_URL}],
+        "GeneratedBy": [MADE_BY],
     }
     write_once(folder / ".bidsignore", "training\nbundle\n")
-    write_once(folder / "README.md", MODEL_README.format(name=name))
+    write_once(folder / "README.md", _readme("model").format(name=name))
     return write_once(folder / "dataset_description.json", json_text(content))
