@@ -13,8 +13,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from brainseg_bids import __version__
 from brainseg_bids.exit_codes import UNUSABLE
 from brainseg_bids.lifetime import at_end
@@ -38,6 +36,8 @@ class Progress:
     """A bar on a terminal; elsewhere a line per image and quarter of the way."""
 
     def __init__(self, n_images: int) -> None:
+        from tqdm import tqdm  # late: ``--help`` shall not wait for it
+
         self.percent: dict[str, int] = {}
         self.bar = tqdm(
             total=100 * n_images,
@@ -131,6 +131,8 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         at_work.spoke_s = time.monotonic()
+        from tqdm import tqdm
+
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()
 
