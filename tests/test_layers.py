@@ -38,7 +38,7 @@ RATIONED = {
     "nibabel": {"volumes", "reports", "cli"},
     "bids": {"bids"},
     "nipype": {"interfaces", "runner", "stages", "workflows", "cli"},
-    "niworkflows": {"interfaces", "stages", "workflows", "reports"},
+    "niworkflows": {"bids", "interfaces", "stages", "workflows", "reports"},
     "numba": {"anatomy", "evaluation"},
     "cc3d": {"anatomy"},
     "requests": {"fetch"},

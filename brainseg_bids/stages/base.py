@@ -125,7 +125,7 @@ class Run:
         InputError
             If one is not there.
         """
-        from brainseg_bids.stages.spaces import read_spaces
+        from brainseg_bids.bids.templates import read_spaces
 
         return read_spaces(self.settings.output_spaces)
 

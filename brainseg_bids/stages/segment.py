@@ -48,6 +48,7 @@ from brainseg_bids.stages.models import (
 )
 
 if TYPE_CHECKING:
+    from nipype.pipeline.engine import Node
     from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
     from brainseg_bids.anatomy.labels import LabelTable
@@ -329,114 +330,28 @@ def _listed(words: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def init_segment_wf(
-    *,
-    model: str,
-    model_name: str,
-    model_digest: str,
-    table: str,
-    images: str = "",
-    ensemble: Sequence[Model] = (),
-    flips: bool = False,
-    mem_gib: float = SEGMENT_GIB,
-    device: str = "auto",
-    threads: int = 1,
-    probseg: bool = False,
-    program: tuple[str, ...] = (),
-    name: str = "segment_wf",
-) -> Workflow:
-    """Label an image; derive tissues, brain mask and volumes; draw a picture.
-
-    Parameters
-    ----------
-    model, model_name, model_digest : str
-        Bundle folder, its name and SHA-256.
-    table : str
-        Label table of the model, ``dseg.tsv``.
-    images : str
-        Which images got the model, of several; empty: all.
-    ensemble : sequence of Model
-        Further models whose probabilities are averaged with the first one's.
-    flips : bool
-        Also average with the mirrored image.
-    mem_gib : float
-        Set aside for the segmentation.
-    device : str
-    threads : int
-        Of the segmentation.
-    probseg : bool
-        Also write probabilities and their entropy.
-    program : sequence of str
-        What segments; empty: ``brainseg_bids.cli.predict``.
-
-    Inputs
-    ------
-    image
-        The image, as it lies in the dataset.
-
-    Outputs
-    -------
-    labels, tissue, mask, volumes, figure, report
-        And ``probseg`` and ``entropy`` if wanted.
-    """
-    from nipype import IdentityInterface
+def _init_network_node(job: SegmentJob, execution: ExecutionOptions) -> Node:
+    """The step that segments: the network, in a process of its own."""
     from nipype.pipeline import engine as pe
-    from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-    from brainseg_bids.interfaces.labels import BrainMask, Tissue, Volumes
-    from brainseg_bids.interfaces.reportlets import DrawLabels
     from brainseg_bids.interfaces.segment import PREDICT, Segment
 
-    fields = ["labels", "tissue", "mask", "volumes", "figure", "report"]
-    workflow = Workflow(name=name)
-    workflow.__desc__ = methods_text(
-        images,
-        (model_name, model_digest),
-        ensemble=[(other.name, other.digest) for other in ensemble],
-        flips=flips,
+    network = Segment(
+        program=execution.program or PREDICT,
+        model=str(job.model.path),
+        model_digest=job.model.digest,
+        device=execution.device,
+        threads=execution.threads,
+        use_gpu=takes_gpu(execution.device),
     )
-    inputnode = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
-    outputnode = pe.Node(
-        IdentityInterface(fields=fields + ["probseg", "entropy"] * probseg), name="outputnode"
-    )
-    segment = pe.Node(
-        Segment(
-            program=program or PREDICT,
-            model=model,
-            model_digest=model_digest,
-            device=device,
-            threads=threads,
-            use_gpu=takes_gpu(device),
-        ),
-        name="segment",
-        n_procs=threads,
-        mem_gb=mem_gib,
-    )
-    if ensemble:
-        segment.inputs.ensemble = [str(other.path) for other in ensemble]
-        segment.inputs.ensemble_digests = [other.digest for other in ensemble]
-    if flips:
-        segment.inputs.test_time_flips = True
-    tissue = pe.Node(Tissue(table=table), name="tissue", mem_gb=0.5)
-    mask = pe.Node(BrainMask(table=table), name="mask", mem_gb=0.5)
-    volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=0.5)
-    figure = pe.Node(DrawLabels(table=table), name="figure", mem_gb=1.0)
-    workflow.connect([
-        (inputnode, segment, [("image", "image")]),
-        (inputnode, figure, [("image", "image")]),
-        (segment, outputnode, [("labels", "labels"), ("report", "report")]),
-    ])  # fmt: skip
-    for derive in (tissue, mask, volumes, figure):
-        workflow.connect([
-            (segment, derive, [("labels", "labels")]),
-            (derive, outputnode, [("out_file", derive.name)]),
-        ])  # fmt: skip
-    workflow.connect(segment, "report", volumes, "report")
-    if probseg:
-        for output in ("probseg", "entropy"):
-            setattr(segment.inputs, output, f"{output}.nii.gz")
-            workflow.connect(segment, output, outputnode, output)
-    return workflow
+    if job.ensemble:
+        network.inputs.ensemble = [str(other.path) for other in job.ensemble]
+        network.inputs.ensemble_digests = [other.digest for other in job.ensemble]
+    if job.flips:
+        network.inputs.test_time_flips = True
+    if job.with_probseg:
+        network.inputs.trait_set(probseg="probseg.nii.gz", entropy="entropy.nii.gz")
+    return pe.Node(network, name="segment", n_procs=execution.threads, mem_gb=job.mem_gib)
 
 
 class Segment(ParticipantStage):
@@ -477,39 +392,45 @@ class Segment(ParticipantStage):
         return plans
 
     def workflow(self, job: SegmentJob, execution: ExecutionOptions) -> Workflow:
+        """Label the image; derive tissues, brain mask and volumes; draw a picture; save all."""
         from nipype import IdentityInterface
         from nipype.pipeline import engine as pe
         from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+        from brainseg_bids.interfaces.labels import BrainMask, Tissue, Volumes
+        from brainseg_bids.interfaces.reportlets import DrawLabels
         from brainseg_bids.stages.saving import init_ds_scan_wf
 
-        workflow = Workflow(name=job.name)
+        workflow, table = Workflow(name=job.name), str(execution.tables["brainseg"])
+        workflow.__desc__ = methods_text(
+            job.images,
+            (job.model.name, job.model.digest),
+            ensemble=[(other.name, other.digest) for other in job.ensemble],
+            flips=job.flips,
+        )
         inputnode = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
         inputnode.inputs.image = str(job.scan.path)
-        segment_wf = init_segment_wf(
-            model=str(job.model.path),
-            model_name=job.model.name,
-            model_digest=job.model.digest,
-            images=job.images,
-            ensemble=job.ensemble,
-            flips=job.flips,
-            mem_gib=job.mem_gib,
-            table=str(execution.tables["brainseg"]),
-            device=execution.device,
-            threads=execution.threads,
-            probseg=job.with_probseg,
-            program=execution.program,
-        )
+        segment = _init_network_node(job, execution)
+        tissue = pe.Node(Tissue(table=table), name="tissue", mem_gb=0.5)
+        mask = pe.Node(BrainMask(table=table), name="mask", mem_gb=0.5)
+        volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=0.5)
+        figure = pe.Node(DrawLabels(table=table), name="figure", mem_gb=1.0)
         ds_scan_wf = init_ds_scan_wf(
             {output: str(path) for output, path in job.outputs.items()},
             metadata(job, output_dir=execution.output_dir),
         )
+        direct = ["labels", "report", *(["probseg", "entropy"] * job.with_probseg)]
         workflow.connect([
-            (inputnode, segment_wf, [("image", "inputnode.image")]),
-            (segment_wf, ds_scan_wf, [
-                (f"outputnode.{field}", f"inputnode.{field}") for field in ["report", *job.outputs]
-            ]),
+            (inputnode, segment, [("image", "image")]),
+            (inputnode, figure, [("image", "image")]),
+            (segment, volumes, [("report", "report")]),
+            (segment, ds_scan_wf, [(name, f"inputnode.{name}") for name in direct]),
         ])  # fmt: skip
+        for derive in (tissue, mask, volumes, figure):
+            workflow.connect([
+                (segment, derive, [("labels", "labels")]),
+                (derive, ds_scan_wf, [("out_file", f"inputnode.{derive.name}")]),
+            ])  # fmt: skip
         return workflow
 
     def tables(self, run: Run) -> dict[str, LabelTable]:

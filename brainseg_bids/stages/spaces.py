@@ -17,9 +17,6 @@ from brainseg_bids.bids.templates import (
     SpaceNames,
     Template,
     fetch_command,
-    find_template,
-    template_names,
-    templateflow_home,
     transform_name,
 )
 from brainseg_bids.documents import InputError
@@ -121,60 +118,6 @@ def key(name: str, number: int) -> str:
     ('labels', 'labels1')
     """
     return name if number == 0 else f"{name}{number}"
-
-
-def read_spaces(wanted: Sequence[str], *, home: Path | None = None) -> tuple[Template, ...]:
-    """Templates that ``--output-spaces`` names, from TemplateFlow's home alone.
-
-    Raises
-    ------
-    InputError
-        If one is no volumetric template or is not there; nothing is downloaded.
-    """
-    if not wanted:
-        return ()
-    home = home or templateflow_home()
-    if not template_names(home):  # importing TemplateFlow would fill it with empty files
-        name, _, rest = wanted[0].partition(":")
-        find_template(home, name, resolution=_entity(rest, "res"), cohort=_entity(rest, "cohort"))
-    from niworkflows.utils.spaces import Reference  # late: indexes the whole home
-
-    templates: dict[tuple[str, str], Template] = {}
-    for text in wanted:
-        try:
-            references = Reference.from_string(text)
-        except ValueError as error:
-            name, _, rest = text.partition(":")
-            if not (home / f"tpl-{name}").is_dir() and "is invalid" in str(error):
-                find_template(home, name, resolution=_entity(rest, "res"))
-            raise InputError(f"--output-spaces {text}: {' '.join(str(error).split())}") from error
-        for reference in references:
-            if not reference.standard or reference.dim != 3:
-                raise InputError(
-                    f"--output-spaces {text}: this is no volumetric template. Results on the "
-                    "image's own grid are written always; surfaces are not made."
-                )
-            spec = {name: str(value) for name, value in reference.spec.items()}
-            strange = sorted(set(spec) - {"res", "resolution", "cohort"})
-            if strange:
-                raise InputError(
-                    f"--output-spaces {text}: {strange[0]} means nothing here. Give res and, for "
-                    "templates that have them, cohort."
-                )
-            template = find_template(
-                home,
-                reference.space,
-                cohort=spec.get("cohort", ""),
-                resolution=spec.get("res", spec.get("resolution", "")),
-            )
-            templates[template.space, template.resolution] = template
-    return tuple(templates.values())
-
-
-def _entity(spec: str, name: str) -> str:
-    return next(
-        (part.split("-", 1)[1] for part in spec.split(":") if part.startswith(f"{name}-")), ""
-    )
 
 
 def plan_spaces(

@@ -40,13 +40,18 @@ def _how(root: Path):
 
 
 def segment(root: Path):
-    """One image, without saving."""
-    from brainseg_bids.stages.segment import init_segment_wf
+    """One image."""
+    from brainseg_bids.bids.names import OutputNames, Scan
+    from brainseg_bids.stages import PARTICIPANT
+    from brainseg_bids.stages.models import Model
+    from brainseg_bids.stages.segment import SegmentJob
 
-    table = str(_how(root).tables["brainseg"])
-    return init_segment_wf(
-        model="m", model_name="m", model_digest="d", table=table, device="cpu", probseg=True
-    )
+    scan = Scan.from_path(_image(root))
+    names = vars(OutputNames.of(scan)).items()
+    outputs = {name: root / path for name, path in names}
+    model = Model(root, "m", "d", (), ())
+    job = SegmentJob(scan, "run", "", outputs, {"Input": "bids:raw:x"}, model)
+    return PARTICIPANT["segment"].workflow(job, _how(root))
 
 
 def headlabels(root: Path):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from brainseg_bids.bids.inputs import find_subjects
-from brainseg_bids.stages.spaces import plan_spaces, read_spaces
+from brainseg_bids.bids.templates import read_spaces
+from brainseg_bids.stages.spaces import plan_spaces
 from tests.fakes import dataset, templates
 
 MNI = templates.NAME

@@ -16,7 +16,6 @@ from brainseg_bids.stages import PARTICIPANT
 from brainseg_bids.stages.contrast import ContrastJob
 from brainseg_bids.stages.headlabels import ToolChoice, plan_headlabels
 from brainseg_bids.stages.saving import init_ds_scan_wf
-from brainseg_bids.stages.segment import init_segment_wf
 from brainseg_bids.stages.workflow import init_brainseg_wf, init_subject_wf
 
 
@@ -60,14 +59,6 @@ def test_each_part_is_sound(plans, how, probseg):
         PARTICIPANT["segment"].workflow(plan.scans[0], how),
     ):
         assert list(wiring_faults(workflow)) == []
-    segment_wf = init_segment_wf(
-        model="m",
-        model_name="m",
-        model_digest="d",
-        table=str(how.tables["brainseg"]),
-        probseg=probseg,
-    )
-    assert list(wiring_faults(segment_wf)) == []
     assert list(wiring_faults(init_ds_scan_wf({"labels": "/x.nii.gz"}, {"labels": {}}))) == []
 
 
