@@ -38,7 +38,14 @@ def run(command: list[str]) -> tuple[float, float, float]:
 def commands(options: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
     """What is compared, by name."""
     common = ["--image", options.image, "--threads", str(options.threads)]
-    ours = [sys.executable, "-m", "brainseg_bids.cli.predict", *common, "--model", options.model]
+    ours = [
+        sys.executable,
+        "-m",
+        "brainseg_bids.programs.segment",
+        *common,
+        "--model",
+        options.model,
+    ]
     ours += ["--device", "cpu", "--labels", folder / "a.nii.gz", "--report", folder / "a.json"]
     theirs = [sys.executable, "-m", "benchmarks.meshnet", *common]
     theirs += ["--labels", folder / "b.nii.gz", "--model", options.rival]

@@ -188,14 +188,14 @@ def ours_file(image: Path, model: Path, work: Path, *, flips: bool = True) -> Pa
 def by_ours(
     image: Path, model: Path, work: Path, threads: int, *, anew: bool = False, flips: bool = True
 ) -> np.ndarray:
-    """Codes of `TABLE` from ``brainseg_bids.cli.predict``; ``anew`` even if they are there."""
+    """Codes of `TABLE` from the segmentation program; ``anew`` even if they are there."""
     out = ours_file(image, model, work, flips=flips)
     if anew or not out.exists():
         subprocess.run(
             [
                 sys.executable,
                 "-m",
-                "brainseg_bids.cli.predict",
+                "brainseg_bids.programs.segment",
                 "--image",
                 image,
                 "--model",

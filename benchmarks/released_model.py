@@ -456,7 +456,7 @@ def cost(options: argparse.Namespace, data: Path) -> None:
     common = ["--image", image, "--threads", str(options.threads), "--labels", out]
     programs = {}
     for name, folder in our_models(options.models).items():
-        ours = [sys.executable, "-m", "brainseg_bids.cli.predict", *common, "--model", folder]
+        ours = [sys.executable, "-m", "brainseg_bids.programs.segment", *common, "--model", folder]
         ours += ["--device", "cpu", "--report", out.with_suffix(".json")]
         programs |= {name: [*ours, "--test-time-flips"], f"{name} without flips": ours}
     for name in options.rivals:

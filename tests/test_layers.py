@@ -35,7 +35,7 @@ RATIONED = {
     "torch": {"synth", "nets", "inference", "training", "programs", "stages", "cli"},
     "monai": {"nets", "training"},
     "lightning": {"training"},
-    "nibabel": {"volumes", "reports", "cli"},
+    "nibabel": {"volumes", "reports", "programs", "cli"},
     "bids": {"bids"},
     "nipype": {"interfaces", "runner", "stages", "workflows", "cli"},
     "niworkflows": {"bids", "interfaces", "stages", "workflows", "reports"},
@@ -44,7 +44,7 @@ RATIONED = {
     "requests": {"fetch"},
     "urllib3": {"fetch"},
     "psutil": {"interfaces", "resources", "cli"},
-    "ants": {"cli"},
+    "ants": {"programs"},
 }
 
 

@@ -30,7 +30,7 @@ GREY = (3, 42, 8, 47, 10, 49, 11, 50, 12, 51, 13, 52, 17, 53, 18, 54, 26, 58)
 def segment(image, model, folder) -> np.ndarray:
     """With flips, as is the app's default."""
     subprocess.run(
-        [sys.executable, "-m", "brainseg_bids.cli.predict", "--image", image, "--model", model,
+        [sys.executable, "-m", "brainseg_bids.programs.segment", "--image", image, "--model", model,
          "--labels", folder / "dseg.nii.gz", "--report", folder / "report.json",
          "--threads", "2", "--test-time-flips"],
         check=True, capture_output=True,
@@ -54,7 +54,7 @@ def test_structures_of_a_real_head_lie_where_freesurfer_puts_them(shared_data, t
     reached = {code: dice(codes == code, truth == code) for code in floors}
     assert {code: d for code, d in reached.items() if d < floors[code]} == {}
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["peak_gib"] < 4
+    assert report["metadata"]["PeakMemoryGiB"] < 4
 
 
 def test_a_stripped_brain_of_fine_voxels_is_done_by_the_model_for_them(shared_data, tmp_path):

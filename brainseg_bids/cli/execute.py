@@ -210,10 +210,10 @@ def _run_workflow(
             stage = PARTICIPANT[job.stage]
             if step.rpartition(".")[2] == list(stage.result_files)[-1]:
                 progress(job.title, 100)
-            warnings = result.get("Warnings", result.get("warnings", []))
-            warnings += [
-                f"{job.title}: look at it: {fault}"
-                for fault in result.get("ToLookAt", result.get("to_look_at", []))
+            result = result.get("metadata", result)
+            warnings = [
+                *result.get("Warnings", []),
+                *(f"{job.title}: look at it: {fault}" for fault in result.get("ToLookAt", [])),
             ]
             for text in warnings:
                 log.warning("%s", text)

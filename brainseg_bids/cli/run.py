@@ -36,7 +36,7 @@ def run(settings: Settings, *, program: Sequence[str] | None = None) -> int:
     ----------
     settings : Settings
     program : sequence of str, optional
-        What segments one image, instead of ``brainseg_bids.cli.predict``.
+        What segments one image, instead of ``brainseg_bids.programs.segment``.
 
     Returns
     -------

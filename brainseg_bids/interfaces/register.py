@@ -33,7 +33,7 @@ from brainseg_bids.volumes import (
     write_volume,
 )
 
-REGISTER = (sys.executable, "-m", "brainseg_bids.cli.register")
+REGISTER = (sys.executable, "-m", "brainseg_bids.programs.register")
 
 
 class RegistrationError(RuntimeError):
@@ -82,7 +82,7 @@ class Register(OwnProgram):
     Parameters
     ----------
     program : sequence of str
-        Program and first arguments: `brainseg_bids.cli.register` in another environment, or a
+        Program and first arguments: `brainseg_bids.programs.register` in another environment, or a
         stand-in.
     """
 

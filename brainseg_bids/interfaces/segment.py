@@ -15,7 +15,7 @@ from nipype.interfaces.base import CommandLine, CommandLineInputSpec, File, Trai
 from brainseg_bids import __version__
 from brainseg_bids.lifetime import for_children
 
-PREDICT = (sys.executable, "-m", "brainseg_bids.cli.predict")
+PREDICT = (sys.executable, "-m", "brainseg_bids.programs.segment")
 
 
 class SegmentationError(RuntimeError):

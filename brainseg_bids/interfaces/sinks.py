@@ -30,8 +30,9 @@ class _SaveDerivativeInputSpec(BaseInterfaceInputSpec):
     # What an earlier run left there does not count.
     path = traits.Str(mandatory=True, hash_files=False, desc="where it goes, with its final name")
     metadata = traits.Dict(desc="for the JSON beside it; none: no JSON")
-    report = File(exists=True, desc="of the segmentation, added to the metadata")
-    facts = File(exists=True, desc="JSON object, added to the metadata as it is")
+    result = File(
+        exists=True, desc="JSON object of what the run found, or its key metadata, is added to it"
+    )
     source = traits.Str(
         hash_files=False, desc="what it was made from; nothing is saved if that has changed since"
     )
@@ -69,7 +70,7 @@ class SaveDerivative(SimpleInterface):
             with whole_or_nothing(path) as temporary:
                 shutil.copyfile(source, temporary)
             if isinstance(self.inputs.metadata, dict):
-                write_json(sidecar(path), self.inputs.metadata | self._facts())
+                write_json(sidecar(path), self.inputs.metadata | self._result())
         except OSError as error:
             raise SaveError(save_fault(path, error)) from error
         self._results["out_file"] = str(path)
@@ -87,20 +88,8 @@ class SaveDerivative(SimpleInterface):
             if sha256(source) != said["InputSHA256"]:
                 raise SaveError(f"{source}: was changed while it was worked on. Run it again.")
 
-    def _facts(self) -> dict:
-        if isinstance(self.inputs.facts, str):
-            return json.loads(Path(self.inputs.facts).read_text(encoding="utf-8"))
-        if not isinstance(self.inputs.report, str):
+    def _result(self) -> dict:
+        if not isinstance(self.inputs.result, str):
             return {}
-        report = json.loads(Path(self.inputs.report).read_text(encoding="utf-8"))
-        return {
-            "SegmentationSeconds": report["took_s"],
-            "PeakMemoryGiB": report["peak_gib"],
-            "Device": report["device"],
-            "Threads": report["threads"],
-            "InputVoxelSizeMm": report["input_voxel_size_mm"],
-            "ModelVoxelSizeMm": report["model_voxel_size_mm"],
-            "Warnings": report["warnings"],
-            "ToLookAt": report.get("to_look_at", []),
-            "ConfidenceCalibrated": report.get("confidence", {}).get("calibrated", False),
-        }
+        found = json.loads(Path(self.inputs.result).read_text(encoding="utf-8"))
+        return found.get("metadata", found)

@@ -392,3 +392,35 @@ def _as_half(weight: Tensor, key: str, path: Path) -> Tensor:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def read_models(names: Sequence[str | Path]) -> list[ModelBundle]:
+    """Bundles whose probabilities can be averaged, in the order given.
+
+    Raises
+    ------
+    BundleError
+        If one cannot be read, is given twice, or has other labels than the first.
+    """
+    bundles = [ModelBundle.read(find_bundle(name)) for name in names]
+    first, *others = bundles
+    for number, other in enumerate(others, start=1):
+        if other.digest in {bundle.digest for bundle in bundles[:number]}:
+            raise BundleError(
+                f"{other.path}: model {other.name} is in the ensemble twice. Name each model once."
+            )
+        if differs := _differing_labels(first.table, other.table):
+            raise BundleError(
+                f"{other.path}: its labels are not those of model {first.name} ({differs}). "
+                "Models of an ensemble have one label table; leave it out."
+            )
+    return bundles
+
+
+def _differing_labels(one: LabelTable, other: LabelTable) -> str:
+    """How many labels differ in code, name or side, and one of them; empty if none does."""
+    ours, theirs = (
+        {(label.index, label.name, label.mirror) for label in table} for table in (one, other)
+    )
+    odd = sorted(ours ^ theirs)
+    return f"{len(odd)} differ, e.g. {odd[0][0]} {odd[0][1]}" if odd else ""

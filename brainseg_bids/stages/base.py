@@ -51,7 +51,7 @@ class Run:
     ----------
     settings : Settings
     program : tuple of str
-        What segments one image, instead of ``brainseg_bids.cli.predict``.
+        What segments one image, instead of ``brainseg_bids.programs.segment``.
     failed : set of str
         Titles of what an earlier stage of this run could not do: it has been reported.
     """
@@ -166,9 +166,9 @@ class ExecutionOptions:
     tool_timeout_s : float
         After which an external tool is ended.
     program : tuple of str
-        What segments; empty: ``brainseg_bids.cli.predict``. Tests put a stand-in here.
+        What segments; empty: ``brainseg_bids.programs.segment``. Tests put a stand-in here.
     register : tuple of str
-        What registers images to templates; empty: ``brainseg_bids.cli.register``. ANTs may live
+        What registers images to templates; empty: ``brainseg_bids.programs.register``. ANTs may live
         in an environment of its own.
     """
 

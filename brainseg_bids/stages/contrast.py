@@ -406,7 +406,6 @@ class Contrast(ParticipantStage):
         ds_contrast_wf = init_ds_scan_wf(
             {output: str(path) for output, path in job.outputs.items()},
             contrast_metadata(job),
-            facts="facts",
             name="ds_contrast_wf",
         )
         both = [("image", "image"), ("labels", "labels")]
@@ -415,7 +414,7 @@ class Contrast(ParticipantStage):
             (inputnode, figure, both),
             (measure, figure, [("facts", "facts")]),
             (measure, ds_contrast_wf, [
-                ("statistics", "inputnode.statistics"), ("facts", "inputnode.facts"),
+                ("statistics", "inputnode.statistics"), ("facts", "inputnode.result"),
             ]),
             (figure, ds_contrast_wf, [("out_file", "inputnode.figure")]),
         ])  # fmt: skip

@@ -320,8 +320,7 @@ def _saved(
     ds_export_wf = init_ds_scan_wf(
         {output: str(path) for output, path in job.outputs.items()},
         export_metadata(job),
-        facts="facts",
-        told=(),
+        with_result=(),
         name="ds_export_wf",
     )
     workflow.connect([

@@ -575,14 +575,13 @@ def init_tool_wf(
     ds_tool_wf = init_ds_scan_wf(
         {output: str(path) for output, path in plan.outputs.items()},
         tool_metadata(plan),
-        facts="facts",
         name="ds_tool_wf",
     )
     posteriors = ("posteriors", "posterior_codes") if plan.tool.posteriors else ()
     workflow.connect([
         (inputnode, run, [("image", "image")]),
         (run, read, [(field, field) for field in ("labels", "log", *posteriors)]),
-        (run, ds_tool_wf, [("facts", "inputnode.facts")]),
+        (run, ds_tool_wf, [("facts", "inputnode.result")]),
         (read, ds_tool_wf, [(field, f"inputnode.{field}") for field in plan.outputs]),
     ])  # fmt: skip
     return workflow
@@ -665,13 +664,10 @@ class Headlabels(ParticipantStage):
         figure = pe.Node(DrawMerge(table=table), name="figure", mem_gb=1.5)
         said = head_metadata(job, output_dir=execution.output_dir)
         paths = {output: str(path) for output, path in job.outputs.items()}
-        ds_merge_wf = init_ds_scan_wf(
-            {"merge": paths.pop("merge")}, said, facts="facts", name="ds_merge_wf"
-        )
+        ds_merge_wf = init_ds_scan_wf({"merge": paths.pop("merge")}, said, name="ds_merge_wf")
         ds_head_wf = init_ds_scan_wf(
             paths,
             said,
-            facts="facts",
             outdated=[str(path) for path in job.outdated],
             name="ds_head_wf",
         )
@@ -681,8 +677,8 @@ class Headlabels(ParticipantStage):
             (image, figure, [("image", "image")]),
             (merge, volumes, [("labels", "labels")]),
             (merge, figure, [("labels", "labels")]),
-            (merge, ds_merge_wf, [("merge", "inputnode.merge"), ("report", "inputnode.facts")]),
-            (merge, ds_head_wf, [("facts", "inputnode.facts")]),
+            (merge, ds_merge_wf, [("merge", "inputnode.merge"), ("report", "inputnode.result")]),
+            (merge, ds_head_wf, [("facts", "inputnode.result")]),
             (merge, ds_head_wf, [(name, f"inputnode.{name}") for name in merged]),
             (volumes, ds_head_wf, [("out_file", "inputnode.volumes")]),
             (figure, ds_head_wf, [("out_file", "inputnode.figure")]),

@@ -91,7 +91,7 @@ def _check_network(bundle: ModelBundle) -> None:
 
     if bundle.path in packaged_models().values() or not bundle.net:
         return
-    program = [sys.executable, "-m", "brainseg_bids.cli.check_model", str(bundle.path)]
+    program = [sys.executable, "-m", "brainseg_bids.programs.check_model", str(bundle.path)]
     done = subprocess.run(program, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise BundleError((done.stderr.strip().splitlines() or ["the model cannot be read"])[-1])
@@ -117,40 +117,6 @@ def models_of(settings: Settings) -> tuple[tuple[Model, ...], LabelTable]:
     return (first, *(model for model, _ in others)), table
 
 
-def read_models(names: Sequence[str | Path]) -> list[ModelBundle]:
-    """Bundles whose probabilities can be averaged, in the order given.
-
-    Raises
-    ------
-    BundleError
-        If one cannot be read, is given twice, or has other labels than the first.
-    """
-    from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle  # late: numpy
-
-    bundles = [ModelBundle.read(find_bundle(name)) for name in names]
-    first, *others = bundles
-    for number, other in enumerate(others, start=1):
-        if other.digest in {bundle.digest for bundle in bundles[:number]}:
-            raise BundleError(
-                f"{other.path}: model {other.name} is in the ensemble twice. Name each model once."
-            )
-        if differs := _differing_labels(first.table, other.table):
-            raise BundleError(
-                f"{other.path}: its labels are not those of model {first.name} ({differs}). "
-                "Models of an ensemble have one label table; leave it out."
-            )
-    return bundles
-
-
-def _differing_labels(one: LabelTable, other: LabelTable) -> str:
-    """How many labels differ in code, name or side, and one of them; empty if none does."""
-    ours, theirs = (
-        {(label.index, label.name, label.mirror) for label in table} for table in (one, other)
-    )
-    odd = sorted(ours ^ theirs)
-    return f"{len(odd)} differ, e.g. {odd[0][0]} {odd[0][1]}" if odd else ""
-
-
 def read_ensemble(settings: Settings, model: Model) -> tuple[Model, ...]:
     """Further models that are averaged with the first one.
 
@@ -161,6 +127,8 @@ def read_ensemble(settings: Settings, model: Model) -> tuple[Model, ...]:
     """
     if not settings.ensemble:
         return ()
+    from brainseg_bids.nets.bundle import read_models  # late: numpy
+
     _, *others = read_models([model.path, *settings.ensemble])
     for bundle in others:
         _check_network(bundle)

@@ -16,8 +16,7 @@ def init_ds_scan_wf(
     outputs: dict[str, str],
     metadata: dict[str, dict],
     *,
-    facts: str = "report",
-    told: Collection[str] | None = None,
+    with_result: Collection[str] | None = None,
     outdated: Collection[str] = (),
     name: str = "ds_scan_wf",
 ) -> Workflow:
@@ -29,23 +28,22 @@ def init_ds_scan_wf(
         What to save (``labels``, ``tissue``, ...) and where.
     metadata : dict of str to dict
         JSON beside each; what is not named there gets none.
-    facts : {"report", "facts"}
-        Which input of `SaveDerivative` takes what the run itself has to tell.
-    told : collection of str, optional
-        Outputs whose JSON is told that; all if not given. If empty there is no such input.
+    with_result : collection of str, optional
+        Outputs whose JSON also has the metadata of the run's result; all if not given. If empty
+        there is no input for them.
     outdated : collection of str
         Files of an earlier run that go when the labels are saved.
 
     Inputs
     ------
-    report or facts
-        What is added to the JSON.
+    result
+        File (JSON) with the metadata that the run itself adds.
     *outputs*
         One field per output, by the same name.
     """
     workflow = Workflow(name=name)
-    heard = [facts] if told is None or told else []
-    inputnode = pe.Node(IdentityInterface(fields=[*heard, *outputs]), name="inputnode")
+    result = ["result"] if with_result is None or with_result else []
+    inputnode = pe.Node(IdentityInterface(fields=[*result, *outputs]), name="inputnode")
     for output, path in outputs.items():
         save = pe.Node(
             SaveDerivative(path=path), name=f"ds_{output}", mem_gb=0.2, run_without_submitting=True
@@ -55,6 +53,6 @@ def init_ds_scan_wf(
             save.inputs.outdated = list(outdated)
         if output in metadata:
             save.inputs.metadata = metadata[output]
-            if told is None or output in told:
-                workflow.connect(inputnode, facts, save, facts)
+            if with_result is None or output in with_result:
+                workflow.connect(inputnode, "result", save, "result")
     return workflow

@@ -419,11 +419,12 @@ class Segment(ParticipantStage):
             {output: str(path) for output, path in job.outputs.items()},
             metadata(job, output_dir=execution.output_dir),
         )
-        direct = ["labels", "report", *(["probseg", "entropy"] * job.with_probseg)]
+        direct = ["labels", *(["probseg", "entropy"] * job.with_probseg)]
         workflow.connect([
             (inputnode, segment, [("image", "image")]),
             (inputnode, figure, [("image", "image")]),
             (segment, volumes, [("report", "report")]),
+            (segment, ds_scan_wf, [("report", "inputnode.result")]),
             (segment, ds_scan_wf, [(name, f"inputnode.{name}") for name in direct]),
         ])  # fmt: skip
         for derive in (tissue, mask, volumes, figure):
@@ -439,7 +440,8 @@ class Segment(ParticipantStage):
         return {"brainseg": run.model_table, "tissue": LabelTable.packaged("tissue")}
 
     def messages(self, title: str, result: Mapping) -> list[Message]:
-        text = f"{title}: segmented in {result['took_s']:.0f} s, peak {result['peak_gib']:.1f} GiB"
+        took_s, peak_gib = result["SegmentationSeconds"], result["PeakMemoryGiB"]
+        text = f"{title}: segmented in {took_s:.0f} s, peak {peak_gib:.1f} GiB"
         return [Message(logging.INFO, text)]
 
     def memory_gib(self, settings: Settings, images: Sequence, at_once: int) -> list[float]:

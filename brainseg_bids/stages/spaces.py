@@ -449,8 +449,7 @@ class StandardSpaces(ParticipantStage):
         ds_space_wf = init_ds_scan_wf(
             {output: str(path) for output, path in job.outputs.items()},
             space_metadata(job),
-            facts="facts",
-            told=("forward", "backward"),
+            with_result=("forward", "backward"),
             name="ds_space_wf",
         )
         workflow.connect([
@@ -458,7 +457,7 @@ class StandardSpaces(ParticipantStage):
             (register, ds_space_wf, [
                 ("forward", "inputnode.forward"),
                 ("backward", "inputnode.backward"),
-                ("report", "inputnode.facts"),
+                ("report", "inputnode.result"),
             ]),
         ])  # fmt: skip
         if job.templates[0].mask:

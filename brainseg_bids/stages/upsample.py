@@ -371,8 +371,7 @@ class Upsample(ParticipantStage):
         ds_finer_wf = init_ds_scan_wf(
             {output: str(path) for output, path in job.outputs.items()},
             upsample_metadata(job, output_dir=execution.output_dir),
-            facts="facts",
-            told=("labels",),
+            with_result=("labels",),
             name="ds_finer_wf",
         )
         workflow.connect([
@@ -381,7 +380,7 @@ class Upsample(ParticipantStage):
             (upsample, volumes, [("labels", "labels")]),
             (upsample, figure, [("labels", "labels")]),
             (upsample, ds_finer_wf, [
-                ("labels", "inputnode.labels"), ("facts", "inputnode.facts"),
+                ("labels", "inputnode.labels"), ("facts", "inputnode.result"),
             ]),
             (volumes, ds_finer_wf, [("out_file", "inputnode.volumes")]),
             (figure, ds_finer_wf, [("out_file", "inputnode.figure")]),

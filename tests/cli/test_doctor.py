@@ -159,7 +159,7 @@ def test_ants_templates_and_programs_that_fetch_are_listed(capsys, tmp_path, mon
 
 
 def test_a_command_for_ants_is_looked_at(capsys, tmp_path):
-    python = f"{sys.executable} -m brainseg_bids.cli.register"
+    python = f"{sys.executable} -m brainseg_bids.programs.register"
     code, lines, _ = said(capsys, "--tool", f"ants={python}")
     assert code == 0
     assert python in " ".join(about(lines, "ANTs")[0])

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.cli.predict import main
 from brainseg_bids.evaluation.calibration import BINS
 from brainseg_bids.evaluation.confidence import ConfidenceCalibration
 from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.bundle import add_confidence, write_bundle
 from brainseg_bids.nets.spec import NetSpec
+from brainseg_bids.programs.segment import main
 from brainseg_bids.volumes import write_volume
 from tests.fakes import dataset
 from tests.made_nifti import write_nifti
@@ -55,7 +55,7 @@ def run(model, folder, sizes, *more):
     ("sizes", "coarse"), [((1.5, 1.5, 1.5), False), ((1.5, 1.5, 2.0), True), ((2, 2, 8), True)]
 )
 def test_voxels_coarser_than_the_models_are_told_and_still_done(model, tmp_path, sizes, coarse):
-    notes = run(model, tmp_path, sizes)["warnings"]
+    notes = run(model, tmp_path, sizes)["metadata"]["Warnings"]
     assert any("coarser than the model's 1.5 mm" in note for note in notes) == coarse
 
 
@@ -72,10 +72,12 @@ def test_doubts_about_the_header_reach_the_report_and_labels_lie_on_the_file(mod
     ])  # fmt: skip
     assert code == 0
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["input_voxel_size_mm"] == [4, 4, 4]
-    (contradiction,) = [note for note in report["warnings"] if "contradicts itself" in note]
+    assert report["metadata"]["InputVoxelSizeMm"] == [4, 4, 4]
+    (contradiction,) = [
+        note for note in report["metadata"]["Warnings"] if "contradicts itself" in note
+    ]
     assert "64 mm3" in contradiction
-    assert any("microns" in note for note in report["warnings"])
+    assert any("microns" in note for note in report["metadata"]["Warnings"])
     for name in ("dseg", "probseg"):
         written = nib.load(tmp_path / f"{name}.nii.gz")
         assert written.header.get_xyzt_units()[0] == "micron"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-in for ``brainseg_bids.cli.predict``: same arguments, a ball for a brain, no network.
+"""Stand-in for ``brainseg_bids.programs.segment``: same arguments, a ball for a brain, no network.
 
 The brain of a participant ``tiny`` is to be looked at. With ``--kill TEXT`` it dies as if the
 out-of-memory killer had come, for images whose path holds that text.
@@ -66,15 +66,16 @@ def main() -> int:
                 "image": str(options.image),
                 "model": bundle.name,
                 "model_digest": bundle.digest,
-                "device": "cpu",
-                "threads": options.threads,
-                "took_s": 1.5,
-                "peak_gib": 0.25,
-                "input_shape": list(grid.shape),
-                "input_voxel_size_mm": list(grid.voxel_size_mm),
-                "model_voxel_size_mm": bundle.voxel_size_mm,
-                "warnings": [str(note.message) for note in noted],
-                "to_look_at": ["brain of 0.47 ml"] if "sub-tiny" in str(options.image) else [],
+                "metadata": {
+                    "SegmentationSeconds": 1.5,
+                    "PeakMemoryGiB": 0.25,
+                    "Device": "cpu",
+                    "Threads": options.threads,
+                    "InputVoxelSizeMm": list(grid.voxel_size_mm),
+                    "ModelVoxelSizeMm": bundle.voxel_size_mm,
+                    "Warnings": [str(note.message) for note in noted],
+                    "ToLookAt": ["brain of 0.47 ml"] if "sub-tiny" in str(options.image) else [],
+                },
                 "confidence": {
                     "calibrated": True,
                     "labels": [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-in for ``brainseg_bids.cli.register``: the image lies in the template's space already."""
+"""Stand-in for ``brainseg_bids.programs.register``: the image lies in the template's space already."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from brainseg_bids.cli.register import OUTSIDE, parse
+from brainseg_bids.programs.register import OUTSIDE, parse
 from brainseg_bids.volumes import read_grid
 
 

@@ -16,7 +16,6 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.pull import pull_labels
-from brainseg_bids.cli import register
 from brainseg_bids.interfaces.register import (
     REGISTER,
     Pull,
@@ -24,6 +23,7 @@ from brainseg_bids.interfaces.register import (
     RegistrationError,
     missing_reason,
 )
+from brainseg_bids.programs import register
 from brainseg_bids.volumes import read_label_map, write_label_map, write_mask, write_volume
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
@@ -93,7 +93,7 @@ def test_a_killed_or_failed_registration_is_told_in_one_line(files, monkeypatch)
 
 def test_without_antspyx_the_program_says_what_to_install(files):
     hide = "import sys; sys.modules['ants'] = None; "
-    run = "from brainseg_bids.cli.register import main; sys.exit(main(sys.argv[1:]))"
+    run = "from brainseg_bids.programs.register import main; sys.exit(main(sys.argv[1:]))"
     argv = ["--fixed", "a", "--moving", "b", "--forward", "c", "--backward", "d", "--report", "e"]
     done = subprocess.run(
         [sys.executable, "-c", hide + run, *argv],
@@ -107,7 +107,7 @@ def test_without_antspyx_the_program_says_what_to_install(files):
 
 def test_another_environment_is_not_asked_for_antspyx(monkeypatch):
     monkeypatch.setattr("brainseg_bids.interfaces.register.find_spec", lambda _: None)
-    assert missing_reason(("/opt/ants/bin/python", "-m", "brainseg_bids.cli.register")) == ""
+    assert missing_reason(("/opt/ants/bin/python", "-m", "brainseg_bids.programs.register")) == ""
     assert "antspyx" in missing_reason()
 
 

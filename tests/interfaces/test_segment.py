@@ -89,7 +89,7 @@ def test_threads_reach_the_process_as_option_and_environment(bundle, tmp_path, m
 
 
 def test_the_default_program_is_our_own_in_the_same_python():
-    assert (sys.executable, "-m", "brainseg_bids.cli.predict") == PREDICT
+    assert (sys.executable, "-m", "brainseg_bids.programs.segment") == PREDICT
 
 
 def test_the_stand_in_writes_codes_that_the_model_knows(bundle, tmp_path, monkeypatch):

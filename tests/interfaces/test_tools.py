@@ -551,7 +551,7 @@ def test_our_killed_process_says_that_memory_ran_out(bundle, image):
 
 def test_our_program_is_found_without_path():
     program = find_program(find_tool("model"))
-    assert program == (sys.executable, "-m", "brainseg_bids.cli.predict")
+    assert program == (sys.executable, "-m", "brainseg_bids.programs.segment")
 
 
 # Failures

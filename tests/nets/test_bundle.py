@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.cli import check_model
 from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.bundle import (
     DEFAULT_MODEL,
@@ -24,6 +23,7 @@ from brainseg_bids.nets.bundle import (
     write_bundle,
 )
 from brainseg_bids.nets.spec import NetSpec
+from brainseg_bids.programs import check_model
 
 
 @pytest.fixture

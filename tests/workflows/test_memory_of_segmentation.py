@@ -45,12 +45,12 @@ def test_predicted_memory_is_within_a_quarter_of_what_a_phantom_takes(tmp_path, 
         phantom_image(labels, np.random.default_rng(0)), labels.grid, tmp_path / "T1w.nii.gz"
     )
     command = [
-        sys.executable, "-m", "brainseg_bids.cli.predict", "--image", image, "--model",
+        sys.executable, "-m", "brainseg_bids.programs.segment", "--image", image, "--model",
         tmp_path / "raw", "--labels", tmp_path / "dseg.nii.gz", "--report",
         tmp_path / "report.json", "--device", "cpu", "--threads", "1",
     ]  # fmt: skip
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
-    measured = json.loads((tmp_path / "report.json").read_text())["peak_gib"]
+    measured = json.loads((tmp_path / "report.json").read_text())["metadata"]["PeakMemoryGiB"]
     predicted = segmentation_gib(shape, (size,) * 3, [Footprint.of(bundle)])
     assert predicted == pytest.approx(measured, rel=0.25)
 

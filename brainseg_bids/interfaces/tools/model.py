@@ -44,7 +44,7 @@ class _ModelInputSpec(ToolInputSpec):
 
 
 class Model(ToolInterface):
-    """Run ``brainseg_bids.cli.predict`` with probabilities."""
+    """Run ``brainseg_bids.programs.segment`` with probabilities."""
 
     input_spec = _ModelInputSpec
     name = "model"
@@ -66,8 +66,8 @@ class Model(ToolInterface):
             "ToolVersion": __version__,
             "Model": report["model"],
             "ModelDigest": report["model_digest"],
-            "Device": report["device"],
-            "Warnings": report["warnings"],
+            "Device": report["metadata"]["Device"],
+            "Warnings": report["metadata"]["Warnings"],
         }
 
     def _failure(self, ended: Ended, log: Path) -> ToolError:
@@ -88,7 +88,7 @@ TOOL = Tool(
     about="this app's own network",
     how_to_get="It comes with this package; install it again: pip install brainseg-bids.",
     # For whom asks before a model is chosen, as batch scripts do: what a 256³ head may take
-    # (docs/performance.md), and bytes of 42 labels. Then `segment_plan.predicted_gib`.
+    # (docs/performance.md), and bytes of 42 labels. Then `brainseg_bids.stages.models.predicted_gib`.
     mem_base_gb=4.0,
     mem_gb_per_mvox=0.05,
     max_threads=64,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segment one image in a process of its own.
 
-``python -m brainseg_bids.cli.predict --image FILE --model NAME --labels FILE --report FILE``
+``python -m brainseg_bids.programs.segment --image FILE --model NAME --labels FILE --report FILE``
 
 A process of its own gives its memory back, and one that the system kills is a failed step
 with a message instead of a workflow that waits for ever.
@@ -30,8 +30,7 @@ from brainseg_bids.evaluation.confidence import ConfidenceCalibration, Probabili
 from brainseg_bids.exit_codes import DONE, FAILED
 from brainseg_bids.files import whole_or_nothing
 from brainseg_bids.machine import resident_gib
-from brainseg_bids.nets.bundle import CONFIDENCE, BundleError, ModelBundle
-from brainseg_bids.stages.models import read_models
+from brainseg_bids.nets.bundle import CONFIDENCE, BundleError, ModelBundle, read_models
 from brainseg_bids.volumes import InputError, place, read_volume, write_label_map, write_volume
 
 WRITING_FRAC = 0.05
@@ -143,15 +142,16 @@ def predict(options: argparse.Namespace) -> dict:
         "model_digest": bundle.digest,
         "ensemble": [{"model": other.name, "model_digest": other.digest} for other in others],
         "test_time_flips": options.test_time_flips,
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "took_s": round(time.monotonic() - began_s, 2),
-        "peak_gib": round(peak_gib(device), 3),
-        "input_shape": list(grid.shape),
-        "input_voxel_size_mm": [round(size, 4) for size in grid.voxel_size_mm],
-        "model_voxel_size_mm": bundle.voxel_size_mm,
-        "warnings": notes,
-        "to_look_at": to_look_at,
+        "metadata": {
+            "SegmentationSeconds": round(time.monotonic() - began_s, 2),
+            "PeakMemoryGiB": round(peak_gib(device), 3),
+            "Device": device,
+            "Threads": torch.get_num_threads(),
+            "InputVoxelSizeMm": [round(size, 4) for size in grid.voxel_size_mm],
+            "ModelVoxelSizeMm": bundle.voxel_size_mm,
+            "Warnings": notes,
+            "ToLookAt": to_look_at,
+        },
         "confidence": confidence_of(
             confidence.sums(),
             bundle.table,
