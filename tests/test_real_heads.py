@@ -30,7 +30,8 @@ GREY = (3, 42, 8, 47, 10, 49, 11, 50, 12, 51, 13, 52, 17, 53, 18, 54, 26, 58)
 def segment(image, model, folder) -> np.ndarray:
     """With flips, as is the app's default."""
     subprocess.run(
-        [sys.executable, "-m", "brainseg_bids.programs.segment", "--image", image, "--model", model,
+        [sys.executable, "-m", "brainseg_bids.programs.segment", "--image", image,
+         "--model", model,
          "--labels", folder / "dseg.nii.gz", "--report", folder / "report.json",
          "--threads", "2", "--test-time-flips"],
         check=True, capture_output=True,

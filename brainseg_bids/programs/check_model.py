@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the network of a model can be built and its weights fit, in a process of its own.
 
-``python -m brainseg_bids.programs.check_model FOLDER`` imports PyTorch, which the app itself does not
+``python -m brainseg_bids.programs.check_model FOLDER`` imports PyTorch, which the app
+itself does not
 keep in memory for this.
 """
 

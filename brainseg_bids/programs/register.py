@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Register one image to a template in a process of its own, with ANTs (antspyx).
 
-``python -m brainseg_bids.programs.register --fixed FILE --moving FILE --grid FILE ... --report FILE``
+``python -m brainseg_bids.programs.register --help`` lists its arguments.
 
 antspyx pins other versions of numpy than some programs want, and a registration takes gigabytes:
 so nothing but this process imports it, and it may have an environment of its own.

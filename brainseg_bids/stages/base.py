@@ -168,7 +168,7 @@ class ExecutionOptions:
     program : tuple of str
         What segments; empty: ``brainseg_bids.programs.segment``. Tests put a stand-in here.
     register : tuple of str
-        What registers images to templates; empty: ``brainseg_bids.programs.register``. ANTs may live
+        What registers images; empty: ``brainseg_bids.programs.register``. ANTs may live
         in an environment of its own.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-in for ``brainseg_bids.programs.register``: the image lies in the template's space already."""
+"""Stand-in for the program that registers: the image lies in the template's space already."""
 
 from __future__ import annotations
 

@@ -88,7 +88,8 @@ TOOL = Tool(
     about="this app's own network",
     how_to_get="It comes with this package; install it again: pip install brainseg-bids.",
     # For whom asks before a model is chosen, as batch scripts do: what a 256³ head may take
-    # (docs/performance.md), and bytes of 42 labels. Then `brainseg_bids.stages.models.predicted_gib`.
+    # (docs/performance.md), and bytes of 42 labels. Then as
+    # `brainseg_bids.stages.models.predicted_gib` has it.
     mem_base_gb=4.0,
     mem_gb_per_mvox=0.05,
     max_threads=64,
