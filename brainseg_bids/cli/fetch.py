@@ -18,13 +18,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from brainseg_bids import exit_codes, offline
-from brainseg_bids.bids.names import is_label
 from brainseg_bids.console import OneLineParser
 from brainseg_bids.exit_codes import DONE, FAILED, INTERRUPTED, NO_PROGRAM, TERMINATED, UNUSABLE
 from brainseg_bids.fetch import annex
 from brainseg_bids.fetch.choice import WHAT, gigabytes
 from brainseg_bids.fetch.known import Dataset, FetchError, find_dataset, known_datasets
 from brainseg_bids.files import DISK_FAULTS
+from brainseg_bids.options import label
 
 VIA = ("auto", *annex.WAYS, "http")
 JOBS = 4
@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--participant-label",
         "--participant_label",
         nargs="+",
-        type=_label,
+        type=label("sub-"),
         default=[],
         metavar="LABEL",
         help="only these participants (with or without sub-); default: all",
@@ -265,15 +265,6 @@ def _complain_of_disk(error: OSError, dest: Path) -> int:
         return FAILED
     _complain(f"{where}: {error.strerror or error}. Choose another folder, or mend that.")
     return UNUSABLE
-
-
-def _label(text: str) -> str:
-    text = text.removeprefix("sub-")
-    if not is_label(text):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no BIDS label, which has letters and digits only"
-        )
-    return text
 
 
 def _jobs(text: str) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 from brainseg_bids.exit_codes import NO_PROGRAM, UNUSABLE
 from brainseg_bids.fetch.choice import check_participants, is_wanted
 from brainseg_bids.fetch.known import Dataset, FetchError
+from brainseg_bids.lifetime import at_end
 from brainseg_bids.pointers import ANNEX, pointer_kind
 
 WAYS = ("datalad", "git-annex")
@@ -166,7 +167,7 @@ def get(
 
 def _results(command: Sequence[str]) -> Iterator[dict]:
     """What a program says of each file, as it says it: a JSON object a line."""
-    with subprocess.Popen(
+    process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -174,7 +175,9 @@ def _results(command: Sequence[str]) -> Iterator[dict]:
         text=True,
         errors="replace",
         env=_environment(),
-    ) as process:
+    )
+    # A signal may have reached this process alone.
+    with process, at_end(lambda _: process.terminate()):
         try:
             for line in process.stdout:
                 with contextlib.suppress(ValueError):
@@ -182,7 +185,7 @@ def _results(command: Sequence[str]) -> Iterator[dict]:
                     if isinstance(result, dict):
                         yield result
         except BaseException:
-            process.terminate()  # an interrupt may have reached this process alone
+            process.terminate()
             raise
 
 

@@ -7,11 +7,15 @@ import logging.handlers
 import os
 import shutil
 import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 
 from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.cli.fetch import main
+from brainseg_bids.exit_codes import TERMINATED
 from brainseg_bids.fetch import annex
 from brainseg_bids.fetch.known import Dataset, FetchError
 from brainseg_bids.pointers import pointer_kind, why_unfetched
@@ -214,3 +218,29 @@ def test_a_clone_that_fails_is_one_line(tmp_path):
             Dataset("x", git=f"file://{tmp_path}/nothing.git"), tmp_path / "d", "git-annex"
         )
     assert "\n" not in str(caught.value)
+
+
+def test_a_signal_to_this_process_alone_ends_the_program_that_gets_content():
+    getting = """
+import os, time
+print('{"pid": %d}' % os.getpid(), flush=True)
+time.sleep(60)
+"""
+    fetching = """
+import sys
+from brainseg_bids.fetch import annex
+from brainseg_bids.lifetime import ended_by_signals
+with ended_by_signals():
+    for result in annex._results([sys.executable, "-c", sys.argv[1]]):
+        print(result["pid"], flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", fetching, getting], stdout=subprocess.PIPE, text=True
+    )
+    child = int(process.stdout.readline())
+    process.terminate()
+    assert process.wait(timeout=60) == TERMINATED
+    until_s = time.monotonic() + 60
+    while psutil.pid_exists(child) and time.monotonic() < until_s:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(child)
