@@ -1,10 +1,14 @@
-# The verbs: demo · test · lint · check · golden · census · docs · format · clean · tools-samseg.   PYTHON=python3.12 make demo   picks another Python.
+# The verbs: demo · test · lint · types · check · coverage · golden · census · docs · hooks · format · clean · tools-samseg.
+# PYTHON=python3.12 make demo   picks another Python.   JOBS=1 make test   runs one test at a time.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# One process a core; a file's tests stay together, they share what the first of them has made.
+JOBS ?= auto
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 PYTHON_SAMSEG ?= python3.11
 
-.PHONY: demo test lint check golden census docs format clean tools-samseg
+.PHONY: demo test lint types check coverage golden census docs hooks format clean tools-samseg
 
 demo: $(VENV)/app
 	$(BIN)/python -m brainseg_bids.cli.demo demo/bids
@@ -12,13 +16,20 @@ demo: $(VENV)/app
 	@echo "Open the report: $(CURDIR)/demo/out/sub-MNI152.html"
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-check: lint test
+types: $(VENV)/test
+	$(BIN)/python -m mypy
+
+check: lint types test
+
+coverage: $(VENV)/test
+	$(PYTEST) --cov --cov-report=term --cov-report=html:coverage
+	@echo "Open: $(CURDIR)/coverage/index.html"
 
 # All that the app leaves on phantom heads; then: python -m benchmarks.golden compare BEFORE AFTER
 golden: $(VENV)/test
@@ -31,6 +42,11 @@ census:
 docs: $(VENV)/docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	@echo "Open: $(CURDIR)/docs/_build/html/index.html"
+
+# The fast checks before each commit.
+hooks: $(VENV)/test
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pre-commit install
 
 format: $(VENV)/test
 	$(BIN)/ruff format .
@@ -64,4 +80,4 @@ tools-samseg: $(VENV)/bin/python
 	@echo "SAMSEG: $(VENV)/tools/samseg/bin/run_samseg"
 
 clean:
-	rm -rf demo build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage* coverage golden

@@ -8,11 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.phantom.head import phantom_head, phantom_image
 
 # Small jobs are faster on one thread, and two workers do not wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Bounded in examples, not in time: how long one takes depends on what else the machine does.
+settings.register_profile(
+    "bounded", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("bounded")
 
 
 @pytest.fixture
