@@ -384,12 +384,10 @@ def _macro(name: str):
 @cache
 def environment() -> Environment:
     """The packaged templates."""
-    loaded = Environment(
+    return Environment(
         loader=PackageLoader("brainseg_bids", "data"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    loaded.filters |= {"ml": tables.ml, "mm3": tables.mm3, "percent": tables.percent}
-    return loaded

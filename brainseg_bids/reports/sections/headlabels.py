@@ -128,19 +128,10 @@ def merge_section(
     """
     flags = quality_warnings(merge, warnings, volumes=volumes, z=z or {}, missing=missing)
     present = [row for row in volumes if float(row["volume_mm3"]) > 0]
-    names = [str(merge[role]) for role in ("head", "brain") if merge.get(role)]
     body = page.blocks(
         source_line("Labelled image", source),
         page.warnings_box(flags, "Look at this before using the labels"),
-        *(
-            page.figure(
-                image,
-                f"{caption}, {title}",
-                caption=f"{caption}.",
-                missing=f"This picture could not be made: {caption}",
-            )
-            for caption, image in figures.items()
-        ),
+        *(_figure(image, caption, title) for caption, image in figures.items()),
         page.facts(run or {}, "Run"),
         *map(_tool, tools),
         _merge(merge),
@@ -152,13 +143,27 @@ def merge_section(
     )
     overview = {
         "File": page.code(source),
-        "Tools": " + ".join(names) or "n/a",
+        "Tools": _tool_names(merge),
         **totals_ml(present),
         "Flags": len(flags) or "none",
     }
     numbers = ("Brain (ml)", "CSF (ml)", "Flags")
     counted = ("head label map", "made")
     return Section("head", title, body, "Head labels", counted, flags, overview, numbers)
+
+
+def _tool_names(merge: Mapping) -> str:
+    names = [str(merge[role]) for role in ("head", "brain") if merge.get(role)]
+    return " + ".join(names) or "n/a"
+
+
+def _figure(image: Path, caption: str, title: str) -> Markup:
+    return page.figure(
+        image,
+        f"{caption}, {title}",
+        caption=f"{caption}.",
+        missing=f"This picture could not be made: {caption}",
+    )
 
 
 # -- warnings -----------------------------------------------------------------------------

@@ -76,32 +76,32 @@ def write_priors_page(
     ValueError
         If two priors share a name.
     """
-    names = [prior.name for prior in priors]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{path}: two priors are called {twice[0]}; give contrasts their names")
+    _refuse_twins(path, [prior.name for prior in priors])
     sections = [
         prior_section(
             prior,
             statistics.get(prior.name, {}),
-            comparisons=list((comparisons or {}).get(prior.name, ())),
-            previews=[Path(preview) for preview in (previews or {}).get(prior.name, ())],
+            comparisons=(comparisons or {}).get(prior.name, ()),
+            previews=(previews or {}).get(prior.name, ()),
             table=table or LabelTable.packaged(prior.table),
         )
         for prior in priors
     ]
+    n = f"{len(sections) or 'No'} contrast{'s' * (len(sections) != 1)}."
     return page.write_page(
         path,
-        page.section(
-            "summary",
-            page.text(f"{len(sections) or 'No'} contrast{'s' * (len(sections) != 1)}."),
-            *page.overviews(sections),
-        ),
+        page.section("summary", page.text(n), *page.overviews(sections)),
         *page.anchored(sections),
         title=title,
         name=f"{title}: brainseg contrasts",
         version=version,
     )
+
+
+def _refuse_twins(path: Path, names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: two priors are called {twice[0]}; give contrasts their names")
 
 
 def prior_section(
