@@ -300,6 +300,7 @@ class SliceRow:
         *,
         width_px: int = WIDTH_PX,
         tallest_px: int = 420,
+        px_per_mm: float | None = None,
     ) -> SliceRow:
         """Columns that fill a width, unless they would become taller than ``tallest_px``.
 
@@ -309,12 +310,14 @@ class SliceRow:
             Of the box that every column shows, along R, A, S.
         planes : sequence of Plane
             One for each column.
+        px_per_mm : float, optional
+            A scale that is given.
         """
         size_mm = np.asarray(size_mm, dtype=float)
         wide_mm = sum(size_mm[plane.right] for plane in planes)
         tall_mm = max(size_mm[plane.up] for plane in planes)
         free_px = width_px - MARGIN_PX - GAP_PX * len(planes)
-        px_per_mm = float(min(free_px / wide_mm, tallest_px / tall_mm))
+        px_per_mm = px_per_mm or float(min(free_px / wide_mm, tallest_px / tall_mm))
         box_mm = np.stack([np.zeros(3), size_mm], axis=1)
         sizes = [tile_size(plane, box_mm, px_per_mm) for plane in planes]
         # What the columns leave free goes between them.

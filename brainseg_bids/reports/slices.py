@@ -24,11 +24,6 @@ STEPS = ((0.46, 0.73), (0.34, 0.72), (0.18, 0.58))
 """Six cuts from one end of the brain to the other, along each axis: near the midline and beside
 it; behind and in front; through the orbits and the ventricles."""
 
-STYLES = ("plain", "filled", "outlined")
-"""Rows of each plane."""
-
-_TILES_HEIGHT_PX = 2700
-_GAP_PX, _PAIR_HEAD_PX, _PLANE_GAP_PX = 4, 22, 14
 _MARGIN_MM, _SMALLEST_VIEW_MM = 6.0, 100.0
 _HEADROOM = 0.08  # keeps white matter in a T1w picture short of white
 # Pixels lie this far off voxel borders, so that a border belongs to the same voxel
@@ -45,98 +40,13 @@ class Plane:
     right: int
     up: int
     ends: tuple[str, str]
-    order: str
 
 
 PLANES = (
-    Plane("Sagittal", 0, 1, 2, ("P", "A"), "left to right"),
-    Plane("Coronal", 1, 0, 2, ("L", "R"), "back to front"),
-    Plane("Axial", 2, 0, 1, ("L", "R"), "bottom to top"),
+    Plane("Sagittal", 0, 1, 2, ("P", "A")),
+    Plane("Coronal", 1, 0, 2, ("L", "R")),
+    Plane("Axial", 2, 0, 1, ("L", "R")),
 )
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Where one cut lies in the picture.
-
-    Parameters
-    ----------
-    plane : Plane
-    at_mm : float
-        World coordinate of the cut along ``plane.axis``.
-    style : {"plain", "filled", "outlined"}
-        What of the labels is drawn over the image.
-    left, top, width, height : int
-        Pixels, from the upper left corner.
-    """
-
-    plane: Plane
-    at_mm: float
-    style: str
-    left: int
-    top: int
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class Montage:
-    """All cuts of a picture, before anything is written on it.
-
-    Parameters
-    ----------
-    pixels : (height, width, 3) uint8
-    tiles : tuple of Tile
-    box_mm : (3, 2) float
-        What every tile shows: first and last world coordinate along R, A, S.
-    px_per_mm : float
-        One scale for all tiles and both directions.
-    window : tuple of 2 float
-        Image intensities shown as black and as white.
-    """
-
-    pixels: np.ndarray
-    tiles: tuple[Tile, ...]
-    box_mm: np.ndarray
-    px_per_mm: float
-    window: tuple[float, float]
-
-    def pixel(self, tile: Tile, world_mm: tuple[float, float, float]) -> tuple[int, int]:
-        """Row and column at which ``tile`` shows a world position."""
-        plane = tile.plane
-        column = (world_mm[plane.right] - self.box_mm[plane.right, 0]) * self.px_per_mm
-        row = (self.box_mm[plane.up, 1] - world_mm[plane.up]) * self.px_per_mm
-        return tile.top + int(row), tile.left + int(column)
-
-
-def arrange(image: np.ndarray, labels: LabelMap, *, n_cuts: int = 7) -> Montage:
-    """Cut, colour and lay out.
-
-    Parameters and errors are those of `brainseg_bids.reports.figures.draw_segmentation`.
-    """
-    if image.shape != labels.voxels.shape:
-        raise ValueError(f"image {image.shape} and labels {labels.voxels.shape} differ in shape")
-    if n_cuts < 1:
-        raise ValueError(f"n_cuts is {n_cuts}, at least 1 is needed")
-    box_mm = view_mm(labels)
-    steps = (np.arange(n_cuts) + 0.7) / (n_cuts + 0.4)
-    positions = cut_positions(labels, [steps] * 3, box_mm)
-    px_per_mm = _scale(box_mm, n_cuts)
-    cuts = {
-        (plane.name, at_mm): take_cut(image, labels, plane, at_mm, box_mm, px_per_mm)
-        for plane in PLANES
-        for at_mm in positions[plane.axis]
-    }
-    window = grey_window(cuts.values(), labels)
-    tiles = _lay_out(positions, box_mm, px_per_mm, n_cuts)
-    height = max(tile.top + tile.height for tile in tiles)
-    pixels = np.full((height, WIDTH_PX, 3), BACKGROUND, dtype=np.uint8)
-    for tile in tiles:
-        cut = cuts[tile.plane.name, tile.at_mm]
-        pixels[tile.top : tile.top + tile.height, tile.left : tile.left + tile.width] = paint_cut(
-            cut, labels, window, overlay=tile.style == "filled", lines=tile.style == "outlined"
-        )
-    return Montage(pixels, tiles, box_mm, px_per_mm, window)
 
 
 # -- where to cut -------------------------------------------------------------------------
@@ -307,7 +217,7 @@ def paint_cut(
     labels: LabelMap,
     window: tuple[float, float],
     *,
-    overlay: bool,
+    overlay: bool = False,
     lines: bool = False,
 ) -> np.ndarray:
     """Colours of one tile, (height, width, 3) uint8: labels filled in, or their borders alone."""
@@ -347,31 +257,3 @@ def tile_size(plane: Plane, box_mm: np.ndarray, px_per_mm: float) -> tuple[int, 
     """Width and height in pixels."""
     size_mm = box_mm[:, 1] - box_mm[:, 0]
     return tuple(max(1, round(float(size_mm[a]) * px_per_mm)) for a in (plane.right, plane.up))
-
-
-def _scale(box_mm: np.ndarray, n_cuts: int) -> float:
-    """Pixels per mm that fill the picture's width, unless it would become too tall."""
-    size_mm = box_mm[:, 1] - box_mm[:, 0]
-    widest_mm = max(size_mm[plane.right] for plane in PLANES)
-    tall_mm = len(STYLES) * sum(size_mm[plane.up] for plane in PLANES)
-    wide_px = (WIDTH_PX - MARGIN_PX - _GAP_PX * n_cuts) / n_cuts
-    return float(min(wide_px / widest_mm, _TILES_HEIGHT_PX / tall_mm))
-
-
-def _lay_out(
-    positions: list[list[float]], box_mm: np.ndarray, px_per_mm: float, n_cuts: int
-) -> tuple[Tile, ...]:
-    tiles, top = [], 0
-    widest = max(tile_size(plane, box_mm, px_per_mm)[0] for plane in PLANES)
-    pitch = min((WIDTH_PX - MARGIN_PX) / n_cuts, widest * 1.15 + _GAP_PX)
-    start = MARGIN_PX + (WIDTH_PX - MARGIN_PX - pitch * n_cuts) / 2
-    for plane in PLANES:
-        width, height = tile_size(plane, box_mm, px_per_mm)
-        top += _PAIR_HEAD_PX
-        for style in STYLES:
-            for column, at_mm in enumerate(positions[plane.axis]):
-                left = round(start + pitch * (column + 0.5) - width / 2)
-                tiles.append(Tile(plane, at_mm, style, left, top, width, height))
-            top += height + _GAP_PX
-        top += _PLANE_GAP_PX
-    return tuple(tiles)

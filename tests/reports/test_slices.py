@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.reports.slices import BACKGROUND, OPACITY, arrange
+from brainseg_bids.reports.figures import PlaneRows, cut_planes
+from brainseg_bids.reports.slices import OPACITY, Plane
 
 TABLE = LabelTable.packaged("brainseg")
 LEFT_WM, RIGHT_WM, LEFT_THALAMUS, SKIN = 2, 41, 10, 511
@@ -61,9 +63,33 @@ GRIDS = {
 }
 
 
-def tiles_of(montage, plane: str, *, overlay: bool):
-    style = "filled" if overlay else "plain"
-    return [t for t in montage.tiles if t.plane.name == plane and t.style == style]
+@dataclass(frozen=True)
+class Tile:
+    """One cut in one style."""
+
+    rows: PlaneRows
+    at_mm: float
+    pixels: np.ndarray
+
+    @property
+    def plane(self) -> Plane:
+        return self.rows.slices.planes[0]
+
+    def pixel(self, world_mm) -> tuple[int, int]:
+        """Row and column at which a world position is shown."""
+        box_mm, px_per_mm = self.rows.box_mm, self.rows.slices.px_per_mm
+        column = (world_mm[self.plane.right] - box_mm[self.plane.right, 0]) * px_per_mm
+        row = (box_mm[self.plane.up, 1] - world_mm[self.plane.up]) * px_per_mm
+        return int(row), int(column)
+
+
+def tiles_of(planes: list[PlaneRows], style: str, plane: str = "") -> list[Tile]:
+    return [
+        Tile(rows, at_mm, pixels)
+        for rows in planes
+        for at_mm, pixels in zip(rows.at_mm, rows.rows[style], strict=True)
+        if plane in ("", rows.slices.planes[0].name)
+    ]
 
 
 def is_filled_with(pixel: np.ndarray, beneath: np.ndarray, code: int) -> bool:
@@ -74,14 +100,10 @@ def is_filled_with(pixel: np.ndarray, beneath: np.ndarray, code: int) -> bool:
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_pixel_shows_the_label_of_its_world_position(name):
     image, labels = head_on(GRIDS[name])
-    montage = arrange(image, labels, n_cuts=5)
+    planes = cut_planes(image, labels, n_cuts=5)
     size = max(labels.grid.voxel_size_mm)
     checked = 0
-    for plain, filled in zip(
-        [t for t in montage.tiles if t.style == "plain"],
-        [t for t in montage.tiles if t.style == "filled"],
-        strict=True,
-    ):
+    for plain, filled in zip(tiles_of(planes, "image"), tiles_of(planes, "labels"), strict=True):
         plane = plain.plane
         for right, up in itertools.product(range(-50, 51, 10), repeat=2):
             world = np.zeros(3)
@@ -91,9 +113,8 @@ def test_every_pixel_shows_the_label_of_its_world_position(name):
             if len(codes) > 1:
                 continue  # within a voxel of a border either label is right
             code = codes.pop()
-            row, column = montage.pixel(filled, tuple(world))
-            beneath = montage.pixels[montage.pixel(plain, tuple(world))]
-            pixel = montage.pixels[row, column]
+            beneath = plain.pixels[plain.pixel(world)]
+            pixel = filled.pixels[filled.pixel(world)]
             assert beneath[0] == beneath[1] == beneath[2]
             assert is_filled_with(pixel, beneath, code) if code else (pixel == beneath).all()
             checked += 1
@@ -103,35 +124,32 @@ def test_every_pixel_shows_the_label_of_its_world_position(name):
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_persons_left_is_left_in_coronal_and_axial_tiles(name):
     image, labels = head_on(GRIDS[name])
-    montage = arrange(image, labels, n_cuts=5)
+    planes = cut_planes(image, labels, n_cuts=5)
     for plane in ("Coronal", "Axial"):
-        for tile in tiles_of(montage, plane, overlay=True):
-            box = montage.pixels[tile.top : tile.top + tile.height, tile.left :][:, : tile.width]
+        for tile in tiles_of(planes, "labels", plane):
             # The thalamus is the only saturated green in this head.
-            green = (box[..., 1].astype(int) - box[..., 0] > 40).nonzero()[1]
+            green = (tile.pixels[..., 1].astype(int) - tile.pixels[..., 0] > 40).nonzero()[1]
             if green.size:
-                assert green.max() < tile.width / 2
+                assert green.max() < tile.pixels.shape[1] / 2
 
 
 def test_the_thalamus_in_front_lies_to_the_right_of_sagittal_tiles_and_above_the_middle():
-    montage = arrange(*head_on(GRIDS["isotropic"]), n_cuts=5)
-    at = [tile.at_mm for tile in tiles_of(montage, "Sagittal", overlay=True)]
-    assert at == sorted(at)
+    planes = cut_planes(*head_on(GRIDS["isotropic"]), n_cuts=5)
+    assert list(planes[0].at_mm) == sorted(planes[0].at_mm)
     plain, filled = (
-        min(tiles_of(montage, "Sagittal", overlay=overlay), key=lambda t: abs(t.at_mm + 20))
-        for overlay in (False, True)
+        min(tiles_of(planes, style, "Sagittal"), key=lambda tile: abs(tile.at_mm + 20))
+        for style in ("image", "labels")
     )
-    row, column = montage.pixel(filled, (-20, 15, 10))
-    assert column > filled.left + filled.width / 2
-    assert row < filled.top + filled.height / 2
-    beneath = montage.pixels[montage.pixel(plain, (-20, 15, 10))]
-    assert is_filled_with(montage.pixels[row, column], beneath, LEFT_THALAMUS)
+    row, column = filled.pixel((-20, 15, 10))
+    assert column > filled.pixels.shape[1] / 2
+    assert row < filled.pixels.shape[0] / 2
+    assert is_filled_with(filled.pixels[row, column], plain.pixels[row, column], LEFT_THALAMUS)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_reoriented_copies_give_the_same_picture(order):
     image, labels = head_on(GRIDS["thick slices"])
-    expected = arrange(image, labels, n_cuts=3)
+    expected = cut_planes(image, labels, n_cuts=3)
     signs = [(-1) ** (k + order[0]) for k in range(3)]
     turn = np.zeros((4, 4))
     turn[3, 3] = 1
@@ -141,21 +159,24 @@ def test_reoriented_copies_give_the_same_picture(order):
     flips = tuple(slice(None, None, sign) for sign in signs)
     grid = Grid(tuple(labels.grid.shape[old] for old in order), labels.grid.affine @ turn)
     copy = LabelMap(labels.voxels.transpose(order)[flips], grid, TABLE)
-    found = arrange(image.transpose(order)[flips], copy, n_cuts=3)
-    assert found.tiles == expected.tiles
-    assert np.abs(found.pixels.astype(int) - expected.pixels).max() <= 1
+    found = cut_planes(image.transpose(order)[flips], copy, n_cuts=3)
+    for one, other in zip(found, expected, strict=True):
+        assert one.slices == other.slices
+        assert one.at_mm == other.at_mm
+        for style, tiles in one.rows.items():
+            for tile, wanted in zip(tiles, other.rows[style], strict=True):
+                assert np.abs(tile.astype(int) - wanted).max() <= 1
 
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_a_ball_is_as_wide_as_it_is_tall_whatever_the_voxels(name):
-    montage = arrange(*head_on(GRIDS[name]), n_cuts=5)
+    planes = cut_planes(*head_on(GRIDS[name]), n_cuts=5)
     slack_mm = 2 * max(GRIDS[name].voxel_size_mm)
     for plane in ("Sagittal", "Coronal", "Axial"):
-        tile = min(tiles_of(montage, plane, overlay=True), key=lambda t: abs(t.at_mm))
-        box = montage.pixels[tile.top : tile.top + tile.height, tile.left :][:, : tile.width]
-        rows, columns = box.any(axis=2).nonzero()
-        tall_mm = (np.ptp(rows) + 1) / montage.px_per_mm
-        wide_mm = (np.ptp(columns) + 1) / montage.px_per_mm
+        tile = min(tiles_of(planes, "labels", plane), key=lambda t: abs(t.at_mm))
+        rows, columns = tile.pixels.any(axis=2).nonzero()
+        tall_mm = (np.ptp(rows) + 1) / tile.rows.slices.px_per_mm
+        wide_mm = (np.ptp(columns) + 1) / tile.rows.slices.px_per_mm
         across_mm = 2 * np.sqrt(60**2 - tile.at_mm**2)
         assert tall_mm == pytest.approx(across_mm, abs=slack_mm)
         assert wide_mm == pytest.approx(across_mm, abs=slack_mm)
@@ -163,13 +184,12 @@ def test_a_ball_is_as_wide_as_it_is_tall_whatever_the_voxels(name):
 
 def test_cuts_are_spread_over_the_brain_and_a_stray_voxel_does_not_move_them():
     image, labels = head_on(GRIDS["isotropic"])
-    clean = arrange(image, labels, n_cuts=7)
+    clean = cut_planes(image, labels, n_cuts=7)
     voxels = labels.voxels.copy()
     voxels[0, 0, 0] = LEFT_WM
-    stray = arrange(image, LabelMap(voxels, labels.grid, TABLE), n_cuts=7)
-    for plane in ("Sagittal", "Coronal", "Axial"):
-        at = np.array([tile.at_mm for tile in tiles_of(clean, plane, overlay=False)])
-        moved = np.array([tile.at_mm for tile in tiles_of(stray, plane, overlay=False)])
+    stray = cut_planes(image, LabelMap(voxels, labels.grid, TABLE), n_cuts=7)
+    for one, other in zip(clean, stray, strict=True):
+        at, moved = np.array(one.at_mm), np.array(other.at_mm)
         assert at.min() > -45
         assert at.max() < 45
         assert np.ptp(at) > 60
@@ -180,7 +200,7 @@ def test_the_window_ignores_bright_fat_and_single_hot_voxels():
     image, labels = head_on(GRIDS["isotropic"])
     image = np.where(labels.voxels == SKIN, 2000.0, 100.0) * (labels.voxels > 0)
     image[22, 22, 22] = 1e6
-    low, high = arrange(image, labels, n_cuts=5).window
+    low, high = cut_planes(image, labels, n_cuts=5)[0].window
     assert 100 <= high < 200
     assert low < 100
 
@@ -188,49 +208,32 @@ def test_the_window_ignores_bright_fat_and_single_hot_voxels():
 def test_an_image_without_any_label_is_shown_whole_and_plain():
     image, labels = head_on(GRIDS["isotropic"])
     empty = LabelMap(np.zeros_like(labels.voxels), labels.grid, TABLE)
-    montage = arrange(image, empty, n_cuts=3)
-    np.testing.assert_allclose(montage.box_mm, [[-66, 66]] * 3)
-    for plain, filled in zip(
-        tiles_of(montage, "Axial", overlay=False),
-        tiles_of(montage, "Axial", overlay=True),
-        strict=True,
-    ):
-        boxes = [
-            montage.pixels[t.top : t.top + t.height, t.left : t.left + t.width]
-            for t in (plain, filled)
-        ]
-        np.testing.assert_array_equal(*boxes)
-        assert boxes[0].max() > 100
+    planes = cut_planes(image, empty, n_cuts=3)
+    np.testing.assert_allclose(planes[0].box_mm, [[-66, 66]] * 3)
+    for plain, filled in zip(planes[2].rows["image"], planes[2].rows["labels"], strict=True):
+        np.testing.assert_array_equal(plain, filled)
+        assert plain.max() > 100
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0, np.nan])
 def test_a_constant_or_missing_image_does_not_stop_the_picture(value):
     _, labels = head_on(GRIDS["isotropic"])
-    montage = arrange(np.full(labels.voxels.shape, value), labels, n_cuts=1)
-    assert np.isfinite(montage.window).all()
-    assert (montage.pixels != BACKGROUND).any()
+    planes = cut_planes(np.full(labels.voxels.shape, value), labels, n_cuts=1)
+    assert np.isfinite(planes[0].window).all()
+    assert all(tile.any() for tile in planes[0].rows["labels"])
 
 
 def test_what_does_not_fit_together_is_refused():
     image, labels = head_on(GRIDS["isotropic"])
     with pytest.raises(ValueError, match="differ in shape"):
-        arrange(image[1:], labels)
+        cut_planes(image[1:], labels)
     with pytest.raises(ValueError, match="n_cuts"):
-        arrange(image, labels, n_cuts=0)
+        cut_planes(image, labels, n_cuts=0)
 
 
 def test_outlines_leave_the_image_inside_a_label_as_it_is():
     image, labels = head_on(GRIDS["isotropic"])
-    montage = arrange(image, labels, n_cuts=3)
-    for plain, lined in zip(
-        [t for t in montage.tiles if t.style == "plain"],
-        [t for t in montage.tiles if t.style == "outlined"],
-        strict=True,
-    ):
-        assert (plain.at_mm, plain.plane) == (lined.at_mm, lined.plane)
-        one, other = (
-            montage.pixels[t.top : t.top + t.height, t.left : t.left + t.width]
-            for t in (plain, lined)
-        )
-        changed = (one != other).any(axis=2).mean()
+    planes = cut_planes(image, labels, n_cuts=3)
+    for plain, lined in zip(tiles_of(planes, "image"), tiles_of(planes, "outlines"), strict=True):
+        changed = (plain.pixels != lined.pixels).any(axis=2).mean()
         assert 0 < changed < 0.25
