@@ -103,7 +103,7 @@ def write_description(
         }
         write_once(output_dir / "dataset_description.json", json_text(content))
     write_once(output_dir / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
-    write_once(output_dir / "README.md", _readme("derivative"))
+    write_once(output_dir / "README.md", packaged_readme("derivative"))
     return output_dir / "dataset_description.json"
 
 
@@ -131,7 +131,8 @@ def _container() -> dict[str, dict[str, str]]:
     return {"Container": {"Type": kind, "Tag": f"brainseg-bids:{tag}"}}
 
 
-def _readme(name: str) -> str:
+def packaged_readme(name: str) -> str:
+    """A README that the package holds for what it writes."""
     file = resources.files("brainseg_bids") / "data" / "readme" / f"{name}.md"
     return file.read_text(encoding="utf-8")
 
@@ -241,5 +242,5 @@ def write_model_description(folder: Path, name: str) -> Path:
         "GeneratedBy": [MADE_BY],
     }
     write_once(folder / ".bidsignore", "training\nbundle\n")
-    write_once(folder / "README.md", _readme("model").format(name=name))
+    write_once(folder / "README.md", packaged_readme("model").format(name=name))
     return write_once(folder / "dataset_description.json", json_text(content))

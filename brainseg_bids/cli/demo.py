@@ -12,28 +12,11 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from brainseg_bids.bids.description import write_json
+from brainseg_bids.bids.description import BIDS_VERSION, packaged_readme, write_json
+from brainseg_bids.exit_codes import DONE, FAILED
 from brainseg_bids.files import write_text
 
 IMAGE = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
-
-README = """\
-# Demonstration dataset of brainseg-bids
-
-One image: the ICBM 2009a nonlinear symmetric average of 152 T1-weighted heads, 1 mm, with the
-skull removed, as the Python package nilearn ships it. It stands in for a participant, so that
-the app can be tried without any data at hand. An average of many heads is smoother than any
-scan, and without its skull it shows nothing of bone and skin: use it to see that the
-installation works, not to judge the segmentation.
-
-Copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological
-Institute, McGill University. Permission to use, copy, modify, and distribute this software and
-its documentation for any purpose and without fee is hereby granted, provided that the above
-copyright notice appear in all copies. The authors and McGill University make no representations
-about the suitability of this software for any purpose. It is provided "as is" without express or
-implied warranty. The authors are not responsible for any data loss, equipment damage, property
-loss, or injury to subjects or patients resulting from the use or misuse of this software package.
-"""
 
 
 def write_demo(root: Path) -> Path:
@@ -55,7 +38,7 @@ def write_demo(root: Path) -> Path:
         root / "dataset_description.json",
         {
             "Name": "MNI152 as a BIDS dataset",
-            "BIDSVersion": "1.10.1",
+            "BIDSVersion": BIDS_VERSION,
             "DatasetType": "raw",
             "License": "See README.md",
             "Authors": [
@@ -70,7 +53,7 @@ def write_demo(root: Path) -> Path:
             "ReferencesAndLinks": ["https://doi.org/10.1016/j.neuroimage.2010.07.033"],
         },
     )
-    write_text(root / "README.md", README)
+    write_text(root / "README.md", packaged_readme("demo"))
     image = anat / "sub-MNI152_T1w.nii.gz"
     with resources.as_file(resources.files("nilearn") / IMAGE) as source:
         shutil.copyfile(source, image)
@@ -93,9 +76,9 @@ def main(argv: list[str] | None = None) -> int:
         write_demo(folder)
     except OSError as error:
         print(f"brainseg: ERROR: {folder}: cannot be written ({error.strerror}).", file=sys.stderr)
-        return 1
+        return FAILED
     print(f"{folder}: BIDS dataset with one T1w image")
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from brainseg_bids import __version__
+from brainseg_bids.exit_codes import DONE, FAILED
 from brainseg_bids.machine import allowed_cores
 from brainseg_bids.resources import memory_limit_gib, total_memory_gib
 from brainseg_bids.stages.headlabels import named_command
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     ants = commands.pop("ants", ())
     tools, absent = tool_rows(commands)
     absent += [f"--tool ants: {ants[0]}: there is no such program."] if no_program(ants) else []
-    models, faults = model_rows()
+    models, errors = model_rows()
     print(f"brainseg {__version__}, {platform.platform()}\n")
     for title, rows in (
         ("Tools for --stages headlabels", tools),
@@ -63,11 +64,11 @@ def main(argv: list[str] | None = None) -> int:
         ("Packages", package_rows()),
     ):
         print(f"{title}\n{_aligned(rows)}\n", flush=True)
-    for fault in faults + absent:
-        print(f"brainseg: ERROR: {fault}", file=sys.stderr)
-    if not faults:
+    for error in errors + absent:
+        print(f"brainseg: ERROR: {error}", file=sys.stderr)
+    if not errors:
         print("The packaged models can run here.")
-    return 1 if faults or absent else 0
+    return FAILED if errors or absent else DONE
 
 
 def tool_rows(
@@ -80,7 +81,7 @@ def tool_rows(
     from brainseg_bids.interfaces.tools import find_tool, tool_names  # late: nipype
     from brainseg_bids.interfaces.tools.base import ToolError, find_program, tool_version
 
-    rows, faults = [], []
+    rows, errors = [], []
     for name in tool_names():
         tool = find_tool(name)
         regions = "for " + " and ".join(sorted(tool.regions, reverse=True))
@@ -91,13 +92,13 @@ def tool_rows(
             program = find_program(tool, commands.get(name, ()))
         except ToolError as error:
             if name in commands:
-                faults.append(str(error))
+                errors.append(str(error))
             rows += [(name, "not found", regions, tool.licence), ("", tool.how_to_get)]
             continue
         version = tool_version(tool, program)
         found = f"found {version}".strip()
         rows += [(name, found, regions, tool.licence), ("", shlex.join(program))]
-    return rows, faults
+    return rows, errors
 
 
 def licence_state(environment: Mapping[str, str]) -> str:
@@ -162,30 +163,30 @@ def model_rows() -> tuple[list[tuple[str, ...]], list[str]]:
         packaged_models,
     )
 
-    rows, faults = [], []
+    rows, errors = [], []
     models = packaged_models()
     for name, path in models.items():
         try:
             bundle = ModelBundle.read(path)
         except BundleError as error:
             rows.append((name, "damaged"))
-            faults.append(str(error))
+            errors.append(str(error))
             continue
         contrasts = ", ".join(bundle.contrasts) or "any contrast"
         rows.append(
             (name, f"digest {bundle.digest[:12]}", contrasts, f"{bundle.voxel_size_mm} mm")
         )
-    faults += [
+    errors += [
         f"model {name} is not in this installation. Install it again."
         for name in DEFAULT_MODELS
         if name not in models
     ]
-    faults += [
+    errors += [
         f"Python package {name} is missing. Install it: pip install {name}"
         for name in NEEDED
         if importlib.util.find_spec(name) is None
     ]
-    return rows or [("none",)], faults
+    return rows or [("none",)], errors
 
 
 def accelerator_rows() -> list[tuple[str, ...]]:

@@ -2,14 +2,14 @@
 """Whether the network of a model can be built and its weights fit, in a process of its own.
 
 ``python -m brainseg_bids.programs.check_model FOLDER`` imports PyTorch, which the app
-itself does not
-keep in memory for this.
+itself does not keep in memory for this.
 """
 
 from __future__ import annotations
 
 import sys
 
+from brainseg_bids.exit_codes import DONE, FAILED
 from brainseg_bids.nets.bundle import BundleError, ModelBundle
 
 
@@ -20,8 +20,8 @@ def main(argv: list[str] | None = None) -> int:
         ModelBundle.read(folder).check_network()
     except (BundleError, ImportError) as error:
         print(error, file=sys.stderr)
-        return 1
-    return 0
+        return FAILED
+    return DONE
 
 
 if __name__ == "__main__":
