@@ -61,7 +61,8 @@ def headlabels(root: Path):
     from brainseg_bids.bids.names import HeadNames, Scan, ToolNames
     from brainseg_bids.interfaces.tools import find_tool
     from brainseg_bids.stages import PARTICIPANT
-    from brainseg_bids.stages.headlabels import HeadJob, ToolPlan
+    from brainseg_bids.stages.head_tools import ToolPlan
+    from brainseg_bids.stages.headlabels import HeadJob
 
     scan = Scan.from_path(_image(root))
     names = HeadNames.of(scan)

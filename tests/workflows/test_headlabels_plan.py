@@ -12,14 +12,8 @@ from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.bids.names import sidecar
 from brainseg_bids.interfaces.tools.base import ToolError
 from brainseg_bids.resources import Footprint
-from brainseg_bids.stages.headlabels import (
-    GIVEN,
-    ToolChoice,
-    describe_tools,
-    head_metadata,
-    plan_headlabels,
-    tool_metadata,
-)
+from brainseg_bids.stages.head_tools import GIVEN, ToolChoice, tool_metadata
+from brainseg_bids.stages.headlabels import describe_tools, head_metadata, plan_headlabels
 from brainseg_bids.stages.jobs import REUSE, RUN
 from brainseg_bids.stages.segment import SEGMENT_GIB, predicted_gib
 from brainseg_bids.volumes import InputError, read_grid
@@ -134,6 +128,7 @@ def test_a_newer_version_of_this_app_merges_again_but_runs_no_external_tool(
 ):
     leave_results(planned(), tmp_path / "out")
     monkeypatch.setattr("brainseg_bids.stages.headlabels.__version__", "99")
+    monkeypatch.setattr("brainseg_bids.stages.head_tools.__version__", "99")
     assert actions(planned()) == (RUN, {"head": REUSE})
 
 

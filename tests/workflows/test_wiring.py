@@ -14,7 +14,8 @@ from brainseg_bids.bids.names import ContrastNames, Scan
 from brainseg_bids.interfaces.labels import Tissue
 from brainseg_bids.stages import PARTICIPANT
 from brainseg_bids.stages.contrast import ContrastJob
-from brainseg_bids.stages.headlabels import ToolChoice, plan_headlabels
+from brainseg_bids.stages.head_tools import ToolChoice
+from brainseg_bids.stages.headlabels import plan_headlabels
 from brainseg_bids.stages.saving import init_ds_scan_wf
 from brainseg_bids.stages.workflow import init_brainseg_wf, init_subject_wf
 
