@@ -22,14 +22,7 @@ from brainseg_bids.options import (
     option,
     positive,
 )
-from brainseg_bids.stages.contrast import ContrastOptions
-from brainseg_bids.stages.evaluate import EvaluateOptions
-from brainseg_bids.stages.exports import ExportOptions
-from brainseg_bids.stages.headlabels import HeadlabelsOptions
-from brainseg_bids.stages.segment import SegmentOptions
-from brainseg_bids.stages.synth import SynthOptions
-from brainseg_bids.stages.train import TrainOptions
-from brainseg_bids.stages.upsample import UpsampleOptions
+from brainseg_bids.stages import OPTIONS
 
 __all__ = ["Settings", "SettingsError"]
 
@@ -215,20 +208,7 @@ class OtherOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(
-    ChoiceOptions,
-    SegmentOptions,
-    HeadlabelsOptions,
-    UpsampleOptions,
-    ContrastOptions,
-    SynthOptions,
-    TrainOptions,
-    EvaluateOptions,
-    ExportOptions,
-    ResourceOptions,
-    SlurmOptions,
-    OtherOptions,
-):
+class Settings(ChoiceOptions, *OPTIONS, ResourceOptions, SlurmOptions, OtherOptions):  # type: ignore[misc]
     """One run of the app: the options of every stage, in the order of ``--help``."""
 
     def to_toml(self) -> str:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from brainseg_bids.stages.base import GroupStage, ParticipantStage
+from brainseg_bids.stages.base import GroupStage, ParticipantStage, Stage
 from brainseg_bids.stages.contrast import Contrast
+from brainseg_bids.stages.evaluate import EvaluateOptions
 from brainseg_bids.stages.exports import FreeSurferExport, PrecomputedExport
 from brainseg_bids.stages.headlabels import Headlabels
 from brainseg_bids.stages.priors import Priors
@@ -12,28 +13,39 @@ from brainseg_bids.stages.segment import Segment
 from brainseg_bids.stages.spaces import StandardSpaces
 from brainseg_bids.stages.summary import Summary
 from brainseg_bids.stages.synth import Synth
+from brainseg_bids.stages.train import TrainOptions
 from brainseg_bids.stages.upsample import Upsample
 
-PARTICIPANT: dict[str, ParticipantStage] = {
+STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Headlabels(),
         Segment(),
-        StandardSpaces(),
+        Headlabels(),
         Upsample(),
         Contrast(),
+        StandardSpaces(),
         FreeSurferExport(),
         PrecomputedExport(),
+        Summary(),
+        Priors(),
+        Synth(),
     )
 }
-"""Stages of the participant level by name, in the order of pages."""
+"""Every stage by name, in the order of pages and of ``--help``; a new one is added here."""
 
-GROUP: dict[str, GroupStage] = {stage.name: stage for stage in (Summary(), Priors(), Synth())}
-"""Stages of the group level by name, in the order they are run in."""
+PARTICIPANT = {name: one for name, one in STAGES.items() if isinstance(one, ParticipantStage)}
+GROUP = {name: one for name, one in STAGES.items() if isinstance(one, GroupStage)}
 
-PARTICIPANT_STAGES = ("segment", "headlabels", "upsample", "contrast")
-GROUP_STAGES = ("summary", "priors", "synth", "train", "evaluate")
+PARTICIPANT_STAGES = tuple(name for name, one in PARTICIPANT.items() if one.has_name)
+GROUP_STAGES = (*GROUP, "train", "evaluate")
 """What ``--stages`` takes at each level."""
+
+OPTIONS = tuple(
+    dict.fromkeys(
+        [one.options for one in STAGES.values() if one.options] + [TrainOptions, EvaluateOptions]
+    )
+)
+"""Options of all stages, a group each."""
 
 
 def passes(chosen: set[str]) -> list[list[ParticipantStage]]:
@@ -43,7 +55,7 @@ def passes(chosen: set[str]) -> list[list[ParticipantStage]]:
     come after them.
 
     >>> [[stage.name for stage in one] for one in passes({"upsample", "headlabels", "segment"})]
-    [['headlabels', 'segment'], ['upsample']]
+    [['segment', 'headlabels'], ['upsample']]
     """
     depth = {name: _depth(name) for name in chosen}
     return [

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from brainseg_bids.options import OptionGroup
 from brainseg_bids.stages.jobs import Job, SubjectPlan
 
 if TYPE_CHECKING:
@@ -190,11 +191,17 @@ class Stage:
     level : {"participant", "group"}
     after : tuple of str
         Stages whose results it reads: they are run before it.
+    options : type or None
+        Dataclass of its options, if it has any of its own.
+    has_name : bool
+        Whether ``--stages`` takes its name; else another flag asks for it, see `is_chosen`.
     """
 
     name: ClassVar[str]
     level: ClassVar[str]
     after: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[type[OptionGroup] | None] = None
+    has_name: ClassVar[bool] = True
 
     def is_chosen(self, settings: Settings) -> bool:
         """Whether the settings ask for it."""

@@ -149,14 +149,6 @@ class ContrastJob(Job):
         said = self.contrast.get("Metadata", {}).get("SkullStripped")
         return said if isinstance(said, bool) else None
 
-    @property
-    def has_results(self) -> bool:
-        """Whether statistics of this input and these labels are there, and their figure."""
-        table = {"statistics": self.outputs["statistics"]}
-        return self.outputs["figure"].is_file() and not why_run(
-            table, self.provenance, both_ways=False
-        )
-
 
 @dataclass(frozen=True)
 class LabelChoice:
@@ -349,6 +341,7 @@ class Contrast(ParticipantStage):
     """How each label looks in an image: statistics, noise, bias field, resolution."""
 
     name = "contrast"
+    options = ContrastOptions
     after = ("segment", "headlabels")
     results = "*_desc-contrast_morph.json"
     result_files: ClassVar[Mapping[str, str]] = {"measure": "facts.json"}

@@ -340,6 +340,8 @@ class FreeSurferExport(ParticipantStage):
     """Segmentations as MGZ with colour tables (``--freesurfer-export``)."""
 
     name = "freesurfer"
+    options = ExportOptions
+    has_name = False
     after = ("segment",)
 
     def is_chosen(self, settings: Settings) -> bool:
@@ -368,6 +370,8 @@ class PrecomputedExport(ParticipantStage):
     """Segmentations under the names that sMRIPrep looks for (with ``--probseg``)."""
 
     name = "precomputed"
+    options = ExportOptions
+    has_name = False
     after = ("segment", "spaces")
 
     def is_chosen(self, settings: Settings) -> bool:

@@ -317,6 +317,7 @@ class Headlabels(ParticipantStage):
     """Label maps of whole heads, merged from one or two tools."""
 
     name = "headlabels"
+    options = HeadlabelsOptions
     results = "*_seg-fullhead_dseg.json"
     result_files: ClassVar[Mapping[str, str]] = {"run": "facts.json", "merge": "report.json"}
 

@@ -63,12 +63,13 @@ class Job:
     verb: ClassVar[str] = "to be made"
     """What is to be done with the image, in the log."""
     shown: ClassVar[tuple[str, ...]] = ("labels", "volumes")
-    """Outputs that results cannot be shown without; the first one names them."""
+    """Outputs that results cannot be shown without; the first one names them. Each but figures
+    (PNG) has a JSON beside it, whose keys say what it was made of."""
 
     @property
     def name(self) -> str:
         """Its workflow's name, unique within a subject."""
-        stem = self.main.name.split("_seg-")[0]
+        stem = self.main.name.split("_seg-")[0].split(".")[0]
         own = [part for part in stem.split("_") if not part.startswith(("sub-", "space-"))]
         words = "_".join([self.stage, *own, self.scan.suffix])
         return words.replace("+", "plus").replace("-", "_") + "_wf"
@@ -179,8 +180,8 @@ def why_run(outputs: Mapping[str, Path], provenance: Mapping, *, both_ways: bool
             path.name for path, found in zip(outputs.values(), there, strict=True) if not found
         )
         return f"{missing} is missing"
-    for name, path in outputs.items():
-        if name == "figure":  # has no JSON
+    for path in outputs.values():
+        if path.suffix == ".png":  # figures have no JSON
             continue
         found = read_object(sidecar(path))
         if not found:

@@ -358,6 +358,7 @@ class Segment(ParticipantStage):
     """Labels of each image on its own grid, and what is derived from them."""
 
     name = "segment"
+    options = SegmentOptions
     results = "*_seg-brainseg_dseg.json"
     result_files: ClassVar[Mapping[str, str]] = {"segment": "report.json"}
 

@@ -29,6 +29,7 @@ from brainseg_bids.stages.base import (
     Refused,
     Run,
 )
+from brainseg_bids.stages.exports import ExportOptions
 from brainseg_bids.stages.jobs import (
     REUSE,
     RUN,
@@ -387,6 +388,8 @@ class StandardSpaces(ParticipantStage):
     """Labels in the spaces of templates (``--output-spaces``)."""
 
     name = "spaces"
+    options = ExportOptions
+    has_name = False
     after = ("segment",)
     results = "*_seg-brainseg_dseg.json"
     result_files: ClassVar[Mapping[str, str]] = {"register": "report.json"}

@@ -60,6 +60,7 @@ class Synth(GroupStage):
     """Previews of pairs drawn from contrast priors, beside real images; pairs for export."""
 
     name = "synth"
+    options = SynthOptions
     after = ("priors",)
 
     def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:

@@ -311,6 +311,7 @@ class Upsample(ParticipantStage):
     """Label maps of heads at finer voxels, with a report of what that changed."""
 
     name = "upsample"
+    options = UpsampleOptions
     after = ("headlabels",)
     results = "*_seg-fullhead_*res-*_dseg.json"
     result_files: ClassVar[Mapping[str, str]] = {"upsample": "facts.json"}
