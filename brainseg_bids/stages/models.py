@@ -215,7 +215,7 @@ def views(ensemble: Sequence[Model], flips: bool) -> dict:
 
 def why_other_views(outputs: Mapping[str, Path], provenance: Mapping) -> str:
     """Why results made with another ensemble, or with other flips, do not do."""
-    for name, path in outputs.items():
+    for path in outputs.values():
         found = read_object(sidecar(path)) if path.suffix != ".png" else provenance
         for key, what in VIEWS.items():
             if found.get(key) != provenance.get(key):
