@@ -37,6 +37,9 @@ KILLED = (
     "or run fewer at a time with --nprocs or --mem."
 )
 
+POLL_SECONDS = 0.2
+"""How often is looked for steps that have ended, and for those that may begin."""
+
 EXIT_CODES = {"LicenceError": 126, "MissingToolError": 127}
 """Kinds of failure that have an exit code of their own."""
 
@@ -283,7 +286,7 @@ def configure_nipype(
                 "hash_method": "content",
                 # Pages on each step in the scratch folder: nobody reads them, all runs share one.
                 "create_report": "false",
-                "poll_sleep_duration": "0.2",
+                "poll_sleep_duration": str(POLL_SECONDS),
             },
             "monitoring": {
                 "enabled": str(resource_monitor).lower(),

@@ -47,3 +47,11 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"real heads are not here ({path}); set BRAINSEG_SHARED_DATA to their folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def impatient_workflows():
+    """Steps of toy images end in no time: a workflow of 25 would wait for five seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("brainseg_bids.runner.POLL_SECONDS", 0.02)
+        yield

@@ -13,6 +13,11 @@ from brainseg_bids.cli.run import run
 from tests.fakes import dataset
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _impatient(impatient_workflows) -> None:
+    """For every test of this folder."""
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run left: exit code, what it said, and where."""
@@ -81,7 +86,7 @@ def app(tmp_path, capsys) -> App:
 
 
 @pytest.fixture(scope="module")
-def lasting_app(tmp_path_factory) -> App:
+def lasting_app(tmp_path_factory, impatient_workflows) -> App:
     """The same for a run that several tests look at."""
     root = tmp_path_factory.mktemp("app")
     dataset.write_bundle(root / "model")

@@ -10,6 +10,11 @@ from brainseg_bids.stages.segment import Model, plan_segment
 from tests.fakes import dataset
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _impatient(impatient_workflows) -> None:
+    """For every test of this folder."""
+
+
 @pytest.fixture
 def data(tmp_path):
     return dataset.write_dataset(
