@@ -45,11 +45,6 @@ def resident_gib(what: str = "VmHWM") -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_GIB
 
 
-def children_peak_gib() -> float:
-    """Most that any of this process's ended children has held, GiB."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _MAXRSS_GIB
-
-
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the processor says that it computes in bfloat16 (`nets.devices` asks PyTorch)."""
     try:

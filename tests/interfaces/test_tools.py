@@ -22,7 +22,7 @@ import pytest
 from nipype.pipeline import engine as pe
 
 from brainseg_bids.anatomy.grid import Grid
-from brainseg_bids.interfaces.tools import find_tool, tool_names
+from brainseg_bids.interfaces.tools import _process, find_tool, tool_names
 from brainseg_bids.interfaces.tools.base import (
     NO_KEY,
     Ended,
@@ -843,3 +843,10 @@ def test_papers_of_tools_are_in_the_bibliography():
     keys = {k for name in tool_names() for k in re.findall(r"@(\w+)", find_tool(name).about)}
     assert len(keys) == 6
     assert all(f"{{{key}," in bibliography for key in keys)
+
+
+def test_the_watcher_of_a_program_imports_nothing_of_this_package():
+    """It is started isolated, where the package may not be found."""
+    source = Path(_process.__file__).read_text()
+    assert "import brainseg_bids" not in source
+    assert "from brainseg_bids" not in source

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,8 +20,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from brainseg_bids.machine import children_peak_gib
 
 GRACE_S = 5.0
 """Time to end in order before being killed; the client of a container ends the container."""
@@ -109,11 +108,13 @@ def watch(argv: Sequence[str], log: Path, timeout_s: float) -> Ended:
         timed_out = True
     finally:  # also when this process is asked to end
         end_tree(program)
+    # Not `brainseg_bids.machine`: the watcher runs isolated, where this package may not be found.
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return Ended(
         program.wait(),
         timed_out,
         round(time.monotonic() - began_s, 3),
-        round(children_peak_gib(), 3),
+        round(peak / (2**30 if sys.platform == "darwin" else 2**20), 3),
     )
 
 
