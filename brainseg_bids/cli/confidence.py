@@ -24,12 +24,19 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.documents import read_json
 from brainseg_bids.evaluation.confidence import KnownTruth, ProbabilitySums, fit_calibration
 from brainseg_bids.exit_codes import DONE, UNUSABLE
 from brainseg_bids.inference.confidence import Accumulator
 from brainseg_bids.inference.predict import segment
 from brainseg_bids.nets.architectures import PackedNet
-from brainseg_bids.nets.bundle import BundleError, ModelBundle, add_confidence, find_bundle
+from brainseg_bids.nets.bundle import (
+    MANIFEST,
+    BundleError,
+    ModelBundle,
+    add_confidence,
+    find_bundle,
+)
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe import View
 from brainseg_bids.synth.recipe_files import read_space
@@ -57,11 +64,12 @@ def pairs(
     crosswalk = Crosswalk.packaged("fullhead", bundle.table.name)
     generator = Generator(crosswalk, source, shape=shape, voxel_size_mm=size_mm)
     codes = bundle.table.codes.astype(np.int16)
+    learned = _learned_from(bundle)
     for path in label_maps:
         # Images of a label map are the same whatever other maps are named.
         number = int("".join(filter(str.isdigit, path.name)) or 0)
         labels = read_label_map(path, source)
-        if bundle.seen and voxel_hash(labels.voxels, labels.grid) in bundle.seen:
+        if voxel_hash(labels.voxels, labels.grid) in learned:
             raise BundleError(
                 f"{path}: {bundle.name} was trained on it. Give label maps that were held out."
             )
@@ -76,6 +84,13 @@ def pairs(
                     pair.image[0].numpy(),
                     LabelMap(codes[pair.labels.numpy()], grid, bundle.table),
                 )
+
+
+def _learned_from(bundle: ModelBundle) -> set[str]:
+    """Digests of the label maps of its training, those left out that were held out."""
+    training = read_json(bundle.path / MANIFEST).get("training", {})
+    maps = training.get("maps", {}).values()
+    return {one["digest"] for one in maps if not one["held_out"]}
 
 
 def segmented(

@@ -26,12 +26,12 @@ def maps(tmp_path):
     return [write_label_map(head, tmp_path / f"map_{n}.nii.gz") for n in (1, 2)], head
 
 
-def bundle(folder, **more):
+def bundle(folder, training=None):
     torch.manual_seed(0)
     return write_bundle(
         folder / "raw", name="raw", net=build(NetSpec("dynunet", 43, 2, 8, {"widths": [8, 8, 8]})),
         table=LabelTable.packaged("brainseg"), voxel_size_mm=4.0, patch_vox=(48, 48, 48),
-        contrasts=("T1w",), card="# raw\n", training={}, **more,
+        contrasts=("T1w",), card="# raw\n", training=training or {},
     )  # fmt: skip
 
 
@@ -53,7 +53,9 @@ def test_a_bundle_gets_its_calibration_and_says_what_it_was_fitted_on(maps, tmp_
 
 def test_a_label_map_that_it_was_trained_on_is_refused(maps, tmp_path, capsys):
     files, head = maps
-    model = bundle(tmp_path, seen=[voxel_hash(head.voxels, head.grid)])
+    digest = voxel_hash(head.voxels, head.grid)
+    known = {"a": {"digest": digest, "held_out": False}}
+    model = bundle(tmp_path, training={"maps": known})
     assert main(["--model", str(model.path), "--label-maps", *map(str, files)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "map_1.nii.gz" in line
