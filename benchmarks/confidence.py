@@ -34,9 +34,9 @@ from benchmarks import real_heads
 from benchmarks.data import shared_data
 from benchmarks.real_heads import STRUCTURES, TABLE
 from brainseg_bids.anatomy.grid import Grid
-from brainseg_bids.cli.confidence import pairs, segmented
 from brainseg_bids.evaluation.confidence import LOW_DICE, ConfidenceCalibration, ProbabilitySums
 from brainseg_bids.nets.bundle import MANIFEST, ModelBundle, find_bundle
+from brainseg_bids.programs.confidence import pairs, segmented
 from brainseg_bids.programs.segment import read_calibration
 from brainseg_bids.volumes import read_volume
 

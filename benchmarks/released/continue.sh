@@ -139,7 +139,7 @@ code=0
 run mkdir -p "$bundles"
 run "$python" -m brainseg_bids.cli.bundle --run "$training" --out "$bundles/$name" --level-volumes "$level"
 # 4. Calibrate the confidence of structures on label maps 15 and 16, then score on other pairs of them.
-run "$python" -m brainseg_bids.cli.confidence --model "$bundles/$name" --spaces t1w "$here/t1w_sharp.toml" \
+run "$python" -m brainseg_bids.programs.confidence --model "$bundles/$name" --spaces t1w "$here/t1w_sharp.toml" \
   --label-maps "$labels/training_seg_15.nii.gz" "$labels/training_seg_16.nii.gz" --pairs "$confidence"
 run "$python" -m benchmarks.released_model --work "$work/scores" --models "$bundles/$name" --parts heldout \
   --labels "$labels" --spaces t1w "$here/t1w_sharp.toml" --pairs "$pairs" --tsv "$work/scores/$name.tsv"

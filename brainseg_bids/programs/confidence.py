@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibrate the confidence of a model on label maps that it was not trained on.
 
-``python -m brainseg_bids.cli.confidence --model FOLDER --label-maps FILE FILE --spaces t1w``
+``python -m brainseg_bids.programs.confidence --model FOLDER --label-maps FILE FILE --spaces t1w``
 
 Synthetic images of the label maps are segmented as ``brainseg`` does by default, with flips. What
 the model's probabilities are worth there is written into the bundle as ``confidence.json``, which
