@@ -86,15 +86,15 @@ def find_cases(adapter: Adapter, root: str | Path) -> tuple[dict[str, Case], lis
         raise InputError(f"{root}: there is no such folder. Give the folder of {adapter.name}.")
     notes: list[str] = []
     search = _by_patterns if adapter.patterns else _plain
-    found = search(adapter, root, notes)
-    if not found:
+    maps = search(adapter, root, notes)
+    if not maps:
         looked = " or ".join(adapter.patterns.get("labels", ("sub-*/**/*_dseg.nii.gz",)))
         raise InputError(
             f"{root}: no labels of {adapter.name} are in it. Expected: {looked}. Give the folder "
             "that they are relative to."
         )
     cases = {}
-    for key, (labels, entities) in sorted(found.items(), key=lambda item: _order(item[0])):
+    for key, (labels, entities) in sorted(maps.items(), key=lambda item: _order(item[0])):
         try:
             check_present(labels)
         except InputError as error:
@@ -108,7 +108,7 @@ def find_cases(adapter: Adapter, root: str | Path) -> tuple[dict[str, Case], lis
             labels,
             _beside(adapter, "mask", root, labels, entities, []),  # a brain mask is a bonus
         )
-    notes += _about_subjects(adapter, found, root)
+    notes += _about_subjects(adapter, maps, root)
     notes += _about_version(adapter, root)
     notes += _about_sidecars(adapter, cases.values())
     return cases, notes
@@ -125,11 +125,11 @@ def _stratum(adapter: Adapter, subject: str) -> str:
     return adapter.strata.get(subject, by_number.get(without_zeros(subject), ""))
 
 
-Found = dict[str, tuple[Path, dict[str, str]]]
+Maps = dict[str, tuple[Path, dict[str, str]]]
 
 
-def _by_patterns(adapter: Adapter, root: Path, notes: list[str]) -> Found:
-    found: Found = {}
+def _by_patterns(adapter: Adapter, root: Path, notes: list[str]) -> Maps:
+    maps: Maps = {}
     for pattern in adapter.patterns["labels"]:
         expression = _expression(pattern)
         here: dict[str, list[tuple[Path, dict[str, str]]]] = {}
@@ -141,9 +141,9 @@ def _by_patterns(adapter: Adapter, root: Path, notes: list[str]) -> Found:
                 key = key_of(Scan(root / name, entities, suffix))
                 here.setdefault(key, []).append((root / name, entities))
         for key, candidates in here.items():
-            if key not in found:
-                found[key] = _one_of(candidates, key, root, adapter, notes)
-    return found
+            if key not in maps:
+                maps[key] = _one_of(candidates, key, root, adapter, notes)
+    return maps
 
 
 def _one_of(
@@ -207,7 +207,7 @@ def _entities(placeholders: Mapping[str, str]) -> tuple[dict[str, str], str]:
     return entities, suffix
 
 
-def _plain(adapter: Adapter, root: Path, notes: list[str]) -> Found:
+def _plain(adapter: Adapter, root: Path, notes: list[str]) -> Maps:
     """Segmentations of a BIDS derivative, one an image."""
     by_key: dict[str, dict[str, list[tuple[Path, dict[str, str]]]]] = {}
     elsewhere = []
@@ -223,12 +223,12 @@ def _plain(adapter: Adapter, root: Path, notes: list[str]) -> Found:
         which = entities.get("seg") or entities.get("desc", "")
         by_key.setdefault(key_of(scan), {}).setdefault(which, []).append((root / name, entities))
     which = _chosen(by_key, adapter, root)
-    found = {}
+    maps = {}
     for key, segmentations in by_key.items():
         if which in segmentations:
-            found[key] = _one_of(segmentations[which], key, root, adapter, notes)
+            maps[key] = _one_of(segmentations[which], key, root, adapter, notes)
     notes += elsewhere
-    return found
+    return maps
 
 
 def _chosen(
@@ -297,11 +297,11 @@ def _twins(path: Path) -> tuple[Path, ...]:
     return (path, Path(f"{path}.gz")) if path.suffix == ".nii" else (path,)
 
 
-def _about_subjects(adapter: Adapter, found: Found, root: Path) -> list[str]:
+def _about_subjects(adapter: Adapter, maps: Maps, root: Path) -> list[str]:
     expected = {without_zeros(label): label for label in adapter.subjects}
     if not expected:
         return []
-    there = {without_zeros(entities["sub"]) for _, entities in found.values()}
+    there = {without_zeros(entities["sub"]) for _, entities in maps.values()}
     notes = []
     missing = [f"sub-{label}" for number, label in expected.items() if number not in there]
     if missing:

@@ -1,5 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far two label maps agree: one row for each label or group of labels."""
+"""How far two label maps agree: one row for each label or group of labels.
+
+>>> from brainseg_bids.anatomy.grid import Grid
+>>> from brainseg_bids.anatomy.labels import Label, LabelTable
+>>> table = LabelTable([Label(0, "Background"), Label(7, "Cube")])
+>>> truth, guess = np.zeros((2, 6, 6, 6), int); truth[:2] = 7; guess[1:3] = 7
+>>> grid = Grid((6, 6, 6), np.diag([2, 1, 1, 1]))
+>>> [cube] = compare(LabelMap(guess, grid, table), LabelMap(truth, grid, table))
+>>> cube.name, cube.status, cube.dice, cube.reference_mm3, cube.hd100_mm
+('Cube', 'both', 0.5, 144.0, 2.0)
+"""
 
 from __future__ import annotations
 
@@ -164,20 +174,9 @@ def compare(
         not positive, or there is no such definition.
     UnknownLabelError
         If the reference's table has not a label that is asked for.
-
-    Examples
-    --------
-    >>> from brainseg_bids.anatomy.grid import Grid
-    >>> from brainseg_bids.anatomy.labels import Label, LabelTable
-    >>> table = LabelTable([Label(0, "Background"), Label(7, "Cube")])
-    >>> truth, guess = np.zeros((2, 6, 6, 6), int); truth[:2] = 7; guess[1:3] = 7
-    >>> grid = Grid((6, 6, 6), np.diag([2, 1, 1, 1]))
-    >>> [cube] = compare(LabelMap(guess, grid, table), LabelMap(truth, grid, table))
-    >>> cube.name, cube.status, cube.dice, cube.reference_mm3, cube.hd100_mm
-    ('Cube', 'both', 0.5, 144.0, 2.0)
     """
     for tolerance in tolerances_mm:
-        if not (np.isfinite(tolerance) and tolerance > 0):
+        if not 0 < tolerance < np.inf:
             raise ValueError(f"a tolerance for NSD is a positive number of mm, got {tolerance}")
     pair = Pair.of(reference, prediction, within)
     structures = choose_structures(reference.table, prediction.table, labels, groups)
@@ -187,8 +186,10 @@ def compare(
     if with_topology:
         shapes = [topology(pair, counts, structures, w) for w in ("reference", "prediction")]
     return [
-        _agreement(structure, counts.overlap(structure), found, tolerances_mm, definition, both)
-        for structure, found, *both in zip(structures, surfaces, *shapes, strict=True)
+        _agreement(
+            structure, counts.overlap(structure), distances, tolerances_mm, definition, both
+        )
+        for structure, distances, *both in zip(structures, surfaces, *shapes, strict=True)
     ]
 
 

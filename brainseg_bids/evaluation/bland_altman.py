@@ -94,19 +94,19 @@ def limits_of_agreement(rows: Sequence[Row]) -> list[BlandAltman]:
     ValueError
         If rows have no volumes, or contradict each other.
     """
-    found = []
+    result = []
     for scores in read_scores(rows):
         if lacking := {"reference_mm3", "predicted_mm3"} - set(scores.columns):
             raise ValueError(f"{scores.reference}: rows have no column {min(lacking)!r}")
         for stratum, part in scores.by_stratum():
-            found += [
+            result += [
                 _bland_altman(part, stratum, rater, name, unit)
                 for rater in range(len(part.raters))
                 for name in range(len(part.names))
                 if (part.status[rater, :, name] >= 0).any()
                 for unit in ("mm3", "percent")
             ]
-    return found
+    return result
 
 
 def _bland_altman(scores: Scores, stratum: str, rater: int, name: int, unit: str) -> BlandAltman:

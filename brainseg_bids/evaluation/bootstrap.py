@@ -187,8 +187,8 @@ def mean_interval(values: np.ndarray, subjects: Sequence[Hashable], draws: Draws
 
     Examples
     --------
-    >>> found = mean_interval(np.arange(12.0), range(12), Draws(Bootstrap()))
-    >>> round(found.low), round(found.high)
+    >>> interval = mean_interval(np.arange(12.0), range(12), Draws(Bootstrap()))
+    >>> round(interval.low), round(interval.high)
     (3, 8)
     >>> mean_interval(np.array([0.9]), ["sub-01"], Draws(Bootstrap())).note
     '1 subject: no interval'

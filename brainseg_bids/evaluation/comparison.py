@@ -112,15 +112,15 @@ def compare_raters(
     raters = {rater for scores in every for rater in scores.raters}
     if strange := sorted({rater for pair in pairs or () for rater in pair} - raters):
         raise ValueError(f"no rows of rater {', '.join(strange)}; known: {sorted(raters)}")
-    wanted_metrics, found = [metric(name) for name in metrics], []
+    wanted_metrics, result = [metric(name) for name in metrics], []
     for scores in every:
         mean_of = [s.name for s in judge(scores, structures=structures, known=known) if s.used]
         for stratum, part in scores.by_stratum():
             for wanted in wanted_metrics:
                 about = _Question(part, stratum, wanted, draws)
-                found += about.family({f"mean of {len(mean_of)} structures": mean_of}, pairs)
-                found += about.family({name: [name] for name in part.names}, pairs)
-    return found
+                result += about.family({f"mean of {len(mean_of)} structures": mean_of}, pairs)
+                result += about.family({name: [name] for name in part.names}, pairs)
+    return result
 
 
 @dataclass(frozen=True)

@@ -122,10 +122,10 @@ def decide(
 
 def _by_seed(differences: Sequence[float] | np.ndarray, where: str) -> np.ndarray:
     """(seeds,) float: subjects averaged."""
-    found = np.asarray(differences, dtype=float)
-    if found.ndim not in (1, 2) or not found.size or not np.isfinite(found).all():
+    values = np.asarray(differences, dtype=float)
+    if values.ndim not in (1, 2) or not values.size or not np.isfinite(values).all():
         raise ValueError(f"differences {where} contrast: finite, (seeds,) or (seeds, subjects)")
-    return found if found.ndim == 1 else found.mean(axis=1)
+    return values if values.ndim == 1 else values.mean(axis=1)
 
 
 def _verdict(on: Interval, off: Interval | None, margin: float, n_seeds: int) -> tuple[str, str]:

@@ -62,7 +62,7 @@ class Overlap:
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """What one look at all voxels gives.
+    """Voxels of each pair of codes and the box of each code, from one pass.
 
     Parameters
     ----------

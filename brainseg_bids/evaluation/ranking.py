@@ -95,20 +95,20 @@ def rank_stability(
     list of Rank
         Best first; nothing where fewer than two raters have a structure, or none in common.
     """
-    draws, found = Draws(bootstrap or Bootstrap()), []
+    draws, result = Draws(bootstrap or Bootstrap()), []
     wanted_metrics = [metric(name) for name in metrics]
     for scores in read_scores(rows):
         mean_of = [s.name for s in judge(scores, structures=structures, known=known) if s.used]
         groups = {f"mean of {len(mean_of)} structures": mean_of}
         groups |= {name: [name] for name in scores.names}
-        found += [
+        result += [
             rank
             for stratum, part in scores.by_stratum()
             for wanted in wanted_metrics
             for title, names in groups.items()
             for rank in _ranks(part, (scores.reference, stratum, title), names, wanted, draws)
         ]
-    return found
+    return result
 
 
 def _ranks(

@@ -232,9 +232,9 @@ def _scores(reference: str, cells: Mapping[tuple[str, str, str], Row]) -> Scores
     about = {}
     codes: dict[str, tuple[bool, int]] = {}
     for (_, image, name), row in cells.items():
-        found = (str(row["subject"]), str(row.get("stratum") or ""))
-        if about.setdefault(image, found) != found:
-            raise ValueError(f"{image} has two subjects or strata: {about[image]} and {found}")
+        origin = (str(row["subject"]), str(row.get("stratum") or ""))
+        if about.setdefault(image, origin) != origin:
+            raise ValueError(f"{image} has two subjects or strata: {about[image]} and {origin}")
         index = row.get("index")
         code = (index is None, 0 if index is None else int(index))
         codes[name] = min(code, codes.get(name, code))
@@ -363,8 +363,8 @@ def _why_not(
         return "the reference has it in no image"
     ignorant = [
         rater
-        for rater, found in zip(scores.raters, status, strict=True)
-        if (found == NO_ROW).all() or (rater in tables and name not in tables[rater])
+        for rater, statuses in zip(scores.raters, status, strict=True)
+        if (statuses == NO_ROW).all() or (rater in tables and name not in tables[rater])
     ]
     if ignorant:  # who asks leaves out what somebody does not know: that is the reason, then
         return f"not known to {', '.join(ignorant)}"

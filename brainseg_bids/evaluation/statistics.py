@@ -61,8 +61,8 @@ def signed_rank(differences: np.ndarray) -> SignedRank:
 
     Examples
     --------
-    >>> found = signed_rank(np.array([1.0, 2.0, 3.0, 4.0, 5.0, -0.5]))
-    >>> found.positive, found.negative, found.p
+    >>> test = signed_rank(np.array([1.0, 2.0, 3.0, 4.0, 5.0, -0.5]))
+    >>> test.positive, test.negative, test.p
     (20.0, 1.0, 0.0625)
     >>> signed_rank(np.ones(4)).note
     '4 pairs: with fewer than 6 no two-sided p is below 0.05'

@@ -84,7 +84,7 @@ def choose_structures(
                 )
     if labels is None:
         labels = [label.index for label in reference if label.index != BACKGROUND]
-    found = [
+    structures = [
         Structure(reference[k].name, (reference[k].index,), reference[k].index) for k in labels
     ]
     for name, members in (groups or {}).items():
@@ -93,8 +93,8 @@ def choose_structures(
         codes = tuple(sorted({reference[member].index for member in members}))
         if not codes:
             raise ValueError(f"group {name!r} has no labels")
-        found.append(Structure(name, codes))
-    return found
+        structures.append(Structure(name, codes))
+    return structures
 
 
 @dataclass(frozen=True, eq=False)

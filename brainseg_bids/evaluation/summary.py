@@ -124,8 +124,8 @@ def summarise(
     ...     row | {"image": f"sub-{k}", "subject": f"sub-{k}", "dice": 0.8 + k / 100}
     ...     for k in range(11)
     ... ]
-    >>> [found] = summarise(rows)
-    >>> found.n_subjects, round(found.mean, 2), found.worst_image
+    >>> [line] = summarise(rows)
+    >>> line.n_subjects, round(line.mean, 2), line.worst_image
     (11, 0.85, 'sub-0')
     """
     draws = Draws(bootstrap or Bootstrap())
@@ -162,18 +162,18 @@ def headline(
         As in `scores.judge`.
     """
     draws = Draws(bootstrap or Bootstrap())
-    found = []
+    result = []
     for scores in read_scores(rows):
         names = [one.name for one in judge(scores, structures=structures, known=known) if one.used]
         title = f"mean of {len(names)} structures"
-        found += [
+        result += [
             _summary(part, stratum, rater, names, wanted, draws, title)
             for stratum, part in scores.by_stratum()
             for rater in part.raters
             for wanted in _metrics(scores, metrics)
             if names and (_statuses(part, rater, names) != NO_ROW).any()
         ]
-    return found
+    return result
 
 
 def judged(
@@ -299,20 +299,20 @@ def find_missing(
         for rater in one.raters
     }
     everyone = sorted({rater for _, rater in compared} | set(raters or {}))
-    found = []
+    result = []
     for name in sorted(wanted):
         for rater in everyone:
             has = set((raters or {}).get(rater, compared.get((name, rater), ())))
-            found += [
+            result += [
                 Missing("reference without prediction", name, rater, image)
                 for image in wanted[name]
                 if image not in has
             ]
-            found += [
+            result += [
                 Missing("prediction without reference", name, rater, image)
                 for image in sorted(has - set(wanted[name]))
             ]
-    return found + [gap for one in scores.values() for gap in _gaps(one)]
+    return result + [gap for one in scores.values() for gap in _gaps(one)]
 
 
 def _images_with_rows(scores: Scores, rater: str) -> list[str]:
@@ -362,9 +362,9 @@ def tables(
     choice = {"structures": structures, "known": known}
     drawn = {"bootstrap": bootstrap or Bootstrap()}
     by_reference = [set(scores.metrics) for scores in read_scores(rows)]
-    found = set.intersection(*by_reference) if by_reference else set()
-    fair = [m for m in HEADLINE_METRICS if m in found]
-    fair += sorted(m for m in found if m.startswith("nsd_"))
+    columns = set.intersection(*by_reference) if by_reference else set()
+    fair = [m for m in HEADLINE_METRICS if m in columns]
+    fair += sorted(m for m in columns if m.startswith("nsd_"))
     results = {
         "headline": headline(rows, **choice, **drawn),
         "structures": summarise(rows, **drawn),

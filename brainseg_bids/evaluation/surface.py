@@ -260,10 +260,10 @@ def _box_distances(own, other, size) -> tuple[np.ndarray, np.ndarray]:
     n_sites = own.size - np.count_nonzero(own == 0) - np.count_nonzero(own == 255)
     distances, codes = np.empty(n_sites), np.empty(n_sites, np.uint8)
     height = np.empty((own.shape[1], COLUMNS, own.shape[0]))
-    n_found = 0
+    n_filled = 0
     for start in range(0, own.shape[2], COLUMNS):
         stop = min(start + COLUMNS, own.shape[2])
-        n_found = loops.box_distances(
-            own, steps, size, start, stop, height, distances, codes, n_found
+        n_filled = loops.box_distances(
+            own, steps, size, start, stop, height, distances, codes, n_filled
         )
     return np.sqrt(distances, out=distances), codes

@@ -303,7 +303,7 @@ def _nearest_in_line(line, x, size):
 
 
 @jit
-def box_distances(codes, steps, size, start, stop, height, distances, found, n_found):
+def box_distances(codes, steps, size, start, stop, height, distances, codes_out, n_filled):
     """Squared distance of the sites in some columns to the nearest one of the other map.
 
     Parameters
@@ -318,14 +318,14 @@ def box_distances(codes, steps, size, start, stop, height, distances, found, n_f
         Range along the last axis.
     height : (y, stop - start, x) float
         Working memory.
-    distances, found : (m,) float, (m,) uint8
+    distances, codes_out : (m,) float, (m,) uint8
         Filled in: mm2, and codes.
-    n_found : int
+    n_filled : int
 
     Returns
     -------
     int
-        ``n_found`` and what was added.
+        ``n_filled`` and what was added.
     """
     n_x, n_y, _ = codes.shape
     room = max(n_x, n_y)
@@ -350,6 +350,6 @@ def box_distances(codes, steps, size, start, stop, height, distances, found, n_f
                         _envelope(line, size[0], values[:n_x], places, bounds)
                 else:
                     best = values[x]
-                distances[n_found], found[n_found] = best, codes[x, y, z]
-                n_found += 1
-    return n_found
+                distances[n_filled], codes_out[n_filled] = best, codes[x, y, z]
+                n_filled += 1
+    return n_filled

@@ -50,9 +50,9 @@ def topology(
     lookups = [
         pair.lookup(dict.fromkeys(structure.codes, 1), 0, np.uint8) for structure in structures
     ]
-    found = []
+    result = []
     for structure, lookup in zip(structures, lookups, strict=True):
         inside = lookup[pair.part(which, tally.box([structure]))]
         euler = euler_numbers(inside).get(1, 0) if inside.size else 0
-        found.append(Topology(components(inside.view(bool)), euler))
-    return found
+        result.append(Topology(components(inside.view(bool)), euler))
+    return result

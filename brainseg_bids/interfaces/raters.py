@@ -138,14 +138,14 @@ def find_rated(
     """
     if adapter.tool:
         scans = {key: scan_of(case) for key, case in reference.items()}
-        found, notes = tool_cases(adapter, root, scans)
-        missing = [key for key in reference if key not in found]
+        theirs, notes = tool_cases(adapter, root, scans)
+        missing = [key for key in reference if key not in theirs]
         extra: Sequence[str] = ()
     else:
         there, notes = find_cases(adapter, root)
         matching = match_cases(reference, there, name=adapter.name)
         notes += matching.notes
-        found = {key: there[other] for key, other in matching.pairs.items()}
+        theirs = {key: there[other] for key, other in matching.pairs.items()}
         known = partners([*reference, *all_reference_keys], there, name=adapter.name)
         missing = matching.missing
         extra = [key for key in matching.extra if key not in known]
@@ -155,10 +155,10 @@ def find_rated(
         notes.append(f"{adapter.name}: labels without a reference: {', '.join(extra)}.")
     return {
         key: replace(
-            found[key], key=key, subject=case.subject, stratum=case.stratum, image=case.image
+            theirs[key], key=key, subject=case.subject, stratum=case.stratum, image=case.image
         )
         for key, case in reference.items()
-        if key in found
+        if key in theirs
     }, notes
 
 
@@ -205,18 +205,18 @@ def _under_another_label(
         return None
     widths = {f"{int(number):0{width}d}" for width in (1, 2, 3, 4)} - {scan.subject}
     tool = find_tool(adapter.tool)
-    found = {}
+    candidates = {}
     for label in sorted(widths, key=len):
         labels = find_existing(tool, root, _renamed(scan, label))
         # Without the files of that other subject the search cannot know of other sessions.
         if labels is not None and (_is_only(scan) or _names_all(labels, root, scan)):
-            found[label] = labels
-    if len(found) > 1:
-        both = " and ".join(map(str, list(found.values())[:2]))
+            candidates[label] = labels
+    if len(candidates) > 1:
+        both = " and ".join(map(str, list(candidates.values())[:2]))
         raise InputError(
             f"{both}: both may be {adapter.name}'s labels of sub-{scan.subject}. Leave one."
         )
-    for label, labels in found.items():
+    for label, labels in candidates.items():
         notes.append(f"{adapter.name}: sub-{label} is taken as sub-{scan.subject}.")
         return labels
     return None

@@ -66,10 +66,10 @@ def metric_title(name: str) -> str:
         "prediction_to_reference_mm": "prediction to reference (mm)",
     }
     if bare.startswith("nsd_"):
-        found = f"NSD at {bare.removeprefix('nsd_').removesuffix('mm')} mm"
+        title = f"NSD at {bare.removeprefix('nsd_').removesuffix('mm')} mm"
     else:
-        found = known.get(bare, bare)
-    return f"|{found}|" if bare != name else found
+        title = known.get(bare, bare)
+    return f"|{title}|" if bare != name else title
 
 
 def subject_values(

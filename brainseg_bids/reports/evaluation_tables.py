@@ -153,9 +153,9 @@ def _by(lines: Iterable[Line], *keys: str) -> dict[tuple, Line]:
     return {tuple(line[key] for key in keys): line for line in lines}
 
 
-def _in_order(found: Collection[str]) -> list[str]:
+def _in_order(strata: Collection[str]) -> list[str]:
     """All together first, then strata by name."""
-    return [*([ALL] if ALL in found else []), *sorted(set(found) - {ALL})]
+    return [*([ALL] if ALL in strata else []), *sorted(set(strata) - {ALL})]
 
 
 def _stratum(name: str, n: int) -> str:
@@ -263,11 +263,11 @@ def headline_pairs(lines: Sequence[Line], style: Style) -> list[dict]:
 
 def structure_pairs(lines: Sequence[Line], style: Style) -> list[dict]:
     """A block of paired comparisons for each structure: Dice, all images."""
-    found: dict[str, list[dict]] = {}
+    by_name: dict[str, list[dict]] = {}
     for line in lines:
         if not is_headline(line) and (line["stratum"], line["metric"]) == (ALL, "dice"):
-            found.setdefault(str(line["name"]), []).append(_pair(line, style))
-    return [{"name": name, "rows": rows} for name, rows in found.items()]
+            by_name.setdefault(str(line["name"]), []).append(_pair(line, style))
+    return [{"name": name, "rows": rows} for name, rows in by_name.items()]
 
 
 def _pair(line: Line, style: Style) -> dict:
@@ -295,8 +295,8 @@ def _pair(line: Line, style: Style) -> dict:
 
 def structures(lines: Sequence[Line], style: Style, names: Sequence[str]) -> list[dict]:
     """For each stratum, a block for each structure with a row for each rater."""
-    found = _by(lines, "stratum", "name", "rater", "metric")
-    strata = _in_order({stratum for stratum, *_ in found})
+    every = _by(lines, "stratum", "name", "rater", "metric")
+    strata = _in_order({stratum for stratum, *_ in every})
     result = []
     for stratum in strata:
         blocks = []
@@ -304,7 +304,7 @@ def structures(lines: Sequence[Line], style: Style, names: Sequence[str]) -> lis
             rows = [
                 row
                 for rater in style.raters
-                for row in [_structure_row(found, (stratum, name, rater), style)]
+                for row in [_structure_row(every, (stratum, name, rater), style)]
                 if row
             ]
             if rows:
@@ -314,8 +314,8 @@ def structures(lines: Sequence[Line], style: Style, names: Sequence[str]) -> lis
     return result
 
 
-def _structure_row(found: Mapping[tuple, Line], key: tuple, style: Style) -> dict | None:
-    own = {m: found.get((*key, m)) for m in (*style.metrics, "volume_error_frac")}
+def _structure_row(every: Mapping[tuple, Line], key: tuple, style: Style) -> dict | None:
+    own = {m: every.get((*key, m)) for m in (*style.metrics, "volume_error_frac")}
     some = next((line for line in own.values() if line is not None), None)
     if some is None:
         return None
@@ -344,10 +344,10 @@ def _median(line: Line) -> dict[str, str]:
 
 def volumes(lines: Sequence[Line], style: Style, names: Sequence[str]) -> list[dict]:
     """Bias and limits of agreement, of all images."""
-    found = _by(lines, "stratum", "name", "rater", "unit")
+    every = _by(lines, "stratum", "name", "rater", "unit")
     rows = []
     for name, rater in product(names, style.raters):
-        mm3, percent = (found.get((ALL, name, rater, unit)) for unit in ("mm3", "percent"))
+        mm3, percent = (every.get((ALL, name, rater, unit)) for unit in ("mm3", "percent"))
         if mm3 is None or percent is None:
             continue
         rows.append(
@@ -386,28 +386,30 @@ def _percent(value: object) -> str:
 
 def missing(lines: Iterable[Line]) -> list[dict]:
     """Images without partner and structures without row, counted and named."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    by_key: dict[tuple[str, str, str], list[str]] = {}
     for line in lines:
         key = (str(line["kind"]), str(line["rater"]), str(line["name"]))
-        found.setdefault(key, []).append(str(line["image"]))
+        by_key.setdefault(key, []).append(str(line["image"]))
     return [
         {"kind": kind, "rater": rater, "structure": name} | _listed(images)
-        for (kind, rater, name), images in sorted(found.items())
+        for (kind, rater, name), images in sorted(by_key.items())
     ]
 
 
 def lone(rows: Iterable[Line], style: Style) -> list[dict]:
     """Structures that one map alone has, by rater and structure."""
     kinds = {"reference only": "missed", "prediction only": "extra"}
-    found: dict[tuple[str, str, str], list[str]] = {}
+    by_key: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         if row["status"] in kinds:
             key = (kinds[str(row["status"])], str(row["rater"]), str(row["name"]))
-            found.setdefault(key, []).append(str(row["image"]))
+            by_key.setdefault(key, []).append(str(row["image"]))
     order = {rater: k for k, rater in enumerate(style.raters)}
-    keys = sorted(found, key=lambda k: (k[0] != "missed", order.get(k[1], 99), -len(found[k]), k))
+    keys = sorted(
+        by_key, key=lambda k: (k[0] != "missed", order.get(k[1], 99), -len(by_key[k]), k)
+    )
     return [
-        {"kind": key[0], "rater": key[1], "structure": key[2]} | _listed(found[key])
+        {"kind": key[0], "rater": key[1], "structure": key[2]} | _listed(by_key[key])
         for key in keys
     ]
 
