@@ -9,11 +9,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from brainseg_bids.bids.description import write_description
-from brainseg_bids.console import working
 from brainseg_bids.exit_codes import DONE, FAILED
 from brainseg_bids.settings import Settings
 from brainseg_bids.stages import GROUP
 from brainseg_bids.stages.base import GroupResult, GroupStage
+from brainseg_bids.stages.evaluate import Evaluate
 from brainseg_bids.volumes import InputError
 
 log = logging.getLogger("brainseg")
@@ -111,21 +111,6 @@ class Train(GroupStage):
         if code:
             return GroupResult(exit_code=code)
         return GroupResult(tuple(models_to_look_at(settings.output_dir, began_s)))
-
-
-class Evaluate(GroupStage):
-    """Label maps compared with manual ones."""
-
-    name = "evaluate"
-    after = ("train",)
-
-    def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:
-        from brainseg_bids.cli.evaluate import evaluate  # late: nipype
-
-        with working("stage evaluate"):
-            if not settings.reports_only:
-                write_description(settings.bids_dir, settings.output_dir)
-            return GroupResult(failures=evaluate(settings, run_dir))
 
 
 GROUP = GROUP | {stage.name: stage for stage in (Train(), Evaluate())}

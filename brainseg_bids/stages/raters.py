@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is compared with which reference on which image, by stage ``evaluate``. No Nipype here."""
+"""Who is compared with which reference on which image by stage ``evaluate``, and what came of it.
+
+No Nipype here.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +19,16 @@ if TYPE_CHECKING:
     from brainseg_bids.bids.adapters import Adapter
     from brainseg_bids.bids.references import Case
     from brainseg_bids.interfaces.raters import Rater
+    from brainseg_bids.settings import Settings
+
+log = logging.getLogger("brainseg")
 
 OWN_MAPS = "sub-*/**/*_seg-brainseg_dseg.nii.gz"
 """This app's own segmentations in a derivative."""
 BYTES_PER_VOXEL = 14
 """Memory of a label map that is compared: codes, translated codes, void, boxes around labels."""
+MOST_REASONS = 3
+"""Reasons in a message that nothing could be compared."""
 
 
 @dataclass(frozen=True)
@@ -249,3 +258,135 @@ def _with_image(case: Case, rated: Iterable[Case], bids_dir: Path) -> Case:
             if image is not None and image.is_file():
                 return replace(case, image=image)
     return case
+
+
+# -- results ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Results:
+    """What comparing gave.
+
+    Parameters
+    ----------
+    rows : list of dict
+    known : dict of (str, str) to set of str
+        Structures that a rater can say of those that a reference has, by reference and rater.
+    notes : list of str
+    faults : dict of (str, str, str) to str
+        What could not be compared, by reference, rater (or nothing: all) and image, and why.
+    leaks : dict of (str, str, str) to str
+        Likewise: ratings by a model of what it has seen, and what is said of it.
+    """
+
+    rows: list[dict] = field(default_factory=list)
+    known: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    faults: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    leaks: dict[tuple[str, str, str], str] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Log what is odd; raise `InputError` if nothing could be compared."""
+        for note in self.notes:
+            log.info("%s", note)
+        for leak in self.leaks.values():
+            log.warning("%s", leak)
+        if not self.rows:
+            reasons = [*self.faults.values(), *self.leaks.values()]
+            n_more = len(reasons) - MOST_REASONS
+            more = f"; and {n_more} more" if n_more > 0 else ""
+            raise InputError(
+                f"nothing could be compared: {'; '.join(reasons[:MOST_REASONS])}{more}"
+            )
+
+    def of(self, reference: str) -> list[dict]:
+        """Rows of one reference."""
+        return [row for row in self.rows if row["reference"] == reference]
+
+    def tables(self, plan: EvaluationPlan) -> dict[str, list[dict]]:
+        """All tables; each reference is summarised for itself."""
+        from brainseg_bids.evaluation.summary import Missing, common_structures, tables
+
+        every: dict[str, list[dict]] = {}
+        for name, keys in plan.references.items():
+            rows = self.of(name)
+            own = tables(
+                rows,
+                structures=common_structures(rows, plan.sideless),
+                known={who: known for (ref, who), known in self.known.items() if ref == name},
+                references={name: keys},
+                raters=plan.rated[name],
+            )
+            for table, lines in own.items():
+                every.setdefault(table, []).extend(lines)
+        gone = [("failed", key) for key in self.faults]
+        if not any(row["seen"] for row in self.rows):
+            gone += [("left out: seen in training", key) for key in self.leaks]
+        every["missing"] += [Missing(kind, *key).row() for kind, key in gone]
+        return every
+
+
+def collect(settings: Settings, plan: EvaluationPlan, compared: Mapping[str, dict]) -> Results:
+    """Rows of all images; what a model has seen is left out unless it is asked for."""
+    results = Results()
+    for image in plan.images:
+        reference, key = image.reference.name, image.case.key
+        metadata = compared.get(image.name, {"Crash": "it gave no result"})
+        if "Crash" in metadata:
+            results.faults[reference, "", key] = metadata["Crash"]
+            continue
+        results.notes.extend(note for note in metadata["Notes"] if note not in results.notes)
+        for name, why in metadata["Faults"].items():
+            results.faults[reference, name, key] = why
+        for name, rows in metadata["Compared"].items():
+            leak = _leak(settings, plan, image, name, metadata["Hashes"], results.notes)
+            if leak:
+                results.leaks[reference, name, key] = leak
+                if not settings.include_seen:
+                    continue
+            known = set(metadata["Known"][name])
+            results.known[reference, name] = results.known.get((reference, name), known) | known
+            about = {
+                "reference": reference,
+                "rater": name,
+                "image": key,
+                "subject": image.case.subject,
+                "stratum": image.case.stratum,
+                "protocol": settings.protocol,
+                "seen": bool(leak),
+            }
+            results.rows.extend(about | _with_nan(row) for row in rows)
+    return results
+
+
+def _with_nan(row: Mapping) -> dict:
+    """A row with NaN where JSON had none, but for the index of a group."""
+    return {
+        key: math.nan if value is None and key != "index" else value for key, value in row.items()
+    }
+
+
+def _leak(
+    settings: Settings,
+    plan: EvaluationPlan,
+    image: ImagePlan,
+    rater: str,
+    hashes: Sequence[str],
+    notes: list[str],
+) -> str:
+    """Why a rating is no test: its model was trained or fitted on it."""
+    from brainseg_bids.interfaces.raters import seen_by
+
+    folders = (plan.raters[rater].root, settings.output_dir, settings.bids_dir)
+    seen, why_unknown = seen_by(image.rated[rater].labels, settings.model, folders)
+    if why_unknown:
+        note = f"{rater}: {why_unknown}; whether it has seen these images is not checked."
+        if note not in notes:
+            notes.append(note)
+    if not seen & set(hashes):
+        return ""
+    done = "marked" if settings.include_seen else "left out; --include-seen takes it in, marked"
+    return (
+        f"{image.title}: {rater}'s model was trained or fitted on it, so this is no test of it. "
+        f"It is {done}."
+    )
