@@ -175,9 +175,8 @@ def compare(
     UnknownLabelError
         If the reference's table has not a label that is asked for.
     """
-    for tolerance in tolerances_mm:
-        if not 0 < tolerance < np.inf:
-            raise ValueError(f"a tolerance for NSD is a positive number of mm, got {tolerance}")
+    if strange := [tolerance for tolerance in tolerances_mm if not 0 < tolerance < np.inf]:
+        raise ValueError(f"a tolerance for NSD is a positive number of mm, got {strange[0]}")
     pair = Pair.of(reference, prediction, within)
     structures = choose_structures(reference.table, prediction.table, labels, groups)
     counts = tally(pair)

@@ -10,12 +10,21 @@ from itertools import combinations
 import numpy as np
 
 from brainseg_bids.evaluation.bootstrap import Bootstrap, Draws, mean_interval, subject_means
-from brainseg_bids.evaluation.scores import NO_ROW, Metric, Row, Scores, judge, metric, read_scores
+from brainseg_bids.evaluation.scores import (
+    NO_ROW,
+    Metric,
+    Row,
+    Scores,
+    TableLine,
+    judge,
+    metric,
+    read_scores,
+)
 from brainseg_bids.evaluation.statistics import hodges_lehmann, holm, signed_rank
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(TableLine):
     """Paired differences of two raters, first less second.
 
     Parameters
@@ -70,10 +79,6 @@ class Comparison:
     n_tests: int
     favours: str
     note: str
-
-    def row(self) -> dict[str, int | float | str | None]:
-        """A line of a table."""
-        return dict(vars(self))
 
 
 def compare_raters(

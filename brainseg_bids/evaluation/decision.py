@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from brainseg_bids.evaluation.bootstrap import Bootstrap, Draws, Interval, mean_interval
+from brainseg_bids.evaluation.scores import TableLine
 
 FEWEST_SEEDS = 5
 """Drawing again from four numbers misses the truth more than one time in ten."""
@@ -24,7 +25,7 @@ RULE = (
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(TableLine):
     """What an experiment showed.
 
     Parameters
@@ -53,10 +54,6 @@ class Decision:
     off_high: float | None
     rule: str
     interval: str
-
-    def row(self) -> dict[str, int | float | str | None]:
-        """A line of a table."""
-        return dict(vars(self))
 
 
 def decide(

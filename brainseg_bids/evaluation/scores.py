@@ -174,6 +174,14 @@ class Scores:
         return [self.names.index(name) for name in names]
 
 
+class TableLine:
+    """Base of dataclasses that are lines of a table: their fields are its columns."""
+
+    def row(self) -> dict:
+        """Cells by column."""
+        return dict(vars(self))
+
+
 def _has_rule(name: str) -> bool:
     """Whether `metric` knows a column."""
     try:
@@ -280,7 +288,7 @@ def _column_order(cells: Mapping[tuple[str, str, str], Row]):
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judged(TableLine):
     """Whether a structure is part of the mean over structures.
 
     Parameters
@@ -295,10 +303,6 @@ class Judged:
     name: str
     used: bool
     reason: str = ""
-
-    def row(self) -> dict[str, str | bool]:
-        """A line of a table."""
-        return dict(vars(self))
 
 
 def judge(

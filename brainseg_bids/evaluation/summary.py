@@ -30,6 +30,7 @@ from brainseg_bids.evaluation.scores import (
     Metric,
     Row,
     Scores,
+    TableLine,
     judge,
     metric,
     read_scores,
@@ -42,7 +43,7 @@ HEADLINE_METRICS = ("dice", "assd_mm", "hd95_mm")
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(TableLine):
     """One metric of one rater, over subjects.
 
     Parameters
@@ -90,10 +91,6 @@ class Summary:
     worst: float | None
     worst_image: str
     note: str
-
-    def row(self) -> dict[str, int | float | str | None]:
-        """A line of a table."""
-        return dict(vars(self))
 
 
 def summarise(
@@ -244,7 +241,7 @@ def _spread(
 
 
 @dataclass(frozen=True)
-class Missing:
+class Missing(TableLine):
     """Something that could not be compared.
 
     Parameters
@@ -262,10 +259,6 @@ class Missing:
     rater: str
     image: str
     name: str = ""
-
-    def row(self) -> dict[str, str]:
-        """A line of a table."""
-        return dict(vars(self))
 
 
 def find_missing(

@@ -222,6 +222,7 @@ class Search:
         size = maps[0].plane(0).size
         _, down, along = self.around.offsets.T
         in_plane = down * maps[0].plane(0).shape[1] + along
+        n_near = min(NEAR_PROBES, len(in_plane))
         areas = self.batch.weights if self.batch.definition == "surface" else np.zeros(0)
         for x in range(-reach, maps[0].shape[0]):
             limits = self._limits(x)
@@ -234,7 +235,7 @@ class Search:
                 own, other = maps[direction], maps[1 - direction]
                 loops.probe_plane(
                     own.plane(x), other.sites.ravel(), slots * size + in_plane, self.around.steps,
-                    NEAR_PROBES, margin, own.set_plane(x - 1), own.set_plane(x),
+                    n_near, margin, own.set_plane(x - 1), own.set_plane(x),
                     areas, x, self.weights[direction], self.counts[direction],
                     self.state[direction], self.spent[direction], limits,
                     self.queue[direction], self.queue_weights[direction],
