@@ -9,7 +9,7 @@ cuts is told once and not compared with whole ones.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -21,6 +21,7 @@ from brainseg_bids.anatomy.cohort import structures
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.stripped import brain_and_fluid, is_stripped
+from brainseg_bids.units import listed
 
 TABLE = resources.files("brainseg_bids") / "data" / "labels" / "plausible.tsv"
 MEASURES = ("ml", "share", "ratio", "dice", "count")
@@ -29,8 +30,6 @@ HEAD_MAPPINGS = (4, 5)
 CUT_MM2, CUT_PER_MM = 1500.0, 900.0
 """Area of brain on the outermost plane of an image, at least and per millimetre of thickness,
 from which the brain is cut: the pole of a whole brain of 70 mm radius has 440 mm2 per mm."""
-NAMED = 6
-"""More structures than this are counted."""
 
 
 @dataclass(frozen=True)
@@ -274,13 +273,3 @@ def volume_words(volume: float) -> str:
     ('0.064 ml', '15 ml', '1263 ml')
     """
     return f"{volume:.0f} ml" if volume >= 100 else f"{volume:.2g} ml"
-
-
-def listed(names: Sequence[str], most: int = NAMED) -> str:
-    """Names, the first few of many.
-
-    >>> listed(["a", "b"]), listed([str(n) for n in range(9)])
-    ('a, b', '0, 1, 2, 3, 4, 5 and 3 more')
-    """
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

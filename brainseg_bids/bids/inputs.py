@@ -21,6 +21,7 @@ from brainseg_bids.bids.names import (
 )
 from brainseg_bids.documents import Text, read_json
 from brainseg_bids.pointers import fetch_all, why_unfetched
+from brainseg_bids.units import listed
 from brainseg_bids.volumes import InputError, check_present
 
 log = logging.getLogger("brainseg")
@@ -69,10 +70,9 @@ def find_participants(bids_dir: Path, wanted: Iterable[str] = ()) -> list[str]:
     if unknown:
         ignored = any((bids_dir / f"sub-{label}").is_dir() for label in unknown)
         why = f" (left out by {bids_dir}/.bidsignore)" if ignored else ""
-        shown = ", ".join(there[:10]) + (f" and {len(there) - 10} more" if len(there) > 10 else "")
         raise InputError(
             f"{bids_dir}: no participant {', '.join(unknown)}{why}. "
-            f"--participant-label knows {shown}."
+            f"--participant-label knows {listed(there, 10)}."
         )
     return labels
 

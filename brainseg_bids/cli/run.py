@@ -44,9 +44,9 @@ def run(settings: Settings, *, program: Sequence[str] | None = None) -> int:
         Exit code; see ``brainseg --help``.
     """
     if settings.slurm:
-        from brainseg_bids.cli.batch import batch
+        from brainseg_bids.hpc.submit import submit
 
-        return batch(settings)
+        return submit(settings)
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4().hex[:8]}"
     try:
         run_dir = settings.output_dir / "logs" / run_id

@@ -10,10 +10,11 @@ import numpy as np
 from brainseg_bids.anatomy.cohort import structures
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.anatomy.plausibility import listed, volume_words
+from brainseg_bids.anatomy.plausibility import volume_words
 from brainseg_bids.contrast.alignment import RATIO_RANGES
 from brainseg_bids.contrast.interior import FEWEST_VOXELS
 from brainseg_bids.contrast.measured import MASKED_SHARE, LabelStatistics, NoiseLaw
+from brainseg_bids.units import listed
 
 INTEGER_LIMITS = (32767.0, 65535.0)
 

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from brainseg_bids.exit_codes import UNUSABLE
 from brainseg_bids.fetch.known import FetchError
+from brainseg_bids.units import listed
 
 WHAT = ("images", "derivatives", "all")
 SHOWN = 10
@@ -89,10 +90,9 @@ def check_participants(wanted: Iterable[str], there: Iterable[str], dataset: str
     unknown = [label for label in wanted if label not in there]
     if not unknown:
         return
-    shown = ", ".join(there[:SHOWN]) or "none"
-    more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+    shown = listed(there, SHOWN) or "none"
     raise FetchError(
-        f"{dataset}: no participant {', '.join(unknown)}. It has {shown}{more}.",
+        f"{dataset}: no participant {', '.join(unknown)}. It has {shown}.",
         exit_code=UNUSABLE,
     )
 

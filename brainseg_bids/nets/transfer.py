@@ -10,6 +10,7 @@ from torch import Tensor
 
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.nets.architectures import PackedNet
+from brainseg_bids.units import listed
 
 LEAST_FRAC = 0.1
 """A start that shares less than a tenth of the smaller body's weights is none."""
@@ -50,9 +51,7 @@ class Transfer:
         )
         if not self.labels_fresh:
             return line
-        more = len(self.labels_fresh) - NAMED
-        named = ", ".join(self.labels_fresh[:NAMED])
-        return f"{line}; new labels: {named}" + (f" and {more} more" if more > 0 else "")
+        return f"{line}; new labels: {listed(self.labels_fresh, NAMED)}"
 
 
 def transfer(

@@ -65,6 +65,7 @@ from brainseg_bids.reports.training_log import (
     read_job,
     read_samples,
 )
+from brainseg_bids.units import listed
 
 MEMORY_TOLERANCE_FRAC = 0.1
 """How far the predicted peak may be from the one used."""
@@ -379,18 +380,15 @@ def _dice_warnings(log: TrainingLog, table: LabelTable | None) -> Iterable[str]:
     known = [label.name for label in table if label.index] if table is not None else []
     absent = sorted(name for name in {*dice, *known} if math.isnan(dice.get(name, math.nan)))
     if absent:
-        yield f"Not judged at the last validation, since no pair has them: {_named(absent)}."
+        names = listed(absent, _MOST_NAMED)
+        yield f"Not judged at the last validation, since no pair has them: {names}."
 
 
 def _absent_warnings(job: Job) -> Iterable[str]:
     absent = job.job.get("absent")
     if isinstance(absent, list) and absent:
-        yield f"In no map that was learned from, so they are never found: {_named(absent)}."
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(map(str, names[:_MOST_NAMED])) + more
+        names = listed([str(name) for name in absent], _MOST_NAMED)
+        yield f"In no map that was learned from, so they are never found: {names}."
 
 
 def _waiting_warnings(job: Job) -> Iterable[str]:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.anatomy.plausibility import listed
 from brainseg_bids.bids.description import raw_path, write_json
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.pool import pool
@@ -22,6 +21,7 @@ from brainseg_bids.files import sha256, write_text
 from brainseg_bids.reports.densities import Likeness
 from brainseg_bids.reports.sections.priors import write_priors_page
 from brainseg_bids.stages.jobs import fingerprint, read_object
+from brainseg_bids.units import listed
 from brainseg_bids.volumes import InputError
 
 log = logging.getLogger("brainseg")

@@ -15,7 +15,7 @@ from brainseg_bids.settings import Settings
 from brainseg_bids.volumes import InputError
 
 
-def batch(settings: Settings) -> int:
+def submit(settings: Settings) -> int:
     """Print the script that does what the settings say, or with ``submit`` hand it to Slurm.
 
     Returns
@@ -34,7 +34,7 @@ def batch(settings: Settings) -> int:
         if not settings.submit:
             print(script, end="")
             return done
-        return _submit(script) or done
+        return _hand_over(script) or done
     except (InputError, BundleError, OSError) as error:
         print(f"brainseg: ERROR: {' '.join(str(error).split())}", file=sys.stderr)
         return UNUSABLE
@@ -51,7 +51,7 @@ def _check_models(settings: Settings) -> None:
         read_ensemble(settings, models[0])
 
 
-def _submit(script: str) -> int:
+def _hand_over(script: str) -> int:
     if shutil.which("sbatch") is None:
         print(
             "brainseg: ERROR: there is no program sbatch here. Where there is (outside of the "

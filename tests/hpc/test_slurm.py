@@ -22,8 +22,8 @@ from brainseg_bids.hpc import slurm as scripts
 from brainseg_bids.hpc.profiles import read_profile
 from brainseg_bids.runner import check_plugin
 from brainseg_bids.volumes import InputError
-from tests.cli.slurm import running_slurm
 from tests.fakes import dataset
+from tests.hpc.cluster import running_slurm
 
 ROOT = Path(__file__).parents[2]
 FAKE_APP = [sys.executable, str(ROOT / "tests" / "fakes" / "app.py")]
