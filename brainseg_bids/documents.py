@@ -57,6 +57,14 @@ def read_toml(path: str | Path) -> dict:
     return parse_toml(read_text(path), str(path))
 
 
+def read_object(path: Path) -> dict:
+    """A JSON object, empty if there is none."""
+    try:
+        return read_json(path)
+    except InputError:
+        return {}
+
+
 def parse_list(text: str, what: str) -> list:
     """The list in a JSON text; as `parse_json`."""
     return _faultless({"item": _load_json(text, what, list)}, what)["item"]

@@ -8,13 +8,9 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from brainseg_bids.bids.description import write_description
 from brainseg_bids.exit_codes import DONE, FAILED
 from brainseg_bids.settings import Settings
 from brainseg_bids.stages import GROUP
-from brainseg_bids.stages.base import GroupResult, GroupStage
-from brainseg_bids.stages.evaluate import Evaluate
-from brainseg_bids.volumes import InputError
 
 log = logging.getLogger("brainseg")
 
@@ -64,53 +60,3 @@ def say_finished(to_look_at: Collection[str], report: Path | None = None) -> Non
         log.info("report: %s", report)
     if to_look_at:
         log.warning("%d to look at: %s", len(to_look_at), ", ".join(to_look_at))
-
-
-def _write_training_pages(settings: Settings) -> int:
-    """Write the pages of the trainings that are there, of one or of all."""
-    from brainseg_bids.reports.training import write_training_page  # late: matplotlib
-
-    pattern = f"model-{settings.model_name or '*'}"
-    jobs = [
-        path
-        for path in sorted((settings.output_dir / "derivatives").glob(pattern))
-        if (path / "training" / "job.json").is_file()
-    ]
-    if not jobs:
-        raise InputError(
-            f"{settings.output_dir / 'derivatives' / pattern}: no training is there whose page "
-            "could be written. Run without --reports-only, or choose another --name."
-        )
-    code = DONE
-    for job in jobs:
-        name = job.name.removeprefix("model-")
-        page = settings.output_dir / f"train_{name}.html"
-        try:
-            write_training_page(job, page, title=f"Training {name}")
-            log.info("report: %s", page)
-        except (OSError, ValueError, KeyError) as error:
-            log.error("%s: the report could not be written (%s)", page, error)
-            code = FAILED
-    return code
-
-
-class Train(GroupStage):
-    """A network trained on synthetic pairs."""
-
-    name = "train"
-    after = ("priors", "synth")
-
-    def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:
-        from brainseg_bids.cli.train_stage import models_to_look_at, train  # late: torch
-
-        if settings.reports_only:
-            code = _write_training_pages(settings)
-        else:
-            write_description(settings.bids_dir, settings.output_dir)
-            code = train(settings, run_dir, began_s=began_s)
-        if code:
-            return GroupResult(exit_code=code)
-        return GroupResult(tuple(models_to_look_at(settings.output_dir, began_s)))
-
-
-GROUP = GROUP | {stage.name: stage for stage in (Train(), Evaluate())}

@@ -224,8 +224,8 @@ def bad_step_words(bad: Mapping) -> str:
     of = f" (pairs of {', '.join(maps)})" if maps else ""
     return (
         f"Training refused step {step}: {bad.get('what') or 'the loss was not finite'}{of}. "
-        "Recipes are at the end of this page; python -m brainseg_bids.cli.train --replay with the "
-        "step's file makes the pairs again."
+        "Recipes are at the end of this page; python -m brainseg_bids.programs.train --replay "
+        "with the step's file makes the pairs again."
     )
 
 

@@ -13,7 +13,7 @@ from brainseg_bids.stages.segment import Segment
 from brainseg_bids.stages.spaces import StandardSpaces
 from brainseg_bids.stages.summary import Summary
 from brainseg_bids.stages.synth import Synth
-from brainseg_bids.stages.train import TrainOptions
+from brainseg_bids.stages.train import Train
 from brainseg_bids.stages.upsample import Upsample
 
 STAGES: dict[str, Stage] = {
@@ -29,6 +29,7 @@ STAGES: dict[str, Stage] = {
         Summary(),
         Priors(),
         Synth(),
+        Train(),
     )
 }
 """Every stage by name, in the order of pages and of ``--help``; a new one is added here."""
@@ -37,13 +38,11 @@ PARTICIPANT = {name: one for name, one in STAGES.items() if isinstance(one, Part
 GROUP = {name: one for name, one in STAGES.items() if isinstance(one, GroupStage)}
 
 PARTICIPANT_STAGES = tuple(name for name, one in PARTICIPANT.items() if one.has_name)
-GROUP_STAGES = (*GROUP, "train", "evaluate")
+GROUP_STAGES = (*GROUP, "evaluate")
 """What ``--stages`` takes at each level."""
 
 OPTIONS = tuple(
-    dict.fromkeys(
-        [one.options for one in STAGES.values() if one.options] + [TrainOptions, EvaluateOptions]
-    )
+    dict.fromkeys([one.options for one in STAGES.values() if one.options] + [EvaluateOptions])
 )
 """Options of all stages, a group each."""
 

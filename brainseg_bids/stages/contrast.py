@@ -22,7 +22,7 @@ from brainseg_bids.bids.names import (
     Scan,
     sidecar,
 )
-from brainseg_bids.documents import InputError
+from brainseg_bids.documents import InputError, read_object
 from brainseg_bids.options import OptionGroup, option
 from brainseg_bids.stages.base import ExecutionOptions, Folders, Message, ParticipantStage, Run
 from brainseg_bids.stages.jobs import (
@@ -32,7 +32,6 @@ from brainseg_bids.stages.jobs import (
     SubjectPlan,
     fingerprint,
     is_unchanged,
-    read_object,
     unreadable,
     why_run,
 )

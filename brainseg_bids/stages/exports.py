@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 from brainseg_bids import __version__
 from brainseg_bids.bids.description import json_text, raw_uri, write_once
 from brainseg_bids.bids.names import OutputNames, Scan, folder, sidecar, stem
+from brainseg_bids.documents import read_object
 from brainseg_bids.options import OptionGroup, option
 from brainseg_bids.stages.base import ExecutionOptions, ParticipantStage, Run
 from brainseg_bids.stages.jobs import (
@@ -26,7 +27,6 @@ from brainseg_bids.stages.jobs import (
     Job,
     SubjectPlan,
     fingerprint,
-    read_object,
     unreadable,
     why_run,
 )

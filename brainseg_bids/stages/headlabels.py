@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from brainseg_bids import __version__
 from brainseg_bids.bids.description import raw_path, raw_uri
 from brainseg_bids.bids.names import HeadNames, Scan, sidecar
-from brainseg_bids.documents import InputError, Number
+from brainseg_bids.documents import InputError, Number, read_object
 from brainseg_bids.interfaces.tools import tool_names
 from brainseg_bids.options import OptionGroup, above_zero, folder_by_name, option
 from brainseg_bids.stages.base import (
@@ -47,7 +47,6 @@ from brainseg_bids.stages.jobs import (
     fingerprint,
     is_current,
     present,
-    read_object,
     unreadable,
     why_run,
 )

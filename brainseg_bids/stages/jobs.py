@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from brainseg_bids.bids.names import Scan, sidecar
-from brainseg_bids.documents import InputError, read_json
+from brainseg_bids.documents import read_object
 
 RUN, REUSE = "run", "reuse"
 
@@ -192,14 +192,6 @@ def why_run(outputs: Mapping[str, Path], provenance: Mapping, *, both_ways: bool
             if found.get(key) != provenance.get(key):
                 return f"{what} ({path.name})"
     return ""
-
-
-def read_object(path: Path) -> dict:
-    """A JSON object, empty if there is none."""
-    try:
-        return read_json(path)
-    except InputError:
-        return {}
 
 
 def fingerprint(path: Path, *, known: Mapping) -> dict:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from brainseg_bids import __version__
 from brainseg_bids.bids.names import sidecar
+from brainseg_bids.documents import read_object
 from brainseg_bids.stages import PARTICIPANT
-from brainseg_bids.stages.jobs import Job, read_object
+from brainseg_bids.stages.jobs import Job
 
 
 def preamble(version: str = __version__) -> str:

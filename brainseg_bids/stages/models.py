@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brainseg_bids.bids.names import Scan, sidecar
-from brainseg_bids.documents import InputError
-from brainseg_bids.stages.jobs import read_object
+from brainseg_bids.documents import InputError, read_object
 
 if TYPE_CHECKING:
     from brainseg_bids.anatomy.labels import LabelTable

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from brainseg_bids import __version__
 from brainseg_bids.bids.description import raw_path, raw_uri
 from brainseg_bids.bids.names import STRUCTURAL, OutputNames, Scan, sidecar
+from brainseg_bids.documents import read_object
 from brainseg_bids.options import OptionGroup, option
 from brainseg_bids.stages.base import (
     ExecutionOptions,
@@ -30,7 +31,6 @@ from brainseg_bids.stages.jobs import (
     fingerprint,
     is_current,
     present,
-    read_object,
     unreadable,
     why_run,
 )

@@ -19,7 +19,7 @@ from brainseg_bids.bids.templates import (
     fetch_command,
     transform_name,
 )
-from brainseg_bids.documents import InputError
+from brainseg_bids.documents import InputError, read_object
 from brainseg_bids.exit_codes import NO_PROGRAM
 from brainseg_bids.stages.base import (
     ExecutionOptions,
@@ -38,7 +38,6 @@ from brainseg_bids.stages.jobs import (
     fingerprint,
     is_unchanged,
     present,
-    read_object,
     unreadable,
     why_run,
 )

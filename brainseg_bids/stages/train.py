@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage ``train``: train a network on synthetic pairs."""
+"""Stage ``train``: train a network on synthetic pairs.
+
+What is decided and checked stands in `train_job`, how it is trained in `train_plan`, the process
+in `train_process`, the whole run in `train_run`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,15 @@ import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from brainseg_bids.documents import Number
 from brainseg_bids.options import OptionGroup, in_gib, label, memory_gb, option, positive
+from brainseg_bids.stages.base import GroupResult, GroupStage
 from brainseg_bids.training.deadline import MOST_MINUTES, check_minutes
+
+if TYPE_CHECKING:
+    from brainseg_bids.settings import Settings
 
 
 def _model_name(text: str) -> str:
@@ -121,3 +129,24 @@ class TrainOptions(OptionGroup):
     plan_only: bool = option(
         "--plan-only", default=False, help="print and store the plan, and stop"
     )
+
+
+class Train(GroupStage):
+    """From label maps of heads to a model bundle."""
+
+    name = "train"
+    after = ("priors", "synth")
+
+    def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:
+        """See `GroupStage.run`; ``exit_code`` is 75 if it was stopped and can go on."""
+        from brainseg_bids.bids.description import write_description
+        from brainseg_bids.stages import train_run
+
+        if settings.reports_only:
+            code = train_run.write_pages(settings)
+        else:
+            write_description(settings.bids_dir, settings.output_dir)
+            code = train_run.train(settings, began_s=began_s)
+        if code or settings.plan_only:
+            return GroupResult(exit_code=code)
+        return GroupResult(tuple(train_run.models_to_look_at(settings.output_dir, began_s)))

@@ -385,7 +385,7 @@ class GradientCheck(Callback):
             write_text(path, json.dumps(told, indent=1) + "\n")
         raise NotFinite(
             f"{what} at step {step}; its pairs are in {path}: look at them with python -m "
-            f"brainseg_bids.cli.train --replay {path}. The last checkpoint is good; a lower "
+            f"brainseg_bids.programs.train --replay {path}. The last checkpoint is good; a lower "
             "learning rate or precision 32-true may help."
         )
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from brainseg_bids import runner
-from brainseg_bids.cli import train_stage
 from brainseg_bids.reports import training
 from brainseg_bids.reports.densities import Likeness
-from brainseg_bids.stages import GROUP_STAGES, PARTICIPANT_STAGES, pairs, pooling
+from brainseg_bids.stages import GROUP_STAGES, PARTICIPANT_STAGES, pairs, pooling, train_run
 from brainseg_bids.stages.pooling import read_synthetic, write_synthetic
 from tests.reports.training_jobs import write_job
 from tests.synth.priors import make_prior
@@ -39,7 +38,7 @@ def there(app, monkeypatch):
     monkeypatch.setattr(runner, "run_workflow", note("a workflow"))
     monkeypatch.setattr(pooling, "make_priors", note("pooling"))
     monkeypatch.setattr(pairs, "synthesise", note("synthesis"))
-    monkeypatch.setattr(train_stage, "_watch", note("training"))
+    monkeypatch.setattr(train_run, "watch", note("training"))
     monkeypatch.setattr(subprocess, "Popen", note("a process"))
     app.began = began
     return app
@@ -132,7 +131,7 @@ def test_slurm_prints_a_script_alone(there, level, stage):
 def test_plan_only_leaves_other_stages_out(there, monkeypatch):
     planned = []
     monkeypatch.setattr(
-        train_stage, "train", lambda settings, *_, **__: planned.append(settings.plan_only) or 0
+        train_run, "train", lambda settings, *_, **__: planned.append(settings.plan_only) or 0
     )
     stages = ("summary", "priors", "synth", "train")
     done = there("--stages", *stages, "--plan-only", level="group")

@@ -23,12 +23,13 @@ from safetensors.torch import load_file
 
 from brainseg_bids import lifetime
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.cli import bundle, train_memory, train_stage, train_time
 from brainseg_bids.cli.parser import parse
 from brainseg_bids.cli.run import run
-from brainseg_bids.cli.train_real import check_real, write_real
-from brainseg_bids.cli.train_tasks import Tasks, find_tasks
 from brainseg_bids.nets.bundle import BundleError, ModelBundle
+from brainseg_bids.programs import bundle, plan_memory
+from brainseg_bids.stages import train_plan, train_process, train_run
+from brainseg_bids.stages.train_process import Tasks, find_tasks
+from brainseg_bids.stages.train_real import check_real, write_real
 from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.training.deadline import MOST_STEPS
 from brainseg_bids.training.probe import StepCost
@@ -369,15 +370,15 @@ def test_a_probe_that_took_too_much_leads_to_a_smaller_plan(monkeypatch, caplog)
     monkeypatch.setattr("brainseg_bids.training.probe.probe_step", lambda *_, **__: next(took))
     monkeypatch.setattr("brainseg_bids.nets.memory.smaller", lambda *_, **__: less)
     loss = {"loss": "dense", "per_label": 1, "anywhere": 1, "dice_weight": 1.0}
-    wish = train_memory.Wish("unet", "", 1.0, (9.0,) * 3, "cpu", 2.0, "", loss, {})
+    request = plan_memory.MemoryRequest("unet", "", 1.0, (9.0,) * 3, "cpu", 2.0, "", loss, {})
     caplog.set_level("INFO", logger="brainseg")
-    plans = train_memory._probed(wish, None, plan, device)
+    plans = plan_memory._probed(request, None, plan, device)
     assert [one.probed_gib for one in plans] == [None, 99.0, 0.1]
     assert [one.patch_vox[0] for one in plans] == [64, 32, 32]
     assert "a step took more than there is of 2.0 GiB: a smaller plan" in caplog.text
-    took = iter([StepCost(1.0, 99.0)] * train_memory.TRIES)
+    took = iter([StepCost(1.0, 99.0)] * plan_memory.TRIES)
     with pytest.raises(InputError, match=r"no plan was found that fits 2.0 GiB.*--net-size small"):
-        train_memory._probed(wish, None, plan, device)
+        plan_memory._probed(request, None, plan, device)
 
 
 def test_the_time_of_what_is_left_is_that_of_the_steps_so_far(tmp_path, monkeypatch):
@@ -386,10 +387,10 @@ def test_the_time_of_what_is_left_is_that_of_the_steps_so_far(tmp_path, monkeypa
     pace = SimpleNamespace(finite=lambda: SimpleNamespace(values=np.array([0.1, 0.2, 0.9])))
     job = SimpleNamespace(folder=tmp_path, training=tmp_path)
     monkeypatch.setattr(
-        "brainseg_bids.reports.training_log.read_job",
+        "brainseg_bids.stages.train_plan.read_job",
         lambda folder: SimpleNamespace(log={"pairs_per_s": pace}),
     )
-    said = train_time.expected_time(job, tmp_path / "plan.json", SimpleNamespace(), done=400)
+    said = train_plan.expected_time(job, tmp_path / "plan.json", SimpleNamespace(), done=400)
     assert said == "time: 10.0 h: 3600 steps of 10.0 s, as so far"
 
 
@@ -399,16 +400,18 @@ def test_the_plan_can_be_made_in_a_process_of_its_own(tmp_path, monkeypatch, cap
     )
     loss = {"loss": "chosen", "per_label": 8, "anywhere": 64, "dice_weight": 0.0}
     plan = loss | {"target_table": "brainseg", "devices": 2}
-    wish = train_memory.Wish("unet", "small", 8.0, (200.0,) * 3, "cpu", 4.0, "", plan, {})
-    wanted, made = tmp_path / "wish.json", tmp_path / "planned.json"
-    wanted.write_text(wish.to_json())
-    assert train_memory.main([str(wanted), str(made)]) == 0
+    request = plan_memory.MemoryRequest(
+        "unet", "small", 8.0, (200.0,) * 3, "cpu", 4.0, "", plan, {}
+    )
+    wanted, made = tmp_path / "request.json", tmp_path / "planned.json"
+    wanted.write_text(request.to_json())
+    assert plan_memory.main([str(wanted), str(made)]) == 0
     planned = json.loads(made.read_text())
     assert planned["plan"]["net"]["architecture"] == "unet"
     # Two processes on one CPU share its memory.
     assert planned["memory"]["plans"][-1]["budget_gib"] == 2.0
-    wanted.write_text(dataclasses.replace(wish, architecture="vnet").to_json())
-    assert train_memory.main([str(wanted), str(made)]) == 2
+    wanted.write_text(dataclasses.replace(request, architecture="vnet").to_json())
+    assert plan_memory.main([str(wanted), str(made)]) == 2
     assert "train: ERROR: unknown architecture 'vnet'" in capsys.readouterr().err
 
 
@@ -416,9 +419,9 @@ def test_other_devices_learn_from_as_many_pairs():
     last = {"batch": 2, "accumulate": 1, "precision": "bf16-mixed", "reason": "fits"}
     old = {"batch": 2, "accumulate": 1, "devices": 4, "nodes": 1}
     before = {"plans": [last]}
-    now = train_memory._as_before(old, {"devices": 1, "nodes": 1}, "", before)
+    now = train_plan._as_before(old, {"devices": 1, "nodes": 1}, "", before)
     assert (now["plans"][-1]["batch"], now["plans"][-1]["accumulate"]) == (2, 4)
-    assert train_memory._as_before(old, {"devices": 4, "nodes": 1}, "", before) == before
+    assert train_plan._as_before(old, {"devices": 4, "nodes": 1}, "", before) == before
 
 
 # -- refusals -----------------------------------------------------------------------------
@@ -492,7 +495,7 @@ def test_a_folder_that_cannot_be_written_is_named(stage):
     "training", "two runs that train the same model at a time", "the second is refused", 2
 )
 def test_two_processes_do_not_train_in_one_folder(stage):
-    with train_stage._alone(stage.training):
+    with train_process.alone(stage.training):
         assert "another process is training here" in refused(stage)
 
 
@@ -523,9 +526,9 @@ def ends(tmp_path, caplog):
     def end(program: str) -> tuple[int, str]:
         caplog.set_level("INFO", logger="brainseg")
         argv = [sys.executable, "-c", program]
-        with train_stage._alone(tmp_path) as lock:
-            ended = train_stage._watch(argv, tmp_path, tmp_path / "log.txt", settings, lock)
-        return train_stage._explain(job, ended), caplog.text
+        with train_process.alone(tmp_path) as lock:
+            ended = train_process.watch(argv, tmp_path, tmp_path / "log.txt", settings, lock)
+        return train_run._explain(job, ended), caplog.text
 
     return end
 
@@ -544,13 +547,13 @@ sys.exit(75 if pathlib.Path("page.html").exists() else 1)
 def watched(tmp_path):
     """Run a program instead of training, with a page; exit code."""
     job = SimpleNamespace(training=tmp_path, folder=tmp_path, name="tiny")
-    page = train_stage._Page(job, SimpleNamespace(output_dir=tmp_path))
+    page = train_run._Page(job, SimpleNamespace(output_dir=tmp_path))
     settings = SimpleNamespace(device="cpu")
 
     def run_watched(program: str) -> int:
         argv = [sys.executable, "-c", program]
         log_path = tmp_path / "log.txt"
-        code = train_stage._watch(
+        code = train_process.watch(
             argv, tmp_path, log_path, settings, on_validation=page.renew
         ).code
         page.finish()
@@ -648,31 +651,31 @@ def test_several_nodes_are_started_by_srun(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     two, alone = SimpleNamespace(nodes=2), Tasks(0, 1, Path())
-    started = train_stage._launcher(two, 4, alone)
+    started = train_process.launcher(two, 4, alone)
     assert started[:4] == ["/usr/bin/srun", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4"]
-    assert train_stage._launcher(two, 4, Tasks(0, 8, Path())) == []  # srun has done it
+    assert train_process.launcher(two, 4, Tasks(0, 8, Path())) == []  # srun has done it
     monkeypatch.delenv("SLURM_JOB_ID")
     with pytest.raises(InputError, match="--nodes 2"):
-        train_stage._launcher(two, 4, alone)
+        train_process.launcher(two, 4, alone)
 
 
 def test_of_several_tasks_the_first_decides_and_the_others_run_what_it_says(tmp_path, monkeypatch):
     for name, value in (("PROCID", "1"), ("STEP_NUM_TASKS", "2"), ("JOB_ID", "7")):
         monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.setattr("brainseg_bids.cli.train_tasks.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("brainseg_bids.stages.train_process.LOOK_EVERY_S", 0.01)
     settings = SimpleNamespace(output_dir=tmp_path, device="cpu")
     tasks = find_tasks(os.environ, tmp_path / "logs")
     first = dataclasses.replace(tasks, rank=0)
     assert tasks.call == first.call
-    tasks.tell({"code": 1})  # only the first one is heard
+    tasks.broadcast({"code": 1})  # only the first one is heard
     argv = [sys.executable, "-c", "import sys; print('here'); sys.exit(75)"]
-    later = threading.Timer(0.1, first.tell, [{"argv": argv, "folder": str(tmp_path)}])
+    later = threading.Timer(0.1, first.broadcast, [{"argv": argv, "folder": str(tmp_path)}])
     later.start()
-    assert train_stage.train(settings, tmp_path) == 75
+    assert train_run.train(settings) == 75
     assert "here" in (tmp_path / "log-task-1.txt").read_text()
     tasks.call.unlink()
-    first.tell({"code": 2})
-    assert train_stage.train(settings, tmp_path) == 2
+    first.broadcast({"code": 2})
+    assert train_run.train(settings) == 2
     with pytest.raises(InputError, match="srun has started 2 tasks, but --devices 4 --nodes 1"):
         first.check(4, 1)
 
@@ -685,10 +688,10 @@ def test_a_signal_while_the_first_task_plans_is_told_to_the_others(monkeypatch, 
     def plan(*_):
         lifetime._end(signal.SIGUSR1, None)
 
-    monkeypatch.setattr(train_stage, "_train", plan)
+    monkeypatch.setattr(train_run, "_train", plan)
     monkeypatch.setattr(lifetime.os, "_exit", lambda code: told.append(code))
     kept = {number: signal.getsignal(number) for number in lifetime.CODES}
-    train_stage.train(SimpleNamespace(output_dir=tmp_path, minutes=0.0), tmp_path)
+    train_run.train(SimpleNamespace(output_dir=tmp_path, minutes=0.0))
     for number, handler in kept.items():
         signal.signal(number, handler)
     assert told == [75]

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from brainseg_bids.cli import train
 from brainseg_bids.nets.devices import MemoryMeter
 from brainseg_bids.nets.memory_plan import MemoryPlan, TooLittleMemory
+from brainseg_bids.programs import train
 from brainseg_bids.synth.generator import Generator
 from brainseg_bids.training import task as tasks
 from brainseg_bids.training.callbacks import CheckpointCallback, GradientCheck, NotFinite, Stopped

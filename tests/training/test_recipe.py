@@ -22,7 +22,7 @@ from brainseg_bids.bids.head_maps import (
     usual_voxel_size_mm,
 )
 from brainseg_bids.bids.names import STRUCTURAL
-from brainseg_bids.cli.train_cache import read_facts
+from brainseg_bids.programs.map_cache import read_facts
 from brainseg_bids.training.job_changes import differences
 from brainseg_bids.training.recipe import ABOUT_SPACES, KEYS, TrainRecipe
 from brainseg_bids.training.spaces import Spaces, choose_spaces, voxel_size_of

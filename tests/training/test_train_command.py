@@ -14,9 +14,9 @@ import torch
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.cli import train
 from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.bundle import write_bundle
+from brainseg_bids.programs import train
 from brainseg_bids.training.fit import averaged_net, fit, make_generator
 from brainseg_bids.training.processes import is_first_process
 from brainseg_bids.volumes import write_label_map, write_volume

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
@@ -21,12 +22,12 @@ from brainseg_bids.bids.head_maps import (
     usual_voxel_size_mm,
 )
 from brainseg_bids.bids.names import STRUCTURAL
-from brainseg_bids.cli.train_cache import cache_folder, read_facts
 from brainseg_bids.contrast.prior import ContrastPrior
+from brainseg_bids.documents import read_object
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.options import declared, to_arguments
-from brainseg_bids.settings import Settings
-from brainseg_bids.stages.jobs import read_object
+from brainseg_bids.programs.map_cache import cache_folder, read_facts
+from brainseg_bids.stages.pooling import read_priors
 from brainseg_bids.training.job_changes import differences
 from brainseg_bids.training.recipe import BY_STEPS, TrainRecipe
 from brainseg_bids.training.spaces import (
@@ -39,6 +40,9 @@ from brainseg_bids.training.spaces import (
 )
 from brainseg_bids.training.targets import SOURCE, MapFacts, absent_labels, find_target
 from brainseg_bids.volumes import InputError
+
+if TYPE_CHECKING:
+    from brainseg_bids.settings import Settings
 
 log = logging.getLogger("brainseg")
 
@@ -208,8 +212,6 @@ def _choose_spaces(
     settings: Settings, recipe: TrainRecipe
 ) -> tuple[Spaces, str, ContrastPrior | None]:
     """Spaces, why, and the prior among them; priors are those of the output, else of the maps."""
-    from brainseg_bids.stages.pooling import read_priors  # late: matplotlib, torch
-
     folders = (settings.output_dir, settings.bids_dir)
     there = [d for d in folders if next((d / "priors").glob("contrast-*_prior.json"), None)]
     read: dict[str, ContrastPrior] = {}
@@ -221,7 +223,7 @@ def _choose_spaces(
         priors={name: str((p.metadata or {}).get("Suffix", "T1w")) for name, p in read.items()},
         any_contrast=STRUCTURAL,
         wanted=settings.prior,
-        kappa_said=settings.kappa != Settings.kappa,
+        kappa_said=settings.kappa != type(settings).kappa,
     )
     if spaces.prior:
         why += f", contrast dial {settings.kappa:g}"
@@ -345,7 +347,7 @@ def command_of(settings: Settings) -> str:
     """The command line that says what these settings say of training."""
     others = {
         item.name
-        for item in declared(Settings)
+        for item in declared(type(settings))
         if "train" not in item.stages and item.name not in ("participant_label", "session_label")
     }
     where = [shlex.quote(str(path)) for path in (settings.bids_dir, settings.output_dir)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training has read or measured once, kept for the next process and the next run.
+"""Label maps that training has read once, kept for the next process and the next run.
 
-A label map is kept as class indices that are mapped into memory, beside a JSON of all that
-checking it has told; a probe of memory as a JSON. Content decides: an entry is named after the
+One is kept as class indices that are mapped into memory, beside a JSON of all that checking it has
+found. Content decides: an entry is named after the
 SHA-256 of its source and of the code that made it, and holds digests of itself. Entries are
 written beside and renamed, so any number of processes may make the same one at once.
 """
@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,9 +30,9 @@ from brainseg_bids.anatomy.labels import LabelTable, count_codes
 from brainseg_bids.bids.head_maps import HeadMap
 from brainseg_bids.console import one_line
 from brainseg_bids.files import sha256, whole_or_nothing, write_text
-from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.synth.ageing import Walls
 from brainseg_bids.synth.generator import LabelVolume
+from brainseg_bids.training.probe_cache import code_digest, digest_of
 from brainseg_bids.training.targets import SOURCE, MapFacts
 from brainseg_bids.volumes import InputError, check_present, read_label_map, voxel_hash
 
@@ -43,22 +43,12 @@ MAKERS = (
     "anatomy/grid.py",
     "anatomy/labelmap.py",
     "anatomy/labels.py",
-    "cli/train_cache.py",
+    "programs/map_cache.py",
     "synth/ageing.py",
     "synth/generator.py",
     "volumes.py",
 )
 """Modules that decide what is kept of a label map."""
-PROBED = ("nets", "training/losses.py", "training/probe.py")
-"""Modules and packages that decide what a step takes."""
-ALLOCATORS = (
-    "PYTORCH_ALLOC_CONF",
-    "PYTORCH_CUDA_ALLOC_CONF",
-    "PYTORCH_HIP_ALLOC_CONF",
-    "MALLOC_ARENA_MAX",
-    "LD_PRELOAD",
-)
-"""Variables of the environment that change how much memory the same step takes."""
 DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
 """What reading a damaged entry raises."""
 READERS = 4
@@ -94,24 +84,12 @@ def cache_folder(maps_dir: Path, training: Path) -> Path:
     return training / "cache"
 
 
-@functools.cache
-def code_digest(modules: Iterable[str]) -> str:
-    """SHA-256 over modules and packages of this package, named by their paths in it."""
-    root = Path(brainseg_bids.__file__).parent
-    told = hashlib.sha256()
-    for name in modules:
-        path = root / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            told.update(file.read_bytes())
-    return told.hexdigest()
-
-
 # -- label maps ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class CheckedMap:
-    """A label map as training takes it, and what reading it has told."""
+    """A label map as training takes it, and what was found by reading it."""
 
     head: LabelVolume
     facts: MapFacts
@@ -151,9 +129,9 @@ def read_facts(
         return facts
 
     with ThreadPoolExecutor(max(1, min(readers, READERS))) as pool:
-        told = dict(zip([one.path for one in maps], pool.map(read, maps), strict=True))
-    facts = {path: said for path, said in told.items() if isinstance(said, MapFacts)}
-    return facts, [said for said in told.values() if isinstance(said, str)]
+        results = dict(zip([one.path for one in maps], pool.map(read, maps), strict=True))
+    facts = {path: one for path, one in results.items() if isinstance(one, MapFacts)}
+    return facts, [one for one in results.values() if isinstance(one, str)]
 
 
 def read_checked_map(path: Path, cache: Path | None = None, *, source: str = SOURCE) -> CheckedMap:
@@ -248,8 +226,8 @@ class _Entry:
 
     @property
     def _key(self) -> str:
-        told = f"{self.sha256} {code_digest(MAKERS)} {_table_digest(self.table)}"
-        return hashlib.sha256(told.encode()).hexdigest()[:32]
+        parts = f"{self.sha256} {code_digest(MAKERS)} {_table_digest(self.table)}"
+        return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
     @property
     def facts(self) -> Path:
@@ -264,7 +242,7 @@ class _Entry:
         return self.folder / f"{self._key}_walls.npy"
 
     def read(self, *, tell: bool = True) -> CheckedMap | None:
-        """What is kept; None if nothing is. Warnings that reading the map gave are told again.
+        """What is kept; None if nothing is. Warnings that reading the map gave are given again.
 
         Raises
         ------
@@ -274,7 +252,7 @@ class _Entry:
         if not self.facts.exists():
             return None
         said = json.loads(self.facts.read_text(encoding="utf-8"))
-        if said.pop("self_sha256") != _digest_of(said):
+        if said.pop("self_sha256") != digest_of(said):
             raise ValueError("its facts are not those that were written")
         indices = _mapped(self.indices, said["indices"])
         walls = None
@@ -311,17 +289,13 @@ class _Entry:
             "warnings": warnings,
         }
         said = json.loads(json.dumps(said))
-        said["self_sha256"] = _digest_of(said)
+        said["self_sha256"] = digest_of(said)
         write_text(self.facts, json.dumps(said, indent=1) + "\n")
 
 
 @functools.cache
 def _table_digest(name: str) -> str:
-    return _digest_of([asdict(label) for label in LabelTable.packaged(name)])
-
-
-def _digest_of(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return digest_of([asdict(label) for label in LabelTable.packaged(name)])
 
 
 def _written(path: Path, array: np.ndarray) -> dict:
@@ -345,48 +319,3 @@ def _mapped(path: Path, said: Mapping) -> np.ndarray:
     if hashlib.sha256(array).hexdigest() != said["sha256"]:
         raise ValueError(f"{path.name} has another content than was written")
     return array
-
-
-# -- probes of memory ---------------------------------------------------------------------
-
-
-def probe_once(
-    cache: Path, decides: Mapping, probe: Callable[[], float | None]
-) -> tuple[float | None, bool]:
-    """What a probe measured when all that decides it was the same, else what it measures now.
-
-    That a step did not fit is not kept: other programs may have had the memory.
-
-    Parameters
-    ----------
-    cache : Path
-    decides : mapping
-        JSON types: all that decides what is measured, but this code and the environment.
-    probe : callable
-        Gives GiB, or None if the step did not fit.
-
-    Returns
-    -------
-    gib : float or None
-    is_kept : bool
-        Whether it was measured before.
-    """
-    decides = json.loads(json.dumps(dict(decides))) | {
-        "code": code_digest(PROBED),
-        "environment": {name: os.environ[name] for name in ALLOCATORS if name in os.environ},
-    }
-    path = cache / f"probe_{_digest_of(decides)[:32]}.json"
-    said = read_object(path)
-    if path.exists():
-        gib = said.get("probed_gib")
-        if said.get("decided_by") == decides and isinstance(gib, float) and 0 < gib < 1e6:
-            return gib, True
-        log.warning("%s: damaged; memory is measured anew", path)
-    gib = probe()
-    if gib is not None:
-        content = {"probed_gib": float(gib), "decided_by": decides}
-        try:
-            write_text(path, json.dumps(content, indent=1) + "\n")
-        except OSError as error:
-            log.debug("%s: cannot be kept (%s)", path, one_line(error))
-    return gib, False

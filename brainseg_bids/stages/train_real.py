@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real images with labels that training validates on, as the list that `cli.train` takes."""
+"""Real images with labels that training validates on, as the list that `programs.train` takes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from brainseg_bids.bids.inputs import PARTS_OF_AN_IMAGE, STRUCTURAL
 from brainseg_bids.bids.matching import key_of, match_cases
 from brainseg_bids.bids.names import Scan
 from brainseg_bids.bids.references import Case, find_cases
 from brainseg_bids.files import write_text
-from brainseg_bids.settings import Settings
 from brainseg_bids.training.targets import SOURCE
 from brainseg_bids.volumes import InputError, read_grid, write_label_map
+
+if TYPE_CHECKING:
+    from brainseg_bids.settings import Settings
 
 log = logging.getLogger("brainseg")
 
@@ -42,7 +45,7 @@ def write_real(settings: Settings, training: Path) -> Path | None:
     Returns
     -------
     Path or None
-        JSON list for ``cli.train --real``; None if no real images were asked for.
+        JSON list for `programs.train`; None if no real images were asked for.
 
     Raises
     ------

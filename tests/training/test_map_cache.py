@@ -15,8 +15,9 @@ import torch
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.head_maps import HeadMap
-from brainseg_bids.cli import train_cache
-from brainseg_bids.cli.train_cache import cache_folder, probe_once, read_checked_map, read_facts
+from brainseg_bids.programs import map_cache
+from brainseg_bids.programs.map_cache import cache_folder, read_checked_map, read_facts
+from brainseg_bids.training.probe_cache import probe_once
 from brainseg_bids.volumes import InputError, write_label_map
 from tests.phantom.head import phantom_head
 
@@ -35,8 +36,8 @@ def kept(tmp_path, monkeypatch):
         read.append(arguments)
         return original(*arguments)
 
-    original = train_cache.read_label_map
-    monkeypatch.setattr(train_cache, "read_label_map", counted)
+    original = map_cache.read_label_map
+    monkeypatch.setattr(map_cache, "read_label_map", counted)
     return path, cache, read
 
 
@@ -172,7 +173,7 @@ def test_a_damaged_cache_is_named_made_anew_and_never_used(kept, which, damage, 
 
 def test_other_code_makes_it_anew(kept, monkeypatch):
     path, cache, read = kept
-    monkeypatch.setattr(train_cache, "code_digest", lambda _: "other")
+    monkeypatch.setattr(map_cache, "code_digest", lambda _: "other")
     read_checked_map(path, cache)
     assert len(read) == 1
 
@@ -196,7 +197,7 @@ def test_warnings_of_a_map_are_told_each_time(tmp_path, caplog, monkeypatch):
         return SMALL
 
     path = write_label_map(SMALL, tmp_path / NAME)
-    monkeypatch.setattr(train_cache, "read_label_map", odd)
+    monkeypatch.setattr(map_cache, "read_label_map", odd)
     with caplog.at_level(logging.WARNING, "brainseg"):
         read_checked_map(path, tmp_path / "cache")
         read_checked_map(path, tmp_path / "cache")

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Probes of memory, kept: one is repeated only when what decides it has changed."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import brainseg_bids
+from brainseg_bids.console import one_line
+from brainseg_bids.documents import read_object
+from brainseg_bids.files import write_text
+
+log = logging.getLogger("brainseg")
+
+PROBED = ("nets", "training/losses.py", "training/probe.py")
+"""Modules and packages that decide what a step takes."""
+ALLOCATORS = (
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_HIP_ALLOC_CONF",
+    "MALLOC_ARENA_MAX",
+    "LD_PRELOAD",
+)
+"""Variables of the environment that change how much memory the same step takes."""
+
+
+@functools.cache
+def code_digest(modules: Iterable[str]) -> str:
+    """SHA-256 over modules and packages of this package, named by their paths in it."""
+    root = Path(brainseg_bids.__file__).parent
+    digest = hashlib.sha256()
+    for name in modules:
+        path = root / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def digest_of(content: object) -> str:
+    """SHA-256 of a value of JSON types."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def probe_once(
+    cache: Path, decides: Mapping, probe: Callable[[], float | None]
+) -> tuple[float | None, bool]:
+    """What a probe measured when all that decides it was the same, else what it measures now.
+
+    That a step did not fit is not kept: other programs may have had the memory.
+
+    Parameters
+    ----------
+    cache : Path
+    decides : mapping
+        JSON types: all that decides what is measured, but this code and the environment.
+    probe : callable
+        Gives GiB, or None if the step did not fit.
+
+    Returns
+    -------
+    gib : float or None
+    is_kept : bool
+        Whether it was measured before.
+    """
+    decides = json.loads(json.dumps(dict(decides))) | {
+        "code": code_digest(PROBED),
+        "environment": {name: os.environ[name] for name in ALLOCATORS if name in os.environ},
+    }
+    path = cache / f"probe_{digest_of(decides)[:32]}.json"
+    said = read_object(path)
+    if path.exists():
+        gib = said.get("probed_gib")
+        if said.get("decided_by") == decides and isinstance(gib, float) and 0 < gib < 1e6:
+            return gib, True
+        log.warning("%s: damaged; memory is measured anew", path)
+    gib = probe()
+    if gib is not None:
+        content = {"probed_gib": float(gib), "decided_by": decides}
+        try:
+            write_text(path, json.dumps(content, indent=1) + "\n")
+        except OSError as error:
+            log.debug("%s: cannot be kept (%s)", path, one_line(error))
+    return gib, False
