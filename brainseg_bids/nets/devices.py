@@ -51,6 +51,19 @@ def find_device(wanted: str = "auto", *, host_free_gib: float | None = None) -> 
     return Device("cpu", "CPU", total_gib, free_gib, shared=True, bf16=has_fast_bf16("cpu"))
 
 
+def has_accelerator(device: str) -> bool:
+    """Whether there is one and it may be used; asking takes none of its memory."""
+    wanted = {"auto": ("cuda", "mps"), "cpu": ()}.get(device, (device,))
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    return any(there[kind]() for kind in wanted)
+
+
+def cuda_devices(device: str) -> int:
+    """How many accelerators of CUDA or ROCm may be used; 0 where another device is wanted."""
+    may_be_used = device in ("auto", "cuda") and torch.cuda.is_available()
+    return torch.cuda.device_count() if may_be_used else 0
+
+
 def _cuda_device(host_free_gib: float) -> Device:
     """The current device of CUDA or ROCm."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())

@@ -25,6 +25,7 @@ from brainseg_bids.bids.names import STRUCTURAL
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.documents import read_object
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
+from brainseg_bids.nets.devices import has_accelerator
 from brainseg_bids.options import declared, to_arguments
 from brainseg_bids.programs.map_cache import cache_folder, read_facts
 from brainseg_bids.stages.pooling import read_priors
@@ -158,15 +159,6 @@ def plan_job(settings: Settings) -> JobPlan:
         start_from=_start(settings, before),
         before=before,
     )
-
-
-def has_accelerator(device: str) -> bool:
-    """Whether there is one and it may be used; asking takes none of its memory."""
-    import torch
-
-    wanted = {"auto": ("cuda", "mps"), "cpu": ()}.get(device, (device,))
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    return any(there[kind]() for kind in wanted)
 
 
 def _before(settings: Settings, name: str) -> dict:

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from brainseg_bids.bids.description import write_json
 from brainseg_bids.documents import read_object
 from brainseg_bids.files import write_text
 from brainseg_bids.lifetime import for_children
+from brainseg_bids.nets.devices import cuda_devices
 from brainseg_bids.nets.memory_plan import MemoryPlan
 from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.programs.plan_memory import ERROR, MemoryRequest, plan_memory_of, specs
@@ -78,7 +78,9 @@ def make_plan(job: JobPlan, settings: Settings) -> Path:
     if not old or not memory or _tighter(settings, memory):
         log.info("looking for the largest patch that fits; trying a step may take a minute")
         plan, fresh = (
-            _planned_elsewhere(request, job) if _on_cuda(settings) else plan_memory_of(request)
+            _planned_elsewhere(request, job)
+            if cuda_devices(settings.device)
+            else plan_memory_of(request)
         )
         memory = fresh | {"plans": [*memory.get("plans", []), *fresh["plans"]]}
     else:
@@ -120,17 +122,9 @@ def said_of_plan(job: JobPlan, settings: Settings) -> dict:
         "target_table": job.target.name,
         "voxel_size_mm": job.voxel_size_mm,
         "seed": settings.seed,
-        "devices": settings.devices or _devices_there(settings),
+        "devices": settings.devices or cuda_devices(settings.device) or 1,
         "nodes": settings.nodes,
     }
-
-
-def _devices_there(settings: Settings) -> int:
-    return torch.cuda.device_count() if _on_cuda(settings) else 1
-
-
-def _on_cuda(settings: Settings) -> bool:
-    return settings.device in ("auto", "cuda") and torch.cuda.is_available()
 
 
 def _tighter(settings: Settings, memory: Mapping) -> bool:
