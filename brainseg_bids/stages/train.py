@@ -136,6 +136,7 @@ class Train(GroupStage):
 
     name = "train"
     after = ("priors", "synth")
+    options = TrainOptions
 
     def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:
         """See `GroupStage.run`; ``exit_code`` is 75 if it was stopped and can go on."""
