@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from brainseg_bids.stages.base import GroupStage, ParticipantStage, Stage
 from brainseg_bids.stages.contrast import Contrast
-from brainseg_bids.stages.evaluate import EvaluateOptions
+from brainseg_bids.stages.evaluate import Evaluate
 from brainseg_bids.stages.exports import FreeSurferExport, PrecomputedExport
 from brainseg_bids.stages.headlabels import Headlabels
 from brainseg_bids.stages.priors import Priors
@@ -30,6 +30,7 @@ STAGES: dict[str, Stage] = {
         Priors(),
         Synth(),
         Train(),
+        Evaluate(),
     )
 }
 """Every stage by name, in the order of pages and of ``--help``; a new one is added here."""
@@ -38,12 +39,10 @@ PARTICIPANT = {name: one for name, one in STAGES.items() if isinstance(one, Part
 GROUP = {name: one for name, one in STAGES.items() if isinstance(one, GroupStage)}
 
 PARTICIPANT_STAGES = tuple(name for name, one in PARTICIPANT.items() if one.has_name)
-GROUP_STAGES = (*GROUP, "evaluate")
+GROUP_STAGES = tuple(GROUP)
 """What ``--stages`` takes at each level."""
 
-OPTIONS = tuple(
-    dict.fromkeys([one.options for one in STAGES.values() if one.options] + [EvaluateOptions])
-)
+OPTIONS = tuple(dict.fromkeys(one.options for one in STAGES.values() if one.options))
 """Options of all stages, a group each."""
 
 

@@ -101,6 +101,7 @@ class Evaluate(GroupStage):
 
     name = "evaluate"
     after = ("train",)
+    options = EvaluateOptions
 
     def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:
         with working("stage evaluate"):
