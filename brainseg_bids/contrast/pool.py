@@ -12,13 +12,21 @@ import numpy as np
 
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.contrast import joint
-from brainseg_bids.contrast.alignment import FEWEST, TOP, gains, ratio_range
-from brainseg_bids.contrast.borrow import Loan, loans
+from brainseg_bids.contrast.alignment import TOP, gains, ratio_range
+from brainseg_bids.contrast.imputation import Imputation, imputations
 from brainseg_bids.contrast.measured import (
     Component,
     ContrastStatistics,
     LabelStatistics,
     NoiseLaw,
+)
+from brainseg_bids.contrast.pool_checks import (
+    check_statistics,
+    few_labels,
+    is_ratio_image,
+    of_one_kind,
+    outliers,
+    with_a_zero,
 )
 from brainseg_bids.contrast.prior import ContrastPrior, LabelPrior, NoisePrior, Spread
 from brainseg_bids.contrast.weighted import log_spread, weighted_median
@@ -37,9 +45,6 @@ OWN_FRAC = 0.1
 """A label's scale is at least this share its own, whatever the noise is said to be."""
 UNMEASURED_NOISE_FRAC = 0.5
 """Noise that no image tells, as a share of the scale of the most even tissue of the brain."""
-NEGATIVE_FRAC = 0.01
-"""Of a head's 99.5th percentile: labels this far below zero tell that zero means nothing; noise
-and interpolation bring dark ones a little below it."""
 GAUSSIAN = (Component(1.0, 0.0, 1.0),)
 LAW = "noise law"
 
@@ -112,9 +117,11 @@ def pool(
     everything that is positive a median and a spread of its logarithm (`weighted.log_spread`).
     ``docs/explanation/contrast.md`` has the formulas.
     """
-    _check(statistics, table, subjects)
-    chosen, warnings = _one_kind({image: statistics[image] for image in sorted(statistics)}, name)
-    chosen, below = _with_a_zero(chosen, table)
+    check_statistics(statistics, table, subjects)
+    chosen, warnings = of_one_kind(
+        {image: statistics[image] for image in sorted(statistics)}, name
+    )
+    chosen, below = with_a_zero(chosen, table)
     warnings += below
     share = Counter(subjects[image] for image in chosen)
     weights = np.array([1 / share[subjects[image]] for image in chosen])
@@ -124,11 +131,11 @@ def pool(
     law = joint.fit(
         located, weights, labels=rows.labels, target=joint.usual_correlation(rows.labels)
     )
-    warnings += _few_labels(chosen, rows) + _outliers(list(chosen), law)
+    warnings += few_labels(chosen, rows.labels, rows.location) + outliers(list(chosen), law)
     measured = _measured(chosen, rows, units, law)
-    lent = loans(table, {label: prior.images for label, prior in measured.items()})
+    imputed = imputations(table, {label: prior.images for label, prior in measured.items()})
     labels = {
-        label.name: measured.get(label.name) or _borrowed(label, lent[label.name], measured)
+        label.name: measured.get(label.name) or _imputed(label, imputed[label.name], measured)
         for label in table
     }
     head_low = np.array([image.head_low for image in chosen.values()])
@@ -138,7 +145,7 @@ def pool(
         name=name,
         table=table.name,
         labels=labels,
-        correlation=_with_borrowed(law.correlation, rows.labels, list(labels), lent),
+        correlation=_with_imputed(law.correlation, rows.labels, list(labels), imputed),
         noise=noise,
         **_acquisition(list(chosen.values()), law.weights),
         head_low=_median((head_low - units.zero) * units.factor, law.weights),
@@ -148,89 +155,6 @@ def pool(
         metadata=metadata,
         warnings=tuple(warnings + unknown),
     )
-
-
-def _check(
-    statistics: Mapping[str, ContrastStatistics], table: LabelTable, subjects: Mapping[str, str]
-) -> None:
-    if not statistics:
-        raise ValueError("there are no images to pool. Run --stages contrast first.")
-    for image in sorted(statistics):
-        found = statistics[image]
-        odd = [name for name in found.labels if name not in table]
-        if found.table != table.name or odd:
-            raise ValueError(
-                f"{image}: statistics for another label table ({found.table}"
-                f"{f', with {odd[0]}' if odd else ''}), not {table.name}. "
-                "Run --stages contrast again with labels of that table."
-            )
-        if image not in subjects:
-            raise ValueError(f"{image}: nobody said which subject it is of. Name its subject.")
-        if not any(label.source == "measured" for label in found.labels.values()):
-            raise ValueError(f"{image}: no label was measured in it. Check its label map.")
-
-
-def _one_kind(
-    statistics: dict[str, ContrastStatistics], name: str
-) -> tuple[dict[str, ContrastStatistics], list[str]]:
-    """Images of the more frequent kind, ratio or magnitude, and a sentence on the others."""
-    ratio = [image for image, found in statistics.items() if _is_ratio(found)]
-    if 2 * len(ratio) == len(statistics):
-        raise ValueError(
-            f"contrast {name}: {len(ratio)} images are ratios (MP2RAGE UNI) and as many are not, "
-            f"such as {ratio[0]}. Pool them as two contrasts."
-        )
-    is_ratio = 2 * len(ratio) > len(statistics)
-    chosen = {image: found for image, found in statistics.items() if _is_ratio(found) == is_ratio}
-    kind = "a ratio (MP2RAGE UNI)" if is_ratio else "a magnitude image"
-    left = sorted(set(statistics) - set(chosen))
-    return chosen, [
-        f"{image} was left out: it is not {kind} as most images of {name} are. "
-        "Check its metadata, or give it a contrast of its own."
-        for image in left
-    ]
-
-
-def _with_a_zero(
-    chosen: dict[str, ContrastStatistics], table: LabelTable
-) -> tuple[dict[str, ContrastStatistics], list[str]]:
-    """Images whose zero is no signal, and a sentence on each of the others."""
-    below = {image: lowest for image, found in chosen.items() if (lowest := _below(found, table))}
-    if not below:
-        return chosen, []
-    remedy = "Give the image as it was before normalisation."
-    if len(below) == len(chosen):
-        image, label = next(iter(below.items()))
-        raise ValueError(
-            f"{image}: {label} is below zero on average, as after subtraction of a mean, so its "
-            f"zero means nothing{' (all other images alike)' if len(chosen) > 1 else ''}. {remedy}"
-        )
-    left = [
-        f"{image} was left out: {label} is below zero on average, as after subtraction of a mean. "
-        f"{remedy}"
-        for image, label in below.items()
-    ]
-    return {image: found for image, found in chosen.items() if image not in below}, left
-
-
-def _below(found: ContrastStatistics, table: LabelTable) -> str:
-    """Darkest label of the brain if that is below zero, of a magnitude image."""
-    if _is_ratio(found):
-        return ""
-    least = -NEGATIVE_FRAC * max(found.head_high, 0.0)
-    # The location is without neighbours' share, by which a dark label may fall below zero.
-    brightness = {
-        name: label.median
-        for name, label in found.labels.items()
-        if table[name].is_brain
-        and label.source == "measured"
-        and max(label.location, label.median) < least
-    }
-    return min(brightness, key=brightness.get, default="")
-
-
-def _is_ratio(found: ContrastStatistics) -> bool:
-    return found.noise.kind == "ratio"
 
 
 def _tabulate(chosen: dict[str, ContrastStatistics], table: LabelTable) -> _Rows:
@@ -251,7 +175,7 @@ def _with_air(found: ContrastStatistics, table: LabelTable) -> dict[str, LabelSt
     labels = {n: label for n, label in found.labels.items() if label.source == "measured"}
     if 0 in table and table[0].name not in labels:
         mean, sd = air(found.noise)
-        if _is_ratio(found):
+        if is_ratio_image(found):
             low, high = range_of(found)
             mean, sd = low + (mean + 0.5) * (high - low), sd * (high - low)
         labels[table[0].name] = LabelStatistics(0, 0, mean, sd, mean, sd, source=LAW)
@@ -298,7 +222,7 @@ def _units(chosen: dict[str, ContrastStatistics], rows: _Rows, weights: np.ndarr
     found = list(chosen.values())
     sigma = np.array([image.noise.sigma for image in found])
     sigma = np.where(sigma > 0, sigma, np.nan)
-    if _is_ratio(found[0]):
+    if is_ratio_image(found[0]):
         low, high = np.array([range_of(image) for image in found]).T
         return _Units(low, TOP / np.maximum(high - low, 1e-12), sigma * TOP)
     factor = gains(
@@ -316,28 +240,6 @@ def _tops(found: list[ContrastStatistics], rows: _Rows) -> np.ndarray:
     high = np.array([image.head_high for image in found], dtype=float)
     brightest = np.nanmax(rows.location, axis=1)
     return np.where(high > 0, high, np.where(brightest > 0, brightest, 1.0))
-
-
-def _few_labels(chosen: dict[str, ContrastStatistics], rows: _Rows) -> list[str]:
-    brain = [label.is_brain for label in rows.labels]
-    counts = np.isfinite(rows.location[:, brain]).sum(axis=1)
-    return [
-        f"{image}: only {count} labels of the brain were measured, so its brightness is less "
-        "certain. Check its label map."
-        for image, count in zip(chosen, counts, strict=True)
-        if count < FEWEST and len(chosen) > 1
-    ]
-
-
-def _outliers(images: list[str], law: joint.Joint) -> list[str]:
-    if len(images) < 3:
-        return []
-    return [
-        f"{image}: intensities of its labels are {far:.1f} times as far from the other images' "
-        f"as is usual, so it counts {(joint.FAR / far) ** 2:.2f}. Look at its segmentation."
-        for image, far in zip(images, law.outlyingness, strict=True)
-        if far > joint.OUTLYING
-    ]
 
 
 def _measured(
@@ -402,28 +304,28 @@ def _offsets(one: LabelStatistics) -> list[tuple[float, float, float]]:
     return [(p.weight, (p.mean - one.location) / scale, p.sd / scale) for p in ordered]
 
 
-def _borrowed(label: Label, loan: Loan, measured: dict[str, LabelPrior]) -> LabelPrior:
-    lender = measured[loan.lender]
+def _imputed(label: Label, imputation: Imputation, measured: dict[str, LabelPrior]) -> LabelPrior:
+    donor = measured[imputation.donor]
     return replace(
-        lender,
-        mean_sd=lender.mean_sd * loan.widen,
+        donor,
+        mean_sd=donor.mean_sd * imputation.widen,
         images=0,
-        source=f"borrowed from {loan.lender}",
+        source=f"borrowed from {imputation.donor}",
         index=label.index,
     )
 
 
-def _with_borrowed(
+def _with_imputed(
     correlation: np.ndarray,
     labels: Sequence[Label],
     names: Sequence[str],
-    lent: Mapping[str, Loan],
+    imputed: Mapping[str, Imputation],
 ) -> np.ndarray:
-    """Correlation of all labels: a borrower is its lender, by its likeness, and its own."""
+    """Correlation of all labels: an imputed label is its donor, by its likeness, and its own."""
     at = {label.name: i for i, label in enumerate(labels)}
-    lender = [at[lent[name].lender if name in lent else name] for name in names]
-    likeness = np.array([lent[name].likeness if name in lent else 1.0 for name in names])
-    whole = correlation[np.ix_(lender, lender)] * np.outer(likeness, likeness)
+    donor = [at[imputed[name].donor if name in imputed else name] for name in names]
+    likeness = np.array([imputed[name].likeness if name in imputed else 1.0 for name in names])
+    whole = correlation[np.ix_(donor, donor)] * np.outer(likeness, likeness)
     np.fill_diagonal(whole, 1.0)
     return whole
 
@@ -468,7 +370,7 @@ def _masked(
     if not is_masked.any():
         return {"masked": 0.0, "masked_level": 0.0}
     level = np.full(len(found), np.nan)
-    if _is_ratio(found[0]) and 0 in table:
+    if is_ratio_image(found[0]) and 0 in table:
         air = [image.labels.get(table[0].name) for image in found]
         level = np.array([np.nan if one is None else one.location for one in air])
         level = np.where(is_masked, np.clip((level - units.zero) * units.factor, 0, TOP), np.nan)

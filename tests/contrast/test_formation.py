@@ -8,12 +8,12 @@ import pytest
 from scipy import ndimage
 
 from brainseg_bids.contrast.bias import flat_field
-from brainseg_bids.contrast.grain import autocorrelation, grain_of
 from brainseg_bids.contrast.interior import border_depth, find_interior
 from brainseg_bids.contrast.mixture import describe
 from brainseg_bids.contrast.noise import find_background, is_ratio, magnitude_law, tissue_sigma
 from brainseg_bids.contrast.resolution import edge_fwhm_mm, noise_correlation, noise_fwhm_mm
 from brainseg_bids.contrast.robust import location_scale
+from brainseg_bids.contrast.texture import autocorrelation, correlated_texture
 from tests.phantom.head import phantom_head
 
 
@@ -135,7 +135,7 @@ def test_grain_is_told_from_noise(rng, share, length_mm):
     distance, product, spread = autocorrelation(
         image.astype(np.float32), ranks, interior, (1.0, 1.0, 1.0), rng=rng
     )
-    grain_mm, grain_frac = grain_of(distance, product[1], spread[1], resolution_mm=1.0)
+    grain_mm, grain_frac = correlated_texture(distance, product[1], spread[1], resolution_mm=1.0)
     if share == 0:
         assert (grain_mm, grain_frac) == (None, 0.0)
     else:

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who lends to labels that no image has: mirror, class, nearest tissue."""
+"""Imputation of labels that were not measured, from similar classes.
+
+Mirror image, class, nearest tissue: within an image (`impute`), or over many (`imputations`).
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from brainseg_bids.anatomy.labels import Label, LabelTable
+from brainseg_bids.contrast.measured import Component, LabelStatistics
 
 NEAREST = {
     0: (4, 3, 5, 6),
@@ -38,26 +43,26 @@ LIKE = {
     "Right-Lesion": ("WM-hypointensities", "Right-WM-hypointensities"),
 }
 """Labels that look alike though their class does not say so: nerves and cord are white matter,
-the eye is a fluid, lesions of one name are those of the other. The first that there is lends."""
+the eye is a fluid, lesions of one name are those of the other. The first that there is gives."""
 NO_CLASS = 6
 """BIDS standard code of what is not brain, from eyes to arteries: only its name tells more."""
 
 
 @dataclass(frozen=True)
-class Loan:
+class Imputation:
     """Where a label's statistics come from.
 
     Parameters
     ----------
-    lender : str
+    donor : str
         A label that was measured.
     likeness : float
-        Correlation of the borrower's location with the lender's.
+        Correlation of the recipient's location with the donor's.
     widen : float
-        Factor on the lender's spread over images.
+        Factor on the donor's spread over images.
     """
 
-    lender: str
+    donor: str
     likeness: float
     widen: float
 
@@ -66,8 +71,8 @@ MIRROR, CLASS, KIND = (0.95, 1.0), (0.8, 1.5), (0.6, 2.0)
 """Likeness and widening: from the other side, the same class, another one."""
 
 
-def loans(table: LabelTable, images: Mapping[str, int]) -> dict[str, Loan]:
-    """Lender of every label of ``table`` that was not measured.
+def imputations(table: LabelTable, images: Mapping[str, int]) -> dict[str, Imputation]:
+    """Donor of every label of ``table`` that was not measured.
 
     Its mirror image; or one that is known to be `LIKE` it; or of its class in the BIDS standard
     table the label whose name begins alike or has most words in common, then of its side, then
@@ -82,37 +87,37 @@ def loans(table: LabelTable, images: Mapping[str, int]) -> dict[str, Loan]:
     Examples
     --------
     >>> table = LabelTable.packaged("fullhead")
-    >>> found = loans(table, {"Left-Putamen": 3, "Eyes": 3, "Skin": 3, "Unknown": 3})
-    >>> [found[name].lender for name in ("Right-Putamen", "Fluid-Inside-Eyes", "Mucosa")]
+    >>> found = imputations(table, {"Left-Putamen": 3, "Eyes": 3, "Skin": 3, "Unknown": 3})
+    >>> [found[name].donor for name in ("Right-Putamen", "Fluid-Inside-Eyes", "Mucosa")]
     ['Left-Putamen', 'Eyes', 'Skin']
     """
     measured = [label for label in table if label.name in images]
     return {
-        label.name: _loan(label, table, measured, images)
+        label.name: _imputation(label, table, measured, images)
         for label in table
         if label.name not in images
     }
 
 
-def _loan(
+def _imputation(
     label: Label, table: LabelTable, measured: list[Label], images: Mapping[str, int]
-) -> Loan:
+) -> Imputation:
     mirror = table[label.mirror].name
     if mirror in images:
-        return Loan(mirror, *MIRROR)
+        return Imputation(mirror, *MIRROR)
     for name in LIKE.get(label.name, ()):
         if name in images:
-            return Loan(name, *CLASS)
+            return Imputation(name, *CLASS)
     for mapping in (label.mapping, *NEAREST.get(label.mapping, ())):
         same = [other for other in measured if other.mapping == mapping]
         if mapping == NO_CLASS:
             words = set(_words(label.name))
             same = [other for other in same if words & set(_words(other.name))]
         if same:
-            lender = _most_alike(label, same, images)
-            return Loan(lender, *(CLASS if mapping == label.mapping else KIND))
+            donor = _most_alike(label, same, images)
+            return Imputation(donor, *(CLASS if mapping == label.mapping else KIND))
     tissue = [other for other in measured if other.mapping] or measured
-    return Loan(_most_alike(label, tissue, images), *KIND)
+    return Imputation(_most_alike(label, tissue, images), *KIND)
 
 
 def _most_alike(label: Label, others: list[Label], images: Mapping[str, int]) -> str:
@@ -133,3 +138,44 @@ def _words(name: str) -> list[str]:
     ['choroid', 'plexus']
     """
     return [word for word in re.split("[-_ ]", name.lower()) if word not in ("left", "right")]
+
+
+def impute(
+    named: dict[str, LabelStatistics], table: LabelTable
+) -> tuple[dict[str, LabelStatistics], list[str]]:
+    """What could not be measured, from the mirror or the most similar of the same tissue.
+
+    Returns
+    -------
+    labels : dict of str to LabelStatistics
+    alone : list of str
+        Labels that found no donor; they keep the median and MAD of all their voxels.
+    """
+    measured = {name for name, s in named.items() if math.isfinite(s.location)}
+    out, alone = {}, []
+    for name, own in named.items():
+        if name in measured:
+            out[name] = own
+            continue
+        label = table[name]
+        donor = table[label.mirror].name
+        if donor not in measured:
+            kin = [n for n in measured if n in table and table[n].mapping == label.mapping]
+            kin = [n for n in kin if table[n].index != 0]
+            donor = min(kin, key=lambda n: abs(named[n].median - own.median), default=None)
+        if donor is None:
+            alone.append(name)
+            only = (Component(1.0, own.median, own.mad),)
+            out[name] = replace(own, location=own.median, scale=own.mad, components=only)
+            continue
+        lent = named[donor]
+        out[name] = replace(
+            lent,
+            voxels=own.voxels,
+            interior_voxels=own.interior_voxels,
+            median=own.median,
+            mad=own.mad,
+            source=f"borrowed from {donor}",
+            histogram=(),
+        )
+    return out, alone

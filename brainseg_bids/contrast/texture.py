@@ -91,7 +91,7 @@ def _mean_by(label: np.ndarray, values: np.ndarray, good: np.ndarray, n: int) ->
     return np.where(count >= FEWEST_PAIRS, total / np.maximum(count, 1), np.nan)
 
 
-def grain_of(
+def correlated_texture(
     distance_mm: np.ndarray, product: np.ndarray, spread: float, *, resolution_mm: float
 ) -> tuple[float | None, float]:
     """Distance at which the grain's autocorrelation has fallen to one half, and its share.
@@ -118,7 +118,7 @@ def grain_of(
     Examples
     --------
     >>> d = np.arange(1.0, 11)
-    >>> grain_mm, share = grain_of(d, 0.4 * 2 ** -(d / 4) ** 2, 1.0, resolution_mm=1.0)
+    >>> grain_mm, share = correlated_texture(d, 0.4 * 2 ** -(d / 4) ** 2, 1.0, resolution_mm=1.0)
     >>> round(grain_mm), round(share, 1)
     (4, 0.4)
     """

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each label looks like: distribution, correlated texture, spill of its neighbours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from brainseg_bids.contrast.interior import FEWEST_VOXELS, Interior
+from brainseg_bids.contrast.measured import (
+    MASKED_SHARE,
+    Component,
+    LabelStatistics,
+)
+from brainseg_bids.contrast.mixture import describe, ks_distance
+from brainseg_bids.contrast.noise import (
+    Background,
+)
+from brainseg_bids.contrast.partial import spilled_in
+from brainseg_bids.contrast.robust import location_scale, median_mad
+from brainseg_bids.contrast.scene import Scene
+from brainseg_bids.contrast.texture import autocorrelation, correlated_texture
+
+MOST_VALUES = 100_000
+"""Voxels of a label that its distribution is fitted to; more change nothing."""
+
+
+def describe_all(
+    scene: Scene,
+    interior: Interior,
+    values: np.ndarray,
+    edges: np.ndarray,
+    behind: Background,
+    *,
+    threads: int,
+) -> list[LabelStatistics]:
+    """Statistics by rank; a label with too few interior voxels has a location of NaN."""
+    raw = _by_label(scene)
+
+    def one(rank: int) -> LabelStatistics:
+        voxels, median, mad = raw(rank)
+        bare = LabelStatistics(voxels, 0, math.nan, math.nan, median, mad)
+        if rank == 0:
+            return _describe_air(bare, scene, behind, edges)
+        mine = interior.of(rank)
+        count = mine.stop - mine.start
+        if count < FEWEST_VOXELS:
+            return replace(bare, interior_voxels=count)
+        step = max(1, count // MOST_VALUES)
+        shape = describe(values[mine][::step], interior.weights[mine][::step])
+        return replace(
+            bare,
+            interior_voxels=count,
+            location=shape.location,
+            scale=shape.scale,
+            components=shape.components,
+            fit=shape.fit,
+            histogram=tuple(np.histogram(values[mine], edges)[0].tolist()),
+        )
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        return list(pool.map(one, range(len(scene.labels))))
+
+
+def _by_label(scene: Scene) -> Callable[[int], tuple[int, float, float]]:
+    """Function from rank to voxels, median and MAD of the image as it is."""
+    flat = np.flatnonzero(scene.ranks)
+    ranks = scene.ranks.reshape(-1)[flat]
+    order = np.argsort(ranks, kind="stable")
+    values = scene.image.reshape(-1)[flat[order]]
+    starts = np.searchsorted(ranks[order], np.arange(len(scene.labels) + 1))
+    in_box = math.prod(scene.whole_shape) - len(flat)
+
+    def of(rank: int) -> tuple[int, float, float]:
+        if rank == 0:
+            mine, count = scene.image[scene.ranks == 0][::7], in_box
+        else:
+            mine = values[starts[rank] : starts[rank + 1]]
+            count = len(mine)
+        mine = mine[np.isfinite(mine)]
+        return (count, *(median_mad(mine) if len(mine) else (0.0, 0.0)))
+
+    return of
+
+
+def _describe_air(
+    bare: LabelStatistics, scene: Scene, behind: Background, edges: np.ndarray
+) -> LabelStatistics:
+    """The background, which has no interior and no field."""
+    masked = behind.masked_share > MASKED_SHARE
+    values = behind.everywhere if masked or len(behind.values) == 0 else behind.values
+    if len(values) == 0:
+        values = scene.image[scene.ranks == 0]
+        values = values[np.isfinite(values)][:: max(1, len(values) // MOST_VALUES)]
+    if len(values) == 0:
+        return replace(bare, location=0.0, scale=0.0)
+    location, scale = location_scale(values)
+    only = (Component(1.0, location, scale),)
+    return replace(
+        bare,
+        interior_voxels=len(values),
+        location=location,
+        scale=scale,
+        components=only,
+        fit=ks_distance(values, np.ones(len(values)), only) if scale > 0 else 0.0,
+        histogram=tuple(np.histogram(values, edges)[0].tolist()) if len(edges) else (),
+    )
+
+
+def without_spill(
+    scene: Scene,
+    interior: Interior,
+    described: list[LabelStatistics],
+    fwhm_mm: tuple[float, float, float],
+    rng: np.random.Generator,
+) -> list[LabelStatistics]:
+    """Locations of thin labels without their neighbours' share; by one scale at most."""
+    locations = np.array([known.location for known in described])
+    fwhm_vox = tuple(w / s for w, s in zip(fwhm_mm, scene.voxel_size_mm, strict=True))
+    off = spilled_in(scene.ranks, interior, locations, fwhm_vox, rng=rng)
+    found = []
+    for known, by in zip(described, off.tolist(), strict=True):
+        if by == 0 or not known.scale > 0:
+            found.append(known)
+            continue
+        by = min(max(by, -known.scale), known.scale)
+        parts = tuple(replace(part, mean=part.mean - by) for part in known.components)
+        found.append(replace(known, location=known.location - by, components=parts))
+    return found
+
+
+def with_texture(
+    scene: Scene,
+    interior: Interior,
+    values: np.ndarray,
+    fwhm_mm: tuple[float, float, float],
+    described: list[LabelStatistics],
+    rng: np.random.Generator,
+) -> list[LabelStatistics]:
+    location = np.array([d.location for d in described], dtype=np.float32)
+    scale = np.array([d.scale for d in described], dtype=np.float32)
+    ranks = interior.ranks()
+    residual = np.full(scene.image.size, np.nan, dtype=np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        residual[interior.flat] = (values - location[ranks]) / scale[ranks]
+    distance_mm, product, spread = autocorrelation(
+        residual.reshape(scene.image.shape), scene.ranks, interior, scene.voxel_size_mm, rng=rng
+    )
+    widest = max(fwhm_mm)
+    found = []
+    for rank, known in enumerate(described):
+        if rank == 0 or not known.scale > 0:
+            found.append(known)
+            continue
+        grain_mm, grain_frac = correlated_texture(
+            distance_mm, product[rank], spread[rank], resolution_mm=widest
+        )
+        if grain_frac < 3 / math.sqrt(known.interior_voxels):  # may well be chance
+            grain_mm, grain_frac = None, 0.0
+        found.append(replace(known, grain_mm=grain_mm, grain_frac=grain_frac))
+    return found

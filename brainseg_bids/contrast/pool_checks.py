@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that can be pooled into one prior: of one kind, with a zero, like each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from brainseg_bids.anatomy.labels import Label, LabelTable
+from brainseg_bids.contrast import joint
+from brainseg_bids.contrast.alignment import FEWEST
+from brainseg_bids.contrast.measured import (
+    ContrastStatistics,
+)
+
+NEGATIVE_FRAC = 0.01
+"""Of a head's 99.5th percentile: labels this far below zero tell that zero means nothing; noise
+and interpolation bring dark ones a little below it."""
+
+
+def check_statistics(
+    statistics: Mapping[str, ContrastStatistics], table: LabelTable, subjects: Mapping[str, str]
+) -> None:
+    """Raise ``ValueError`` for images that cannot be pooled."""
+    if not statistics:
+        raise ValueError("there are no images to pool. Run --stages contrast first.")
+    for image in sorted(statistics):
+        found = statistics[image]
+        odd = [name for name in found.labels if name not in table]
+        if found.table != table.name or odd:
+            raise ValueError(
+                f"{image}: statistics for another label table ({found.table}"
+                f"{f', with {odd[0]}' if odd else ''}), not {table.name}. "
+                "Run --stages contrast again with labels of that table."
+            )
+        if image not in subjects:
+            raise ValueError(f"{image}: nobody said which subject it is of. Name its subject.")
+        if not any(label.source == "measured" for label in found.labels.values()):
+            raise ValueError(f"{image}: no label was measured in it. Check its label map.")
+
+
+def of_one_kind(
+    statistics: dict[str, ContrastStatistics], name: str
+) -> tuple[dict[str, ContrastStatistics], list[str]]:
+    """Images of the more frequent kind, ratio or magnitude, and a sentence on the others."""
+    ratio = [image for image, found in statistics.items() if is_ratio_image(found)]
+    if 2 * len(ratio) == len(statistics):
+        raise ValueError(
+            f"contrast {name}: {len(ratio)} images are ratios (MP2RAGE UNI) and as many are not, "
+            f"such as {ratio[0]}. Pool them as two contrasts."
+        )
+    is_ratio = 2 * len(ratio) > len(statistics)
+    chosen = {
+        image: found for image, found in statistics.items() if is_ratio_image(found) == is_ratio
+    }
+    kind = "a ratio (MP2RAGE UNI)" if is_ratio else "a magnitude image"
+    left = sorted(set(statistics) - set(chosen))
+    return chosen, [
+        f"{image} was left out: it is not {kind} as most images of {name} are. "
+        "Check its metadata, or give it a contrast of its own."
+        for image in left
+    ]
+
+
+def with_a_zero(
+    chosen: dict[str, ContrastStatistics], table: LabelTable
+) -> tuple[dict[str, ContrastStatistics], list[str]]:
+    """Images whose zero is no signal, and a sentence on each of the others."""
+    below = {image: lowest for image, found in chosen.items() if (lowest := _below(found, table))}
+    if not below:
+        return chosen, []
+    remedy = "Give the image as it was before normalisation."
+    if len(below) == len(chosen):
+        image, label = next(iter(below.items()))
+        raise ValueError(
+            f"{image}: {label} is below zero on average, as after subtraction of a mean, so its "
+            f"zero means nothing{' (all other images alike)' if len(chosen) > 1 else ''}. {remedy}"
+        )
+    left = [
+        f"{image} was left out: {label} is below zero on average, as after subtraction of a mean. "
+        f"{remedy}"
+        for image, label in below.items()
+    ]
+    return {image: found for image, found in chosen.items() if image not in below}, left
+
+
+def _below(found: ContrastStatistics, table: LabelTable) -> str:
+    """Darkest label of the brain if that is below zero, of a magnitude image."""
+    if is_ratio_image(found):
+        return ""
+    least = -NEGATIVE_FRAC * max(found.head_high, 0.0)
+    # The location is without neighbours' share, by which a dark label may fall below zero.
+    brightness = {
+        name: label.median
+        for name, label in found.labels.items()
+        if table[name].is_brain
+        and label.source == "measured"
+        and max(label.location, label.median) < least
+    }
+    return min(brightness, key=brightness.get, default="")
+
+
+def is_ratio_image(found: ContrastStatistics) -> bool:
+    """Whether an image is a ratio, as MP2RAGE's UNI."""
+    return found.noise.kind == "ratio"
+
+
+def few_labels(images: Iterable[str], labels: Sequence[Label], location: np.ndarray) -> list[str]:
+    """Warnings of images in which few labels of the brain were measured; location (n, p)."""
+    brain = [label.is_brain for label in labels]
+    counts = np.isfinite(location[:, brain]).sum(axis=1)
+    return [
+        f"{image}: only {count} labels of the brain were measured, so its brightness is less "
+        "certain. Check its label map."
+        for image, count in zip(images, counts, strict=True)
+        if count < FEWEST and len(counts) > 1
+    ]
+
+
+def outliers(images: list[str], law: joint.Joint) -> list[str]:
+    """Warnings of images whose labels are unlike those of the others."""
+    if len(images) < 3:
+        return []
+    return [
+        f"{image}: intensities of its labels are {far:.1f} times as far from the other images' "
+        f"as is usual, so it counts {(joint.FAR / far) ** 2:.2f}. Look at its segmentation."
+        for image, far in zip(images, law.outlyingness, strict=True)
+        if far > joint.OUTLYING
+    ]

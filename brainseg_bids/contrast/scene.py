@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image and its labels made ready: cropped to the head, on axes towards R, A, S."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import Label, LabelTable
+
+MARGIN_MM = 12.0
+"""Air around the head that is looked at, for borders of the skin."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image and its labels, cropped to the head, on axes towards R, A, S.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float32, C order
+    ranks : (X, Y, Z) uint8 or uint16
+        Rank among ``labels``; 0 is air.
+    labels : tuple of Label
+        What is there; the first is the table's background.
+    offset : tuple of 3 int
+        Voxel of the whole image at which the crop begins.
+    """
+
+    image: np.ndarray
+    ranks: np.ndarray
+    labels: tuple[Label, ...]
+    offset: tuple[int, int, int]
+    head: tuple[slice, slice, slice]
+    voxel_size_mm: tuple[float, float, float]
+    whole_shape: tuple[int, int, int]
+
+
+def _indexed(voxels: np.ndarray, table: LabelTable) -> tuple[np.ndarray, list[Label]]:
+    """Voxels as ranks among the labels that are there; rank 0 is outside air."""
+    highest = int(table.codes[-1])
+    seen = np.zeros(highest + 1, dtype=bool)
+    for slab in voxels:
+        seen[np.bincount(slab.ravel(), minlength=highest + 1) > 0] = True
+    air = table[0] if 0 in table else Label(0, "Background")
+    present = [air, *(table[int(code)] for code in np.flatnonzero(seen) if code != 0)]
+    lookup = np.zeros(highest + 1, dtype=np.uint8 if len(present) < 256 else np.uint16)
+    for rank, label in enumerate(present):
+        lookup[label.index] = rank
+    return np.take(lookup, voxels), present
+
+
+def crop_scene(image: np.ndarray, voxels: np.ndarray, labels: LabelMap) -> Scene:
+    """The head with some air around; arrays are on RAS axes."""
+    order = labels.grid.to_ras()
+    size = order.voxel_size_mm
+    taken = voxels != 0
+    box, wide = [], []
+    for axis in range(3):
+        lines = np.flatnonzero(taken.any(axis=tuple(a for a in range(3) if a != axis)))
+        margin = math.ceil(MARGIN_MM / size[axis])
+        start, stop = int(lines[0]), int(lines[-1]) + 1
+        wide.append(slice(max(0, start - margin), min(voxels.shape[axis], stop + margin)))
+        box.append(slice(start - wide[-1].start, stop - wide[-1].start))
+    ranks, present = _indexed(voxels[tuple(wide)], labels.table)
+    return Scene(
+        image=np.ascontiguousarray(image[tuple(wide)], dtype=np.float32),
+        ranks=np.ascontiguousarray(ranks),
+        labels=tuple(present),
+        offset=tuple(s.start for s in wide),
+        head=tuple(box),
+        voxel_size_mm=size,
+        whole_shape=voxels.shape,
+    )
+
+
+def partners(labels: tuple[Label, ...]) -> np.ndarray:
+    """Rank of each label's mirror, (labels,) int; its own where the mirror is not there."""
+    rank_of = {label.index: rank for rank, label in enumerate(labels)}
+    return np.array([rank_of.get(label.mirror, rank) for rank, label in enumerate(labels)])
+
+
+def head_places(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Some voxels of the head, (n, 3) int."""
+    flat = np.flatnonzero(scene.ranks)
+    flat = flat if len(flat) <= 20_000 else rng.choice(flat, 20_000, replace=False)
+    return np.stack(np.unravel_index(flat, scene.ranks.shape), -1)
+
+
+def head_range(scene: Scene) -> tuple[float, float]:
+    flat = np.flatnonzero(scene.ranks)
+    values = scene.image.reshape(-1)[flat[:: max(1, len(flat) // 1_000_000)]]
+    low, high = np.percentile(values[np.isfinite(values)], [0.5, 99.5])
+    return float(low), float(high)
