@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from brainseg_bids.synth.prior_space import PriorSpace
 
 from benchmarks.synthseg_priors import SYNTHSEG_CLASSES, synthseg_prior, synthseg_statistics
 from brainseg_bids.anatomy.crosswalk import Crosswalk
@@ -28,7 +29,6 @@ from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.stages.likeness import draw, likeness, read_real
 from brainseg_bids.stages.pairs import centred_grid, pair_shape, whole_heads
 from brainseg_bids.stages.pooling import Measured, find_measured
-from brainseg_bids.synth.dial import DialledSpace
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.synth.space import RecipeSpace, TissueSpace
@@ -118,9 +118,9 @@ def main() -> None:
             )
         )
         spaces = {
-            "fitted": DialledSpace(whole_heads(), prior, 1.0),
-            "half": DialledSpace(whole_heads(), prior, 0.5),
-            "agnostic": DialledSpace(whole_heads(), prior, 0.0),
+            "fitted": PriorSpace(whole_heads(), prior, 1.0),
+            "half": PriorSpace(whole_heads(), prior, 0.5),
+            "agnostic": PriorSpace(whole_heads(), prior, 0.0),
             "synthseg": by_synthseg(others, options.bids, options.derivative),
         }
         synthetic = {

@@ -24,18 +24,18 @@ from benchmarks.data import shared_data
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.anatomy.membership import Membership
 from brainseg_bids.anatomy.merge import Merged, Source, merge
+from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.volumes import read_label_map
 
 ROWS = (
     ("head alone", False, False, False),
     ("pair", True, False, False),
     ("pair, image", True, True, False),
-    ("pair, memberships", True, False, True),
-    ("pair, image, memberships", True, True, True),
+    ("pair, posteriors", True, False, True),
+    ("pair, image, posteriors", True, True, True),
 )
-"""What is merged: name, brain source, image, memberships."""
+"""What is merged: name, brain source, image, posteriors."""
 
 GREY = {0: 3, 1: 90, 2: 145, 3: 35, 4: 25, 5: 110, 6: 60, 7: 130, 8: 90, 9: 100, 10: 135, 11: 85}
 """T1-like grey of each BIDS standard label."""
@@ -76,14 +76,14 @@ def paint(truth: LabelMap, *, noise: float = 8.0, seed: int = 2) -> np.ndarray:
     return np.abs(lookup[truth.voxels] + noise * noisy)
 
 
-def soften(labels: LabelMap, *, k: int = 4) -> Membership:
-    """Memberships as posteriors leave them: the label first, its neighbours after it."""
+def soften(labels: LabelMap, *, k: int = 4) -> TopPosteriors:
+    """Top-k posteriors as tools leave them: the label first, its neighbours after it."""
     codes = np.stack([np.roll(labels.voxels, shift, 0) for shift in range(k)]).astype(np.int16)
     weights = np.zeros(codes.shape, dtype=np.uint8)
     for rank, weight in enumerate((200, 40, 10, 5)[:k]):
         weights[rank] = np.where((codes[rank] != codes[0]) | (rank == 0), weight, 0)
     codes[1:][weights[1:] == 0] = 0
-    return Membership(codes, weights, labels.grid, labels.table)
+    return TopPosteriors(codes, weights, labels.grid, labels.table)
 
 
 def measure(row: tuple, path: Path, answers: multiprocessing.Queue) -> None:

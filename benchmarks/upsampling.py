@@ -34,7 +34,7 @@ from brainseg_bids.anatomy import upsample as ours
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.anatomy.membership import Membership
+from brainseg_bids.anatomy.posteriors import TopPosteriors
 
 FILES = {
     "gouhfi-0.7mm": "gouhfi_expected_labels/sub001-t1w-07iso.nii.gz",
@@ -92,7 +92,7 @@ class Coarse:
     """A map taken down, with the volume fractions of its labels."""
 
     labels: LabelMap
-    fractions: Membership
+    fractions: TopPosteriors
 
 
 def coarsen(truth: LabelMap, factor: float) -> Coarse:
@@ -104,7 +104,7 @@ def coarsen(truth: LabelMap, factor: float) -> Coarse:
         (n - 1) / 2 - factor * (m - 1) / 2 for n, m in zip(truth.grid.shape, shape, strict=True)
     ]
     grid = Grid(shape, affine)
-    fractions = Membership.from_posteriors(_fractions(truth, weights), grid, truth.table, k=4)
+    fractions = TopPosteriors.from_posteriors(_fractions(truth, weights), grid, truth.table, k=4)
     return Coarse(fractions.hard(), fractions)
 
 
@@ -442,7 +442,7 @@ def quality(data: Path, names: list[str], factors: list[float], all_rivals: bool
                 down = ours.regrid(found, coarse.labels.grid).voxels
                 judge(title, method, truth, found, float(np.mean(down == coarse.labels.voxels)))
             for order in ours.ORDERS:
-                found = ours.upsample_membership(coarse.fractions, truth.grid, order=order)
+                found = ours.upsample_posteriors(coarse.fractions, truth.grid, order=order)
                 down = ours.regrid(found, coarse.labels.grid).voxels
                 equal = float(np.mean(down == coarse.labels.voxels))
                 judge(title, f"ours, volume fractions, {order}", truth, found, equal)

@@ -20,7 +20,7 @@ from brainseg_bids.anatomy.fill import with_finite_background
 from brainseg_bids.anatomy.grid import MM_PER_UNIT, Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.anatomy.membership import Membership
+from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.documents import InputError
 from brainseg_bids.files import whole_or_nothing
 from brainseg_bids.pointers import why_unfetched
@@ -140,8 +140,10 @@ def read_label_map(path: str | Path, table: LabelTable) -> LabelMap:
     return LabelMap(np.ascontiguousarray(voxels, dtype=native), grid, table)
 
 
-def read_membership(codes: str | Path, weights: str | Path, table: LabelTable) -> Membership:
-    """Read what `write_membership` wrote.
+def read_top_posteriors(
+    codes: str | Path, weights: str | Path, table: LabelTable
+) -> TopPosteriors:
+    """Read what `write_top_posteriors` wrote.
 
     Raises
     ------
@@ -160,7 +162,7 @@ def read_membership(codes: str | Path, weights: str | Path, table: LabelTable) -
     table.check(arrays[0], what=str(codes))
     grid, _ = _geometry(file, path)
     ranked, ranked_weights = (np.ascontiguousarray(np.moveaxis(a, 3, 0)) for a in arrays)
-    return Membership(ranked.astype(np.int16), ranked_weights.astype(np.uint8), grid, table)
+    return TopPosteriors(ranked.astype(np.int16), ranked_weights.astype(np.uint8), grid, table)
 
 
 def read_posteriors(
@@ -500,13 +502,13 @@ def write_volume(
     return _save(image, grid, path, slope=slope)
 
 
-def write_membership(
-    membership: Membership, codes: str | Path, weights: str | Path
+def write_top_posteriors(
+    posteriors: TopPosteriors, codes: str | Path, weights: str | Path
 ) -> tuple[Path, Path]:
     """Write ranks as the last axis: codes as int16, weights as bytes that read as 0..1."""
-    by_rank = np.moveaxis(membership.codes, 0, 3).astype(np.int16)
-    _save(by_rank, membership.grid, codes, intent="label")
-    _save(np.moveaxis(membership.weights, 0, 3), membership.grid, weights, slope=1 / 255)
+    by_rank = np.moveaxis(posteriors.codes, 0, 3).astype(np.int16)
+    _save(by_rank, posteriors.grid, codes, intent="label")
+    _save(np.moveaxis(posteriors.weights, 0, 3), posteriors.grid, weights, slope=1 / 255)
     return Path(codes), Path(weights)
 
 

@@ -20,8 +20,8 @@ from brainseg_bids.volumes import (
     read_again,
     read_grid,
     read_label_map,
-    read_membership,
     read_posteriors,
+    read_top_posteriors,
     read_volume,
     write_label_map,
     write_mask,
@@ -228,7 +228,7 @@ def test_labels_and_probabilities_go_through_the_same_door(tmp_path):
     assert again.grid.voxel_volume_mm3 == pytest.approx(30 * 26 * 28)
     codes = write_volume(np.full((5, 6, 7, 2), 41, np.int16), grid, tmp_path / "c.nii.gz")
     weights = write_volume(np.ones((5, 6, 7, 2), np.uint8), grid, tmp_path / "w.nii.gz")
-    assert read_membership(codes, weights, table).grid.is_close(in_mm)
+    assert read_top_posteriors(codes, weights, table).grid.is_close(in_mm)
     assert read_posteriors([weights], [2, 41])[0].is_close(in_mm)
 
 

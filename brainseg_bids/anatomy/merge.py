@@ -23,7 +23,6 @@ from brainseg_bids.anatomy.completion import Completed, complete
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.anatomy.membership import Membership
 from brainseg_bids.anatomy.merge_flags import (
     flag_disagreement,
     flag_result,
@@ -32,6 +31,7 @@ from brainseg_bids.anatomy.merge_flags import (
 )
 from brainseg_bids.anatomy.merge_report import Conflict, MergeReport
 from brainseg_bids.anatomy.plausibility import implausible
+from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.anatomy.precedence import CompiledPrecedence, occupied_box, places
 from brainseg_bids.anatomy.rules import PLACES, MergeRules
 
@@ -48,7 +48,7 @@ class Source:
     name : str
         Tool, named in the report and in messages.
     labels : LabelMap
-    membership : Membership, optional
+    posteriors : TopPosteriors, optional
         Posteriors of the tool, compressed.
     seen : (X, Y, Z) bool, optional
         Where the tool's own grid covers the image's; everywhere if not given. Elsewhere the tool
@@ -57,7 +57,7 @@ class Source:
 
     name: str
     labels: LabelMap
-    membership: Membership | None = None
+    posteriors: TopPosteriors | None = None
     seen: np.ndarray | None = None
 
 
@@ -69,13 +69,13 @@ class Merged:
     ----------
     labels : LabelMap
         Codes of ``fullhead``, int16, on the head source's grid.
-    membership : Membership or None
+    posteriors : TopPosteriors or None
         Where any source had one: its own where its most probable label won, else certain.
     report : MergeReport
     """
 
     labels: LabelMap
-    membership: Membership | None
+    posteriors: TopPosteriors | None
     report: MergeReport
 
 
@@ -126,7 +126,7 @@ def merge(
     brain_voxels = rest[0] if rest else None
     _drop_background(head_voxels, brain_voxels, rules, report)
     origin = None
-    if any(source.membership is not None for source in sources):
+    if any(source.posteriors is not None for source in sources):
         origin = np.zeros(ras.shape, dtype=np.uint8)
     voxels = _win(head_voxels, brain_voxels, seen, ras, rules, report, origin)
     box = occupied_box(voxels)
@@ -141,7 +141,7 @@ def merge(
     report.implausible = implausible(labels, image)
     if origin is None:
         return Merged(labels, None, report)
-    return Merged(labels, _membership(labels, sources, grid.array_from_ras(origin)), report)
+    return Merged(labels, _posteriors(labels, sources, grid.array_from_ras(origin)), report)
 
 
 def _check(sources: list[Source], image: np.ndarray | None, table: LabelTable) -> None:
@@ -153,9 +153,9 @@ def _check(sources: list[Source], image: np.ndarray | None, table: LabelTable) -
                 f"{source.name}: its grid is not that of {head.name}. "
                 "Bring both to the image's grid first (anatomy.upsample.regrid)."
             )
-        soft = source.membership
+        soft = source.posteriors
         if soft is not None and soft.grid.shape != source.labels.grid.shape:
-            raise ValueError(f"{source.name}: labels and memberships are on different grids.")
+            raise ValueError(f"{source.name}: labels and posteriors are on different grids.")
         if source.seen is not None and source.seen.shape != source.labels.grid.shape:
             raise ValueError(
                 f"{source.name}: seen of shape {source.seen.shape} is not on the labels' grid, "
@@ -303,12 +303,12 @@ def _complete(
     report.flags += done.flags
 
 
-def _membership(labels: LabelMap, sources: list[Source], origin: np.ndarray) -> Membership:
-    """The winner's membership where its first label is the merged one, else certainty."""
-    k = max(source.membership.k for source in sources if source.membership is not None)
-    merged = Membership.certain(labels, k=k)
+def _posteriors(labels: LabelMap, sources: list[Source], origin: np.ndarray) -> TopPosteriors:
+    """The winner's posteriors where its first label is the merged one, else certainty."""
+    k = max(source.posteriors.k for source in sources if source.posteriors is not None)
+    merged = TopPosteriors.certain(labels, k=k)
     for number, source in enumerate(sources):
-        soft = source.membership
+        soft = source.posteriors
         if soft is None:
             continue
         for x in range(labels.grid.shape[0]):  # plane by plane: masks of a volume are large

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Label maps on another grid: no label is invented, none moves.
 
-`regrid` for any grid, `upsample` for a finer one with the best kernel, `upsample_membership` from
+`regrid` for any grid, `upsample` for a finer one with the best kernel, `upsample_posteriors` from
 kept posteriors. All are one-hot interpolation and arg-max, done only where labels meet.
 """
 
@@ -23,7 +23,7 @@ from brainseg_bids.anatomy.interpolation import (
     linear_profile,
 )
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.anatomy.membership import Membership
+from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.anatomy.upsample_engine import Engine, Lookup, Processor, Progress
 from brainseg_bids.machine import host_memory_gib
 
@@ -179,35 +179,35 @@ def upsample(
     return result
 
 
-def regrid_membership(membership: Membership, grid: Grid) -> Membership:
-    """Membership on another grid: as `regrid`, with the labels' weights interpolated.
+def regrid_posteriors(posteriors: TopPosteriors, grid: Grid) -> TopPosteriors:
+    """Top-k posteriors on another grid: as `regrid`, with the labels' weights interpolated.
 
     Outside the source: code 0, certain.
 
     Returns
     -------
-    Membership
+    TopPosteriors
         On ``grid``, with as many labels a voxel as the input.
     """
-    matrix, shift = index_map(membership.grid, grid)
-    keep = len(membership.codes)
+    matrix, shift = index_map(posteriors.grid, grid)
+    keep = len(posteriors.codes)
     out_codes = np.zeros((keep, *grid.shape), np.int16)
     out_weights = np.zeros((keep, *grid.shape), np.uint8)
     steps = whole_steps(matrix, shift, grid.shape)
     if steps is not None:
         out_weights[0] = kernels.CERTAIN
         for rank in range(keep):
-            copy_turned(membership.codes[rank], out_codes[rank], *steps)
-            copy_turned(membership.weights[rank], out_weights[rank], *steps)
+            copy_turned(posteriors.codes[rank], out_codes[rank], *steps)
+            copy_turned(posteriors.weights[rank], out_weights[rank], *steps)
     else:
         tables = np.stack([kernels.weight_table(linear_profile, 1)] * 3)
-        lookup = _lookup(membership.codes, membership.weights, tables, matrix, shift)
+        lookup = _lookup(posteriors.codes, posteriors.weights, tables, matrix, shift)
         Processor().resample_weights(lookup, out_codes, out_weights)
-    return Membership(out_codes, out_weights, grid, membership.table)
+    return TopPosteriors(out_codes, out_weights, grid, posteriors.table)
 
 
-def upsample_membership(
-    membership: Membership,
+def upsample_posteriors(
+    posteriors: TopPosteriors,
     grid: Grid | float | tuple[float, float, float],
     *,
     order: str = "cubic",
@@ -219,7 +219,7 @@ def upsample_membership(
 
     Parameters
     ----------
-    membership : Membership
+    posteriors : TopPosteriors
     grid : Grid, or voxel size in mm
     order : {"cubic", "linear"}
         Of the interpolation of the weights; cubic is Keys' with lobes that undo part of the
@@ -242,17 +242,17 @@ def upsample_membership(
     if order not in ORDERS:
         raise ValueError(f"no interpolation order {order!r}; known: {', '.join(ORDERS)}")
     if not isinstance(grid, Grid):
-        grid = membership.grid.with_voxel_size(grid)
-    check_memory(grid, membership.grid)
-    matrix, shift = index_map(membership.grid, grid)
+        grid = posteriors.grid.with_voxel_size(grid)
+    check_memory(grid, posteriors.grid)
+    matrix, shift = index_map(posteriors.grid, grid)
     profile, reach = (cubic_profile, 2) if order == "cubic" else (linear_profile, 1)
     if np.linalg.norm(matrix, axis=0).max() > 1 + 1e-3:
         profile, reach = linear_profile, 1  # a coarser voxel is looked at in many points instead
     out = np.zeros(grid.shape, np.int16)
     tables = np.stack([kernels.weight_table(profile, reach)] * 3)
-    lookup = _lookup(membership.codes, membership.weights, tables, matrix, shift)
+    lookup = _lookup(posteriors.codes, posteriors.weights, tables, matrix, shift)
     (engine or Processor(threads)).resample(lookup, out, progress)
-    return LabelMap(out, grid, membership.table)
+    return LabelMap(out, grid, posteriors.table)
 
 
 def needed_gib(grid: Grid, source: Grid | None = None) -> float:

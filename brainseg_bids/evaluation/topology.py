@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from brainseg_bids.anatomy.certificate import components, euler_numbers
+from brainseg_bids.anatomy.topology import components, euler_numbers
 from brainseg_bids.evaluation.overlap import Tally
 from brainseg_bids.evaluation.structures import Pair, Structure
 

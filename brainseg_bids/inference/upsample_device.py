@@ -21,7 +21,7 @@ from brainseg_bids.anatomy import upsample_band as band
 from brainseg_bids.anatomy import upsample_kernels as kernels
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.anatomy.membership import Membership
+from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.anatomy.upsample_engine import Lookup, Progress
 
 SLAB_VOXELS = 1 << 22
@@ -91,18 +91,18 @@ def upsample_on(
         )
 
 
-def upsample_membership_on(
-    membership: Membership,
+def upsample_posteriors_on(
+    posteriors: TopPosteriors,
     grid: Grid | float | tuple[float, float, float],
     *,
     device: str,
     order: str = "cubic",
     progress: Progress | None = None,
 ) -> LabelMap:
-    """As `anatomy.upsample.upsample_membership`, with the sums on a device; see `upsample_on`."""
+    """As `anatomy.upsample.upsample_posteriors`, with the sums on a device; see `upsample_on`."""
     with _device(device) as engine:
-        return on_processor.upsample_membership(
-            membership, grid, order=order, progress=progress, engine=engine
+        return on_processor.upsample_posteriors(
+            posteriors, grid, order=order, progress=progress, engine=engine
         )
 
 
@@ -401,7 +401,7 @@ def _keep(own: Tensor, codes: Tensor, lead: Tensor, exists: Tensor, held: Tensor
         codes[todo, nearest] = own[todo]
 
 
-# Grids at any angle, and membership ------------------------------------------------------------
+# Grids at any angle, and posteriors ------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,21 +23,21 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
-from brainseg_bids.anatomy.membership import Membership
 from brainseg_bids.anatomy.merge import Source, merge
 from brainseg_bids.anatomy.merge_report import MergeReport
-from brainseg_bids.anatomy.upsample import regrid, regrid_membership
+from brainseg_bids.anatomy.posteriors import TopPosteriors
+from brainseg_bids.anatomy.upsample import regrid, regrid_posteriors
 from brainseg_bids.files import sha256
 from brainseg_bids.interfaces.tools import find_tool
 from brainseg_bids.volumes import (
     InputError,
     read_grid,
     read_label_map,
-    read_membership,
     read_posteriors,
+    read_top_posteriors,
     read_volume,
     write_label_map,
-    write_membership,
+    write_top_posteriors,
 )
 
 LEAST_SHARED = 0.2
@@ -104,9 +104,9 @@ class ReadTool(SimpleInterface):
 
     def _keep_top(self, table: LabelTable, folder: Path) -> None:
         grid, posteriors = read_posteriors(self.inputs.posteriors, self.inputs.posterior_codes)
-        top = Membership.from_posteriors(posteriors, grid, table)
+        top = TopPosteriors.from_posteriors(posteriors, grid, table)
         paths = folder / "top_dseg.nii.gz", folder / "top_probseg.nii.gz"
-        codes, weights = write_membership(top, *paths)
+        codes, weights = write_top_posteriors(top, *paths)
         self._results |= {"top_codes": str(codes), "top_weights": str(weights)}
 
 
@@ -163,9 +163,9 @@ class MergeHead(SimpleInterface):
             "facts": str(folder / "facts.json"),
             "report": str(folder / "report.json"),
         }
-        if merged.membership is not None:
+        if merged.posteriors is not None:
             paths = folder / "top_dseg.nii.gz", folder / "top_probseg.nii.gz"
-            codes, weights = write_membership(merged.membership, *paths)
+            codes, weights = write_top_posteriors(merged.posteriors, *paths)
             self._results |= {"top_codes": str(codes), "top_weights": str(weights)}
         return runtime
 
@@ -190,11 +190,11 @@ def read_source(grid: Grid, *, tool: str, labels: str, top_codes="", top_weights
     seen = None if same else own.grid.covers(grid)
     if not (isdefined(top_codes) and top_codes):
         return Source(tool, _placed(own, grid) if same else regrid(own, grid), seen=seen)
-    top = read_membership(top_codes, top_weights, table).translate(crosswalk)
+    top = read_top_posteriors(top_codes, top_weights, table).translate(crosswalk)
     if not (same and top.grid.is_close(grid, tolerance_mm=0.01)):
-        top = regrid_membership(top, grid)
+        top = regrid_posteriors(top, grid)
         return Source(tool, top.hard(), top, seen)
-    top = Membership(top.codes, top.weights, grid, top.table)
+    top = TopPosteriors(top.codes, top.weights, grid, top.table)
     return Source(tool, _placed(own, grid), top)
 
 

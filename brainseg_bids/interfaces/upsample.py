@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A label map at finer voxels, with its certificate."""
+"""A label map at finer voxels, with its upsampling_report."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from nipype.interfaces.base import (
 )
 
 from brainseg_bids import __version__
-from brainseg_bids.anatomy.certificate import broken, certificate
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.anatomy.upsample import upsample, upsample_membership
+from brainseg_bids.anatomy.upsample import upsample, upsample_posteriors
 from brainseg_bids.anatomy.upsample_cleaning import clean_upsampled
-from brainseg_bids.volumes import read_label_map, read_membership, write_label_map
+from brainseg_bids.anatomy.upsampling_report import upsampling_report, upsampling_warnings
+from brainseg_bids.volumes import read_label_map, read_top_posteriors, write_label_map
 
 log = logging.getLogger("brainseg")
 
@@ -51,7 +51,7 @@ class _UpsampleInputSpec(BaseInterfaceInputSpec):
 
 class _UpsampleOutputSpec(TraitedSpec):
     labels = File(exists=True)
-    facts = File(exists=True, desc="method, device, time, certificate: JSON")
+    facts = File(exists=True, desc="method, device, time, upsampling_report: JSON")
 
 
 class Upsample(SimpleInterface):
@@ -78,11 +78,11 @@ class Upsample(SimpleInterface):
         if self.inputs.kernel != "lossless":  # whose promise is to give the source back
             finer, done = clean_upsampled(labels, finer)
             facts |= {"HolesFilledVoxels": done.holes, "IslandsRemovedVoxels": done.islands}
-        proof = certificate(labels, finer)
+        proof = upsampling_report(labels, finer)
         facts |= {
             "Seconds": round(time.monotonic() - began_s, 2),
             "Certificate": proof,
-            "ToLookAt": broken(proof),
+            "ToLookAt": upsampling_warnings(proof),
         }
         (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         self._results["labels"] = str(write_label_map(finer, folder / "finer_dseg.nii.gz"))
@@ -102,21 +102,21 @@ class Upsample(SimpleInterface):
 
     def _finer(self, labels: LabelMap, grid: Grid, device: str) -> tuple[LabelMap, str]:
         """The finer map, and how it was made."""
-        on_labels, on_membership, where = upsample, upsample_membership, {}
+        on_labels, on_posteriors, where = upsample, upsample_posteriors, {}
         if device == "cpu":
             where["threads"] = self.inputs.threads
         else:
             from brainseg_bids.inference import upsample_device
 
             on_labels = upsample_device.upsample_on
-            on_membership = upsample_device.upsample_membership_on
+            on_posteriors = upsample_device.upsample_posteriors_on
             where["device"] = device
         kernel, smoothing_mm = self.inputs.kernel, self.inputs.smoothing_mm
         # Lossless is a promise about labels, smoothing and the guard work on labels.
         by_labels = kernel == "lossless" or smoothing_mm or self.inputs.keep_thin
         if isdefined(self.inputs.top_codes) and not by_labels:
-            top = read_membership(self.inputs.top_codes, self.inputs.top_weights, labels.table)
-            return on_membership(top, grid, **where), "probabilities, cubic"
+            top = read_top_posteriors(self.inputs.top_codes, self.inputs.top_weights, labels.table)
+            return on_posteriors(top, grid, **where), "probabilities, cubic"
         keep_thin = self.inputs.keep_thin or None
         finer = on_labels(
             labels, grid, kernel=kernel, smoothing_mm=smoothing_mm, keep_thin=keep_thin, **where

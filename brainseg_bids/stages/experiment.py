@@ -25,8 +25,8 @@ from brainseg_bids.programs.experiment import (
 )
 from brainseg_bids.reports.experiment import draw_experiment, experiment_page, verdict
 from brainseg_bids.reports.tables import write_tsv
-from brainseg_bids.synth.dial import DialledSpace
-from brainseg_bids.synth.recipe_files import read_space, write_dial
+from brainseg_bids.synth.prior_space import PriorSpace
+from brainseg_bids.synth.recipe_files import read_space, write_prior_space
 from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.experiment import (
     EVALUATION_SEED,
@@ -101,7 +101,7 @@ def _planned(options: argparse.Namespace) -> ExperimentPlan:
         return space.at(train.voxel_size_mm).digest
 
     def dial(kappa: float) -> str:
-        return digest(DialledSpace(RecipeSpace.named(agnostic), prior, kappa))
+        return digest(PriorSpace(RecipeSpace.named(agnostic), prior, kappa))
 
     own = {prior.name.lower(), str((prior.metadata or {}).get("Suffix", "")).lower()}
     names = [name for name in OTHERS if name not in own] if options.off is None else options.off
@@ -194,11 +194,11 @@ def _write_runs(plan: ExperimentPlan, folder: Path) -> None:
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     prior = ContrastPrior.read(plan.prior.path).write(folder, brainseg_version=__version__)
-    write_dial(folder / "on-contrast.toml", prior, 1.0, plan.agnostic)
+    write_prior_space(folder / "on-contrast.toml", prior, 1.0, plan.agnostic)
     for one in plan.runs:
         own = folder / one.name
         own.mkdir(exist_ok=True)
-        write_dial(own / "space.toml", prior, one.kappa, plan.agnostic)
+        write_prior_space(own / "space.toml", prior, one.kappa, plan.agnostic)
         write_text(own / "plan.json", train_plan(plan, folder, one).to_json())
 
 

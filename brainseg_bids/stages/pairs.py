@@ -30,8 +30,8 @@ from brainseg_bids.interfaces.tools import find_tool, tool_names
 from brainseg_bids.resources import memory_gib
 from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.stages.pooling import read_priors
-from brainseg_bids.synth.dial import DialledSpace
 from brainseg_bids.synth.generator import Generator, LabelVolume
+from brainseg_bids.synth.prior_space import PriorSpace
 from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.data import PairStream
@@ -117,7 +117,7 @@ def synthesise(settings: Settings) -> None:
     figures = settings.output_dir / "priors" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for name, (prior_path, prior) in priors.items():
-        space = DialledSpace(whole_heads(), prior, settings.kappa)
+        space = PriorSpace(whole_heads(), prior, settings.kappa)
         maker = PairMaker.of(prior, space, heads, sources, settings)
         log.info(
             "contrast %s, kappa %g: pairs of %s voxels of %.3g mm from %d label map(s)",
@@ -323,7 +323,7 @@ def compare(
         kappas[f"kappa {settings.kappa:g}"] = settings.kappa
     made = {
         method: draw(
-            DialledSpace(whole_heads(), prior, kappa, method),
+            PriorSpace(whole_heads(), prior, kappa, method),
             maker.stream.heads, maker.generator, grid, drawn,
         )
         for method, kappa in kappas.items()

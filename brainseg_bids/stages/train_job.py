@@ -360,7 +360,7 @@ def _said_of(name: str, job: JobPlan) -> dict:
     InputError
         If it cannot be read or lacks labels.
     """
-    from brainseg_bids.synth.dial import DialledSpace  # late: torch
+    from brainseg_bids.synth.prior_space import PriorSpace
     from brainseg_bids.synth.recipe_files import read_space
     from brainseg_bids.synth.space import RecipeSpace
 
@@ -368,7 +368,7 @@ def _said_of(name: str, job: JobPlan) -> dict:
     try:
         if name == PRIOR:
             agnostic = RecipeSpace.named(job.recipe.values.get("agnostic", "agnostic"))
-            space = DialledSpace(agnostic.changed(_centre(job)), job.prior, job.kappa)
+            space = PriorSpace(agnostic.changed(_centre(job)), job.prior, job.kappa)
             said |= {"contrast": job.spaces.contrasts[0], "kappa": job.kappa}
         else:
             space = read_space(name)
@@ -397,12 +397,12 @@ def check_same(job: JobPlan, described: Mapping) -> None:
 
 def write_job(job: JobPlan, described: dict) -> dict:
     """Write ``job.json`` and, beside it, the prior and its dial, which may change elsewhere."""
-    from brainseg_bids.synth.recipe_files import write_dial
+    from brainseg_bids.synth.recipe_files import write_prior_space
 
     if job.prior is not None and not job.before:
         prior = job.prior.write(job.training, brainseg_version=__version__)
         dial = job.training / space_key(PRIOR, job)
-        write_dial(dial, prior, job.kappa, job.recipe.values.get("agnostic", "agnostic"))
+        write_prior_space(dial, prior, job.kappa, job.recipe.values.get("agnostic", "agnostic"))
         if centre := _centre(job):
             low, high = centre["center_frac"]
             with dial.open("a", encoding="utf-8") as file:

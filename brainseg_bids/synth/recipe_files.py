@@ -8,24 +8,24 @@ import os
 from pathlib import Path
 
 from brainseg_bids.documents import read_toml
-from brainseg_bids.synth.dial import DialledSpace
+from brainseg_bids.synth.prior_space import PriorSpace
 from brainseg_bids.synth.space import RecipeSpace
 
 
-def read_space(name_or_path: str) -> RecipeSpace | DialledSpace:
+def read_space(name_or_path: str) -> RecipeSpace | PriorSpace:
     """Recipe space by the name of a packaged one, or from a TOML file.
 
-    A file with the key ``prior`` gives a `DialledSpace`.
+    A file with the key ``prior`` gives a `PriorSpace`.
     """
     if name_or_path.endswith(".toml") and "prior" in read_toml(Path(name_or_path)):
-        return DialledSpace.read(name_or_path)
+        return PriorSpace.read(name_or_path)
     return RecipeSpace.named(name_or_path)
 
 
 def write_dial(
     path: str | Path, prior_path: str | Path, kappa: float, agnostic: str = "agnostic"
 ) -> Path:
-    """Write a recipe file that `read_space` turns into a `DialledSpace`.
+    """Write a recipe file that `read_space` turns into a `PriorSpace`.
 
     Parameters
     ----------

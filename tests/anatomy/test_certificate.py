@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certificate tells what upsampling did, good or bad."""
+"""The upsampling_report tells what upsampling did, good or bad."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 
 import numpy as np
 import pytest
+from brainseg_bids.anatomy.topology import components, euler_numbers
+from brainseg_bids.anatomy.upsampling_report import upsampling_report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brainseg_bids.anatomy.certificate import certificate, components, euler_numbers
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.anatomy.upsample import upsample
@@ -77,7 +78,7 @@ def test_a_lost_label_is_named_and_nothing_is_invented():
     voxels[6, 6, 6] = 5
     labels = LabelMap(voxels, phantom_grid((9, 9, 9), 1.0), TABLE)
     smooth = upsample(labels, 0.5, kernel="linear", smoothing_mm=0.8)
-    found = certificate(labels, smooth)
+    found = upsampling_report(labels, smooth)
     assert found["labels_lost"] == [{"index": 5, "name": "Label-5", "voxels": 1}]
     assert found["labels_invented"] == []
     assert row_of(found, 5)["volume_change"] == -1
@@ -87,14 +88,14 @@ def test_a_lost_label_is_named_and_nothing_is_invented():
 
 
 def test_a_lossless_map_has_a_perfect_round_trip(head):
-    found = certificate(head, upsample(head, 2.0, kernel="lossless"))
+    found = upsampling_report(head, upsample(head, 2.0, kernel="lossless"))
     assert found["round_trip_mean_dice"] == 1
     assert found["round_trip_equal_voxels"] == 1
     assert {row["round_trip_dice"] for row in found["labels"]} == {1.0}
 
 
 def test_volumes_and_centroids_are_those_of_the_world(head):
-    found = certificate(head, upsample(head, 2.0))
+    found = upsampling_report(head, upsample(head, 2.0))
     volumes = head.volumes_mm3()
     for row in found["labels"]:
         assert row["volume_before_mm3"] == volumes[row["index"]]
@@ -105,11 +106,11 @@ def test_volumes_and_centroids_are_those_of_the_world(head):
 
 
 def test_a_certificate_can_be_written_as_json(head):
-    found = certificate(head, upsample(head, 2.5, keep_thin=True))
+    found = upsampling_report(head, upsample(head, 2.5, keep_thin=True))
     assert json.loads(json.dumps(found)) == found
 
 
 def test_maps_of_different_tables_are_refused(head):
     other = LabelMap(np.zeros((3, 3, 3), np.int16), phantom_grid((3, 3, 3)), TABLE)
     with pytest.raises(ValueError, match="differ"):
-        certificate(head, other)
+        upsampling_report(head, other)

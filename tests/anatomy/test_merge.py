@@ -17,9 +17,9 @@ from brainseg_bids.anatomy.cleaning import fill_nearest, fit_sagittal_plane, rem
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
-from brainseg_bids.anatomy.membership import Membership
 from brainseg_bids.anatomy.merge import Source, merge
 from brainseg_bids.anatomy.merge_report import MergeReport
+from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.anatomy.precedence import CompiledPrecedence, places
 from brainseg_bids.anatomy.rules import PLACES, WHERE, MergeRules, RuleError
 from brainseg_bids.volumes import read_label_map
@@ -589,13 +589,13 @@ def test_missing_sides_odd_volumes_and_quarrels_are_flagged(head):
     assert any("charm and gouhfi disagree about the brain: Dice 0." in flag for flag in flags)
 
 
-# Memberships
+# Posteriors
 
 
 def test_the_first_label_of_each_voxel_is_the_merged_one(head, rng):
     brain = brain_of(head)
     blurred = np.roll(brain.voxels, 1, 1)
-    soft = Membership.from_posteriors(
+    soft = TopPosteriors.from_posteriors(
         (
             (int(code), 0.6 * (brain.voxels == code) + 0.4 * (blurred == code))
             for code in np.unique(brain.voxels)
@@ -606,17 +606,17 @@ def test_the_first_label_of_each_voxel_is_the_merged_one(head, rng):
     )
     odd = painted(head, 0, rng.random(head.grid.shape) < 0.03)
     merged = merge(Source("charm", odd), Source("synthseg", brain, soft))
-    assert merged.membership.k == 3
-    np.testing.assert_array_equal(merged.membership.hard().voxels, merged.labels.voxels)
-    assert (merged.membership.weights[0] > 0).all()
+    assert merged.posteriors.k == 3
+    np.testing.assert_array_equal(merged.posteriors.hard().voxels, merged.labels.voxels)
+    assert (merged.posteriors.weights[0] > 0).all()
     kept = brain.voxels > 0
-    np.testing.assert_array_equal(merged.membership.codes[:, kept], soft.codes[:, kept])
-    np.testing.assert_array_equal(merged.membership.weights[:, kept], soft.weights[:, kept])
-    assert (merged.membership.weights[0][head.voxels == SKIN] == 255).all()
+    np.testing.assert_array_equal(merged.posteriors.codes[:, kept], soft.codes[:, kept])
+    np.testing.assert_array_equal(merged.posteriors.weights[:, kept], soft.weights[:, kept])
+    assert (merged.posteriors.weights[0][head.voxels == SKIN] == 255).all()
 
 
-def test_without_memberships_none_are_made(head):
-    assert merge(Source("charm", head)).membership is None
+def test_without_posteriors_none_are_made(head):
+    assert merge(Source("charm", head)).posteriors is None
 
 
 # The report

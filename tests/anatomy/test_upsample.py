@@ -14,8 +14,8 @@ from brainseg_bids.anatomy import interpolation, upsample, upsample_engine
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.anatomy.membership import Membership
-from brainseg_bids.anatomy.upsample import regrid, regrid_membership
+from brainseg_bids.anatomy.posteriors import TopPosteriors
+from brainseg_bids.anatomy.upsample import regrid, regrid_posteriors
 from tests.phantom.head import phantom_grid
 
 TABLE = LabelTable([Label(n, f"Label-{n}") for n in range(6)], name="six")
@@ -215,20 +215,20 @@ def test_ties_favour_no_label():
     assert mirrored.volumes_mm3() == pytest.approx(fine.volumes_mm3())
 
 
-def two_labels(labels: LabelMap, seed: int) -> Membership:
+def two_labels(labels: LabelMap, seed: int) -> TopPosteriors:
     rng = np.random.default_rng(seed)
     weights = np.empty((2, *labels.grid.shape), np.uint8)
     weights[0] = rng.integers(128, 256, labels.grid.shape)
     weights[1] = 255 - weights[0]
     second = (labels.voxels + rng.integers(1, 6, labels.grid.shape)) % 6
     codes = np.stack([labels.voxels, np.where(weights[1] > 0, second, 0)]).astype(np.int16)
-    return Membership(codes, weights, labels.grid, labels.table)
+    return TopPosteriors(codes, weights, labels.grid, labels.table)
 
 
-def test_a_certain_membership_regrids_to_the_same_labels(head):
+def test_certain_posteriors_regrid_to_the_same_labels(head):
     grid = oblique_grid((20, 24, 22), (4, 3, 5))
     hard = regrid(head, grid)
-    soft = regrid_membership(Membership.certain(head, k=3), grid)
+    soft = regrid_posteriors(TopPosteriors.certain(head, k=3), grid)
     np.testing.assert_array_equal(soft.codes[0], hard.voxels)
     total = soft.weights.sum(0, dtype=int)
     assert total.max() <= 257
@@ -237,11 +237,11 @@ def test_a_certain_membership_regrids_to_the_same_labels(head):
     assert not soft.codes[1:][soft.weights[1:] == 0].any()
 
 
-def test_a_membership_interpolates_its_weights():
+def test_weights_of_posteriors_are_interpolated():
     voxels = np.array([1, 2], np.int16).reshape(2, 1, 1)
     labels = LabelMap(voxels, Grid((2, 1, 1), np.eye(4)), TABLE)
-    soft = Membership.certain(labels, k=2)
-    fine = regrid_membership(
+    soft = TopPosteriors.certain(labels, k=2)
+    fine = regrid_posteriors(
         soft, soft.grid.crop((0, 0, 0), (5, 1, 1)).with_voxel_size((0.5, 1, 1))
     )
     assert fine.codes[0, :, 0, 0].tolist()[:4] == [1, 1, 2, 2]
@@ -253,10 +253,10 @@ def test_a_membership_interpolates_its_weights():
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 99), st.tuples(*[st.floats(-0.7, 0.7)] * 3))
-def test_a_membership_has_the_weights_of_a_dense_interpolation(seed, angles):
+def test_weights_of_posteriors_are_those_of_a_dense_interpolation(seed, angles):
     soft = two_labels(random_map(seed, grid=oblique_grid((9, 8, 7), (1, 1, 1), (0, 0, 0))), seed)
     grid = oblique_grid((7, 9, 8), (0.6, 0.8, 0.9), angles)
-    found = regrid_membership(soft, grid)
+    found = regrid_posteriors(soft, grid)
     scores, outside = dense_scores(
         [np.where(soft.codes == code, soft.weights, 0).sum(0) for code in range(6)],
         soft.grid,
@@ -268,13 +268,13 @@ def test_a_membership_has_the_weights_of_a_dense_interpolation(seed, angles):
     np.testing.assert_allclose(named[:, ~outside], found.weights[:, ~outside], atol=1.5)
 
 
-def test_a_turned_membership_is_a_copy():
+def test_turned_posteriors_are_a_copy():
     labels = random_map()
     soft = two_labels(labels, 3)
     other = turned(labels, (2, 0, 1), (-1, 1, -1))
-    there = regrid_membership(soft, other.grid)
+    there = regrid_posteriors(soft, other.grid)
     np.testing.assert_array_equal(there.codes[0], other.voxels)
-    back = regrid_membership(there, labels.grid)
+    back = regrid_posteriors(there, labels.grid)
     np.testing.assert_array_equal(back.codes, soft.codes)
     np.testing.assert_array_equal(back.weights, soft.weights)
 
@@ -499,7 +499,7 @@ def test_voxels_cannot_keep_their_volume_where_there_is_none(head):
                 upsample.upsample(head, grid, **how)
 
 
-def fractions(truth: LabelMap, factor: int) -> Membership:
+def fractions(truth: LabelMap, factor: int) -> TopPosteriors:
     shape = tuple(n // factor for n in truth.grid.shape)
     blocks = truth.voxels.reshape(shape[0], factor, shape[1], factor, shape[2], factor)
     parts = [
@@ -507,7 +507,7 @@ def fractions(truth: LabelMap, factor: int) -> Membership:
     ]
     affine = truth.grid.affine @ np.diag([factor, factor, factor, 1.0])
     affine[:3, 3] += truth.grid.affine[:3, :3] @ ([(factor - 1) / 2] * 3)
-    return Membership.from_posteriors(parts, Grid(shape, affine), truth.table)
+    return TopPosteriors.from_posteriors(parts, Grid(shape, affine), truth.table)
 
 
 def test_volume_fractions_give_back_more_than_labels():
@@ -516,8 +516,8 @@ def test_volume_fractions_give_back_more_than_labels():
     errors = [
         np.mean(found.voxels != truth.voxels)
         for found in (
-            upsample.upsample_membership(soft, truth.grid),
-            upsample.upsample_membership(soft, truth.grid, order="linear"),
+            upsample.upsample_posteriors(soft, truth.grid),
+            upsample.upsample_posteriors(soft, truth.grid, order="linear"),
             upsample.upsample(soft.hard(), truth.grid),
         )
     ]
@@ -527,7 +527,7 @@ def test_volume_fractions_give_back_more_than_labels():
 
 def test_an_unknown_order_is_refused(head):
     with pytest.raises(ValueError, match="cubic, linear"):
-        upsample.upsample_membership(Membership.certain(head), 2.0, order="quintic")
+        upsample.upsample_posteriors(TopPosteriors.certain(head), 2.0, order="quintic")
 
 
 def test_the_table_of_kernels_is_sound():

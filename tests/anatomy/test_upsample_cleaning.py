@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from brainseg_bids.anatomy.topology import components
+from brainseg_bids.anatomy.upsampling_report import upsampling_report, upsampling_warnings
 
 from brainseg_bids.anatomy.cavities import Hollows
-from brainseg_bids.anatomy.certificate import broken, certificate, components
 from brainseg_bids.anatomy.cleaning import small_pieces
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.anatomy.membership import Membership
+from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.anatomy.rules import MergeRules
-from brainseg_bids.anatomy.upsample import regrid, upsample, upsample_membership
+from brainseg_bids.anatomy.upsample import regrid, upsample, upsample_posteriors
 from brainseg_bids.anatomy.upsample_cleaning import clean_upsampled
 from tests.phantom.head import phantom_grid, phantom_head
 
@@ -25,7 +26,7 @@ def doubtful() -> tuple[LabelMap, LabelMap]:
     """The phantom, and its finer map from probabilities that are unsure at every border."""
     head = phantom_head(grid=phantom_grid((44, 52, 50)))
     rng = np.random.default_rng(4)
-    soft = Membership.certain(head, k=2)
+    soft = TopPosteriors.certain(head, k=2)
     border = np.zeros(head.grid.shape, dtype=bool)
     for axis in range(3):
         for step in (-1, 1):
@@ -35,7 +36,7 @@ def doubtful() -> tuple[LabelMap, LabelMap]:
     unsure = border & (rng.random(border.shape) < 0.5)
     soft.codes[1][unsure] = 0
     soft.weights[0][unsure], soft.weights[1][unsure] = 130, 125
-    return head, upsample_membership(soft, 2.5)
+    return head, upsample_posteriors(soft, 2.5)
 
 
 @pytest.mark.input(
@@ -47,11 +48,11 @@ def doubtful() -> tuple[LabelMap, LabelMap]:
 def test_no_hole_and_no_speck_is_left_of_what_interpolation_made(doubtful):
     head, raw = doubtful
     finer, done = clean_upsampled(head, raw)
-    before, after = certificate(head, raw), certificate(head, finer)
+    before, after = upsampling_report(head, raw), upsampling_report(head, finer)
     assert Hollows.of(raw.voxels).enclosed_voxels == done.holes > 100
     assert done.enclosed_after == Hollows.of(finer.voxels).enclosed_voxels == 0
-    assert any("Unknown" in said for said in broken(before))
-    assert not any("Unknown" in said for said in broken(after))
+    assert any("Unknown" in said for said in upsampling_warnings(before))
+    assert not any("Unknown" in said for said in upsampling_warnings(after))
     turned = np.ascontiguousarray(finer.grid.array_to_ras(finer.voxels))
     left, _ = small_pieces(turned, RULES.islands, RULES.table, finer.grid.to_ras())
     assert len(left) == 0

@@ -19,7 +19,12 @@ import pytest
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.volumes import read_label_map, read_membership, write_label_map, write_volume
+from brainseg_bids.volumes import (
+    read_label_map,
+    read_top_posteriors,
+    write_label_map,
+    write_volume,
+)
 from tests.fakes import dataset
 from tests.fakes.tools import fake_command
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
@@ -136,7 +141,7 @@ def test_probabilities_are_kept_and_agree_with_the_labels(app):
     assert done.code == 0, done.log
     merged = labels_of(done, "sub-01_seg-fullhead_dseg.nii.gz")
     stem = done.output / "sub-01" / "anat" / "sub-01_seg-fullhead_desc-top4"
-    top = read_membership(f"{stem}_dseg.nii.gz", f"{stem}_probseg.nii.gz", FULLHEAD)
+    top = read_top_posteriors(f"{stem}_dseg.nii.gz", f"{stem}_probseg.nii.gz", FULLHEAD)
     assert np.array_equal(top.hard().voxels, merged.voxels)
     assert (np.diff(top.weights.astype(int), axis=0) <= 0).all()
     shown = nib.load(f"{stem}_probseg.nii.gz").get_fdata()

@@ -13,9 +13,9 @@ from brainseg_bids.anatomy import interpolation, upsample
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.anatomy.membership import Membership
+from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.inference import upsample_device
-from brainseg_bids.inference.upsample_device import upsample_membership_on, upsample_on
+from brainseg_bids.inference.upsample_device import upsample_on, upsample_posteriors_on
 from tests.anatomy.test_upsample import TABLE, oblique_grid, random_map, turned, two_labels
 from tests.phantom.head import phantom_grid
 
@@ -95,9 +95,9 @@ def test_a_grid_beside_the_head_is_empty(device, head):
 def test_a_map_without_borders_is_copied(device, grid):
     labels = LabelMap(np.full((7, 6, 5), 3, np.int16), phantom_grid((7, 6, 5), 1.0), TABLE)
     assert_same(labels, grid, device)
-    soft = Membership.certain(labels)
-    found = upsample_membership_on(soft, grid, device=device).voxels
-    np.testing.assert_array_equal(found, upsample.upsample_membership(soft, grid).voxels)
+    soft = TopPosteriors.certain(labels)
+    found = upsample_posteriors_on(soft, grid, device=device).voxels
+    np.testing.assert_array_equal(found, upsample.upsample_posteriors(soft, grid).voxels)
 
 
 @ON
@@ -105,26 +105,26 @@ def test_a_map_without_borders_is_copied(device, grid):
 @pytest.mark.parametrize("k", [1, 2])
 def test_probabilities_give_the_processors_labels(device, order, k):
     labels = random_map()
-    soft = two_labels(labels, 5) if k == 2 else Membership.certain(labels)
+    soft = two_labels(labels, 5) if k == 2 else TopPosteriors.certain(labels)
     grids = (
         labels.grid.with_voxel_size(0.6),
         oblique_grid((9, 8, 9), (0.5, 3, 0.7)),
         oblique_grid((20, 20, 20), (1, 1, 1), (0, 0, 0), (0, 0, 0)),
     )
     for grid in grids:
-        found = upsample_membership_on(soft, grid, device=device, order=order)
-        expected = upsample.upsample_membership(soft, grid, order=order)
+        found = upsample_posteriors_on(soft, grid, device=device, order=order)
+        expected = upsample.upsample_posteriors(soft, grid, order=order)
         np.testing.assert_array_equal(found.voxels, expected.voxels)
 
 
 @ON
 def test_slabs_and_shares_change_nothing(device, head, monkeypatch):
-    soft = Membership.certain(head, k=2)
+    soft = TopPosteriors.certain(head, k=2)
     grid = oblique_grid((10, 12, 11), (8, 6, 10))
     whole = [
         upsample_on(head, 2.2, device=device),
         upsample_on(head, grid, device=device),
-        upsample_membership_on(soft, grid, device=device),
+        upsample_posteriors_on(soft, grid, device=device),
     ]
     monkeypatch.setattr(upsample_device, "SLAB_VOXELS", 100_000)
     monkeypatch.setattr(upsample_device, "PLACES", 2_000)
@@ -132,7 +132,7 @@ def test_slabs_and_shares_change_nothing(device, head, monkeypatch):
     parts = [
         upsample_on(head, 2.2, device=device),
         upsample_on(head, grid, device=device),
-        upsample_membership_on(soft, grid, device=device),
+        upsample_posteriors_on(soft, grid, device=device),
     ]
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_array_equal(one.voxels, other.voxels)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.anatomy.membership import Membership
-from brainseg_bids.anatomy.upsample import upsample, upsample_membership
+from brainseg_bids.anatomy.posteriors import TopPosteriors
+from brainseg_bids.anatomy.upsample import upsample, upsample_posteriors
 from brainseg_bids.inference import upsample_device
 from brainseg_bids.interfaces.upsample import Upsample
 from brainseg_bids.stages import PARTICIPANT
 from brainseg_bids.stages.base import ExecutionOptions
 from brainseg_bids.stages.jobs import RUN
 from brainseg_bids.stages.upsample import Scan, Target, UpsampleJob, finer_outputs
-from brainseg_bids.volumes import read_label_map, write_label_map, write_membership
+from brainseg_bids.volumes import read_label_map, write_label_map, write_top_posteriors
 
 FULLHEAD = LabelTable.packaged("fullhead")
 DEVICE_MODULE = "brainseg_bids.inference.upsample_device"
@@ -57,7 +57,7 @@ def gpu(monkeypatch):
 
         return call
 
-    for name in ("upsample_on", "upsample_membership_on"):
+    for name in ("upsample_on", "upsample_posteriors_on"):
         monkeypatch.setattr(upsample_device, name, stand_in(getattr(upsample_device, name)))
     monkeypatch.setattr(upsample_device, "has_cuda", lambda: True)
     return asked
@@ -88,13 +88,13 @@ def test_settings_reach_the_gpu(run, head, gpu):
 
 
 def test_kept_probabilities_are_used_on_the_gpu_too(run, head, gpu, tmp_path):
-    soft = Membership.certain(head, k=2)
+    soft = TopPosteriors.certain(head, k=2)
     paths = [tmp_path / f"top_{what}.nii.gz" for what in ("codes", "weights")]
-    write_membership(soft, *paths)
+    write_top_posteriors(soft, *paths)
     finer, facts = run(device="cuda", top_codes=str(paths[0]), top_weights=str(paths[1]))
     assert facts["Method"] == "probabilities, cubic"
     assert gpu == ["cuda"]
-    np.testing.assert_array_equal(finer.voxels, upsample_membership(soft, finer.grid).voxels)
+    np.testing.assert_array_equal(finer.voxels, upsample_posteriors(soft, finer.grid).voxels)
 
 
 def test_a_gpu_that_pytorch_does_not_see_is_not_used(run, gpu, monkeypatch):

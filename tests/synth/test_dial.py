@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from brainseg_bids.synth.prior_space import PriorSpace
 from scipy.spatial.distance import cdist
 from scipy.stats import kstest
 
@@ -15,11 +16,11 @@ from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.contrast.measured import Component
 from brainseg_bids.contrast.prior import Spread
 from brainseg_bids.synth.classes import TissueSpace
-from brainseg_bids.synth.dial import WHITE_SIGNAL, DialledSpace
+from brainseg_bids.synth.dial import WHITE_SIGNAL
 from brainseg_bids.synth.prior_tissues import MeasuredNoise, between_tissues, ratio_slope
 from brainseg_bids.synth.ratio import second_inversion
 from brainseg_bids.synth.recipe import Noise, Recipe, Tissue
-from brainseg_bids.synth.recipe_files import read_space, write_dial
+from brainseg_bids.synth.recipe_files import read_space, write_prior_space
 from brainseg_bids.synth.resolution import AcquiredVoxels
 from brainseg_bids.synth.space import EFFECTS, RecipeSpace
 from brainseg_bids.synth.texture import grain
@@ -66,15 +67,15 @@ def means(drawn: list[Recipe], *names: str) -> np.ndarray:
     return np.array([[recipe.tissues[name].mean[0] for name in names] for recipe in drawn])
 
 
-def dialled(kappa: float, **options) -> DialledSpace:
+def dialled(kappa: float, **options) -> PriorSpace:
     """For pairs of 3 mm, so that nothing is lost to their blur."""
-    return DialledSpace(AGNOSTIC, make_prior(SEVEN, **options), kappa).at(3.0)
+    return PriorSpace(AGNOSTIC, make_prior(SEVEN, **options), kappa).at(3.0)
 
 
 @pytest.mark.parametrize("name", ["agnostic", "agnostic7t", "t1w", "mp2rage7t"])
 def test_at_0_every_recipe_is_the_agnostic_one(name):
     agnostic = RecipeSpace.packaged(name)
-    dial = DialledSpace(agnostic, make_prior(kinds={"rician": 0.5, "ratio": 0.5}), 0.0)
+    dial = PriorSpace(agnostic, make_prior(kinds={"rician": 0.5, "ratio": 0.5}), 0.0)
     for seed in range(20):
         ours, theirs = (s.draw(np.random.default_rng(seed)) for s in (dial, agnostic))
         tissues = {label: theirs.tissues[label] for label in ours.tissues}
@@ -154,7 +155,7 @@ def test_between_the_ends_the_law_is_moved_not_mixed():
 
 def test_labels_that_always_go_together_need_no_definite_matrix():
     prior = replace(make_prior(SEVEN, sigma=1e-6), correlation=np.ones((7, 7)))
-    drawn = means(recipes(DialledSpace(AGNOSTIC, prior, 1.0), 50), WHITE, GREY)
+    drawn = means(recipes(PriorSpace(AGNOSTIC, prior, 1.0), 50), WHITE, GREY)
     z = (drawn - [180, 120]) / [0.08 * 180, 0.08 * 120]
     assert np.abs(z[:, 0] - z[:, 1]).max() < 1e-2
 
@@ -164,12 +165,12 @@ def test_a_dial_beyond_its_ends_is_refused(kappa, tmp_path):
     with pytest.raises(ValueError, match=r"kappa is .*from 0"):
         dialled(kappa)
     with pytest.raises(ValueError, match=r"kappa is .*from 0"):
-        write_dial(tmp_path / "d.toml", "prior.json", kappa)
+        write_prior_space(tmp_path / "d.toml", "prior.json", kappa)
 
 
 def test_measured_spread_is_painted_spread_and_noise_together():
     # 8 measured = 6.24 painted and 5 of noise
-    space = DialledSpace(AGNOSTIC, fixed_prior(5.0), 1.0).at(3.0)
+    space = PriorSpace(AGNOSTIC, fixed_prior(5.0), 1.0).at(3.0)
     tissue = recipes(space, 1)[0].tissues[GREY]
     assert tissue.sd[0] == pytest.approx(np.sqrt(8**2 - 5**2), rel=1e-3)
     # The tissue's own spread, where the prior knows it, counts instead.
@@ -202,7 +203,7 @@ def test_air_that_was_all_noise_is_painted_dark_and_gets_its_brightness_back(rng
 
 
 def test_a_prior_without_background_noise_paints_all_it_measured():
-    space = DialledSpace(AGNOSTIC, fixed_prior(5.0, kinds={"none": 1.0}), 1.0).at(3.0)
+    space = PriorSpace(AGNOSTIC, fixed_prior(5.0, kinds={"none": 1.0}), 1.0).at(3.0)
     recipe = recipes(space, 1)[0]
     assert recipe.noise == Noise()
     assert recipe.tissues[GREY].sd[0] == pytest.approx(8.0)
@@ -213,7 +214,7 @@ def test_what_blur_takes_of_a_spread_is_painted_on_top(voxel_size_mm):
     prior = fixed_prior(1e-6)
     prior = replace(prior, fwhm_mm=(Spread(1.6, 0.0),) * 3, voxel_size_mm=(1.0, 1.0, 1.0))
     prior.labels.update({n: replace(p, grain_frac=0.0) for n, p in prior.labels.items()})
-    recipe = recipes(DialledSpace(AGNOSTIC, prior, 1.0).at(voxel_size_mm), 1)[0]
+    recipe = recipes(PriorSpace(AGNOSTIC, prior, 1.0).at(voxel_size_mm), 1)[0]
     crop = Crop((40, 40, 40), voxel_size_mm)
     painted = 100 + recipe.tissues[GREY].sd[0] * grain(recipe.texture, crop, 5)(0, 40)
     voxels = AcquiredVoxels.of(crop.shape, recipe.resolution, voxel_size_mm=voxel_size_mm)
@@ -224,7 +225,7 @@ def test_a_prior_of_ratios_draws_ratios_as_often_as_the_dial_says():
     prior = replace(make_prior(SEVEN, kinds={"ratio": 1.0}, sigma=0.02), name="UNIT1")
     shares = {}
     for kappa in (0.0, 0.5, 1.0):
-        drawn = recipes(DialledSpace(AGNOSTIC, prior, kappa), 300)
+        drawn = recipes(PriorSpace(AGNOSTIC, prior, kappa), 300)
         assert all(recipe.noise == Noise() for recipe in drawn if recipe.ratio.noise_frac > 0)
         shares[kappa] = np.mean([recipe.ratio.noise_frac > 0 for recipe in drawn])
     assert shares[0.0] == 0
@@ -252,14 +253,14 @@ def test_noise_of_a_ratio_grows_by_its_slope(rng):
 def test_the_transmit_field_fades_as_the_measured_field_takes_over():
     agnostic = AGNOSTIC.changed({"transmit": {"p": 1.0}})
     for kappa, share in ((0.0, 1.0), (0.5, 0.5), (1.0, 0.0)):
-        drawn = recipes(DialledSpace(agnostic, make_prior(SEVEN), kappa), 200)
+        drawn = recipes(PriorSpace(agnostic, make_prior(SEVEN), kappa), 200)
         found = np.mean([recipe.transmit.sequence != "none" for recipe in drawn])
         assert found == pytest.approx(share, abs=0.1)
 
 
 def test_geometry_and_view_are_the_agnostic_ones_whatever_the_dial_says():
     agnostic = AGNOSTIC.changed({"field_of_view": {"p": 0.5}, "cut_p": 0.5, "motion": {"p": 0.5}})
-    spaces = [DialledSpace(agnostic, make_prior(SEVEN), kappa) for kappa in (0.0, 0.3, 1.0)]
+    spaces = [PriorSpace(agnostic, make_prior(SEVEN), kappa) for kappa in (0.0, 0.3, 1.0)]
     for seed in range(20):
         drawn = [space.draw(np.random.default_rng(seed)) for space in spaces]
         for part in ("flip", "deformation", "view", "motion", "paint_seed"):
@@ -278,7 +279,7 @@ def test_every_effect_can_be_switched_off_and_leaves_the_others_alone(effect):
     agnostic = replace(agnostic, tissues=AGNOSTIC.tissues)
     two = (Component(0.5, -1.0, 0.5), Component(0.5, 1.0, 0.5))
     prior = make_prior(SEVEN, components={"Skin": two}, kinds={"rician": 0.6, "ratio": 0.4})
-    with_all = DialledSpace(agnostic, prior, 0.5)
+    with_all = PriorSpace(agnostic, prior, 0.5)
     without = with_all.without(effect)
     on = False
     for seed in range(40):
@@ -317,7 +318,7 @@ def test_components_of_the_prior_are_drawn_at_1():
 def test_recipes_are_the_same_on_every_run_and_json_keeps_them():
     agnostic = RecipeSpace.packaged("agnostic7t")
     for kappa in (0.0, 0.4, 1.0):
-        first, again = (DialledSpace(agnostic, make_prior(), kappa) for _ in range(2))
+        first, again = (PriorSpace(agnostic, make_prior(), kappa) for _ in range(2))
         for one, other in zip(recipes(first, 5, 3), recipes(again, 5, 3), strict=True):
             assert one == other
             assert Recipe.from_json(one.to_json()) == one
@@ -344,28 +345,28 @@ def test_the_digest_changes_with_every_number_and_not_with_the_name():
 def test_a_prior_for_another_table_or_without_a_label_is_refused_by_name():
     table = LabelTable.packaged("fullhead")
     with pytest.raises(ValueError, match=r"another label table.*seven"):
-        DialledSpace(RecipeSpace.packaged("agnostic"), make_prior(SEVEN), 0.5).covers(table)
+        PriorSpace(RecipeSpace.packaged("agnostic"), make_prior(SEVEN), 0.5).covers(table)
     prior = make_prior(SEVEN)
     del prior.labels["Skin"]
     correlation = prior.correlation[:6, :6]
     with pytest.raises(ValueError, match="Skin"):
-        DialledSpace(AGNOSTIC, replace(prior, correlation=correlation), 0.5).covers(SEVEN)
+        PriorSpace(AGNOSTIC, replace(prior, correlation=correlation), 0.5).covers(SEVEN)
     with pytest.raises(ValueError, match="no finite matrix of 6 x 6"):
-        DialledSpace(AGNOSTIC, prior, 0.5)
+        PriorSpace(AGNOSTIC, prior, 0.5)
     bare = replace(AGNOSTIC, tissues=AGNOSTIC.tissues[:-1])
     with pytest.raises(ValueError, match="nothing about: Left-Caudate, Left-Putamen"):
-        DialledSpace(bare, make_prior(SEVEN), 0.5)
+        PriorSpace(bare, make_prior(SEVEN), 0.5)
 
 
 def test_a_dialled_space_is_written_read_and_changed_by_further_keys(tmp_path):
     (tmp_path / "priors").mkdir()
     (tmp_path / "spaces").mkdir()
     path = make_prior().write(tmp_path / "priors")
-    written = write_dial(tmp_path / "spaces" / "half.toml", path, 0.5)
+    written = write_prior_space(tmp_path / "spaces" / "half.toml", path, 0.5)
     space = read_space(str(written))
     assert (space.name, space.kappa, space.prior.name) == ("half", 0.5, "T1w")
     assert space.agnostic.digest == RecipeSpace.packaged("agnostic").digest
-    again = DialledSpace(RecipeSpace.packaged("agnostic"), make_prior(), 0.5)
+    again = PriorSpace(RecipeSpace.packaged("agnostic"), make_prior(), 0.5)
     assert space.digest == again.digest
     space.covers(LabelTable.packaged("fullhead"))
     written.write_text(written.read_text() + "flip_p = 0.0\n[gibbs]\np = 1.0\n")
@@ -403,7 +404,7 @@ def masked_prior(share: float, **options):
 def test_air_is_masked_as_often_as_the_dial_and_the_prior_say():
     shares = {}
     for kappa in (0.0, 0.5, 1.0):
-        space = DialledSpace(AGNOSTIC, masked_prior(0.6), kappa)
+        space = PriorSpace(AGNOSTIC, masked_prior(0.6), kappa)
         drawn = recipes(space, 300)
         shares[kappa] = np.mean([recipe.view.air_masked for recipe in drawn])
         assert {recipe.view.air_level for recipe in drawn} == {0.0}
@@ -415,10 +416,10 @@ def test_air_is_masked_as_often_as_the_dial_and_the_prior_say():
 
 def test_the_level_of_a_ratios_masked_air_is_in_painted_units():
     prior = masked_prior(1.0, kinds={"ratio": 1.0}, sigma=0.02)
-    (recipe,) = recipes(DialledSpace(AGNOSTIC, prior, 1.0), 1)
+    (recipe,) = recipes(PriorSpace(AGNOSTIC, prior, 1.0), 1)
     assert recipe.view.air_level == pytest.approx(51.0)
     agnostic = AGNOSTIC.changed({"ratio": {"p": 1.0}})
-    (recipe,) = recipes(DialledSpace(agnostic, prior, 0.9), 1)
+    (recipe,) = recipes(PriorSpace(agnostic, prior, 0.9), 1)
     if recipe.view.air_masked:
         span = recipe.ratio.high - recipe.ratio.low
         assert recipe.view.air_level == pytest.approx(recipe.ratio.low + 0.2 * span)

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from brainseg_bids.synth.prior_space import PriorSpace
 from torch.utils.data import DataLoader
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.memory_plan import ALLOWANCES
-from brainseg_bids.synth.dial import DialledSpace
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.data import (
@@ -55,7 +55,7 @@ def test_a_pair_depends_on_neither_order_nor_names_of_the_spaces(ready, generato
 
 @pytest.mark.parametrize("kappa", [0.0, 0.5, 1.0])
 def test_a_dialled_space_gives_pairs_that_can_be_made_again(ready, generator, kappa):
-    spaces = [[(DialledSpace(AGNOSTIC, make_prior(), kappa), 1.0)] for _ in range(2)]
+    spaces = [[(PriorSpace(AGNOSTIC, make_prior(), kappa), 1.0)] for _ in range(2)]
     one, other = (stream(ready, generator, s) for s in spaces)
     assert one.spaces[0][0].digest == other.spaces[0][0].digest
     straight = next(iter(one))
@@ -133,7 +133,7 @@ def test_places_and_seeds_give_other_pairs(ready, generator):
 def test_a_prior_for_other_labels_is_refused_before_training(ready, generator):
     prior = make_prior()
     prior.labels["Skin"] = replace(prior["Skin"], index=999)
-    space = DialledSpace(AGNOSTIC, prior, 0.5)
+    space = PriorSpace(AGNOSTIC, prior, 0.5)
     with pytest.raises(ValueError, match="another label table"):
         stream(ready, generator, [(space, 1.0)])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Membership``: the k most probable labels of each voxel, which is what upsampling needs."""
+"""``TopPosteriors``: the k most probable labels of each voxel, which is what upsampling needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FINE = 257  # 65535 / 255: running weights are finer than kept ones, so that rou
 
 
 @dataclass(frozen=True, eq=False)
-class Membership:
+class TopPosteriors:
     """Compressed posteriors: of each voxel the k most probable labels, and how probable.
 
     44 float32 volumes of 256³ voxels take 2.9 GiB, the four most probable labels 0.2 GiB.
@@ -44,7 +44,7 @@ class Membership:
     >>> from brainseg_bids.anatomy.labels import Label
     >>> table = LabelTable([Label(0, "Background"), Label(2, "WM"), Label(3, "GM")])
     >>> row = Grid((3, 1, 1), np.eye(4))
-    >>> soft = Membership.from_posteriors(
+    >>> soft = TopPosteriors.from_posteriors(
     ...     [(2, np.array([[[1]], [[0.4]], [[0]]])), (3, np.array([[[0]], [[0.6]], [[0]]]))],
     ...     row, table, k=2)
     >>> soft.codes[..., 0, 0].tolist(), soft.weights[..., 0, 0].tolist()
@@ -83,7 +83,7 @@ class Membership:
         table: LabelTable,
         *,
         k: int = 4,
-    ) -> Membership:
+    ) -> TopPosteriors:
         """Keep the k largest of any number of posterior volumes.
 
         One volume is held at a time, beside k running arrays; a tie goes to the lower code. A
@@ -128,7 +128,7 @@ class Membership:
         return cls(codes.reshape(shape), weights.reshape(shape), grid, table)
 
     @classmethod
-    def certain(cls, labels: LabelMap, *, k: int = 1) -> Membership:
+    def certain(cls, labels: LabelMap, *, k: int = 1) -> TopPosteriors:
         """Every voxel belongs to its label and to no other."""
         codes = np.zeros((k, *labels.grid.shape), dtype=np.int16)
         weights = np.zeros(codes.shape, dtype=np.uint8)
@@ -139,7 +139,7 @@ class Membership:
         """The most probable label of each voxel."""
         return LabelMap(self.codes[0].copy(), self.grid, self.table)
 
-    def translate(self, crosswalk: Crosswalk) -> Membership:
+    def translate(self, crosswalk: Crosswalk) -> TopPosteriors:
         """The same in the target's codes; codes that become the same code add up.
 
         So the most probable label may change where one was split: half putamen and half small
@@ -152,7 +152,7 @@ class Membership:
         """
         # An empty rank repeats the first code, so that its padding needs no translation.
         asked = np.where(self.weights > 0, self.codes, self.codes[:1])
-        codes = crosswalk.codes(asked, what="membership")
+        codes = crosswalk.codes(asked, what="posteriors")
         weights = self.weights.copy()
         changed = np.zeros(self.grid.shape, dtype=bool)
         for low in range(1, self.k):
@@ -166,7 +166,7 @@ class Membership:
         order = np.argsort(-weights[:, changed].astype(np.int16), axis=0, kind="stable")
         for array in (codes, weights):
             array[:, changed] = np.take_along_axis(array[:, changed], order, axis=0)
-        return Membership(codes, weights, self.grid, crosswalk.target)
+        return TopPosteriors(codes, weights, self.grid, crosswalk.target)
 
 
 def _fine(posterior: np.ndarray, grid: Grid, name: str) -> np.ndarray:
