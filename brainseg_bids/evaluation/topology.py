@@ -44,7 +44,7 @@ def topology(
 
     Notes
     -----
-    The same numbers as in the certificate of upsampling, `anatomy.certificate`; for groups, of
+    The same numbers as in the report on upsampling, `anatomy.upsampling_report`; for groups, of
     their union.
     """
     lookups = [

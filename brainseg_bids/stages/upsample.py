@@ -269,7 +269,7 @@ def _kept_top(scan: Scan) -> tuple[Path, ...]:
 
 
 def upsample_metadata(plan: UpsampleJob, *, output_dir: Path) -> dict[str, dict]:
-    """JSON of each output, less what only the run can tell (the certificate)."""
+    """JSON of each output, less what only the run can tell (the quality report)."""
     source = plan.provenance["Input"]
     own = f"bids::{plan.outputs['labels'].relative_to(output_dir).as_posix()}"
     raw = read_object(sidecar(plan.scan.path)).get("SpatialReference")
@@ -303,7 +303,7 @@ Label maps were brought to voxels of {target.shown}: where a tool had given prob
 were interpolated (cubic convolution) and each voxel got the most probable label; elsewhere each
 voxel got the label with the largest weight under a separable kernel (*{target.kernel}*). The
 maps' world extent was kept.
-{cleaned}Each map has a certificate of what it is when taken back to its source's voxels.
+{cleaned}Each map has a quality report of what it is when taken back to its source's voxels.
 """
 
 

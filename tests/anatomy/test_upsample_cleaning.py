@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from brainseg_bids.anatomy.topology import components
-from brainseg_bids.anatomy.upsampling_report import upsampling_report, upsampling_warnings
 
 from brainseg_bids.anatomy.cavities import Hollows
 from brainseg_bids.anatomy.cleaning import small_pieces
@@ -14,8 +12,10 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.anatomy.rules import MergeRules
+from brainseg_bids.anatomy.topology import components
 from brainseg_bids.anatomy.upsample import regrid, upsample, upsample_posteriors
 from brainseg_bids.anatomy.upsample_cleaning import clean_upsampled
+from brainseg_bids.anatomy.upsampling_report import upsampling_report, upsampling_warnings
 from tests.phantom.head import phantom_grid, phantom_head
 
 RULES = MergeRules.packaged()

@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What upsampling did to every label: a certificate to lie beside the map."""
+"""What upsampling did to every label: a quality report to lie beside the map."""
 
 from __future__ import annotations
 
-import cc3d
 import numpy as np
 from scipy import ndimage
 
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import count_codes
+from brainseg_bids.anatomy.topology import CONNECTIVITY, components, euler_numbers
 from brainseg_bids.anatomy.upsample import regrid
-from brainseg_bids.anatomy.upsample_kernels import jit
-
-CONNECTIVITY = 26
-"""Voxels that share a corner belong together; the background is then 6-connected."""
 
 PIECES = (2, 5)
 """A label may be in twice as many pieces as before and this many more."""
@@ -22,7 +18,7 @@ VOLUME_CHANGE, LARGE_MM3 = 0.2, 1000.0
 such label changed by more than 0.08."""
 
 
-def certificate(source: LabelMap, result: LabelMap) -> dict:
+def upsampling_report(source: LabelMap, result: LabelMap) -> dict:
     """Compare a label map with its upsampled version, label by label.
 
     Parameters
@@ -58,7 +54,7 @@ def certificate(source: LabelMap, result: LabelMap) -> dict:
     >>> table = LabelTable([Label(0, "Background"), Label(7, "Cube")])
     >>> voxels = np.zeros((6, 6, 6), np.int16); voxels[2:4, 2:4, 2:4] = 7
     >>> cube = LabelMap(voxels, Grid((6, 6, 6), np.eye(4)), table)
-    >>> found = certificate(cube, upsample(cube, 0.5, kernel="linear"))
+    >>> found = upsampling_report(cube, upsample(cube, 0.5, kernel="linear"))
     >>> found["labels"][1]["euler_after"], found["labels"][1]["volume_change"]
     (1, -0.125)
     """
@@ -91,8 +87,8 @@ def certificate(source: LabelMap, result: LabelMap) -> dict:
     }
 
 
-def broken(proof: dict) -> list[str]:
-    """What a person should look at in an upsampled map, from its `certificate`.
+def upsampling_warnings(report: dict) -> list[str]:
+    """What a person should look at in an upsampled map, from its `upsampling_report`.
 
     Labels in more pieces than `PIECES` allows, labels lost, and labels whose volume changed by
     more than `VOLUME_CHANGE`; thin vessels and nerves come apart at any factor, so a few more
@@ -102,10 +98,10 @@ def broken(proof: dict) -> list[str]:
     --------
     >>> row = {"index": 0, "name": "Unknown", "components_before": 1, "components_after": 900,
     ...     "volume_before_mm3": 1e6, "volume_change": 0.003}
-    >>> broken({"labels": [row], "labels_lost": []})
+    >>> upsampling_warnings({"labels": [row], "labels_lost": []})
     ['many more pieces than in the source: Unknown (1, now 900)']
     """
-    rows = proof["labels"]
+    rows = report["labels"]
     apart = [
         f"{row['name']} ({row['components_before']}, now {row['components_after']})"
         for row in rows
@@ -116,7 +112,7 @@ def broken(proof: dict) -> list[str]:
         for row in rows
         if row["volume_before_mm3"] >= LARGE_MM3 and abs(row["volume_change"]) > VOLUME_CHANGE
     ]
-    lost = [f"{row['name']} ({row['voxels']} voxels)" for row in proof["labels_lost"]]
+    lost = [f"{row['name']} ({row['voxels']} voxels)" for row in report["labels_lost"]]
     said = {
         "many more pieces than in the source": apart,
         "volume unlike the source's": changed,
@@ -126,7 +122,7 @@ def broken(proof: dict) -> list[str]:
 
 
 def _row(source: LabelMap, result: LabelMap, code: int, dice: float, shapes: list) -> dict:
-    """Line of the certificate for one label."""
+    """Line of the report for one label."""
     volumes = [
         (shape["voxels"] if shape else 0) * labels.grid.voxel_volume_mm3
         for shape, labels in zip(shapes, (source, result), strict=True)
@@ -172,71 +168,3 @@ def _shapes(labels: LabelMap) -> dict[int, dict]:
             "euler": euler[code],
         }
     return found
-
-
-def components(mask: np.ndarray) -> int:
-    """Number of 26-connected pieces of a mask.
-
-    Examples
-    --------
-    >>> components(np.eye(3, dtype=bool)[..., None]), components(np.zeros((2, 2, 2), bool))
-    (1, 0)
-    """
-    if not mask.any():
-        return 0
-    return int(cc3d.connected_components(mask, connectivity=CONNECTIVITY, return_N=True)[1])
-
-
-def euler_numbers(codes: np.ndarray) -> dict[int, int]:
-    """Euler number of each label: pieces + cavities - tunnels, voxels joined at corners too.
-
-    Parameters
-    ----------
-    codes : (X, Y, Z) int
-        0..32767.
-
-    Examples
-    --------
-    >>> ring = np.ones((3, 3, 1), int); ring[1, 1] = 0
-    >>> euler_numbers(ring)
-    {0: 1, 1: 0}
-    """
-    present = sorted(count_codes(codes))
-    totals = np.zeros(max(present) + 1, np.int64)
-    _euler(np.ascontiguousarray(codes, dtype=np.int16), totals)
-    return {code: int(totals[code]) for code in present}
-
-
-@jit
-def _euler(codes, totals):
-    """Add vertices - edges + faces - voxels of each label to ``totals``."""
-    around = np.empty(8, np.int16)
-    sizes = codes.shape
-    for x in range(sizes[0] + 1):
-        for y in range(sizes[1] + 1):
-            for z in range(sizes[2] + 1):
-                if 0 < x < sizes[0] and 0 < y < sizes[1] and 0 < z < sizes[2]:
-                    first, whole = codes[x, y, z], True
-                    for n in range(1, 8):
-                        whole &= codes[x - (n >> 2), y - ((n >> 1) & 1), z - (n & 1)] == first
-                    if whole:  # 1 vertex - 3 edges + 3 faces - 1 voxel
-                        continue
-                for n in range(8):
-                    a, b, c = x - (n >> 2), y - ((n >> 1) & 1), z - (n & 1)
-                    outside = a < 0 or b < 0 or c < 0
-                    outside = outside or a >= sizes[0] or b >= sizes[1] or c >= sizes[2]
-                    around[n] = -1 if outside else codes[a, b, c]
-                # Cells whose lowest corner is this vertex: those that leave out some directions.
-                for free in range(8):
-                    sign = 1
-                    for bit in range(3):
-                        if (free >> bit) & 1:
-                            sign = -sign
-                    for n in range(8):
-                        if n & free or around[n] < 0:
-                            continue
-                        new = True
-                        for m in range(n):
-                            new &= bool(m & free) or around[m] != around[n]
-                        if new:
-                            totals[around[n]] += sign

@@ -7,14 +7,14 @@ import json
 
 import numpy as np
 import pytest
-from brainseg_bids.anatomy.topology import components, euler_numbers
-from brainseg_bids.anatomy.upsampling_report import upsampling_report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
+from brainseg_bids.anatomy.topology import components, euler_numbers
 from brainseg_bids.anatomy.upsample import upsample
+from brainseg_bids.anatomy.upsampling_report import upsampling_report
 from tests.phantom.head import phantom_grid
 
 TABLE = LabelTable([Label(n, f"Label-{n}") for n in range(6)], name="six")
