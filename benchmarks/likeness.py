@@ -6,7 +6,7 @@
 ``OUT`` holds segmentations and contrast statistics of the heads in ``DATA`` (stages ``segment
 contrast``). Each T1w head is left out once: priors are pooled over the others, pairs drawn from
 label maps of other people, and the energy distance between histograms of each class is taken,
-after the network's own scaling to 0..1. Methods: ``fitted`` (contrast dial 1), ``half`` (0.5),
+after the network's own scaling to 0..1. Methods: ``fitted`` (prior weight 1), ``half`` (0.5),
 ``agnostic`` (0), ``synthseg`` (class medians and deviations of the same heads, pooled as SynthSeg
 does, with its own ranges for all else) and ``t1w`` (the packaged space with published priors).
 """
@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from brainseg_bids.synth.prior_space import PriorSpace
 
 from benchmarks.synthseg_priors import SYNTHSEG_CLASSES, synthseg_prior, synthseg_statistics
 from brainseg_bids.anatomy.crosswalk import Crosswalk
@@ -30,6 +29,7 @@ from brainseg_bids.stages.likeness import draw, likeness, read_real
 from brainseg_bids.stages.pairs import centred_grid, pair_shape, whole_heads
 from brainseg_bids.stages.pooling import Measured, find_measured
 from brainseg_bids.synth.generator import Generator, LabelVolume
+from brainseg_bids.synth.prior_space import PriorSpace
 from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.synth.space import RecipeSpace, TissueSpace
 from brainseg_bids.volumes import read_grid, read_volume

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plan, run and report the contrast-dial experiment.
+"""Plan, run and report the prior-weight experiment.
 
 ``python -m brainseg_bids.cli.experiment plan|run|report|slurm FOLDER ...``
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule of the contrast-dial experiment, written down before it was run."""
+"""The rule of the prior-weight experiment, written down before it was run."""
 
 from __future__ import annotations
 

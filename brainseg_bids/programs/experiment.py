@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of the contrast-dial experiment: trained, and measured on the same images."""
+"""Runs of the prior-weight experiment: trained, and measured on the same images."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class SpaceFacts:
     contrast : str
         E.g. ``T1w``; empty for any contrast.
     kappa : float or None
-        Contrast dial: 0 any contrast, 1 as measured; None if the space has no prior.
+        Prior weight: 0 any contrast, 1 as measured; None if the space has no prior.
     digest : str
         SHA-256 of the space's file or of the prior it rests on, hex; may be empty.
     """
@@ -309,7 +309,7 @@ def _data(facts: CardFacts) -> list[str]:
     ]
     return [
         f"{words}. Licence of the maps: {facts.data_licence or 'not stated'}.",
-        *_tables(("Recipe space", "Share", "Contrast", "Dial (kappa)", "SHA-256"), spaces),
+        *_tables(("Recipe space", "Share", "Contrast", "Prior weight (kappa)", "SHA-256"), spaces),
         *_tables(
             ("Label map", "Voxels (mm)", "For", "SHA-256"),
             maps if len(maps) <= MOST_LISTED else [],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words, tables and a picture of the contrast-dial experiment."""
+"""Words, tables and a picture of the prior-weight experiment."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WIDTH_PX, _HEIGHT_PX = 1100, 520
 
 
 def draw_experiment(path: Path, plan: ExperimentPlan, findings: Findings) -> Path:
-    """Accuracy against the dial, and paired differences to the baseline, with intervals.
+    """Accuracy against the prior weight, and paired differences to the baseline, with intervals.
 
     Points are seeds, lines join means, bars are intervals over seeds.
 
@@ -42,7 +42,7 @@ def draw_experiment(path: Path, plan: ExperimentPlan, findings: Findings) -> Pat
         PNG file, written whole or not at all.
     """
     canvas = Canvas(_WIDTH_PX, _HEIGHT_PX)
-    title = f"Contrast dial: contrast {plan.contrast}"
+    title = f"Prior weight: contrast {plan.contrast}"
     if findings.thesis:
         title += f". By the rule: {findings.thesis.verdict}"
     canvas.text(30, 26, title, size_px=17, weight="bold")
@@ -108,7 +108,7 @@ def _draw_line(axes: Axes, estimates: Sequence[Estimate], color: str, shift: flo
 def experiment_page(plan: ExperimentPlan, findings: Findings, *, figure: str | None) -> str:
     """The report in Markdown; ``figure`` is the picture's file name."""
     parts = [
-        f"# Contrast dial: contrast {plan.contrast}",
+        f"# Prior weight: contrast {plan.contrast}",
         f"Planned {plan.planned} with brainseg-bids {plan.version}, before anything was run; "
         f"plan {plan.digest[:12]}. {len(plan.runs)} runs: kappa "
         f"{', '.join(f'{kappa:g}' for kappa in plan.kappas)}; seeds "
@@ -128,7 +128,7 @@ def experiment_page(plan: ExperimentPlan, findings: Findings, *, figure: str | N
         _table(findings.differences, signed=True),
     ]
     if figure:
-        parts.append(f"![Accuracy and differences against the dial]({figure})")
+        parts.append(f"![Accuracy and differences against the prior weight]({figure})")
     return "\n\n".join(parts) + "\n"
 
 
@@ -152,7 +152,9 @@ def verdict(plan: ExperimentPlan, findings: Findings) -> list[str]:
         )
     n = len(plan.seeds)
     if n == 1:
-        said.append("With one seed there are no intervals: chance and the dial look alike.")
+        said.append(
+            "With one seed there are no intervals: chance and the prior weight look alike."
+        )
     elif n < FEWEST_SEEDS:
         said.append(
             f"{n} seeds are too few: the rule calls nothing better or worse with fewer than "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contrast-dial experiment: what is planned and checked, and its report."""
+"""The prior-weight experiment: what is planned and checked, and its report."""
 
 from __future__ import annotations
 
@@ -118,9 +118,9 @@ def _planned(options: argparse.Namespace) -> ExperimentPlan:
         maps=_pinned_maps(options.maps, source, train.target_table),
         validation=_pinned_maps(options.validation, source, train.target_table),
         images=_pinned_images(options, prior, source, train.target_table),
-        on_space=dial(1.0),
+        on_space=space_digest(1.0),
         off_spaces={name: digest(read_space(name)) for name in names},
-        dials={f"{kappa:g}": dial(kappa) for kappa in kappas},
+        dials={f"{kappa:g}": space_digest(kappa) for kappa in kappas},
         pairs_per_map=options.pairs,
         margin=options.margin,
         evaluation_seed=EVALUATION_SEED,

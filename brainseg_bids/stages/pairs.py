@@ -456,7 +456,7 @@ def _write_root(root: Path, name: str, settings: Settings, table: LabelTable) ->
     write_text(
         root / "README.md",
         f"# Synthetic images of contrast {name}\n\nDrawn by brainseg-bids {__version__} from "
-        f"label maps, with contrast dial {settings.kappa:g}. The JSON beside each image holds "
+        f"label maps, with prior weight {settings.kappa:g}. The JSON beside each image holds "
         "its recipe: the same recipe and label map give the same pair.\n",
     )
     table.write(root / "seg-brainseg_dseg.tsv")

@@ -319,10 +319,10 @@ def read_priors(output_dir: Path, wanted: str = "") -> dict[str, tuple[Path, Con
         raise InputError(str(error)) from error
 
 
-def write_dials(output_dir: Path, names: Iterable[str]) -> list[Path]:
+def write_prior_spaces(output_dir: Path, names: Iterable[str]) -> list[Path]:
     """A recipe file per prior, ``priors/contrast-NAME_recipe.toml``, that training can name.
 
-    One that is there stays: its dial may have been turned by hand.
+    One that is there stays: its weight may have been changed by hand.
     """
     written = []
     for name in names:
@@ -335,7 +335,7 @@ def write_dials(output_dir: Path, names: Iterable[str]) -> list[Path]:
 
 DIAL = """\
 # Recipes of contrast {name}, for training: name this file as a recipe space.
-# Contrast dial: 0 is any contrast, 1 the one that was measured; in between, in between.
+# Prior weight: 0 is any contrast, 1 the one that was measured; in between, in between.
 kappa = 1.0
 # What the measured images look like; beside this file.
 prior = "contrast-{name}_prior.json"

@@ -37,7 +37,7 @@ class SynthOptions(OptionGroup):
         parse=share,
         fits=Number(0, 1),
         metavar="K",
-        help="contrast dial from 0, any contrast, to 1 (default), the measured one",
+        help="prior weight from 0, any contrast, to 1 (default), the measured one",
     )
     pairs: int = option(
         "--pairs",

@@ -218,7 +218,7 @@ def _choose_spaces(
         kappa_said=settings.kappa != type(settings).kappa,
     )
     if spaces.prior:
-        why += f", contrast dial {settings.kappa:g}"
+        why += f", prior weight {settings.kappa:g}"
     return spaces, why, read.get(spaces.prior)
 
 
@@ -348,7 +348,7 @@ def command_of(settings: Settings) -> str:
 
 
 def space_key(name: str, job: JobPlan) -> str:
-    """What the plan calls a space: the prior's dial lies in the training folder itself."""
+    """What the plan calls a space: the file with the weight of the prior lies in the training folder itself."""
     return f"contrast-{job.spaces.prior}_kappa-{job.kappa:g}.toml" if name == PRIOR else name
 
 
@@ -405,7 +405,7 @@ def write_job(job: JobPlan, described: dict) -> dict:
         write_prior_space(dial, prior, job.kappa, job.recipe.values.get("agnostic", "agnostic"))
         if centre := _centre(job):
             low, high = centre["center_frac"]
-            with dial.open("a", encoding="utf-8") as file:
+            with recipe.open("a", encoding="utf-8") as file:
                 file.write(
                     f"# Where crops lie, by the training recipe.\ncenter_frac = [{low}, {high}]\n"
                 )

@@ -139,7 +139,7 @@ def fitted_tissue(
     )
 
 
-def between_tissues(agnostic: Tissue, fitted: Tissue, kappa: float) -> Tissue:
+def between_tissues(agnostic: Tissue, fitted: Tissue, prior_weight: float) -> Tissue:
     """Tissue between two: darker components move to darker ones, brighter to brighter.
 
     The two mixtures are cut into the fewest parts that have one component of each; every part
@@ -151,8 +151,8 @@ def between_tissues(agnostic: Tissue, fitted: Tissue, kappa: float) -> Tissue:
     ...     0.5)
     Tissue(mean=(75.0, 95.0), sd=(7.0, 8.0), weight=(0.75, 0.25))
     """
-    if kappa in (0, 1):
-        return fitted if kappa == 1 else agnostic
+    if prior_weight in (0, 1):
+        return fitted if prior_weight == 1 else agnostic
     parts = []
     mine, theirs = _by_brightness(agnostic), _by_brightness(fitted)
     while mine and theirs:
@@ -165,7 +165,9 @@ def between_tissues(agnostic: Tissue, fitted: Tissue, kappa: float) -> Tissue:
     parts.sort()
 
     def moved(one: Sequence[float], two: Sequence[float]) -> tuple[float, ...]:
-        return tuple((1 - kappa) * one[k] + kappa * two[other] for k, other, _ in parts)
+        return tuple(
+            (1 - prior_weight) * one[k] + prior_weight * two[other] for k, other, _ in parts
+        )
 
     return Tissue(
         mean=moved(agnostic.mean, fitted.mean),

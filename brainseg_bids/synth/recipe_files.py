@@ -22,7 +22,7 @@ def read_space(name_or_path: str) -> RecipeSpace | PriorSpace:
     return RecipeSpace.named(name_or_path)
 
 
-def write_dial(
+def write_prior_space(
     path: str | Path, prior_path: str | Path, kappa: float, agnostic: str = "agnostic"
 ) -> Path:
     """Write a recipe file that `read_space` turns into a `PriorSpace`.
@@ -51,7 +51,7 @@ def write_dial(
         "# Recipe space between any contrast and a measured one.",
         "# What images of the contrast look like; the path starts at this file.",
         f"prior = {relative(prior_path)}",
-        "# Contrast dial: 0 any contrast, 1 as measured.",
+        "# Prior weight: 0 any contrast, 1 as measured.",
         f"kappa = {float(kappa)!r}",
         "# Space at 0; what a prior does not measure (geometry, view, motion) is always its.",
         f"agnostic = {space}",

@@ -28,7 +28,7 @@ INDEX_STRIDE = 1_000_003
 
 
 class Space(Protocol):
-    """What recipes are drawn from: a `RecipeSpace` or a `DialledSpace`."""
+    """What recipes are drawn from: a `RecipeSpace` or a `PriorSpace`."""
 
     name: str
 
@@ -59,7 +59,7 @@ class PairStream(IterableDataset):
     Parameters
     ----------
     heads : sequence of LabelVolume
-    spaces : sequence of (RecipeSpace or DialledSpace, float)
+    spaces : sequence of (RecipeSpace or PriorSpace, float)
         Recipe spaces and how often each is drawn from.
     generator : Generator
     seed : int

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contrast-dial experiment: does training for one contrast beat training for any?
+"""The prior-weight experiment: does training for one contrast beat training for any?
 
-The same label maps, seeds and steps; only the dial ``kappa`` differs between the runs of a seed.
+The same label maps, seeds and steps; only the prior weight ``kappa`` differs between the runs of a seed.
 Every run is then measured on the same images. What is compared, by which rule, is part of the
 plan, which is written before anything is run.
 """
@@ -23,7 +23,7 @@ from brainseg_bids.training.overlap import Score
 from brainseg_bids.training.plan import TrainPlan
 
 BASELINE = 0.0
-"""The dial that stands for any contrast."""
+"""The prior weight that stands for any contrast."""
 ON, OFF, REAL = "on", "off", "real"
 WHERE = {
     ON: "synthetic pairs of the contrast",
@@ -55,7 +55,7 @@ class RealImage:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its number, contrast dial and seed."""
+    """One training run: its number, prior weight and seed."""
 
     index: int
     kappa: float
@@ -152,7 +152,7 @@ class ExperimentPlan:
 
     @property
     def judged_kappa(self) -> float:
-        """The dial that is judged against the baseline: the nearest to the contrast."""
+        """The prior weight that is judged against the baseline: the nearest to the contrast."""
         return max(self.kappas)
 
     @property
@@ -372,7 +372,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Findings:
-    """Accuracy by dial, differences to the baseline, and what the rule says.
+    """Accuracy by prior weight, differences to the baseline, and what the rule says.
 
     Parameters
     ----------

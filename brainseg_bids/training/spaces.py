@@ -70,13 +70,13 @@ def choose_spaces(
     wanted : str
         Name of the prior that the user asked for.
     kappa_said : bool
-        Whether the contrast dial was turned, which only a prior makes sense of.
+        Whether a prior weight was given, which only a prior makes sense of.
 
     Raises
     ------
     InputError
         If the wanted prior is not there, there are several and nothing chooses, or a recipe or a
-        turned dial needs one and there is none.
+        weight of a prior needs one and there is none.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def choose_spaces(
     name = _prior_name(wanted, priors, own)
     if kappa_said and not name:
         raise InputError(
-            "--kappa: the contrast dial needs a contrast prior. Run group --stages priors first, "
+            "--kappa: the prior weight needs a contrast prior. Run group --stages priors first, "
             "or choose one with --prior."
         )
     if PRIOR in own:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contrast-dial experiment from plan to report, with a net and a head of toy size."""
+"""The prior-weight experiment from plan to report, with a net and a head of toy size."""
 
 from __future__ import annotations
 

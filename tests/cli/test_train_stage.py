@@ -341,18 +341,18 @@ def test_plan_only_prints_and_stores_the_plan_and_trains_nothing(stage):
     code, log = stage("--plan-only", "--kappa", "0.5", "--precision", "fp32")
     assert code == 0, log
     plan = json.loads((stage.training / "plan.json").read_text())
-    dial = "contrast-T2w7T_kappa-0.5.toml"
-    assert plan["spaces"] == {dial: 1.0}
+    space_file = "contrast-T2w7T_kappa-0.5.toml"
+    assert plan["spaces"] == {space_file: 1.0}
     assert plan["precision"] == "32-true"
     assert plan["patch_vox"] == [24, 24, 24]
-    space = read_space(str(stage.training / dial))
-    assert (space.kappa, space.agnostic.center_frac) == (0.5, (0.35, 0.65))
-    assert "contrast prior T2w7T (the only one there is), contrast dial 0.5" in log
+    space = read_space(str(stage.training / space_file))
+    assert (space.prior_weight, space.agnostic.center_frac) == (0.5, (0.35, 0.65))
+    assert "contrast prior T2w7T (the only one there is), prior weight 0.5" in log
     assert "24 x 24 x 24 voxels of 8 mm" in log
     assert "time: at least 2.0 h: 2 steps of 3,600.0 s" in log
     job = json.loads((stage.training / "job.json").read_text())
     assert job["contrasts"] == ["T2w"]
-    assert job["spaces"][dial]["digest"] == space.at(8.0).digest
+    assert job["spaces"][space_file]["digest"] == space.at(8.0).digest
     assert job["command"].endswith("--precision fp32 --plan-only")
     assert not (stage.training / "last.ckpt").exists()
     assert stage("--plan-only", "--kappa", "0.5")[0] == 0
@@ -471,7 +471,7 @@ def test_too_little_memory_says_what_would_do(stage):
     [
         (("--architecture", "vnet"), "unknown architecture 'vnet'"),
         (("--prior", "T1w"), "--stages priors first"),
-        (("--kappa", "0.5"), "the contrast dial needs a contrast prior"),
+        (("--kappa", "0.5"), "the prior weight needs a contrast prior"),
         (("--start-from", "nowhere"), "--start-from nowhere: no model of that name"),
         (("--recipe", "nowhere.toml"), "nowhere.toml: there is no such file"),
         (("--validate-on", "."), "say where the labels of these images are"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule of the contrast-dial experiment, case by case."""
+"""The rule of the prior-weight experiment, case by case."""
 
 from __future__ import annotations
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from brainseg_bids.synth.prior_space import PriorSpace
 from torch.utils.data import DataLoader
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.memory_plan import ALLOWANCES
 from brainseg_bids.synth.generator import Generator, LabelVolume
+from brainseg_bids.synth.prior_space import PriorSpace
 from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.data import (
     HEADS_SHARE,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contrast-dial experiment: what is planned, measured and said about it."""
+"""The prior-weight experiment: what is planned, measured and said about it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make_plan(**options) -> ExperimentPlan:
 
 
 def made_up(plan: ExperimentPlan, gains: dict[str, float]) -> list[RunResult]:
-    """Results in which a dial of 1 gains this much; seeds differ more than dials do."""
+    """Results in which a prior weight of 1 gains this much; seeds differ more than weights do."""
 
     def score(run, where, space, offset):
         gain = run.kappa * (gains[where] + JITTER[run.seed])

@@ -340,7 +340,7 @@ def test_without_a_prior_the_packaged_recipe_draws_from_any_contrast():
     [
         ({"A": "T1w"}, {"wanted": "B"}, "--prior B: there is none. Known: A"),
         ({"A": "T1w", "B": "T1w"}, {}, "several contrast priors .A, B.: choose one with --prior"),
-        ({}, {"kappa_said": True}, "--kappa: the contrast dial needs a contrast prior"),
+        ({}, {"kappa_said": True}, "--kappa: the prior weight needs a contrast prior"),
     ],
 )
 def test_a_prior_that_cannot_be_chosen_says_how(priors, options, said):

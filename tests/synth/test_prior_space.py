@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contrast dial: exactly agnostic at 0, exactly the prior at 1, straight in between."""
+"""The prior weight: exactly agnostic at 0, exactly the prior at 1, straight in between."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from brainseg_bids.synth.prior_space import PriorSpace
+from brainseg_bids.synth.dial import WHITE_SIGNAL
 from scipy.spatial.distance import cdist
 from scipy.stats import kstest
 
@@ -16,7 +16,7 @@ from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.contrast.measured import Component
 from brainseg_bids.contrast.prior import Spread
 from brainseg_bids.synth.classes import TissueSpace
-from brainseg_bids.synth.dial import WHITE_SIGNAL
+from brainseg_bids.synth.prior_space import PriorSpace
 from brainseg_bids.synth.prior_tissues import MeasuredNoise, between_tissues, ratio_slope
 from brainseg_bids.synth.ratio import second_inversion
 from brainseg_bids.synth.recipe import Noise, Recipe, Tissue
@@ -77,13 +77,13 @@ def test_at_0_every_recipe_is_the_agnostic_one(name):
     agnostic = RecipeSpace.packaged(name)
     dial = PriorSpace(agnostic, make_prior(kinds={"rician": 0.5, "ratio": 0.5}), 0.0)
     for seed in range(20):
-        ours, theirs = (s.draw(np.random.default_rng(seed)) for s in (dial, agnostic))
+        ours, theirs = (s.draw(np.random.default_rng(seed)) for s in (space, agnostic))
         tissues = {label: theirs.tissues[label] for label in ours.tissues}
-        assert ours == replace(theirs, space=dial.name, tissues=tissues)
+        assert ours == replace(theirs, space=space.name, tissues=tissues)
 
 
 def test_agnostic_means_are_uniform_and_alike_only_within_a_group():
-    drawn = means(recipes(dialled(0.0), 800), WHITE, GREY, *PAIRED)
+    drawn = means(recipes(weighted(0.0), 800), WHITE, GREY, *PAIRED)
     for column in drawn.T:
         assert kstest(column, "uniform", args=(0, 250)).pvalue > BY_CHANCE_P
     correlation = np.corrcoef(drawn.T)
@@ -93,12 +93,12 @@ def test_agnostic_means_are_uniform_and_alike_only_within_a_group():
 
 
 def test_at_1_means_spreads_and_their_correlation_are_the_priors():
-    dial = dialled(1.0, sigma=1e-6)
-    drawn = recipes(dial, 600)
+    space = weighted(1.0, sigma=1e-6)
+    drawn = recipes(space, 600)
     names = (WHITE, GREY, CSF, "Skin", *PAIRED)
     found = means(drawn, *names)
     for column, name in zip(found.T, names, strict=True):
-        prior = dial.prior[name]
+        prior = space.prior[name]
         assert kstest(column, "norm", args=(prior.mean, prior.mean_sd)).pvalue > BY_CHANCE_P
     correlation = np.corrcoef(found.T)[np.triu_indices(len(names), 1)]
     assert np.abs(correlation - SHARED).max() < 0.03
@@ -107,7 +107,7 @@ def test_at_1_means_spreads_and_their_correlation_are_the_priors():
 
 
 def test_at_1_field_noise_and_resolution_are_the_priors_and_gamma_is_none():
-    drawn = recipes(dialled(1.0, sigma=4.0), 300)
+    drawn = recipes(weighted(1.0, sigma=4.0), 300)
     measured = {
         "bias": ([r.bias.log_sd for r in drawn], Spread(0.15, 0.3)),
         "smoothness": ([r.bias.node_spacing_mm for r in drawn], Spread(70.0, 0.2)),
@@ -125,15 +125,15 @@ def test_at_1_field_noise_and_resolution_are_the_priors_and_gamma_is_none():
 def test_white_matter_stays_above_grey_at_1_but_not_at_0():
     share = {}
     for kappa in (0.0, 1.0):
-        white, grey = means(recipes(dialled(kappa), 300), WHITE, GREY).T
+        white, grey = means(recipes(weighted(kappa), 300), WHITE, GREY).T
         share[kappa] = (white > grey).mean()
     assert share[1.0] == 1.0
     assert 0.4 < share[0.0] < 0.6
 
 
-def test_images_come_nearer_to_the_prior_with_every_turn_of_the_dial():
+def test_images_come_nearer_to_the_prior_with_every_rise_of_the_weight():
     def features(kappa: float, seed: int) -> np.ndarray:
-        drawn = recipes(dialled(kappa, sigma=1e-6), 250, seed)
+        drawn = recipes(weighted(kappa, sigma=1e-6), 250, seed)
         rest = [[100 * r.bias.log_sd, 50 * np.log(r.gamma), r.tissues[WHITE].sd[0]] for r in drawn]
         return np.hstack([means(drawn, WHITE, GREY, CSF, "Skin"), rest])
 
@@ -148,8 +148,8 @@ def test_images_come_nearer_to_the_prior_with_every_turn_of_the_dial():
 
 def test_between_the_ends_the_law_is_moved_not_mixed():
     # The quantiles of one label at 0.5 are the means of those at both ends.
-    ends = [np.sort(means(recipes(dialled(k, sigma=1e-6), 500), GREY)[:, 0]) for k in (0.0, 1.0)]
-    between = np.sort(means(recipes(dialled(0.5, sigma=1e-6), 500), GREY)[:, 0])
+    ends = [np.sort(means(recipes(weighted(k, sigma=1e-6), 500), GREY)[:, 0]) for k in (0.0, 1.0)]
+    between = np.sort(means(recipes(weighted(0.5, sigma=1e-6), 500), GREY)[:, 0])
     assert np.abs(between - (ends[0] + ends[1]) / 2)[25:-25].max() < 10
 
 
@@ -163,7 +163,7 @@ def test_labels_that_always_go_together_need_no_definite_matrix():
 @pytest.mark.parametrize("kappa", [-0.1, 1.01, float("nan")])
 def test_a_dial_beyond_its_ends_is_refused(kappa, tmp_path):
     with pytest.raises(ValueError, match=r"kappa is .*from 0"):
-        dialled(kappa)
+        weighted(kappa)
     with pytest.raises(ValueError, match=r"kappa is .*from 0"):
         write_prior_space(tmp_path / "d.toml", "prior.json", kappa)
 
@@ -268,9 +268,9 @@ def test_geometry_and_view_are_the_agnostic_ones_whatever_the_dial_says():
 
 
 def test_a_prior_of_skull_stripped_images_draws_them_stripped():
-    dial = dialled(1.0, metadata={"SkullStripped": True})
-    assert all(recipe.view.kept != "head" for recipe in recipes(dial, 20))
-    assert all(recipe.view.kept == "head" for recipe in recipes(dial.without("view"), 20))
+    space = weighted(1.0, metadata={"SkullStripped": True})
+    assert all(recipe.view.kept != "head" for recipe in recipes(space, 20))
+    assert all(recipe.view.kept == "head" for recipe in recipes(space.without("view"), 20))
 
 
 @pytest.mark.parametrize("effect", EFFECTS)
@@ -308,7 +308,7 @@ def test_components_move_to_components_and_keep_their_shares():
 
 def test_components_of_the_prior_are_drawn_at_1():
     two = (Component(0.3, -1.0, 0.5), Component(0.7, 3 / 7, 0.8))
-    tissue = recipes(dialled(1.0, sigma=1e-6, components={"Skin": two}), 1)[0].tissues["Skin"]
+    tissue = recipes(weighted(1.0, sigma=1e-6, components={"Skin": two}), 1)[0].tissues["Skin"]
     assert sorted(tissue.weight) == pytest.approx([0.3, 0.7])
     dark, bright = sorted(zip(tissue.mean, tissue.sd, strict=True))
     assert bright[1] / dark[1] == pytest.approx(1.6)
@@ -323,23 +323,23 @@ def test_recipes_are_the_same_on_every_run_and_json_keeps_them():
             assert one == other
             assert Recipe.from_json(one.to_json()) == one
     # Numbers that may not drift from one version to the next unless `space.DRAWING` is raised.
-    one = recipes(dialled(0.5), 1, seed=11)[0]
+    one = recipes(weighted(0.5), 1, seed=11)[0]
     assert one.bias.log_sd == pytest.approx(0.368386, abs=1e-6)
     assert one.tissues[WHITE].mean[0] == pytest.approx(112.0970, abs=1e-4)
 
 
 def test_the_digest_changes_with_every_number_and_not_with_the_name():
-    dial = dialled(0.5)
-    assert dial.digest == replace(dial, name="other").digest
-    prior = replace(dial.prior, bias_log_sd=Spread(0.16, 0.3))
+    space = weighted(0.5)
+    assert space.digest == replace(space, name="other").digest
+    prior = replace(space.prior, bias_log_sd=Spread(0.16, 0.3))
     others = [
-        replace(dial, kappa=0.51),
-        replace(dial, agnostic=replace(AGNOSTIC, gamma_log_sd=0.4)),
-        replace(dial, prior=prior),
-        dial.without("gibbs"),
-        dial.at(0.7),
+        replace(space, prior_weight=0.51),
+        replace(space, agnostic=replace(AGNOSTIC, gamma_log_sd=0.4)),
+        replace(space, prior=prior),
+        space.without("gibbs"),
+        space.at(0.7),
     ]
-    assert len({space.digest for space in (dial, *others)}) == 6
+    assert len({space.digest for space in (space, *others)}) == 6
 
 
 def test_a_prior_for_another_table_or_without_a_label_is_refused_by_name():
@@ -358,13 +358,13 @@ def test_a_prior_for_another_table_or_without_a_label_is_refused_by_name():
         PriorSpace(bare, make_prior(SEVEN), 0.5)
 
 
-def test_a_dialled_space_is_written_read_and_changed_by_further_keys(tmp_path):
+def test_a_prior_space_is_written_read_and_changed_by_further_keys(tmp_path):
     (tmp_path / "priors").mkdir()
     (tmp_path / "spaces").mkdir()
     path = make_prior().write(tmp_path / "priors")
     written = write_prior_space(tmp_path / "spaces" / "half.toml", path, 0.5)
     space = read_space(str(written))
-    assert (space.name, space.kappa, space.prior.name) == ("half", 0.5, "T1w")
+    assert (space.name, space.prior_weight, space.prior.name) == ("half", 0.5, "T1w")
     assert space.agnostic.digest == RecipeSpace.packaged("agnostic").digest
     again = PriorSpace(RecipeSpace.packaged("agnostic"), make_prior(), 0.5)
     assert space.digest == again.digest
@@ -429,11 +429,11 @@ def test_the_level_of_a_ratios_masked_air_is_in_painted_units():
 @pytest.mark.parametrize("said", ["true", "0.5", 1.2, -1, float("nan"), [True]])
 def test_a_share_of_stripped_images_that_is_none_is_refused_by_name(said):
     with pytest.raises(ValueError, match="T1w: SkullStripped") as caught:
-        dialled(0.5, metadata={"SkullStripped": said})
+        weighted(0.5, metadata={"SkullStripped": said})
     assert "\n" not in str(caught.value)
 
 
 def test_a_share_of_stripped_images_is_drawn_as_often():
-    drawn = recipes(dialled(1.0, metadata={"SkullStripped": 0.25}), 300)
+    drawn = recipes(weighted(1.0, metadata={"SkullStripped": 0.25}), 300)
     share = np.mean([recipe.view.kept != "head" for recipe in drawn])
     assert share == pytest.approx(0.25, abs=0.08)

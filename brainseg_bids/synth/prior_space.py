@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``DialledSpace``: recipes between any contrast and a measured one.
+"""``PriorSpace``: recipes between any contrast and a measured one.
 
-Every number of a recipe is a quantile of its law. The dial moves the quantiles: at ``kappa`` a
-number is ``(1 - kappa)`` times the agnostic law's quantile plus ``kappa`` times the prior's at
+Every number of a recipe is a quantile of its law. The prior weight w moves the quantiles: a
+number is ``(1 - w)`` times the agnostic law's quantile plus ``w`` times the prior's at
 the same probability (displacement interpolation: McCann, Advances in Mathematics 128, 1997).
 The law at 0 is exactly the agnostic one, at 1 the prior's, and between them it moves straight
 from the one to the other instead of mixing images of both.
@@ -55,20 +55,20 @@ WHITE_SIGNAL = 1.1
 
 
 @dataclass(frozen=True, eq=False)
-class DialledSpace:
+class PriorSpace:
     """Recipes between an agnostic space and a prior.
 
-    What a prior does not measure comes from the agnostic space whatever ``kappa``: geometry,
+    What a prior does not measure comes from the agnostic space whatever ``prior_weight``: geometry,
     field of view, motion, Gibbs ringing, susceptibility, and the size of patches of components.
-    The transmit field fades with ``kappa``: in a prior it is part of the measured field. Air is
-    masked as often as ``kappa`` times the prior's share.
+    The transmit field fades with ``prior_weight``: in a prior it is part of the measured field. Air is
+    masked as often as ``prior_weight`` times the prior's share.
 
     Parameters
     ----------
     agnostic : RecipeSpace
     prior : ContrastPrior
-    kappa : float
-        Contrast dial: 0 the agnostic space, 1 the prior.
+    prior_weight : float
+        Prior weight: 0 the agnostic space, 1 the prior.
     name : str
         ``PRIOR-kappaK`` unless given.
     off : tuple of str
@@ -79,25 +79,25 @@ class DialledSpace:
     Raises
     ------
     ValueError
-        If ``kappa`` is outside 0..1, the prior's correlation is no matrix of its labels, its
+        If ``prior_weight`` is outside 0..1, the prior's correlation is no matrix of its labels, its
         metadata's ``SkullStripped`` is no share, or the agnostic space lacks one of the prior's
         labels.
     """
 
     agnostic: RecipeSpace
     prior: ContrastPrior
-    kappa: float
+    prior_weight: float
     name: str = ""
     off: tuple[str, ...] = ()
     voxel_size_mm: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.kappa <= 1:
+        if not 0 <= self.prior_weight <= 1:
             raise ValueError(
-                f"kappa is {self.kappa!r}: choose a number from 0 (any contrast) to 1 (measured)"
+                f"kappa is {self.prior_weight!r}: choose a number from 0 (any contrast) to 1 (measured)"
             )
         if not self.name:
-            object.__setattr__(self, "name", f"{self.prior.name}-kappa{self.kappa:g}")
+            object.__setattr__(self, "name", f"{self.prior.name}-kappa{self.prior_weight:g}")
         n, correlation = len(self.prior.labels), np.asarray(self.prior.correlation)
         if correlation.shape != (n, n) or not np.isfinite(correlation).all():
             raise ValueError(
@@ -111,8 +111,8 @@ class DialledSpace:
             )
 
     @classmethod
-    def read(cls, path: str | Path) -> DialledSpace:
-        """Read a TOML file with the keys ``prior``, ``kappa`` and ``agnostic``.
+    def read(cls, path: str | Path) -> PriorSpace:
+        """Read a TOML file with the keys ``prior``, ``kappa`` (the weight) and ``agnostic``.
 
         Paths are relative to the file; other keys change the agnostic space.
 
@@ -140,12 +140,12 @@ class DialledSpace:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the agnostic space, the prior and the dial; the name does not matter."""
+        """SHA-256 of the agnostic space, the prior and its weight; the name does not matter."""
         return digest_of(
             {
                 "agnostic": self.agnostic.digest,
                 "prior": self.prior.digest,
-                "kappa": self.kappa,
+                "kappa": self.prior_weight,
                 "off": sorted(set(self.off)),
                 "voxel_size_mm": self.voxel_size_mm,
             }
@@ -156,7 +156,7 @@ class DialledSpace:
         self.prior.check_table(table)
         self.agnostic.covers(table)
 
-    def without(self, *effects: str) -> DialledSpace:
+    def without(self, *effects: str) -> PriorSpace:
         """The same space with effects of `space.EFFECTS` switched off.
 
         Without ``noise``, the spreads of labels keep the noise that was measured with them.
@@ -164,7 +164,7 @@ class DialledSpace:
         check_effects(effects)
         return replace(self, agnostic=self.agnostic.without(*effects), off=(*self.off, *effects))
 
-    def at(self, voxel_size_mm: float) -> DialledSpace:
+    def at(self, voxel_size_mm: float) -> PriorSpace:
         """The same space for pairs of another voxel size.
 
         Spreads are measured in images that are as sharp as they are; what is painted is blurred
@@ -192,12 +192,12 @@ class DialledSpace:
             noise=noise,
             view=self._draw_mask(streams, recipe.view, ratio),
             # A prior is of images as they are: its gamma is 1.
-            gamma=recipe.gamma ** (1 - self.kappa),
+            gamma=recipe.gamma ** (1 - self.prior_weight),
             space=self.name,
         )
 
     def _between(self, agnostic: float, fitted: float) -> float:
-        return float((1 - self.kappa) * agnostic + self.kappa * fitted)
+        return float((1 - self.prior_weight) * agnostic + self.prior_weight * fitted)
 
     @cached_property
     def _class_of(self) -> dict[str, int]:
@@ -286,15 +286,15 @@ class DialledSpace:
         # Where the background holds no noise, what the labels hold is painted as their spread.
         sigma = 0.0 if kind == "none" else quantile(prior.sigma, level)
         fitted_channels = max(1, round(prior.channels)) if kind == "chi" else 1
-        channels = fitted_channels if channels_u < self.kappa else recipe.noise.channels
-        sd_frac, sd = (1 - self.kappa) * recipe.noise.sd_frac, self.kappa * sigma
+        channels = fitted_channels if channels_u < self.prior_weight else recipe.noise.channels
+        sd_frac, sd = (1 - self.prior_weight) * recipe.noise.sd_frac, self.prior_weight * sigma
         noise = Noise(sd_frac, streams.seed("noise"), channels, sd) if sd_frac + sd else Noise()
         return noise, recipe.ratio, MeasuredNoise(sigma, fitted_channels)
 
     def _draw_mask(self, streams: Streams, view: View, ratio: Ratio) -> View:
         """View with constant air as often as the prior's images have it."""
         noise = self.prior.noise
-        if "view" in self.off or streams.uniform("masked air") >= self.kappa * noise.masked:
+        if "view" in self.off or streams.uniform("masked air") >= self.prior_weight * noise.masked:
             return view
         # A magnitude without signal is zero.
         level = 0.0
@@ -309,12 +309,12 @@ class DialledSpace:
         common = self._root @ streams.normals("fitted means", len(self.prior.labels))
         fitted_z = dict(zip(self.prior.labels, common, strict=True))
         order = streams.generator("fitted components")
-        own, shared = math.sqrt(1 - self.kappa), math.sqrt(self.kappa)
+        own, shared = math.sqrt(1 - self.prior_weight), math.sqrt(self.prior_weight)
         tissues = {}
         for label, rank in self._class_of.items():
             if label not in self.prior.labels:
                 continue
-            # The sum's correlation is (1 - kappa) the classes' plus kappa the prior's.
+            # The sum's correlation is (1 - w) the classes' plus w the prior's.
             z = own * classes.location[rank] + shared * fitted_z[label]
             prior = self.prior[label]
             n = 1 if "texture" in self.off else len(prior.components)
@@ -326,11 +326,11 @@ class DialledSpace:
                 gain=gain,
                 order=order.permutation(n) if n > 1 else (0,),
             )
-            tissues[label] = between_tissues(classes.tissue(rank, z), fitted, self.kappa)
+            tissues[label] = between_tissues(classes.tissue(rank, z), fitted, self.prior_weight)
         return tissues
 
     def _draw_texture(self, texture: Texture, grain_mm: float, grain_frac: float) -> Texture:
-        if "texture" in self.off or self.kappa == 0:
+        if "texture" in self.off or self.prior_weight == 0:
             return texture
         # The grain's size means nothing where there is none.
         agnostic_mm = texture.grain_mm if texture.grain_frac > 0 else grain_mm
@@ -341,7 +341,7 @@ class DialledSpace:
         )
 
     def _draw_bias(self, streams: Streams, bias: Bias) -> Bias:
-        if "bias" in self.off or self.kappa == 0:
+        if "bias" in self.off or self.prior_weight == 0:
             return bias
         strength, smoothness = streams.uniforms("bias", 2)
         log_sd = self._between(bias.log_sd, quantile(self.prior.bias_log_sd, strength))
