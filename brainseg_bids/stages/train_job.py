@@ -348,7 +348,7 @@ def command_of(settings: Settings) -> str:
 
 
 def space_key(name: str, job: JobPlan) -> str:
-    """What the plan calls a space: the file with the weight of the prior lies in the training folder itself."""
+    """What the plan calls a space: that of the prior lies in the training folder itself."""
     return f"contrast-{job.spaces.prior}_kappa-{job.kappa:g}.toml" if name == PRIOR else name
 
 

@@ -58,10 +58,10 @@ WHITE_SIGNAL = 1.1
 class PriorSpace:
     """Recipes between an agnostic space and a prior.
 
-    What a prior does not measure comes from the agnostic space whatever ``prior_weight``: geometry,
+    What a prior does not measure comes from the agnostic space whatever its weight: geometry,
     field of view, motion, Gibbs ringing, susceptibility, and the size of patches of components.
-    The transmit field fades with ``prior_weight``: in a prior it is part of the measured field. Air is
-    masked as often as ``prior_weight`` times the prior's share.
+    The transmit field fades with the weight: in a prior it is part of the measured field. Air is
+    masked as often as the weight times the prior's share.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class PriorSpace:
     Raises
     ------
     ValueError
-        If ``prior_weight`` is outside 0..1, the prior's correlation is no matrix of its labels, its
+        If the weight is outside 0..1, the prior's correlation is no matrix of its labels, its
         metadata's ``SkullStripped`` is no share, or the agnostic space lacks one of the prior's
         labels.
     """
@@ -94,7 +94,8 @@ class PriorSpace:
     def __post_init__(self) -> None:
         if not 0 <= self.prior_weight <= 1:
             raise ValueError(
-                f"kappa is {self.prior_weight!r}: choose a number from 0 (any contrast) to 1 (measured)"
+                f"kappa is {self.prior_weight!r}: choose a number from 0 (any contrast) to 1 "
+                "(measured)"
             )
         if not self.name:
             object.__setattr__(self, "name", f"{self.prior.name}-kappa{self.prior_weight:g}")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prior-weight experiment: does training for one contrast beat training for any?
 
-The same label maps, seeds and steps; only the prior weight ``kappa`` differs between the runs of a seed.
+The same label maps, seeds and steps; only the prior weight ``kappa`` differs between
+the runs of a seed.
 Every run is then measured on the same images. What is compared, by which rule, is part of the
 plan, which is written before anything is run.
 """
