@@ -100,7 +100,7 @@ def _planned(options: argparse.Namespace) -> ExperimentPlan:
         space.covers(source)
         return space.at(train.voxel_size_mm).digest
 
-    def dial(kappa: float) -> str:
+    def space_digest(kappa: float) -> str:
         return digest(PriorSpace(RecipeSpace.named(agnostic), prior, kappa))
 
     own = {prior.name.lower(), str((prior.metadata or {}).get("Suffix", "")).lower()}

@@ -33,7 +33,7 @@ class Priors(GroupStage):
 
 
 def _pool(settings: Settings) -> None:
-    from brainseg_bids.stages.pooling import make_priors, write_dials  # late: numpy
+    from brainseg_bids.stages.pooling import make_priors, write_prior_spaces  # late: numpy
 
     write_description(settings.bids_dir, settings.output_dir)
     made = make_priors(
@@ -53,7 +53,7 @@ def _pool(settings: Settings) -> None:
         )
         for note in prior.warnings:
             log.warning("contrast %s: %s", name, note)
-    write_dials(settings.output_dir, made)
+    write_prior_spaces(settings.output_dir, made)
 
 
 def write_priors_page(settings: Settings) -> None:

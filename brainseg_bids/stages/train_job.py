@@ -396,13 +396,13 @@ def check_same(job: JobPlan, described: Mapping) -> None:
 
 
 def write_job(job: JobPlan, described: dict) -> dict:
-    """Write ``job.json`` and, beside it, the prior and its dial, which may change elsewhere."""
+    """Write ``job.json`` and, beside it, prior and recipe file, which may change elsewhere."""
     from brainseg_bids.synth.recipe_files import write_prior_space
 
     if job.prior is not None and not job.before:
         prior = job.prior.write(job.training, brainseg_version=__version__)
-        dial = job.training / space_key(PRIOR, job)
-        write_prior_space(dial, prior, job.kappa, job.recipe.values.get("agnostic", "agnostic"))
+        recipe = job.training / space_key(PRIOR, job)
+        write_prior_space(recipe, prior, job.kappa, job.recipe.values.get("agnostic", "agnostic"))
         if centre := _centre(job):
             low, high = centre["center_frac"]
             with recipe.open("a", encoding="utf-8") as file:

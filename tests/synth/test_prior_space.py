@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from brainseg_bids.synth.dial import WHITE_SIGNAL
 from scipy.spatial.distance import cdist
 from scipy.stats import kstest
 
@@ -16,7 +15,7 @@ from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.contrast.measured import Component
 from brainseg_bids.contrast.prior import Spread
 from brainseg_bids.synth.classes import TissueSpace
-from brainseg_bids.synth.prior_space import PriorSpace
+from brainseg_bids.synth.prior_space import WHITE_SIGNAL, PriorSpace
 from brainseg_bids.synth.prior_tissues import MeasuredNoise, between_tissues, ratio_slope
 from brainseg_bids.synth.ratio import second_inversion
 from brainseg_bids.synth.recipe import Noise, Recipe, Tissue
@@ -67,7 +66,7 @@ def means(drawn: list[Recipe], *names: str) -> np.ndarray:
     return np.array([[recipe.tissues[name].mean[0] for name in names] for recipe in drawn])
 
 
-def dialled(kappa: float, **options) -> PriorSpace:
+def weighted(kappa: float, **options) -> PriorSpace:
     """For pairs of 3 mm, so that nothing is lost to their blur."""
     return PriorSpace(AGNOSTIC, make_prior(SEVEN, **options), kappa).at(3.0)
 
@@ -75,7 +74,7 @@ def dialled(kappa: float, **options) -> PriorSpace:
 @pytest.mark.parametrize("name", ["agnostic", "agnostic7t", "t1w", "mp2rage7t"])
 def test_at_0_every_recipe_is_the_agnostic_one(name):
     agnostic = RecipeSpace.packaged(name)
-    dial = PriorSpace(agnostic, make_prior(kinds={"rician": 0.5, "ratio": 0.5}), 0.0)
+    space = PriorSpace(agnostic, make_prior(kinds={"rician": 0.5, "ratio": 0.5}), 0.0)
     for seed in range(20):
         ours, theirs = (s.draw(np.random.default_rng(seed)) for s in (space, agnostic))
         tissues = {label: theirs.tissues[label] for label in ours.tissues}

@@ -54,7 +54,7 @@ def test_a_pair_depends_on_neither_order_nor_names_of_the_spaces(ready, generato
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.5, 1.0])
-def test_a_dialled_space_gives_pairs_that_can_be_made_again(ready, generator, kappa):
+def test_a_prior_space_gives_pairs_that_can_be_made_again(ready, generator, kappa):
     spaces = [[(PriorSpace(AGNOSTIC, make_prior(), kappa), 1.0)] for _ in range(2)]
     one, other = (stream(ready, generator, s) for s in spaces)
     assert one.spaces[0][0].digest == other.spaces[0][0].digest
