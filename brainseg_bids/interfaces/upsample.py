@@ -78,11 +78,11 @@ class Upsample(SimpleInterface):
         if self.inputs.kernel != "lossless":  # whose promise is to give the source back
             finer, done = clean_upsampled(labels, finer)
             facts |= {"HolesFilledVoxels": done.holes, "IslandsRemovedVoxels": done.islands}
-        proof = upsampling_report(labels, finer)
+        quality = upsampling_report(labels, finer)
         facts |= {
             "Seconds": round(time.monotonic() - began_s, 2),
-            "Certificate": proof,
-            "ToLookAt": upsampling_warnings(proof),
+            "Certificate": quality,
+            "ToLookAt": upsampling_warnings(quality),
         }
         (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         self._results["labels"] = str(write_label_map(finer, folder / "finer_dseg.nii.gz"))
