@@ -75,8 +75,7 @@ class Volumes(_FromLabels):
         confidence = None
         if isinstance(self.inputs.report, str):
             report = json.loads(Path(self.inputs.report).read_text(encoding="utf-8"))
-            rows = report.get("confidence", {}).get("labels", [])
-            confidence = {row["index"]: row for row in rows}
+            confidence = {row["index"]: row for row in report.get("confidence", [])}
         return write_volumes(labels, folder / "volumes_morph.tsv", confidence)
 
 

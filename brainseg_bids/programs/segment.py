@@ -95,6 +95,8 @@ def predict(options: argparse.Namespace) -> dict:
     notes = [str(w.message) for w in noted if str(options.image) in str(w.message)]
     bundle, *others = read_models([options.model, *options.ensemble])
     calibration = read_calibration(bundle)
+    if others or not options.test_time_flips:
+        calibration = None  # it holds for one model with flips alone, as it was fitted
     finest_mm = min(model.voxel_size_mm for model in (bundle, *others))
     notes += _notes_on_voxels(options.image, grid, finest_mm)
 
@@ -151,12 +153,9 @@ def predict(options: argparse.Namespace) -> dict:
             "ModelVoxelSizeMm": bundle.voxel_size_mm,
             "Warnings": notes,
             "ToLookAt": to_look_at,
+            "ConfidenceCalibrated": calibration is not None,
         },
-        "confidence": confidence_of(
-            confidence.sums(),
-            bundle.table,
-            calibration if options.test_time_flips and not others else None,
-        ),
+        "confidence": confidence_of(confidence.sums(), bundle.table, calibration),
     }
 
 
@@ -179,13 +178,10 @@ def read_calibration(bundle: ModelBundle) -> ConfidenceCalibration | None:
 
 def confidence_of(
     sums: ProbabilitySums, table: LabelTable, calibration: ConfidenceCalibration | None
-) -> dict:
-    """What the report says of each structure's confidence.
-
-    A calibration holds for one model with flips alone, as it was fitted.
-    """
+) -> list[dict]:
+    """What the report says of the confidence of each structure that was found."""
     expected = calibration.expected_dice(sums) if calibration else sums.expected_dice()
-    labels = [
+    return [
         {
             "index": label.index,
             "confidence": round(float(expected[index]), 4),
@@ -194,7 +190,6 @@ def confidence_of(
         for index, label in enumerate(table)
         if label.index and sums.n_voxels[index]
     ]
-    return {"calibrated": calibration is not None, "labels": labels}
 
 
 def choose_device(wanted: str) -> str:

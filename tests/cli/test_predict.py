@@ -108,11 +108,11 @@ def test_entropy_is_that_of_the_probabilities_and_confidence_is_reported(model, 
         expected = -np.nan_to_num(probabilities * np.log2(probabilities)).sum(-1)
     assert entropy.max() > 1
     np.testing.assert_allclose(entropy, expected, atol=0.4)  # bytes of both
-    said = report["confidence"]
-    assert said["calibrated"] is False  # a network that nobody has calibrated
-    assert all(0 < row["confidence"] < 1 and row["threshold"] is None for row in said["labels"])
+    assert report["metadata"]["ConfidenceCalibrated"] is False  # nobody has calibrated it
+    found = report["confidence"]
+    assert all(0 < row["confidence"] < 1 and row["threshold"] is None for row in found)
     labels = np.asarray(nib.load(tmp_path / "dseg.nii.gz").dataobj)
-    assert {row["index"] for row in said["labels"]} == set(np.unique(labels).tolist()) - {0}
+    assert {row["index"] for row in found} == set(np.unique(labels).tolist()) - {0}
 
 
 def calibrated(model, folder):
@@ -131,11 +131,12 @@ def calibrated(model, folder):
 
 def test_a_calibration_holds_for_its_model_with_flips_alone(model, further, tmp_path):
     path = calibrated(model, tmp_path)
-    flips = run(path, tmp_path, (3, 3, 3), "--test-time-flips")["confidence"]
-    assert flips["calibrated"]
-    assert all(row["confidence"] < row["threshold"] == 0.9 for row in flips["labels"])
+    report = run(path, tmp_path, (3, 3, 3), "--test-time-flips")
+    assert report["metadata"]["ConfidenceCalibrated"]
+    assert all(row["confidence"] < row["threshold"] == 0.9 for row in report["confidence"])
     for more in ((), ("--test-time-flips", "--ensemble", str(further))):
-        assert not run(path, tmp_path, (3, 3, 3), *more)["confidence"]["calibrated"]
+        report = run(path, tmp_path, (3, 3, 3), *more)
+        assert not report["metadata"]["ConfidenceCalibrated"]
 
 
 def test_a_damaged_calibration_is_refused_before_anything_is_done(model, tmp_path, capsys):

@@ -62,6 +62,14 @@ def test_the_json_says_source_model_time_and_memory(finished):
     assert re.fullmatch(r"[0-9a-f]{64}", beside["ModelDigest"])
     assert beside["SegmentationSeconds"] == 1.5
     assert beside["PeakMemoryGiB"] == 0.25
+    assert beside["ConfidenceCalibrated"] is True
+
+
+def test_the_volumes_table_flags_structures_of_low_confidence_and_explains_its_columns(finished):
+    path = finished.output / "sub-01" / "anat" / "sub-01_seg-brainseg_desc-volumes_morph.tsv"
+    header, *rows = (line.split("\t") for line in path.read_text().splitlines())
+    assert {row[0]: row[-1] for row in rows if row[-1] != "n/a"} == {"3": "no", "42": "yes"}
+    assert set(header) <= set(json.loads(path.with_suffix(".json").read_text()))
 
 
 def test_probabilities_name_their_labels_in_order(finished):

@@ -75,14 +75,12 @@ def main() -> int:
                     "ModelVoxelSizeMm": bundle.voxel_size_mm,
                     "Warnings": [str(note.message) for note in noted],
                     "ToLookAt": ["brain of 0.47 ml"] if "sub-tiny" in str(options.image) else [],
+                    "ConfidenceCalibrated": True,
                 },
-                "confidence": {
-                    "calibrated": True,
-                    "labels": [
-                        {"index": 3, "confidence": 0.91, "threshold": 0.8},
-                        {"index": 42, "confidence": 0.55, "threshold": 0.8},
-                    ],
-                },
+                "confidence": [
+                    {"index": 3, "confidence": 0.91, "threshold": 0.8},
+                    {"index": 42, "confidence": 0.55, "threshold": 0.8},
+                ],
             }
         )
     )

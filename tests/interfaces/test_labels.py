@@ -59,7 +59,7 @@ def test_volumes_of_a_segmentation_say_how_far_each_is_to_be_trusted(segmented, 
         {"index": 3, "confidence": 0.8, "threshold": None},
     ]
     report = tmp_path / "report.json"
-    report.write_text(json.dumps({"confidence": {"calibrated": True, "labels": labels}}))
+    report.write_text(json.dumps({"confidence": labels}))
     with open(Volumes(**segmented[1], report=str(report)).run().outputs.out_file) as file:
         rows = {int(row["index"]): row for row in csv.DictReader(file, delimiter="\t")}
     shown = {code: list(row.values())[-3:] for code, row in rows.items()}
