@@ -27,7 +27,6 @@ LAYERS = [
     {"programs"},
     {"stages"},
     {"settings"},
-    {"workflows"},
     {"hpc"},
     {"cli"},
 ]
@@ -37,8 +36,8 @@ RATIONED = {
     "lightning": {"training"},
     "nibabel": {"volumes", "reports", "programs", "cli"},
     "bids": {"bids"},
-    "nipype": {"interfaces", "runner", "stages", "workflows", "cli"},
-    "niworkflows": {"bids", "interfaces", "stages", "workflows", "reports"},
+    "nipype": {"interfaces", "runner", "stages", "cli"},
+    "niworkflows": {"bids", "interfaces", "stages", "reports"},
     "numba": {"anatomy", "evaluation"},
     "cc3d": {"anatomy"},
     "requests": {"fetch"},

@@ -10,7 +10,7 @@ from brainseg_bids.stages.spaces import plan_spaces
 from brainseg_bids.stages.workflow import init_subject_wf
 from brainseg_bids.volumes import InputError
 from tests.fakes import dataset, templates
-from tests.workflows.test_wiring import wiring_faults
+from tests.stages.test_wiring import wiring_faults
 
 MNI = templates.NAME
 

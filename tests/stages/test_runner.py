@@ -11,7 +11,7 @@ from nipype.pipeline import engine as pe
 from nipype.pipeline.plugins import base
 
 from brainseg_bids.runner import Crash, configure_nipype, run_workflow
-from tests.workflows.steps import Read, Step
+from tests.stages.steps import Read, Step
 
 
 @pytest.fixture
