@@ -23,26 +23,19 @@ def seen(head):
     return looks(head, np.random.default_rng(5))
 
 
-def notes(monkeypatch) -> list[str]:
-    """Fills with the words of every picture drawn from now on."""
-    written = []
-    original, original_axes = canvas.Canvas.text, plots.name_axes
+@pytest.fixture
+def words(words, monkeypatch) -> list[str]:
+    """Those of the plots, too."""
+    original = plots.name_axes
 
-    def text(self, x, y, words, **options):
-        written.append(words)
-        original(self, x, y, words, **options)
+    def name_axes(axes, **named):
+        words.extend(named.values())
+        original(axes, **named)
 
-    def name_axes(axes, **words):
-        written.extend(words.values())
-        original_axes(axes, **words)
-
-    monkeypatch.setattr(canvas.Canvas, "text", text)
     for module in (contrast_figures, plots):
         monkeypatch.setattr(module, "name_axes", name_axes)
-        monkeypatch.setattr(
-            module, "no_data", lambda axes, words: written.append(f"none: {words}")
-        )
-    return written
+        monkeypatch.setattr(module, "no_data", lambda axes, why: words.append(f"none: {why}"))
+    return words
 
 
 def cuts_of(monkeypatch) -> list:
@@ -58,8 +51,7 @@ def cuts_of(monkeypatch) -> list:
     return painted
 
 
-def test_the_picture_names_rows_tissues_sides_and_noise(head, seen, tmp_path, monkeypatch):
-    words = notes(monkeypatch)
+def test_the_picture_names_rows_tissues_sides_and_noise(head, seen, tmp_path, words):
     path = draw_contrast(tmp_path / "contrast.png", seen[0], head, seen[1])
     with Image.open(path) as file:
         assert file.format == "PNG"
@@ -115,8 +107,7 @@ def test_a_single_node_is_a_field_everywhere(head):
     np.testing.assert_allclose(own.center_mm, head.grid.center_mm)
 
 
-def test_what_was_not_measured_is_said_instead_of_drawn(head, seen, tmp_path, monkeypatch):
-    words = notes(monkeypatch)
+def test_what_was_not_measured_is_said_instead_of_drawn(head, seen, tmp_path, words):
     image, statistics = seen
     masked = np.where(head.voxels > 0, image, 0)
     bare = replace(statistics, edges=(), noise=NoiseLaw("none", 0.0))

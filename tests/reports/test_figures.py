@@ -33,20 +33,6 @@ def head() -> tuple[np.ndarray, LabelMap]:
     return image, LabelMap(voxels, Grid(voxels.shape, np.diag([4, 4, 4, 1])), TABLE)
 
 
-def words_on(monkeypatch, *drawn) -> list[str]:
-    """Texts that a picture would hold."""
-    written = []
-    original = canvas.Canvas.text
-
-    def note(self, x, y, text, **options):
-        written.append(text)
-        original(self, x, y, text, **options)
-
-    monkeypatch.setattr(canvas.Canvas, "text", note)
-    draw_segmentation(*drawn)
-    return written
-
-
 def test_the_file_is_a_small_png_that_holds_the_tiles(head, tmp_path):
     path = draw_segmentation(*head, tmp_path / "head.png", n_cuts=3)
     with Image.open(path) as file:
@@ -65,8 +51,8 @@ def test_the_file_is_a_small_png_that_holds_the_tiles(head, tmp_path):
         top += 26
 
 
-def test_the_picture_names_convention_sides_places_and_structures(head, tmp_path, monkeypatch):
-    words = words_on(monkeypatch, *head, tmp_path / "head.png")
+def test_the_picture_names_convention_sides_places_and_structures(head, tmp_path, words):
+    draw_segmentation(*head, tmp_path / "head.png")
     assert any("neurological convention" in text for text in words)
     assert words.count("L") == words.count("R") == 2 * 3 * 7
     assert words.count("P") == words.count("A") == 3 * 7
@@ -77,19 +63,20 @@ def test_the_picture_names_convention_sides_places_and_structures(head, tmp_path
     assert "Thalamus" not in words
 
 
-def test_a_tilted_grid_is_said(head, tmp_path, monkeypatch):
+def test_a_tilted_grid_is_said(head, tmp_path, words):
     image, labels = head
     turn = np.eye(4)
     angle = np.radians(12)
     turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     tilted = LabelMap(labels.voxels, Grid(labels.grid.shape, turn @ labels.grid.affine), TABLE)
-    assert any("12°" in text for text in words_on(monkeypatch, image, tilted, tmp_path / "a.png"))
+    draw_segmentation(image, tilted, tmp_path / "a.png")
+    assert any("12°" in text for text in words)
 
 
-def test_a_picture_with_nothing_labelled_says_so(head, tmp_path, monkeypatch):
+def test_a_picture_with_nothing_labelled_says_so(head, tmp_path, words):
     image, labels = head
     empty = LabelMap(np.zeros_like(labels.voxels), labels.grid, TABLE)
-    words = words_on(monkeypatch, image, empty, tmp_path / "empty.png")
+    draw_segmentation(image, empty, tmp_path / "empty.png")
     assert "Nothing is labelled in this image." in words
 
 

@@ -58,30 +58,15 @@ def test_differences_and_additions_are_told_apart(head, codes, wanted):
     assert mark(head, *codes) == wanted
 
 
-def words_on(monkeypatch, *drawn) -> list[str]:
-    written = []
-    original = canvas.Canvas.text
-
-    def note(self, x, y, text, **options):
-        written.append(text)
-        original(self, x, y, text, **options)
-
-    monkeypatch.setattr(canvas.Canvas, "text", note)
-    draw_merge(*drawn)
-    return written
-
-
 def pixels_of(path) -> np.ndarray:
     with Image.open(path) as file:
         assert file.format == "PNG"
         return np.asarray(file.convert("RGB")).astype(int)
 
 
-def test_the_picture_names_tools_cuts_sides_and_structures(
-    merged, head_image, tmp_path, monkeypatch
-):
+def test_the_picture_names_tools_cuts_sides_and_structures(merged, head_image, tmp_path, words):
     sources = [("charm", merged), ("synthseg", brain_only(merged))]
-    words = words_on(monkeypatch, head_image, merged, sources, tmp_path / "merge.png")
+    draw_merge(head_image, merged, sources, tmp_path / "merge.png")
     assert {"image", "merged", "charm", "synthseg", "changes"} <= set(words)
     assert any("neurological convention" in text for text in words)
     assert sum(" = " in text for text in words) == 6
@@ -91,19 +76,19 @@ def test_the_picture_names_tools_cuts_sides_and_structures(
     assert {"Thalamus", "Skin", *(text for text, _ in MARKS.values())} <= set(words)
 
 
-def test_one_tool_is_not_said_to_differ_from_another(merged, head_image, tmp_path, monkeypatch):
-    words = words_on(monkeypatch, head_image, merged, [("charm", merged)], tmp_path / "merge.png")
+def test_one_tool_is_not_said_to_differ_from_another(merged, head_image, tmp_path, words):
+    draw_merge(head_image, merged, [("charm", merged)], tmp_path / "merge.png")
     assert not any("differ" in text for text in words)
     assert MARKS[AIR_ADDED][0] in words
 
 
 def test_structures_of_a_tool_that_did_not_win_are_in_the_legend(
-    merged, head_image, tmp_path, monkeypatch
+    merged, head_image, tmp_path, words
 ):
     other = merged.voxels.copy()
     other[other == 515] = 165
     source = LabelMap(other, merged.grid, merged.table)
-    words = words_on(monkeypatch, head_image, merged, [("samseg", source)], tmp_path / "a.png")
+    draw_merge(head_image, merged, [("samseg", source)], tmp_path / "a.png")
     assert {"Skull", "Bone Cortical"} <= set(words)
 
 
@@ -127,15 +112,15 @@ def test_the_colours_of_the_marks_are_told_apart():
     assert min(apart) > 0.5
 
 
-def test_no_sources_leave_image_and_merged_labels(merged, head_image, tmp_path, monkeypatch):
-    words = words_on(monkeypatch, head_image, merged, [], tmp_path / "merge.png")
+def test_no_sources_leave_image_and_merged_labels(merged, head_image, tmp_path, words):
+    draw_merge(head_image, merged, [], tmp_path / "merge.png")
     assert "merged" in words
     assert "changes" not in words
 
 
-def test_an_empty_map_makes_a_picture_that_says_so(merged, head_image, tmp_path, monkeypatch):
+def test_an_empty_map_makes_a_picture_that_says_so(merged, head_image, tmp_path, words):
     empty = LabelMap(np.zeros_like(merged.voxels), merged.grid, merged.table)
-    words = words_on(monkeypatch, head_image, empty, [("a", merged)], tmp_path / "merge.png")
+    draw_merge(head_image, empty, [("a", merged)], tmp_path / "merge.png")
     assert "Nothing is labelled in this image." in words
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import base64
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.reports import page as page_module
@@ -18,50 +16,7 @@ from brainseg_bids.reports.page import write_subject_page
 from brainseg_bids.reports.sections.image import CALIBRATED, NOT_CALIBRATED, image_section
 from brainseg_bids.reports.sections.summary import spreads, write_group_page
 from brainseg_bids.reports.volume_table import asymmetries
-
-VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source"}
-
-
-class Reader(HTMLParser):
-    """Collects tags, attributes and text; refuses tags that do not match."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "title"):
-            self.text += data
-
-
-def read(path: Path) -> Reader:
-    reader = Reader()
-    reader.feed(path.read_text(encoding="utf-8"))
-    reader.close()
-    assert reader.open == []
-    return reader
-
-
-def cells(path: Path) -> list[list[str]]:
-    """Texts of all table rows."""
-    found = []
-    for row in re.findall(r"<tr[^>]*>(.*?)</tr>", path.read_text(encoding="utf-8"), re.S):
-        parts = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)
-        found.append([" ".join(re.sub(r"<[^>]+>", " ", part).split()) for part in parts])
-    return found
+from tests.reports.reading import cells, read
 
 
 def rows(**volumes: float) -> list[dict]:
@@ -79,13 +34,6 @@ def rows(**volumes: float) -> list[dict]:
         }
         for label in table
     ]
-
-
-@pytest.fixture
-def figure(tmp_path) -> Path:
-    path = tmp_path / "figure.png"
-    Image.fromarray(np.full((4, 6, 3), 200, np.uint8)).save(path)
-    return path
 
 
 @pytest.fixture
@@ -136,10 +84,6 @@ def test_the_page_is_well_formed_and_says_what_was_done(scan, tmp_path):
         "not for diagnosis",
     ):
         assert words in reader.text
-    identifiers = [attrs["id"] for _, attrs in reader.tags if "id" in attrs]
-    assert len(identifiers) == len(set(identifiers))
-    inner = {attrs["href"][1:] for tag, attrs in reader.tags if tag == "a"}
-    assert inner <= set(identifiers)
 
 
 def test_confidence_is_shown_and_low_ones_stand_out(scan, tmp_path):
@@ -165,7 +109,6 @@ def test_the_page_needs_nothing_but_itself(scan, figure, tmp_path):
     figure_bytes = figure.read_bytes()
     figure.unlink()
     reader = read(path)
-    assert "script" not in {tag for tag, _ in reader.tags}
     for tag, attrs in reader.tags:
         assert not any(name.startswith("on") for name in attrs)
         for name in ("src", "href", "srcset", "data"):
@@ -244,7 +187,7 @@ def test_what_users_write_is_shown_and_never_run(scan, figure, tmp_path):
         "pre",
         "footer",
     }
-    assert sum(tag == "img" for tag, _ in reader.tags) == 1
+    assert len(reader.images) == 1
     assert reader.text.count(evil) >= 10
     assert not any("example.org" in str(attrs) for _, attrs in reader.tags)
 

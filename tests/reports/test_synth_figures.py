@@ -10,7 +10,7 @@ from PIL import Image
 from brainseg_bids.anatomy.intensity import rescale
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import UnknownLabelError
-from brainseg_bids.reports import canvas, synth_figures
+from brainseg_bids.reports import synth_figures
 from brainseg_bids.reports.canvas import SliceRow, same_size
 from brainseg_bids.reports.comparison import compare
 from brainseg_bids.reports.synth_figures import draw_pairs, draw_real_and_synthetic
@@ -21,18 +21,6 @@ from tests.reports.looks import seen
 @pytest.fixture(scope="module")
 def image(head):
     return seen(head, np.random.default_rng(4))[0]
-
-
-def notes(monkeypatch) -> list[str]:
-    written = []
-    original = canvas.Canvas.text
-
-    def text(self, x, y, words, **options):
-        written.append(words)
-        original(self, x, y, words, **options)
-
-    monkeypatch.setattr(canvas.Canvas, "text", text)
-    return written
 
 
 def pictures(monkeypatch) -> list[list[list[np.ndarray]]]:
@@ -48,8 +36,7 @@ def pictures(monkeypatch) -> list[list[list[np.ndarray]]]:
     return drawn
 
 
-def test_each_pair_is_a_row_with_its_caption_and_the_legend(head, image, tmp_path, monkeypatch):
-    words = notes(monkeypatch)
+def test_each_pair_is_a_row_with_its_caption_and_the_legend(head, image, tmp_path, words):
     pairs = [(rescale(image), head.voxels, "seed 1, $kappa$ 1"), (image * 0, head.voxels, "b")]
     path = draw_pairs(tmp_path / "pairs.png", pairs, head.table, voxel_size_mm=4.0)
     with Image.open(path) as file:
@@ -97,8 +84,8 @@ def test_pairs_that_cannot_be_drawn_are_refused(head, tmp_path):
     assert not path.exists()
 
 
-def test_the_sheet_names_methods_and_gives_distances(head, image, tmp_path, monkeypatch):
-    words, rows = notes(monkeypatch), []
+def test_the_sheet_names_methods_and_gives_distances(head, image, tmp_path, words, monkeypatch):
+    rows = []
     original = synth_figures.draw_methods
     monkeypatch.setattr(
         synth_figures,

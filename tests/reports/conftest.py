@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests of pages and pictures share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainseg_bids.reports.canvas import Canvas
+
+
+@pytest.fixture
+def figure(tmp_path) -> Path:
+    """A picture for a page."""
+    path = tmp_path / "figure.png"
+    Image.fromarray(np.full((4, 6, 3), 200, np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def words(monkeypatch) -> list[str]:
+    """Fills with the words of every picture that is drawn."""
+    written = []
+    original = Canvas.text
+
+    def text(self, x, y, words, **options):
+        written.append(words)
+        original(self, x, y, words, **options)
+
+    monkeypatch.setattr(Canvas, "text", text)
+    return written
