@@ -137,7 +137,7 @@ code=0
 
 # 3. Bundle, volumes leveled; a bundle is called by its digest.
 run mkdir -p "$bundles"
-run "$python" -m brainseg_bids.cli.bundle --run "$training" --out "$bundles/$name" --level-volumes "$level"
+run "$python" -m brainseg_bids.programs.bundle --run "$training" --out "$bundles/$name" --level-volumes "$level"
 # 4. Calibrate the confidence of structures on label maps 15 and 16, then score on other pairs of them.
 run "$python" -m brainseg_bids.programs.confidence --model "$bundles/$name" --spaces t1w "$here/t1w_sharp.toml" \
   --label-maps "$labels/training_seg_15.nii.gz" "$labels/training_seg_16.nii.gz" --pairs "$confidence"

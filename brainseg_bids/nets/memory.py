@@ -120,10 +120,8 @@ def plan_memory(
 
     Parameters
     ----------
-    spec : NetSpec
     loss : callable
         As in `predict_gib`.
-    device : Device
     budget_gib : float, optional
         Of the device, all included; by default `budget_of`.
     precision : {"", "bf16-mixed", "32-true"}
@@ -134,7 +132,6 @@ def plan_memory(
         Edges are multiples of it; by default `patch_multiple` of the network.
     batch_wanted : int
         Pairs per change of weights.
-    voxel_size_mm : float
 
     Raises
     ------
@@ -158,8 +155,7 @@ def plan_memory(
         batch=batch,
         accumulate=batch_wanted // batch,
         precision=precision,
-        checkpointing=saving.checkpointing,
-        offload=saving.offload,
+        **asdict(saving),
         # On CPUs it compiled for a minute and gained nothing; on GPUs it has not been measured.
         compile=False,
         budget_gib=budget_gib,

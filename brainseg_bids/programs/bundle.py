@@ -19,20 +19,21 @@ import shlex
 import shutil
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.exit_codes import UNUSABLE
+from brainseg_bids.nets.bundle import BundleError, ModelBundle, write_bundle
 from brainseg_bids.training.deadline import planned_steps
+from brainseg_bids.training.plan import TrainPlan
 
 if TYPE_CHECKING:
     from brainseg_bids.nets.architectures import PackedNet
-    from brainseg_bids.nets.bundle import ModelBundle
     from brainseg_bids.reports.card import CardFacts
-    from brainseg_bids.training.plan import TrainPlan
 
 SEEN = "seen.json"
 CALIBRATION_SEED = 2_000_003
@@ -63,7 +64,7 @@ def bundle_run(
     run : Path
         Folder that training left, with ``plan.json`` and ``last.ckpt``.
     out : Path, optional
-        Folder of the bundle; default: ``bundle`` beside ``run``.
+        Default: ``bundle`` beside ``run``.
     name, contrasts, card
         Default: what ``job.json`` of stage ``train`` says; the card is made from it.
     calibration_pairs : int
@@ -76,39 +77,23 @@ def bundle_run(
     BundleError
         If there is no checkpoint, or no ``job.json`` for what is not said, or the disk is full.
     """
-    from brainseg_bids.nets.bundle import BundleError, ModelBundle, write_bundle
     from brainseg_bids.training.fit import averaged_net
-    from brainseg_bids.training.plan import TrainPlan
     from brainseg_bids.training.resume import steps_done
 
+    job = _job_of(run, {"--name": name, "--contrasts": contrasts, "--card": card})
     checkpoint = run / "last.ckpt"
-    for path in (checkpoint, run / "plan.json"):
-        if not path.is_file():
-            raise BundleError(
-                f"{path}: there is no such file. Train first; nothing to bundle yet."
-            )
-    job = _read(run / "job.json")
-    if "command" in job:
-        job["command"] = _command_without_folders(job["command"])
-    missing = [
-        flag
-        for flag, given in (("--name", name), ("--contrasts", contrasts), ("--card", card))
-        if not given and not job
-    ]
-    if missing:
-        raise BundleError(f"{run}: has no job.json. Say {', '.join(missing)}.")
     plan, steps = TrainPlan.from_json((run / "plan.json").read_text()), steps_done(checkpoint)
     net = averaged_net(plan, checkpoint)
-    calibrated = {}
+    made_from = {"plan": plan.to_dict(), "steps": steps} | {
+        key: job[key] for key in ("spaces", "maps", "command") if key in job
+    }
     if calibration_pairs:
-        cache = Path(job["map_cache"]) if "map_cache" in job else None
-        calibrated = _calibrate(net, plan, heads or _learned_from(run), calibration_pairs, cache)
-    text = card or _card(
-        card_facts(run, job, plan, net, steps, calibration_pairs=calibration_pairs)
-    )
+        maps = heads or _learned_from(run)
+        made_from |= _calibrate(net, plan, maps, calibration_pairs, job.get("map_cache"))
+    if not card:
+        card = _card(card_facts(run, job, plan, net, steps, pairs=calibration_pairs))
     out = out or run.parent / "bundle"
-    fresh = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
-    try:
+    with _replacing(out) as fresh:
         write_bundle(
             fresh,
             name=name or job["name"],
@@ -117,17 +102,25 @@ def bundle_run(
             voxel_size_mm=plan.voxel_size_mm,
             patch_vox=plan.patch_vox,
             contrasts=tuple(contrasts) or tuple(job["contrasts"]),
-            card=text,
-            training=names_only(
-                {
-                    "plan": json.loads(plan.to_json()),
-                    "steps": steps,
-                    **{key: job[key] for key in ("spaces", "maps", "command") if key in job},
-                    **calibrated,
-                }
-            ),
+            card=card,
+            training=names_only(json.loads(json.dumps(made_from))),
             seen=read_seen(run),
         )
+    return ModelBundle.read(out)
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A folder that takes the place of ``out`` when the block is done.
+
+    Raises
+    ------
+    BundleError
+        If the disk is full; ``out`` is as it was.
+    """
+    fresh = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        yield fresh
         _swap(fresh, out)
     except OSError as error:
         before = "the one before it is as it was" if out.exists() else "there is none yet"
@@ -137,7 +130,33 @@ def bundle_run(
         ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return ModelBundle.read(out)
+
+
+def _job_of(run: Path, given: Mapping[str, object]) -> dict:
+    """Content of a run's ``job.json``.
+
+    Parameters
+    ----------
+    given : mapping
+        What stands in for it, by flag.
+
+    Raises
+    ------
+    BundleError
+        If something is missing.
+    """
+    for path in (run / "last.ckpt", run / "plan.json"):
+        if not path.is_file():
+            raise BundleError(
+                f"{path}: there is no such file. Train first; nothing to bundle yet."
+            )
+    job = _read(run / "job.json")
+    if "command" in job:
+        job["command"] = _command_without_folders(job["command"])
+    missing = [flag for flag, value in given.items() if not value and not job]
+    if missing:
+        raise BundleError(f"{run}: has no job.json. Say {', '.join(missing)}.")
+    return job
 
 
 def names_only(value):
@@ -168,7 +187,7 @@ def _command_without_folders(command: str) -> str:
 
 
 def _calibrate(
-    net: PackedNet, plan: TrainPlan, heads: Sequence[Path], pairs: int, cache: Path | None
+    net: PackedNet, plan: TrainPlan, heads: Sequence[Path], pairs: int, cache: str | None
 ) -> dict:
     """Calibrate a network's volumes; what the manifest says of it."""
     from brainseg_bids.programs.map_cache import read_checked_map
@@ -177,9 +196,9 @@ def _calibrate(
     from brainseg_bids.training.fit import make_generator
     from brainseg_bids.training.volume_calibration import add_offsets, calibrate_volumes
 
-    target = LabelTable.packaged(plan.target_table)
+    target, kept = LabelTable.packaged(plan.target_table), cache and Path(cache)
     stream = PairStream(
-        [read_checked_map(path, cache, source=plan.source_table).head for path in heads],
+        [read_checked_map(path, kept, source=plan.source_table).head for path in heads],
         [(read_space(name), share) for name, share in plan.spaces.items()],
         make_generator(plan),
         seed=plan.seed + CALIBRATION_SEED,
@@ -193,8 +212,6 @@ def _calibrate(
 
 def _learned_from(run: Path) -> list[Path]:
     """Label maps of a run, as its ``job.json`` names them."""
-    from brainseg_bids.nets.bundle import BundleError
-
     found = _read(run / "job.json").get("heads", [])
     paths = [Path(path) for path in found]
     if not paths or not all(path.is_file() for path in paths):
@@ -227,7 +244,7 @@ def card_facts(
     net: PackedNet,
     steps: int,
     *,
-    calibration_pairs: int = 0,
+    pairs: int = 0,
 ) -> CardFacts:
     """What the model card says, from the files of a job."""
     from brainseg_bids.reports.card import CardFacts, MapFacts, SpaceFacts
@@ -260,7 +277,7 @@ def card_facts(
         spaces=tuple(spaces.values()),
         steps=steps,
         planned_steps=planned_steps(plan.total_steps) or steps,
-        calibration_pairs=calibration_pairs,
+        calibration_pairs=pairs,
         patch_vox=plan.patch_vox,
         pairs_per_step=plan.pairs_per_step,
         precision=plan.precision,

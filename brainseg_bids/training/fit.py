@@ -176,10 +176,9 @@ def fit(
 ) -> SegmentationTask:
     """Train, or go on training.
 
-    Leaves ``last.ckpt`` (weights, average, optimiser, schedule, settings), ``plan.json``,
-    ``log-from-N/metrics.csv``, TensorBoard's events beside it, and ``samples/`` in ``out_dir``.
-    An interrupted run goes on from ``last.ckpt`` with the same pairs a straight run would have
-    seen; on a CPU its weights are the same to the last bit.
+    Leaves ``last.ckpt`` (weights, average, optimiser, schedule, settings), ``plan.json``, logs and
+    ``samples/`` in ``out_dir``. An interrupted run goes on from ``last.ckpt`` with the same pairs
+    a straight run would have seen; on a CPU its weights are the same to the last bit.
 
     Parameters
     ----------

@@ -93,14 +93,7 @@ def choose_spaces(
             "--kappa: the prior weight needs a contrast prior. Run group --stages priors first, "
             "or choose one with --prior."
         )
-    if PRIOR in own:
-        shares, why = own, f"recipe, with contrast prior {name}"
-    elif name:
-        chosen = "asked for" if wanted else "the only one there is"
-        shares, why = {PRIOR: 1.0}, f"contrast prior {name} ({chosen})"
-    else:
-        shares = recipe.spaces
-        why = "recipe" if own else f"packaged recipe {recipe.base}: there is no contrast prior"
+    shares, why = _shares(recipe, own, name, is_wanted=bool(wanted))
     contrasts = recipe.values.get("contrasts") or _contrasts(
         shares, priors.get(name, "T1w"), any_contrast
     )
@@ -108,6 +101,19 @@ def choose_spaces(
     largest = max(shares, key=shares.__getitem__)
     validation = said if "validation_space" in recipe.said else largest
     return Spaces(shares, validation, contrasts, name), why
+
+
+def _shares(
+    recipe: TrainRecipe, own: Mapping[str, float], prior: str, *, is_wanted: bool
+) -> tuple[Mapping[str, float], str]:
+    """Shares of recipe spaces, and why."""
+    if PRIOR in own:
+        return own, f"recipe, with contrast prior {prior}"
+    if prior:
+        chosen = "asked for" if is_wanted else "the only one there is"
+        return {PRIOR: 1.0}, f"contrast prior {prior} ({chosen})"
+    why = "recipe" if own else f"packaged recipe {recipe.base}: there is no contrast prior"
+    return recipe.spaces, why
 
 
 def _prior_name(wanted: str, priors: Mapping[str, str], own: Mapping[str, float]) -> str:

@@ -103,7 +103,13 @@ def test_a_dry_run_prints_all_commands_and_writes_nothing(tmp_path):
     done = continued(*arguments, "--", "--devices", "2")
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if " -m " in line]
-    what = ["--stages upsample", "--stages train", "cli.bundle", "released_model", "released_log"]
+    what = [
+        "--stages upsample",
+        "--stages train",
+        "programs.bundle",
+        "released_model",
+        "released_log",
+    ]
     assert len(lines) == len(what)
     assert all(word in line for word, line in zip(what, lines, strict=True))
     assert "--minutes 7 --validation-label 15 16 --devices 2" in lines[1]
