@@ -272,9 +272,18 @@ def _words(item: Declared, value: Any) -> list[str]:
         return item.option.arguments(value)
     if isinstance(value, dict):
         return [f"{key}={path}" for key, path in value.items()]
-    if isinstance(value, tuple):
-        return [str(one) for one in value]
-    return [repr(value) if isinstance(value, float) else str(value)]
+    return [shortest(one) for one in (value if isinstance(value, tuple) else (value,))]
+
+
+def shortest(value: object) -> str:
+    """A value in the fewest letters that are read as the same.
+
+    >>> shortest(8.0), shortest(0.1 + 0.2), shortest("a")
+    ('8', '0.30000000000000004', 'a')
+    """
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value)
 
 
 # -- settings files -----------------------------------------------------------------------
@@ -428,7 +437,7 @@ def memory_gb(text: str) -> float:
 
 def in_gib(value: float) -> list[str]:
     """What `memory_gb` reads as the same number."""
-    return [f"{value!r}G"]
+    return [f"{shortest(value)}G"]
 
 
 def folder_by_name(text: str) -> tuple[str, str]:
