@@ -180,3 +180,13 @@ def test_every_known_dataset_says_where_it_is_its_licence_and_whom_to_cite():
         assert dataset.licence == "CC0", dataset.name
         assert dataset.s3.startswith("openneuro.org/ds00"), dataset.name
         assert dataset.git.endswith(f"{dataset.s3.rpartition('/')[2]}.git"), dataset.name
+
+
+def test_programs_that_pip_has_put_beside_this_python_are_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    assert fetch.annex.installed_way() == ""
+    for name in ("git", "git-annex", "datalad"):
+        (tmp_path / name).touch(mode=0o755)
+    assert fetch.annex.find_program("datalad") == str(tmp_path / "datalad")
+    assert fetch.annex.installed_way() == "datalad"

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import urllib3
 
 from brainseg_bids.fetch import transfer
 from brainseg_bids.fetch.http import Patience, open_session
@@ -194,6 +195,12 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
     server.faults["ds000999/"] = [503]
     assert fetch(server, tmp_path, **only(T1W)).failures == []
     assert on_disk(tmp_path)[T1W] == BIG
+
+
+def test_a_server_cannot_ask_for_hours(server):
+    retry = open_session(QUICK).get_adapter(server.url).max_retries
+    answer = urllib3.HTTPResponse(headers={"Retry-After": "7200"}, status=503)
+    assert retry.get_retry_after(answer) == QUICK.longest_wait_s
 
 
 @pytest.mark.parametrize(

@@ -254,6 +254,14 @@ def test_inside_a_container_the_jobs_run_the_same_image(study, monkeypatch):
     assert "'/sw/our image.sif'" in script
 
 
+@pytest.mark.parametrize("name", ["a,b", "a:b"])
+def test_a_folder_that_a_container_cannot_be_told_is_refused(study, name):
+    site = 'program = ["apptainer", "run", "-B", "{folders}", "brainseg.sif"]'
+    chosen = replace(settings(study), output_dir=study.parent / name)
+    with pytest.raises(InputError, match=f"{name}: commas and colons"):
+        script_of(chosen, profile(study, site))
+
+
 @pytest.mark.parametrize("name", ["default", "a100", "mi300a"])
 @pytest.mark.parametrize("level", [["participant"], ["group", "--stages", "train"]])
 def test_packaged_profiles_make_scripts_that_bash_can_read(study, name, level):
