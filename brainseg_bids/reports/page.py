@@ -12,7 +12,7 @@ import base64
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -62,7 +62,7 @@ class Section:
     stage: str = ""
     counted: tuple[str, str] = ("image", "segmented")
     warnings: Sequence[str] = ()
-    overview: Mapping[str, object] = ()
+    overview: Mapping[str, object] = field(default_factory=dict)
     numbers: tuple[str, ...] = ()
 
 

@@ -28,14 +28,14 @@ from brainseg_bids.reports.page import Section
 from brainseg_bids.reports.sections.image import made_by, source_line, worded, written
 
 
-def section(plan, *, output_dir: Path, bids_dir: Path) -> Section:
+def section(job, *, output_dir: Path, bids_dir: Path) -> Section:
     """The contrast of one image, from the files that its run left."""
-    metadata = read_json(sidecar(plan.outputs["statistics"]))
+    metadata = read_json(sidecar(job.outputs["statistics"]))
     return contrast_section(
-        title=plan.scan.title,
+        title=job.scan.title,
         labels=metadata.get("LabelsOf", ""),
-        source=plan.scan.path.relative_to(bids_dir).as_posix(),
-        figure=plan.outputs["figure"],
+        source=job.scan.path.relative_to(bids_dir).as_posix(),
+        figure=job.outputs["figure"],
         statistics=ContrastStatistics.from_json(json.dumps(metadata["Statistics"])),
         run={
             "Skull-stripped": "yes: the brain alone was measured"
@@ -44,7 +44,7 @@ def section(plan, *, output_dir: Path, bids_dir: Path) -> Section:
             **made_by(metadata),
         },
         warnings=[*metadata.get("Warnings", []), *metadata.get("MetadataWarnings", [])],
-        outputs=written(plan.outputs, output_dir),
+        outputs=written(job.outputs, output_dir),
     )
 
 

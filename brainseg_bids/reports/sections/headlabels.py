@@ -58,31 +58,31 @@ class ToolRun:
     reused_from: str = ""
 
 
-def section(plan, *, output_dir: Path, bids_dir: Path, cohort: Cohort | None) -> Section:
+def section(job, *, output_dir: Path, bids_dir: Path, cohort: Cohort | None) -> Section:
     """One map of a head, from the files that its run left."""
-    metadata = read_json(sidecar(plan.outputs["merge"]))
-    image = plan.outputs["volumes"].name.split("_seg-")[0]
-    maps = [tool.outputs["labels"] for tool in plan.tools.values()]
+    metadata = read_json(sidecar(job.outputs["merge"]))
+    image = job.outputs["volumes"].name.split("_seg-")[0]
+    maps = [tool.outputs["labels"] for tool in job.tools.values()]
     return merge_section(
-        title=plan.scan.title,
-        source=plan.scan.path.relative_to(bids_dir).as_posix(),
-        figures={"merged labels, each tool's, and what changed": plan.outputs["figure"]},
-        tools=[_tool_run(role, tool) for role, tool in plan.tools.items()],
+        title=job.scan.title,
+        source=job.scan.path.relative_to(bids_dir).as_posix(),
+        figures={"merged labels, each tool's, and what changed": job.outputs["figure"]},
+        tools=[_tool_run(role, tool) for role, tool in job.tools.items()],
         merge=metadata["Merge"],
-        volumes=read_volumes(plan.outputs["volumes"], output_dir, "fullhead"),
+        volumes=read_volumes(job.outputs["volumes"], output_dir, "fullhead"),
         z=cohort.z.get(image) if cohort else None,
         missing=cohort.missing.get(image, ()) if cohort else (),
         run=made_by(metadata),
         warnings=metadata.get("Warnings", []),
-        outputs=written(plan.outputs, output_dir),
+        outputs=written(job.outputs, output_dir),
         no_asymmetry=no_asymmetry(*maps),
     )
 
 
-def _tool_run(role: str, plan) -> ToolRun:
-    labels = plan.outputs["labels"]
-    if plan.action == "given":
-        return ToolRun(plan.tool.name, role, reused_from=str(labels))
+def _tool_run(role: str, job) -> ToolRun:
+    labels = job.outputs["labels"]
+    if job.action == "given":
+        return ToolRun(job.tool.name, role, reused_from=str(labels))
     metadata = metadata_of(labels)
     shown = {key: metadata[key] for key in SHOWN if key in metadata}
     return ToolRun(metadata.get("Tool") or "unknown tool", role, shown)

@@ -125,7 +125,7 @@ def metadata_of(path: Path) -> dict:
 
 
 def written(outputs: Mapping[str, Path], output_dir: Path) -> list[str]:
-    """Which of a plan's outputs are there."""
+    """Which of a job's outputs are there."""
     return [path.relative_to(output_dir).as_posix() for path in outputs.values() if path.is_file()]
 
 

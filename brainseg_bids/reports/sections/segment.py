@@ -18,14 +18,14 @@ from brainseg_bids.reports.sections.image import (
 from brainseg_bids.reports.volume_table import low_confidence, read_volumes
 
 
-def section(plan, *, output_dir: Path, bids_dir: Path) -> Section:
+def section(job, *, output_dir: Path, bids_dir: Path) -> Section:
     """One segmented image, from the files that its run left."""
-    metadata = read_json(sidecar(plan.outputs["labels"]))
-    volumes = read_volumes(plan.outputs["volumes"], output_dir, "brainseg")
+    metadata = read_json(sidecar(job.outputs["labels"]))
+    volumes = read_volumes(job.outputs["volumes"], output_dir, "brainseg")
     return image_section(
-        title=plan.scan.title,
-        source=plan.scan.path.relative_to(bids_dir).as_posix(),
-        figure=plan.outputs["figure"],
+        title=job.scan.title,
+        source=job.scan.path.relative_to(bids_dir).as_posix(),
+        figure=job.outputs["figure"],
         volumes=volumes,
         run={
             "Model": metadata.get("ModelName"),
@@ -40,6 +40,6 @@ def section(plan, *, output_dir: Path, bids_dir: Path) -> Section:
             **made_by(metadata),
         },
         warnings=[*metadata.get("ToLookAt", []), *metadata.get("Warnings", [])],
-        outputs=written(plan.outputs, output_dir),
-        no_asymmetry=no_asymmetry(plan.outputs["labels"]),
+        outputs=written(job.outputs, output_dir),
+        no_asymmetry=no_asymmetry(job.outputs["labels"]),
     )

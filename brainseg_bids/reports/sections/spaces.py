@@ -17,14 +17,14 @@ from brainseg_bids.reports.sections.image import (
 )
 
 
-def section(plan, *, output_dir: Path, bids_dir: Path) -> Section:
+def section(job, *, output_dir: Path, bids_dir: Path) -> Section:
     """One image in a standard space, from the files that its run left."""
-    template = plan.templates[0]
-    metadata = metadata_of(output_dir / folder(plan.scan) / transform_name(plan.scan, template))
+    template = job.templates[0]
+    metadata = metadata_of(output_dir / folder(job.scan) / transform_name(job.scan, template))
     return image_section(
-        title=plan.title,
-        source=plan.scan.path.relative_to(bids_dir).as_posix(),
-        figure=plan.outputs["figure"],
+        title=job.title,
+        source=job.scan.path.relative_to(bids_dir).as_posix(),
+        figure=job.outputs["figure"],
         run={
             "Template": template.space,
             "Resolution": template.resolution,
@@ -32,9 +32,9 @@ def section(plan, *, output_dir: Path, bids_dir: Path) -> Section:
             "Driven by": metadata.get("DrivenBy"),
             "Time": worded(metadata.get("Seconds"), "{:.0f} s"),
             "Peak memory": worded(metadata.get("PeakMemoryGiB"), "{:.1f} GiB"),
-            **made_by(metadata_of(plan.main)),
+            **made_by(metadata_of(job.main)),
         },
-        outputs=written(plan.outputs, output_dir),
+        outputs=written(job.outputs, output_dir),
         what="Registered image",
         counted=("image", "in a standard space"),
         caption="Each cut of the template: alone, with the image's labels, with their outlines.",

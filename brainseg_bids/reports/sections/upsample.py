@@ -19,15 +19,15 @@ from brainseg_bids.reports.sections.image import (
 from brainseg_bids.reports.volume_table import read_volumes
 
 
-def section(plan, *, output_dir: Path) -> Section:
+def section(job, *, output_dir: Path) -> Section:
     """One label map at finer voxels, from the files that its run left."""
-    metadata = read_json(sidecar(plan.outputs["labels"]))
+    metadata = read_json(sidecar(job.outputs["labels"]))
     quality = metadata["Certificate"]
     return image_section(
-        title=plan.title,
-        source=plan.scan.path.relative_to(output_dir).as_posix(),
-        figure=plan.outputs["figure"],
-        volumes=read_volumes(plan.outputs["volumes"], output_dir, "fullhead"),
+        title=job.title,
+        source=job.scan.path.relative_to(output_dir).as_posix(),
+        figure=job.outputs["figure"],
+        volumes=read_volumes(job.outputs["volumes"], output_dir, "fullhead"),
         run={
             "Method": metadata.get("Method"),
             "Holes filled": worded(metadata.get("HolesFilledVoxels"), "{:,} voxels"),
@@ -39,11 +39,11 @@ def section(plan, *, output_dir: Path) -> Section:
             **made_by(metadata),
         },
         warnings=metadata.get("ToLookAt", []),
-        outputs=written(plan.outputs, output_dir),
+        outputs=written(job.outputs, output_dir),
         what="Label map",
         counted=("label map", "made finer"),
         caption="Above the label map, below the same at finer voxels.",
-        no_asymmetry=no_asymmetry(*_maps_of_the_model(plan.scan.path)),
+        no_asymmetry=no_asymmetry(*_maps_of_the_model(job.scan.path)),
     )
 
 
