@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registration to a template in a process of its own, and what is pulled through it."""
+"""Registration to a template in a process of its own, and what is resampled through it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nipype.interfaces.base import (
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.anatomy.pull import pull_image, pull_labels, pull_probabilities
+from brainseg_bids.anatomy.resample import resample_image, resample_labels, resample_probabilities
 from brainseg_bids.interfaces.segment import OwnProgram, _reason
 from brainseg_bids.volumes import (
     read_again,
@@ -140,7 +140,7 @@ class _PullOutputSpec(TraitedSpec):
     image = File(exists=True)
 
 
-class Pull(SimpleInterface):
+class Resample(SimpleInterface):
     """Labels (from their probabilities, or each label's share) and image on another grid."""
 
     input_spec = _PullInputSpec
@@ -152,11 +152,11 @@ class Pull(SimpleInterface):
         places = np.load(self.inputs.places[self.inputs.which], mmap_mode="r")
         if isdefined(self.inputs.probseg):
             _, posteriors = read_posteriors([self.inputs.probseg], list(table.codes))
-            pulled = pull_probabilities(posteriors, places, grid, table)
+            resampled = resample_probabilities(posteriors, places, grid, table)
         else:
-            pulled = pull_labels(read_label_map(self.inputs.labels, table), places, grid)
-        self._results["labels"] = str(write_label_map(pulled, folder / "pulled_dseg.nii.gz"))
+            resampled = resample_labels(read_label_map(self.inputs.labels, table), places, grid)
+        self._results["labels"] = str(write_label_map(resampled, folder / "pulled_dseg.nii.gz"))
         image, _ = read_again(self.inputs.image)
-        warped = pull_image(image, places, grid)
+        warped = resample_image(image, places, grid)
         self._results["image"] = str(write_volume(warped, grid, folder / "warped_T1w.nii.gz"))
         return runtime

@@ -352,7 +352,7 @@ def init_pull_wf(job: SpaceJob, execution: ExecutionOptions, number: int) -> Wor
     from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
     from brainseg_bids.interfaces.labels import BrainMask, Tissue
-    from brainseg_bids.interfaces.register import Pull
+    from brainseg_bids.interfaces.register import Resample
     from brainseg_bids.interfaces.reportlets import DrawLabels
 
     workflow = Workflow(name=f"pull{number}_wf")
@@ -362,7 +362,7 @@ def init_pull_wf(job: SpaceJob, execution: ExecutionOptions, number: int) -> Wor
         IdentityInterface(fields=["labels", "tissue", "mask", "image", "figure"]),
         name="outputnode",
     )
-    pull = pe.Node(Pull(table=table, grid=template, which=number), name="pull", mem_gb=1.0)
+    pull = pe.Node(Resample(table=table, grid=template, which=number), name="pull", mem_gb=1.0)
     if job.probseg:
         pull.inputs.probseg = str(job.probseg)
     figure = pe.Node(DrawLabels(table=table, image=template), name="figure", mem_gb=1.0)

@@ -15,12 +15,12 @@ import pytest
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.anatomy.pull import pull_labels
+from brainseg_bids.anatomy.resample import resample_labels
 from brainseg_bids.interfaces.register import (
     REGISTER,
-    Pull,
     Register,
     RegistrationError,
+    Resample,
     missing_reason,
 )
 from brainseg_bids.programs import register
@@ -116,7 +116,7 @@ def test_pulled_files_lie_on_the_grid_they_were_asked_for(files, head, monkeypat
     places = np.full((3, *head.grid.shape), 20.0, np.float32)
     places[:, 0] = register.OUTSIDE
     np.save(files / "places.npy", places)
-    done = Pull(
+    done = Resample(
         image=str(files / "image.nii.gz"),
         labels=str(files / "labels.nii.gz"),
         table=str(files / "labels.tsv"),
@@ -124,11 +124,11 @@ def test_pulled_files_lie_on_the_grid_they_were_asked_for(files, head, monkeypat
         places=[str(files / "places.npy")],
     ).run()
     table = LabelTable.packaged("fullhead")
-    pulled = read_label_map(done.outputs.labels, table)
+    resampled = read_label_map(done.outputs.labels, table)
     source = read_label_map(files / "labels.nii.gz", table)
-    assert pulled.grid.is_close(head.grid)
-    assert set(np.unique(pulled.voxels[1:])) == {source.voxels[20, 20, 20]}
-    assert not pulled.voxels[0].any()
+    assert resampled.grid.is_close(head.grid)
+    assert set(np.unique(resampled.voxels[1:])) == {source.voxels[20, 20, 20]}
+    assert not resampled.voxels[0].any()
 
 
 @pytest.mark.slow
@@ -153,14 +153,14 @@ def test_ants_brings_the_phantom_back_to_where_it_was(files, head):
     said = json.loads((files / "report.json").read_text())
     assert (said["DrivenBy"], said["Registration"]) == ("brains", QUICK)
     source = read_label_map(files / "labels.nii.gz", head.table)
-    pulled = pull_labels(source, np.load(files / "here.npy"), head.grid)
+    resampled = resample_labels(source, np.load(files / "here.npy"), head.grid)
     for names_, lowest in (
         (("Left-Cerebral-White-Matter", "Right-Cerebral-White-Matter"), 0.95),
         (("Left-Thalamus", "Right-Putamen"), 0.8),
         (("Bone-Cortical",), 0.7),  # outside the mask nothing pulls
     ):
         for name in names_:
-            ours = pulled.voxels == head.table[name].index
+            ours = resampled.voxels == head.table[name].index
             true = head.voxels == head.table[name].index
             dice = 2 * (ours & true).sum() / (ours.sum() + true.sum())
             assert dice > lowest, (name, dice)

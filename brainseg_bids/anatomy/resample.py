@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels and images pulled to another grid, wherever a transform says that its voxels come from.
+"""Labels and images resampled to another grid, wherever a transform says that its voxels come from.
 
 Labels are resampled once and through probabilities: each label's share at a place is the linear
 interpolation of its own 0/1 map (or of its probabilities), and the largest share wins. That is
@@ -20,7 +20,7 @@ SLAB_VOXELS = 1 << 19
 """Target voxels that are worked on at a time: memory beyond source and target is about 100 MB."""
 
 
-def pull_labels(labels: LabelMap, places: np.ndarray, grid: Grid) -> LabelMap:
+def resample_labels(labels: LabelMap, places: np.ndarray, grid: Grid) -> LabelMap:
     """Label map on another grid, by each label's linearly interpolated share.
 
     Parameters
@@ -49,11 +49,11 @@ def pull_labels(labels: LabelMap, places: np.ndarray, grid: Grid) -> LabelMap:
     >>> table = LabelTable([Label(0, "Background"), Label(7, "Rod")])
     >>> rod = LabelMap(np.array([0, 7, 7, 0]).reshape(4, 1, 1), Grid((4, 1, 1), np.eye(4)), table)
     >>> places = np.zeros((3, 5, 1, 1)); places[0, :, 0, 0] = [0.4, 0.6, 2, 2.6, 9]
-    >>> pull_labels(rod, places, Grid((5, 1, 1), np.eye(4))).voxels.ravel().tolist()
+    >>> resample_labels(rod, places, Grid((5, 1, 1), np.eye(4))).voxels.ravel().tolist()
     [0, 7, 7, 0, 0]
     """
     _check(places, grid)
-    pulled = np.zeros(grid.shape, np.int16)
+    resampled = np.zeros(grid.shape, np.int16)
     for planes in _slabs(grid.shape):
         inside, low, frac = _locate(places[:, planes], labels.grid.shape)
         seen = np.stack(
@@ -63,11 +63,11 @@ def pull_labels(labels: LabelMap, places: np.ndarray, grid: Grid) -> LabelMap:
         rest = np.flatnonzero(inside & (seen != seen[0]).any(0))
         weights = np.stack([weight for _, weight in _corners(low[:, rest], frac[:, rest], None)])
         found[rest] = _largest_share(seen[:, rest], weights)
-        pulled[planes] = np.where(inside, found, 0).reshape(pulled[planes].shape)
-    return LabelMap(pulled, grid, labels.table)
+        resampled[planes] = np.where(inside, found, 0).reshape(resampled[planes].shape)
+    return LabelMap(resampled, grid, labels.table)
 
 
-def pull_probabilities(
+def resample_probabilities(
     posteriors: Iterable[tuple[int, np.ndarray]],
     places: np.ndarray,
     grid: Grid,
@@ -80,7 +80,7 @@ def pull_probabilities(
     posteriors : iterable of (code, (X', Y', Z') float)
         Of the source, code 0 among them; see `brainseg_bids.volumes.read_posteriors`.
     places, grid
-        As in `pull_labels`.
+        As in `resample_labels`.
     table : LabelTable
         Of the codes.
 
@@ -90,22 +90,22 @@ def pull_probabilities(
         Of equal probabilities the first code wins; code 0 where all are 0.
     """
     _check(places, grid)
-    best, pulled = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.int16)
+    best, resampled = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.int16)
     for code, posterior in posteriors:
-        share = pull_image(posterior, places, grid)
-        pulled[share > best] = code
+        share = resample_image(posterior, places, grid)
+        resampled[share > best] = code
         np.maximum(best, share, out=best)
-    return LabelMap(pulled, grid, table)
+    return LabelMap(resampled, grid, table)
 
 
-def pull_image(image: np.ndarray, places: np.ndarray, grid: Grid) -> np.ndarray:
+def resample_image(image: np.ndarray, places: np.ndarray, grid: Grid) -> np.ndarray:
     """Image on another grid, linearly interpolated.
 
     Parameters
     ----------
     image : (X', Y', Z')
     places, grid
-        As in `pull_labels`; outside the image's box it is 0.
+        As in `resample_labels`; outside the image's box it is 0.
 
     Returns
     -------
@@ -115,18 +115,18 @@ def pull_image(image: np.ndarray, places: np.ndarray, grid: Grid) -> np.ndarray:
     --------
     >>> image = np.array([10.0, 20.0]).reshape(2, 1, 1)
     >>> places = np.zeros((3, 3, 1, 1)); places[0, :, 0, 0] = [0.25, 1.4, 3]
-    >>> pull_image(image, places, Grid((3, 1, 1), np.eye(4))).ravel().tolist()
+    >>> resample_image(image, places, Grid((3, 1, 1), np.eye(4))).ravel().tolist()
     [12.5, 20.0, 0.0]
     """
     _check(places, grid)
-    pulled = np.zeros(grid.shape, np.float32)
+    resampled = np.zeros(grid.shape, np.float32)
     for planes in _slabs(grid.shape):
         inside, low, frac = _locate(places[:, planes], image.shape)
         found = np.zeros(inside.shape, np.float32)
         for at, weight in _corners(low, frac, image.shape):
             found += weight * image[at]
-        pulled[planes] = np.where(inside, found, 0).reshape(pulled[planes].shape)
-    return pulled
+        resampled[planes] = np.where(inside, found, 0).reshape(resampled[planes].shape)
+    return resampled
 
 
 def _check(places: np.ndarray, grid: Grid) -> None:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels and images pulled through a transform."""
+"""Labels and images resampled through a transform."""
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from brainseg_bids.anatomy import pull
+from brainseg_bids.anatomy import resample
 from brainseg_bids.anatomy.grid import Grid
-from brainseg_bids.anatomy.pull import pull_image, pull_labels, pull_probabilities
+from brainseg_bids.anatomy.resample import resample_image, resample_labels, resample_probabilities
 
 
 @pytest.fixture
@@ -22,9 +22,9 @@ def target(rng):
 
 
 def test_each_labels_share_decides_as_if_every_label_had_a_volume(head, target, monkeypatch):
-    monkeypatch.setattr(pull, "SLAB_VOXELS", 5000)
+    monkeypatch.setattr(resample, "SLAB_VOXELS", 5000)
     grid, places = target
-    pulled = pull_labels(head, places, grid).voxels
+    resampled = resample_labels(head, places, grid).voxels
     sizes = np.array(head.grid.shape)[:, None, None, None]
     inside = ((places >= -0.5) & (places <= sizes - 0.5)).all(0)
     codes = np.unique(head.voxels)
@@ -39,16 +39,16 @@ def test_each_labels_share_decides_as_if_every_label_had_a_volume(head, target, 
     top = np.sort(shares, axis=0)
     clear = inside & (top[-1] - top[-2] > 1e-4)
     assert clear.mean() > 0.5
-    assert np.array_equal(pulled[clear], codes[shares.argmax(0)][clear])
-    assert not pulled[~inside].any()
+    assert np.array_equal(resampled[clear], codes[shares.argmax(0)][clear])
+    assert not resampled[~inside].any()
 
 
 def test_probabilities_of_certain_labels_give_what_labels_give(head, target):
     grid, places = target
     codes = [int(code) for code in np.unique(head.voxels)]
     certain = ((code, (head.voxels == code).astype(np.float32)) for code in codes)
-    soft = pull_probabilities(certain, places, grid, head.table).voxels
-    assert (soft == pull_labels(head, places, grid).voxels).mean() > 0.999
+    soft = resample_probabilities(certain, places, grid, head.table).voxels
+    assert (soft == resample_labels(head, places, grid).voxels).mean() > 0.999
 
 
 def test_an_image_is_interpolated_as_scipy_does(head_image, target):
@@ -56,14 +56,14 @@ def test_an_image_is_interpolated_as_scipy_does(head_image, target):
     sizes = np.array(head_image.shape)[:, None, None, None]
     inside = ((places >= -0.5) & (places <= sizes - 0.5)).all(0)
     expected = ndimage.map_coordinates(head_image, places, order=1, mode="nearest")
-    pulled = pull_image(head_image, places, grid)
-    assert np.allclose(pulled[inside], expected[inside], atol=0.05)
-    assert not pulled[~inside].any()
+    resampled = resample_image(head_image, places, grid)
+    assert np.allclose(resampled[inside], expected[inside], atol=0.05)
+    assert not resampled[~inside].any()
 
 
 def test_labels_on_their_own_grid_stay_as_they_are(head):
     places = np.indices(head.grid.shape, dtype=np.float32)
-    assert np.array_equal(pull_labels(head, places, head.grid).voxels, head.voxels)
+    assert np.array_equal(resample_labels(head, places, head.grid).voxels, head.voxels)
 
 
 def test_of_equal_shares_the_order_of_voxels_does_not_decide(head):
@@ -75,10 +75,10 @@ def test_of_equal_shares_the_order_of_voxels_does_not_decide(head):
     labels = LabelMap(voxels, Grid((3, 1, 1), np.eye(4)), table)
     places = np.zeros((3, 2, 1, 1), np.float32)
     places[0, :, 0, 0] = [0.5, 1.5]
-    found = pull_labels(labels, places, Grid((2, 1, 1), np.eye(4))).voxels
+    found = resample_labels(labels, places, Grid((2, 1, 1), np.eye(4))).voxels
     assert found.ravel().tolist() == [2, 2]
 
 
 def test_places_of_another_shape_are_refused(head):
     with pytest.raises(ValueError, match="do not fit"):
-        pull_labels(head, np.zeros((3, 2, 2, 2)), Grid((3, 3, 3), np.eye(4)))
+        resample_labels(head, np.zeros((3, 2, 2, 2)), Grid((3, 3, 3), np.eye(4)))
