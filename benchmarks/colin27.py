@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.data import shared_data
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.volumes import read_label_map
+from brainseg_bids.images import read_label_map
 
 REFERENCE = {
     "scalp": (1,),

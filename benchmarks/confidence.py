@@ -35,10 +35,10 @@ from benchmarks.data import shared_data
 from benchmarks.real_heads import STRUCTURES, TABLE
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.evaluation.confidence import LOW_DICE, ConfidenceCalibration, ProbabilitySums
+from brainseg_bids.images import read_volume
 from brainseg_bids.nets.bundle import MANIFEST, ModelBundle, find_bundle
 from brainseg_bids.programs.confidence import pairs, segmented
 from brainseg_bids.programs.segment import read_calibration
-from brainseg_bids.volumes import read_volume
 
 SEED = 20
 """Of held-out pairs; those that are calibrated on have another."""

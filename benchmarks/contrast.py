@@ -27,7 +27,7 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.measured import BiasField, ContrastStatistics
 from brainseg_bids.contrast.statistics import measure
-from brainseg_bids.volumes import read_label_map, read_volume
+from brainseg_bids.images import read_label_map, read_volume
 
 WRONG_SHARE = 0.2
 FIELD = 0.4

@@ -28,6 +28,7 @@ from benchmarks.data import shared_data
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.images import read_label_map
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe import (
     Ageing,
@@ -46,7 +47,6 @@ from brainseg_bids.synth.recipe import (
     View,
 )
 from brainseg_bids.synth.space import RecipeSpace
-from brainseg_bids.volumes import read_label_map
 
 EIGHT = (0, 2, 3, 4, 8, 16, 507, 515)
 """Codes of the map with eight labels: one for each tissue."""

@@ -37,7 +37,7 @@ from PIL import Image
 
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.volumes import write_label_map
+from brainseg_bids.images import write_label_map
 from tests.phantom.head import phantom_head, phantom_image
 
 REPOSITORY = Path(__file__).parents[1]

@@ -24,6 +24,7 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import raw_path
 from brainseg_bids.contrast.pool import pool
+from brainseg_bids.images import read_grid, read_volume
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.stages.likeness import draw, likeness, read_real
 from brainseg_bids.stages.pairs import centred_grid, pair_shape, whole_heads
@@ -32,7 +33,6 @@ from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.prior_space import PriorSpace
 from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.synth.space import RecipeSpace, TissueSpace
-from brainseg_bids.volumes import read_grid, read_volume
 
 FULLHEAD = LabelTable.packaged("fullhead")
 

@@ -26,7 +26,7 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.merge import Merged, Source, merge
 from brainseg_bids.anatomy.posteriors import TopPosteriors
-from brainseg_bids.volumes import read_label_map
+from brainseg_bids.images import read_label_map
 
 ROWS = (
     ("head alone", False, False, False),

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.data import shared_data
 from brainseg_bids.anatomy.grid import Grid
-from brainseg_bids.volumes import read_volume, write_volume
+from brainseg_bids.images import read_volume, write_volume
 
 SIZE = 256
 

@@ -21,7 +21,7 @@ from benchmarks.contrast import draw_means, field_on, make_truth
 from benchmarks.data import shared_data
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.statistics import measure
-from brainseg_bids.volumes import read_label_map
+from brainseg_bids.images import read_label_map
 
 SPACINGS_MM = (120.0, 70.0, 50.0)
 

@@ -31,10 +31,10 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.evaluation.agreement import confusion
+from brainseg_bids.images import read_label_map, write_volume
 from brainseg_bids.nets.bundle import ModelBundle, find_bundle
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.space import RecipeSpace
-from brainseg_bids.volumes import read_label_map, write_volume
 
 CROSSWALKS = Path(__file__).parent / "crosswalks"
 

@@ -51,12 +51,12 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.evaluation.agreement import compare
+from brainseg_bids.images import read_label_map, read_volume, write_volume
 from brainseg_bids.nets.bundle import ModelBundle, find_bundle
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.interpolate import smooth_field
 from brainseg_bids.synth.recipe import View
 from brainseg_bids.synth.recipe_files import read_space
-from brainseg_bids.volumes import read_label_map, read_volume, write_volume
 
 Method = Callable[[Path], np.ndarray]
 """Image file to codes of `TABLE` on its voxels."""

@@ -151,8 +151,8 @@ def _image(path: Path, case: str, voxel_size_mm: float, stem: int):
     import torch
 
     from brainseg_bids.anatomy.intensity import rescale
+    from brainseg_bids.images import read_volume
     from brainseg_bids.inference import predict
-    from brainseg_bids.volumes import read_volume
 
     image, grid = read_volume(path)
     ras = grid.to_ras()

@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.data import shared_data
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.images import read_label_map
 from brainseg_bids.nets.architectures import PackedNet
 from brainseg_bids.nets.bundle import ModelBundle, find_bundle
 from brainseg_bids.nets.careful import careful
@@ -32,7 +33,6 @@ from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.training.fit import make_generator
 from brainseg_bids.training.losses import loss_of
 from brainseg_bids.training.plan import TrainPlan
-from brainseg_bids.volumes import read_label_map
 
 PARTS = ("pair", "forward", "loss", "backward", "optimiser")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from brainseg_bids.files import DISK_FAULTS
+from brainseg_bids.images import InputError
 from brainseg_bids.locks import Lock, lock_byte
-from brainseg_bids.volumes import InputError
 
 if TYPE_CHECKING:
     from brainseg_bids.settings import Settings

@@ -14,7 +14,7 @@ import pytest
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.cli.parser import parse
 from brainseg_bids.cli.run import run
-from brainseg_bids.volumes import read_label_map
+from brainseg_bids.images import read_label_map
 
 pytestmark = [
     pytest.mark.external,

@@ -14,8 +14,7 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.interfaces.headlabels import read_source
-from brainseg_bids.volumes import (
+from brainseg_bids.images import (
     InputError,
     read_again,
     read_grid,
@@ -27,6 +26,7 @@ from brainseg_bids.volumes import (
     write_mask,
     write_volume,
 )
+from brainseg_bids.interfaces.headlabels import read_source
 from tests.made_nifti import BOX_MM, ramp, write_nifti
 
 PLACED_MM = BOX_MM.copy()

@@ -123,7 +123,7 @@ WRITES = """\
 import sys, time
 from pathlib import Path
 from brainseg_bids.lifetime import ended_by_signals
-from brainseg_bids.volumes import whole_or_nothing
+from brainseg_bids.images import whole_or_nothing
 with ended_by_signals(), whole_or_nothing(Path(sys.argv[1]) / "page.html") as beside:
     beside.write_text("half a page")
     print("ready", flush=True)

@@ -57,7 +57,7 @@ def _count(image: str, factor: int) -> tuple[str, str, str]:
 
     import matplotlib.pyplot as plt
 
-    from brainseg_bids.volumes import read_volume
+    from brainseg_bids.images import read_volume
 
     voxels, _ = read_volume(Path(image))
     Path("table.tsv").write_text(f"voxels\\n{factor * voxels.size}\\n")

@@ -17,10 +17,10 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.evaluation.agreement import compare
+from brainseg_bids.images import read_label_map, write_volume
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe import View
 from brainseg_bids.synth.recipe_files import read_space
-from brainseg_bids.volumes import read_label_map, write_volume
 
 pytestmark = [pytest.mark.shared_data, pytest.mark.slow]
 

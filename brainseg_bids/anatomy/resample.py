@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels and images resampled to another grid, wherever a transform says that its voxels come from.
+"""Labels and images resampled to another grid, wherever a transform says that voxels come from.
 
 Labels are resampled once and through probabilities: each label's share at a place is the linear
 interpolation of its own 0/1 map (or of its probabilities), and the largest share wins. That is
@@ -78,7 +78,7 @@ def resample_probabilities(
     Parameters
     ----------
     posteriors : iterable of (code, (X', Y', Z') float)
-        Of the source, code 0 among them; see `brainseg_bids.volumes.read_posteriors`.
+        Of the source, code 0 among them; see `brainseg_bids.images.read_posteriors`.
     places, grid
         As in `resample_labels`.
     table : LabelTable

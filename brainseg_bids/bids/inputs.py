@@ -20,9 +20,9 @@ from brainseg_bids.bids.names import (
     without_extension,
 )
 from brainseg_bids.documents import Text, read_json
+from brainseg_bids.images import InputError, check_present
 from brainseg_bids.pointers import fetch_all, why_unfetched
 from brainseg_bids.units import listed
-from brainseg_bids.volumes import InputError, check_present
 
 log = logging.getLogger("brainseg")
 

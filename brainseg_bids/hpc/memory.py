@@ -10,9 +10,9 @@ from pathlib import Path
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.bids.names import STRUCTURAL, Scan
+from brainseg_bids.images import read_grid
 from brainseg_bids.settings import Settings
 from brainseg_bids.stages import PARTICIPANT
-from brainseg_bids.volumes import read_grid
 
 APP_GIB = 1.0
 """Memory of the app itself and its workers beside the largest step: 0.3 GiB were measured."""

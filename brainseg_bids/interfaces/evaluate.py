@@ -22,9 +22,9 @@ from brainseg_bids.bids.description import finite
 from brainseg_bids.evaluation.agreement import compare
 from brainseg_bids.evaluation.protocols import comparison
 from brainseg_bids.evaluation.ratings import Rating
+from brainseg_bids.images import InputError, read_again, voxel_hash
 from brainseg_bids.interfaces.raters import find_adapter
 from brainseg_bids.interfaces.ratings import read_rating, read_ratings
-from brainseg_bids.volumes import InputError, read_again, voxel_hash
 
 
 class _CompareInputSpec(BaseInterfaceInputSpec):

@@ -18,7 +18,7 @@ from brainseg_bids import __version__
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.volumes import read_label_map, write_mgz
+from brainseg_bids.images import read_label_map, write_mgz
 
 
 class _FreeSurferExportInputSpec(BaseInterfaceInputSpec):

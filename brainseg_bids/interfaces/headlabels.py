@@ -28,8 +28,7 @@ from brainseg_bids.anatomy.merge_report import MergeReport
 from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.anatomy.upsample import regrid, regrid_posteriors
 from brainseg_bids.files import sha256
-from brainseg_bids.interfaces.tools import find_tool
-from brainseg_bids.volumes import (
+from brainseg_bids.images import (
     InputError,
     read_grid,
     read_label_map,
@@ -39,6 +38,7 @@ from brainseg_bids.volumes import (
     write_label_map,
     write_top_posteriors,
 )
+from brainseg_bids.interfaces.tools import find_tool
 
 LEAST_SHARED = 0.2
 """Share of the image's box that a tool's box must cover; less is a map of another place."""

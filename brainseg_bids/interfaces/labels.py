@@ -17,7 +17,7 @@ from nipype.interfaces.base import (
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
-from brainseg_bids.volumes import read_label_map, write_label_map, write_mask
+from brainseg_bids.images import read_label_map, write_label_map, write_mask
 
 COLUMNS = ("index", "name", "hemisphere", "n_voxels", "volume_mm3")
 CONFIDENCE_COLUMNS = ("confidence", "confidence_threshold", "low_confidence")

@@ -16,7 +16,7 @@ from nipype.interfaces.base import (
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.volumes import (
+from brainseg_bids.images import (
     InputError,
     read_label_map,
     read_posteriors,

@@ -322,7 +322,7 @@ def seen_by(labels: Path, model: str, folders: Iterable[Path] = ()) -> tuple[fro
     Returns
     -------
     seen : frozenset of str
-        `volumes.voxel_hash` each.
+        `images.voxel_hash` each.
     why_unknown : str
         Why that is not known; empty if it is, or if no model made the segmentation.
     """

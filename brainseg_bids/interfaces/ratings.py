@@ -25,7 +25,7 @@ from brainseg_bids.evaluation.ratings import (
     resampled,
     translate,
 )
-from brainseg_bids.volumes import InputError, read_label_map, voxel_hash
+from brainseg_bids.images import InputError, read_label_map, voxel_hash
 
 ON_OTHER_GRID = ("resample", "refuse")
 

@@ -23,8 +23,7 @@ from nipype.interfaces.base import (
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.resample import resample_image, resample_labels, resample_probabilities
-from brainseg_bids.interfaces.segment import OwnProgram, _reason
-from brainseg_bids.volumes import (
+from brainseg_bids.images import (
     read_again,
     read_grid,
     read_label_map,
@@ -32,6 +31,7 @@ from brainseg_bids.volumes import (
     write_label_map,
     write_volume,
 )
+from brainseg_bids.interfaces.segment import OwnProgram, _reason
 
 REGISTER = (sys.executable, "-m", "brainseg_bids.programs.register")
 

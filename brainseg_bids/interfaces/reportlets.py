@@ -15,8 +15,8 @@ from nipype.interfaces.base import (
 )
 
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.images import read_again, read_label_map
 from brainseg_bids.interfaces.headlabels import read_source
-from brainseg_bids.volumes import read_again, read_label_map
 
 
 class _DrawLabelsInputSpec(BaseInterfaceInputSpec):

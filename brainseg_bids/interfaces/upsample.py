@@ -24,7 +24,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.upsample import upsample, upsample_posteriors
 from brainseg_bids.anatomy.upsample_cleaning import clean_upsampled
 from brainseg_bids.anatomy.upsampling_report import upsampling_report, upsampling_warnings
-from brainseg_bids.volumes import read_label_map, read_top_posteriors, write_label_map
+from brainseg_bids.images import read_label_map, read_top_posteriors, write_label_map
 
 log = logging.getLogger("brainseg")
 

@@ -126,7 +126,7 @@ class ModelBundle:
     card : str
         Text of the model card.
     seen : frozenset of str or None
-        `volumes.voxel_hash` of every image and label map that it was trained or fitted on; None:
+        `images.voxel_hash` of every image and label map that it was trained or fitted on; None:
         it does not say.
     confidence : str
         Text of ``confidence.json``; empty if there is none.

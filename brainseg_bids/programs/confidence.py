@@ -27,6 +27,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.documents import read_json
 from brainseg_bids.evaluation.confidence import KnownTruth, ProbabilitySums, fit_calibration
 from brainseg_bids.exit_codes import DONE, UNUSABLE
+from brainseg_bids.images import InputError, read_label_map, voxel_hash
 from brainseg_bids.inference.confidence import Accumulator
 from brainseg_bids.inference.predict import segment
 from brainseg_bids.nets.architectures import PackedNet
@@ -40,7 +41,6 @@ from brainseg_bids.nets.bundle import (
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe import View
 from brainseg_bids.synth.recipe_files import read_space
-from brainseg_bids.volumes import InputError, read_label_map, voxel_hash
 
 FIELD_OF_VIEW_MM = (176, 224, 208)
 SEED = 21

@@ -17,6 +17,7 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
 from brainseg_bids.files import sha256, write_text
+from brainseg_bids.images import InputError, check_present, read_label_map, read_volume
 from brainseg_bids.inference.predict import segment
 from brainseg_bids.locks import Lock, lock_file
 from brainseg_bids.synth.generator import Generator, LabelVolume
@@ -36,7 +37,6 @@ from brainseg_bids.training.fit import averaged_net, fit, make_generator
 from brainseg_bids.training.overlap import Overlap, Score, score_pairs
 from brainseg_bids.training.plan import TrainPlan
 from brainseg_bids.training.resume import steps_done
-from brainseg_bids.volumes import InputError, check_present, read_label_map, read_volume
 
 log = logging.getLogger("brainseg")
 

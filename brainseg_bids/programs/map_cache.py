@@ -30,11 +30,11 @@ from brainseg_bids.anatomy.labels import LabelTable, count_codes
 from brainseg_bids.bids.head_maps import HeadMap
 from brainseg_bids.console import one_line
 from brainseg_bids.files import sha256, whole_or_nothing, write_text
+from brainseg_bids.images import InputError, check_present, read_label_map, voxel_hash
 from brainseg_bids.synth.ageing import Walls
 from brainseg_bids.synth.generator import LabelVolume
 from brainseg_bids.training.probe_cache import code_digest, digest_of
 from brainseg_bids.training.targets import SOURCE, MapFacts
-from brainseg_bids.volumes import InputError, check_present, read_label_map, voxel_hash
 
 log = logging.getLogger("brainseg")
 
@@ -46,7 +46,7 @@ MAKERS = (
     "programs/map_cache.py",
     "synth/ageing.py",
     "synth/generator.py",
-    "volumes.py",
+    "images.py",
 )
 """Modules that decide what is kept of a label map."""
 DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
@@ -148,7 +148,7 @@ def read_checked_map(path: Path, cache: Path | None = None, *, source: str = SOU
     Raises
     ------
     InputError, UnknownLabelError
-        As `brainseg_bids.volumes.read_label_map`.
+        As `brainseg_bids.images.read_label_map`.
     ValueError
         If every voxel is background.
     """

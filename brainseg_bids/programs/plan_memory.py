@@ -22,6 +22,7 @@ import torch
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_json
 from brainseg_bids.exit_codes import DONE, UNUSABLE
+from brainseg_bids.images import InputError
 from brainseg_bids.nets import memory
 from brainseg_bids.nets.devices import find_device
 from brainseg_bids.nets.memory_plan import ALLOWANCES, Device, MemoryPlan, TooLittleMemory
@@ -32,7 +33,6 @@ from brainseg_bids.training import probe
 from brainseg_bids.training.losses import loss_of
 from brainseg_bids.training.plan import MEMORY_FIELDS
 from brainseg_bids.training.probe_cache import probe_once
-from brainseg_bids.volumes import InputError
 
 log = logging.getLogger("brainseg")
 

@@ -22,8 +22,8 @@ from scipy import ndimage
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.files import whole_or_nothing
+from brainseg_bids.images import InputError, read_again, read_grid
 from brainseg_bids.machine import resident_gib
-from brainseg_bids.volumes import InputError, read_again, read_grid
 
 KINDS = (
     "antsRegistrationSyNQuick[s]",

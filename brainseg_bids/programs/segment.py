@@ -29,9 +29,9 @@ from brainseg_bids.anatomy.plausibility import implausible
 from brainseg_bids.evaluation.confidence import ConfidenceCalibration, ProbabilitySums
 from brainseg_bids.exit_codes import DONE, FAILED
 from brainseg_bids.files import whole_or_nothing
+from brainseg_bids.images import InputError, place, read_volume, write_label_map, write_volume
 from brainseg_bids.machine import resident_gib
 from brainseg_bids.nets.bundle import CONFIDENCE, BundleError, ModelBundle, read_models
-from brainseg_bids.volumes import InputError, place, read_volume, write_label_map, write_volume
 
 WRITING_FRAC = 0.05
 """Of the time: label map and report, once the network has ended."""

@@ -32,6 +32,13 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.documents import parse_list, read_json, read_text
 from brainseg_bids.exit_codes import DONE, FAILED, SAVED, UNUSABLE
 from brainseg_bids.files import write_text
+from brainseg_bids.images import (
+    InputError,
+    check_present,
+    read_label_map,
+    read_volume,
+    voxel_hash,
+)
 from brainseg_bids.lifetime import for_children
 from brainseg_bids.nets.architectures import PackedNet
 from brainseg_bids.nets.bundle import ModelBundle, find_bundle
@@ -49,13 +56,6 @@ from brainseg_bids.training.deadline import Deadline
 from brainseg_bids.training.plan import TrainPlan
 from brainseg_bids.training.processes import is_first_process
 from brainseg_bids.training.validation import RealImage
-from brainseg_bids.volumes import (
-    InputError,
-    check_present,
-    read_label_map,
-    read_volume,
-    voxel_hash,
-)
 
 log = logging.getLogger("brainseg")
 

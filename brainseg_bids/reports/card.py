@@ -33,7 +33,7 @@ class MapFacts:
         File name, no folders.
     voxel_size_mm : tuple of 3 float
     digest : str
-        `brainseg_bids.volumes.voxel_hash`.
+        `brainseg_bids.images.voxel_hash`.
     held_out : bool
         For validation only.
     """

@@ -248,7 +248,7 @@ def _plan_scan(
 ) -> ContrastJob:
     from brainseg_bids.bids.sidecars import read_metadata
     from brainseg_bids.files import sha256
-    from brainseg_bids.volumes import read_grid
+    from brainseg_bids.images import read_grid
 
     names = ContrastNames.of(scan, name)
     outputs = {"statistics": output_dir / names.statistics, "figure": output_dir / names.figure}
@@ -300,7 +300,7 @@ def contrast_of(scan: Scan, metadata: Metadata) -> dict:
 
     Voxel size is that of the voxel's volume, rounded to 0.1 mm.
     """
-    from brainseg_bids.volumes import read_grid  # late: nibabel
+    from brainseg_bids.images import read_grid  # late: nibabel
 
     said = metadata.values
     sequence = next(

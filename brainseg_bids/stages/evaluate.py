@@ -389,9 +389,9 @@ def _draw_worst(
 def _draw(settings: Settings, plan: ImagePlan, case: WorstCase, path: Path) -> None:
     """Read a case again as it was compared, and draw it."""
     from brainseg_bids.evaluation.protocols import comparison
+    from brainseg_bids.images import read_again
     from brainseg_bids.interfaces.ratings import read_rating, read_ratings
     from brainseg_bids.reports.evaluation_cases import draw_case
-    from brainseg_bids.volumes import read_again
 
     reference, _ = read_rating(plan.case.labels, plan.reference.adapter)
     needed = plan.rated if settings.protocol == "within-evaluable" else (case.rater,)

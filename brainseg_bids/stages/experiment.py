@@ -15,6 +15,7 @@ from brainseg_bids.bids.description import write_json
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.evaluation.decision import FEWEST_SEEDS
 from brainseg_bids.files import sha256, write_text
+from brainseg_bids.images import InputError, check_present, read_grid
 from brainseg_bids.nets.architectures import ARCHITECTURES
 from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.programs.experiment import (
@@ -40,7 +41,6 @@ from brainseg_bids.training.experiment import (
     with_steps,
 )
 from brainseg_bids.training.plan import TrainPlan
-from brainseg_bids.volumes import InputError, check_present, read_grid
 
 log = logging.getLogger("brainseg")
 

@@ -161,7 +161,7 @@ def model_for(scan: Scan, models: Sequence[Model]) -> Model:
     if len(peers) == 1:
         return peers[0]
     try:
-        from brainseg_bids.volumes import read_grid  # late: nibabel
+        from brainseg_bids.images import read_grid  # late: nibabel
 
         longest_mm = max(read_grid(scan.path).voxel_size_mm)
     except (InputError, ValueError):  # the segmentation itself says what is wrong with it
@@ -224,8 +224,8 @@ def why_other_views(outputs: Mapping[str, Path], provenance: Mapping) -> str:
 
 def predicted_gib(scan: Scan, models: Sequence[Model], flips: bool) -> float:
     """Predicted peak of a segmentation; `SEGMENT_GIB` where image or model does not tell."""
+    from brainseg_bids.images import read_grid
     from brainseg_bids.resources import segmentation_gib  # late: psutil, nibabel
-    from brainseg_bids.volumes import read_grid
 
     nets = [model.footprint for model in models if model.footprint is not None]
     try:

@@ -25,6 +25,7 @@ from brainseg_bids.bids.names import sidecar
 from brainseg_bids.console import working
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.files import sha256, write_text
+from brainseg_bids.images import InputError, read_grid, write_label_map, write_volume
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.interfaces.tools import find_tool, tool_names
 from brainseg_bids.resources import memory_gib
@@ -35,7 +36,6 @@ from brainseg_bids.synth.prior_space import PriorSpace
 from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.data import PairStream
-from brainseg_bids.volumes import InputError, read_grid, write_label_map, write_volume
 
 if TYPE_CHECKING:
     from brainseg_bids.settings import Settings

@@ -79,7 +79,7 @@ class ImagePlan:
     @property
     def memory_gib(self) -> float:
         """Memory of comparing it."""
-        from brainseg_bids.volumes import read_grid
+        from brainseg_bids.images import read_grid
 
         try:
             n_voxels = math.prod(read_grid(self.case.labels).shape)

@@ -151,7 +151,7 @@ def plan_spaces(
 
 def _fineness(template: Template) -> tuple:
     """Spaces together, finest resolution first."""
-    from brainseg_bids.volumes import read_grid  # late: nibabel
+    from brainseg_bids.images import read_grid  # late: nibabel
 
     return template.space, read_grid(template.image).voxel_volume_mm3, template.resolution
 

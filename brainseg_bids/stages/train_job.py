@@ -24,6 +24,7 @@ from brainseg_bids.bids.head_maps import (
 from brainseg_bids.bids.names import STRUCTURAL
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.documents import read_object
+from brainseg_bids.images import InputError
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.nets.devices import has_accelerator
 from brainseg_bids.options import declared, to_arguments
@@ -40,7 +41,6 @@ from brainseg_bids.training.spaces import (
     voxel_size_of,
 )
 from brainseg_bids.training.targets import SOURCE, MapFacts, absent_labels, find_target
-from brainseg_bids.volumes import InputError
 
 if TYPE_CHECKING:
     from brainseg_bids.settings import Settings

@@ -18,6 +18,7 @@ import numpy as np
 from brainseg_bids.bids.description import write_json
 from brainseg_bids.documents import read_object
 from brainseg_bids.files import write_text
+from brainseg_bids.images import InputError
 from brainseg_bids.lifetime import for_children
 from brainseg_bids.nets.devices import cuda_devices
 from brainseg_bids.nets.memory_plan import MemoryPlan
@@ -31,7 +32,6 @@ from brainseg_bids.training.plan import MEMORY_FIELDS
 from brainseg_bids.training.recipe import ABOUT_SPACES
 from brainseg_bids.training.targets import SOURCE
 from brainseg_bids.units import duration
-from brainseg_bids.volumes import InputError
 
 if TYPE_CHECKING:
     from brainseg_bids.settings import Settings

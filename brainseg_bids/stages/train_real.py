@@ -14,8 +14,8 @@ from brainseg_bids.bids.matching import key_of, match_cases
 from brainseg_bids.bids.names import Scan
 from brainseg_bids.bids.references import Case, find_cases
 from brainseg_bids.files import write_text
+from brainseg_bids.images import InputError, read_grid, write_label_map
 from brainseg_bids.training.targets import SOURCE
-from brainseg_bids.volumes import InputError, read_grid, write_label_map
 
 if TYPE_CHECKING:
     from brainseg_bids.settings import Settings

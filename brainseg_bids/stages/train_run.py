@@ -18,6 +18,7 @@ from brainseg_bids.console import one_line, working
 from brainseg_bids.documents import read_object
 from brainseg_bids.exit_codes import DONE, FAILED, SAVED, UNUSABLE
 from brainseg_bids.files import write_text
+from brainseg_bids.images import InputError
 from brainseg_bids.lifetime import CODES, at_end
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.options import to_toml
@@ -37,7 +38,6 @@ from brainseg_bids.stages.train_process import Ended, Tasks, alone, find_tasks, 
 from brainseg_bids.stages.train_real import check_real, write_real
 from brainseg_bids.training.deadline import Deadline, planned_steps
 from brainseg_bids.training.resume import MAY_CHANGE, steps_done
-from brainseg_bids.volumes import InputError
 
 if TYPE_CHECKING:
     from brainseg_bids.settings import Settings

@@ -208,7 +208,7 @@ def finer_outputs(labels: Path, output_dir: Path) -> dict[str, Path]:
 
 
 def _plan_map(scan: Scan, output_dir: Path, target: Target, memory_gb: float) -> UpsampleJob:
-    from brainseg_bids.volumes import read_grid  # late: nibabel
+    from brainseg_bids.images import read_grid  # late: nibabel
 
     labels = upsampled_name(scan.path, target.resolution)
     outputs = finer_outputs(labels, output_dir)

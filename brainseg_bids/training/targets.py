@@ -23,7 +23,7 @@ class MapFacts:
     Parameters
     ----------
     digest : str
-        `brainseg_bids.volumes.voxel_hash`.
+        `brainseg_bids.images.voxel_hash`.
     codes : frozenset of int
         Of ``fullhead``, those that voxels have.
     """

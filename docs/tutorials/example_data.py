@@ -28,7 +28,7 @@ import numpy as np
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.volumes import write_label_map, write_volume
+from brainseg_bids.images import write_label_map, write_volume
 
 EXTENT_MM = (192, 216, 204)
 # Name, centre (R, A, S) mm, half axes mm; later ones are painted over earlier ones.

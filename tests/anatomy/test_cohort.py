@@ -12,7 +12,7 @@ import pytest
 from brainseg_bids.anatomy import cohort as cohort_module
 from brainseg_bids.anatomy.cohort import FEWEST, OUTLIER_Z, Cohort, robust_z, structures
 from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.volumes import read_label_map
+from brainseg_bids.images import read_label_map
 
 TABLE = LabelTable.packaged("fullhead")
 CHARM, SAMSEG = {515: 5e5, 516: 2e5, 507: 1e6, 506: 1e4, 24: 3e5}, {165: 6e5, 258: 1.3e6, 259: 1e4}

@@ -13,7 +13,7 @@ import brainseg_bids
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable, UnknownLabelError
-from brainseg_bids.volumes import read_label_map
+from brainseg_bids.images import read_label_map
 
 FOLDER = Path(brainseg_bids.__file__).parent / "data" / "crosswalks"
 TOOLS = sorted(path.stem.partition("_to_")[0] for path in FOLDER.glob("*_to_fullhead.tsv"))

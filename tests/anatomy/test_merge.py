@@ -22,7 +22,7 @@ from brainseg_bids.anatomy.merge_report import MergeReport
 from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.anatomy.precedence import CompiledPrecedence, places
 from brainseg_bids.anatomy.rules import PLACES, WHERE, MergeRules, RuleError
-from brainseg_bids.volumes import read_label_map
+from brainseg_bids.images import read_label_map
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
 TABLE = LabelTable.packaged("fullhead")
@@ -741,7 +741,7 @@ def test_real_full_head_maps_keep_their_labels(shared_data, number):
 
 @pytest.mark.shared_data
 def test_samsegs_zeros_are_told_apart(shared_data):
-    from brainseg_bids.volumes import read_volume
+    from brainseg_bids.images import read_volume
 
     labels = read_label_map(shared_data / "samseg_output_example" / "seg.mgz", TABLE)
     image, _ = read_volume(shared_data / "colin27" / "ch2.nii.gz")

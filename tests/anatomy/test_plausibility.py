@@ -17,7 +17,7 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
 from brainseg_bids.anatomy.plausibility import implausible, implausible_volumes, limits
 from brainseg_bids.anatomy.stripped import is_stripped
-from brainseg_bids.volumes import read_label_map
+from brainseg_bids.images import read_label_map
 from tests.phantom.head import phantom_grid, phantom_image
 
 TABLE, FULLHEAD = LabelTable.packaged("brainseg"), LabelTable.packaged("fullhead")

@@ -14,8 +14,8 @@ import pytest
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_description, write_label_tables
+from brainseg_bids.images import InputError
 from brainseg_bids.stages import pages
-from brainseg_bids.volumes import InputError
 from tests.fakes import dataset
 
 ROOT = Path(__file__).parents[2]

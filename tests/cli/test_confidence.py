@@ -10,12 +10,12 @@ import torch
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.evaluation.confidence import LOW_DICE
+from brainseg_bids.images import voxel_hash, write_label_map
 from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.bundle import ModelBundle, write_bundle
 from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.programs.confidence import main
 from brainseg_bids.programs.segment import read_calibration
-from brainseg_bids.volumes import voxel_hash, write_label_map
 from tests.phantom.head import phantom_head
 
 

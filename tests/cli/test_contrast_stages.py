@@ -10,7 +10,7 @@ import pytest
 
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.prior import ContrastPrior
-from brainseg_bids.volumes import write_label_map, write_volume
+from brainseg_bids.images import write_label_map, write_volume
 from tests.fakes import dataset
 from tests.phantom.head import INTENSITY, phantom_head, phantom_image
 

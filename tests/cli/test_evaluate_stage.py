@@ -9,7 +9,7 @@ import pytest
 
 from brainseg_bids import runner
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.volumes import read_volume, voxel_hash, write_label_map
+from brainseg_bids.images import read_volume, voxel_hash, write_label_map
 from tests.fakes import dataset
 from tests.phantom.head import phantom_head
 

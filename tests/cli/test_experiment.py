@@ -17,10 +17,10 @@ import pytest
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.cli import experiment
 from brainseg_bids.files import sha256
+from brainseg_bids.images import write_label_map, write_volume
 from brainseg_bids.programs import experiment as runs
 from brainseg_bids.training.plan import TrainPlan
 from brainseg_bids.training.resume import steps_done
-from brainseg_bids.volumes import write_label_map, write_volume
 from tests.phantom.head import phantom_head, phantom_image
 from tests.synth.priors import make_prior
 from tests.training.test_training import PLAN

@@ -19,7 +19,7 @@ import pytest
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.volumes import (
+from brainseg_bids.images import (
     read_label_map,
     read_top_posteriors,
     write_label_map,

@@ -14,11 +14,11 @@ import torch
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.evaluation.calibration import BINS
 from brainseg_bids.evaluation.confidence import ConfidenceCalibration
+from brainseg_bids.images import write_volume
 from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.bundle import add_confidence, write_bundle
 from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.programs.segment import main
-from brainseg_bids.volumes import write_volume
 from tests.fakes import dataset
 from tests.made_nifti import write_nifti
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image

@@ -10,8 +10,8 @@ import pytest
 
 from brainseg_bids.__main__ import main
 from brainseg_bids.cli.demo import write_demo
+from brainseg_bids.images import write_volume
 from brainseg_bids.nets.bundle import packaged_models
-from brainseg_bids.volumes import write_volume
 from tests.fakes import dataset
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from brainseg_bids import scratch
+from brainseg_bids.images import InputError
 from brainseg_bids.locks import Lock, lock_file
 from brainseg_bids.scratch import explain, participants_of, scratch_dir, working_alone
 from brainseg_bids.settings import Settings
-from brainseg_bids.volumes import InputError
 
 HOLD = """
 import fcntl, sys

@@ -25,6 +25,7 @@ from brainseg_bids import lifetime
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.cli.parser import parse
 from brainseg_bids.cli.run import run
+from brainseg_bids.images import InputError, read_label_map, write_label_map, write_volume
 from brainseg_bids.nets.bundle import BundleError, ModelBundle
 from brainseg_bids.programs import bundle, plan_memory
 from brainseg_bids.stages import train_plan, train_process, train_run
@@ -33,7 +34,6 @@ from brainseg_bids.stages.train_real import check_real, write_real
 from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.training.deadline import MOST_STEPS
 from brainseg_bids.training.probe import StepCost
-from brainseg_bids.volumes import InputError, read_label_map, write_label_map, write_volume
 from tests.fakes import dataset
 from tests.phantom.head import phantom_head, phantom_image
 from tests.synth.priors import make_prior

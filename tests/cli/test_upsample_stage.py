@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.volumes import read_label_map, write_label_map
+from brainseg_bids.images import read_label_map, write_label_map
 from tests.cli.test_headlabels import SAMSEG, tools, write_heads
 from tests.fakes import dataset
 from tests.phantom.head import phantom_head

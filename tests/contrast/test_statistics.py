@@ -299,7 +299,7 @@ def test_an_unknown_kind_and_an_empty_label_map_are_refused(head, head_image):
 @pytest.mark.shared_data
 @pytest.mark.slow
 def test_a_real_head_has_white_matter_brighter_than_grey(shared_data):
-    from brainseg_bids.volumes import read_label_map, read_volume
+    from brainseg_bids.images import read_label_map, read_volume
 
     names = ("Air", "Scalp", "Skull", "CSF", "Grey", "White", "Cavities")
     table = LabelTable([Label(n, name) for n, name in enumerate(names)], name="colin27")

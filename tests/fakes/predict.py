@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.images import InputError, read_volume, write_label_map, write_volume
 from brainseg_bids.nets.bundle import ModelBundle
-from brainseg_bids.volumes import InputError, read_volume, write_label_map, write_volume
 
 
 def main() -> int:

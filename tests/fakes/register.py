@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 
+from brainseg_bids.images import read_grid
 from brainseg_bids.programs.register import OUTSIDE, parse
-from brainseg_bids.volumes import read_grid
 
 
 def main() -> int:

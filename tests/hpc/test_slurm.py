@@ -20,8 +20,8 @@ from brainseg_bids.cli.parser import parse
 from brainseg_bids.cli.run import run
 from brainseg_bids.hpc import slurm as scripts
 from brainseg_bids.hpc.profiles import read_profile
+from brainseg_bids.images import InputError
 from brainseg_bids.runner import check_plugin
-from brainseg_bids.volumes import InputError
 from tests.fakes import dataset
 from tests.hpc.cluster import running_slurm
 

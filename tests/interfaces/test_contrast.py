@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from brainseg_bids.images import write_label_map, write_volume
 from brainseg_bids.interfaces.contrast import DrawContrast, MeasureContrast
 from brainseg_bids.reports import contrast_figures
-from brainseg_bids.volumes import write_label_map, write_volume
 from tests.phantom.head import phantom_head, phantom_image
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from brainseg_bids.bids.names import Scan
+from brainseg_bids.images import InputError
 from brainseg_bids.interfaces.tools import check_origin, find_existing, find_tool
-from brainseg_bids.volumes import InputError
 
 PLAIN = "sub-01_T1w"
 IN_SESSION = "sub-01_ses-A_T1w"

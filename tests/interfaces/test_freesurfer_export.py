@@ -11,8 +11,8 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.images import write_label_map, write_mgz
 from brainseg_bids.interfaces.freesurfer_export import FreeSurferExport, freesurfer_labels
-from brainseg_bids.volumes import write_label_map, write_mgz
 
 OBLIQUE = np.array([[0, 0.1, 0.98, -70], [-1.1, 0, 0, 90], [0, 1.19, -0.08, -80], [0, 0, 0, 1.0]])
 

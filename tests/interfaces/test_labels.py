@@ -9,8 +9,8 @@ import pytest
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.images import read_label_map, read_volume, write_label_map
 from brainseg_bids.interfaces.labels import BrainMask, Tissue, Volumes
-from brainseg_bids.volumes import read_label_map, read_volume, write_label_map
 
 
 @pytest.fixture

@@ -19,15 +19,15 @@ from brainseg_bids.bids.references import Case, find_cases
 from brainseg_bids.evaluation.agreement import compare
 from brainseg_bids.evaluation.protocols import comparison, within_evaluable
 from brainseg_bids.evaluation.ratings import Rating, merge_sides, nearest_labels, translate
-from brainseg_bids.interfaces.raters import find_adapter, find_rated, tool_cases
-from brainseg_bids.interfaces.ratings import meaning_digest, read_rating
-from brainseg_bids.volumes import (
+from brainseg_bids.images import (
     InputError,
     read_label_map,
     voxel_hash,
     write_label_map,
     write_volume,
 )
+from brainseg_bids.interfaces.raters import find_adapter, find_rated, tool_cases
+from brainseg_bids.interfaces.ratings import meaning_digest, read_rating
 from tests.phantom.head import phantom_grid, phantom_head
 
 FULL = LabelTable.packaged("fullhead")

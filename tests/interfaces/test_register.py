@@ -16,6 +16,7 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.resample import resample_labels
+from brainseg_bids.images import read_label_map, write_label_map, write_mask, write_volume
 from brainseg_bids.interfaces.register import (
     REGISTER,
     Register,
@@ -24,7 +25,6 @@ from brainseg_bids.interfaces.register import (
     missing_reason,
 )
 from brainseg_bids.programs import register
-from brainseg_bids.volumes import read_label_map, write_label_map, write_mask, write_volume
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
 QUICK = register.KINDS[0]

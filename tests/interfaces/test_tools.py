@@ -22,6 +22,15 @@ import pytest
 from nipype.pipeline import engine as pe
 
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.images import (
+    InputError,
+    holds_numbers_only,
+    read_grid,
+    read_label_map,
+    read_posteriors,
+    read_volume,
+    write_volume,
+)
 from brainseg_bids.interfaces.tools import _process, find_tool, tool_names
 from brainseg_bids.interfaces.tools.base import (
     NO_KEY,
@@ -36,15 +45,6 @@ from brainseg_bids.interfaces.tools.base import (
 from brainseg_bids.interfaces.tools.charm import read_transforms, transform_to_force
 from brainseg_bids.interfaces.tools.synthseg import measure_quality
 from brainseg_bids.nets.bundle import ModelBundle
-from brainseg_bids.volumes import (
-    InputError,
-    holds_numbers_only,
-    read_grid,
-    read_label_map,
-    read_posteriors,
-    read_volume,
-    write_volume,
-)
 from tests.fakes import dataset
 from tests.fakes.tools import fake_command, install, on_path
 from tests.fakes.tools.charm import check_forms

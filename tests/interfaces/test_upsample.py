@@ -13,13 +13,13 @@ import pytest
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.anatomy.upsample import upsample, upsample_posteriors
+from brainseg_bids.images import read_label_map, write_label_map, write_top_posteriors
 from brainseg_bids.inference import upsample_device
 from brainseg_bids.interfaces.upsample import Upsample
 from brainseg_bids.stages import PARTICIPANT
 from brainseg_bids.stages.base import ExecutionOptions
 from brainseg_bids.stages.jobs import RUN
 from brainseg_bids.stages.upsample import Scan, Target, UpsampleJob, finer_outputs
-from brainseg_bids.volumes import read_label_map, write_label_map, write_top_posteriors
 
 FULLHEAD = LabelTable.packaged("fullhead")
 DEVICE_MODULE = "brainseg_bids.inference.upsample_device"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from brainseg_bids.images import InputError
 from brainseg_bids.interfaces.raters import models_in, seen_by
 from brainseg_bids.nets.bundle import ModelBundle
 from brainseg_bids.stages.raters import plan_evaluation
-from brainseg_bids.volumes import InputError
 from tests.fakes.dataset import write_bundle
 
 

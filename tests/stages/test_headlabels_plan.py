@@ -10,13 +10,13 @@ import pytest
 
 from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.bids.names import sidecar
+from brainseg_bids.images import InputError, read_grid
 from brainseg_bids.interfaces.tools.base import ToolError
 from brainseg_bids.resources import Footprint
 from brainseg_bids.stages.head_tools import GIVEN, ToolChoice, tool_metadata
 from brainseg_bids.stages.headlabels import describe_tools, head_metadata, plan_headlabels
 from brainseg_bids.stages.jobs import REUSE, RUN
 from brainseg_bids.stages.segment import SEGMENT_GIB, predicted_gib
-from brainseg_bids.volumes import InputError, read_grid
 from tests.fakes import dataset
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from brainseg_bids.volumes import write_volume
+from brainseg_bids.images import write_volume
 from tests.fakes import dataset
 from tests.fakes.tools import fake_command
 from tests.phantom.head import phantom_head, phantom_image

@@ -13,13 +13,13 @@ import torch
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.names import Scan
+from brainseg_bids.images import write_volume
 from brainseg_bids.machine import cpu_has_bf16
 from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.bundle import ModelBundle, write_bundle
 from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.resources import Footprint, segmentation_gib
 from brainseg_bids.stages import models
-from brainseg_bids.volumes import write_volume
 from tests.fakes import dataset
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 

@@ -5,10 +5,10 @@ import pytest
 
 from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.bids.templates import find_template, read_spaces, templateflow_home
+from brainseg_bids.images import InputError
 from brainseg_bids.stages.exports import plan_freesurfer, plan_precomputed
 from brainseg_bids.stages.spaces import plan_spaces
 from brainseg_bids.stages.workflow import init_subject_wf
-from brainseg_bids.volumes import InputError
 from tests.fakes import dataset, templates
 from tests.stages.test_wiring import wiring_faults
 

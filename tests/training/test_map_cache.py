@@ -15,10 +15,10 @@ import torch
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.head_maps import HeadMap
+from brainseg_bids.images import InputError, write_label_map
 from brainseg_bids.programs import map_cache
 from brainseg_bids.programs.map_cache import cache_folder, read_checked_map, read_facts
 from brainseg_bids.training.probe_cache import probe_once
-from brainseg_bids.volumes import InputError, write_label_map
 from tests.phantom.head import phantom_head
 
 SMALL = phantom_head((24, 28, 26), 8.0)

@@ -22,12 +22,12 @@ from brainseg_bids.bids.head_maps import (
     usual_voxel_size_mm,
 )
 from brainseg_bids.bids.names import STRUCTURAL
+from brainseg_bids.images import InputError, write_label_map
 from brainseg_bids.programs.map_cache import read_facts
 from brainseg_bids.training.job_changes import differences
 from brainseg_bids.training.recipe import ABOUT_SPACES, KEYS, TrainRecipe
 from brainseg_bids.training.spaces import Spaces, choose_spaces, voxel_size_of
 from brainseg_bids.training.targets import absent_labels, find_target
-from brainseg_bids.volumes import InputError, write_label_map
 from tests.phantom.head import phantom_head
 
 FULLHEAD, BRAINSEG = LabelTable.packaged("fullhead"), LabelTable.packaged("brainseg")

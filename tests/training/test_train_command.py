@@ -14,12 +14,12 @@ import torch
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.images import write_label_map, write_volume
 from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.bundle import write_bundle
 from brainseg_bids.programs import train
 from brainseg_bids.training.fit import averaged_net, fit, make_generator
 from brainseg_bids.training.processes import is_first_process
-from brainseg_bids.volumes import write_label_map, write_volume
 from tests.phantom.head import phantom_head, phantom_image
 from tests.training.tiny import FOUR, TINY, tiny_head, write_inputs
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from brainseg_bids.images import write_label_map
 from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.synth.generator import LabelVolume
 from brainseg_bids.training.plan import TrainPlan
-from brainseg_bids.volumes import write_label_map
 from tests.phantom.head import phantom_head
 
 TINY = TrainPlan(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from brainseg_bids.bids.names import Scan, folder, sidecar, stem
 from brainseg_bids.documents import InputError, read_json
+from brainseg_bids.images import check_present
 from brainseg_bids.interfaces.tools import tool_names
 from brainseg_bids.interfaces.tools.base import Tool
-from brainseg_bids.volumes import check_present
 
 OWN_SPACE = frozenset({"T1w", "orig"})
 """Labels of ``space-`` that say the image's own space."""

@@ -30,9 +30,9 @@ from nipype.interfaces.base import (
 
 from brainseg_bids import exit_codes
 from brainseg_bids.anatomy.crosswalk import Crosswalk
+from brainseg_bids.images import holds_numbers_only, read_again, write_volume
 from brainseg_bids.interfaces.tools._process import Ended, run_program
 from brainseg_bids.units import duration
-from brainseg_bids.volumes import holds_numbers_only, read_again, write_volume
 
 PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
 """Paths that no tool chokes on. Some split at spaces, or take a bracket for a pattern."""

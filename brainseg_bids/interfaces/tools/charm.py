@@ -20,6 +20,7 @@ import numpy as np
 from nipype.interfaces.base import File, isdefined, traits
 
 from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.images import InputError, read_volume, write_label_map
 from brainseg_bids.interfaces.tools.base import (
     Tool,
     ToolError,
@@ -28,7 +29,6 @@ from brainseg_bids.interfaces.tools.base import (
     installed_version,
     log_tail,
 )
-from brainseg_bids.volumes import InputError, read_volume, write_label_map
 
 ROUNDING = 0.01
 """Codes are stored as floats; further from a whole number than this they are no codes."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from nipype.interfaces.base import traits
 
+from brainseg_bids.images import read_again, write_volume
 from brainseg_bids.interfaces.tools.base import (
     MissingToolError,
     Tool,
@@ -24,7 +25,6 @@ from brainseg_bids.interfaces.tools.base import (
     ToolInterface,
     ending,
 )
-from brainseg_bids.volumes import read_again, write_volume
 
 MAIN, FIRST_OF_2 = "run_gouhfi", "run_preprocessing"
 RAW, CONFORMED, MASKED, OUTPUT = "gouhfi_raw", "gouhfi_conformed", "gouhfi_masked", "gouhfi"

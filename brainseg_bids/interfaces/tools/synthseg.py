@@ -19,13 +19,13 @@ from scipy import ndimage
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.head_outline import otsu_threshold
+from brainseg_bids.images import read_again
 from brainseg_bids.interfaces.tools.base import (
     Tool,
     ToolInputSpec,
     ToolInterface,
     freesurfer_version,
 )
-from brainseg_bids.volumes import read_again
 
 LARGEST_VOXEL_MM = 2.0
 """Edge above which slices are thick: structures of a few millimetres are blurred."""

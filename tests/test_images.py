@@ -12,7 +12,7 @@ import pytest
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
 from brainseg_bids.files import whole_or_nothing
-from brainseg_bids.volumes import (
+from brainseg_bids.images import (
     InputError,
     read_label_map,
     read_volume,
