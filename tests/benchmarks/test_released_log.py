@@ -107,6 +107,7 @@ def test_a_dry_run_prints_all_commands_and_writes_nothing(tmp_path):
         "--stages upsample",
         "--stages train",
         "programs.bundle",
+        "programs.confidence",
         "released_model",
         "released_log",
     ]
