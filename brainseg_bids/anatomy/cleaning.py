@@ -281,7 +281,10 @@ class Pieces:
 def piece_sizes(numbers: np.ndarray, n: int) -> np.ndarray:
     """Voxels of each of ``n`` pieces and, first, of what is none, (n + 1,) int."""
     # Plane by plane: bincount and indexing widen a whole volume to 8 bytes a voxel.
-    return sum(np.bincount(plane.ravel(), minlength=n + 1) for plane in numbers)
+    counts = np.zeros(n + 1, dtype=np.int64)
+    for plane in numbers:
+        counts += np.bincount(plane.ravel(), minlength=n + 1)
+    return counts
 
 
 def voxels_in(numbers: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import numpy as np
 
@@ -177,7 +178,7 @@ class Cohort:
 
     @classmethod
     def from_rows(
-        cls, rows: Mapping[str, Iterable[Mapping]], table: LabelTable | None = None
+        cls, rows: Mapping[str, Iterable[Mapping[str, Any]]], table: LabelTable | None = None
     ) -> Cohort:
         """The same from rows of volumes tables, with columns ``index`` and ``volume_mm3``.
 
@@ -249,7 +250,7 @@ def _rows() -> dict[int, dict[str, str]]:
     path = resources.files("brainseg_bids") / "data" / "labels" / "presence.tsv"
     rows: dict[int, dict[str, str]] = {}
     kinds: dict[str, str] = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(encoding="utf-8") as file:
         for number, row in enumerate(csv.DictReader(file, delimiter="\t"), start=2):
             row["group"] = "" if row["group"] == "n/a" else row["group"]
             kind = kinds.setdefault(row["group"], row["kind"]) if row["group"] else row["kind"]
@@ -261,7 +262,9 @@ def _rows() -> dict[int, dict[str, str]]:
     return rows
 
 
-def _usable(volumes: Mapping, table: LabelTable) -> tuple[dict[int, float], tuple[str, ...]]:
+def _usable(
+    volumes: Mapping[str, Any], table: LabelTable
+) -> tuple[dict[int, float], tuple[str, ...]]:
     """Volumes above zero of known labels, and words about what was none."""
     found: dict[int, float] = {}
     odd = []

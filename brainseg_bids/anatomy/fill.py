@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import gcd
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -250,8 +251,8 @@ def _is_in_blocks(same: np.ndarray) -> bool:
     within = across = 0
     for axis in range(3):
         mask = np.moveaxis(same, axis, 0)
-        within += np.count_nonzero(mask[1:] & mask[:-1])
-        across += np.count_nonzero(mask[1:] != mask[:-1])
+        within += int(np.count_nonzero(mask[1:] & mask[:-1]))
+        across += int(np.count_nonzero(mask[1:] != mask[:-1]))
     return within >= across
 
 
@@ -260,7 +261,7 @@ def _is_turned(image: np.ndarray) -> bool:
     return image.flags.f_contiguous and not image.flags.c_contiguous
 
 
-def _faces() -> list[tuple]:
+def _faces() -> list[tuple[Any, ...]]:
     """Index of each of the six faces of a volume."""
     return [
         tuple(end if axis == a else slice(None) for a in range(3))

@@ -3,13 +3,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 MM_PER_UNIT = {"mm": 1.0, "meter": 1000.0, "micron": 0.001}
 """Units of length that NIfTI knows, by nibabel's names."""
+
+
+T = TypeVar("T")
+
+
+def triple(values: Iterable[T]) -> tuple[T, T, T]:
+    """One value for each axis, of a type that says so."""
+    x, y, z = values
+    return x, y, z
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +83,7 @@ class Grid:
     @property
     def voxel_size_mm(self) -> tuple[float, float, float]:
         """Edge lengths of a voxel."""
-        return tuple(float(size) for size in _lengths(self.affine))
+        return triple(float(size) for size in _lengths(self.affine))
 
     @property
     def voxel_volume_mm3(self) -> float:
@@ -83,7 +94,7 @@ class Grid:
     @property
     def extent_mm(self) -> tuple[float, float, float]:
         """Edge lengths of the whole box, voxel borders included."""
-        return tuple(n * size for n, size in zip(self.shape, self.voxel_size_mm, strict=True))
+        return triple(n * size for n, size in zip(self.shape, self.voxel_size_mm, strict=True))
 
     @property
     def center_mm(self) -> np.ndarray:
@@ -138,7 +149,7 @@ class Grid:
             turn[old, new] = sign
             if sign < 0:
                 turn[old, 3] = self.shape[old] - 1
-        shape = tuple(self.shape[old] for old, _ in order)
+        shape = triple(self.shape[old] for old, _ in order)
         return replace(self, shape=shape, affine=self.affine @ turn)
 
     def array_to_ras(self, array: np.ndarray) -> np.ndarray:
@@ -175,7 +186,7 @@ class Grid:
         affine = np.eye(4)
         affine[:3, :3] = linear
         affine[:3, 3] = self.center_mm - linear @ ((np.asarray(shape) - 1) / 2)
-        return replace(self, shape=tuple(shape), affine=affine)
+        return replace(self, shape=triple(shape), affine=affine)
 
     def crop(self, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Grid:
         """Grid of the box that begins at voxel ``start``; it may reach outside."""

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from brainseg_bids.anatomy.cavities import fill_cavities
-from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.grid import Grid, triple
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class CoarseGrid:
         for n, size in zip(grid.shape, grid.voxel_size_mm, strict=True):
             cells = int(np.ceil(n * size / coarse_mm - 1e-6))
             shape.append(min(n, cells + 1 - cells % 2))
-        cell = tuple(extent / n for extent, n in zip(grid.extent_mm, shape, strict=True))
-        return cls(grid.shape, tuple(shape), cell)
+        cell = triple(extent / n for extent, n in zip(grid.extent_mm, shape, strict=True))
+        return cls(grid.shape, triple(shape), cell)
 
     def mean(self, array: np.ndarray) -> np.ndarray:
         """Mean over each cell, voxels on its border counted by their share, float32."""

@@ -272,7 +272,9 @@ def count_codes(codes: np.ndarray) -> dict[int, int]:
         return {int(code): int(n) for code, n in zip(values, counts, strict=True)}
     # bincount is 50 times faster than unique, but widens its input to 8 bytes: slab by slab.
     slabs = codes if codes.ndim > 1 else codes[None]
-    counts = sum(np.bincount(slab.ravel(), minlength=high + 1) for slab in slabs)
+    counts = np.zeros(high + 1, dtype=np.int64)
+    for slab in slabs:
+        counts += np.bincount(slab.ravel(), minlength=high + 1)
     return {int(code): int(counts[code]) for code in np.flatnonzero(counts)}
 
 

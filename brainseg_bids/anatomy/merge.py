@@ -271,7 +271,8 @@ def _clean(voxels: np.ndarray, grid: Grid, rules: MergeRules, report: MergeRepor
             names = ", ".join(table[code].name for code in sorted(line.codes))
             report.flags.append(f"{names}: {left} voxels stay, nothing near could replace them")
     plane = fit_sagittal_plane(voxels, table, grid)
-    changed, wrong = 0, []
+    changed = 0
+    wrong: list[str] = []
     if plane is not None:
         changed, wrong = swap_strays(voxels, plane, table, grid, margin_mm=STRAY_MARGIN_MM)
     report.count("sides", changed, "pieces of a sided label that lie wholly on the other side")

@@ -112,7 +112,7 @@ def _shell_voxels(voxels: np.ndarray, image: np.ndarray | None, rules: MergeRule
     if image is not None:
         shell &= image != 0
         shell &= np.isfinite(image)
-    return np.count_nonzero(shell)
+    return int(np.count_nonzero(shell))
 
 
 def _cuts(voxels: np.ndarray, grid: Grid, is_brain: np.ndarray) -> Iterator[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,12 @@ class MergeReport:
         volume = round(int(voxels) * self.voxel_volume_mm3, 3)
         self.rules.append(RuleCount(rule, int(voxels), volume, reason))
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """As plain types."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, facts: dict) -> MergeReport:
+    def from_json(cls, facts: dict[str, Any]) -> MergeReport:
         """Undo `to_json`."""
         return cls(
             **facts

@@ -65,7 +65,7 @@ def limits() -> dict[tuple[str, str], Limit]:
     True
     """
     found: dict[tuple[str, str], Limit] = {}
-    with TABLE.open(newline="", encoding="utf-8") as file:
+    with TABLE.open(encoding="utf-8") as file:
         for number, row in enumerate(csv.DictReader(file, delimiter="\t"), start=2):
             key = row["structure"], row["measure"]
             if key in found or row["measure"] not in MEASURES or not row["source"]:
@@ -197,7 +197,8 @@ def implausible_volumes(
             f"brain and the head around it do not fit: {volume_words(brain_ml)} and "
             f"{volume_words(head_ml)}. Is a part of the head missing, or taken for brain?"
         )
-    missing, beyond, by_side = [], [], {}
+    missing, beyond = [], []
+    by_side: dict[str, list[float]] = {}
     for structure in structures(table):
         name = structure.name.removeprefix("Left-").removeprefix("Right-")
         limit = limits().get((name, "ml"))

@@ -135,7 +135,9 @@ class CompiledPrecedence:
         """Voxels by place, brain's and head's rank."""
         # Slab by slab: bincount widens its input to 8 bytes.
         size = self.line.size
-        found = sum(np.bincount(slab.ravel(), minlength=size) for slab in index)
+        found = np.zeros(size, dtype=np.int64)
+        for slab in index:
+            found += np.bincount(slab.ravel(), minlength=size)
         return found.reshape(self.line.shape)
 
     def decided(self, counts: np.ndarray) -> np.ndarray:

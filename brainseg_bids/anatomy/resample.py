@@ -140,7 +140,9 @@ def _slabs(shape: tuple[int, int, int]) -> Iterator[slice]:
     return (slice(start, start + thick) for start in range(0, shape[0], thick))
 
 
-def _locate(places, shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _locate(
+    places: np.ndarray, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Whether places are inside the box, (n,), voxels below them and fractions, (3, n) each."""
     flat = np.asarray(places, np.float32).reshape(3, -1)
     sizes = np.array(shape, np.float32)[:, None]
@@ -151,7 +153,9 @@ def _locate(places, shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return inside, low.astype(np.int32), flat - low
 
 
-def _corners(low, frac, shape) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
+def _corners(
+    low: np.ndarray, frac: np.ndarray, shape: tuple[int, ...] | None
+) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
     """The eight voxels around each place (clamped to ``shape``, if given) and their weights."""
     for step in np.ndindex(2, 2, 2):
         weight = np.ones(low.shape[1], np.float32)

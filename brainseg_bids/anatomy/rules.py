@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from brainseg_bids.anatomy.labels import Label, LabelTable
 
@@ -218,7 +220,7 @@ def _packaged() -> MergeRules:
         return MergeRules.read(folder, LabelTable.packaged("fullhead"))
 
 
-def _rows(path: Path, columns: tuple[str, ...]):
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
     """Rows of a table, each with ``file, line n`` for messages."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file, delimiter="\t")
@@ -231,7 +233,7 @@ def _rows(path: Path, columns: tuple[str, ...]):
             yield f"{path}, line {number}", row
 
 
-def _precedence(path: Path, table: LabelTable, groups: dict):
+def _precedence(path: Path, table: LabelTable, groups: dict[str, Any]) -> Iterator[Precedence]:
     for at, row in _rows(path, ("rule", "where", "brain", "head", "take", "reason")):
         if row["where"] not in WHERE:
             raise RuleError(f"{at}: where {row['where']!r} is none of {', '.join(WHERE)}")
@@ -246,7 +248,7 @@ def _precedence(path: Path, table: LabelTable, groups: dict):
         )
 
 
-def _resolve(path: Path, table: LabelTable, groups: dict):
+def _resolve(path: Path, table: LabelTable, groups: dict[str, Any]) -> Iterator[Resolution]:
     lines = list(_rows(path, ("labels", "candidates", "reason")))
     all_codes = frozenset().union(
         *(codes_of(row["labels"], table, groups, at=at) for at, row in lines)
@@ -261,7 +263,7 @@ def _resolve(path: Path, table: LabelTable, groups: dict):
         )
 
 
-def _islands(path: Path, table: LabelTable, groups: dict):
+def _islands(path: Path, table: LabelTable, groups: dict[str, Any]) -> Iterator[IslandRule]:
     taken: frozenset[int] = frozenset()
     for at, row in _rows(path, ("labels", "smallest_mm3", "smallest_share", "reason")):
         codes = codes_of(row["labels"], table, groups, at=at) - taken
@@ -275,7 +277,7 @@ def _islands(path: Path, table: LabelTable, groups: dict):
         yield IslandRule(f"islands {row['labels']}", codes, *limits, row["reason"])
 
 
-def _completion(path: Path, table: LabelTable, groups: dict):
+def _completion(path: Path, table: LabelTable, groups: dict[str, Any]) -> Iterator[FillRule]:
     kinds = {}
     for at, row in _rows(path, ("kind", "take", "if_present", "reason")):
         everywhere = row["if_present"] == "*"

@@ -9,6 +9,7 @@ the result depends neither on the order of axes nor on threads, and the engine f
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
@@ -21,7 +22,7 @@ CERTAIN = 255
 HAS_NUMBA = True
 
 
-def jit(function: Callable) -> Callable:
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile with numba, without the GIL, cached on disk where there is a place for it."""
     try:
         return numba.njit(cache=True, nogil=True)(function)

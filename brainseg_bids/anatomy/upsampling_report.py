@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
@@ -145,7 +147,7 @@ def _row(source: LabelMap, result: LabelMap, code: int, dice: float, shapes: lis
     return row
 
 
-def _shapes(labels: LabelMap) -> dict[int, dict]:
+def _shapes(labels: LabelMap) -> dict[int, dict[str, Any]]:
     """Voxels, centroid in mm, components and Euler number of each label present."""
     ranks = np.zeros(int(labels.table.codes[-1]) + 1, np.uint16)
     codes = sorted(count_codes(labels.voxels))

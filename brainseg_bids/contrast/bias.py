@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.interpolate import BSpline
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.contrast.measured import BiasField
 from brainseg_bids.contrast.robust import location_scale
 
@@ -226,7 +227,7 @@ def summarise(
         log_sd=log_sd,
         smoothness_mm=smoothness_mm(field, head_places, voxel_size_mm) if log_sd > 0 else 60.0,
         nodes=tuple(tuple(tuple(row) for row in plane) for plane in nodes.tolist()),
-        node_spacing_mm=tuple(float(e / (c - 1)) for e, c in zip(extent, counts, strict=True)),
+        node_spacing_mm=triple(float(e / (c - 1)) for e, c in zip(extent, counts, strict=True)),
         spectrum=_spectrum(field, voxel_size_mm),
     )
 

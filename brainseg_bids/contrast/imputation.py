@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.contrast.measured import Component, LabelStatistics
@@ -121,7 +122,7 @@ def _imputation(
 
 
 def _most_alike(label: Label, others: list[Label], images: Mapping[str, int]) -> str:
-    def rank(other: Label) -> tuple:
+    def rank(other: Label) -> tuple[Any, ...]:
         first, second = _words(label.name), _words(other.name)
         differ = [a != b for a, b in zip(first, second, strict=False)]
         begin = differ.index(True) if True in differ else len(differ)

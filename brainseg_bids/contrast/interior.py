@@ -149,8 +149,10 @@ def find_interior(
     level, depth_mm = border_depth(ranks, voxel_size_mm)
     n_levels = len(depth_mm)
     joint = ranks.astype(np.uint16) * np.uint16(n_levels) + level
-    table = sum(np.bincount(slab.ravel(), minlength=n_labels * n_levels) for slab in joint)
-    table = table.reshape(n_labels, n_levels)
+    counts = np.zeros(n_labels * n_levels, dtype=np.int64)
+    for slab in joint:
+        counts += np.bincount(slab.ravel(), minlength=n_labels * n_levels)
+    table = counts.reshape(n_labels, n_levels)
     as_deep = table[:, ::-1].cumsum(1)[:, ::-1]
     least = np.array([_least_level(row) for row in as_deep], dtype=np.uint8)
     if partners is not None:  # left and right are treated alike

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -135,7 +136,7 @@ class BiasField:
 
     log_sd: float
     smoothness_mm: float
-    nodes: tuple
+    nodes: tuple[Any, ...]
     node_spacing_mm: tuple[float, float, float]
     spectrum: tuple[tuple[float, float], ...] = ()
 
@@ -221,11 +222,11 @@ class ContrastStatistics:
             raise ValueError(f"{path}: {error}. Run --stages contrast again.") from error
 
 
-def _label(raw: dict) -> LabelStatistics:
+def _label(raw: dict[str, Any]) -> LabelStatistics:
     values = {name: _tuples(value) for name, value in raw.items()}
     values["components"] = tuple(Component(**part) for part in raw["components"])
     return LabelStatistics(**values)
 
 
-def _tuples(value):
+def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

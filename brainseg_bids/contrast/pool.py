@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -77,8 +78,8 @@ def pool(
     name: str,
     table: LabelTable,
     subjects: Mapping[str, str],
-    metadata: dict | None = None,
-    images: Sequence[dict] = (),
+    metadata: dict[str, Any] | None = None,
+    images: Sequence[dict[str, Any]] = (),
 ) -> ContrastPrior:
     """What images of one contrast look like, from what each of them looks like.
 
@@ -378,7 +379,7 @@ def _masked(
     return {"masked": share, "masked_level": _median(level, weights)}
 
 
-def _acquisition(found: list[ContrastStatistics], weights: np.ndarray) -> dict:
+def _acquisition(found: list[ContrastStatistics], weights: np.ndarray) -> dict[str, Any]:
     """Bias field, point spread and voxels over images."""
     strength = [max(image.bias.log_sd, LEAST_BIAS) for image in found]
     smoothness = [image.bias.smoothness_mm for image in found]
@@ -407,12 +408,12 @@ def _median(values: Sequence[float], weights: np.ndarray, otherwise: float = 0.0
 
 
 def _provenance(
-    images: Sequence[dict],
+    images: Sequence[dict[str, Any]],
     chosen: dict[str, ContrastStatistics],
     subjects: Mapping[str, str],
     *,
     left_out: set[str],
-) -> tuple[dict, ...]:
+) -> tuple[dict[str, Any], ...]:
     """Where the chosen images come from; ``name``, or else ``image``, is the statistics' key."""
     if not images:
         return tuple({"image": image, "subject": subjects[image]} for image in chosen)

@@ -12,6 +12,7 @@ import re
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -148,8 +149,8 @@ class ContrastPrior:
     head_low: float
     n_images: int
     n_subjects: int
-    images: tuple[dict, ...] = ()
-    metadata: dict | None = None
+    images: tuple[dict[str, Any], ...] = ()
+    metadata: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> LabelPrior:
@@ -267,7 +268,7 @@ def _one(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _json(content: dict) -> str:
+def _json(content: dict[str, Any]) -> str:
     """JSON with a line a key, so that a matrix takes a line."""
     lines = [f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in content.items()]
     return "{\n" + ",\n".join(lines) + "\n}"
@@ -284,7 +285,7 @@ def _rounded(value):
     return f"{float(value) + 0.0:.9g}"
 
 
-def _line(name: str, label: LabelPrior) -> dict:
+def _line(name: str, label: LabelPrior) -> dict[str, Any]:
     """One label as a row of the table."""
     own = label.tissue_sd
     return {
@@ -304,7 +305,7 @@ def _line(name: str, label: LabelPrior) -> dict:
     }
 
 
-def _cells(line: dict) -> dict:
+def _cells(line: dict[str, Any]) -> dict[str, Any]:
     return {
         key: "n/a" if value is None else json.dumps(value) if isinstance(value, list) else value
         for key, value in line.items()
@@ -330,7 +331,7 @@ def _label(row: dict[str, str]) -> tuple[str, LabelPrior]:
     )
 
 
-def _rest(prior: ContrastPrior) -> dict:
+def _rest(prior: ContrastPrior) -> dict[str, Any]:
     """All but the labels, as JSON has it."""
     return {
         "Name": prior.name,
@@ -351,14 +352,16 @@ def _rest(prior: ContrastPrior) -> dict:
     }
 
 
-def _noise(noise: NoisePrior) -> dict:
+def _noise(noise: NoisePrior) -> dict[str, Any]:
     """As JSON has it; without a mask as in files that do not know of it, so digests stay."""
     masked = noise.masked > 0
     known = asdict(noise)
     return {k: v for k, v in known.items() if masked or k not in ("masked", "masked_level")}
 
 
-def _prior(cls: type[ContrastPrior], raw: dict, labels: dict[str, LabelPrior]) -> ContrastPrior:
+def _prior(
+    cls: type[ContrastPrior], raw: dict[str, Any], labels: dict[str, LabelPrior]
+) -> ContrastPrior:
     if list(labels) != raw["Labels"]:
         raise ValueError("the labels of the JSON file are not those of the TSV file")
     noise = raw["Noise"]

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
+from brainseg_bids.anatomy.grid import triple
+
 FWHM_PER_SD = 2.3548
 
 HALF_VOX = 6
@@ -81,7 +83,7 @@ def edge_fwhm_mm(
         profiles = _profiles(image, ranks, locations, strong, axis, voxel_size_mm, rng)
         width = None if profiles is None else _width_vox(profiles, noise_sd)
         found.append(None if width is None else width * voxel_size_mm[axis])
-    return tuple(found)
+    return triple(found)
 
 
 def _profiles(
@@ -248,7 +250,7 @@ def noise_correlation(
         rho = np.linspace(0, 0.97, 98)
         known = (1 - rho) / (1 - rho**4)
         found.append(float(np.interp(-ratio, -known, rho)) if math.isfinite(ratio) else 0.0)
-    return tuple(found)
+    return triple(found)
 
 
 def noise_fwhm_mm(
@@ -268,4 +270,4 @@ def noise_fwhm_mm(
         sd_vox = math.sqrt(-1 / (4 * math.log(rho))) if rho > 0.02 else 0.0
         blur = FWHM_PER_SD * sd_vox
         widths.append(round(float(size * (blur**3 + 1) ** (1 / 3)), 3))
-    return tuple(widths)
+    return triple(widths)

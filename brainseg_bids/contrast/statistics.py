@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from brainseg_bids.anatomy.fill import without_fill
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.stripped import brain_alone, brain_and_fluid, is_stripped
 from brainseg_bids.contrast import quality_warnings
@@ -206,7 +207,7 @@ def _edges(values: np.ndarray) -> np.ndarray:
 def _bias(scene: Scene, field: LogField, head_places: np.ndarray) -> BiasField:
     return summarise(
         field,
-        offset=tuple(-o for o in scene.offset),
+        offset=triple(-o for o in scene.offset),
         shape=scene.whole_shape,
         voxel_size_mm=scene.voxel_size_mm,
         head_places=head_places,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -133,7 +134,7 @@ def _bland_altman(scores: Scores, stratum: str, rater: int, name: int, unit: str
     return BlandAltman(*where, *n, *_numbers(size, difference, subjects), points)
 
 
-def _numbers(size: np.ndarray, difference: np.ndarray, subjects: Sequence[str]) -> tuple:
+def _numbers(size: np.ndarray, difference: np.ndarray, subjects: Sequence[str]) -> tuple[Any, ...]:
     """Fields of `BlandAltman` from ``bias`` to ``note``."""
     n = len(set(subjects))
     if n == 0:

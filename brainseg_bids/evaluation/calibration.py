@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -215,7 +216,7 @@ class _Counted:
         n = int(np.count_nonzero(within))
         return cls(voxels.transpose(order), within.transpose(order), order, n)
 
-    def slabs(self, volume: np.ndarray | None = None) -> Iterator:
+    def slabs(self, volume: np.ndarray | None = None) -> Iterator[Any]:
         """Where voxels are among those that count, their values in a volume, their labels."""
         n_planes, n_start = max(1, SLAB_VOXELS // self.truth[0].size), 0
         turned = self.truth if volume is None else volume.transpose(self.order)

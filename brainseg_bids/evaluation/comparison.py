@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -178,7 +179,7 @@ class _Question:
 
     def _numbers(
         self, values: np.ndarray, subjects: Sequence[str], first: str, second: str
-    ) -> tuple:
+    ) -> tuple[Any, ...]:
         """Fields of a `Comparison` from ``n_zero`` to ``note``."""
         if not len(values):
             return (0, *[None] * 10, "", 0, "", "no image has a number of both")

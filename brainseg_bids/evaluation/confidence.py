@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -147,7 +148,7 @@ class ConfidenceCalibration:
     missed: np.ndarray
     threshold: np.ndarray
     usual_dice: np.ndarray
-    about: Mapping = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def expected_dice(self, sums: ProbabilitySums) -> np.ndarray:
         """Expected Dice of each label; NaN of labels without voxels."""
@@ -214,7 +215,7 @@ _KINDS = {
 
 
 def fit_calibration(
-    images: Sequence[KnownTruth], table: LabelTable, *, about: Mapping | None = None
+    images: Sequence[KnownTruth], table: LabelTable, *, about: Mapping[str, Any] | None = None
 ) -> ConfidenceCalibration:
     """Fit how far probabilities are to be believed, and what is flagged.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -145,7 +146,7 @@ def _ranks(
 
 def _firmness(
     values: np.ndarray, subjects: Sequence[str], ranks: np.ndarray, wanted: Metric, draws: Draws
-) -> list[tuple]:
+) -> list[tuple[Any, ...]]:
     """Fields of `Rank` from ``chances`` to ``note``, for each rater."""
     if len(set(subjects)) < 2:
         return [(None,) * 5 + ("1 subject: no draws",)] * len(ranks)

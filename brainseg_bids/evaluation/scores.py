@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -280,7 +281,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
 
 
-def _column_order(cells: Mapping[tuple[str, str, str], Row]):
+def _column_order(cells: Mapping[tuple[str, str, str], Row]) -> Any:
     """Order of columns as in a row, whichever row came first."""
     longest = cells[max(cells, key=lambda key: (len(cells[key]), key))]
     rank = {key: k for k, key in enumerate(longest)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -207,7 +208,7 @@ class Pair:
             return codes
         return np.where(self.within[box], codes, np.int16(self.void))
 
-    def blocks(self, box: tuple[slice, slice, slice] | None = None) -> Iterator:
+    def blocks(self, box: tuple[slice, slice, slice] | None = None) -> Iterator[Any]:
         """Cut a box, by default the whole, into boxes of some planes."""
         x, y, z = box or tuple(slice(0, n) for n in self.shape)
         area = max(1, (y.stop - y.start) * (z.stop - z.start))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -228,7 +229,7 @@ def _spread(
     images: Sequence[str],
     wanted: Metric,
     draws: Draws,
-) -> tuple:
+) -> tuple[Any, ...]:
     """Fields of a `Summary` from ``mean`` to ``note``."""
     if not len(values):
         return (*[None] * 7, "", "nothing is left to average")
@@ -338,7 +339,7 @@ def tables(
     references: Mapping[str, Collection[str]] | None = None,
     raters: Mapping[str, Collection[str]] | None = None,
     bootstrap: Bootstrap | None = None,
-) -> dict[str, list[dict]]:
+) -> dict[str, list[dict[str, Any]]]:
     """All tables of an evaluation, ready to be written.
 
     Parameters

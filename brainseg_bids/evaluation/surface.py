@@ -227,7 +227,7 @@ def site_codes(inside: np.ndarray, definition: str) -> np.ndarray:
     return codes
 
 
-def _transformed(own, other, pair: Pair, weights: np.ndarray) -> Directed:
+def _transformed(own: np.ndarray, other: np.ndarray, pair: Pair, weights: np.ndarray) -> Directed:
     """Distances from the sites of one box of codes to those of another, exactly."""
     if pair.is_sheared:
         places = [np.argwhere((c > 0) & (c < 255)) for c in (own, other)]

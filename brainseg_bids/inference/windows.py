@@ -10,6 +10,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from brainseg_bids.anatomy.grid import triple
+
 Triple = tuple[int, int, int]
 
 
@@ -118,8 +120,8 @@ def stitched_rows(
         for n, w in zip(image.shape, window, strict=True)
     ]
     keep_on = keep_on or image.device
-    weights = window_weights(tuple(w // stem for w in window)).to(keep_on)
-    sums = _Sums(tuple(n // stem for n in image.shape), inner, rows)
+    weights = window_weights(triple(w // stem for w in window)).to(keep_on)
+    sums = _Sums(triple(n // stem for n in image.shape), inner, rows)
     depth = min(window[0] // stem + rows, sums.shape[0])
     for number, x in enumerate(starts[0]):
         for y, z in product(*starts[1:]):

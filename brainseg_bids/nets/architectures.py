@@ -10,6 +10,7 @@ stitched as features, and a training step may ask for the scores of chosen voxel
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -194,7 +195,7 @@ def _free_window_indices(net: nn.Module) -> None:
             module.register_forward_pre_hook(_index_follows_input)
 
 
-def _index_follows_input(module: nn.Module, inputs: tuple) -> None:
+def _index_follows_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     if module.relative_position_index.device != inputs[0].device:
         module.relative_position_index = module.relative_position_index.to(inputs[0].device)
 

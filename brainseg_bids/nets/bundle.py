@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -139,7 +139,7 @@ class ModelBundle:
     voxel_size_mm: float
     patch_vox: tuple[int, int, int]
     contrasts: tuple[str, ...]
-    net: dict
+    net: dict[str, Any]
     card: str
     seen: frozenset[str] | None = None
     confidence: str = ""
@@ -251,7 +251,7 @@ def _damaged(path: Path, why: object) -> BundleError:
     return BundleError(f"{path}: this bundle is damaged: {text}. Fetch the model again.")
 
 
-def _check_manifest(path: Path, manifest: dict) -> None:
+def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Raise `BundleError` unless each key is there and of its kind."""
     missing = set(_KINDS) - set(manifest) - set(_OPTIONAL)
     try:
@@ -283,7 +283,7 @@ def _check_weights(path: Path) -> None:
         raise _damaged(path, f"{WEIGHTS} cannot be read ({error})") from error
 
 
-def _check_table(path: Path, table: LabelTable, net: dict) -> None:
+def _check_table(path: Path, table: LabelTable, net: dict[str, Any]) -> None:
     """Raise `BundleError` unless the table serves the network, and its colours are colours."""
     n_labels = net.get("n_labels", len(table))
     if len(table) < 2 or 0 not in table:
@@ -309,7 +309,7 @@ def write_bundle(
     patch_vox: tuple[int, int, int],
     contrasts: tuple[str, ...],
     card: str,
-    training: dict,
+    training: dict[str, Any],
     seen: Collection[str] | None = None,
 ) -> ModelBundle:
     """Write a bundle; weights are stored as float16.
@@ -369,7 +369,7 @@ def add_confidence(path: str | Path, text: str) -> ModelBundle:
     return ModelBundle.read(path)
 
 
-def _write_manifest(path: Path, manifest: dict) -> None:
+def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     fresh = path / f".{MANIFEST}"
     fresh.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     fresh.replace(path / MANIFEST)

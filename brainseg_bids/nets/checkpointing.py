@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,7 +70,7 @@ def _collect(module: nn.Module, found: dict[int, nn.Module]) -> None:
         _collect(child, found)
 
 
-def _recomputed(block: nn.Module, *inputs, **options):
+def _recomputed(block: nn.Module, *inputs: Any, **options: Any) -> Any:
     """A block's own ``forward`` as a checkpoint.
 
     The block is an argument, so that a copy of a body calls its own blocks.

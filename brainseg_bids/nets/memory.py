@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
+from typing import Any
 
 from brainseg_bids.nets.memory_plan import (
     ALLOWANCES,
@@ -258,7 +259,7 @@ def smaller(plan: MemoryPlan, spec: NetSpec, *, loss: LossOf) -> MemoryPlan:
     )
 
 
-def _smaller_steps(plan: MemoryPlan, multiple: int) -> Iterator[dict]:
+def _smaller_steps(plan: MemoryPlan, multiple: int) -> Iterator[dict[str, Any]]:
     pairs = plan.batch * plan.accumulate
     for batch in range(plan.batch - 1, 0, -1):
         if pairs % batch == 0:

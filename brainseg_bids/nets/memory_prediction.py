@@ -16,6 +16,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ def _as_on_gpus(net: nn.Module) -> None:
             )
 
 
-def _float32(argument):
+def _float32(argument: Any) -> Any:
     if isinstance(argument, Tensor) and argument.dtype == torch.bfloat16:
         return argument.float()
     return argument

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -51,7 +52,9 @@ class MemoryTracker(TorchDispatchMode):
         self.pool = "device"
         self._known: set[int] = set()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         out = function(*args, **(kwargs or {}))
         self.enter(_tensors(out))
         self._mark(self._kernel_bytes(function, args, out))
@@ -89,7 +92,7 @@ class MemoryTracker(TorchDispatchMode):
         self.peak_both = max(self.peak_both, now + self.live["host"])
         self.peak_host = max(self.peak_host, self.live["host"])
 
-    def _kernel_bytes(self, function, args, out) -> int:
+    def _kernel_bytes(self, function: Any, args: Any, out: Any) -> int:
         """Copies in the library's own layout: input and output, or gradient and input."""
         if self.kernel == 0 or "convolution" not in function.name():
             return 0
@@ -99,7 +102,7 @@ class MemoryTracker(TorchDispatchMode):
         return int(self.kernel * sum(sizes))
 
 
-def _tensors(tree) -> Iterator[Tensor]:
+def _tensors(tree: Any) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, list | tuple):

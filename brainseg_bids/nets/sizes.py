@@ -18,6 +18,7 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from brainseg_bids.nets.architectures import find_architecture
 from brainseg_bids.nets.spec import NetSpec
@@ -176,7 +177,7 @@ def _levels(architecture: str, cell_mm: float) -> int:
     return min(max(halvings + 1, 3), MOST_LEVELS.get(architecture, 6))
 
 
-def _options(architecture: str, scale: _Scale, n_levels: int) -> dict:
+def _options(architecture: str, scale: _Scale, n_levels: int) -> dict[str, Any]:
     widths = [min(scale.width * 2**level, scale.cap) for level in range(n_levels)]
     blocks = list(scale.blocks[:n_levels])
     if architecture in ("dynunet", "unet"):

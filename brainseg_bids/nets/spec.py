@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class NetSpec:
     n_labels: int
     block_size: int = 2
     features: int = 32
-    options: dict = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """As files have it.
 
         >>> NetSpec("unet", 5).to_dict()
@@ -42,7 +43,7 @@ class NetSpec:
         return {"stem" if key == "block_size" else key: v for key, v in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, content: Mapping) -> NetSpec:
+    def from_dict(cls, content: Mapping[str, Any]) -> NetSpec:
         """What `to_dict` gave.
 
         Raises

@@ -8,6 +8,7 @@ to fluid, bright or dark spots in white matter) without a claim to its statistic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.interpolate import slabs, smooth_field
 from brainseg_bids.synth.recipe import Ageing
@@ -64,7 +66,7 @@ class Walls:
         smooth = ndimage.gaussian_filter(inside, [REACH_MM / mm for mm in spacing_mm])
         slope = np.stack(np.gradient(smooth, *spacing_mm)).astype(np.float32)
         longest = np.sqrt(np.square(slope).sum(0)).max()
-        return cls(torch.from_numpy(slope / longest), tuple(float(step) for step in steps))
+        return cls(torch.from_numpy(slope / longest), triple(float(step) for step in steps))
 
     def to(self, device: torch.device | str) -> Walls:
         """The same on another device."""
@@ -91,7 +93,9 @@ def _block_means(mask: np.ndarray, steps: list[int]) -> np.ndarray:
     return filled.reshape(blocks).mean((1, 3, 5), dtype=np.float32)
 
 
-def widen(where_vox: Tensor, walls: Walls | None, ageing: Ageing, voxel_size_mm) -> Tensor:
+def widen(
+    where_vox: Tensor, walls: Walls | None, ageing: Ageing, voxel_size_mm: Sequence[float]
+) -> Tensor:
     """Places to look up, so that the ventricles' walls lie further out.
 
     Parameters
@@ -176,7 +180,7 @@ def _highest(
 ) -> Tensor:
     """The given share of all voxels, in patches: where a smooth normal field is highest."""
     field = smooth_field(
-        tuple(ranks.shape),
+        triple(ranks.shape),
         voxel_size_mm=voxel_size_mm,
         node_spacing_mm=spacing_mm,
         seed=seed,

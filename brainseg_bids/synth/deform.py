@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.synth.interpolate import along_axes, smooth_noise
 from brainseg_bids.synth.recipe import Deformation, Triple
 
@@ -82,7 +83,7 @@ def coordinate_nodes(
             channels=3,
             stride=stride,
         )
-        velocity = along_axes(nodes.to(device), tuple(m.to(device) for m in matrices))
+        velocity = along_axes(nodes.to(device), triple(m.to(device) for m in matrices))
         offset_mm = offset_mm + flow(
             velocity * deformation.velocity_sd_mm, spacing_mm=stride * voxel_size_mm
         )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brainseg_bids.documents import Items, Number, Text
 from brainseg_bids.synth.streams import Range
@@ -18,7 +18,7 @@ LEVEL = Number(-10_000, 10_000)
 """Of painted intensities, in whose units 255 is bright."""
 
 
-def _range(low: float, high: float, unit: str = "", **more) -> Items:
+def _range(low: float, high: float, unit: str = "", **more: Any) -> Items:
     """Kind of a range (low, high) within bounds."""
     return Items(Number(low, high, unit, **more), count=2, rising=True)
 

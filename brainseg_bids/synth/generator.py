@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.intensity import intensity_range, quantiles
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
@@ -157,7 +159,9 @@ class Generator:
         gone = out_of_view(beyond, ranks, self.source, crop)
         return image.masked_fill(air, recipe.view.air_level), gone
 
-    def _magnitude_image(self, ranks: Tensor, layers: list, recipe: Recipe, crop: Crop) -> Tensor:
+    def _magnitude_image(
+        self, ranks: Tensor, layers: list[Any], recipe: Recipe, crop: Crop
+    ) -> Tensor:
         """Paint, move, acquire: length of complex numbers with noise."""
         image = paint(ranks, layers)
         (scale,) = quantiles(image, 0.99)
@@ -172,7 +176,7 @@ class Generator:
         )
 
     def _ratio_image(
-        self, ranks: Tensor, contrast: list, signal: list, recipe: Recipe, crop: Crop
+        self, ranks: Tensor, contrast: list[Any], signal: list[Any], recipe: Recipe, crop: Crop
     ) -> Tensor:
         """MP2RAGE's UNI: what acts on both inversions cancels, and shows in the noise only.
 
@@ -198,7 +202,7 @@ class Generator:
         place_mm = np.linalg.solve(linear_part(recipe.deformation), offset_mm)
         if recipe.flip:
             place_mm[0] *= -1
-        return tuple(float(mm) for mm in place_mm)
+        return triple(float(mm) for mm in place_mm)
 
     def _deform(self, head: LabelVolume, recipe: Recipe) -> Tensor:
         """Rank of each voxel's label in the source table, (X, Y, Z) uint8."""
@@ -266,7 +270,7 @@ class Generator:
             torch.index_select(lookup, 0, entry, out=labels[start:stop].view(-1))
         return labels if gone is None else labels.masked_fill_(gone, 0)
 
-    def _tissues(self, recipe: Recipe, crop: Crop) -> Callable:
+    def _tissues(self, recipe: Recipe, crop: Crop) -> Callable[..., Any]:
         return tissues(
             recipe,
             self.source,
@@ -275,7 +279,9 @@ class Generator:
             device=crop.device,
         )
 
-    def _flip_angles(self, head: LabelVolume, recipe: Recipe, crop: Crop) -> Callable | None:
+    def _flip_angles(
+        self, head: LabelVolume, recipe: Recipe, crop: Crop
+    ) -> Callable[..., Any] | None:
         brain_mm = self._place_mm(head, recipe, head.brain_box_vox.mean(0))
         return flip_angles(recipe.transmit, recipe.ratio, self.source, crop, brain_mm=brain_mm)
 

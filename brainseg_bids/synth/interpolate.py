@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from brainseg_bids.anatomy.grid import triple
+
 SLAB = 8
 """Planes worked on at once: what belongs to them stays in the processor's cache."""
 
@@ -158,7 +160,7 @@ def smooth_noise(
         # The node lattice begins one node before the box, so that its border is no special place.
         matrices.append(cubic_matrix(len(fine), count, positions=fine / spacing_vox + 1))
         sizes.append(count)
-    return torch.randn(channels, *sizes, generator=generator), tuple(matrices)
+    return torch.randn(channels, *sizes, generator=generator), triple(matrices)
 
 
 def smooth_field(

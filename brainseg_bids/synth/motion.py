@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.synth.deform import rotation
 from brainseg_bids.synth.interpolate import slabs
 from brainseg_bids.synth.recipe import Motion
@@ -79,7 +81,7 @@ class _Pose:
     lines: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, image: Tensor, shears: list[Shear], lines: tuple, crop: Crop) -> _Pose:
+    def of(cls, image: Tensor, shears: list[Shear], lines: tuple[Any, ...], crop: Crop) -> _Pose:
         for shear in shears[:-1]:
             image = _sheared(image, shear, crop)
         last = _phases(shears[-1], crop, image.device) if shears else []
@@ -156,7 +158,7 @@ def _shears(motion: Motion, pose: int, reference: int, crop: Crop) -> list[Shear
         (b, {a: b_a, c: b_c}, d[b] - b_a * d[a]),
         (a, {b: m[a, b], c: m[a, c]}, d[a]),
     ):
-        slope = tuple(float(slopes.get(other, 0.0)) for other in range(3))
+        slope = triple(float(slopes.get(other, 0.0)) for other in range(3))
         shears.append(Shear(axis, slope, float(shift_vox)))
     return shears
 

@@ -10,6 +10,7 @@ import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.synth.intensity import NORMAL, draw_noise, draw_quantiles
 from brainseg_bids.synth.interpolate import slabs
 from brainseg_bids.synth.recipe import Noise
@@ -36,9 +37,9 @@ def magnitude(image: Tensor, noise: Noise, *, scale: float) -> Tensor:
     sd = noise.sd_frac * scale + noise.sd
     if sd <= 0:
         return image.abs()
-    along = draw_noise(image.shape, noise.seed, image.device)
+    along = draw_noise(triple(image.shape), noise.seed, image.device)
     across = draw_quantiles(
-        chi_square(2 * noise.channels - 1), image.shape, noise.seed + 1, image.device
+        chi_square(2 * noise.channels - 1), triple(image.shape), noise.seed + 1, image.device
     )
     out = torch.empty_like(image)
     for start, stop in slabs(image.shape[0]):

@@ -7,18 +7,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from typing import Any
 
 from brainseg_bids.documents import Kind
 
 
-def digest_of(values: dict) -> str:
+def digest_of(values: dict[str, Any]) -> str:
     """SHA-256 of numbers and names in a canonical form, in which 1 is 1.0.
 
     >>> digest_of({"p": 1, "q": [2]}) == digest_of({"q": (2.0,), "p": 1.0})
     True
     """
 
-    def plain(value):
+    def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(one) for key, one in value.items()}
         if isinstance(value, list | tuple):
@@ -28,12 +29,12 @@ def digest_of(values: dict) -> str:
     return hashlib.sha256(json.dumps(plain(values), sort_keys=True).encode()).hexdigest()
 
 
-def tuples(values: dict) -> dict:
+def tuples(values: dict[str, Any]) -> dict[str, Any]:
     """TOML's lists as tuples."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
-def changed(group, values: dict, prefix: str = ""):
+def changed(group: Any, values: dict[str, Any], prefix: str = "") -> Any:
     """Copy of a dataclass with other values, groups within it likewise."""
     known = {f.name: getattr(group, f.name) for f in fields(group)}
     new = {}
@@ -50,7 +51,7 @@ def changed(group, values: dict, prefix: str = ""):
     return replace(group, **new)
 
 
-def check_ranges(group, kinds: Mapping[str, Kind], prefix: str = "") -> None:
+def check_ranges(group: Any, kinds: Mapping[str, Kind], prefix: str = "") -> None:
     """Raise ``ValueError`` for the first field whose value is not of its kind.
 
     Parameters

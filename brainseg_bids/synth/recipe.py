@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from brainseg_bids.documents import Flag, Items, Kind, Number, Object, Text, parse_json
 
@@ -302,7 +303,7 @@ DISTANCES = ("scale_mm", "grain_mm", "node_spacing_mm", "voxel_size_mm")
 """What is divided by: as many nodes or voxels as fit into a head, not more."""
 
 
-def _read_tissue(name: str, values: dict) -> Tissue:
+def _read_tissue(name: str, values: dict[str, Any]) -> Tissue:
     what = f"recipe: tissues: {name}"
     _check_keys(values, {"mean", "sd", "weight"}, what)
     if not values.get("mean") or len(values["mean"]) != len(values.get("sd", ())):
@@ -310,7 +311,7 @@ def _read_tissue(name: str, values: dict) -> Tissue:
     return Tissue(**_frozen(values))
 
 
-def _read_group(group: type, values: object, what: str):
+def _read_group(group: type, values: Any, what: str) -> Any:
     """A dataclass of numbers from its JSON object."""
     if why := Object().fault(values):
         raise ValueError(f"{what} {why}")
@@ -323,7 +324,7 @@ def _read_group(group: type, values: object, what: str):
     return group(**_frozen(values))
 
 
-def _check_keys(values: dict, known: set[str], what: str) -> None:
+def _check_keys(values: dict[str, Any], known: set[str], what: str) -> None:
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(f"{what}: unknown key {unknown[0]}")
@@ -345,10 +346,10 @@ def _kind_of(name: str, default: object) -> Kind:
     return Items(Items(LEVEL, count=3)) if name.startswith(("trans", "rot")) else Items(LEVEL)
 
 
-def _frozen(values: dict) -> dict:
+def _frozen(values: dict[str, Any]) -> dict[str, Any]:
     """JSON's lists as tuples, however deep."""
 
-    def tuples(value):
+    def tuples(value: Any) -> Any:
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
     return {name: tuples(value) for name, value in values.items()}

@@ -128,7 +128,7 @@ def _rows() -> tuple[_Row, ...]:
     """The table; read once."""
     source = resources.files("brainseg_bids") / "data" / "relaxation.tsv"
     rows = []
-    with source.open(encoding="utf-8", newline="") as file:
+    with source.open(encoding="utf-8") as file:
         for raw in csv.DictReader(file, delimiter="\t"):
             measured = {
                 what: tuple(

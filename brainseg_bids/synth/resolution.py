@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.synth.gibbs import ALL_READ, truncate
 from brainseg_bids.synth.interpolate import (
     BandedProduct,
@@ -42,7 +43,7 @@ def acquire(
     scale : float
         Intensity that ``noise.sd_frac`` is a share of.
     """
-    voxels = AcquiredVoxels.of(image.shape, resolution, voxel_size_mm=voxel_size_mm)
+    voxels = AcquiredVoxels.of(triple(image.shape), resolution, voxel_size_mm=voxel_size_mm)
     acquired = truncate(voxels.sample(image), gibbs)
     return voxels.resample(magnitude(acquired, noise, scale=scale))
 

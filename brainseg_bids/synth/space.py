@@ -8,12 +8,15 @@ file says otherwise; each file in ``data/recipes`` names the source of its numbe
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.documents import Text, read_toml
 from brainseg_bids.synth.classes import ClassDraw, ClassSpace, TissueSpace
@@ -184,7 +187,7 @@ class RecipeSpace(ClassSpace):
         with resources.as_file(file) as path:
             return cls.read(path)
 
-    def changed(self, values: dict) -> RecipeSpace:
+    def changed(self, values: dict[str, Any]) -> RecipeSpace:
         """The same space with other values, as a recipe file gives them.
 
         Parameters
@@ -375,7 +378,7 @@ class RecipeSpace(ClassSpace):
             size = [within(self.resolution_isotropic_mm, size_u)] * 3
         # Slices are thinner than their spacing (gaps) or a little thicker (profiles overlap).
         share = within(self.resolution_thickness_frac, thickness_u)
-        return Resolution(tuple(size), tuple(s * share for s in size))
+        return Resolution(triple(size), triple(s * share for s in size))
 
     def _draw_noise(self, streams: Streams) -> Noise:
         sd, count = streams.uniforms("noise", 2)
@@ -394,14 +397,15 @@ class RecipeSpace(ClassSpace):
             normal = (0.0, within((0.3, 1.0), forward), within((-1.0, -0.2), down))
             length = math.hypot(*normal)
             view = View(
-                cut_normal=tuple(n / length for n in normal), cut_mm=within((60.0, 95.0), distance)
+                cut_normal=triple(n / length for n in normal),
+                cut_mm=within((60.0, 95.0), distance),
             )
         on, axis, low, high = streams.uniforms("field of view", 4)
         if on < self.field_of_view.p:
             lows, highs = list(view.low_mm), list(view.high_mm)
             lows[int(axis * 3)] = -within(self.field_of_view.half_mm, low)
             highs[int(axis * 3)] = within(self.field_of_view.half_mm, high)
-            view = replace(view, low_mm=tuple(lows), high_mm=tuple(highs))
+            view = replace(view, low_mm=triple(lows), high_mm=triple(highs))
         return view
 
 
@@ -422,7 +426,7 @@ def check_effects(effects: tuple[str, ...]) -> None:
             raise ValueError(f"no effect {effect!r}; known: {', '.join(EFFECTS)}")
 
 
-_OFF: dict[str, dict] = {
+_OFF: dict[str, dict[str, Any]] = {
     "flip": {"flip_p": 0.0},
     "deformation": {
         "rotation_deg": (0.0, 0.0),
@@ -445,5 +449,5 @@ _OFF: dict[str, dict] = {
 """Values at which an effect is off."""
 
 
-def _triple(bounds: Range, u) -> Triple:
-    return tuple(float(within(bounds, one)) for one in u)
+def _triple(bounds: Range, u: Iterable[float]) -> Triple:
+    return triple(float(within(bounds, one)) for one in u)

@@ -8,9 +8,11 @@ the shading and keeps a little of the contrast.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from brainseg_bids.anatomy.labels import LabelTable
@@ -188,7 +190,7 @@ MP2RAGE = Cycle(9.0, (0.9, 3.5), (4.0, 6.0), 0.006, before=48, after=96, echo_ti
 MPRAGE = Cycle(2.53, (1.1,), (7.0,), 0.0098, before=88, after=88)
 
 
-def train_signals(t1_s, b=1.0, *, cycle: Cycle) -> list[np.ndarray]:
+def train_signals(t1_s: ArrayLike, b: ArrayLike = 1.0, *, cycle: Cycle) -> list[np.ndarray]:
     """Signal at the centre of k-space of each train, in the steady state, M0 = 1.
 
     Every piece of the cycle maps Mz to ``gain * Mz + offset``; so does the whole cycle, and its
@@ -232,7 +234,7 @@ def train_signals(t1_s, b=1.0, *, cycle: Cycle) -> list[np.ndarray]:
     return signals
 
 
-def _recovery(duration_s: float, t1_s: np.ndarray) -> tuple:
+def _recovery(duration_s: float, t1_s: np.ndarray) -> tuple[Any, ...]:
     if duration_s < 0:
         raise ValueError(
             f"the trains of the cycle overlap by {-duration_s:.3f} s: "
@@ -242,14 +244,16 @@ def _recovery(duration_s: float, t1_s: np.ndarray) -> tuple:
     return kept, 1 - kept
 
 
-def _train(pulses: int, angle: np.ndarray, t1_s: np.ndarray, echo_spacing_s: float) -> tuple:
+def _train(
+    pulses: int, angle: np.ndarray, t1_s: np.ndarray, echo_spacing_s: float
+) -> tuple[Any, ...]:
     """Pulses and the pauses after them: a geometric series."""
     kept = np.exp(-echo_spacing_s / t1_s)
     gain = (np.cos(angle) * kept) ** pulses
     return gain, (1 - kept) * (1 - gain) / (1 - np.cos(angle) * kept)
 
 
-def _joined(pieces: list[tuple]) -> tuple:
+def _joined(pieces: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     """One piece that does what all of them do, one after the other."""
     gain, offset = 1.0, 0.0
     for next_gain, next_offset in pieces:
@@ -257,7 +261,7 @@ def _joined(pieces: list[tuple]) -> tuple:
     return gain, offset
 
 
-def mprage_signal(t1_s, b=1.0, *, cycle: Cycle = MPRAGE) -> np.ndarray:
+def mprage_signal(t1_s: ArrayLike, b: ArrayLike = 1.0, *, cycle: Cycle = MPRAGE) -> np.ndarray:
     """Magnitude of MPRAGE for a proton density of one, without T2*.
 
     Examples
@@ -269,7 +273,7 @@ def mprage_signal(t1_s, b=1.0, *, cycle: Cycle = MPRAGE) -> np.ndarray:
     return np.abs(train_signals(t1_s, b, cycle=cycle)[0])
 
 
-def uni_of_t1(t1_s, b=1.0, *, cycle: Cycle = MP2RAGE) -> np.ndarray:
+def uni_of_t1(t1_s: ArrayLike, b: ArrayLike = 1.0, *, cycle: Cycle = MP2RAGE) -> np.ndarray:
     """MP2RAGE's UNI, S1 S2 / (S1^2 + S2^2): -0.5..0.5, whatever proton density, T2* and B1-.
 
     Marques et al., NeuroImage 49:1271 (2010).

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.synth.recipe import Triple, View
 
@@ -71,7 +72,7 @@ def field_of_view(view: View, crop: Crop) -> Box:
             middle_mm = (low_mm + high_mm) / 2
             inside = (axis_mm - middle_mm).abs().argmin(keepdim=True).numpy()
         box.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return tuple(box)
+    return triple(box)
 
 
 def is_outside(label: Label) -> bool:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
@@ -60,7 +61,9 @@ class CannotSave(OSError):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside the old one and renames it when it is whole and on disk."""
 
-    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options=None
+    ) -> None:
         path = Path(path)
         beside = path.with_name(path.name + ".part")
         try:
@@ -108,7 +111,7 @@ class EMACallback(Callback):
         self.updates = 0
         self.step = 0
         self.average: list[Tensor] | None = None
-        self.loaded: dict | None = None
+        self.loaded: dict[str, Any] | None = None
 
     @staticmethod
     def _own(module: LightningModule) -> list[Tensor]:
@@ -116,7 +119,7 @@ class EMACallback(Callback):
         return [one.detach() for one in everything if one.is_floating_point()]
 
     def on_load_checkpoint(
-        self, trainer: Trainer, module: LightningModule, checkpoint: dict
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self.updates = int(checkpoint["averaging_state"]["n_averaged"])
         self.loaded = checkpoint["current_model_state"]
@@ -168,7 +171,7 @@ class EMACallback(Callback):
             self.swap(module)
 
     def on_save_checkpoint(
-        self, trainer: Trainer, module: LightningModule, checkpoint: dict
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["current_model_state"] = checkpoint["state_dict"]
         checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.updates)}
@@ -189,7 +192,7 @@ class EMACallback(Callback):
             one.copy_(mean)
 
 
-def _storage_key(tensor: Tensor) -> tuple:
+def _storage_key(tensor: Tensor) -> tuple[Any, ...]:
     """The same for two names of one weight, which some libraries have."""
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
@@ -223,7 +226,7 @@ class CheckpointCallback(Callback):
     def __init__(
         self,
         path: Path,
-        settings: dict,
+        settings: dict[str, Any],
         *,
         done: int,
         every_steps: int,
@@ -320,12 +323,12 @@ class CheckpointCallback(Callback):
             raise Stopped(self.step, self.told or OTHER_PROCESS)
 
     def on_save_checkpoint(
-        self, trainer: Trainer, module: LightningModule, checkpoint: dict
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[SETTINGS_KEY] = json.dumps(self.settings)
 
     def on_load_checkpoint(
-        self, trainer: Trainer, module: LightningModule, checkpoint: dict
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["loops"] = loops_at(
             checkpoint["loops"], checkpoint["global_step"], trainer.accumulate_grad_batches
@@ -389,7 +392,7 @@ class GradientCheck(Callback):
             "learning rate or precision 32-true may help."
         )
 
-    def _pair(self, step: int, index: int, loss: float) -> dict:
+    def _pair(self, step: int, index: int, loss: float) -> dict[str, Any]:
         which, recipe = self.stream.draw(step, index)
         name = self.head_names[which] if which < len(self.head_names) else None
         return {

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -184,7 +184,7 @@ class PairLoader:
     def __len__(self) -> int:
         return self.stop_step * self.shard.accumulate
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         jobs = (
             (step, turn)
             for step in range(self.first_step, self.stop_step)
@@ -192,19 +192,19 @@ class PairLoader:
         )
         yield from (self._ahead(jobs) if self.device.type == "cuda" else self._in_turn(jobs))
 
-    def _in_turn(self, jobs: Iterator[tuple[int, int]]) -> Iterator[dict]:
+    def _in_turn(self, jobs: Iterator[tuple[int, int]]) -> Iterator[dict[str, Any]]:
         for job in jobs:
             began_s = time.monotonic()
             batch = self.make(*job)
             self.waited_s += time.monotonic() - began_s
             yield batch
 
-    def _ahead(self, jobs: Iterator[tuple[int, int]]) -> Iterator[dict]:
+    def _ahead(self, jobs: Iterator[tuple[int, int]]) -> Iterator[dict[str, Any]]:
         """One batch ahead; works where PyTorch says "cuda": NVIDIA and ROCm."""
         side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))  # heads are on their way
 
-        def make(job: tuple[int, int]) -> tuple[dict, torch.cuda.Event]:
+        def make(job: tuple[int, int]) -> tuple[dict[str, Any], torch.cuda.Event]:
             # The current device and stream belong to a thread.
             with torch.cuda.device(self.device), torch.cuda.stream(side):
                 return self.make(*job), side.record_event()
@@ -224,7 +224,7 @@ class PairLoader:
                 coming = pool.submit(make, job) if job else None
                 yield batch
 
-    def make(self, step: int, turn: int) -> dict:
+    def make(self, step: int, turn: int) -> dict[str, Any]:
         """One batch: image (B, 1, X, Y, Z) float32, labels (B, X, Y, Z) uint8, and whose."""
         indices = self.shard.indices(turn)
         pairs = [render(self.stream, self.heads, step, index, self.device) for index in indices]
@@ -261,7 +261,7 @@ class ValidationLoader:
     def __len__(self) -> int:
         return math.ceil(self.pairs / self.world)
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         for turn in range(len(self)):
             number = turn * self.world + self.rank
             counted = number < self.pairs

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -119,7 +120,7 @@ class ExperimentPlan:
     planned: str
     prior: Pinned
     agnostic: str
-    training: dict
+    training: dict[str, Any]
     kappas: tuple[float, ...]
     seeds: tuple[int, ...]
     maps: tuple[Pinned, ...]

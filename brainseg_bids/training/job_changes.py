@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 IDENTITY = ("table", "voxel_size_mm", "architecture", "seed", "start_from", "spaces", "maps")
 """What of ``job.json`` a run that goes on may not change."""
@@ -19,7 +20,7 @@ LEARNED_BY = (
 """And of its recipe. How long it trains (`BY_STEPS`) may change."""
 
 
-def differences(before: Mapping, now: Mapping) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What of two descriptions of a job differs, a few words each; names of files stay short.
 
     Examples
@@ -45,7 +46,7 @@ def differences(before: Mapping, now: Mapping) -> list[str]:
     return found
 
 
-def _changed_maps(before: Mapping, now: Mapping) -> list[str]:
+def _changed_maps(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     kinds = {
         "new": sorted(set(now) - set(before)),
         "gone": sorted(set(before) - set(now)),
@@ -68,8 +69,8 @@ def _changed_maps(before: Mapping, now: Mapping) -> list[str]:
     return [f"label maps: {', '.join(words)}"] if words else []
 
 
-def _changed_spaces(before: Mapping, now: Mapping) -> list[str]:
-    def shown(spaces: Mapping) -> str:
+def _changed_spaces(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    def shown(spaces: Mapping[str, Any]) -> str:
         return ", ".join(f"{name} {said['share']:g}" for name, said in spaces.items())
 
     if shown(before) != shown(now):

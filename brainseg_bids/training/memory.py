@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,10 +52,10 @@ class MemoryBook:
             book["plans"][-1]["used_gib"] = round(used_gib, 3)
             self._write(book)
 
-    def _read(self) -> dict:
+    def _read(self) -> dict[str, Any]:
         return json.loads(self.path.read_text(encoding="utf-8"))
 
-    def _write(self, book: dict) -> None:
+    def _write(self, book: dict[str, Any]) -> None:
         write_text(self.path, json.dumps(book, indent=1) + "\n")
 
 

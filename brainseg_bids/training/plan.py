@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brainseg_bids.nets.spec import NetSpec
 
@@ -93,7 +93,7 @@ class TrainPlan:
         """Pairs that one change of the weights learns from."""
         return self.batch * self.accumulate * self.world
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """As files have it."""
         return asdict(self) | {"net": self.net.to_dict()}
 
@@ -101,7 +101,7 @@ class TrainPlan:
         return json.dumps(self.to_dict(), indent=1)
 
     @classmethod
-    def from_dict(cls, content: Mapping) -> TrainPlan:
+    def from_dict(cls, content: Mapping[str, Any]) -> TrainPlan:
         """What `to_dict` gave."""
         own = {"net": NetSpec.from_dict(content["net"]), "patch_vox": tuple(content["patch_vox"])}
         return cls(**content | own)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from brainseg_bids.documents import (
     InputError,
@@ -74,7 +75,7 @@ class TrainRecipe:
     """
 
     base: str
-    values: dict
+    values: dict[str, Any]
     spaces: dict[str, float]
     said: frozenset[str] = field(default=frozenset())
 
@@ -155,7 +156,7 @@ def _absolute(name: str, folder: Path) -> str:
     return str((folder / name).resolve()) if name.endswith(".toml") else name
 
 
-def _parse(text: str, what: str) -> tuple[dict, dict[str, float]]:
+def _parse(text: str, what: str) -> tuple[dict[str, Any], dict[str, float]]:
     """Values and spaces of a recipe file; ``base`` is among the values if it is there."""
     raw = parse_toml(text, what)
     spaces = raw.pop("spaces", {})
@@ -176,7 +177,7 @@ def _parse(text: str, what: str) -> tuple[dict, dict[str, float]]:
     return values, {name: float(share) for name, share in spaces.items()}
 
 
-def _value(kind: Kind, value):
+def _value(kind: Kind, value: Any) -> Any:
     """A value in the type that its kind has everywhere else.
 
     >>> _value(KEYS["learning_rate"], 1), _value(KEYS["center_frac"], [0, 1])

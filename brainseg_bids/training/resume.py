@@ -9,6 +9,7 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,7 +48,7 @@ class ChangedSettings(ValueError):
 
 def settings_of(
     plan: TrainPlan, train_heads: Sequence[LabelVolume], validation_heads: Sequence[LabelVolume]
-) -> dict:
+) -> dict[str, Any]:
     """What makes a run this run, for its checkpoint: JSON types only.
 
     Recipe spaces and label maps are known by what is in them, so that files may move.
@@ -69,7 +70,7 @@ def _digest(head: LabelVolume) -> str:
     return told.hexdigest()
 
 
-def check_unchanged(checkpoint: Path, now: Mapping) -> list[str]:
+def check_unchanged(checkpoint: Path, now: Mapping[str, Any]) -> list[str]:
     """Refuse to go on with a run whose settings were others.
 
     Returns
@@ -126,7 +127,7 @@ def _says(name: str, before, now) -> str:
     return f"{name} was {before}, is {now}"
 
 
-def read_checkpoint(path: Path) -> dict:
+def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint, its tensors still on disk.
 
     Raises
@@ -162,7 +163,7 @@ def steps_done(checkpoint: str | Path) -> int:
     return int(read_checkpoint(checkpoint)["global_step"]) if checkpoint.exists() else 0
 
 
-def loops_at(loops: dict, step: int, accumulate: int) -> dict:
+def loops_at(loops: dict[str, Any], step: int, accumulate: int) -> dict[str, Any]:
     """State of Lightning's loops after ``step`` steps of ``accumulate`` batches each.
 
     Lightning counts batches. Counted anew they may be of another size than before, and a

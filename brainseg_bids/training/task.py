@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import lightning
 import torch
@@ -51,7 +52,7 @@ class SegmentationTask(lightning.LightningModule):
 
             checkpointed(self.net.body)
 
-    def training_step(self, batch: dict) -> Tensor:
+    def training_step(self, batch: dict[str, Any]) -> Tensor:
         # Dropout and the like are the same for a batch whenever and wherever it is learned from.
         torch.manual_seed(batch["seeds"][0])
         with self._offloaded():
@@ -84,7 +85,7 @@ class SegmentationTask(lightning.LightningModule):
         down = min(1.0, max(0.0, (plan.total_steps - step) / max(1, plan.decay_steps)))
         return up * down
 
-    def validation_step(self, batch: dict) -> Tensor:
+    def validation_step(self, batch: dict[str, Any]) -> Tensor:
         """Ranks found, (X, Y, Z) uint8; what they are worth is counted by a callback."""
         return self._ranks(self.net.features(batch["image"]))
 

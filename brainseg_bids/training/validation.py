@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ class ValidationCallback(Callback):
         self.overlap = Overlap(module.table)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Tensor, batch: dict, *_
+        self, trainer: Trainer, module: LightningModule, outputs: Tensor, batch: dict[str, Any], *_
     ) -> None:
         found, truth = outputs.cpu(), batch["labels"][0].cpu()
         if batch["counted"]:
