@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from brainseg_bids.anatomy.grid import Grid
@@ -48,7 +50,13 @@ def whole_steps(
     return axes, signs, [int(np.rint(shift)[axis]) for axis in axes]
 
 
-def copy_turned(source, out, axes, signs, first) -> None:
+def copy_turned(
+    source: np.ndarray,
+    out: np.ndarray,
+    axes: Sequence[int],
+    signs: Sequence[int],
+    first: Sequence[int],
+) -> None:
     """Copy what lies inside, along turned axes."""
     source = source.transpose(axes)
     here, there = [], []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.upsample_kernels import jit
 from brainseg_bids.evaluation.structures import Pair, Structure
 
@@ -99,7 +100,7 @@ class Tally:
         if not there.any():
             return (slice(0, 0),) * 3
         first, last = low[there].min(0), high[there].max(0)
-        return tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+        return triple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
 
 
 def confusion(reference: np.ndarray, predicted: np.ndarray, n_labels: int) -> np.ndarray:
@@ -153,7 +154,7 @@ def tally(pair: Pair) -> Tally:
 
 
 @jit
-def _grow(low, high, x, y, start, stop):
+def _grow(low: np.ndarray, high: np.ndarray, x: int, y: int, start: int, stop: int) -> None:
     """Let a box hold a run of voxels along the last axis."""
     low[0], high[0] = min(low[0], x), max(high[0], x + 1)
     low[1], high[1] = min(low[1], y), max(high[1], y + 1)
@@ -161,7 +162,15 @@ def _grow(low, high, x, y, start, stop):
 
 
 @jit
-def _tally(first, second, plane, ranks, counts, low, high):
+def _tally(
+    first: np.ndarray,
+    second: np.ndarray,
+    plane: int,
+    ranks: np.ndarray,
+    counts: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+) -> None:
     """Add some planes, the first of which is number ``plane``."""
     n_x, n_y, n_z = first.shape
     for x in range(n_x):

@@ -238,7 +238,7 @@ def _scores(reference: str, cells: Mapping[tuple[str, str, str], Row]) -> Scores
     if len(definitions) > 1:
         mixed = " and ".join(definitions)
         raise ValueError(f"{reference}: rows mix the definitions {mixed}; compare with one")
-    about = {}
+    about: dict[str, tuple[str, str]] = {}
     codes: dict[str, tuple[bool, int]] = {}
     for (_, image, name), row in cells.items():
         origin = (str(row["subject"]), str(row.get("stratum") or ""))

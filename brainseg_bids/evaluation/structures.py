@@ -191,7 +191,7 @@ class Pair:
 
     def lookup(self, values: Mapping[int, int], otherwise: int, dtype: type) -> np.ndarray:
         """Table from code, `void` included, to a number."""
-        table = np.full(max(int(self.codes[-1]), self.void) + 1, otherwise, dtype)
+        table: np.ndarray = np.full(max(int(self.codes[-1]), self.void) + 1, otherwise, dtype)
         for code, value in values.items():
             table[code] = value
         return table

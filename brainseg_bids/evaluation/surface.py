@@ -253,7 +253,9 @@ def _sorted_sites(distance: np.ndarray, codes: np.ndarray, weights: np.ndarray) 
     return Directed(keys[first].view(np.float64), np.add.reduceat(weights, first))
 
 
-def _box_distances(own, other, size) -> tuple[np.ndarray, np.ndarray]:
+def _box_distances(
+    own: np.ndarray, other: np.ndarray, size: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Distance in mm and code of each own site."""
     steps = np.empty(other.shape, np.int16)
     loops.row_distances(other, steps)

@@ -9,6 +9,7 @@ triangulate in their own fashion.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import permutations, product
 
 import numpy as np
@@ -67,7 +68,7 @@ def surfel_areas_mm2(axes_mm: np.ndarray) -> np.ndarray:
     return areas
 
 
-def _turned(inside: np.ndarray, vectors: np.ndarray):
+def _turned(inside: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """A neighbourhood and its area vectors in all 48 orientations."""
     for order, flips in product(permutations(range(3)), product((1, -1), repeat=3)):
         turned = inside.transpose(order)[tuple(slice(None, None, sign) for sign in flips)]

@@ -62,7 +62,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside the old one and renames it when it is whole and on disk."""
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options=None
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         path = Path(path)
         beside = path.with_name(path.name + ".part")
@@ -142,7 +142,7 @@ class EMACallback(Callback):
             self.loaded = None
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         if trainer.global_step == self.step:
             return  # gradients are still being gathered
         self.step = trainer.global_step
@@ -265,7 +265,7 @@ class CheckpointCallback(Callback):
             for name in self.SIGNALS:
                 signal.signal(getattr(signal, name), self._on_signal)
 
-    def _on_signal(self, number: int, _) -> None:
+    def _on_signal(self, number: int, _: Any) -> None:
         self.told = signal.Signals(number).name
         if not self.begun:  # no step is in work, so there is nothing to finish and to save
             raise Stopped(self.step, self.told)
@@ -298,7 +298,7 @@ class CheckpointCallback(Callback):
             validation_s = math.ceil(plan.validation_pairs / trainer.world_size) * pairs_s
         return self.deadline.left_s() < step_s + validation_s + ENDING_S
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step
@@ -316,7 +316,7 @@ class CheckpointCallback(Callback):
         if stop and not last:
             raise Stopped(self.step, self.told or OTHER_PROCESS)
 
-    def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         # What is validated has been saved. To finish first could outlast a queue's patience, and
         # a job that is killed does not go back. After the last step nothing is left to go on with.
         if self.step < trainer.max_steps and any_process(trainer, bool(self.told))[0]:
@@ -359,7 +359,7 @@ class GradientCheck(Callback):
         self.plan_json, self.head_names = plan_json, head_names
 
     def on_before_optimizer_step(
-        self, trainer: Trainer, module: LightningModule, optimizer
+        self, trainer: Trainer, module: LightningModule, optimizer: Any
     ) -> None:
         if is_sharded(trainer):
             norm = trainer.strategy.model.clip_grad_norm_(LARGEST_NORM)

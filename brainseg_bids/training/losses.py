@@ -6,7 +6,7 @@ Neither ever holds the scores of all labels at all voxels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -328,7 +328,9 @@ class _DenseLoss(torch.autograd.Function):
         return to_features, to_weight, to_bias, None, None, None, None
 
 
-def _chunks(features: Tensor, chunk_blocks: int, most: int | None = None):
+def _chunks(
+    features: Tensor, chunk_blocks: int, most: int | None = None
+) -> Iterator[tuple[int, slice]]:
     """Pair and slice of blocks, one after the other."""
     for pair in range(len(features)):
         for start in range(0, features.shape[2], chunk_blocks)[:most]:

@@ -104,7 +104,7 @@ class TrainPlan:
     def from_dict(cls, content: Mapping[str, Any]) -> TrainPlan:
         """What `to_dict` gave."""
         own = {"net": NetSpec.from_dict(content["net"]), "patch_vox": tuple(content["patch_vox"])}
-        return cls(**content | own)
+        return cls(**{**content, **own})
 
     @classmethod
     def from_json(cls, text: str) -> TrainPlan:

@@ -91,7 +91,7 @@ def accelerator_for(memory: MemoryPlan | None) -> str:
     return "auto"
 
 
-def strategy_of(plan: TrainPlan):
+def strategy_of(plan: TrainPlan) -> FSDPStrategy | str:
     if plan.strategy == "fsdp":
         return FSDPStrategy(state_dict_type="full")
     if plan.world == 1:

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
@@ -60,7 +61,7 @@ class LoggingCallback(Callback):
         self.waited_s = self.loader().waited_s
         self.sum: Tensor | float = 0.0
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step

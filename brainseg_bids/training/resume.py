@@ -66,7 +66,7 @@ def settings_of(
 
 def _digest(head: LabelVolume) -> str:
     told = hashlib.sha256(repr((tuple(head.ranks.shape), head.voxel_size_mm)).encode())
-    told.update(head.ranks.cpu().contiguous().numpy())
+    told.update(head.ranks.cpu().contiguous().numpy().data)
     return told.hexdigest()
 
 
@@ -101,7 +101,7 @@ def check_unchanged(checkpoint: Path, now: Mapping[str, Any]) -> list[str]:
     return [_says(name, before[name], now[name]) for name in changed]
 
 
-def _says(name: str, before, now) -> str:
+def _says(name: str, before: object, now: object) -> str:
     """A change in a few words.
 
     >>> _says("learning_rate", 0.002, 0.001)

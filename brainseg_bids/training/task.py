@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning
@@ -62,13 +62,13 @@ class SegmentationTask(lightning.LightningModule):
         self.losses.append((batch["indices"], loss.detach()))
         return loss
 
-    def _offloaded(self):
+    def _offloaded(self) -> AbstractContextManager[Any]:
         """Where activations wait for the way back: in the CPU's memory, or where they are."""
         if not self.plan.offload:
             return nullcontext()
         return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=self.plan.learning_rate, weight_decay=1e-4
         )
