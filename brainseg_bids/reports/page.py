@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from brainseg_bids.files import whole_or_nothing
 from brainseg_bids.reports import tables
@@ -71,7 +71,9 @@ class Section:
 
 def blocks(*parts: Markup | str) -> Markup:
     """Blocks one after the other; empty ones are left out."""
-    return Markup("\n").join(part for part in parts if part)
+    # Not Markup.join, which would copy each embedded picture once more.
+    shown = (part if isinstance(part, Markup) else escape(part) for part in parts if part)
+    return Markup("\n".join(shown))
 
 
 def text(words: object, *, faint: bool = False) -> Markup:

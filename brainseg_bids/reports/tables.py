@@ -93,10 +93,13 @@ def html_table(
     """
     classes = dict.fromkeys(numbers, "n") | dict(css or {})
     columns = [(name, classes.get(name, "")) for name in frame.columns]
-    names = pd.Series([""] * len(frame) if groups is None else list(groups), index=frame.index)
+    by_group: dict[str, list[tuple]] = {}
+    names = [""] * len(frame) if groups is None else groups
+    for group, row in zip(names, frame.itertuples(index=False, name=None), strict=True):
+        by_group.setdefault(group, []).append(row)
     bodies = []
-    for group, rows in frame.groupby(names, sort=False):
-        cells = [] if totals is None else [(name, totals.loc[group, name]) for name in totals]
+    for group, rows in by_group.items():
+        cells = [] if totals is None else list(totals.loc[group])
         bodies.append(_body(group, columns, cells, rows))
     bodies.append(
         Markup("<tbody>{}</tbody>").format(
@@ -111,16 +114,12 @@ def html_table(
     )
 
 
-def _body(group: str, columns: list, totals: list, rows: pd.DataFrame) -> Markup:
-    lines = [_line(columns, row, "td") for row in rows.itertuples(index=False, name=None)]
+def _body(group: str, columns: list, totals: Sequence[object], rows: list[tuple]) -> Markup:
+    lines = [_line(columns, row, "td") for row in rows]
     if group:
-        first = len(columns) - len(totals)
-        cells = Markup("").join(
-            Markup('<th class="n">{}</th>').format(value) for _, value in totals
-        )
-        lines.insert(0, Markup(
-            '<tr class="group"><th colspan="{}" scope="rowgroup">{}</th>{}</tr>'
-        ).format(first, group, cells))  # fmt: skip
+        cells = Markup("").join(Markup('<th class="n">{}</th>').format(one) for one in totals)
+        head = Markup('<tr class="group"><th colspan="{}" scope="rowgroup">{}</th>{}</tr>')
+        lines.insert(0, head.format(len(columns) - len(totals), group, cells))
     return Markup("<tbody>\n{}\n</tbody>").format(Markup("\n").join(lines))
 
 
