@@ -129,11 +129,10 @@ def surface_distances(
 
     Parameters
     ----------
-    pair : Pair
-    tally : Tally
-        Of this pair.
+    pair, tally, definition
+        As of `surface_search.Batch`.
     structures : sequence of Structure
-    definition : {"surface", "voxel"}
+        Any number of them, in one map, both or none.
 
     Returns
     -------

@@ -36,10 +36,8 @@ def topology(
 
     Parameters
     ----------
-    pair : Pair
-    tally : Tally
-        Of this pair.
-    structures : sequence of Structure
+    pair, tally, structures
+        As of `surface_search.Batch`.
     which : {"reference", "prediction"}
 
     Notes
