@@ -57,3 +57,12 @@ def test_the_folder_of_a_trained_model_is_a_dataset(tmp_path):
     write_model_description(tmp_path, "mine")
     assert "Model mine" in (tmp_path / "README.md").read_text()
     assert_valid_bids(tmp_path)
+
+
+@pytest.mark.parametrize(("given", "kept"), [("10.1/x", None), ("doi:10.1/x", "doi:10.1/x")])
+def test_a_doi_is_kept_in_the_form_that_bids_wants(tmp_path, given, kept):
+    raw, output = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    (raw / "dataset_description.json").write_text(json.dumps({"DatasetDOI": given}))
+    description = json.loads(write_description(raw, output).read_text())
+    assert description["SourceDatasets"][0].get("DOI") == kept

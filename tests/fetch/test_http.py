@@ -139,6 +139,12 @@ def test_a_connection_cut_in_mid_file_is_taken_up_where_it_broke_off(server, tmp
     assert server.ranges(T1W) == ["", f"bytes={half}-", f"bytes={more}-"]
 
 
+def test_a_line_that_always_brings_more_is_borne_as_often_as_it_breaks(server, tmp_path):
+    server.faults[T1W] = ["cut"] * (2 * QUICK.attempts)
+    assert fetch(server, tmp_path, **only(T1W)).failures == []
+    assert on_disk(tmp_path)[T1W] == BIG
+
+
 def test_cuts_without_end_leave_a_part_that_the_next_run_takes_up(server, tmp_path):
     server.faults[T1W] = ["cut"] * 60
     outcome = fetch(server, tmp_path, **only(T1W))
@@ -166,8 +172,10 @@ def test_wrong_bytes_never_get_the_name_and_are_asked_for_once_more(server, tmp_
     assert fetch(server, tmp_path, **only(T1W)).failures == []
     assert on_disk(tmp_path)[T1W] == BIG
     server.faults[T1W] = ["spoil"] * 9
+    server.asked.clear()
     other = tmp_path / "other"
     outcome = fetch(server, other, **only(T1W))
+    assert len(server.ranges(T1W)) == 2
     assert "the MD5 differs), twice" in outcome.failures[0]
     assert not [path for path in on_disk(other) if "T1w.nii" in path]
 
