@@ -121,10 +121,8 @@ def merge_section(
         Robust z of each label among the heads of the cohort, ``Cohort.z[subject]``.
     missing : sequence of str
         Core structures that this head lacks, ``Cohort.missing.get(subject, ())``.
-    run : mapping of str to str, optional
-    warnings, outputs : sequence of str
-    no_asymmetry : str
-        Why left and right are not compared; empty if they are.
+    run, warnings, outputs, no_asymmetry
+        As for `image_section`.
     """
     flags = quality_warnings(merge, warnings, volumes=volumes, z=z or {}, missing=missing)
     present = [row for row in volumes if float(row["volume_mm3"]) > 0]
