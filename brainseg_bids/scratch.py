@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from brainseg_bids.documents import InputError
 from brainseg_bids.files import DISK_FAULTS
-from brainseg_bids.images import InputError
 from brainseg_bids.locks import Lock, lock_byte
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.documents import InputError
 from brainseg_bids.images import (
-    InputError,
     read_again,
     read_grid,
     read_label_map,

@@ -16,7 +16,8 @@ import pytest
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.images import InputError, read_grid, read_label_map, read_volume
+from brainseg_bids.documents import InputError
+from brainseg_bids.images import read_grid, read_label_map, read_volume
 from tests.made_nifti import BOX_MM, ramp, write_nifti
 
 PLACED_MM = BOX_MM.copy()

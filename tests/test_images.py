@@ -11,9 +11,9 @@ import pytest
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
+from brainseg_bids.documents import InputError
 from brainseg_bids.files import whole_or_nothing
 from brainseg_bids.images import (
-    InputError,
     read_label_map,
     read_volume,
     write_label_map,

@@ -20,10 +20,9 @@ from brainseg_bids.bids.label_codes import (
     targets_of,
 )
 from brainseg_bids.bids.names import BEFORE_SPACE
-from brainseg_bids.documents import Flag, Items, Kind, Object, Text, check, read_toml
+from brainseg_bids.documents import Flag, InputError, Items, Kind, Object, Text, check, read_toml
 from brainseg_bids.evaluation.protocols import HIPPOCAMPUS, Scope
 from brainseg_bids.evaluation.ratings import Targets, fullhead, named_structures
-from brainseg_bids.images import InputError
 
 TEXTS = Items(Text(), or_one=True)
 SECTION = Object()

@@ -15,7 +15,8 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.inputs import label_error
 from brainseg_bids.bids.label_codes import find_label_table
 from brainseg_bids.bids.names import Scan
-from brainseg_bids.images import InputError, read_grid
+from brainseg_bids.documents import InputError
+from brainseg_bids.images import read_grid
 from brainseg_bids.training.targets import SOURCE
 
 log = logging.getLogger("brainseg")

@@ -19,8 +19,8 @@ from brainseg_bids.bids.names import (
     is_label,
     without_extension,
 )
-from brainseg_bids.documents import Text, read_json
-from brainseg_bids.images import InputError, check_present
+from brainseg_bids.documents import InputError, Text, read_json
+from brainseg_bids.images import check_present
 from brainseg_bids.pointers import fetch_all, why_unfetched
 from brainseg_bids.units import listed
 

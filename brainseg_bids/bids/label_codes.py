@@ -12,8 +12,9 @@ from pathlib import Path
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.bids.names import Scan
+from brainseg_bids.documents import InputError
 from brainseg_bids.evaluation.ratings import LARGEST_CODE, Targets, fullhead
-from brainseg_bids.images import InputError, check_present
+from brainseg_bids.images import check_present
 
 
 def reference_data(name: str) -> Path:

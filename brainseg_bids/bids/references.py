@@ -14,7 +14,8 @@ from brainseg_bids.bids.adapters import Adapter
 from brainseg_bids.bids.matching import OWN_SPACE, RAW, key_of, parse_key, without_zeros
 from brainseg_bids.bids.names import Scan, sidecar
 from brainseg_bids.bids.sidecars import Metadata, read_sidecar
-from brainseg_bids.images import InputError, check_present
+from brainseg_bids.documents import InputError
+from brainseg_bids.images import check_present
 
 OWN_MAPS = ("brainseg", "fullhead")
 """Labels of ``seg-`` of this app's maps of whole heads. A derivative of this app has others beside

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from brainseg_bids.bids.description import write_once
 from brainseg_bids.console import Progress, at_work, one_line
+from brainseg_bids.documents import InputError
 from brainseg_bids.exit_codes import DONE, NOT_BUILT
-from brainseg_bids.images import InputError
 from brainseg_bids.resources import memory_gib
 from brainseg_bids.scratch import explain, scratch_dir
 from brainseg_bids.settings import Settings

@@ -16,9 +16,9 @@ from brainseg_bids.cli.execute import run_plans
 from brainseg_bids.cli.group import run_group, say_finished
 from brainseg_bids.cli.stages import chosen_stages, plan_stages, write_root
 from brainseg_bids.console import logging_to, working
+from brainseg_bids.documents import InputError
 from brainseg_bids.exit_codes import DONE, FAILED, INTERRUPTED, NOT_BUILT, UNUSABLE
 from brainseg_bids.files import DISK_FAULTS, write_text
-from brainseg_bids.images import InputError
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.scratch import TOO_MANY, participants_of, working_alone
 from brainseg_bids.settings import Settings

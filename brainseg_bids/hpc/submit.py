@@ -7,10 +7,10 @@ import shutil
 import subprocess
 import sys
 
+from brainseg_bids.documents import InputError
 from brainseg_bids.exit_codes import DONE, FAILED, NO_PROGRAM, UNUSABLE
 from brainseg_bids.hpc.profiles import read_profile
 from brainseg_bids.hpc.slurm import make_script, refused_labels
-from brainseg_bids.images import InputError
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.settings import Settings
 

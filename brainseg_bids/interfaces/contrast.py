@@ -22,7 +22,8 @@ from brainseg_bids.anatomy.fill import without_fill
 from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.statistics import measure
-from brainseg_bids.images import InputError, read_again, read_grid, read_volume, voxel_hash
+from brainseg_bids.documents import InputError
+from brainseg_bids.images import read_again, read_grid, read_volume, voxel_hash
 from brainseg_bids.interfaces.headlabels import LEAST_SHARED, read_source, shared_box
 
 COLUMNS = (

@@ -19,10 +19,11 @@ from nipype.interfaces.base import (
 
 from brainseg_bids import __version__
 from brainseg_bids.bids.description import finite
+from brainseg_bids.documents import InputError
 from brainseg_bids.evaluation.agreement import compare
 from brainseg_bids.evaluation.protocols import comparison
 from brainseg_bids.evaluation.ratings import Rating
-from brainseg_bids.images import InputError, read_again, voxel_hash
+from brainseg_bids.images import read_again, voxel_hash
 from brainseg_bids.interfaces.raters import find_adapter
 from brainseg_bids.interfaces.ratings import read_rating, read_ratings
 

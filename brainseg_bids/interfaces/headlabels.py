@@ -27,9 +27,9 @@ from brainseg_bids.anatomy.merge import Source, merge
 from brainseg_bids.anatomy.merge_report import MergeReport
 from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.anatomy.upsample import regrid, regrid_posteriors
+from brainseg_bids.documents import InputError
 from brainseg_bids.files import sha256
 from brainseg_bids.images import (
-    InputError,
     read_grid,
     read_label_map,
     read_posteriors,

@@ -16,8 +16,8 @@ from nipype.interfaces.base import (
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.documents import InputError
 from brainseg_bids.images import (
-    InputError,
     read_label_map,
     read_posteriors,
     write_mask,

@@ -16,6 +16,7 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable, UnknownLabelError
 from brainseg_bids.bids.adapters import Adapter
 from brainseg_bids.bids.label_codes import common_labels, find_label_table, read_names
+from brainseg_bids.documents import InputError
 from brainseg_bids.evaluation.ratings import (
     LARGEST_CODE,
     Rating,
@@ -25,7 +26,7 @@ from brainseg_bids.evaluation.ratings import (
     resampled,
     translate,
 )
-from brainseg_bids.images import InputError, read_label_map, voxel_hash
+from brainseg_bids.images import read_label_map, voxel_hash
 
 ON_OTHER_GRID = ("resample", "refuse")
 

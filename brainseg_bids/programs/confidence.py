@@ -24,10 +24,10 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.documents import read_json
+from brainseg_bids.documents import InputError, read_json
 from brainseg_bids.evaluation.confidence import KnownTruth, ProbabilitySums, fit_calibration
 from brainseg_bids.exit_codes import DONE, UNUSABLE
-from brainseg_bids.images import InputError, read_label_map, voxel_hash
+from brainseg_bids.images import read_label_map, voxel_hash
 from brainseg_bids.inference.confidence import Accumulator
 from brainseg_bids.inference.predict import segment
 from brainseg_bids.nets.architectures import PackedNet

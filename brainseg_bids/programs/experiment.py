@@ -16,8 +16,9 @@ from brainseg_bids import __version__
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
+from brainseg_bids.documents import InputError
 from brainseg_bids.files import sha256, write_text
-from brainseg_bids.images import InputError, check_present, read_label_map, read_volume
+from brainseg_bids.images import check_present, read_label_map, read_volume
 from brainseg_bids.inference.predict import segment
 from brainseg_bids.locks import Lock, lock_file
 from brainseg_bids.synth.generator import Generator, LabelVolume

@@ -29,8 +29,9 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
 from brainseg_bids.bids.head_maps import HeadMap
 from brainseg_bids.console import one_line
+from brainseg_bids.documents import InputError
 from brainseg_bids.files import sha256, whole_or_nothing, write_text
-from brainseg_bids.images import InputError, check_present, read_label_map, voxel_hash
+from brainseg_bids.images import check_present, read_label_map, voxel_hash
 from brainseg_bids.synth.ageing import Walls
 from brainseg_bids.synth.generator import LabelVolume
 from brainseg_bids.training.probe_cache import code_digest, digest_of

@@ -21,8 +21,8 @@ import torch
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_json
+from brainseg_bids.documents import InputError
 from brainseg_bids.exit_codes import DONE, UNUSABLE
-from brainseg_bids.images import InputError
 from brainseg_bids.nets import memory
 from brainseg_bids.nets.devices import find_device
 from brainseg_bids.nets.memory_plan import ALLOWANCES, Device, MemoryPlan, TooLittleMemory

@@ -21,8 +21,9 @@ import numpy as np
 from scipy import ndimage
 
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.documents import InputError
 from brainseg_bids.files import whole_or_nothing
-from brainseg_bids.images import InputError, read_again, read_grid
+from brainseg_bids.images import read_again, read_grid
 from brainseg_bids.machine import resident_gib
 
 KINDS = (

@@ -26,10 +26,11 @@ import numpy as np
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.plausibility import implausible
+from brainseg_bids.documents import InputError
 from brainseg_bids.evaluation.confidence import ConfidenceCalibration, ProbabilitySums
 from brainseg_bids.exit_codes import DONE, FAILED
 from brainseg_bids.files import whole_or_nothing
-from brainseg_bids.images import InputError, place, read_volume, write_label_map, write_volume
+from brainseg_bids.images import place, read_volume, write_label_map, write_volume
 from brainseg_bids.machine import resident_gib
 from brainseg_bids.nets.bundle import CONFIDENCE, BundleError, ModelBundle, read_models
 

@@ -29,11 +29,10 @@ import torch
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.documents import parse_list, read_json, read_text
+from brainseg_bids.documents import InputError, parse_list, read_json, read_text
 from brainseg_bids.exit_codes import DONE, FAILED, SAVED, UNUSABLE
 from brainseg_bids.files import write_text
 from brainseg_bids.images import (
-    InputError,
     check_present,
     read_label_map,
     read_volume,

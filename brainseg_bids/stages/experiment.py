@@ -13,9 +13,10 @@ from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_json
 from brainseg_bids.contrast.prior import ContrastPrior
+from brainseg_bids.documents import InputError
 from brainseg_bids.evaluation.decision import FEWEST_SEEDS
 from brainseg_bids.files import sha256, write_text
-from brainseg_bids.images import InputError, check_present, read_grid
+from brainseg_bids.images import check_present, read_grid
 from brainseg_bids.nets.architectures import ARCHITECTURES
 from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.programs.experiment import (

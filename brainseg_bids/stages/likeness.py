@@ -20,7 +20,8 @@ from brainseg_bids.bids.description import raw_path
 from brainseg_bids.bids.names import sidecar
 from brainseg_bids.contrast.compare import Histogram, energy_distance
 from brainseg_bids.contrast.prior import ContrastPrior
-from brainseg_bids.images import InputError, read_again
+from brainseg_bids.documents import InputError
+from brainseg_bids.images import read_again
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.reports.densities import Likeness
 from brainseg_bids.stages.jobs import read_object

@@ -24,8 +24,9 @@ from brainseg_bids.bids.description import write_json
 from brainseg_bids.bids.names import sidecar
 from brainseg_bids.console import working
 from brainseg_bids.contrast.prior import ContrastPrior
+from brainseg_bids.documents import InputError
 from brainseg_bids.files import sha256, write_text
-from brainseg_bids.images import InputError, read_grid, write_label_map, write_volume
+from brainseg_bids.images import read_grid, write_label_map, write_volume
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.interfaces.tools import find_tool, tool_names
 from brainseg_bids.resources import memory_gib

@@ -17,8 +17,8 @@ from brainseg_bids.bids.description import raw_path, write_json
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.pool import pool
 from brainseg_bids.contrast.prior import ContrastPrior
+from brainseg_bids.documents import InputError
 from brainseg_bids.files import sha256, write_text
-from brainseg_bids.images import InputError
 from brainseg_bids.reports.densities import Likeness
 from brainseg_bids.reports.sections.priors import write_priors_page
 from brainseg_bids.stages.jobs import fingerprint, read_object

@@ -23,8 +23,7 @@ from brainseg_bids.bids.head_maps import (
 )
 from brainseg_bids.bids.names import STRUCTURAL
 from brainseg_bids.contrast.prior import ContrastPrior
-from brainseg_bids.documents import read_object
-from brainseg_bids.images import InputError
+from brainseg_bids.documents import InputError, read_object
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.nets.devices import has_accelerator
 from brainseg_bids.options import declared, to_arguments

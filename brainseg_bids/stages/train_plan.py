@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from brainseg_bids.bids.description import write_json
-from brainseg_bids.documents import read_object
+from brainseg_bids.documents import InputError, read_object
 from brainseg_bids.files import write_text
-from brainseg_bids.images import InputError
 from brainseg_bids.lifetime import for_children
 from brainseg_bids.nets.devices import cuda_devices
 from brainseg_bids.nets.memory_plan import MemoryPlan

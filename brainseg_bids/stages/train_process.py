@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING
 
 from brainseg_bids.bids.description import write_json
 from brainseg_bids.console import working
-from brainseg_bids.documents import read_object
-from brainseg_bids.images import InputError
+from brainseg_bids.documents import InputError, read_object
 from brainseg_bids.lifetime import for_children
 from brainseg_bids.locks import Lock, lock_file
 from brainseg_bids.stages.train_job import now

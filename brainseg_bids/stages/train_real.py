@@ -13,8 +13,9 @@ from brainseg_bids.bids.inputs import PARTS_OF_AN_IMAGE, STRUCTURAL
 from brainseg_bids.bids.matching import key_of, match_cases
 from brainseg_bids.bids.names import Scan
 from brainseg_bids.bids.references import Case, find_cases
+from brainseg_bids.documents import InputError
 from brainseg_bids.files import write_text
-from brainseg_bids.images import InputError, read_grid, write_label_map
+from brainseg_bids.images import read_grid, write_label_map
 from brainseg_bids.training.targets import SOURCE
 
 if TYPE_CHECKING:

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 
 from brainseg_bids.bids.description import write_json
 from brainseg_bids.console import one_line, working
-from brainseg_bids.documents import read_object
+from brainseg_bids.documents import InputError, read_object
 from brainseg_bids.exit_codes import DONE, FAILED, SAVED, UNUSABLE
 from brainseg_bids.files import write_text
-from brainseg_bids.images import InputError
 from brainseg_bids.lifetime import CODES, at_end
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.options import to_toml

@@ -12,7 +12,7 @@ from brainseg_bids.bids.description import (
     write_label_tables,
     write_model_description,
 )
-from brainseg_bids.images import InputError
+from brainseg_bids.documents import InputError
 from tests.fakes.dataset import assert_valid_bids, write_bundle, write_dataset
 
 

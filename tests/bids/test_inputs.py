@@ -12,7 +12,7 @@ from brainseg_bids.bids.inputs import (
     label_error,
 )
 from brainseg_bids.bids.names import OutputNames
-from brainseg_bids.images import InputError
+from brainseg_bids.documents import InputError
 from tests.fakes.dataset import write_dataset, write_image
 
 

@@ -21,8 +21,9 @@ from brainseg_bids.bids.label_codes import (
 )
 from brainseg_bids.bids.matching import match_cases, partners
 from brainseg_bids.bids.references import find_cases
+from brainseg_bids.documents import InputError
 from brainseg_bids.evaluation.ratings import named_structures
-from brainseg_bids.images import InputError, write_volume
+from brainseg_bids.images import write_volume
 
 GRID = Grid((4, 4, 4), np.eye(4))
 TWELVE = ("3", "9", "20", "29", "37", "44", "45", "46", "57", "69", "70", "73")

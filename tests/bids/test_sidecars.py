@@ -9,7 +9,7 @@ import pytest
 
 from brainseg_bids.bids.inputs import dataset_notes, find_subjects
 from brainseg_bids.bids.sidecars import read_metadata
-from brainseg_bids.images import InputError
+from brainseg_bids.documents import InputError
 from tests.fakes.dataset import write_dataset
 
 DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000

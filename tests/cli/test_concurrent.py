@@ -14,7 +14,7 @@ import pytest
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_description, write_label_tables
-from brainseg_bids.images import InputError
+from brainseg_bids.documents import InputError
 from brainseg_bids.stages import pages
 from tests.fakes import dataset
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from brainseg_bids import scratch
-from brainseg_bids.images import InputError
+from brainseg_bids.documents import InputError
 from brainseg_bids.locks import Lock, lock_file
 from brainseg_bids.scratch import explain, participants_of, scratch_dir, working_alone
 from brainseg_bids.settings import Settings

@@ -25,7 +25,8 @@ from brainseg_bids import lifetime
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.cli.parser import parse
 from brainseg_bids.cli.run import run
-from brainseg_bids.images import InputError, read_label_map, write_label_map, write_volume
+from brainseg_bids.documents import InputError
+from brainseg_bids.images import read_label_map, write_label_map, write_volume
 from brainseg_bids.nets.bundle import BundleError, ModelBundle
 from brainseg_bids.programs import bundle, plan_memory
 from brainseg_bids.stages import train_plan, train_process, train_run

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.images import InputError, read_volume, write_label_map, write_volume
+from brainseg_bids.documents import InputError
+from brainseg_bids.images import read_volume, write_label_map, write_volume
 from brainseg_bids.nets.bundle import ModelBundle
 
 

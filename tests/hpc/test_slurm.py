@@ -18,9 +18,9 @@ import pytest
 
 from brainseg_bids.cli.parser import parse
 from brainseg_bids.cli.run import run
+from brainseg_bids.documents import InputError
 from brainseg_bids.hpc import slurm as scripts
 from brainseg_bids.hpc.profiles import read_profile
-from brainseg_bids.images import InputError
 from brainseg_bids.runner import check_plugin
 from tests.fakes import dataset
 from tests.hpc.cluster import running_slurm

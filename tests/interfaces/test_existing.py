@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from brainseg_bids.bids.names import Scan
-from brainseg_bids.images import InputError
+from brainseg_bids.documents import InputError
 from brainseg_bids.interfaces.tools import check_origin, find_existing, find_tool
 
 PLAIN = "sub-01_T1w"

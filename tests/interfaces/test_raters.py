@@ -16,9 +16,9 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.adapters import read_adapter
 from brainseg_bids.bids.names import Scan
 from brainseg_bids.bids.references import Case, find_cases
+from brainseg_bids.documents import InputError
 from brainseg_bids.evaluation.ratings import translate
 from brainseg_bids.images import (
-    InputError,
     read_label_map,
     voxel_hash,
     write_label_map,

@@ -22,8 +22,8 @@ import pytest
 from nipype.pipeline import engine as pe
 
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.documents import InputError
 from brainseg_bids.images import (
-    InputError,
     holds_numbers_only,
     read_grid,
     read_label_map,

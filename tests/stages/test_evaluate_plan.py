@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from brainseg_bids.images import InputError
+from brainseg_bids.documents import InputError
 from brainseg_bids.interfaces.raters import models_in, seen_by
 from brainseg_bids.nets.bundle import ModelBundle
 from brainseg_bids.stages.raters import plan_evaluation

@@ -15,7 +15,8 @@ import torch
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.head_maps import HeadMap
-from brainseg_bids.images import InputError, write_label_map
+from brainseg_bids.documents import InputError
+from brainseg_bids.images import write_label_map
 from brainseg_bids.programs import map_cache
 from brainseg_bids.programs.map_cache import cache_folder, read_checked_map, read_facts
 from brainseg_bids.training.probe_cache import probe_once

@@ -22,7 +22,8 @@ from brainseg_bids.bids.head_maps import (
     usual_voxel_size_mm,
 )
 from brainseg_bids.bids.names import STRUCTURAL
-from brainseg_bids.images import InputError, write_label_map
+from brainseg_bids.documents import InputError
+from brainseg_bids.images import write_label_map
 from brainseg_bids.programs.map_cache import read_facts
 from brainseg_bids.training.job_changes import differences
 from brainseg_bids.training.recipe import ABOUT_SPACES, KEYS, TrainRecipe

@@ -20,7 +20,8 @@ import numpy as np
 from nipype.interfaces.base import File, isdefined, traits
 
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.images import InputError, read_volume, write_label_map
+from brainseg_bids.documents import InputError
+from brainseg_bids.images import read_volume, write_label_map
 from brainseg_bids.interfaces.tools.base import (
     Tool,
     ToolError,
