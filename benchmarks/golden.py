@@ -27,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,22 +154,31 @@ def record(root: Path, real: Path | None) -> None:
 
 # -- what differs between any two runs ----------------------------------------------------
 
+NOBODYS = {"InputState", "ProbabilitiesSHA256", "waiting_frac"}
+"""Keys with a time in them, of a file or of gzip."""
 VOLATILE = {"seconds", "s", "gib", "memory", "modified", "date", "host", "began", "ended", "cache"}
 WORDS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+")
+RUN = re.compile(r"\d{8}-\d{6}_[0-9a-f]{8}")
 NUMBER = r"\d+(?:[.,]\d+)?"
 MASKS = [
-    (r"\d{8}-\d{6}_[0-9a-f]{8}", "RUN"),
+    (RUN.pattern, "RUN"),
     (r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?(?:[.,]\d+)?(?:\+\d\d:\d\d|Z)?)?", "DATE"),
     (r"\b\d\d:\d\d(?::\d\d)?\b", "CLOCK"),
     (rf"\b{NUMBER} ?(?:s|ms|min|h|seconds|minutes|hours)\b", "DURATION"),
     (rf"\b{NUMBER} ?(?:GiB|MiB|GB|MB|kB)\b", "MEMORY"),
 ]
 MASKS = [(re.compile(pattern), name) for pattern, name in MASKS]
-PROGRESS = re.compile(r"\d+ ?%\s*$|nipype|Currently running|^\s+\* |it/s|left$")
+PROGRESS = re.compile(
+    r"\d+ ?%\s*$|nipype|Currently running|^\s+\* |it/s|left$|at work:|than was used|a second"
+    r"|waiting for data|% of the time"
+)
+"""Lines that are there, or say something, as time, speed and memory have it."""
 
 
 def is_volatile(key: str) -> bool:
     """Whether a word of a key (``PeakMemoryGiB``, ``took_s``) says that no two runs agree."""
+    if key.rpartition(".")[2] in NOBODYS:
+        return True
     return bool({word.lower() for word in WORDS.findall(key.replace("GiB", "Gib"))} & VOLATILE)
 
 
@@ -180,8 +190,15 @@ class Record:
 
     @property
     def files(self) -> dict[str, Path]:
-        paths = (path for path in self.root.rglob("*") if path.is_file())
-        named = {self.masked(path.relative_to(self.root).as_posix()): path for path in paths}
+        paths = sorted(path for path in self.root.rglob("*") if path.is_file())
+        runs = sorted({found for path in paths for found in RUN.findall(str(path))})
+        number = {run: f"run-{n}" for n, run in enumerate(runs, 1)}
+        named = {
+            RUN.sub(
+                lambda found: number[found.group()], path.relative_to(self.root).as_posix()
+            ): path
+            for path in paths
+        }
         return {name: path for name, path in named.items() if not re.search(SKIPPED, name)}
 
     def masked(self, text: str) -> str:
@@ -214,17 +231,22 @@ def pixels(content: bytes) -> str:
 
 
 def text_lines(record: Record, text: str) -> dict[str, str]:
+    """How often each line is there, so that one line more is one difference."""
     lines = [line.rstrip() for line in text.splitlines() if not PROGRESS.search(line)]
-    return {f"line {n}": record.masked(line) for n, line in enumerate(filter(None, lines), 1)}
+    counts = Counter(record.masked(line) for line in lines if line)
+    return {line: str(count) for line, count in counts.items()}
 
 
-def page(record: Record, text: str) -> dict[str, dict[str, str]]:
+def page(record: Record, path: Path) -> dict[str, dict[str, str]]:
+    text = path.read_text()
     figures = {f"figure {n}": pixels(base64.b64decode(found)) for n, found in
                enumerate(EMBEDDED.findall(text), 1)}  # fmt: skip
     text = EMBEDDED.sub("EMBEDDED", text)
     bare = re.sub(r"<(style|script)\b.*?</\1>", "", text, flags=re.DOTALL)
     words = html.unescape(re.sub(r"<[^>]+>", "\n", bare)).split("\n")
     words = "\n".join(" ".join(word.split()) for word in words)
+    if path.name.startswith("train_"):  # cells with the memory used, GiB
+        words = re.sub(r"^0\.\d\d$", "", words, flags=re.MULTILINE)
     return {
         "page text": text_lines(record, words),
         "markup": text_lines(record, text),
@@ -234,7 +256,8 @@ def page(record: Record, text: str) -> dict[str, dict[str, str]]:
 
 def table(record: Record, path: Path) -> dict[str, str]:
     """Columns of a table, cell by cell as written; volatile columns by their length."""
-    columns = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    separator = "," if path.suffix == ".csv" else "\t"
+    columns = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
     return {
         f"column {name}": str(len(columns)) if is_volatile(name)
         else record.masked("\n".join(columns[name]))
@@ -252,15 +275,15 @@ def contents(record: Record, path: Path) -> dict[str, dict[str, str]]:
         return {"images": {"bytes": hashlib.sha256(gzip.decompress(raw)).hexdigest()[:16]}}
     if suffix == ".png":
         return {"figures": {"pixels": pixels(raw)}}
-    if suffix == ".tsv":
+    if suffix in (".tsv", ".csv"):
         return {"tables": table(record, path)}
     if suffix == ".json":
         return {"metadata": record.leaves(json.loads(raw))}
     if suffix == ".toml":
         return {"metadata": record.leaves(tomllib.loads(raw.decode()))}
     if suffix == ".html":
-        return page(record, raw.decode())
-    if suffix in (".txt", ".md", ".log", ".bib", ".csv", ".svg", ".jsonl", "", ".bidsignore"):
+        return page(record, path)
+    if suffix in (".txt", ".md", ".log", ".bib", ".svg", ".jsonl", "", ".bidsignore"):
         kind = "logs" if suffix == ".log" or "said" in path.parts else "text"
         return {kind: text_lines(record, raw.decode())}
     return {"other": {"bytes": hashlib.sha256(raw).hexdigest()[:16]}}
@@ -293,7 +316,7 @@ def report(differences: pd.DataFrame, n_files: int) -> int:
     for (kind, name), rows in differences.groupby(["kind", "file"]):
         print(f"{kind}: {name}: {len(rows)} differ")
         for row in rows.head(5).itertuples():
-            print(f"    {row.piece}: {row.before!r} -> {row.after!r}")
+            print(f"    {row.piece[:160]}: {row.before!r} -> {row.after!r}")
     wrong = differences[~differences["kind"].isin(ON_PURPOSE)]
     changed = differences["file"].nunique()
     print(f"{n_files} files, {changed} differ, {wrong['file'].nunique()} of them where none may")
