@@ -24,6 +24,7 @@ from brainseg_bids.anatomy.interpolation import (
 )
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.posteriors import TopPosteriors
+from brainseg_bids.anatomy.upsample_axis import Axis, is_sure
 from brainseg_bids.anatomy.upsample_engine import Engine, Lookup, Processor, Progress
 from brainseg_bids.machine import host_memory_gib
 
@@ -315,7 +316,7 @@ def _along_axes(labels, grid, turn, kernel, smoothing_mm):
 
 def _axis(
     n_source: int, n_target: int, step: float, start: float, profile: Profile, reach: int, one: int
-) -> band.Axis:
+) -> Axis:
     """Who owns which target voxel of an axis, and the weights around the owner."""
     places = np.round(start + step * np.arange(n_target), 6)
     owner = np.clip(np.rint(places), 0, n_source - 1).astype(np.int64)
@@ -329,7 +330,7 @@ def _axis(
     # The largest weight takes the rounding, so that each row sums to one.
     weights[np.arange(n_target), values.argmax(1)] += one - weights.sum(1, dtype=np.int32)
     midway = places - np.floor(places) == 0.5
-    return band.Axis(
+    return Axis(
         np.searchsorted(key, np.arange(n_source + 1)).astype(np.int64),
         weights,
         (midway & (np.arange(n_target) % 2 == 1)).astype(np.uint8),
@@ -441,7 +442,7 @@ def _lookup(codes, weights, tables, matrix, shift) -> Lookup:
 def _is_sure(tables: np.ndarray) -> bool:
     """Whether eight voxels that agree settle a place, whatever is around them."""
     middle = tables.shape[2] // 2
-    return band.is_sure([(table[:, middle - 1 : middle + 1], table) for table in tables])
+    return is_sure([(table[:, middle - 1 : middle + 1], table) for table in tables])
 
 
 def _points(matrix: np.ndarray) -> np.ndarray:

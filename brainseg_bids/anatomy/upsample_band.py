@@ -12,8 +12,6 @@ in work at a time, and only labels seen there. Weights are whole numbers, so sum
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from brainseg_bids.anatomy.upsample_kernels import jit
@@ -24,71 +22,6 @@ MAX_REACH = 7
 """Source voxels to each side; beyond, no target voxel is left of sixteen columns."""
 FREE, THIN, ALL = 0, 1, 2
 """Which source voxels keep the majority of the target voxels that they own."""
-
-
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """One axis of a finer grid.
-
-    Parameters
-    ----------
-    first : (n_source + 1,) int64
-        Source voxel ``s`` owns target voxels ``first[s]`` to ``first[s + 1] - 1``.
-    weights : (n_target, 2 * reach + 1) int32
-        Of the source voxels around the owner; each row sums to ``one``.
-    midway : (n_target,) uint8
-        1 where the index is odd and the centre lies midway between two source voxels.
-    one : int
-        Weight 1.
-    """
-
-    first: np.ndarray
-    weights: np.ndarray
-    midway: np.ndarray
-    one: int
-
-    @property
-    def reach(self) -> int:
-        """Source voxels to each side of the owner."""
-        return self.weights.shape[1] // 2
-
-    def by_owner(self, pad: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Weights (most owned, taps, n_source + pad) and `midway` in the same order, (.., ..)."""
-        owned = np.diff(self.first)
-        most = max(1, int(owned.max()))
-        weights = np.zeros((most, self.weights.shape[1], len(owned) + pad), np.int32)
-        midway = np.zeros((most, len(owned) + pad), np.uint8)
-        for rank in range(most):
-            owners = np.flatnonzero(owned > rank)
-            weights[rank][:, owners] = self.weights[self.first[owners] + rank].T
-            midway[rank, owners] = self.midway[self.first[owners] + rank]
-        return weights, midway
-
-
-def sure_radius(axes: tuple[Axis, Axis, Axis]) -> int:
-    """Smallest radius such that a voxel with one label within it is sure to keep its label.
-
-    The own label has at least ``I - N``, any other at most ``P``, where I is the sum of the
-    weights in the box and N and P are those of the negative and positive ones outside. ``N + P``
-    is what all absolute weights W exceed those in the box by, at most ``W - I``; so ``W < 2 I``
-    is enough, and both are products over the axes.
-    """
-    reach = axes[0].reach
-    for radius in range(1, reach):
-        inner = slice(reach - radius, reach + radius + 1)
-        if is_sure([(axis.weights[:, inner], axis.weights) for axis in axes]):
-            return radius
-    return max(1, reach)
-
-
-def is_sure(parts: list[tuple[np.ndarray, np.ndarray]]) -> bool:
-    """Whether inner weights outweigh the rest; (inner, all) of each axis, a row for each place."""
-    ratio = 1.0
-    for inner, whole in parts:
-        if inner.sum(1).min() <= 0:
-            return False
-        ratio *= (np.abs(whole).sum(1) / inner.sum(1)).max()
-    return bool(ratio < 2)
 
 
 @jit
@@ -356,6 +289,85 @@ def _copy_rows(padded, s, y, reach, first_z, line, out, x0, x1, y0, y1):
 
 
 @jit
+def _buffers(taps, most, lanes):
+    """Work space of one thread, filled and read again for every sixteen columns."""
+    fours = (lanes + 3) // 4
+    across = np.zeros((taps * taps, fours, 4), np.int32)
+    columns = np.zeros((fours, 4, 2 * WIDTH), np.int32)
+    tile = np.empty((taps * taps + 1, WIDTH), np.int16)
+    mixed = np.empty(taps * taps + 1, np.int64)
+    seen, found = np.zeros(32768, np.uint8), np.empty(taps * taps * WIDTH + 1, np.int16)
+    along, score = np.empty((most, taps, WIDTH), np.int32), np.empty(WIDTH, np.int32)
+    best = np.empty((most * lanes, WIDTH), np.int32)
+    rest, mine, label = np.empty_like(best), np.empty_like(best), np.empty_like(best)
+    odd = np.zeros((most * lanes, WIDTH), np.int32)
+    codes, margins = np.empty(most * lanes, np.int16), np.empty(most * lanes, np.int32)
+    return (across, columns, tile, mixed, seen, found, along, score, best, rest, mine, label, odd,
+            codes, margins)  # fmt: skip
+
+
+@jit
+def _set_along(wz, z, along):
+    """Weights of the last axis, for the columns from ``z`` on."""
+    for k in range(along.shape[0]):
+        for a in range(along.shape[1]):
+            for t in range(WIDTH):
+                along[k, a, t] = wz[k, a, z + t]
+
+
+@jit
+def _set_odd(odd_x, odd_y, odd_z, z, odd):
+    """Whether the highest label wins a tie; odd_x and odd_y are of the owned target rows."""
+    n_lanes = len(odd_x) * len(odd_y)
+    for k in range(odd_z.shape[0]):
+        for lane in range(n_lanes):
+            turn = odd_x[lane // len(odd_y)] ^ odd_y[lane % len(odd_y)]
+            for t in range(WIDTH):
+                odd[k * n_lanes + lane, t] = turn ^ odd_z[k, z + t]
+
+
+@jit
+def _contest(tile, mixed, n_mixed, found, across, columns, along, n_lanes, total, hold, own_row,
+             odd, score, best, rest, mine, label):  # fmt: skip
+    """The best label of each owned target voxel of sixteen columns, and its score."""
+    n, n_fours = n_lanes * len(along), (n_lanes + 3) // 4
+    if len(found) == 2:
+        _columns(tile, mixed, n_mixed, found[1], across, n_fours, columns)
+        _duel(along, columns, n_lanes, total, found, odd, score, best, label)
+        if hold:
+            _own_of_two(own_row, n, label, best, mine, total)
+        return
+    _start(n, total, best, rest, label)
+    for code in found[1:]:
+        _columns(tile, mixed, n_mixed, code, across, n_fours, columns)
+        for g in range(n):
+            _scores(along[g // n_lanes], columns, g % n_lanes, score)
+            if hold:
+                _own_score(own_row, code, g, score, mine)
+            _challenge(g, score, np.int32(code), best, label, rest, odd)
+    for g in range(n):
+        for t in range(WIDTH):
+            score[t] = rest[g, t]
+        if hold:
+            _own_score(own_row, found[0], g, score, mine)
+        _challenge(g, score, np.int32(found[0]), best, label, rest, odd)
+
+
+@jit
+def _hold_columns(padded, x, y, z, hold, flag, first_z, owned, own_row, n_lanes,
+                  codes, margins, best, mine):  # fmt: skip
+    """Let source voxels of sixteen columns keep the majority of what they own."""
+    reach = (padded.shape[2] - WIDTH - len(flag)) // 2
+    for t in range(len(own_row)):
+        z0, z1 = first_z[z + t], first_z[z + t + 1]
+        if flag[z + t] == 0 or z1 == z0:
+            continue
+        if hold == ALL or _is_thin(padded, x, y, z + t + reach):
+            cell = owned[:, :, z0:z1]
+            _keep(cell, own_row[t], n_lanes, codes, margins, best, mine, t)
+
+
+@jit
 def fill_planes(padded, one, radius, hold, first_x, first_y, first_z, wx, wy, wz, odd_x, odd_y,
                 odd_z, start, stop, out):  # fmt: skip
     """Target voxels owned by the source planes ``start`` to ``stop``.
@@ -386,34 +398,22 @@ def fill_planes(padded, one, radius, hold, first_x, first_y, first_z, wx, wy, wz
     row_low = np.empty((n_y + 2 * reach, n_z), np.int16)
     row_high = np.empty((n_y + 2 * reach, n_z), np.int16)
     flag, line = np.zeros(n_z, np.uint8), np.zeros(out.shape[2], np.int16)
-    lanes = 1
-    for first in (first_x, first_y):
-        lanes *= max(1, np.max(first[1:] - first[:-1]))
-    fours = (lanes + 3) // 4
-    across = np.zeros((taps * taps, fours, 4), np.int32)
-    columns = np.zeros((fours, 4, 2 * WIDTH), np.int32)
-    tile = np.empty((taps * taps + 1, WIDTH), np.int16)
-    mixed = np.empty(taps * taps + 1, np.int64)
-    seen, found = np.zeros(32768, np.uint8), np.empty(taps * taps * WIDTH + 1, np.int16)
-    along, score = np.empty((most, taps, WIDTH), np.int32), np.empty(WIDTH, np.int32)
-    best = np.empty((most * lanes, WIDTH), np.int32)
-    rest, mine, label = np.empty_like(best), np.empty_like(best), np.empty_like(best)
-    odd = np.zeros((most * lanes, WIDTH), np.int32)
+    lanes = np.max(np.diff(first_x)) * np.max(np.diff(first_y))
+    (across, columns, tile, mixed, seen, found, along, score, best, rest, mine, label, odd,
+     codes, margins) = _buffers(taps, most, max(1, lanes))  # fmt: skip
     ties = np.any(odd_x) or np.any(odd_y) or np.any(odd_z)
-    codes, margins = np.empty(most * lanes, np.int16), np.empty(most * lanes, np.int32)
-    for s in range(start - radius, start + radius):
+    for s in range(start - radius, stop + radius):
         at = (s + reach) % width
         _box_range(padded[s + reach], offset, width, low[at], high[at], row_low, row_high)
-    for s in range(start, stop):
-        at = (s + radius + reach) % width
-        plane = padded[s + radius + reach]
-        _box_range(plane, offset, width, low[at], high[at], row_low, row_high)
-        x0, x1 = first_x[s], first_x[s + 1]
+        if s < start + radius:
+            continue
+        x = s - radius
+        x0, x1 = first_x[x], first_x[x + 1]
         for y in range(n_y if x1 > x0 else 0):
             y0, y1 = first_y[y], first_y[y + 1]
             if y1 == y0:
                 continue
-            _copy_rows(padded, s, y, reach, first_z, line, out, x0, x1, y0, y1)
+            _copy_rows(padded, x, y, reach, first_z, line, out, x0, x1, y0, y1)
             _flag_row(low, high, y, flag)
             owned = out[x0:x1, y0:y1]
             n_lanes, ready, z = (x1 - x0) * (y1 - y0), False, 0
@@ -425,46 +425,15 @@ def fill_planes(padded, one, radius, hold, first_x, first_y, first_z, wx, wy, wz
                     ready = True
                     _cross(wx[x0:x1], wy[y0:y1], across)
                 end = min(z + step, n_z)
-                own_row = padded[s + reach, y + reach, z + reach : end + reach]
-                n_found, n_mixed = _see(padded, s, y, z, taps, tile, mixed, seen, found)
-                for k in range(most):
-                    for a in range(taps):
-                        for t in range(WIDTH):
-                            along[k, a, t] = wz[k, a, z + t]
+                own_row = padded[x + reach, y + reach, z + reach : end + reach]
+                n_found, n_mixed = _see(padded, x, y, z, taps, tile, mixed, seen, found)
+                _set_along(wz, z, along)
                 if ties:
-                    for k in range(most):
-                        for lane in range(n_lanes):
-                            turn = odd_x[x0 + lane // (y1 - y0)] ^ odd_y[y0 + lane % (y1 - y0)]
-                            for t in range(WIDTH):
-                                odd[k * n_lanes + lane, t] = turn ^ odd_z[k, z + t]
-                if n_found == 2:
-                    _columns(tile, mixed, n_mixed, found[1], across, (n_lanes + 3) // 4, columns)
-                    _duel(along, columns, n_lanes, one**3, found, odd, score, best, label)
-                    if hold:
-                        _own_of_two(own_row, n_lanes * most, label, best, mine, one**3)
-                else:
-                    _start(n_lanes * most, one**3, best, rest, label)
-                    for n in range(1, n_found):
-                        _columns(
-                            tile, mixed, n_mixed, found[n], across, (n_lanes + 3) // 4, columns
-                        )
-                        for g in range(n_lanes * most):
-                            _scores(along[g // n_lanes], columns, g % n_lanes, score)
-                            if hold:
-                                _own_score(own_row, found[n], g, score, mine)
-                            _challenge(g, score, np.int32(found[n]), best, label, rest, odd)
-                    for g in range(n_lanes * most):
-                        for t in range(WIDTH):
-                            score[t] = rest[g, t]
-                        if hold:
-                            _own_score(own_row, found[0], g, score, mine)
-                        _challenge(g, score, np.int32(found[0]), best, label, rest, odd)
+                    _set_odd(odd_x[x0:x1], odd_y[y0:y1], odd_z, z, odd)
+                _contest(tile, mixed, n_mixed, found[:n_found], across, columns, along, n_lanes,
+                         one**3, hold, own_row, odd, score, best, rest, mine, label)  # fmt: skip
                 _write(owned, first_z, z, end, most, label)
-                for t in range(end - z if hold else 0):
-                    z0, z1 = first_z[z + t], first_z[z + t + 1]
-                    if flag[z + t] == 0 or z1 == z0:
-                        continue
-                    if hold == ALL or _is_thin(padded, s + reach, y + reach, z + t + reach):
-                        cell = owned[:, :, z0:z1]
-                        _keep(cell, own_row[t], n_lanes, codes, margins, best, mine, t)
+                if hold:
+                    _hold_columns(padded, x + reach, y + reach, z, hold, flag, first_z, owned,
+                                  own_row, n_lanes, codes, margins, best, mine)  # fmt: skip
                 z = end

@@ -14,6 +14,7 @@ import numpy as np
 
 from brainseg_bids.anatomy import upsample_band as band
 from brainseg_bids.anatomy import upsample_kernels as kernels
+from brainseg_bids.anatomy.upsample_axis import Axis, sure_radius
 from brainseg_bids.machine import allowed_cores
 
 log = logging.getLogger("brainseg")
@@ -59,7 +60,7 @@ class Engine(Protocol):
     def fill(
         self,
         source: np.ndarray,
-        axes: tuple[band.Axis, band.Axis, band.Axis],
+        axes: tuple[Axis, Axis, Axis],
         hold: int,
         out: np.ndarray,
         progress: Progress | None,
@@ -89,7 +90,7 @@ class Processor:
         # Codes fit int16; padding a narrower copy keeps the peak low.
         padded = np.pad(source.astype(np.int16, copy=False), edges, mode="edge")
         padded = np.ascontiguousarray(padded)
-        radius = band.sure_radius(axes)
+        radius = sure_radius(axes)
         along, odd = z.by_owner(band.WIDTH)
 
         def work(start: int) -> None:

@@ -19,7 +19,6 @@ ONE = 1 << BITS
 """Weight 1 of one axis, and a step of one source voxel."""
 HALF = ONE // 2
 CERTAIN = 255
-HAS_NUMBA = True
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ from brainseg_bids.anatomy import upsample_kernels as kernels
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.posteriors import TopPosteriors
+from brainseg_bids.anatomy.upsample_axis import Axis, sure_radius
 from brainseg_bids.anatomy.upsample_engine import Lookup, Progress
 
 SLAB_VOXELS = 1 << 22
@@ -179,7 +180,7 @@ def _reported(starts: range, progress: Progress | None) -> Iterator[int]:
 
 @dataclass(frozen=True, eq=False)
 class _AxisOnDevice:
-    """As `upsample_band.Axis`, by owner.
+    """As `upsample_axis.Axis`, by owner.
 
     Parameters
     ----------
@@ -199,7 +200,7 @@ class _AxisOnDevice:
     alike: bool
 
     @classmethod
-    def of(cls, axis: band.Axis, device: torch.device) -> _AxisOnDevice:
+    def of(cls, axis: Axis, device: torch.device) -> _AxisOnDevice:
         weights, midway = axis.by_owner()
         n_owned = np.diff(axis.first)
         arrays = (
@@ -226,12 +227,12 @@ class _Band:
     ties: bool
 
     @classmethod
-    def of(cls, padded: Tensor, axes: tuple[band.Axis, ...], hold: int) -> _Band:
+    def of(cls, padded: Tensor, axes: tuple[Axis, ...], hold: int) -> _Band:
         return cls(
             padded,
             tuple(_AxisOnDevice.of(axis, padded.device) for axis in axes),
             axes[0].reach,
-            band.sure_radius(axes),
+            sure_radius(axes),
             hold,
             int(np.prod([axis.one for axis in axes])),
             any(axis.midway.any() for axis in axes),
