@@ -351,7 +351,7 @@ def run_workflow(
     nprocs: int,
     memory_gb: float | None,
     crash_dir: Path,
-    result_files: Mapping[str, str] = {},
+    result_file: Callable[[str], str] = lambda name: "",
     plugin: Mapping | None = None,
     on_end: Callable[[str, dict], None] = lambda name, facts: None,
     on_progress: Callable[[str, int], None] = lambda name, percent: None,
@@ -369,13 +369,13 @@ def run_workflow(
         Memory in all; None: nine tenths of the machine's.
     crash_dir : Path
         Where Nipype leaves what it knows of a failed step.
-    result_files : mapping of str to str
-        Steps that take long, by the last part of their name, and the file in which each leaves
-        metadata of its result.
+    result_file : callable
+        Told the full name of a step; the file in which it leaves metadata of its result, if it is
+        one that takes long, else nothing.
     plugin : mapping, optional
         ``plugin`` and ``plugin_args`` of another Nipype plugin.
     on_end : callable
-        Told the full name and the facts of each step of ``result_files`` when it has ended well.
+        Told the full name and the metadata of each step with a ``result_file`` that has ended well.
     on_progress : callable
         Told the full name and per cent of each segmentation at work, from a thread, every
         second.
@@ -391,14 +391,15 @@ def run_workflow(
     working: dict[str, Path] = {}
 
     def told(node, status: str) -> None:
-        if status == "start" and node.name in result_files:
+        kept = result_file(node.fullname)
+        if status == "start" and kept:
             # Of external tools, which say many things in per cent, only our own model is read.
             said = "model.log" if node.name == "run" else "stderr.nipype"
             working[node.fullname] = Path(node.output_dir()) / said
         else:
             working.pop(node.fullname, None)
-        if status == "end" and node.name in result_files:
-            _hand_over(node, result_files[node.name], on_end)
+        if status == "end" and kept:
+            _hand_over(node, kept, on_end)
         on_step(node.fullname, status)
 
     arguments = {

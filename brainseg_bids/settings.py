@@ -22,9 +22,15 @@ from brainseg_bids.options import (
     option,
     positive,
 )
-from brainseg_bids.stages import OPTIONS
+from brainseg_bids.stages import GROUP_STAGES, OPTIONS, PARTICIPANT_STAGES
 
 __all__ = ["Settings", "SettingsError"]
+
+
+def _listed(stages: tuple[str, ...]) -> str:
+    """Names of stages, the first of which is the default."""
+    first, *others = stages
+    return ", ".join([f"{first} (default)", *others])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +69,7 @@ class ChoiceOptions(OptionGroup):
         "--stages",
         default=("segment",),
         metavar="STAGE",
-        help="participant: segment (default), headlabels, upsample, contrast; group: summary "
-        "(default), priors, synth, train, evaluate",
+        help=f"participant: {_listed(PARTICIPANT_STAGES)}; group: {_listed(GROUP_STAGES)}",
     )
     contrasts: tuple[str, ...] = option(
         "--contrasts",

@@ -19,7 +19,7 @@ from brainseg_bids.exit_codes import DONE, NOT_BUILT
 from brainseg_bids.resources import memory_gib
 from brainseg_bids.scratch import explain, scratch_dir
 from brainseg_bids.settings import Settings
-from brainseg_bids.stages import PARTICIPANT, result_files
+from brainseg_bids.stages import PARTICIPANT
 from brainseg_bids.stages.base import ExecutionOptions, Run
 from brainseg_bids.stages.jobs import Job, SubjectPlan
 
@@ -164,6 +164,12 @@ class _Steps:
         found = (job for prefix, job in self.jobs.items() if f"{step}.".startswith(prefix))
         return next(found, None)
 
+    def result_file(self, step: str) -> str:
+        """The file in which a step leaves metadata of its result, if its stage says so."""
+        job = self.job(step)
+        kept = PARTICIPANT[job.stage].result_files if job else {}
+        return kept.get(step.rpartition(".")[2], "")
+
     def title(self, step: str) -> str:
         """What messages call the image that a step is about."""
         job = self.job(step)
@@ -226,7 +232,7 @@ def _run_workflow(
             # Nipype's own guess does not know the limit of a container or a batch job.
             memory_gb=settings.memory_gb or 0.9 * memory_gib(),
             crash_dir=crash_dir,
-            result_files=result_files(),
+            result_file=steps.result_file,
             plugin=_read_plugin(settings.nipype_plugin_file),
             on_end=ended,
             on_progress=worked,

@@ -25,7 +25,7 @@ from brainseg_bids.settings import (
 from brainseg_bids.stages import GROUP_STAGES, PARTICIPANT_STAGES
 
 STAGES = {"participant": PARTICIPANT_STAGES, "group": GROUP_STAGES}
-DEFAULT_STAGE = {"participant": ("segment",), "group": ("summary",)}
+DEFAULT_STAGE = {level: stages[:1] for level, stages in STAGES.items()}
 BY_NAME = {"tools": "--tool", "derivatives": "-d", "references": "--reference"}
 """Settings that are given as pairs of a name and a value."""
 

@@ -63,15 +63,19 @@ def _plan_from_dataset(run: Run, stages: Sequence[ParticipantStage]) -> list[Sub
 def _plan_from_results(run: Run, stages: Sequence[ParticipantStage]) -> list[SubjectPlan]:
     """Plans of stages that work on what others have left; one of them may have nothing to do."""
     plans: list[SubjectPlan] = []
-    empty = None
+    empty: list[InputError] = []
     for stage in stages:
         try:
             plans += stage.plan(run)
         except InputError as error:
-            empty = error
-            log.warning("%s", error)
+            empty.append(error)
+        else:
+            if run.settings.boilerplate_only and not any(plan.scans for plan in plans):
+                log.warning("stage %s: its sentences come with its first results", stage.name)
     if empty and not plans:
-        raise empty
+        raise empty[-1]
+    for error in empty:
+        log.warning("%s", error)
     return joined(plans)
 
 

@@ -64,8 +64,3 @@ def passes(chosen: set[str]) -> list[list[ParticipantStage]]:
 
 def _depth(name: str) -> int:
     return max((1 + _depth(before) for before in PARTICIPANT[name].after), default=0)
-
-
-def result_files() -> dict[str, str]:
-    """Steps of all stages that leave metadata of their result: name of the step to file."""
-    return {step: name for one in PARTICIPANT.values() for step, name in one.result_files.items()}

@@ -234,6 +234,9 @@ class ParticipantStage(Stage):
     def plan(self, run: Run) -> list[SubjectPlan]:
         """Jobs of every chosen participant: run or reuse, each with its reason. No Nipype.
 
+        Images come from `Run.subjects`, or from `Run.segmented` for a stage that reads the results
+        of ``segment``: with ``--boilerplate-only`` there are none.
+
         Raises
         ------
         InputError
@@ -252,7 +255,7 @@ class ParticipantStage(Stage):
         return {}
 
     def messages(self, title: str, result: Mapping) -> list[Message]:
-        """Lines of the log for the metadata that a step of `result_files` has left."""
+        """Lines of the log for what a step of `result_files` has left; called for each of them."""
         return []
 
     def read(self, path: Path, metadata: Mapping, folders: Folders) -> Job | None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, ClassVar
 from brainseg_bids import __version__
 from brainseg_bids.bids.description import raw_path, raw_uri
 from brainseg_bids.bids.names import (
-    STRUCTURAL,
     ContrastNames,
     HeadNames,
     OutputNames,
@@ -363,12 +362,13 @@ class Contrast(ParticipantStage):
         where = {"bids_dir": settings.bids_dir, "output_dir": settings.output_dir}
         plans = [
             plan_contrast(subject, **where, choice=choice, excluded=excluded)
-            for subject in run.subjects(STRUCTURAL)
+            for subject in run.segmented()
         ]
         # Files higher up belong to many images.
         for note in dict.fromkeys(n for plan in plans for scan in plan.scans for n in scan.notes):
             log.warning("%s", note)
-        if not any(plan.scans or plan.faults for plan in plans) and not excluded:
+        found = any(plan.scans or plan.faults for plan in plans)
+        if not (found or excluded or settings.boilerplate_only):
             raise InputError(
                 f"{settings.bids_dir}: no image was found to measure. Check --contrasts, "
                 "--session-label and --bids-filter-file."

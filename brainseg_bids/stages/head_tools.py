@@ -15,7 +15,7 @@ from brainseg_bids.documents import InputError
 from brainseg_bids.interfaces.tools import tool_names
 from brainseg_bids.stages.base import ExecutionOptions, takes_gpu
 from brainseg_bids.stages.jobs import REUSE, RUN, present, why_run
-from brainseg_bids.stages.models import Model, model_for, predicted_gib, views, why_other_views
+from brainseg_bids.stages.models import VIEWS, Model, model_for, predicted_gib, views
 
 if TYPE_CHECKING:
     from nipype.pipeline.engine import Node
@@ -154,7 +154,7 @@ def plan_tool(
             **views((), flips),
             "BrainsegVersion": __version__,
         }
-    reason = why_run(outputs, provenance) or why_other_views(outputs, provenance)
+    reason = why_run(outputs, provenance, VIEWS)
     if not reason:
         provenance |= {"SHA256": sha256(outputs["labels"])}
         return ToolPlan(tool, REUSE, reason, outputs, provenance)

@@ -65,6 +65,8 @@ class Job:
     shown: ClassVar[tuple[str, ...]] = ("labels", "volumes")
     """Outputs that results cannot be shown without; the first one names them. Each but figures
     (PNG) has a JSON beside it, whose keys say what it was made of."""
+    changes: ClassVar[Mapping[str, str]] = {}
+    """As `CHANGES`, for keys that only results of this stage have: what a flag of it decides."""
 
     @property
     def name(self) -> str:
@@ -89,7 +91,7 @@ class Job:
         """Whether what can be shown of this input is there, as this plan would make it."""
         shown = {name: self.outputs[name] for name in self.shown}
         # What the run itself has added to the JSON is not known to the plan.
-        return not why_run(shown, self.provenance, both_ways=False)
+        return not why_run(shown, self.provenance, self.changes, both_ways=False)
 
 
 @dataclass(frozen=True)
@@ -166,11 +168,25 @@ def image_of(title: str) -> str:
     return f"{entities} {'T1w' if word == 'at' else word}"
 
 
-def why_run(outputs: Mapping[str, Path], provenance: Mapping, *, both_ways: bool = True) -> str:
+def why_run(
+    outputs: Mapping[str, Path],
+    provenance: Mapping,
+    changes: Mapping[str, str] = {},
+    *,
+    both_ways: bool = True,
+) -> str:
     """Why results on disk do not do, or nothing if they do.
 
-    With ``both_ways`` the results may not name what the provenance does not name either: one
-    that names a brain tool is not one of the head tool alone.
+    Parameters
+    ----------
+    outputs : mapping of str to Path
+    provenance : mapping
+        What the JSON beside each has to say.
+    changes : mapping of str to str
+        Keys beyond `CHANGES` that have to be the same, and what to say if they are not.
+    both_ways : bool
+        Whether results may not name what the provenance does not name either: one that names a
+        brain tool is not one of the head tool alone. Of ``changes`` that holds always.
     """
     there = [path.is_file() for path in outputs.values()]
     if not any(there):
@@ -186,9 +202,8 @@ def why_run(outputs: Mapping[str, Path], provenance: Mapping, *, both_ways: bool
         found = read_object(sidecar(path))
         if not found:
             return f"{sidecar(path).name} is missing or damaged"
-        for key, what in CHANGES.items():
-            if not both_ways and key not in provenance:
-                continue
+        checked = {key: what for key, what in CHANGES.items() if both_ways or key in provenance}
+        for key, what in {**checked, **changes}.items():
             if found.get(key) != provenance.get(key):
                 return f"{what} ({path.name})"
     return ""

@@ -6,13 +6,13 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from brainseg_bids.bids.names import Scan, sidecar
-from brainseg_bids.documents import InputError, read_object
+from brainseg_bids.bids.names import Scan
+from brainseg_bids.documents import InputError
 
 if TYPE_CHECKING:
     from brainseg_bids.anatomy.labels import LabelTable
@@ -210,16 +210,6 @@ def views(ensemble: Sequence[Model], flips: bool) -> dict:
     if flips:
         facts["TestTimeFlips"] = True
     return facts
-
-
-def why_other_views(outputs: Mapping[str, Path], provenance: Mapping) -> str:
-    """Why results made with another ensemble, or with other flips, do not do."""
-    for path in outputs.values():
-        found = read_object(sidecar(path)) if path.suffix != ".png" else provenance
-        for key, what in VIEWS.items():
-            if found.get(key) != provenance.get(key):
-                return f"{what} ({path.name})"
-    return ""
 
 
 def predicted_gib(scan: Scan, models: Sequence[Model], flips: bool) -> float:

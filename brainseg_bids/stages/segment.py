@@ -44,7 +44,6 @@ from brainseg_bids.stages.models import (
     predicted_gib,
     read_ensemble,
     views,
-    why_other_views,
 )
 
 if TYPE_CHECKING:
@@ -131,11 +130,7 @@ class SegmentJob(Job):
 
     stage: ClassVar[str] = "segment"
     verb: ClassVar[str] = "to be segmented"
-
-    @property
-    def has_results(self) -> bool:
-        shown = {name: self.outputs[name] for name in self.shown}
-        return super().has_results and not why_other_views(shown, self.provenance)
+    changes: ClassVar[Mapping[str, str]] = VIEWS
 
     @property
     def with_probseg(self) -> bool:
@@ -177,7 +172,7 @@ def plan_segment(
         except OSError as error:
             faults[scan.title] = unreadable(scan.path, error)
             continue
-        reason = why_run(outputs, provenance) or why_other_views(outputs, provenance)
+        reason = why_run(outputs, provenance, VIEWS)
         mem_gib = predicted_gib(scan, (model, *ensemble), flips) if reason else SEGMENT_GIB
         plans.append(
             SegmentJob(

@@ -88,6 +88,7 @@ class SpaceJob(Job):
 
     stage: ClassVar[str] = "spaces"
     shown: ClassVar[tuple[str, ...]] = ("labels", "image")
+    changes: ClassVar[Mapping[str, str]] = SPACE_CHANGES
 
     @property
     def name(self) -> str:
@@ -104,11 +105,6 @@ class SpaceJob(Job):
     def space(self) -> str:
         """Label of ``space-``."""
         return self.templates[0].space
-
-    @property
-    def has_results(self) -> bool:
-        shown = {name: self.outputs[name] for name in self.shown}
-        return super().has_results and not _why_otherwise(shown, self.provenance)
 
 
 def key(name: str, number: int) -> str:
@@ -197,7 +193,7 @@ def _plan(
         "Registration": KIND,
     }
     told = {name: path for name, path in outputs.items() if not name.startswith("figure")}
-    reason = why_run(told, provenance) or _why_otherwise(told, provenance)
+    reason = why_run(told, provenance, SPACE_CHANGES)
     reason = reason or _why_other_grid(outputs, templates)
     figures = [path for name, path in outputs.items() if name.startswith("figure")]
     if not reason and not all(path.is_file() for path in figures):
@@ -231,15 +227,6 @@ def _belongs(probseg: Path, labels: Path) -> bool:
     ours, theirs = read_object(sidecar(probseg)), read_object(sidecar(labels))
     keys = ("InputSHA256", "ModelDigest", "BrainsegVersion", "Ensemble", "TestTimeFlips")
     return bool(ours) and all(ours.get(name) == theirs.get(name) for name in keys)
-
-
-def _why_otherwise(outputs: dict[str, Path], provenance: dict) -> str:
-    for path in outputs.values():
-        found = read_object(sidecar(path))
-        for name, what in SPACE_CHANGES.items():
-            if name in provenance and found.get(name) != provenance[name]:
-                return f"{what} ({path.name})"
-    return ""
 
 
 def space_metadata(plan: SpaceJob) -> dict[str, dict]:
@@ -502,7 +489,8 @@ class StandardSpaces(ParticipantStage):
         labels, mask = folders.output_dir / names.labels, folders.output_dir / names.mask
         if not labels.is_file() or sha256(labels) != metadata.get("LabelsSHA256"):
             return None
-        known = {key: metadata[key] for key in ("Input", "LabelsSHA256")}
+        kept = ("Input", "LabelsSHA256", *SPACE_CHANGES)
+        known = {key: metadata[key] for key in kept if key in metadata}
         return SpaceJob(scan, REUSE, "found", outputs, known, (template,), labels, mask)
 
     def section(self, job: SpaceJob, folders: Folders) -> Section:

@@ -321,7 +321,7 @@ class Upsample(ParticipantStage):
         maps = find_maps(
             settings.output_dir, settings.participant_label, sessions=settings.session_label
         )
-        if not maps:
+        if not maps and not settings.boilerplate_only:
             raise InputError(
                 f"{settings.output_dir}: no label maps of heads are in it. Run --stages "
                 "headlabels first, or together with upsample."
