@@ -375,7 +375,7 @@ def run_workflow(
     plugin : mapping, optional
         ``plugin`` and ``plugin_args`` of another Nipype plugin.
     on_end : callable
-        Told the full name and the metadata of each step with a ``result_file`` that has ended well.
+        Told the full name and the metadata of each step with a ``result_file``, at its end.
     on_progress : callable
         Told the full name and per cent of each segmentation at work, from a thread, every
         second.
