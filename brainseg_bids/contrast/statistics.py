@@ -80,6 +80,7 @@ def measure(
     Examples
     --------
     >>> from brainseg_bids.anatomy.grid import Grid
+    >>> from brainseg_bids.anatomy.labels import Label, LabelTable
     >>> table = LabelTable([Label(0, "Background"), Label(7, "Ball")], name="demo")
     >>> away = np.linalg.norm(np.indices((40, 40, 40)) - 19.5, axis=0)
     >>> ball = LabelMap((away < 14).astype(np.int16) * 7, Grid((40,) * 3, np.eye(4)), table)
