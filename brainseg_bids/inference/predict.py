@@ -266,20 +266,20 @@ def _view(turned: Tensor, ras: Grid, member: Member, device: str) -> _View:
     small = turned
     for axis in range(3):
         small = _resample_axis(small, axis, work.shape[axis], *offset[axis])
-    stem = member.net.spec.block_size
-    small = _whole_cells(small, stem)
-    box = head_box(small, voxel_size_mm=member.voxel_size_mm, multiple=stem)
+    block_size = member.net.spec.block_size
+    small = _whole_cells(small, block_size)
+    box = head_box(small, voxel_size_mm=member.voxel_size_mm, multiple=block_size)
     return _View(member, rescale(small[box].to(device)), box, offset)
 
 
 def _half_a_cell_off(view: _View, mirrors: Tensor) -> _View:
     """The same mirrored, in cells that begin half a cell earlier along each axis."""
-    stem = view.member.net.spec.block_size
-    early = stem // 2
+    block_size = view.member.net.spec.block_size
+    early = block_size // 2
     if not early:
         return replace(view, mirrored=mirrors)
     # Zeros, as beyond the box in the other view; nothing is told of them.
-    seen = torch.nn.functional.pad(view.seen, (early, stem - early) * 3)
+    seen = torch.nn.functional.pad(view.seen, (early, block_size - early) * 3)
     return replace(view, seen=seen, lead=early, mirrored=mirrors)
 
 
@@ -298,7 +298,7 @@ def _streams(
                 view.look,
                 view.seen,
                 window=_shrunk(view.member, thrift.shrink),
-                stem=view.member.net.spec.block_size,
+                block_size=view.member.net.spec.block_size,
                 rows=SLAB_CELLS,
                 overlap_frac=overlap_frac,
                 keep_on=thrift.keep_on or thrift.device,
@@ -338,7 +338,7 @@ class _Work:
             count_windows(
                 tuple(view.seen.shape),
                 _shrunk(view.member, thrift.shrink),
-                stem=view.member.net.spec.block_size,
+                block_size=view.member.net.spec.block_size,
                 overlap_frac=overlap_frac,
             )
             for view in views
@@ -442,10 +442,10 @@ def most_probable(probabilities: Tensor) -> tuple[Tensor, Tensor]:
     return index, largest
 
 
-def _whole_cells(image: Tensor, stem: int) -> Tensor:
+def _whole_cells(image: Tensor, block_size: int) -> Tensor:
     """Repeat the last plane along each axis until the network's cells fit."""
     for axis, size in enumerate(image.shape):
-        missing = -size % stem
+        missing = -size % block_size
         if missing:
             last = image.narrow(axis, size - 1, 1)
             image = torch.cat([image, *[last] * missing], dim=axis)

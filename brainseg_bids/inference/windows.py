@@ -56,14 +56,16 @@ def window_weights(shape: Triple, *, sd_frac: float = 0.25) -> Tensor:
     return (x[:, None, None] * y[:, None] * z).clamp_(min=1e-3)
 
 
-def count_windows(shape: Triple, window: Triple, *, stem: int, overlap_frac: float = 0.25) -> int:
+def count_windows(
+    shape: Triple, window: Triple, *, block_size: int, overlap_frac: float = 0.25
+) -> int:
     """How many windows `stitched_rows` looks at.
 
-    >>> count_windows((352, 352, 256), (96, 128, 112), stem=2)
+    >>> count_windows((352, 352, 256), (96, 128, 112), block_size=2)
     60
     """
     return prod(
-        len(window_starts(max(n, w), w, overlap_frac=overlap_frac, step=stem))
+        len(window_starts(max(n, w), w, overlap_frac=overlap_frac, step=block_size))
         for n, w in zip(shape, window, strict=True)
     )
 
@@ -73,7 +75,7 @@ def stitched_rows(
     image: Tensor,
     *,
     window: Triple,
-    stem: int,
+    block_size: int,
     rows: int = 4,
     overlap_frac: float = 0.25,
     keep_on: str | torch.device | None = None,
@@ -91,11 +93,11 @@ def stitched_rows(
     Parameters
     ----------
     look : callable
-        (1, 1, *window) to features (1, F, *window / stem).
+        (1, 1, *window) to features (1, F, *window / block_size).
     image : (X, Y, Z) float
-        Each edge a multiple of ``stem``; axes shorter than the window are padded with zeros.
+        Each edge a multiple of ``block_size``; axes shorter than the window are padded with zeros.
     window : tuple of 3 int
-        Multiples of ``stem``.
+        Multiples of ``block_size``.
     rows : int
         Handed on at once, in cells.
     overlap_frac : float
@@ -109,37 +111,39 @@ def stitched_rows(
 
     Yields
     ------
-    (F, rows, Y/stem, Z/stem) float32
+    (F, rows, Y/block_size, Z/block_size) float32
         From the first to the last along the first axis; the last may have fewer rows.
     """
     shape = tuple(image.shape)
-    image, low = _padded(image, window, stem)
-    inner = [slice(p // stem, (p + n) // stem) for p, n in zip(low, shape, strict=True)]
+    image, low = _padded(image, window, block_size)
+    inner = [
+        slice(p // block_size, (p + n) // block_size) for p, n in zip(low, shape, strict=True)
+    ]
     starts = [
-        window_starts(n, w, overlap_frac=overlap_frac, step=stem)
+        window_starts(n, w, overlap_frac=overlap_frac, step=block_size)
         for n, w in zip(image.shape, window, strict=True)
     ]
     keep_on = keep_on or image.device
-    weights = window_weights(triple(w // stem for w in window)).to(keep_on)
-    sums = _Sums(triple(n // stem for n in image.shape), inner, rows)
-    depth = min(window[0] // stem + rows, sums.shape[0])
+    weights = window_weights(triple(w // block_size for w in window)).to(keep_on)
+    sums = _Sums(triple(n // block_size for n in image.shape), inner, rows)
+    depth = min(window[0] // block_size + rows, sums.shape[0])
     for number, x in enumerate(starts[0]):
         for y, z in product(*starts[1:]):
             here = tuple(slice(s, s + w) for s, w in zip((x, y, z), window, strict=True))
             found = look(image[here][None, None])[0].to(keep_on)
             if 4 * len(found) * depth * sums.shape[1] * sums.shape[2] > largest_bytes:
                 sums.dtype = torch.float16
-            sums.add(torch.mul(found, weights), weights, [s // stem for s in (x, y, z)])
+            sums.add(torch.mul(found, weights), weights, [s // block_size for s in (x, y, z)])
             progress()
         last = number + 1 == len(starts[0])
-        yield from sums.finished(inner[0].stop if last else starts[0][number + 1] // stem)
+        yield from sums.finished(inner[0].stop if last else starts[0][number + 1] // block_size)
 
 
-def _padded(image: Tensor, window: Triple, stem: int) -> tuple[Tensor, list[int]]:
+def _padded(image: Tensor, window: Triple, block_size: int) -> tuple[Tensor, list[int]]:
     """Zeros around an image that is smaller than a window, and how many precede it."""
     shape = tuple(image.shape)
     padded = [max(n, w) for n, w in zip(shape, window, strict=True)]
-    low = [(p - n) // 2 // stem * stem for p, n in zip(padded, shape, strict=True)]
+    low = [(p - n) // 2 // block_size * block_size for p, n in zip(padded, shape, strict=True)]
     if padded == list(shape):
         return image, low
     canvas = image.new_zeros(padded)

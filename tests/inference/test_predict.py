@@ -28,7 +28,7 @@ class ShadeNet(nn.Module):
     """Stands in for a trained network: label by grey value, through a linear head."""
 
     class spec:
-        stem = 2
+        block_size = 2
         n_labels = 3
 
     def features(self, image):

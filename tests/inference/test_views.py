@@ -31,10 +31,10 @@ SIDES = LabelTable(
 )
 
 
-def small_net(stem, *, seed=0):
+def small_net(block_size, *, seed=0):
     """Weights at random, but scores that differ from place to place."""
     torch.manual_seed(seed)
-    net = build(NetSpec("dynunet", len(SIDES), stem, 8, {"widths": [8, 8, 16]})).eval()
+    net = build(NetSpec("dynunet", len(SIDES), block_size, 8, {"widths": [8, 8, 16]})).eval()
     with torch.no_grad():
         net.head.weight *= 8
     return net
@@ -66,17 +66,19 @@ def look_at(image, grid, net, **options):
 
 def plain_ranks(image, net, window, overlap_frac):
     """Every score of every voxel in one float64 volume; zeros around what is too small."""
-    stem, shape = net.spec.block_size, image.shape
+    block_size, shape = net.spec.block_size, image.shape
     canvas = torch.zeros([max(n, w) for n, w in zip(shape, window, strict=True)])
-    low = [(c - n) // 2 // stem * stem for c, n in zip(canvas.shape, shape, strict=True)]
+    low = [
+        (c - n) // 2 // block_size * block_size for c, n in zip(canvas.shape, shape, strict=True)
+    ]
     inner = tuple(slice(a, a + n) for a, n in zip(low, shape, strict=True))
     canvas[inner] = image
-    weights = window_weights(tuple(w // stem for w in window)).double()
+    weights = window_weights(tuple(w // block_size for w in window)).double()
     for axis in range(3):
-        weights = weights.repeat_interleave(stem, axis)
+        weights = weights.repeat_interleave(block_size, axis)
     total = torch.zeros(net.spec.n_labels, *canvas.shape, dtype=torch.float64)
     starts = [
-        window_starts(n, w, overlap_frac=overlap_frac, step=stem)
+        window_starts(n, w, overlap_frac=overlap_frac, step=block_size)
         for n, w in zip(canvas.shape, window, strict=True)
     ]
     for place in product(*starts):
@@ -88,7 +90,7 @@ def plain_ranks(image, net, window, overlap_frac):
     return total[(slice(None), *inner)].argmax(0).numpy()
 
 
-@pytest.mark.parametrize("stem", [1, 2])
+@pytest.mark.parametrize("block_size", [1, 2])
 @pytest.mark.parametrize(
     ("shape", "window", "overlap_frac"),
     [
@@ -98,8 +100,10 @@ def plain_ranks(image, net, window, overlap_frac):
         ((12, 14, 10), (32, 32, 32), 0.25),
     ],
 )
-def test_rolling_windows_give_the_labels_of_full_score_volumes(stem, shape, window, overlap_frac):
-    net = small_net(stem)
+def test_rolling_windows_give_the_labels_of_full_score_volumes(
+    block_size, shape, window, overlap_frac
+):
+    net = small_net(block_size)
     rng = np.random.default_rng(3)
     image = (rng.random(shape) * 10 + 100).astype(np.float32)  # no air: nothing is cropped
     with torch.inference_mode():
@@ -115,9 +119,9 @@ def test_rolling_windows_give_the_labels_of_full_score_volumes(stem, shape, wind
 class SlopeNet(nn.Module):
     """Left where it gets brighter towards the right, right where it gets darker."""
 
-    def __init__(self, stem):
+    def __init__(self, block_size):
         super().__init__()
-        self.spec = NetSpec("dynunet", len(SIDES), stem)
+        self.spec = NetSpec("dynunet", len(SIDES), block_size)
 
     def features(self, image):
         slope = torch.zeros_like(image)
@@ -137,14 +141,14 @@ class SlopeNet(nn.Module):
         return torch.cat([2 - 40 * grey, 90 * slope, 0 * grey + 1, -90 * slope], dim=1)
 
 
-@pytest.mark.parametrize("stem", [1, 2])
-def test_the_mirrored_view_is_turned_back_to_the_voxel_and_sides_are_swapped(head, stem):
+@pytest.mark.parametrize("block_size", [1, 2])
+def test_the_mirrored_view_is_turned_back_to_the_voxel_and_sides_are_swapped(head, block_size):
     # What the network says depends on every single voxel, and on left and right.
     image, grid = head
     image = image + np.random.default_rng(2).normal(0, 20, image.shape).astype(np.float32)
     options = {"window_vox": (64, 64, 64)}
-    alone, alone_told = look_at(image, grid, SlopeNet(stem), **options)
-    both, both_told = look_at(image, grid, SlopeNet(stem), flips=True, **options)
+    alone, alone_told = look_at(image, grid, SlopeNet(block_size), **options)
+    both, both_told = look_at(image, grid, SlopeNet(block_size), flips=True, **options)
     assert set(np.unique(alone.voxels)) == {0, 2, 7, 41}
     np.testing.assert_allclose(both_told, alone_told, atol=1e-6)
     assert (both.voxels == alone.voxels).mean() > 0.9999
@@ -162,17 +166,17 @@ def test_with_flips_and_without_cells_a_mirrored_head_gives_mirrored_labels(monk
     np.testing.assert_allclose(turned[::-1][..., [0, 3, 2, 1]], told, atol=1e-4)
 
 
-@pytest.mark.parametrize("stem", [1, 2, 4])
-def test_flips_average_with_the_mirrored_image_in_cells_half_a_cell_off(stem, monkeypatch):
+@pytest.mark.parametrize("block_size", [1, 2, 4])
+def test_flips_average_with_the_mirrored_image_in_cells_half_a_cell_off(block_size, monkeypatch):
     monkeypatch.setattr(predict, "has_fast_bf16", lambda device: False)
     rng = np.random.default_rng(5)
     # Cut off at both ends, where grey values are scaled by.
     image = 100 + rng.normal(0, 4, (32, 32, 32)).clip(-5, 5).astype(np.float32)
-    net = small_net(stem)
+    net = small_net(block_size)
     window = {"window_vox": (32, 32, 32)}
     _, told = look_at(image, phantom_grid(image.shape, 4.0), net, flips=True, **window)
     _, once = look_at(image, phantom_grid(image.shape, 4.0), net, **window)
-    early = stem // 2
+    early = block_size // 2
     larger = np.pad(image, early, constant_values=95)[::-1].copy()  # what is scaled to 0
     _, turned = look_at(larger, phantom_grid(larger.shape, 4.0), net, **window)
     turned = turned[tuple(slice(early, n - early) for n in turned.shape[:3])][::-1]
@@ -194,8 +198,8 @@ MEMBERS = [(2, 3.0, (24, 24, 24)), (1, 4.0, (16, 24, 32)), (2, 5.5, (32, 32, 32)
 
 def test_an_ensemble_says_the_mean_of_what_its_members_say_alone(head):
     image, grid = head
-    nets = [Member(small_net(stem, seed=seed), mm, window)
-            for seed, (stem, mm, window) in enumerate(MEMBERS)]  # fmt: skip
+    nets = [Member(small_net(block_size, seed=seed), mm, window)
+            for seed, (block_size, mm, window) in enumerate(MEMBERS)]  # fmt: skip
     alone = [
         look_at(
             image, grid, member.net, voxel_size_mm=member.voxel_size_mm,

@@ -40,19 +40,19 @@ def test_windows_cover_the_image_with_the_overlap_asked_for(cells, window_cells,
     st.floats(0, 0.6),
     st.integers(1, 7),
 )
-def test_a_network_that_copies_gives_the_image_back(cells, window, stem, overlap_frac, rows):
-    shape = tuple(stem * n for n in cells)
+def test_a_network_that_copies_gives_the_image_back(cells, window, block_size, overlap_frac, rows):
+    shape = tuple(block_size * n for n in cells)
     image = torch.rand(shape, generator=torch.Generator().manual_seed(1)) + 0.1
     slabs = list(
         stitched_rows(
-            lambda seen: space_to_depth(seen, stem),
-            image, window=window, stem=stem, overlap_frac=overlap_frac, rows=rows,
+            lambda seen: space_to_depth(seen, block_size),
+            image, window=window, block_size=block_size, overlap_frac=overlap_frac, rows=rows,
         )
     )  # fmt: skip
     assert [slab.shape[1] for slab in slabs[:-1]] == [rows] * (len(slabs) - 1)
     features = torch.cat(slabs, dim=1)
     torch.testing.assert_close(
-        features, space_to_depth(image[None, None], stem)[0], atol=1e-5, rtol=1e-5
+        features, space_to_depth(image[None, None], block_size)[0], atol=1e-5, rtol=1e-5
     )
 
 
@@ -63,11 +63,11 @@ def test_progress_counts_every_window():
         lambda seen: seen,
         torch.rand(shape),
         window=window,
-        stem=1,
+        block_size=1,
         progress=lambda: told.append(1),
     ):
         pass  # fmt: skip
-    assert len(told) == count_windows(shape, window, stem=1) == 3
+    assert len(told) == count_windows(shape, window, block_size=1) == 3
 
 
 def test_rows_are_handed_on_before_later_windows_are_looked_at():
@@ -77,11 +77,11 @@ def test_rows_are_handed_on_before_later_windows_are_looked_at():
         looked.append(1)
         return seen
 
-    slabs = stitched_rows(look, torch.rand(80, 8, 8), window=(8, 8, 8), stem=1, rows=2)
+    slabs = stitched_rows(look, torch.rand(80, 8, 8), window=(8, 8, 8), block_size=1, rows=2)
     assert next(slabs).shape == (1, 2, 8, 8)
     assert len(looked) == 1
     assert len(list(slabs)) == 39
-    assert len(looked) == count_windows((80, 8, 8), (8, 8, 8), stem=1)
+    assert len(looked) == count_windows((80, 8, 8), (8, 8, 8), block_size=1)
 
 
 def test_sums_are_kept_for_one_windows_depth_only(monkeypatch):
@@ -94,7 +94,8 @@ def test_sums_are_kept_for_one_windows_depth_only(monkeypatch):
 
     monkeypatch.setattr(windows._Sums, "finished", count)
     n_slabs = sum(
-        1 for _ in stitched_rows(lambda s: s, torch.rand(160, 8, 8), window=(16, 8, 8), stem=1)
+        1
+        for _ in stitched_rows(lambda s: s, torch.rand(160, 8, 8), window=(16, 8, 8), block_size=1)
     )
     assert n_slabs == 40
     assert max(held) <= 16 + 4
@@ -105,7 +106,9 @@ def test_sums_that_would_be_too_large_are_kept_in_half_the_bytes():
 
     def features(**options):
         return torch.cat(
-            list(stitched_rows(lambda seen: seen, image, window=(16, 8, 8), stem=1, **options)),
+            list(
+                stitched_rows(lambda seen: seen, image, window=(16, 8, 8), block_size=1, **options)
+            ),
             dim=1,
         )
 
