@@ -227,7 +227,9 @@ def _ours(net, seen, window, precision: str):
             yield slab
 
     labels = torch.zeros(tuple(seen.shape), dtype=torch.uint8)
-    slabs = timed(stitched_rows(look, seen, window=window, block_size=stem, rows=predict.SLAB_CELLS))
+    slabs = timed(
+        stitched_rows(look, seen, window=window, block_size=stem, rows=predict.SLAB_CELLS)
+    )
     for plane, rows, columns, probabilities in predict._planes(view, slabs, seen.shape, "cpu"):
         labels[plane, rows, columns] = predict.most_probable(probabilities)[0]
     rows = window[0] // stem + predict.SLAB_CELLS

@@ -250,18 +250,18 @@ def test_a_result_survives_json():
 def test_the_picture_has_a_point_per_seed_and_bars_only_with_several_seeds(
     seeds, tmp_path, monkeypatch
 ):
-    sheets = []
-    original = experiment.write_sheet
+    canvases = []
+    save = experiment.Canvas.save
     monkeypatch.setattr(
-        experiment,
-        "write_sheet",
-        lambda sheet, path: sheets.append(sheet) or original(sheet, path),
+        experiment.Canvas,
+        "save",
+        lambda canvas, path: canvases.append(canvas) or save(canvas, path),
     )
     plan = make_plan(seeds=seeds)
     found = find(plan, made_up(plan, {"on": 0.03, "off": -0.02}))
     path = experiment.draw_experiment(tmp_path / "report.png", plan, found)
     assert path.stat().st_size > 0
-    accuracy, differences = sheets[0].figure.axes
+    accuracy, differences = canvases[0].figure.axes
     for axes, n_dials in ((accuracy, 2), (differences, 1)):
         points = [line for line in axes.lines if line.get_marker() == "."]
         bars = [line for line in axes.lines if line.get_alpha() == experiment.BAR_ALPHA]
