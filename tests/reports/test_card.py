@@ -73,7 +73,7 @@ def test_a_card_has_what_it_takes_to_use_the_model_honestly():
         "--stages segment --model",
         "2 (1 of 0.7 mm, 1 of 1 mm); held out for validation: 1 (1 of 1 mm)",
         "2,000 steps of 4 pairs, from scratch; patch 96x128x112 voxels at 0.8 mm",
-        "1.5 hours",
+        "1.5 h",
         "brainseg maps out group --stages train",
         "Licence of the model: Apache-2.0",
         "brainseg-bids 0.1.0",
