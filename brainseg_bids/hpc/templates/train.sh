@@ -14,6 +14,12 @@ export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 {{ prologue | join("\n") }}
 # Before its time is over Slurm signals this shell. It hands the signal to srun, srun to brainseg,
 # which saves and ends with {{ saved }}: then the job goes back into the queue and goes on from there.
+# Signals are heard before there is a step, too.
+step=
+in_time=
+ended=
+trap 'again=yes; in_time=yes; [ -z "$step" ] || kill -USR1 "$step"' USR1
+trap 'again=yes; ended=yes; [ -z "$step" ] || kill -TERM "$step"' TERM
 {% if container %}
 {# Hands each task's own place among the others into a container with a clean environment. #}
 srun --kill-on-bad-exit=0 --wait=1800 bash -c 'for name in ${!SLURM_@}; do export "APPTAINERENV_$name=${!name}"; done; exec "$@"' brainseg \
@@ -22,9 +28,8 @@ srun --kill-on-bad-exit=0 --wait=1800 bash -c 'for name in ${!SLURM_@}; do expor
 srun --kill-on-bad-exit=0 --wait=1800 {{ command | lines }} &
 {% endif %}
 step=$!
-trap 'again=yes; in_time=yes; kill -USR1 "$step"' USR1
-trap 'again=yes; kill -TERM "$step"' TERM
-in_time=
+[ -z "$in_time" ] || kill -USR1 "$step"
+[ -z "$ended" ] || kill -TERM "$step"
 again=yes
 while [ "$again" ]; do
     again=
