@@ -389,23 +389,10 @@ def run_workflow(
     """
 
     working: dict[str, Path] = {}
-
-    def told(node, status: str) -> None:
-        kept = result_file(node.fullname)
-        if status == "start" and kept:
-            # Of external tools, which say many things in per cent, only our own model is read.
-            said = "model.log" if node.name == "run" else "stderr.nipype"
-            working[node.fullname] = Path(node.output_dir()) / said
-        else:
-            working.pop(node.fullname, None)
-        if status == "end" and kept:
-            _hand_over(node, kept, on_end)
-        on_step(node.fullname, status)
-
     arguments = {
         "n_procs": nprocs,
         "raise_insufficient": False,
-        "status_callback": told,
+        "status_callback": _status_callback(working, result_file, on_end, on_step),
         **({"memory_gb": memory_gb} if memory_gb else {}),
     }
     name = (plugin or {}).get("plugin", "MultiProc")
@@ -438,6 +425,32 @@ def run_workflow(
     if died and not failures:
         failures[workflow.name] = Crash(_last_line(str(died))[1])
     return failures
+
+
+def _status_callback(
+    working: dict[str, Path],
+    result_file: Callable[[str], str],
+    on_end: Callable[[str, dict], None],
+    on_step: Callable[[str, str], None],
+) -> Callable:
+    """What Nipype calls as each step begins and ends; others as of `run_workflow`.
+
+    ``working`` is kept up to date: the file with what each step at work says, by its full name.
+    """
+
+    def changed(node, status: str) -> None:
+        kept = result_file(node.fullname)
+        if status == "start" and kept:
+            # Of external tools, which say many things in per cent, only our own model is read.
+            output = "model.log" if node.name == "run" else "stderr.nipype"
+            working[node.fullname] = Path(node.output_dir()) / output
+        else:
+            working.pop(node.fullname, None)
+        if status == "end" and kept:
+            _hand_over(node, kept, on_end)
+        on_step(node.fullname, status)
+
+    return changed
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from brainseg_bids.anatomy.fill import without_fill
@@ -24,6 +26,7 @@ from brainseg_bids.contrast.label_statistics import describe_all, with_texture, 
 from brainseg_bids.contrast.measured import (
     BiasField,
     ContrastStatistics,
+    LabelStatistics,
 )
 from brainseg_bids.contrast.noise import (
     find_background,
@@ -118,13 +121,13 @@ def measure(
     fwhm_mm, method = point_spread(scene, interior, described, in_tissue, even, rng)
     described = with_texture(scene, interior, values, fwhm_mm, described, rng)
     described = without_spill(scene, interior, described, fwhm_mm, rng)
-    named = {label.name: described[rank] for rank, label in enumerate(scene.labels)}
-    named = {name: known for name, known in named.items() if known.voxels > 0}
+    named = _that_have_voxels(scene, described)
     warnings += quality_warnings.of_labels(
         labels.table, named, scene.image, scene.ranks, brain_alone=is_bare
     )
-    masked = behind.masked_share
-    warnings += quality_warnings.of_noise(noise, in_tissue, ratio=ratio, masked_share=masked)
+    warnings += quality_warnings.of_noise(
+        noise, in_tissue, ratio=ratio, masked_share=behind.masked_share
+    )
     named, alone = impute(named, labels.table)
     warnings += [f"{name} has no similar label: all its voxels were taken." for name in alone]
     return ContrastStatistics(
@@ -141,6 +144,14 @@ def measure(
         fwhm_method=method,
         stripped=is_bare,
     )
+
+
+def _that_have_voxels(
+    scene: Scene, described: Sequence[LabelStatistics]
+) -> dict[str, LabelStatistics]:
+    """Statistics by name, of labels that the image has."""
+    named = {label.name: described[rank] for rank, label in enumerate(scene.labels)}
+    return {name: known for name, known in named.items() if known.voxels > 0}
 
 
 def _check(image: np.ndarray, labels: LabelMap, background: np.ndarray | None, kind: str) -> None:

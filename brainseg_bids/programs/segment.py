@@ -90,10 +90,7 @@ def _fail(message: str) -> int:
 def predict(options: argparse.Namespace) -> dict:
     """Read, segment, write; returns the facts for the report."""
     began_s = time.monotonic()
-    with warnings.catch_warnings(record=True) as noted:
-        warnings.simplefilter("always")
-        image, grid = read_volume(options.image)
-    notes = [str(w.message) for w in noted if str(options.image) in str(w.message)]
+    image, grid, notes = _read(options.image)
     bundle, *others = read_models([options.model, *options.ensemble])
     calibration = read_calibration(bundle)
     if others or not options.test_time_flips:
@@ -139,25 +136,38 @@ def predict(options: argparse.Namespace) -> dict:
         progress.done()
     finally:
         soft.close()
+    metadata = {
+        "SegmentationSeconds": round(time.monotonic() - began_s, 2),
+        "PeakMemoryGiB": round(peak_gib(device), 3),
+        "Device": device,
+        "Threads": torch.get_num_threads(),
+        "InputVoxelSizeMm": [round(size, 4) for size in grid.voxel_size_mm],
+        "ModelVoxelSizeMm": bundle.voxel_size_mm,
+        "Warnings": notes,
+        "ToLookAt": to_look_at,
+        "ConfidenceCalibrated": calibration is not None,
+    }
     return {
         "image": str(options.image),
-        "model": bundle.name,
-        "model_digest": bundle.digest,
-        "ensemble": [{"model": other.name, "model_digest": other.digest} for other in others],
         "test_time_flips": options.test_time_flips,
-        "metadata": {
-            "SegmentationSeconds": round(time.monotonic() - began_s, 2),
-            "PeakMemoryGiB": round(peak_gib(device), 3),
-            "Device": device,
-            "Threads": torch.get_num_threads(),
-            "InputVoxelSizeMm": [round(size, 4) for size in grid.voxel_size_mm],
-            "ModelVoxelSizeMm": bundle.voxel_size_mm,
-            "Warnings": notes,
-            "ToLookAt": to_look_at,
-            "ConfidenceCalibrated": calibration is not None,
-        },
+        **_names(bundle),
+        "ensemble": [_names(other) for other in others],
+        "metadata": metadata,
         "confidence": confidence_of(confidence.sums(), bundle.table, calibration),
     }
+
+
+def _read(path: Path) -> tuple[np.ndarray, Grid, list[str]]:
+    """An image, its grid, and what is odd about it."""
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        image, grid = read_volume(path)
+    return image, grid, [str(w.message) for w in noted if str(path) in str(w.message)]
+
+
+def _names(bundle: ModelBundle) -> dict[str, str]:
+    """What the report calls a model."""
+    return {"model": bundle.name, "model_digest": bundle.digest}
 
 
 def read_calibration(bundle: ModelBundle) -> ConfidenceCalibration | None:

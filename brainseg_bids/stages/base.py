@@ -8,6 +8,7 @@ Nipype, matplotlib) where it is used.
 from __future__ import annotations
 
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -182,7 +183,7 @@ class ExecutionOptions:
     register: tuple[str, ...] = ()
 
 
-class Stage:
+class Stage(ABC):
     """One of the things that ``--stages`` names.
 
     Attributes
@@ -231,6 +232,7 @@ class ParticipantStage(Stage):
         InputError, BundleError, Refused
         """
 
+    @abstractmethod
     def plan(self, run: Run) -> list[SubjectPlan]:
         """Jobs of every chosen participant: run or reuse, each with its reason. No Nipype.
 
@@ -244,11 +246,10 @@ class ParticipantStage(Stage):
         Refused
             If a program or a licence is missing.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def workflow(self, job: Job, execution: ExecutionOptions) -> Workflow:
         """Nodes and edges for one job."""
-        raise NotImplementedError
 
     def tables(self, run: Run) -> dict[str, LabelTable]:
         """Label tables that the derivative's root has to hold, by the label of ``seg-``."""
@@ -305,6 +306,7 @@ class GroupStage(Stage):
 
     level: ClassVar[str] = "group"
 
+    @abstractmethod
     def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:
         """Do it, and write its page; with ``--reports-only`` the page alone.
 
@@ -320,7 +322,6 @@ class GroupStage(Stage):
         InputError
             If what it needs is not there.
         """
-        raise NotImplementedError
 
 
 def takes_gpu(device: str) -> bool:
