@@ -13,7 +13,7 @@ import pytest
 
 from brainseg_bids import files
 from brainseg_bids.bids.names import Scan, sidecar
-from brainseg_bids.stages.jobs import RUN, describe_plans, fingerprint
+from brainseg_bids.stages.jobs import RUN, describe_plans, fingerprint, is_unchanged
 from brainseg_bids.stages.segment import metadata, model_for
 from tests.fakes import dataset
 
@@ -311,3 +311,14 @@ def test_the_json_names_source_model_and_reference(plans, model, tmp_path):
     own = "bids::sub-01/anat/sub-01_seg-brainseg_dseg.nii.gz"
     assert described["tissue"]["Sources"] == described["volumes"]["Sources"] == [own]
     assert scan.action == RUN
+
+
+def test_results_of_an_image_that_has_changed_or_gone_are_not_found_again(tmp_path):
+    image = tmp_path / "sub-01_T1w.nii.gz"
+    image.write_bytes(b"one")
+    metadata = fingerprint(image, known={})
+    assert is_unchanged(image, metadata)
+    image.write_bytes(b"two")
+    assert not is_unchanged(image, metadata)
+    image.unlink()
+    assert not is_unchanged(image, metadata)
