@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -21,11 +21,6 @@ from brainseg_bids.locks import lock_file
 if TYPE_CHECKING:
     from brainseg_bids.anatomy.labels import LabelTable
 
-MADE_BY = {
-    "Name": "brainseg-bids",
-    "Version": __version__,
-    "CodeURL": "https://pypi.org/project/brainseg-bids/",
-}
 BIDS_VERSION = "1.10.1"
 
 # Without trailing slashes: the validator does not match a folder by "figures/".
@@ -33,6 +28,20 @@ BIDS_VERSION = "1.10.1"
 # xfm: BIDS has no name for transforms yet (BEP014); this is fMRIPrep's.
 # Priors and tables of an evaluation are no BIDS files, and synthetic pairs a dataset of their own.
 BIDSIGNORE = ("*.html", "figures", "*_morph.*", "*_xfm.*", "priors", "synth", "evaluation")
+
+
+def made_by() -> dict[str, str]:
+    """Entry of BIDS' ``GeneratedBy``; with ``CodeURL`` once the project has an address."""
+    entry = {"Name": "brainseg-bids", "Version": __version__}
+    try:
+        addresses = metadata.metadata("brainseg-bids").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return entry
+    for address in addresses:
+        name, _, url = address.partition(", ")
+        if name == "Source" and "example.org" not in url:
+            return entry | {"CodeURL": url}
+    return entry
 
 
 def raw_link(bids_dir: Path, output_dir: Path) -> str:
@@ -95,7 +104,7 @@ def write_description(
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
             "License": raw.get("License"),
-            "GeneratedBy": [MADE_BY | _container()],
+            "GeneratedBy": [made_by() | _container()],
             "SourceDatasets": [{key: value for key, value in source.items() if value}],
             "DatasetLinks": _known_links(output_dir)
             | {name: path.resolve().as_uri() for name, path in (links or {}).items()}
@@ -239,7 +248,7 @@ def write_model_description(folder: Path, name: str) -> Path:
         "Name": f"Segmentation model {name}",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [MADE_BY],
+        "GeneratedBy": [made_by()],
     }
     write_once(folder / ".bidsignore", "training\nbundle\n")
     write_once(folder / "README.md", packaged_readme("model").format(name=name))
