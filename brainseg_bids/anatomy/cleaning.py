@@ -326,24 +326,41 @@ def swap_strays(
     changed = 0
     if len(at):
         number = pieces.numbers.reshape(-1)[at]
-        deepest = _deepest_mm(at, number, side, plane, voxels.shape, grid, len(side))
+        deepest = _deepest_mm(at, number, side, plane, voxels.shape, grid)
         wrong = deepest < -margin_mm
         at, number = at[wrong[number]], number[wrong[number]]
         changed = _change_sides(voxels, at, number, pieces, table, grid)
-    return changed, _misplaced(pieces, main & (side != 0), side, plane, table, grid, margin_mm)
+    distance = _main_distances_mm(pieces, main & (side != 0), side, plane, grid)
+    wrong_codes = pieces.codes[distance < -margin_mm]
+    return changed, [table[code].name for code in wrong_codes.tolist()]
 
 
-def _deepest_mm(at, number, side, plane, shape, grid, n_pieces: int) -> np.ndarray:
-    """For each piece the largest distance into its own side, mm; -inf for pieces not asked for."""
+def _deepest_mm(
+    at: np.ndarray,
+    number: np.ndarray,
+    side: np.ndarray,
+    plane: SagittalPlane,
+    shape: tuple[int, ...],
+    grid: Grid,
+) -> np.ndarray:
+    """For each piece the largest distance into its own side, mm; inf for pieces not asked for."""
     place = np.stack(np.unravel_index(at, shape), axis=1)
     distance = plane.right_of_mm(world(grid, place)) * side[number]
-    deepest = np.full(n_pieces, np.inf)
+    deepest = np.full(len(side), np.inf)
     deepest[np.unique(number)] = -np.inf
     np.maximum.at(deepest, number, distance)
     return deepest
 
 
-def _change_sides(voxels, at, number, pieces: Pieces, table: LabelTable, grid: Grid) -> int:
+def _change_sides(
+    voxels: np.ndarray,
+    at: np.ndarray,
+    number: np.ndarray,
+    pieces: Pieces,
+    table: LabelTable,
+    grid: Grid,
+) -> int:
+    """Voxels ``at``, of the pieces ``number``, become their mirror labels, in place."""
     if not len(at):
         return 0
     flat = voxels.reshape(-1)
@@ -363,15 +380,17 @@ def _change_sides(voxels, at, number, pieces: Pieces, table: LabelTable, grid: G
     return len(at)
 
 
-def _misplaced(pieces, main, side, plane, table, grid, margin_mm) -> list[str]:
-    """Names of labels whose main piece has its centre on the other side."""
+def _main_distances_mm(
+    pieces: Pieces, main: np.ndarray, side: np.ndarray, plane: SagittalPlane, grid: Grid
+) -> np.ndarray:
+    """How far the centre of each ``main`` piece lies in its own side, mm; inf for others."""
     wanted = np.flatnonzero(main)
     at = pieces.voxels_of(main)
     number = pieces.numbers.reshape(-1)[at]
     _, centres = _centres(at, number, pieces.numbers.shape, len(main))
-    centres = centres[wanted]
-    distance = plane.right_of_mm(world(grid, centres)) * side[wanted]
-    return [table[int(pieces.codes[p])].name for p in wanted[distance < -margin_mm]]
+    distance = np.full(len(main), np.inf)
+    distance[wanted] = plane.right_of_mm(world(grid, centres[wanted])) * side[wanted]
+    return distance
 
 
 def remove_islands(

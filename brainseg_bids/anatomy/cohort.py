@@ -166,15 +166,8 @@ class Cohort:
         >>> cohort.missing
         {'sub-03': ('Brain-Stem',)}
         """
-        table = table or LabelTable.packaged("fullhead")
-        known, strange = {}, {}
-        for subject, volumes in volumes_mm3.items():
-            known[subject], odd = _usable(volumes, table)
-            if odd:
-                strange[subject] = odd
-        z, outliers = _compare(known, table)
-        presence = tuple(_presence(structure, known) for structure in structures(table))
-        return cls(table, known, presence, outliers, z, strange)
+        pairs = {subject: volumes.items() for subject, volumes in volumes_mm3.items()}
+        return cls._of_pairs(pairs, table or LabelTable.packaged("fullhead"))
 
     @classmethod
     def from_rows(
@@ -186,13 +179,28 @@ class Cohort:
         >>> Cohort.from_rows(rows).volumes_mm3
         {'sub-01': {16: 21000.0}}
         """
-        return cls.of(
+        return cls._of_pairs(
             {
-                subject: {row.get("index"): row.get("volume_mm3") for row in lines}
+                subject: {row.get("index"): row.get("volume_mm3") for row in lines}.items()
                 for subject, lines in rows.items()
             },
-            table,
+            table or LabelTable.packaged("fullhead"),
         )
+
+    @classmethod
+    def _of_pairs(
+        cls, volumes_mm3: Mapping[str, Iterable[tuple[Any, Any]]], table: LabelTable
+    ) -> Cohort:
+        """The same from (code, volume) pairs that may be anything that a file holds."""
+        known: dict[str, dict[int, float]] = {}
+        strange: dict[str, tuple[str, ...]] = {}
+        for subject, volumes in volumes_mm3.items():
+            known[subject], odd = _usable(volumes, table)
+            if odd:
+                strange[subject] = odd
+        z, outliers = _compare(known, table)
+        presence = tuple(_presence(structure, known) for structure in structures(table))
+        return cls(table, known, presence, outliers, z, strange)
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -263,12 +271,12 @@ def _rows() -> dict[int, dict[str, str]]:
 
 
 def _usable(
-    volumes: Mapping[str, Any], table: LabelTable
+    volumes: Iterable[tuple[Any, Any]], table: LabelTable
 ) -> tuple[dict[int, float], tuple[str, ...]]:
     """Volumes above zero of known labels, and words about what was none."""
     found: dict[int, float] = {}
     odd = []
-    for key, value in volumes.items():
+    for key, value in volumes:
         try:
             code, volume = int(key), float(value)
         except (TypeError, ValueError, OverflowError):

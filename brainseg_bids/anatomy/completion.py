@@ -145,7 +145,9 @@ def _without_rind(bright: np.ndarray, grid: Grid, settings: CompletionSettings) 
     return ndimage.binary_opening(bright, iterations=turns)
 
 
-def _in_brain(voxels, at, piece, hollows: Hollows, rules: MergeRules) -> np.ndarray:
+def _in_brain(
+    voxels: np.ndarray, at: np.ndarray, piece: np.ndarray, hollows: Hollows, rules: MergeRules
+) -> np.ndarray:
     """By piece: whether more brain and fluid than anything else is around it."""
     kinds = code_lookup(rules.groups["brain"] | rules.groups["csf"], rules.table)
     n = len(hollows.sizes)

@@ -87,10 +87,10 @@ def without_fill(image: np.ndarray) -> tuple[np.ndarray, list[Fill]]:
     >>> [(fill.value, fill.share) for fill in fills], bool(cleaned.min() >= 0)
     ([(-1024.0, 0.1)], True)
     """
+    fills: list[Fill] = []
     if _is_turned(image):
         cleaned, fills = without_fill(image.T)
         return cleaned.T if fills else image, fills
-    fills: list[Fill] = []
     gone = np.zeros(image.shape, dtype=bool)
     while len(fills) < MOST_FILLS and (found := _next_fill(image, gone)):
         value, where, same = found

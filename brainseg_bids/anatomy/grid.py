@@ -192,7 +192,7 @@ class Grid:
         """Grid of the box that begins at voxel ``start``; it may reach outside."""
         affine = self.affine.copy()
         affine[:3, 3] = self.affine[:3, :3] @ np.asarray(start) + self.affine[:3, 3]
-        return replace(self, shape=tuple(shape), affine=affine)
+        return replace(self, shape=triple(shape), affine=affine)
 
 
 def _lengths(affine: np.ndarray) -> np.ndarray:

@@ -152,8 +152,9 @@ class Outline:
         head beyond the labels.
         """
         deep = coarse.spread(self.deep, box)
-        if not self.lit:
-            return deep, *np.zeros((3, *deep.shape), dtype=bool)
+        if self.level is None or image is None:
+            dull = np.zeros(deep.shape, dtype=bool)
+            return deep, dull, dull.copy(), dull.copy()
         smooth = _finite(image[box])
         voxel_mm = [
             cell * cells / n

@@ -279,8 +279,16 @@ def count_codes(codes: np.ndarray) -> dict[int, int]:
 
 
 def _label_from_row(row: dict[str, str]) -> Label:
-    given = {key: row[key] for key in COLUMNS if key in row and row[key] not in (None, "", "n/a")}
-    for key in ("index", "mapping", "mirror"):
-        if key in given:
-            given[key] = int(given[key])
-    return Label(**given)
+    given = {key: row[key] for key in COLUMNS if row.get(key) not in (None, "", "n/a")}
+    for key in ("index", "name"):
+        if key not in given:
+            raise ValueError(f"no {key}")
+    return Label(
+        index=int(given["index"]),
+        name=given["name"],
+        color=given.get("color", Label.color),
+        mapping=int(given.get("mapping", Label.mapping)),
+        hemisphere=given.get("hemisphere", Label.hemisphere),
+        mirror=int(given.get("mirror", Label.mirror)),
+        notes=given.get("notes", Label.notes),
+    )

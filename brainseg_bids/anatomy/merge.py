@@ -20,7 +20,7 @@ from brainseg_bids.anatomy.cleaning import (
     swap_strays,
 )
 from brainseg_bids.anatomy.completion import Completed, complete
-from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.grid import Grid, triple
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.merge_flags import (
@@ -120,7 +120,7 @@ def merge(
     _check(sources, image, rules.table)
     grid = head.labels.grid
     turned, ras = (lambda array: grid.array_to_ras(array)), grid.to_ras()
-    report = MergeReport(head.name, brain and brain.name, grid.voxel_volume_mm3)
+    report = MergeReport(head.name, brain.name if brain else None, grid.voxel_volume_mm3)
     head_voxels, *rest = [_plain(turned(source.labels.voxels)) for source in sources]
     seen = [None if source.seen is None else turned(source.seen) for source in sources]
     brain_voxels = rest[0] if rest else None
@@ -131,9 +131,7 @@ def merge(
     voxels = _win(head_voxels, brain_voxels, seen, ras, rules, report, origin)
     box = occupied_box(voxels)
     if box is not None:
-        inside = np.ascontiguousarray(voxels[box])
-        _clean(inside, _cropped(ras, box), rules, report)
-        voxels[box] = inside
+        _clean(voxels, box, ras, rules, report)
     seen_as = None if image is None else turned(image)
     _complete(voxels, ras, seen_as, rules, report)
     flag_result(voxels, ras, seen_as, rules, report)
@@ -174,7 +172,7 @@ def _plain(voxels: np.ndarray) -> np.ndarray:
 
 
 def _cropped(grid: Grid, box: tuple[slice, ...]) -> Grid:
-    return grid.crop(tuple(b.start for b in box), tuple(b.stop - b.start for b in box))
+    return grid.crop(triple(b.start for b in box), triple(b.stop - b.start for b in box))
 
 
 def _drop_background(
@@ -207,12 +205,12 @@ def _win(
     if brain is not None and not is_brain[brain].any():
         report.flags.append(f"{report.brain} labels no brain: {report.head} was used alone")
         brain = None
-    if brain is None:
+    box = None if brain is None else occupied_box(head, brain)
+    if brain is None or report.brain is None or box is None:
         for line in rules.precedence:
             report.count(line.rule, 0, line.reason)
         flag_sides(report.head, head, grid, rules, report)
         return head
-    box = occupied_box(head, brain)
     inside = _cropped(grid, box)
     head_in, brain_in = np.ascontiguousarray(head[box]), np.ascontiguousarray(brain[box])
     for name, voxels in ((report.head, head_in), (report.brain, brain_in)):
@@ -261,9 +259,15 @@ def _conflict(name: str, counts: np.ndarray, ranks: np.ndarray, volume_mm3: floa
     )
 
 
-def _clean(voxels: np.ndarray, grid: Grid, rules: MergeRules, report: MergeReport) -> None:
-    """Undecided codes, sides and islands, in place."""
-    table = rules.table
+def _clean(
+    whole: np.ndarray,
+    box: tuple[slice, ...],
+    whole_grid: Grid,
+    rules: MergeRules,
+    report: MergeReport,
+) -> None:
+    """Undecided codes, sides and islands of what the box holds, in place."""
+    voxels, grid, table = np.ascontiguousarray(whole[box]), _cropped(whole_grid, box), rules.table
     for line in rules.resolve:
         changed, left = resolve(voxels, line, table, grid)
         report.count(line.rule, changed, line.reason)
@@ -278,8 +282,9 @@ def _clean(voxels: np.ndarray, grid: Grid, rules: MergeRules, report: MergeRepor
     report.count("sides", changed, "pieces of a sided label that lie wholly on the other side")
     report.flags += [f"{name} lies on the wrong side of the middle" for name in wrong]
     removed = remove_islands(voxels, rules.islands, table, grid)
-    for line, changed in zip(rules.islands, removed, strict=True):
-        report.count(line.rule, changed, line.reason)
+    for rule, n_removed in zip(rules.islands, removed, strict=True):
+        report.count(rule.rule, n_removed, rule.reason)
+    whole[box] = voxels
 
 
 def _complete(

@@ -108,17 +108,21 @@ class CompiledPrecedence:
         shape = (len(PLACES), len(codes), len(codes))
         line, result = np.zeros(shape, np.int16), np.zeros(shape, np.int16)
         origin = np.zeros(shape, np.uint8)
-        sources = {"head": codes[None, None, :], "brain": codes[None, :, None]}
+        sources: dict[str | int, np.ndarray] = {
+            "head": codes[None, None, :],
+            "brain": codes[None, :, None],
+        }
+        numbers: dict[str | int, int] = {"head": 0, "brain": 1}
         for number, rule in reversed(list(enumerate(rules.precedence))):
             block = np.ix_(
-                [rank for rank, place in enumerate(PLACES) if place in WHERE[rule.where]],
+                np.flatnonzero([place in WHERE[rule.where] for place in PLACES]),
                 ranks[sorted(rule.brain)],
                 ranks[sorted(rule.head)],
             )
             line[block] = number
             given = sources.get(rule.take, np.full((1, 1, 1), rule.take))
             result[block] = np.broadcast_to(given, shape)[block]
-            origin[block] = {"head": 0, "brain": 1}.get(rule.take, 2)
+            origin[block] = numbers.get(rule.take, 2)
         return cls(ranks, codes, line, result, origin)
 
     def index(self, place: np.ndarray, brain: np.ndarray, head: np.ndarray) -> np.ndarray:

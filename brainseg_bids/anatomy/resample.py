@@ -150,7 +150,7 @@ def _locate(
         inside = ((flat >= -0.5) & (flat <= sizes - 0.5)).all(0)
     flat = np.where(inside, flat, 0)
     low = np.floor(flat)
-    return inside, low.astype(np.int32), flat - low
+    return np.asarray(inside), low.astype(np.int32), flat - low
 
 
 def _corners(

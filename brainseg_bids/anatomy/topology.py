@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import cc3d
 import numpy as np
 
 from brainseg_bids.anatomy.labels import count_codes
 from brainseg_bids.anatomy.upsample_kernels import jit
 
-CONNECTIVITY = 26
+CONNECTIVITY: Final = 26
 """Voxels that share a corner belong together; the background is then 6-connected."""
 
 
@@ -47,7 +49,7 @@ def euler_numbers(codes: np.ndarray) -> dict[int, int]:
 
 
 @jit
-def _euler(codes, totals):
+def _euler(codes: np.ndarray, totals: np.ndarray) -> None:
     """Add vertices - edges + faces - voxels of each label to ``totals``."""
     around = np.empty(8, np.int16)
     sizes = codes.shape

@@ -14,7 +14,7 @@ import numpy as np
 
 from brainseg_bids.anatomy import upsample_band as band
 from brainseg_bids.anatomy import upsample_kernels as kernels
-from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.grid import Grid, triple
 from brainseg_bids.anatomy.index_maps import copy_turned, index_map, parallel_axes, whole_steps
 from brainseg_bids.anatomy.interpolation import (
     Profile,
@@ -149,27 +149,24 @@ def upsample(
     >>> finer.grid.shape, bool((regrid(finer, cube.grid).voxels == cube.voxels).all())
     ((8, 8, 8), True)
     """
-    if kernel not in KERNELS:
-        raise ValueError(f"no upsampling kernel {kernel!r}; known: {', '.join(KERNELS)}")
-    if not (np.isfinite(smoothing_mm) and smoothing_mm >= 0):
-        raise ValueError(f"smoothing of {smoothing_mm} mm is not a length")
+    _check_options(kernel, smoothing_mm)
     if not isinstance(grid, Grid):
         grid = labels.grid.with_voxel_size(grid)
     check_memory(grid, labels.grid)
     matrix, _ = index_map(labels.grid, grid)
     turn = parallel_axes(matrix, grid.shape)
-    can_hold = turn is not None and np.abs(matrix).max() <= 1 + 1e-3
+    step = float(np.abs(matrix).max())
     if keep_thin is None:
-        finer = np.abs(matrix).max() <= 1 / THIN_FACTOR
-        keep_thin = kernel == "fitted" and smoothing_mm == 0 and can_hold and bool(finer)
+        may_keep = turn is not None and step <= 1 / THIN_FACTOR
+        keep_thin = kernel == "fitted" and smoothing_mm == 0 and may_keep
     hold = band.ALL if kernel == "lossless" else band.THIN if keep_thin else band.FREE
-    if hold and not can_hold:
+    if hold and (turn is None or step > 1 + 1e-3):
         raise ValueError(
             "voxels can keep their own volume only on a finer grid with the source's axes: "
             "use kernel 'fitted' without keep_thin, or upsample first and turn afterwards"
         )
     out, engine = np.zeros(grid.shape, np.int16), engine or Processor(threads)
-    if turn is not None and np.abs(matrix).max() < 2 * band.MAX_REACH:
+    if turn is not None and step < 2 * band.MAX_REACH:
         source, axes = _along_axes(labels, grid, turn, kernel, smoothing_mm)
         engine.fill(source, axes, hold, out, progress)
     else:
@@ -178,6 +175,13 @@ def upsample(
     if kernel == "lossless" and not _whole_factors(labels.grid, grid):
         _repair(labels, result)
     return result
+
+
+def _check_options(kernel: str, smoothing_mm: float) -> None:
+    if kernel not in KERNELS:
+        raise ValueError(f"no upsampling kernel {kernel!r}; known: {', '.join(KERNELS)}")
+    if not (np.isfinite(smoothing_mm) and smoothing_mm >= 0):
+        raise ValueError(f"smoothing of {smoothing_mm} mm is not a length")
 
 
 def regrid_posteriors(posteriors: TopPosteriors, grid: Grid) -> TopPosteriors:
@@ -291,7 +295,13 @@ def check_memory(grid: Grid, source: Grid | None = None) -> None:
 # Grids with the source's axes ------------------------------------------------------------------
 
 
-def _along_axes(labels, grid, turn, kernel, smoothing_mm):
+def _along_axes(
+    labels: LabelMap,
+    grid: Grid,
+    turn: tuple[list[int], list[int]],
+    kernel: str,
+    smoothing_mm: float,
+) -> tuple[np.ndarray, tuple[Axis, Axis, Axis]]:
     """The source on the target's axes, and those axes."""
     order, signs = turn
     matrix, shift = index_map(labels.grid, grid)
@@ -305,7 +315,7 @@ def _along_axes(labels, grid, turn, kernel, smoothing_mm):
             start = labels.grid.shape[axis] - 1 - start
         plans.append((step, start, *kernel_profile(kernel, step, smoothing_mm / sizes[to])))
     reach = max(plan[3] for plan in plans)
-    axes = tuple(
+    axes = triple(
         _axis(n, n_out, step, start, profile, reach, one)
         for n, n_out, (step, start, profile, _) in zip(
             source.shape, grid.shape, plans, strict=True
@@ -411,26 +421,34 @@ def _give_back(voxels: np.ndarray, code: int, middle: np.ndarray, half: np.ndarr
 # Grids at any angle ----------------------------------------------------------------------------
 
 
-def _at_any_angle(labels, grid, kernel, smoothing_mm) -> Lookup:
+def _at_any_angle(labels: LabelMap, grid: Grid, kernel: str, smoothing_mm: float) -> Lookup:
+    """What is looked up for a grid whose axes are not the source's."""
     matrix, shift = index_map(labels.grid, grid)
     steps = np.linalg.norm(matrix, axis=0)
     factor = 1 / float(np.prod(steps)) ** (1 / 3)
     coarser = steps.max() > 1 + 1e-3
-    tables = []
+    longest = []
     for size_mm in labels.grid.voxel_size_mm:
         name = "linear" if coarser else kernel
         profile, _ = kernel_profile(name, min(1.0, 1 / factor), smoothing_mm / size_mm)
-        tables.append(kernels.weight_table(profile, band.MAX_REACH))
+        longest.append(kernels.weight_table(profile, band.MAX_REACH))
     # All tables are as long as the longest needs.
-    taps = np.flatnonzero(np.any(tables, axis=(0, 1)))
+    taps = np.flatnonzero(np.any(longest, axis=(0, 1)))
     used = max(band.MAX_REACH - taps[0], taps[-1] + 1 - band.MAX_REACH)
     cut = slice(band.MAX_REACH - used, band.MAX_REACH + used)
-    tables = np.ascontiguousarray(np.stack(tables)[:, :, cut])
+    tables = np.ascontiguousarray(np.stack(longest)[:, :, cut])
     codes = labels.voxels.astype(np.int16, copy=False)[None]
     return _lookup(codes, None, tables, matrix, shift)
 
 
-def _lookup(codes, weights, tables, matrix, shift) -> Lookup:
+def _lookup(
+    codes: np.ndarray,
+    weights: np.ndarray | None,
+    tables: np.ndarray,
+    matrix: np.ndarray,
+    shift: np.ndarray,
+) -> Lookup:
+    """`Lookup` with the points that a target voxel of this size needs."""
     points = _points(matrix)
     # The winner of one point is sure then, not its lead; for two taps there is nothing around.
     sure = tables.shape[2] == 2 or (len(points) == 1 and _is_sure(tables))
@@ -451,9 +469,3 @@ def _points(matrix: np.ndarray) -> np.ndarray:
     counts = [1 if step <= 1 + 1e-3 else int(np.ceil(step - 1e-3)) for step in steps]
     lattice = np.meshgrid(*[(np.arange(n) + 0.5) / n - 0.5 for n in counts], indexing="ij")
     return np.stack([axis.ravel() for axis in lattice], axis=1)
-
-
-# Kernels ---------------------------------------------------------------------------------------
-
-
-# Geometry and threads --------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,11 +41,29 @@ class Axis:
         most = max(1, int(owned.max()))
         weights = np.zeros((most, self.weights.shape[1], len(owned) + pad), np.int32)
         midway = np.zeros((most, len(owned) + pad), np.uint8)
-        for rank in range(most):
-            owners = np.flatnonzero(owned > rank)
-            weights[rank][:, owners] = self.weights[self.first[owners] + rank].T
-            midway[rank, owners] = self.midway[self.first[owners] + rank]
+        for nth in range(most):
+            owners = np.flatnonzero(owned > nth)
+            weights[nth][:, owners] = self.weights[self.first[owners] + nth].T
+            midway[nth, owners] = self.midway[self.first[owners] + nth]
         return weights, midway
+
+
+class Side(NamedTuple):
+    """One axis of the target, as the loops take it.
+
+    Parameters
+    ----------
+    first : (n_source + 1,) int64
+    weights, midway
+        Fields of `Axis`; of the last axis those of `Axis.by_owner`.
+    """
+
+    first: np.ndarray
+    weights: np.ndarray
+    midway: np.ndarray
+
+
+Sides = tuple[Side, Side, Side]
 
 
 def sure_radius(axes: tuple[Axis, Axis, Axis]) -> int:

@@ -12,8 +12,11 @@ in work at a time, and only labels seen there. Weights are whole numbers, so sum
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
+from brainseg_bids.anatomy.upsample_axis import Sides
 from brainseg_bids.anatomy.upsample_kernels import jit
 
 WIDTH = 16
@@ -24,8 +27,33 @@ FREE, THIN, ALL = 0, 1, 2
 """Which source voxels keep the majority of the target voxels that they own."""
 
 
+class Work(NamedTuple):
+    """Work space of one thread, filled and read again for every sixteen columns.
+
+    Lanes are the target indices of the first two axes that one source row owns; ``g`` is a lane
+    and a target index of the last axis.
+    """
+
+    across: np.ndarray
+    columns: np.ndarray
+    tile: np.ndarray
+    mixed: np.ndarray
+    seen: np.ndarray
+    found: np.ndarray
+    along: np.ndarray
+    score: np.ndarray
+    best: np.ndarray
+    rest: np.ndarray
+    mine: np.ndarray
+    label: np.ndarray
+    odd: np.ndarray
+    codes: np.ndarray
+    margins: np.ndarray
+
+
 @jit
-def _box_range(plane, offset, width, low, high, row_low, row_high):
+def _box_range(plane: np.ndarray, offset: int, width: int, low: np.ndarray, high: np.ndarray,
+               row_low: np.ndarray, row_high: np.ndarray) -> None:  # fmt: skip
     """Smallest and largest code in the square around each voxel of a plane."""
     n_y, n_z = low.shape
     for y in range(plane.shape[0]):
@@ -53,8 +81,9 @@ def _box_range(plane, offset, width, low, high, row_low, row_high):
 
 
 @jit
-def _see(padded, s, y, z, taps, tile, mixed, seen, found):
+def _see(padded: np.ndarray, s: int, y: int, z: int, taps: int, work: Work) -> tuple[int, int]:
     """Copy sixteen columns: rows with several labels to ``tile``; labels to ``found``."""
+    tile, mixed, seen, found = work.tile, work.mixed, work.seen, work.found
     reach = taps // 2
     own = padded[s + reach, y + reach, z + reach]
     found[0] = own
@@ -84,7 +113,8 @@ def _see(padded, s, y, z, taps, tile, mixed, seen, found):
 
 
 @jit
-def _columns(tile, mixed, n_mixed, code, across, n_fours, columns):
+def _columns(tile: np.ndarray, mixed: np.ndarray, n_mixed: int, code: int, across: np.ndarray,
+             n_fours: int, columns: np.ndarray) -> None:  # fmt: skip
     """Sum of wx * wy over the voxels with a label in each column, for four lanes at a time."""
     for p in range(n_fours):
         for q in range(4):
@@ -103,7 +133,7 @@ def _columns(tile, mixed, n_mixed, code, across, n_fours, columns):
 
 
 @jit
-def _scores(along, columns, lane, score):
+def _scores(along: np.ndarray, columns: np.ndarray, lane: int, score: np.ndarray) -> None:
     """Weighted sum along the last axis: the score of one label for one lane."""
     c = columns[lane // 4, lane % 4]
     if along.shape[0] == 3:
@@ -129,7 +159,8 @@ def _scores(along, columns, lane, score):
 
 
 @jit
-def _challenge(g, score, code, best, label, rest, odd):
+def _challenge(g: int, score: np.ndarray, code: int, best: np.ndarray, label: np.ndarray,
+               rest: np.ndarray, odd: np.ndarray) -> None:  # fmt: skip
     """Keep the better label; of equals the lowest code where ``odd`` is 0, else the highest."""
     for z in range(WIDTH):
         new, old, named = score[z], best[g, z], label[g, z]
@@ -141,7 +172,7 @@ def _challenge(g, score, code, best, label, rest, odd):
 
 
 @jit
-def _is_thin(padded, x, y, z):
+def _is_thin(padded: np.ndarray, x: int, y: int, z: int) -> bool:
     """Whether no 2x2x2 block of one label holds the voxel."""
     own = padded[x, y, z]
     for block in range(8):
@@ -159,7 +190,7 @@ def _is_thin(padded, x, y, z):
 
 
 @jit
-def _hold(own, codes, margins, n):
+def _hold(own: int, codes: np.ndarray, margins: np.ndarray, n: int) -> None:
     """Give an owner the nearest misses until no label has as many of its target voxels."""
     while True:
         n_own, n_other = 0, 0
@@ -181,27 +212,28 @@ def _hold(own, codes, margins, n):
 
 
 @jit
-def _keep(cell, own, n_lanes, codes, margins, best, mine, at):
-    """Let a source voxel keep the majority of what it owns: ``cell``, (owned x, y, z)."""
+def _keep(owned: np.ndarray, own: int, n_lanes: int, work: Work, at: int) -> None:
+    """Let a source voxel keep the majority of what it owns, (owned x, y, z)."""
+    codes, margins, best, mine = work.codes, work.margins, work.best, work.mine
     n = 0
-    for i in range(cell.shape[0]):
-        for j in range(cell.shape[1]):
-            for k in range(cell.shape[2]):
-                g = k * n_lanes + i * cell.shape[1] + j
-                codes[n] = cell[i, j, k]
+    for i in range(owned.shape[0]):
+        for j in range(owned.shape[1]):
+            for k in range(owned.shape[2]):
+                g = k * n_lanes + i * owned.shape[1] + j
+                codes[n] = owned[i, j, k]
                 margins[n] = best[g, at] - mine[g, at]
                 n += 1
     _hold(own, codes, margins, n)
     n = 0
-    for i in range(cell.shape[0]):
-        for j in range(cell.shape[1]):
-            for k in range(cell.shape[2]):
-                cell[i, j, k] = codes[n]
+    for i in range(owned.shape[0]):
+        for j in range(owned.shape[1]):
+            for k in range(owned.shape[2]):
+                owned[i, j, k] = codes[n]
                 n += 1
 
 
 @jit
-def _flag_row(low, high, y, flag):
+def _flag_row(low: np.ndarray, high: np.ndarray, y: int, flag: np.ndarray) -> None:
     """Mark voxels of a row that have several labels around them."""
     for z in range(len(flag)):
         a, b = low[0, y, z], high[0, y, z]
@@ -211,7 +243,7 @@ def _flag_row(low, high, y, flag):
 
 
 @jit
-def _cross(wx, wy, across):
+def _cross(wx: np.ndarray, wy: np.ndarray, across: np.ndarray) -> None:
     """Products of the weights of the first two axes, a lane for each pair of target indices."""
     taps, gy = wx.shape[1], wy.shape[0]
     for i in range(wx.shape[0]):
@@ -223,7 +255,7 @@ def _cross(wx, wy, across):
 
 
 @jit
-def _start(n, total, best, rest, label):
+def _start(n: int, total: int, best: np.ndarray, rest: np.ndarray, label: np.ndarray) -> None:
     """No label yet, and all of the score left."""
     for g in range(n):
         for t in range(WIDTH):
@@ -233,7 +265,9 @@ def _start(n, total, best, rest, label):
 
 
 @jit
-def _duel(along, columns, n_lanes, total, found, odd, score, best, label):
+def _duel(along: np.ndarray, columns: np.ndarray, n_lanes: int, total: int, found: np.ndarray,
+          odd: np.ndarray, score: np.ndarray, best: np.ndarray,
+          label: np.ndarray) -> None:  # fmt: skip
     """Two labels share the score: one of them needs to be summed."""
     own, other = np.int32(found[0]), np.int32(found[1])
     for g in range(n_lanes * len(along)):
@@ -246,7 +280,9 @@ def _duel(along, columns, n_lanes, total, found, odd, score, best, label):
 
 
 @jit
-def _own_of_two(own_row, n, label, best, mine, total):
+def _own_of_two(
+    own_row: np.ndarray, n: int, label: np.ndarray, best: np.ndarray, mine: np.ndarray, total: int
+) -> None:
     """Score of each voxel's own label, of two."""
     for g in range(n):
         for t in range(len(own_row)):
@@ -254,7 +290,9 @@ def _own_of_two(own_row, n, label, best, mine, total):
 
 
 @jit
-def _own_score(own_row, code, g, score, mine):
+def _own_score(
+    own_row: np.ndarray, code: int, g: int, score: np.ndarray, mine: np.ndarray
+) -> None:
     """Note the score where the label is the voxel's own."""
     for t in range(len(own_row)):
         if own_row[t] == code:
@@ -262,7 +300,9 @@ def _own_score(own_row, code, g, score, mine):
 
 
 @jit
-def _write(owned, first_z, z, end, most, label):
+def _write(
+    owned: np.ndarray, first_z: np.ndarray, z: int, end: int, most: int, label: np.ndarray
+) -> None:
     """Labels of the sixteen columns to the target rows ``owned``, (owned x, y, Z')."""
     gy = owned.shape[1]
     n_lanes = owned.shape[0] * gy
@@ -275,39 +315,46 @@ def _write(owned, first_z, z, end, most, label):
 
 
 @jit
-def _copy_rows(padded, s, y, reach, first_z, line, out, x0, x1, y0, y1):
+def _copy_rows(padded: np.ndarray, x: int, y: int, reach: int, first_z: np.ndarray,
+               line: np.ndarray, owned: np.ndarray) -> None:  # fmt: skip
     """Every target voxel of a row gets its owner's label."""
     n_z = len(first_z) - 1
     for z in range(n_z):
-        code = padded[s + reach, y + reach, z + reach]
+        code = padded[x + reach, y + reach, z + reach]
         for k in range(first_z[z], first_z[z + 1]):
             line[k] = code
     low, high = first_z[0], first_z[n_z]
-    for i in range(x0, x1):
-        for j in range(y0, y1):
-            out[i, j, low:high] = line[low:high]
+    for i in range(owned.shape[0]):
+        for j in range(owned.shape[1]):
+            owned[i, j, low:high] = line[low:high]
 
 
 @jit
-def _buffers(taps, most, lanes):
-    """Work space of one thread, filled and read again for every sixteen columns."""
+def _work(taps: int, most: int, lanes: int) -> Work:
+    """Work space of one thread."""
     fours = (lanes + 3) // 4
-    across = np.zeros((taps * taps, fours, 4), np.int32)
-    columns = np.zeros((fours, 4, 2 * WIDTH), np.int32)
-    tile = np.empty((taps * taps + 1, WIDTH), np.int16)
-    mixed = np.empty(taps * taps + 1, np.int64)
-    seen, found = np.zeros(32768, np.uint8), np.empty(taps * taps * WIDTH + 1, np.int16)
-    along, score = np.empty((most, taps, WIDTH), np.int32), np.empty(WIDTH, np.int32)
     best = np.empty((most * lanes, WIDTH), np.int32)
-    rest, mine, label = np.empty_like(best), np.empty_like(best), np.empty_like(best)
-    odd = np.zeros((most * lanes, WIDTH), np.int32)
-    codes, margins = np.empty(most * lanes, np.int16), np.empty(most * lanes, np.int32)
-    return (across, columns, tile, mixed, seen, found, along, score, best, rest, mine, label, odd,
-            codes, margins)  # fmt: skip
+    return Work(
+        np.zeros((taps * taps, fours, 4), np.int32),
+        np.zeros((fours, 4, 2 * WIDTH), np.int32),
+        np.empty((taps * taps + 1, WIDTH), np.int16),
+        np.empty(taps * taps + 1, np.int64),
+        np.zeros(32768, np.uint8),
+        np.empty(taps * taps * WIDTH + 1, np.int16),
+        np.empty((most, taps, WIDTH), np.int32),
+        np.empty(WIDTH, np.int32),
+        best,
+        np.empty_like(best),
+        np.empty_like(best),
+        np.empty_like(best),
+        np.zeros((most * lanes, WIDTH), np.int32),
+        np.empty(most * lanes, np.int16),
+        np.empty(most * lanes, np.int32),
+    )
 
 
 @jit
-def _set_along(wz, z, along):
+def _set_along(wz: np.ndarray, z: int, along: np.ndarray) -> None:
     """Weights of the last axis, for the columns from ``z`` on."""
     for k in range(along.shape[0]):
         for a in range(along.shape[1]):
@@ -316,7 +363,9 @@ def _set_along(wz, z, along):
 
 
 @jit
-def _set_odd(odd_x, odd_y, odd_z, z, odd):
+def _set_odd(
+    odd_x: np.ndarray, odd_y: np.ndarray, odd_z: np.ndarray, z: int, odd: np.ndarray
+) -> None:
     """Whether the highest label wins a tie; odd_x and odd_y are of the owned target rows."""
     n_lanes = len(odd_x) * len(odd_y)
     for k in range(odd_z.shape[0]):
@@ -327,11 +376,14 @@ def _set_odd(odd_x, odd_y, odd_z, z, odd):
 
 
 @jit
-def _contest(tile, mixed, n_mixed, found, across, columns, along, n_lanes, total, hold, own_row,
-             odd, score, best, rest, mine, label):  # fmt: skip
+def _contest(work: Work, n_mixed: int, n_found: int, n_lanes: int, total: int, hold: int,
+             own_row: np.ndarray) -> None:  # fmt: skip
     """The best label of each owned target voxel of sixteen columns, and its score."""
-    n, n_fours = n_lanes * len(along), (n_lanes + 3) // 4
-    if len(found) == 2:
+    n, n_fours = n_lanes * len(work.along), (n_lanes + 3) // 4
+    tile, mixed, across, columns = work.tile, work.mixed, work.across, work.columns
+    along, odd, score, best = work.along, work.odd, work.score, work.best
+    rest, mine, label, found = work.rest, work.mine, work.label, work.found[:n_found]
+    if n_found == 2:
         _columns(tile, mixed, n_mixed, found[1], across, n_fours, columns)
         _duel(along, columns, n_lanes, total, found, odd, score, best, label)
         if hold:
@@ -354,22 +406,53 @@ def _contest(tile, mixed, n_mixed, found, across, columns, along, n_lanes, total
 
 
 @jit
-def _hold_columns(padded, x, y, z, hold, flag, first_z, owned, own_row, n_lanes,
-                  codes, margins, best, mine):  # fmt: skip
+def _hold_columns(padded: np.ndarray, x: int, y: int, z: int, hold: int, flag: np.ndarray,
+                  first_z: np.ndarray, owned: np.ndarray, own_row: np.ndarray,
+                  work: Work) -> None:  # fmt: skip
     """Let source voxels of sixteen columns keep the majority of what they own."""
     reach = (padded.shape[2] - WIDTH - len(flag)) // 2
+    n_lanes = owned.shape[0] * owned.shape[1]
     for t in range(len(own_row)):
         z0, z1 = first_z[z + t], first_z[z + t + 1]
         if flag[z + t] == 0 or z1 == z0:
             continue
         if hold == ALL or _is_thin(padded, x, y, z + t + reach):
-            cell = owned[:, :, z0:z1]
-            _keep(cell, own_row[t], n_lanes, codes, margins, best, mine, t)
+            _keep(owned[:, :, z0:z1], own_row[t], n_lanes, work, t)
 
 
 @jit
-def fill_planes(padded, one, radius, hold, first_x, first_y, first_z, wx, wy, wz, odd_x, odd_y,
-                odd_z, start, stop, out):  # fmt: skip
+def _fill_row(padded: np.ndarray, x: int, y: int, one: int, hold: int, sides: Sides, ties: bool,
+              flag: np.ndarray, work: Work, out: np.ndarray) -> None:  # fmt: skip
+    """Target voxels owned by the flagged voxels of a source row."""
+    along_x, along_y, along_z = sides
+    x0, x1, y0, y1 = along_x.first[x], along_x.first[x + 1], along_y.first[y], along_y.first[y + 1]
+    most, taps = along_z.weights.shape[:2]
+    reach, n_z, owned, ready, z = taps // 2, len(flag), out[x0:x1, y0:y1], False, 0
+    while z < n_z:
+        if flag[z] == 0:
+            z += 1
+            continue
+        if not ready:
+            ready = True
+            _cross(along_x.weights[x0:x1], along_y.weights[y0:y1], work.across)
+        end = min(z + WIDTH - 2 * reach, n_z)
+        own_row = padded[x + reach, y + reach, z + reach : end + reach]
+        n_found, n_mixed = _see(padded, x, y, z, taps, work)
+        _set_along(along_z.weights, z, work.along)
+        if ties:
+            odd_x, odd_y = along_x.midway[x0:x1], along_y.midway[y0:y1]
+            _set_odd(odd_x, odd_y, along_z.midway, z, work.odd)
+        _contest(work, n_mixed, n_found, (x1 - x0) * (y1 - y0), one**3, hold, own_row)
+        _write(owned, along_z.first, z, end, most, work.label)
+        if hold:
+            at_x, at_y = x + reach, y + reach
+            _hold_columns(padded, at_x, at_y, z, hold, flag, along_z.first, owned, own_row, work)
+        z = end
+
+
+@jit
+def fill_planes(padded: np.ndarray, one: int, radius: int, hold: int, sides: Sides, start: int,
+                stop: int, out: np.ndarray) -> None:  # fmt: skip
     """Target voxels owned by the source planes ``start`` to ``stop``.
 
     Parameters
@@ -382,58 +465,34 @@ def fill_planes(padded, one, radius, hold, first_x, first_y, first_z, wx, wy, wz
         Of `sure_radius`.
     hold : {0, 1, 2}
         Which source voxels keep the majority of what they own: none, thin ones, all.
-    first_x, first_y, first_z, wx, wy, odd_x, odd_y
-        Fields of `Axis`.
-    wz, odd_z
-        Of `Axis.by_owner`, for the last axis.
+    sides : three of `Side`
     out : (X', Y', Z') int16
         Filled in; voxels outside are left as they are.
     """
-    taps, most = wz.shape[1], wz.shape[0]
+    along_x, along_y, along_z = sides
+    first_x, first_y, first_z = along_x.first, along_y.first, along_z.first
+    most, taps = along_z.weights.shape[:2]
     reach = taps // 2
     n_y, n_z = len(first_y) - 1, len(first_z) - 1
-    width, offset, step = 2 * radius + 1, reach - radius, WIDTH - 2 * reach
+    width, offset = 2 * radius + 1, reach - radius
     low = np.empty((width, n_y, n_z), np.int16)
     high = np.empty((width, n_y, n_z), np.int16)
     row_low = np.empty((n_y + 2 * reach, n_z), np.int16)
     row_high = np.empty((n_y + 2 * reach, n_z), np.int16)
     flag, line = np.zeros(n_z, np.uint8), np.zeros(out.shape[2], np.int16)
-    lanes = np.max(np.diff(first_x)) * np.max(np.diff(first_y))
-    (across, columns, tile, mixed, seen, found, along, score, best, rest, mine, label, odd,
-     codes, margins) = _buffers(taps, most, max(1, lanes))  # fmt: skip
-    ties = np.any(odd_x) or np.any(odd_y) or np.any(odd_z)
+    work = _work(taps, most, max(1, np.max(np.diff(first_x)) * np.max(np.diff(first_y))))
+    ties = np.any(along_x.midway) or np.any(along_y.midway) or np.any(along_z.midway)
     for s in range(start - radius, stop + radius):
         at = (s + reach) % width
         _box_range(padded[s + reach], offset, width, low[at], high[at], row_low, row_high)
-        if s < start + radius:
-            continue
         x = s - radius
-        x0, x1 = first_x[x], first_x[x + 1]
-        for y in range(n_y if x1 > x0 else 0):
+        if x < start or first_x[x + 1] == first_x[x]:
+            continue
+        for y in range(n_y):
             y0, y1 = first_y[y], first_y[y + 1]
-            if y1 == y0:
-                continue
-            _copy_rows(padded, x, y, reach, first_z, line, out, x0, x1, y0, y1)
-            _flag_row(low, high, y, flag)
-            owned = out[x0:x1, y0:y1]
-            n_lanes, ready, z = (x1 - x0) * (y1 - y0), False, 0
-            while z < n_z:
-                if flag[z] == 0:
-                    z += 1
-                    continue
-                if not ready:
-                    ready = True
-                    _cross(wx[x0:x1], wy[y0:y1], across)
-                end = min(z + step, n_z)
-                own_row = padded[x + reach, y + reach, z + reach : end + reach]
-                n_found, n_mixed = _see(padded, x, y, z, taps, tile, mixed, seen, found)
-                _set_along(wz, z, along)
-                if ties:
-                    _set_odd(odd_x[x0:x1], odd_y[y0:y1], odd_z, z, odd)
-                _contest(tile, mixed, n_mixed, found[:n_found], across, columns, along, n_lanes,
-                         one**3, hold, own_row, odd, score, best, rest, mine, label)  # fmt: skip
-                _write(owned, first_z, z, end, most, label)
-                if hold:
-                    _hold_columns(padded, x + reach, y + reach, z, hold, flag, first_z, owned,
-                                  own_row, n_lanes, codes, margins, best, mine)  # fmt: skip
-                z = end
+            if y1 > y0:
+                _copy_rows(
+                    padded, x, y, reach, first_z, line, out[first_x[x] : first_x[x + 1], y0:y1]
+                )
+                _flag_row(low, high, y, flag)
+                _fill_row(padded, x, y, one, hold, sides, ties, flag, work, out)

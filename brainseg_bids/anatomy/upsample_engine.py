@@ -14,7 +14,7 @@ import numpy as np
 
 from brainseg_bids.anatomy import upsample_band as band
 from brainseg_bids.anatomy import upsample_kernels as kernels
-from brainseg_bids.anatomy.upsample_axis import Axis, sure_radius
+from brainseg_bids.anatomy.upsample_axis import Axis, Side, sure_radius
 from brainseg_bids.machine import allowed_cores
 
 log = logging.getLogger("brainseg")
@@ -83,7 +83,14 @@ class Processor:
 
     threads: int | None = None
 
-    def fill(self, source, axes, hold, out, progress) -> None:
+    def fill(
+        self,
+        source: np.ndarray,
+        axes: tuple[Axis, Axis, Axis],
+        hold: int,
+        out: np.ndarray,
+        progress: Progress | None,
+    ) -> None:
         """As `Engine.fill`."""
         x, y, z = axes
         edges = [(x.reach, x.reach), (x.reach, x.reach), (x.reach, x.reach + band.WIDTH)]
@@ -91,20 +98,21 @@ class Processor:
         padded = np.pad(source.astype(np.int16, copy=False), edges, mode="edge")
         padded = np.ascontiguousarray(padded)
         radius = sure_radius(axes)
-        along, odd = z.by_owner(band.WIDTH)
+        sides = (
+            Side(x.first, x.weights, x.midway),
+            Side(y.first, y.weights, y.midway),
+            Side(z.first, *z.by_owner(band.WIDTH)),
+        )
 
         def work(start: int) -> None:
             stop = min(start + BAND_PLANES, source.shape[0])
-            band.fill_planes(
-                padded, x.one, radius, hold, x.first, y.first, z.first, x.weights, y.weights,
-                along, x.midway, y.midway, odd, start, stop, out,
-            )  # fmt: skip
+            band.fill_planes(padded, x.one, radius, hold, sides, start, stop, out)
 
-        if not band.fill_planes.signatures:
+        if not kernels.is_compiled(band.fill_planes):
             log.info("compiling the loops of the upsampler; they are kept for the next time")
         self._in_threads(work, range(0, source.shape[0], BAND_PLANES), progress)
 
-    def resample(self, lookup, out, progress) -> None:
+    def resample(self, lookup: Lookup, out: np.ndarray, progress: Progress | None) -> None:
         """As `Engine.resample`."""
         self.resample_weights(lookup, out[None], None, progress)
 

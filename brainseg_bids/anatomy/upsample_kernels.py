@@ -29,6 +29,11 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True)(function)
 
 
+def is_compiled(function: Callable[..., Any]) -> bool:
+    """Whether a function of `jit` has been compiled, or read from the cache, in this process."""
+    return bool(getattr(function, "signatures", True))
+
+
 def weight_table(profile: Callable[[np.ndarray], np.ndarray], reach: int) -> np.ndarray:
     """Weights of the source voxels around a place, for each fraction of a voxel.
 
@@ -57,7 +62,16 @@ def weight_table(profile: Callable[[np.ndarray], np.ndarray], reach: int) -> np.
 
 
 @jit
-def _locate(matrix, shift, i, j, k, sizes, low, frac):
+def _locate(
+    matrix: np.ndarray,
+    shift: np.ndarray,
+    i: float,
+    j: float,
+    k: float,
+    sizes: np.ndarray,
+    low: np.ndarray,
+    frac: np.ndarray,
+) -> bool:
     """Fill the voxel below a target position and the fractions; whether it is inside."""
     inside = True
     for a in range(3):
@@ -70,12 +84,12 @@ def _locate(matrix, shift, i, j, k, sizes, low, frac):
 
 
 @jit
-def _clamp(x, size):
+def _clamp(x: int, size: int) -> int:
     return min(max(x, 0), size - 1)
 
 
 @jit
-def _add(found, scores, n_found, code, weight):
+def _add(found: np.ndarray, scores: np.ndarray, n_found: int, code: int, weight: int) -> int:
     """Add to a code's score; the number of codes seen so far."""
     for n in range(n_found):
         if found[n] == code:
@@ -87,8 +101,8 @@ def _add(found, scores, n_found, code, weight):
 
 
 @jit
-def _best(found, scores, n_found, even):
-    """Rank of the largest score; of equals the lowest code at even voxels, else the highest."""
+def _best(found: np.ndarray, scores: np.ndarray, n_found: int, even: bool) -> int:
+    """Which score is the largest; of equals the lowest code at even voxels, else the highest."""
     best = 0
     for n in range(1, n_found):
         if scores[n] > scores[best] or (
@@ -99,7 +113,9 @@ def _best(found, scores, n_found, even):
 
 
 @jit
-def _agreed(codes, weights, soft, low, sizes):
+def _agreed(
+    codes: np.ndarray, weights: np.ndarray, soft: bool, low: np.ndarray, sizes: np.ndarray
+) -> bool:
     """Whether the eight voxels around a place have one label for certain."""
     first = np.int16(0)
     for number in range(8):
@@ -115,7 +131,18 @@ def _agreed(codes, weights, soft, low, sizes):
 
 
 @jit
-def _gather(codes, weights, soft, tables, low, frac, sizes, found, scores, n_found):
+def _gather(
+    codes: np.ndarray,
+    weights: np.ndarray,
+    soft: bool,
+    tables: np.ndarray,
+    low: np.ndarray,
+    frac: np.ndarray,
+    sizes: np.ndarray,
+    found: np.ndarray,
+    scores: np.ndarray,
+    n_found: int,
+) -> int:
     """Add the weights of all voxels around a place to the scores of their labels."""
     taps = tables.shape[2]
     below = taps // 2 - 1
@@ -142,8 +169,18 @@ def _gather(codes, weights, soft, tables, low, frac, sizes, found, scores, n_fou
 
 @jit
 def resample(
-    codes, weights, soft, tables, sure, matrix, shift, points, start, out_codes, out_weights
-):
+    codes: np.ndarray,
+    weights: np.ndarray,
+    soft: bool,
+    tables: np.ndarray,
+    sure: bool,
+    matrix: np.ndarray,
+    shift: np.ndarray,
+    points: np.ndarray,
+    start: int,
+    out_codes: np.ndarray,
+    out_weights: np.ndarray,
+) -> None:
     """The most probable labels of some planes of a target.
 
     Parameters

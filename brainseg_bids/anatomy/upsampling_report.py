@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ VOLUME_CHANGE, LARGE_MM3 = 0.2, 1000.0
 such label changed by more than 0.08."""
 
 
-def upsampling_report(source: LabelMap, result: LabelMap) -> dict:
+def upsampling_report(source: LabelMap, result: LabelMap) -> dict[str, Any]:
     """Compare a label map with its upsampled version, label by label.
 
     Parameters
@@ -64,20 +65,13 @@ def upsampling_report(source: LabelMap, result: LabelMap) -> dict:
         raise ValueError(f"tables {source.table.name} and {result.table.name} differ")
     before, after = count_codes(source.voxels), count_codes(result.voxels)
     back = regrid(result, source.grid).voxels
-    same = count_codes(source.voxels[back == source.voxels])
-    down = count_codes(back)
-    shapes = [_shapes(labels) for labels in (source, result)]
-    rows = []
-    for code, n in before.items():
-        dice = 2 * same.get(code, 0) / (n + down.get(code, 0))
-        rows.append(_row(source, result, code, dice, [shape.get(code) for shape in shapes]))
+    rows = _rows(source, result, back)
+    dice = [row["round_trip_dice"] for row in rows if row["index"]]
     named = [source.table[code] for code in before if code not in after]
     return {
         "voxel_size_before_mm": list(source.grid.voxel_size_mm),
         "voxel_size_after_mm": list(result.grid.voxel_size_mm),
-        "round_trip_mean_dice": float(np.mean([r["round_trip_dice"] for r in rows if r["index"]]))
-        if any(row["index"] for row in rows)
-        else None,
+        "round_trip_mean_dice": float(np.mean(dice)) if dice else None,
         "round_trip_equal_voxels": float(np.mean(back == source.voxels)),
         "labels_lost": [
             {"index": label.index, "name": label.name, "voxels": before[label.index]}
@@ -89,7 +83,7 @@ def upsampling_report(source: LabelMap, result: LabelMap) -> dict:
     }
 
 
-def upsampling_warnings(report: dict) -> list[str]:
+def upsampling_warnings(report: dict[str, Any]) -> list[str]:
     """What a person should look at in an upsampled map, from its `upsampling_report`.
 
     Labels in more pieces than `PIECES` allows, labels lost, and labels whose volume changed by
@@ -123,15 +117,33 @@ def upsampling_warnings(report: dict) -> list[str]:
     return [f"{what}: {', '.join(names)}" for what, names in said.items() if names]
 
 
-def _row(source: LabelMap, result: LabelMap, code: int, dice: float, shapes: list) -> dict:
+def _rows(source: LabelMap, result: LabelMap, back: np.ndarray) -> list[dict[str, Any]]:
+    """Lines of the report; ``back`` is the result on the source's grid."""
+    same, down = count_codes(source.voxels[back == source.voxels]), count_codes(back)
+    before, after = _shapes(source), _shapes(result)
+    rows = []
+    for code, n in count_codes(source.voxels).items():
+        dice = 2 * same.get(code, 0) / (n + down.get(code, 0))
+        rows.append(_row(source, result, code, dice, (before.get(code), after.get(code))))
+    return rows
+
+
+def _row(
+    source: LabelMap,
+    result: LabelMap,
+    code: int,
+    dice: float,
+    shapes: tuple[_Shape | None, _Shape | None],
+) -> dict[str, Any]:
     """Line of the report for one label."""
+    before, after = shapes
     volumes = [
-        (shape["voxels"] if shape else 0) * labels.grid.voxel_volume_mm3
+        (shape.voxels if shape else 0) * labels.grid.voxel_volume_mm3
         for shape, labels in zip(shapes, (source, result), strict=True)
     ]
     shift = None
-    if all(shapes):
-        shift = float(np.linalg.norm(shapes[1]["centroid_mm"] - shapes[0]["centroid_mm"]))
+    if before and after:
+        shift = float(np.linalg.norm(after.centroid_mm - before.centroid_mm))
     row = {
         "index": code,
         "name": source.table[code].name,
@@ -142,13 +154,21 @@ def _row(source: LabelMap, result: LabelMap, code: int, dice: float, shapes: lis
         "centroid_shift_mm": shift,
     }
     for when, shape in zip(("before", "after"), shapes, strict=True):
-        row[f"components_{when}"] = shape["components"] if shape else 0
-        row[f"euler_{when}"] = shape["euler"] if shape else 0
+        row[f"components_{when}"] = shape.components if shape else 0
+        row[f"euler_{when}"] = shape.euler if shape else 0
     return row
 
 
-def _shapes(labels: LabelMap) -> dict[int, dict[str, Any]]:
-    """Voxels, centroid in mm, components and Euler number of each label present."""
+@dataclass(frozen=True, eq=False)
+class _Shape:
+    voxels: int
+    centroid_mm: np.ndarray
+    components: int
+    euler: int
+
+
+def _shapes(labels: LabelMap) -> dict[int, _Shape]:
+    """Shape of each label present."""
     ranks = np.zeros(int(labels.table.codes[-1]) + 1, np.uint16)
     codes = sorted(count_codes(labels.voxels))
     ranks[codes] = np.arange(1, len(codes) + 1)
@@ -163,10 +183,6 @@ def _shapes(labels: LabelMap) -> dict[int, dict[str, Any]]:
             + box[axis].start
             for axis in range(3)
         ]
-        found[code] = {
-            "voxels": n,
-            "centroid_mm": labels.grid.affine[:3, :3] @ middle + labels.grid.affine[:3, 3],
-            "components": components(mask),
-            "euler": euler[code],
-        }
+        centroid_mm = labels.grid.affine[:3, :3] @ middle + labels.grid.affine[:3, 3]
+        found[code] = _Shape(n, centroid_mm, components(mask), euler[code])
     return found
