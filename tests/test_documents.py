@@ -97,7 +97,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, make):
 
 def test_latin_1_is_told_with_its_line(tmp_path):
     (tmp_path / "x.json").write_bytes('{\n"Name":\n"Zürich"}'.encode("latin-1"))
-    with pytest.raises(InputError, match=r"x\.json, line 3: .*UTF-8"):
+    with pytest.raises(InputError, match=r"x\.json, line 3:"):
         read_json(tmp_path / "x.json")
     with pytest.raises(InputError, match=r"none\.json"):
         read_json(tmp_path / "none.json")

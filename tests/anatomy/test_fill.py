@@ -411,7 +411,7 @@ def test_background_without_numbers_is_background(head, bad):
 def test_holes_in_the_head_stay_an_error(head, where, n):
     given = outer_planes(head[0], np.nan)
     given[where] = np.nan
-    with pytest.raises(ValueError, match=r"^\d+ voxels inside the head") as caught:
+    with pytest.raises(ValueError, match=r"voxels inside") as caught:
         with_finite_background(given)
     assert int(str(caught.value).split()[0]) == pytest.approx(n, abs=2 * 52)
 

@@ -86,7 +86,7 @@ def test_padding_is_code_0_with_weight_0(rng):
 
 def test_what_is_no_posterior_is_refused():
     for bad in (np.full(GRID.shape, 1.5), np.full(GRID.shape, -0.2), np.full(GRID.shape, np.nan)):
-        with pytest.raises(ValueError, match=r"L3: .* are no probabilities"):
+        with pytest.raises(ValueError, match=r"L3: "):
             TopPosteriors.from_posteriors([(3, bad)], GRID, TABLE)
     with pytest.raises(ValueError, match="does not fit"):
         TopPosteriors.from_posteriors([(3, np.zeros((2, 2, 2)))], GRID, TABLE)
@@ -138,5 +138,5 @@ def test_a_split_structure_wins_once_its_parts_add_up():
 def test_padding_needs_no_translation_and_unknown_codes_do(rng):
     soft = TopPosteriors.from_posteriors([(3, np.ones(GRID.shape))], GRID, TABLE, k=3)
     assert (soft.translate(Crosswalk({3: 2}, TABLE)).codes[0] == 2).all()
-    with pytest.raises(UnknownLabelError, match=r"no translation for codes 3"):
+    with pytest.raises(UnknownLabelError, match=r"codes 3"):
         soft.translate(Crosswalk({2: 2}, TABLE))

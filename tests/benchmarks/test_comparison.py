@@ -37,7 +37,7 @@ def test_a_label_without_a_side_takes_that_of_its_neighbour():
 
 
 def test_a_code_that_is_not_in_the_crosswalk_is_refused():
-    with pytest.raises(ValueError, match=r"no translation for codes \[9999\]"):
+    with pytest.raises(ValueError, match=r"codes \[9999\]"):
         translate(np.array([0, 9999]), {0: "0", 2: "2"})
 
 
@@ -98,7 +98,7 @@ def test_weights_of_a_tfjs_model_come_out_in_torch_order(tmp_path, rng):
 def test_leftover_weights_are_an_error(tmp_path):
     (tmp_path / "model.bin").write_bytes(np.zeros(3, dtype="<f4").tobytes())
     manifest = [{"paths": ["model.bin"], "weights": [{"name": "bias", "shape": [2]}]}]
-    with pytest.raises(ValueError, match="1 weights are left over"):
+    with pytest.raises(ValueError, match="1 weights"):
         meshnet._read_weights(tmp_path, manifest)
 
 

@@ -130,5 +130,5 @@ def test_a_page_that_cannot_be_written_yet_is_told_in_the_end(pages):
     made, _ = pages
     made.write(plan("bad"), {})
     missed = made.write_rest([plan("bad")], {})
-    assert "the disk is full" in missed["sub-bad report"]
+    assert "disk is full" in missed["sub-bad report"]
     assert "--reports-only" in missed["sub-bad report"]

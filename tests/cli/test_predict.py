@@ -223,4 +223,4 @@ def test_the_app_refuses_an_ensemble_with_other_labels_before_it_begins(app):
     other = dataset.write_bundle(app.root / "tissues", table=LabelTable.packaged("tissue"))
     done = app("--ensemble", other)
     assert done.code == 2
-    assert "labels are not those of model fake" in done.said
+    assert "model fake" in done.said

@@ -257,7 +257,7 @@ def test_an_image_of_the_other_kind_is_left_out_and_named():
     prior = pooled({"a": magnitude, "b": magnitude, "odd": ratio})
     assert prior.n_images == 2
     assert any(warning.startswith("odd was left out") for warning in prior.warnings)
-    with pytest.raises(ValueError, match="Pool them as two contrasts"):
+    with pytest.raises(ValueError, match="two contrasts"):
         pooled({"a": magnitude, "odd": ratio})
 
 
@@ -364,7 +364,7 @@ def test_statistics_that_do_not_fit_are_refused_in_one_line(change, message):
 
 
 def test_no_images_and_an_image_of_nobody_are_refused():
-    with pytest.raises(ValueError, match="no images to pool"):
+    with pytest.raises(ValueError, match="no images"):
         pooled({})
     with pytest.raises(ValueError, match="which subject"):
         pooled({"a": image_of(both_sides())}, {})
@@ -401,7 +401,7 @@ def test_an_image_whose_zero_means_nothing_is_left_out_and_named():
 
 def test_images_whose_zero_means_nothing_are_refused_when_there_are_no_others():
     odd = standardised(image_of(both_sides()))
-    with pytest.raises(ValueError, match=r"^odd: .*below zero.*before normalisation") as caught:
+    with pytest.raises(ValueError, match=r"before normalisation") as caught:
         pooled({"odd": odd, "or": odd})
     assert "\n" not in str(caught.value)
 

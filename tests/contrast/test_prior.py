@@ -86,7 +86,7 @@ def test_another_number_is_another_digest(prior, change):
 
 def test_a_prior_is_refused_for_another_label_table(prior):
     prior.check_table(TABLE)
-    with pytest.raises(ValueError, match="prior for another label table") as caught:
+    with pytest.raises(ValueError, match="another label table") as caught:
         prior.check_table(LabelTable.packaged("tissue"))
     assert "--stages contrast priors" in str(caught.value)
     with pytest.raises(ValueError, match="Optic-Nerve"):
@@ -158,12 +158,12 @@ def test_missing_files_are_named(prior, tmp_path):
         ContrastPrior.read(tmp_path / "contrast-x_prior.json")
     path = prior.write(tmp_path)
     path.with_suffix(".tsv").unlink()
-    with pytest.raises(ValueError, match=r"contrast-T1w_prior\.tsv: damaged or missing"):
+    with pytest.raises(ValueError, match=r"contrast-T1w_prior\.tsv: "):
         ContrastPrior.read(path)
 
 
 def test_a_name_that_cannot_be_part_of_a_file_name_is_refused(prior, tmp_path):
-    with pytest.raises(ValueError, match="letters, digits and plus"):
+    with pytest.raises(ValueError, match="letters, digits"):
         replace(prior, name="T1w/7T").write(tmp_path)
 
 
@@ -177,7 +177,7 @@ def test_masks_come_back_from_disk_and_count_in_the_digest_only_where_there_are_
     assert masked.digest != prior.digest
     raw = json.loads(path.read_text())
     path.write_text(json.dumps(raw | {"Noise": raw["Noise"] | {"masked": 1.5}}))
-    with pytest.raises(ValueError, match="share of masked images"):
+    with pytest.raises(ValueError, match="share of masked"):
         ContrastPrior.read(path)
     # Files that were written before there was a mask have no such keys.
     assert "masked" not in json.loads(prior.write(tmp_path).read_text())["Noise"]

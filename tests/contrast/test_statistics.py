@@ -292,7 +292,7 @@ def test_an_unknown_kind_and_an_empty_label_map_are_refused(head, head_image):
     with pytest.raises(ValueError, match="magnitude, ratio"):
         measure(head_image, head, kind="t1")
     empty = LabelMap(np.zeros_like(head.voxels), head.grid, head.table)
-    with pytest.raises(ValueError, match="no voxel of the label map"):
+    with pytest.raises(ValueError, match="no voxel"):
         measure(head_image, empty)
 
 
@@ -346,13 +346,13 @@ def test_a_ratio_is_the_same_however_it_is_stored(head, uni, low, high):
     assert (one.noise.low, one.noise.high) == (-0.5, 0.5)
     assert (other.noise.low, other.noise.high) == (low, high)
     assert other.noise.sigma == pytest.approx(one.noise.sigma, rel=1e-3)
-    assert not any("range of a ratio" in warning for warning in other.warnings)
+    assert not any("a ratio" in warning for warning in other.warnings)
 
 
 def test_an_unusual_range_of_a_ratio_is_told(head, uni):
     found = measure(1500 * (uni + 0.5), head, kind="ratio")
     assert found.noise.high == pytest.approx(1500, rel=0.01)
-    assert any("no usual range of a ratio" in warning for warning in found.warnings)
+    assert any("no usual range" in warning for warning in found.warnings)
 
 
 def test_noise_of_a_ratio_is_not_taken_for_a_magnitudes():
@@ -369,9 +369,7 @@ def test_noise_of_a_ratio_is_not_taken_for_a_magnitudes():
 
 def test_a_head_without_intensities_above_zero_is_refused_unless_it_is_a_ratio(head, head_image):
     dark = head_image - head_image.max() - 1
-    with pytest.raises(
-        ValueError, match=r"no intensity above zero.*before normalisation"
-    ) as error:
+    with pytest.raises(ValueError, match=r"before normalisation") as error:
         measure(dark, head)
     assert "\n" not in str(error.value)
     assert measure(dark / 1000, head, kind="ratio").noise.kind == "ratio"

@@ -83,9 +83,9 @@ def test_what_are_no_posteriors_is_refused(rng):
     posteriors, truth = sampled(rng)
     with pytest.raises(ValueError, match="no posteriors"):
         calibrate([], truth)
-    with pytest.raises(ValueError, match="4 CSF is there twice"):
+    with pytest.raises(ValueError, match="4 CSF"):
         calibrate([posteriors[1]] * 2, truth)
-    with pytest.raises(ValueError, match="CSF is not within"):
+    with pytest.raises(ValueError, match="CSF is not"):
         calibrate([(4, posteriors[1][1] * np.nan)], truth)
     with pytest.raises(ValueError, match="CSF has shape"):
         calibrate([(4, posteriors[1][1][1:])], truth)

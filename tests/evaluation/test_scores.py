@@ -45,12 +45,12 @@ def test_rows_that_make_no_sense_are_refused(change, words):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "n/a"])
 def test_a_number_that_should_be_there_and_is_not_is_an_error(value):
     rows = [agreement_row("sub-1"), agreement_row("sub-2") | {"dice": value}]
-    with pytest.raises(ValueError, match="sub-2, Left-Thalamus, rater ours: dice is no number"):
+    with pytest.raises(ValueError, match="sub-2, Left-Thalamus"):
         read_scores(rows)[0].values(metric("dice"))
 
 
 def test_unknown_metrics_and_columns_are_named():
-    with pytest.raises(ValueError, match="no rule for the metric 'beauty'"):
+    with pytest.raises(ValueError, match="'beauty'"):
         metric("beauty")
     with pytest.raises(ValueError, match="no column 'nsd_2mm'"):
         read_scores([agreement_row("sub-1")])[0].values(metric("nsd_2mm"))

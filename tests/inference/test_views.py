@@ -279,7 +279,7 @@ def test_a_full_accelerator_gets_smaller_windows_then_sums_in_main_memory(device
     assert tried == [(1, ""), (2, ""), (2, "cpu")]
     assert len(emptied) == 2
     assert len(notes) == 2
-    assert "windows of 1/2 of the edges and sums in main memory" in notes[1]
+    assert "main memory" in notes[1]
 
 
 @pytest.mark.parametrize(

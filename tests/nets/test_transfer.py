@@ -125,9 +125,9 @@ def test_a_start_that_hardly_fits_is_refused_and_changes_nothing(source, archite
 
 
 def test_a_table_of_another_length_than_its_head_is_refused(source):
-    with pytest.raises(ValueError, match=r"label table other has 5 labels, .* dynunet says 4"):
+    with pytest.raises(ValueError, match=r"5 labels"):
         transfer(net_of(SOURCE, seed=5), OTHER, source, SOURCE)
-    with pytest.raises(ValueError, match="label table other has 5 labels"):
+    with pytest.raises(ValueError, match="5 labels"):
         transfer(net_of(SOURCE, seed=5), SOURCE, source, OTHER)
 
 

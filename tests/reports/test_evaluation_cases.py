@@ -148,11 +148,11 @@ def test_equal_maps_are_said_to_be_equal(pair, image, tmp_path, monkeypatch):
     )
     reference, prediction = pair
     pixels = pixels_of(draw_case(tmp_path / "a.png", image, reference, reference, title="same"))
-    assert any("labels do not differ" in text for text in words)
+    assert any("do not differ" in text for text in words)
     assert near(pixels, MARKS["swapped"][1]).sum() < 1000  # its key alone
     words.clear()
     draw_case(tmp_path / "b.png", image, reference, prediction, title="other")
-    assert "only in the reference: Dot" in words
+    assert ": Dot" in words
 
 
 def test_cuts_go_where_the_structure_in_question_differs(pair, image):

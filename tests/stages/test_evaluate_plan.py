@@ -67,7 +67,7 @@ def test_a_model_called_as_another_rater_is_told_apart(tmp_path):
 def test_the_same_model_and_name_twice_is_refused(tmp_path):
     derivative(tmp_path / "out", "brainseg", ModelName="head-1mm")
     again = derivative(tmp_path / "again", "brainseg", ModelName="head-1mm")
-    with pytest.raises(InputError, match="Give it another NAME"):
+    with pytest.raises(InputError, match="another NAME"):
         plan(tmp_path, brainseg=again)
 
 

@@ -63,7 +63,7 @@ def test_another_time_stamp_on_the_same_content_changes_nothing(done, data):
 def test_an_input_that_changed_is_run_again_and_only_that(done, data):
     dataset.write_image(data / "sub-01" / "anat" / "sub-01_T2w.nii.gz", seed=99)
     assert to_run(done()) == ["sub-01 T2w"]
-    assert "the input has changed" in reasons(done())["sub-01 T2w"]
+    assert "input has changed" in reasons(done())["sub-01 T2w"]
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_the_json_of_an_ensemble_names_every_model_and_that_of_one_says_nothing_
     said = metadata(scan, output_dir=tmp_path / "out")["labels"]
     assert said["Ensemble"] == [{"ModelName": "further", "ModelDigest": "e" * 64}]
     assert said["TestTimeFlips"] is True
-    assert "models fake, further, averaged with the mirrored image" in said["Description"]
+    assert "fake, further" in said["Description"]
     (alone, _) = plans("01")[0].scans
     said = metadata(alone, output_dir=tmp_path / "out")["labels"]
     assert not {"Ensemble", "TestTimeFlips"} & set(said)

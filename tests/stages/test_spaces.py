@@ -69,7 +69,7 @@ def test_what_cannot_be_used_is_named_with_a_remedy_and_nothing_is_fetched(home,
 def test_an_empty_home_is_told_and_left_empty(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     templates.use_home(tmp_path / "empty", monkeypatch)
-    with pytest.raises(InputError, match="templateflow get MNI152NLin2009cAsym --res 2 -s T1w"):
+    with pytest.raises(InputError, match="MNI152NLin2009cAsym --res 2"):
         read_spaces([f"{MNI}:res-2"])
     assert not list((tmp_path / "empty").iterdir())
 

@@ -191,10 +191,10 @@ def test_planted_faults_are_found():
     inner.connect(lonely, "out_file", outputnode, "given")
     workflow.add_nodes([inner])
     faults = "\n".join(wiring_faults(workflow))
-    assert "outputnode.forgotten is never fed" in faults
-    assert "lonely.labels is never fed" in faults
+    assert "outputnode.forgotten" in faults
+    assert "lonely.labels" in faults
     inner.connect(lonely, "out_file", outputnode, "unheard_of")
-    assert "declares no field 'unheard_of'" in "\n".join(wiring_faults(workflow))
+    assert "'unheard_of'" in "\n".join(wiring_faults(workflow))
 
 
 @pytest.mark.parametrize("suffix", ["T1w", "UNIT1"])

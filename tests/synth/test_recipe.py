@@ -87,16 +87,14 @@ def test_a_recipe_file_with_a_wrong_key_is_refused_by_name(tmp_path):
     path.write_text(
         'gama_log_sd = 0.1\n[[tissues]]\nlabels = ["Skin"]\nmean = [1.0, 1.0]\nsd = [1.0, 0.0]\n'
     )
-    with pytest.raises(ValueError, match=r"mine\.toml: 'gama_log_sd' is no setting"):
+    with pytest.raises(ValueError, match=r"mine\.toml: 'gama_log_sd'"):
         read_space(str(path))
     path.write_text(path.read_text().replace("gama", "gamma"))
     assert read_space(str(path)).name == "mine"
 
 
 def test_an_unknown_space_is_refused_with_the_known_ones():
-    with pytest.raises(
-        ValueError, match="known: agnostic, agnostic7t, flair, mp2rage7t, t1w, t1w7t, t2w"
-    ):
+    with pytest.raises(ValueError, match="known: agnostic"):
         read_space("t9w")
 
 

