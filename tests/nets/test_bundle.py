@@ -90,9 +90,7 @@ def test_a_weight_that_half_precision_cannot_hold_is_refused_and_nothing_is_writ
     net = build(NetSpec("dynunet", 43, 2, 8, {"widths": [8, 16, 16]}))
     with torch.no_grad():
         net.head.bias[3] = value
-    with pytest.raises(
-        BundleError, match=rf"new: weight head\.bias {says}.*no bundle"
-    ):
+    with pytest.raises(BundleError, match=rf"new: weight head\.bias {says}.*no bundle"):
         write_bundle(
             tmp_path / "new",
             name="new",

@@ -125,7 +125,7 @@ def test_a_model_that_was_stopped_early_and_never_validated_says_so():
     card = model_card(replace(FACTS, steps=120, validation=None, duration_s=None, licence=""))
     assert "120 of 2,000 planned steps" in card
     assert "stopped before the end of its plan" in card
-    assert "not validated" in section(card, "measured at")
+    assert "not validated" in section(card, "What it was measured at")
     assert "time not known" in card
     assert "not stated" in card
     assert "Structure (Dice)" not in card

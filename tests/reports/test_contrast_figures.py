@@ -116,7 +116,7 @@ def test_what_was_not_measured_is_said_instead_of_drawn(head, seen, tmp_path, wo
     assert "none: constant: 0" in words
     nothing = replace(statistics, labels={})
     draw_contrast(tmp_path / "nothing.png", image, head, nothing)
-    assert "No label" in words
+    assert "No label" in " ".join(words)
 
 
 def test_image_and_labels_must_have_one_shape(head, seen, tmp_path):

@@ -77,7 +77,7 @@ def test_a_picture_with_nothing_labelled_says_so(head, tmp_path, words):
     image, labels = head
     empty = LabelMap(np.zeros_like(labels.voxels), labels.grid, TABLE)
     draw_segmentation(image, empty, tmp_path / "empty.png")
-    assert "Nothing is labelled" in words
+    assert "Nothing is labelled" in " ".join(words)
 
 
 def test_a_table_without_mappings_is_drawn_in_its_own_colours(tmp_path):

@@ -121,7 +121,7 @@ def test_no_sources_leave_image_and_merged_labels(merged, head_image, tmp_path, 
 def test_an_empty_map_makes_a_picture_that_says_so(merged, head_image, tmp_path, words):
     empty = LabelMap(np.zeros_like(merged.voxels), merged.grid, merged.table)
     draw_merge(head_image, empty, [("a", merged)], tmp_path / "merge.png")
-    assert "Nothing is labelled" in words
+    assert "Nothing is labelled" in " ".join(words)
 
 
 def test_maps_on_different_grids_are_refused_by_name(merged, head_image, tmp_path):

@@ -43,7 +43,7 @@ def test_each_pair_is_a_row_with_its_caption_and_the_legend(head, image, tmp_pat
         assert (file.format, file.width) == ("PNG", 1600)
     for wanted in ("seed 1, $kappa$ 1", "b", "1", "2", "Thalamus", "50 mm"):
         assert wanted in words, wanted
-    assert "2 synthetic pairs" in words
+    assert "2 synthetic pairs" in " ".join(words)
 
 
 def test_the_left_of_a_pair_is_drawn_left_and_in_the_tables_colour(head, tmp_path, monkeypatch):
