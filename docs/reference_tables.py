@@ -96,6 +96,7 @@ OUTPUTS: dict[str, tuple[Callable[[Scan], object], dict[str, str]]] = {
             "probseg": "probability of each label, 4D; the order of labels stands in the JSON",
             "entropy": "entropy of these probabilities in bits: 0 where one label is certain",
             "figure": "overlays of the page",
+            "viewer": "[viewer](../how-to/look.md): image and labels to turn and click",
         },
     ),
     "headlabels": (
@@ -107,6 +108,7 @@ OUTPUTS: dict[str, tuple[Callable[[Scan], object], dict[str, str]]] = {
             "volumes": "volumes in mm³",
             "merge": "voxels that each rule changed, conflicts between tools, holes",
             "figure": "overlays of the page",
+            "viewer": "[viewer](../how-to/look.md): image and labels to turn and click",
         },
     ),
     "tool": (

@@ -164,6 +164,7 @@ class OutputNames:
     probseg: Path
     entropy: Path
     figure: Path
+    viewer: Path
 
     @classmethod
     def of(cls, scan: Scan) -> OutputNames:
@@ -181,6 +182,7 @@ class OutputNames:
             probseg=output_file(scan, "probseg.nii.gz", seg=seg),
             entropy=output_file(scan, "probseg.nii.gz", seg=seg, desc="entropy"),
             figure=figure_file(scan, "dseg.png", seg=seg),
+            viewer=figure_file(scan, "dseg.html", seg=seg),
         )
 
 
@@ -217,6 +219,7 @@ class HeadNames(ToolNames):
     volumes: Path
     merge: Path
     figure: Path
+    viewer: Path
 
     @classmethod
     def of(cls, scan: Scan, tool: str = "fullhead") -> HeadNames:
@@ -230,6 +233,7 @@ class HeadNames(ToolNames):
             volumes=output_file(scan, "morph.tsv", seg=tool, desc="volumes"),
             merge=output_file(scan, "morph.tsv", seg=tool, desc="merge"),
             figure=figure_file(scan, "dseg.png", seg=tool),
+            viewer=figure_file(scan, "dseg.html", seg=tool),
         )
 
 

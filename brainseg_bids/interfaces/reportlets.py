@@ -46,6 +46,34 @@ class DrawLabels(SimpleInterface):
         return runtime
 
 
+class _DrawViewerInputSpec(_DrawLabelsInputSpec):
+    title = traits.Str(mandatory=True, desc="what was segmented, in words")
+    source = traits.Str(mandatory=True, desc="the image, below the dataset's root")
+    page = traits.Str(mandatory=True, desc="the participant's page, from where the viewer goes")
+
+
+class _DrawViewerOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="HTML")
+
+
+class DrawViewer(SimpleInterface):
+    """Image and labels to turn and click."""
+
+    input_spec = _DrawViewerInputSpec
+    output_spec = _DrawViewerOutputSpec
+
+    def _run_interface(self, runtime):
+        from brainseg_bids.reports.viewer import write_viewer  # late: jinja2, scipy
+
+        image, _ = read_again(self.inputs.image)
+        labels = read_label_map(self.inputs.labels, LabelTable.read(self.inputs.table))
+        about = {"source": self.inputs.source, "page": self.inputs.page}
+        path = Path(runtime.cwd) / "viewer.html"
+        write_viewer(path, image, labels, title=self.inputs.title, about=about)
+        self._results["out_file"] = str(path)
+        return runtime
+
+
 class _DrawMergeInputSpec(_DrawLabelsInputSpec):
     head_tool = traits.Str(mandatory=True)
     head_labels = File(exists=True, mandatory=True, desc="as ReadTool stores it")

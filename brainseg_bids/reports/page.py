@@ -9,13 +9,16 @@ but for what is `Markup` already.
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
+from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -369,10 +372,34 @@ def _methods(methods: str) -> Markup:
 # -- the template -------------------------------------------------------------------------
 
 
-def render_page(path: Path, template: str, **content: object) -> Path:
-    """Fill a packaged template and write it, whole or not at all; everything is escaped."""
+class Script(NamedTuple):
+    """A packaged script, and how the page's content policy names it: no other one is run."""
+
+    text: Markup
+    digest: str
+
+    @classmethod
+    def packaged(cls, name: str) -> Script:
+        """One of the package's data."""
+        source = resources.files("brainseg_bids") / "data" / name
+        text = source.read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+        return cls(Markup(text), f"sha256-{digest}")
+
+
+def render_page(
+    path: Path, template: str, *, scripts: Iterable[str] = (), **content: object
+) -> Path:
+    """Fill a packaged template and write it, whole or not at all; everything is escaped.
+
+    ``scripts``: names of packaged files; without any the page runs none.
+    """
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    filled = environment().get_template(template).render(written=written, **content)
+    filled = (
+        environment()
+        .get_template(template)
+        .render(written=written, scripts=[Script.packaged(name) for name in scripts], **content)
+    )
     path = Path(path)
     with whole_or_nothing(path) as temporary:
         temporary.write_text(filled, encoding="utf-8")

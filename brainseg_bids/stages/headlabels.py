@@ -50,6 +50,7 @@ from brainseg_bids.stages.jobs import (
     unreadable,
     why_run,
 )
+from brainseg_bids.stages.viewer import viewer_node
 
 if TYPE_CHECKING:
     from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -178,7 +179,8 @@ class HeadJob(Job):
         beside = self.outputs["labels"].parent
         names = HeadNames.of(self.scan)
         top = [beside / names.top_codes.name, beside / names.top_weights.name]
-        return [path for path in top if path not in self.outputs.values()]
+        made = (*top, self.outputs["figure"].with_suffix(".html"))
+        return [path for path in made if path not in self.outputs.values()]
 
     @property
     def title(self) -> str:
@@ -187,7 +189,7 @@ class HeadJob(Job):
 
 
 def plan_headlabels(
-    subject: Subject, *, bids_dir: Path, output_dir: Path, choice: ToolChoice
+    subject: Subject, *, bids_dir: Path, output_dir: Path, choice: ToolChoice, viewer: bool = True
 ) -> SubjectPlan:
     """Decide for each head which tools have to run.
 
@@ -198,7 +200,7 @@ def plan_headlabels(
     for scan in subject.scans:
         title = f"{scan.title} head labels"
         try:
-            plans.append(_plan_scan(scan, bids_dir, output_dir, choice))
+            plans.append(_plan_scan(scan, bids_dir, output_dir, choice, viewer))
         except InputError as error:
             faults[title] = str(error)
         except OSError as error:
@@ -206,7 +208,9 @@ def plan_headlabels(
     return SubjectPlan(subject.label, tuple(plans), faults)
 
 
-def _plan_scan(scan: Scan, bids_dir: Path, output_dir: Path, choice: ToolChoice) -> HeadJob:
+def _plan_scan(
+    scan: Scan, bids_dir: Path, output_dir: Path, choice: ToolChoice, viewer: bool
+) -> HeadJob:
     from brainseg_bids.interfaces.tools import find_tool  # late: nipype
 
     names = HeadNames.of(scan)
@@ -221,7 +225,7 @@ def _plan_scan(scan: Scan, bids_dir: Path, output_dir: Path, choice: ToolChoice)
     }
     with_top = any("top_codes" in plan.outputs for plan in tools.values())
     top = ("top_codes", "top_weights") if with_top else ()
-    wanted = ("labels", *top, "volumes", "merge", "figure")
+    wanted = ["labels", *top, "volumes", "merge", "figure", *(["viewer"] * viewer)]
     outputs = {name: output_dir / getattr(names, name) for name in wanted}
     provenance = {"BrainsegVersion": __version__, **source, **_sources(tools)}
     reason = why_run(outputs, provenance)
@@ -331,7 +335,7 @@ class Headlabels(ParticipantStage):
         where = {"bids_dir": settings.bids_dir, "output_dir": settings.output_dir}
         try:
             plans = [
-                plan_headlabels(subject, **where, choice=choice)
+                plan_headlabels(subject, **where, choice=choice, viewer=settings.viewer)
                 for subject in run.subjects(("T1w",))
             ]
         except ToolError as error:  # a program or a licence is missing: for everyone
@@ -383,6 +387,13 @@ class Headlabels(ParticipantStage):
             (volumes, ds_head_wf, [("out_file", "inputnode.volumes")]),
             (figure, ds_head_wf, [("out_file", "inputnode.figure")]),
         ])  # fmt: skip
+        if "viewer" in job.outputs:
+            viewer = viewer_node(job, table)
+            workflow.connect([
+                (image, viewer, [("image", "image")]),
+                (merge, viewer, [("labels", "labels")]),
+                (viewer, ds_head_wf, [("out_file", "inputnode.viewer")]),
+            ])  # fmt: skip
         merge.inputs.made = [role for role, tool in job.tools.items() if tool.action == RUN]
         for role, tool in job.tools.items():
             tool_wf = init_tool_wf(tool, job.scan, execution, name=f"{role}_wf")

@@ -64,7 +64,7 @@ class Job:
     """What is to be done with the image, in the log."""
     shown: ClassVar[tuple[str, ...]] = ("labels", "volumes")
     """Outputs that results cannot be shown without; the first one names them. Each but figures
-    (PNG) has a JSON beside it, whose keys say what it was made of."""
+    (PNG, HTML) has a JSON beside it, whose keys say what it was made of."""
     changes: ClassVar[Mapping[str, str]] = {}
     """As `CHANGES`, for keys that only results of this stage have: what a flag of it decides."""
 
@@ -197,7 +197,7 @@ def why_run(
         )
         return f"{missing} is missing"
     for path in outputs.values():
-        if path.suffix == ".png":  # figures have no JSON
+        if path.suffix in (".png", ".html"):  # figures have no JSON
             continue
         found = read_object(sidecar(path))
         if not found:

@@ -45,6 +45,7 @@ from brainseg_bids.stages.models import (
     read_ensemble,
     views,
 )
+from brainseg_bids.stages.viewer import viewer_node, viewer_option
 
 if TYPE_CHECKING:
     from nipype.pipeline.engine import Node
@@ -100,13 +101,14 @@ class SegmentOptions(OptionGroup):
         help="also segment the mirrored image and average: the default, and more exact; without "
         "it half to two thirds of the time",
     )
+    viewer: bool = viewer_option()
 
 
 @dataclass(frozen=True)
 class SegmentJob(Job):
     """One image to segment.
 
-    ``outputs``: fields of `OutputNames`; ``probseg`` and ``entropy`` only if wanted.
+    ``outputs``: fields of `OutputNames`; ``probseg``, ``entropy``, ``viewer`` only if wanted.
 
     Parameters
     ----------
@@ -147,6 +149,7 @@ def plan_segment(
     probseg: bool = False,
     ensemble: Sequence[Model] = (),
     flips: bool = False,
+    viewer: bool = True,
 ) -> SubjectPlan:
     """Decide for each image by which model, and whether its results are there already.
 
@@ -157,7 +160,7 @@ def plan_segment(
     for scan in subject.scans:
         names = OutputNames.of(scan)
         fields = ["labels", "tissue", "mask", "volumes", "figure"]
-        fields += ["probseg", "entropy"] * probseg
+        fields += ["viewer"] * viewer + ["probseg", "entropy"] * probseg
         outputs = {name: output_dir / getattr(names, name) for name in fields}
         model = model_for(scan, models)
         try:
@@ -372,6 +375,7 @@ class Segment(ParticipantStage):
                 probseg=settings.probseg,
                 ensemble=ensemble,
                 flips=settings.test_time_flips,
+                viewer=settings.viewer,
             )
             for subject in run.subjects(STRUCTURAL)
         ]
@@ -410,20 +414,26 @@ class Segment(ParticipantStage):
         tissue = pe.Node(Tissue(table=table), name="tissue", mem_gb=0.5)
         mask = pe.Node(BrainMask(table=table), name="mask", mem_gb=0.5)
         volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=0.5)
-        figure = pe.Node(DrawLabels(table=table), name="figure", mem_gb=1.0)
+        drawn = [pe.Node(DrawLabels(table=table), name="figure", mem_gb=1.0)]
+        outdated = []
+        if "viewer" in job.outputs:
+            drawn.append(viewer_node(job, table))
+        else:  # one that an earlier run left would show other labels
+            outdated.append(str(job.outputs["figure"].with_suffix(".html")))
         ds_scan_wf = init_ds_scan_wf(
             {output: str(path) for output, path in job.outputs.items()},
             metadata(job, output_dir=execution.output_dir),
+            outdated=outdated,
         )
         direct = ["labels", *(["probseg", "entropy"] * job.with_probseg)]
         workflow.connect([
             (inputnode, segment, [("image", "image")]),
-            (inputnode, figure, [("image", "image")]),
+            *((inputnode, step, [("image", "image")]) for step in drawn),
             (segment, volumes, [("report", "report")]),
             (segment, ds_scan_wf, [("report", "inputnode.result")]),
             (segment, ds_scan_wf, [(name, f"inputnode.{name}") for name in direct]),
         ])  # fmt: skip
-        for derive in (tissue, mask, volumes, figure):
+        for derive in (tissue, mask, volumes, *drawn):
             workflow.connect([
                 (segment, derive, [("labels", "labels")]),
                 (derive, ds_scan_wf, [("out_file", f"inputnode.{derive.name}")]),

@@ -24,6 +24,8 @@ from brainseg_bids.reports.sections.image import (
     sides_block,
     source_line,
     totals_ml,
+    viewer_line,
+    viewer_of,
     volumes_block,
     written,
 )
@@ -76,6 +78,7 @@ def section(job, *, output_dir: Path, bids_dir: Path, cohort: Cohort | None) -> 
         warnings=metadata.get("Warnings", []),
         outputs=written(job.outputs, output_dir),
         no_asymmetry=no_asymmetry(*maps),
+        viewer=viewer_of(job.outputs, output_dir),
     )
 
 
@@ -102,6 +105,7 @@ def merge_section(
     warnings: Sequence[str] = (),
     outputs: Sequence[str] = (),
     no_asymmetry: str = "",
+    viewer: str = "",
 ) -> Section:
     """One map of a head.
 
@@ -121,7 +125,7 @@ def merge_section(
         Robust z of each label among the heads of the cohort, ``Cohort.z[subject]``.
     missing : sequence of str
         Core structures that this head lacks, ``Cohort.missing.get(subject, ())``.
-    run, warnings, outputs, no_asymmetry
+    run, warnings, outputs, no_asymmetry, viewer
         As for `image_section`.
     """
     flags = quality_warnings(merge, warnings, volumes=volumes, z=z or {}, missing=missing)
@@ -130,6 +134,7 @@ def merge_section(
         source_line("Labelled image", source),
         page.warnings_box(flags, "Look at this before using the labels"),
         *(_figure(image, caption, title) for caption, image in figures.items()),
+        viewer_line(viewer),
         page.facts(run or {}, "Run"),
         *map(_tool, tools),
         _merge(merge),

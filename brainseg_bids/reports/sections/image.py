@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 from markupsafe import Markup
@@ -49,6 +50,7 @@ def image_section(
     caption: str = "Each cut three times: the image alone, with its labels, with their outlines.",
     counted: tuple[str, str] = ("image", "segmented"),
     no_asymmetry: str = "",
+    viewer: str = "",
 ) -> Section:
     """One label map.
 
@@ -68,6 +70,8 @@ def image_section(
         How maps are counted: "2 images segmented".
     no_asymmetry : str
         Why left and right are not compared; empty if they are.
+    viewer : str
+        Where the viewer is, from the page; empty: there is none.
     """
     run = run or {}
     plural = "s" * (len(warnings) != 1)
@@ -81,6 +85,7 @@ def image_section(
             caption=caption,
             missing="The picture of this segmentation could not be made.",
         ),
+        viewer_line(viewer),
         page.facts(run, "Run"),
         page.beside(volumes_block(volumes), sides_block(volumes, no_asymmetry)),
         page.files(outputs),
@@ -101,6 +106,22 @@ def source_line(what: str, source: str, labels: str = "") -> Markup:
     if labels:
         words = Markup("{}, with the labels of {}").format(words, page.code(labels))
     return page.text(words, faint=True)
+
+
+def viewer_line(viewer: str) -> Markup:
+    """A link to the viewer; nothing if there is none."""
+    if not viewer:
+        return Markup()
+    link = Markup('<a href="{}">Turn it and click into it</a>').format(quote(viewer))
+    return page.text(Markup("{}: image and labels in a viewer, which opens offline.").format(link))
+
+
+def viewer_of(outputs: Mapping[str, Path], output_dir: Path) -> str:
+    """Where a job's viewer is, from the page; empty if it has none."""
+    viewer = outputs.get("viewer")
+    if viewer is None or not viewer.is_file():
+        return ""
+    return viewer.relative_to(output_dir).as_posix()
 
 
 def totals_ml(volumes: Sequence[dict]) -> dict[str, str]:

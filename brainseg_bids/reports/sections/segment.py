@@ -12,6 +12,7 @@ from brainseg_bids.reports.sections.image import (
     image_section,
     made_by,
     no_asymmetry,
+    viewer_of,
     worded,
     written,
 )
@@ -42,4 +43,5 @@ def section(job, *, output_dir: Path, bids_dir: Path) -> Section:
         warnings=[*metadata.get("ToLookAt", []), *metadata.get("Warnings", [])],
         outputs=written(job.outputs, output_dir),
         no_asymmetry=no_asymmetry(job.outputs["labels"]),
+        viewer=viewer_of(job.outputs, output_dir),
     )
