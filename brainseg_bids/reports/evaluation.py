@@ -12,18 +12,19 @@ import numpy as np
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.evaluation.bland_altman import limits_of_agreement
-from brainseg_bids.evaluation.bootstrap import FEW, Bootstrap
+from brainseg_bids.evaluation.bootstrap import Bootstrap
 from brainseg_bids.evaluation.scores import ALL, Row, Scores, read_scores
 from brainseg_bids.evaluation.summary import Missing
 from brainseg_bids.evaluation.summary import tables as all_tables
+from brainseg_bids.reports import evaluation_gaps as gaps
 from brainseg_bids.reports import evaluation_tables as texts
 from brainseg_bids.reports.evaluation_figures import (
     draw_bland_altman,
     draw_headline,
     draw_structures,
-    metric_title,
 )
-from brainseg_bids.reports.page import embedded, render_page
+from brainseg_bids.reports.evaluation_sections import Sections
+from brainseg_bids.reports.page import write_page
 
 
 @dataclass(frozen=True)
@@ -201,27 +202,37 @@ def write_evaluation_page(path: Path, evidence: Evidence) -> Path:
         leaky=frozenset(rater for rater, _ in evidence.leaks),
         swatches=texts.structure_colors(names, LabelTable.packaged("fullhead")),
     )
-    methods = re.split(r"\n\s*\n", evidence.methods)
-    return render_page(
-        path,
-        "evaluation.html.j2",
-        title=evidence.title,
-        reference=reference,
-        facts=_facts(reference, raters, scores, only),
-        n_subjects=len(set(() if scores is None else scores.subjects)),
-        few=FEW,
-        interval=evidence.bootstrap.description,
-        definition=_definition(own),
-        leaks=_leaks(evidence.leaks),
-        failures=list(evidence.failures),
+    n_subjects = len(set(() if scores is None else scores.subjects))
+    lacking = gaps.Gaps(
+        failures=evidence.failures,
         silent=[rater for rater in raters if rater not in with_rows],
         missing=texts.missing(m.row() for m in evidence.missing if m.reference == reference),
         lone=texts.lone(own, style),
-        content=_content(tables, style, names),
+    )
+    numbers = Sections(
+        tables=tables,
+        style=style,
+        names=names,
+        n_subjects=n_subjects,
+        interval=evidence.bootstrap.description,
+        definition=_definition(own),
         figures=_figures(scores, tables, style, own),
-        worst=_worst(evidence.worst, style),
-        notes=evidence.notes,
-        methods=[part.strip() for part in methods if part.strip()],
+    )
+    facts = _facts(reference, raters, scores, only)
+    paragraphs = re.split(r"\n\s*\n", evidence.methods)
+    return write_page(
+        path,
+        gaps.summary(facts, _leaks(evidence.leaks), n_subjects, lacking),
+        numbers.league(),
+        numbers.pairs(),
+        gaps.worst(_worst(evidence.worst, style)),
+        numbers.structures(),
+        numbers.volumes(),
+        lacking.section(),
+        gaps.sources(evidence.notes),
+        gaps.methods([part.strip() for part in paragraphs if part.strip()]),
+        title=evidence.title,
+        name=f"{evidence.title}: brainseg evaluation",
         version=evidence.version,
     )
 
@@ -277,40 +288,26 @@ def _leaks(leaks: Collection[tuple[str, str]]) -> dict[str, list[str]]:
     return images
 
 
-def _content(tables: Mapping[str, Sequence[Mapping]], style: texts.Style, names) -> dict:
-    """All tables of numbers."""
-    return {
-        "metrics": [metric_title(name) for name in style.metrics],
-        "league": texts.league(tables, style),
-        "judged": [line["name"] for line in tables["judged"] if line["used"]],
-        "unjudged": [line for line in tables["judged"] if not line["used"]],
-        "pairs": texts.headline_pairs(tables["comparisons"], style),
-        "structure_pairs": texts.structure_pairs(tables["comparisons"], style),
-        "structures": texts.structures(tables["structures"], style, names),
-        "volumes": texts.volumes(tables["bland_altman"], style, names),
-    }
-
-
 def _figures(
     scores: Scores | None,
     tables: Mapping[str, Sequence[Mapping]],
     style: texts.Style,
     rows: Sequence[Row],
-) -> dict[str, str | None]:
-    """Data URI of each plot; nothing where there is nothing to draw."""
-    figures: dict[str, str | None] = dict.fromkeys(("headline", "structures", "volumes"))
+) -> dict[str, bytes]:
+    """PNG of each plot where there is something to draw."""
+    figures: dict[str, bytes] = {}
     if scores is None or not style.metrics:
         return figures
     raters = [rater for rater in style.raters if rater in scores.raters]
     judged = [str(line["name"]) for line in tables["judged"] if line["used"]]
     if judged:
         drawn = draw_headline(scores, judged, style.metrics, raters)
-        figures["headline"] = embedded(drawn.png())
+        figures["headline"] = drawn.png()
     drawn = draw_structures(scores, scores.names, style.metrics[:2], raters, style.swatches)
-    figures["structures"] = embedded(drawn.png())
+    figures["structures"] = drawn.png()
     lines = limits_of_agreement(rows)
     lines = [one for one in lines if (one.unit, one.stratum) == ("percent", ALL)]
-    figures["volumes"] = embedded(draw_bland_altman(lines, raters).png())
+    figures["volumes"] = draw_bland_altman(lines, raters).png()
     return figures
 
 
@@ -325,8 +322,7 @@ def _worst(worst: Sequence[WorstCase], style: texts.Style) -> list[dict]:
                 "image": case.image,
                 "rater": style.rater(case.rater),
                 "structures": [],
-                "figure": None if case.figure is None else embedded(Path(case.figure)),
-                "gone": "" if case.figure is None else Path(case.figure).name,
+                "figure": None if case.figure is None else Path(case.figure),
             },
         )
         entry["structures"].append(f"{case.structure}: Dice {texts.number(case.dice, 'dice')}")

@@ -158,9 +158,16 @@ def figure(
     return _macro("figure")(source, alt, caption, CLICK)
 
 
-def fold(summary: object, *content: Markup) -> Markup:
+def fold(summary: object, *content: Markup | str, is_open: bool = False) -> Markup:
     """What is seen after a click, and in print."""
-    return Markup("<details><summary>{}</summary>{}</details>").format(summary, blocks(*content))
+    return Markup("<details{}><summary>{}</summary>{}</details>").format(
+        Markup(" open") if is_open else "", summary, blocks(*content)
+    )
+
+
+def small(content: Markup) -> Markup:
+    """A wide table in smaller letters."""
+    return Markup('<div class="small">{}</div>').format(content)
 
 
 def pre(words: str) -> Markup:
