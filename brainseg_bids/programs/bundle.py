@@ -282,6 +282,7 @@ def card_facts(
         pairs_per_step=plan.pairs_per_step,
         precision=plan.precision,
         learning_rate=plan.learning_rate,
+        optimizer=plan.optimizer,
         loss=_loss_words(plan),
         hardware=_hardware(run, plan),
         validation=validation,

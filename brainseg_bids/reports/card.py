@@ -137,6 +137,8 @@ class CardFacts:
         Of all stretches; None: not known.
     started_from : str
         Name of the model whose weights training began from; empty: from scratch.
+    optimizer : str
+        As the recipe has it.
     command : str
         That made the model.
     calibration_pairs : int
@@ -173,6 +175,7 @@ class CardFacts:
     seed: int = 1
     duration_s: float | None = None
     started_from: str = ""
+    optimizer: str = "adamw"
     command: str = ""
     calibration_pairs: int = 0
     licence: str = ""
@@ -349,8 +352,8 @@ def _training(facts: CardFacts) -> list[str]:
     patch = "x".join(map(str, facts.patch_vox))
     paragraphs = [
         f"{steps} steps of {pairs}, {begun}; patch {patch} voxels at {facts.voxel_size_mm:g} mm; "
-        f"{facts.loss}; learning rate {facts.learning_rate:g}; precision {facts.precision}; seed "
-        f"{facts.seed}. Hardware: {facts.hardware}; {took}."
+        f"{facts.loss}; {facts.optimizer}, learning rate {facts.learning_rate:g}; precision "
+        f"{facts.precision}; seed {facts.seed}. Hardware: {facts.hardware}; {took}."
     ]
     if facts.calibration_pairs:
         paragraphs.append(

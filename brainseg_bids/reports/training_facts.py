@@ -141,7 +141,8 @@ def _rate_words(plan: Mapping) -> str | None:
     if rate is None:
         return None
     up, down = plan.get("warmup_steps"), plan.get("decay_steps")
-    return f"{rate:g}, {up or 0} steps up, the last {down or 0} down"
+    optimizer = plan.get("optimizer", "adamw")
+    return f"{rate:g} ({optimizer}), {up or 0} steps up, the last {down or 0} down"
 
 
 def _validation_words(plan: Mapping) -> str | None:

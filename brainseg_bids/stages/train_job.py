@@ -29,7 +29,7 @@ from brainseg_bids.nets.devices import has_accelerator
 from brainseg_bids.options import declared, to_arguments
 from brainseg_bids.programs.map_cache import cache_folder, read_facts
 from brainseg_bids.stages.pooling import read_priors
-from brainseg_bids.training.job_changes import differences
+from brainseg_bids.training.job_changes import NOT_SAID, differences
 from brainseg_bids.training.recipe import BY_STEPS, TrainRecipe
 from brainseg_bids.training.spaces import (
     CONTRAST_OF,
@@ -187,7 +187,7 @@ def _as_before(recipe: TrainRecipe, before: Mapping, *, other_steps: bool) -> Tr
     after two steps to try it out, a long run is not looked at every two steps.
     """
     said = {key: recipe.values[key] for key in recipe.said if key in recipe.values}
-    values = before["recipe"]["values"]
+    values = NOT_SAID | before["recipe"]["values"]
     if other_steps:
         values = values | before["recipe"].get("asked", {})
     values = {

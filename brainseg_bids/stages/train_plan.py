@@ -171,7 +171,7 @@ def _tell_plan(plan: Mapping, memory: Mapping) -> None:
         "precision": ", ".join([plan["precision"], *extras]),
         "memory": f"{peak}, of {last['budget_gib']:.1f} GiB ({last['reason']})",
         "steps": f"{planned_steps(plan['total_steps']) or 'as many as there is time for'}, "
-        f"learning rate {plan['learning_rate']:g}, "
+        f"{plan.get('optimizer', 'adamw')}, learning rate {plan['learning_rate']:g}, "
         f"loss {plan['loss']}, Dice weight {plan['dice_weight']:g}",
         "recipe spaces": ", ".join(f"{k} {v:g}" for k, v in plan["spaces"].items()),
     }

@@ -14,10 +14,14 @@ LEARNED_BY = (
     "per_label",
     "anywhere",
     "dice_weight",
+    "optimizer",
     "learning_rate",
     "warmup_steps",
 )
 """And of its recipe. How long it trains (`BY_STEPS`) may change."""
+
+NOT_SAID = {"optimizer": "adamw"}
+"""What a recipe means that does not say it."""
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -40,7 +44,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             found.append(f"{key} {_shown(one)} (now {_shown(other)})")
     values = [said.get("recipe", {}).get("values", {}) for said in (before, now)]
     for key in LEARNED_BY:
-        one, other = (own.get(key) for own in values)
+        one, other = (own.get(key, NOT_SAID.get(key)) for own in values)
         if one != other:
             found.append(f"{key} {_shown(one)} (now {_shown(other)})")
     return found

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from brainseg_bids.nets.memory_plan import MemoryPlan
 
 STRATEGIES = ("auto", "ddp", "fsdp")
+OPTIMIZERS = ("adamw", "muon")
 MEMORY_FIELDS = (
     "patch_vox",
     "batch",
@@ -42,6 +43,8 @@ class TrainPlan:
     checkpointing, offload, compile : bool
         Activations computed again, or kept in the host's memory; compiled network.
     loss : {"chosen", "dense"}
+    optimizer : {"adamw", "muon"}
+        See `training.optimisers`.
     strategy : {"auto", "ddp", "fsdp"}
         ``auto`` is ``ddp`` where there are several processes. With ``fsdp`` weights, gradients
         and optimiser are shared out among GPUs; nobody has tried that yet.
@@ -53,6 +56,7 @@ class TrainPlan:
     target_table: str = "brainseg"
     patch_vox: tuple[int, int, int] = (128, 144, 128)
     voxel_size_mm: float = 1.0
+    optimizer: str = "adamw"
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     total_steps: int = 10_000
@@ -82,6 +86,14 @@ class TrainPlan:
                 raise ValueError(f"{name} is {getattr(self, name)}: it has to be at least 1")
         if self.strategy not in STRATEGIES:
             raise ValueError(f"unknown strategy {self.strategy!r}; known: {', '.join(STRATEGIES)}")
+        if self.optimizer not in OPTIMIZERS:
+            known = ", ".join(OPTIMIZERS)
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {known}")
+        if self.optimizer == "muon" and self.strategy == "fsdp":
+            raise ValueError(
+                "optimizer muon needs whole kernels, which strategy fsdp shares out: take "
+                "strategy ddp, or optimizer adamw"
+            )
 
     @property
     def world(self) -> int:

@@ -19,6 +19,7 @@ from brainseg_bids.documents import (
     read_text,
 )
 from brainseg_bids.training.deadline import MOST_STEPS
+from brainseg_bids.training.plan import OPTIMIZERS
 
 VOXEL_SIZE = Number(0.1, 10, "mm")
 """Of label maps and of pairs: a head of finer voxels fits into no memory."""
@@ -35,6 +36,7 @@ KEYS: dict[str, Kind] = {
     "per_label": _COUNT,
     "anywhere": _COUNT,
     "dice_weight": Number(0, 1000),
+    "optimizer": Text(OPTIMIZERS),
     "learning_rate": Number(0, 1, above=True),
     "warmup_steps": _STEPS,
     "total_steps": _STEPS,

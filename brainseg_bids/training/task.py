@@ -14,6 +14,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.careful import careful
 from brainseg_bids.training.losses import loss_of
+from brainseg_bids.training.optimisers import OPTIMISERS
 from brainseg_bids.training.plan import TrainPlan
 
 SLAB_BLOCKS = 4
@@ -69,9 +70,7 @@ class SegmentationTask(lightning.LightningModule):
         return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.plan.learning_rate, weight_decay=1e-4
-        )
+        optimizer = OPTIMISERS[self.plan.optimizer](self.net, self.plan.learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_at)
         return {
             "optimizer": optimizer,

@@ -39,6 +39,7 @@ def copy_of(begun, tmp_path):
     ("change", "words"),
     [
         ({"learning_rate": 0.5}, r"learning_rate was 0.01, is 0.5"),
+        ({"optimizer": "muon"}, r"optimizer was adamw, is muon"),
         ({"seed": 4}, r"seed was 3, is 4"),
         ({"loss": "dense"}, r"loss was chosen, is dense"),
         ({"spaces": {"t2w": 1.0}}, r"spaces: what is in it is another"),
