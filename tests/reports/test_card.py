@@ -190,6 +190,7 @@ def test_no_fact_is_left_out_of_the_card():
         "seed": 77,
         "duration_s": 77.0,
         "started_from": "head-t1w",
+        "optimizer": "muon",
         "command": "another command",
         "calibration_pairs": 16,
         "licence": "MIT",
