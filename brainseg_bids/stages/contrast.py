@@ -437,7 +437,7 @@ class Contrast(ParticipantStage):
         return ContrastJob(scan, REUSE, "found", outputs, known, path, tool, contrast, 0.0)
 
     def section(self, job: ContrastJob, folders: Folders) -> Section:
-        from brainseg_bids.reports.sections.contrast import section
+        from brainseg_bids.stages.contrast_section import section
 
         return section(job, bids_dir=folders.bids_dir, output_dir=folders.output_dir)
 

@@ -447,7 +447,7 @@ class Headlabels(ParticipantStage):
         return HeadJob(scan, REUSE, "found", outputs, {"Input": metadata["Input"]}, tools)
 
     def section(self, job: HeadJob, folders: Folders) -> Section:
-        from brainseg_bids.reports.sections.headlabels import section
+        from brainseg_bids.stages.headlabels_section import section
 
         bids_dir, output_dir, cohort = folders
         return section(job, bids_dir=bids_dir, output_dir=output_dir, cohort=cohort)

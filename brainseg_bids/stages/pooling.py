@@ -20,8 +20,8 @@ from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.documents import InputError
 from brainseg_bids.files import sha256, write_text
 from brainseg_bids.reports.densities import Likeness
-from brainseg_bids.reports.sections.priors import write_priors_page
 from brainseg_bids.stages.jobs import fingerprint, read_object
+from brainseg_bids.stages.priors_page import write_priors_page
 from brainseg_bids.units import listed
 
 log = logging.getLogger("brainseg")

@@ -465,7 +465,7 @@ class Segment(ParticipantStage):
         return SegmentJob(scan, REUSE, "found", outputs, known)
 
     def section(self, job: SegmentJob, folders: Folders) -> Section:
-        from brainseg_bids.reports.sections.segment import section
+        from brainseg_bids.stages.segment_section import section
 
         return section(job, bids_dir=folders.bids_dir, output_dir=folders.output_dir)
 

@@ -494,7 +494,7 @@ class StandardSpaces(ParticipantStage):
         return SpaceJob(scan, REUSE, "found", outputs, known, (template,), labels, mask)
 
     def section(self, job: SpaceJob, folders: Folders) -> Section:
-        from brainseg_bids.reports.sections.spaces import section
+        from brainseg_bids.stages.spaces_section import section
 
         return section(job, bids_dir=folders.bids_dir, output_dir=folders.output_dir)
 

@@ -102,7 +102,7 @@ def write_group(
         If there are no volumes.
     """
     from brainseg_bids.anatomy.cohort import Cohort  # late: numpy
-    from brainseg_bids.reports.sections.summary import write_group_page
+    from brainseg_bids.stages.summary_page import write_group_page
 
     participants = tuple(participants)
     pages = []

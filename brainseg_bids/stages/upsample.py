@@ -421,7 +421,7 @@ class Upsample(ParticipantStage):
         return UpsampleJob(scan, REUSE, "found", outputs, known, target, (), 0.0)
 
     def section(self, job: UpsampleJob, folders: Folders) -> Section:
-        from brainseg_bids.reports.sections.upsample import section
+        from brainseg_bids.stages.upsample_section import section
 
         return section(job, output_dir=folders.output_dir)
 

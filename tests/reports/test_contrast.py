@@ -17,7 +17,7 @@ from brainseg_bids.reports.contrast import (
     noise_words,
 )
 from brainseg_bids.reports.page import write_subject_page
-from brainseg_bids.reports.sections.contrast import contrast_section
+from brainseg_bids.stages.contrast_section import contrast_section
 from tests.reports.looks import BORROWED, looks
 from tests.reports.reading import cells, read
 

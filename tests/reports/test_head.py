@@ -13,10 +13,10 @@ from brainseg_bids.anatomy.cohort import Cohort
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.rules import MergeRules
 from brainseg_bids.interfaces.tools import tool_names
+from brainseg_bids.reports.image_section import image_section
 from brainseg_bids.reports.page import write_subject_page
-from brainseg_bids.reports.sections.headlabels import ToolRun, merge_section
-from brainseg_bids.reports.sections.image import image_section
-from brainseg_bids.reports.sections.summary import write_group_page
+from brainseg_bids.stages.headlabels_section import ToolRun, merge_section
+from brainseg_bids.stages.summary_page import write_group_page
 from tests.reports.reading import cells, read
 
 TABLE = LabelTable.packaged("fullhead")

@@ -14,9 +14,9 @@ from PIL import Image
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.reports.figures import draw_segmentation
 from brainseg_bids.reports.head_figures import draw_merge
+from brainseg_bids.reports.image_section import image_section
 from brainseg_bids.reports.page import write_subject_page
-from brainseg_bids.reports.sections.headlabels import ToolRun, merge_section
-from brainseg_bids.reports.sections.image import image_section
+from brainseg_bids.stages.headlabels_section import ToolRun, merge_section
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -12,10 +12,10 @@ import pytest
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.reports import page as page_module
+from brainseg_bids.reports.image_section import CALIBRATED, NOT_CALIBRATED, image_section
 from brainseg_bids.reports.page import write_subject_page
-from brainseg_bids.reports.sections.image import CALIBRATED, NOT_CALIBRATED, image_section
-from brainseg_bids.reports.sections.summary import spreads, write_group_page
 from brainseg_bids.reports.volume_table import asymmetries
+from brainseg_bids.stages.summary_page import spreads, write_group_page
 from tests.reports.reading import cells, read
 
 

@@ -21,7 +21,7 @@ from brainseg_bids.reports.prior_figures import (
     measured_names,
     to_units,
 )
-from brainseg_bids.reports.sections.priors import write_priors_page
+from brainseg_bids.stages.priors_page import write_priors_page
 from tests.reports.looks import looks, prior_of
 from tests.reports.reading import cells, read
 
@@ -51,7 +51,7 @@ def undrawn(monkeypatch):
         return Canvas(6, 4)
 
     for name in ("draw_densities", "draw_relations", "draw_fields", "draw_comparisons"):
-        monkeypatch.setattr(f"brainseg_bids.reports.sections.priors.{name}", draw)
+        monkeypatch.setattr(f"brainseg_bids.stages.priors_page.{name}", draw)
 
 
 def written(path, prior, statistics, **changes):

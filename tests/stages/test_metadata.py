@@ -10,8 +10,8 @@ import pytest
 from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.images import write_label_map
-from brainseg_bids.reports.sections.contrast import section
 from brainseg_bids.stages.contrast import LabelChoice, contrast_metadata, plan_contrast
+from brainseg_bids.stages.contrast_section import section
 from brainseg_bids.stages.pooling import make_priors
 from tests.contrast.made_up import T1, both_sides, image_of
 from tests.fakes.dataset import write_dataset

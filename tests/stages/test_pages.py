@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from brainseg_bids.reports.sections.image import no_asymmetry
+from brainseg_bids.reports.image_section import no_asymmetry
 
 
 @pytest.mark.input(

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from brainseg_bids.bids.names import sidecar
 from brainseg_bids.documents import read_json
-from brainseg_bids.reports.page import Section
-from brainseg_bids.reports.sections.image import (
+from brainseg_bids.reports.image_section import (
     image_section,
     made_by,
     no_asymmetry,
@@ -16,6 +15,7 @@ from brainseg_bids.reports.sections.image import (
     worded,
     written,
 )
+from brainseg_bids.reports.page import Section
 from brainseg_bids.reports.volume_table import low_confidence, read_volumes
 
 

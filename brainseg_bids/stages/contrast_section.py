@@ -24,8 +24,8 @@ from brainseg_bids.reports.contrast import (
     number,
     times_words,
 )
+from brainseg_bids.reports.image_section import made_by, source_line, worded, written
 from brainseg_bids.reports.page import Section
-from brainseg_bids.reports.sections.image import made_by, source_line, worded, written
 
 
 def section(job, *, output_dir: Path, bids_dir: Path) -> Section:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from brainseg_bids.bids.names import folder
 from brainseg_bids.bids.templates import transform_name
-from brainseg_bids.reports.page import Section
-from brainseg_bids.reports.sections.image import (
+from brainseg_bids.reports.image_section import (
     image_section,
     made_by,
     metadata_of,
     worded,
     written,
 )
+from brainseg_bids.reports.page import Section
 
 
 def section(job, *, output_dir: Path, bids_dir: Path) -> Section:

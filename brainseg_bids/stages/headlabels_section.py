@@ -16,8 +16,7 @@ from brainseg_bids.anatomy.rules import MergeRules
 from brainseg_bids.bids.names import sidecar
 from brainseg_bids.documents import read_json
 from brainseg_bids.reports import page, tables
-from brainseg_bids.reports.page import Section
-from brainseg_bids.reports.sections.image import (
+from brainseg_bids.reports.image_section import (
     made_by,
     metadata_of,
     no_asymmetry,
@@ -29,6 +28,7 @@ from brainseg_bids.reports.sections.image import (
     volumes_block,
     written,
 )
+from brainseg_bids.reports.page import Section
 from brainseg_bids.reports.volume_table import anatomical, read_volumes
 from brainseg_bids.units import duration
 
