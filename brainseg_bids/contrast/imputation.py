@@ -176,7 +176,7 @@ def impute(
             interior_voxels=own.interior_voxels,
             median=own.median,
             mad=own.mad,
-            source=f"borrowed from {donor}",
+            source=f"imputed from {donor}",
             histogram=(),
         )
     return out, alone

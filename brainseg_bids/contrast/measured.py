@@ -49,7 +49,7 @@ class LabelStatistics:
         Largest distance between the cumulative histograms of data and components
         (Kolmogorov-Smirnov), 0..1.
     source : str
-        ``measured``, or ``borrowed from NAME`` where there were too few voxels.
+        ``measured``, or ``imputed from NAME`` where there were too few voxels.
     histogram : tuple of int
         Interior voxels, bias removed, between the image's ``edges``.
     """

@@ -311,7 +311,7 @@ def _imputed(label: Label, imputation: Imputation, measured: dict[str, LabelPrio
         donor,
         mean_sd=donor.mean_sd * imputation.widen,
         images=0,
-        source=f"borrowed from {imputation.donor}",
+        source=f"imputed from {imputation.donor}",
         index=label.index,
     )
 

@@ -68,7 +68,7 @@ class LabelPrior:
     images : int
         That it was measured in.
     source : str
-        ``measured``, ``borrowed from NAME``, or ``noise law`` for air that no map has as a label.
+        ``measured``, ``imputed from NAME``, or ``noise law`` for air that no map has as a label.
     index : int
         Code in the label table.
     tissue_sd : Spread or None
@@ -118,7 +118,7 @@ class ContrastPrior:
     table : str
         Label table that the names belong to.
     labels : dict of str to LabelPrior
-        Every label of the table, borrowed where no image has it.
+        Every label of the table, imputed where no image has it.
     correlation : (n, n) float
         Of the labels' locations over images, in the order of ``labels``.
     noise : NoisePrior

@@ -36,7 +36,7 @@ def contrast_rows(statistics: ContrastStatistics, table: LabelTable | None = Non
     list of dict
         ``index``, ``name``, ``hemisphere``, ``color``, ``group``, ``volume_mm3``, ``voxels``,
         ``interior_voxels``, ``location``, ``scale``, ``components`` (list of Component),
-        ``grain_mm``, ``fit``, ``poor`` (whether the fit is), ``source``, ``borrowed``.
+        ``grain_mm``, ``fit``, ``poor`` (whether the fit is), ``source``, ``imputed``.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def contrast_rows(statistics: ContrastStatistics, table: LabelTable | None = Non
     >>> flat, none = BiasField(0.0, 60.0, (((0.0,),),), (1, 1, 1)), NoiseLaw("none", 0.0)
     >>> found = ContrastStatistics("fullhead", {"Right-Putamen": own, "Left-Putamen": own},
     ...     none, flat, (1, 1, 1), (1, 1, 1), 0.0, 100.0)
-    >>> [(row["name"], row["location"], row["borrowed"]) for row in contrast_rows(found)]
+    >>> [(row["name"], row["location"], row["imputed"]) for row in contrast_rows(found)]
     [('Left-Putamen', 80.0, False), ('Right-Putamen', 80.0, False)]
     """
     table = table or LabelTable.packaged(statistics.table)
@@ -70,7 +70,7 @@ def contrast_rows(statistics: ContrastStatistics, table: LabelTable | None = Non
                 "fit": own.fit,
                 "poor": measured and own.fit > POOR_FIT,
                 "source": own.source,
-                "borrowed": not measured,
+                "imputed": not measured,
             }
         )
     return anatomical(rows)

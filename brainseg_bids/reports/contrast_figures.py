@@ -389,7 +389,7 @@ def _draw_dot(axes: Axes, row: dict, line: int) -> None:
     )
     axes.plot(
         at, line + shift, "o", color=color, markersize=4.5, markeredgewidth=1.1,
-        markerfacecolor="none" if row["borrowed"] else color,
+        markerfacecolor="none" if row["imputed"] else color,
     )  # fmt: skip
 
 
@@ -399,4 +399,4 @@ def _write_dot_key(canvas: Canvas, y: float) -> None:
         canvas.box(x, y - 5, 22, 10, color)
         canvas.text(x + 30, y, words)
         x += 110
-    canvas.text(x, y, "hollow: borrowed from another label", color=FAINT)
+    canvas.text(x, y, "hollow: imputed from another label", color=FAINT)

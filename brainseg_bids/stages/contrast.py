@@ -71,7 +71,7 @@ COLUMNS = {
     "components": {"Description": "Number of Gaussians that describe the label."},
     "grain_mm": {"Description": "Distance at which the correlation has halved.", "Units": "mm"},
     "fit": {"Description": "Largest difference of cumulative histograms, data against Gaussians."},
-    "source": {"Description": "Measured, or the label that it was borrowed from."},
+    "source": {"Description": "Measured, or the label that it was imputed from."},
 }
 """Columns of the table of statistics, as BIDS wants them described."""
 

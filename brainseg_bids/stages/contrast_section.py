@@ -138,7 +138,7 @@ def _labels(rows: list[dict]) -> Markup:
             ],
             "Fit": [_fit(row) for row in rows],
             "Source": [
-                row["source"] if row["borrowed"] else tables.faint(row["source"]) for row in rows
+                row["source"] if row["imputed"] else tables.faint(row["source"]) for row in rows
             ],
         }
     )
@@ -150,9 +150,9 @@ def _labels(rows: list[dict]) -> Markup:
         f"the cumulative histograms of data and Gaussians, 0 to 1; above {POOR_FIT} it "
         "is marked."
     )
-    borrowed = sum(row["borrowed"] for row in rows)
-    if borrowed:
-        words += f" {page.plural(borrowed, 'label')} had too few voxels and borrowed from another."
+    imputed = sum(row["imputed"] for row in rows)
+    if imputed:
+        words += f" {page.plural(imputed, 'label')} with too few voxels imputed from another."
     table = tables.html_table(
         frame,
         numbers=("Voxels", "Interior", "Location", "Spread", "Grain (mm)", "Fit"),
@@ -163,7 +163,7 @@ def _labels(rows: list[dict]) -> Markup:
 
 
 def _fit(row: dict) -> str:
-    if row["borrowed"]:
+    if row["imputed"]:
         return "n/a"
     words = f"{row['fit']:.2f}"
     return tables.strong(words, far=True) if row["poor"] else words

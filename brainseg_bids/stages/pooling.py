@@ -257,7 +257,7 @@ def stripped_images(group: Sequence[Measured]) -> list[str]:
     if len(images) == len(group):
         return [
             "All images are skull-stripped: bone, soft tissue and the fluid around the brain were "
-            "not measured and are borrowed from tissues that look alike."
+            "not measured and are imputed from tissues that look alike."
         ]
     return [
         f"{len(images)} of {len(group)} images are skull-stripped and show the brain alone: "

@@ -114,7 +114,7 @@ def prior_section(
 ) -> Section:
     """One prior; see `write_priors_page`."""
     rows = prior_rows(prior, statistics, table)
-    borrowed = [row for row in rows if row["borrowed"]]
+    imputed = [row for row in rows if row["imputed"]]
     flags = _flags(prior, statistics)
     body = page.blocks(
         page.warnings_box(flags, "Look at this before drawing from the prior", most=8),
@@ -126,21 +126,21 @@ def prior_section(
         *_figures(prior, statistics, table),
         _comparison(prior.name, comparisons),
         _previews(previews),
-        _labels([row for row in rows if not row["borrowed"]]),
+        _labels([row for row in rows if not row["imputed"]]),
         page.fold(
-            f"{page.plural(len(borrowed), 'label')} that no image has in sufficient number, "
-            "borrowed from others",
-            labels_table(borrowed),
+            f"{page.plural(len(imputed), 'label')} that no image has in sufficient number, "
+            "imputed from others",
+            labels_table(imputed),
         )
-        if borrowed
+        if imputed
         else "",
         _images(prior),
     )
     overview = {
         "Images": prior.n_images,
         "Subjects": prior.n_subjects,
-        "Labels measured": len(rows) - len(borrowed),
-        "Borrowed": len(borrowed),
+        "Labels measured": len(rows) - len(imputed),
+        "Imputed": len(imputed),
         "Noise": noise_prior_words(prior),
         "FWHM (R × A × S)": times_words(spread.median for spread in prior.fwhm_mm),
         "Field (log sd)": spread_words(prior.bias_log_sd),
@@ -209,7 +209,7 @@ def labels_table(rows: Sequence[dict]) -> Markup:
             "Grain (mm)": [row["grain"] for row in rows],
             "Images": [row["images"] for row in rows],
             "Source": [
-                row["source"] if row["borrowed"] else tables.faint(row["source"]) for row in rows
+                row["source"] if row["imputed"] else tables.faint(row["source"]) for row in rows
             ],
         }
     )
@@ -254,7 +254,7 @@ def prior_rows(
                 "grain": f"{own.grain_mm:.1f}" if own.grain_frac > 0 else "none",
                 "images": own.images,
                 "source": own.source,
-                "borrowed": own.source != "measured",
+                "imputed": own.source != "measured",
             }
         )
     return anatomical(rows)

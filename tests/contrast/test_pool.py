@@ -149,19 +149,19 @@ def test_gaps_are_filled_by_what_the_other_labels_say(rng):
     assert np.abs(law.mean - 100).max() < 3
 
 
-def test_labels_that_no_image_has_are_borrowed_from_the_most_alike():
+def test_labels_that_no_image_has_are_imputed_from_the_most_alike():
     found = {k: v for k, v in both_sides().items() if not k.startswith("Right-Putamen")}
     prior = pooled({"sub-1_T1w": image_of(found)})
     assert list(prior.labels) == [label.name for label in TABLE]
-    assert prior["Right-Putamen"].source == "borrowed from Left-Putamen"
+    assert prior["Right-Putamen"].source == "imputed from Left-Putamen"
     assert prior["Right-Putamen"].mean_sd == prior["Left-Putamen"].mean_sd
     assert prior["Right-Putamen"].index == TABLE["Right-Putamen"].index
-    assert prior["CC_Central"].source == "borrowed from Left-Cerebral-White-Matter"
-    assert prior["Fluid-Inside-Eyes"].source == "borrowed from Eyes"
+    assert prior["CC_Central"].source == "imputed from Left-Cerebral-White-Matter"
+    assert prior["Fluid-Inside-Eyes"].source == "imputed from Eyes"
     assert prior["Fluid-Inside-Eyes"].mean_sd > prior["Eyes"].mean_sd
-    assert prior["Air-Internal"].source == "borrowed from Unknown"
+    assert prior["Air-Internal"].source == "imputed from Unknown"
     assert prior["Mucosa"].images == 0
-    assert prior["Mucosa"].source in ("borrowed from Skin", "borrowed from Other-Tissues")
+    assert prior["Mucosa"].source in ("imputed from Skin", "imputed from Other-Tissues")
     order = list(prior.labels)
     pair = prior.correlation[order.index("Right-Putamen"), order.index("Left-Putamen")]
     assert pair == pytest.approx(0.95)
@@ -169,7 +169,7 @@ def test_labels_that_no_image_has_are_borrowed_from_the_most_alike():
 
 
 @pytest.mark.parametrize(
-    ("borrower", "measured", "lender"),
+    ("receiver", "measured", "donor"),
     [
         ("Left-choroid-plexus-lateral-ventricle", "Left-choroid-plexus", "Left-choroid-plexus"),
         ("Optic-Nerve", "Right-Cerebral-White-Matter", "Left-Cerebral-White-Matter"),
@@ -179,14 +179,14 @@ def test_labels_that_no_image_has_are_borrowed_from_the_most_alike():
         ("Skull", "Artery", "Bone-Cortical"),
     ],
 )
-def test_the_lender_is_the_nearest_tissue_and_not_just_any(borrower, measured, lender):
+def test_the_donor_is_the_nearest_tissue_and_not_just_any(receiver, measured, donor):
     prior = pooled({"a": image_of(both_sides() | {measured: 50.0})})
-    assert prior[borrower].source == f"borrowed from {lender}"
+    assert prior[receiver].source == f"imputed from {donor}"
 
 
-def test_what_an_image_borrowed_itself_is_not_taken_for_measured():
+def test_what_an_image_imputed_itself_is_not_taken_for_measured():
     one = image_of(both_sides())
-    skin = replace(one["Skin"], location=1.0, source="borrowed from Other-Tissues")
+    skin = replace(one["Skin"], location=1.0, source="imputed from Other-Tissues")
     prior = pooled({"a": replace(one, labels=one.labels | {"Skin": skin}), "b": one, "c": one})
     assert prior["Skin"].images == 2
     assert prior["Skin"].mean == pytest.approx(T1["Skin"])
@@ -335,7 +335,7 @@ def test_a_stripped_brain_is_pooled_like_a_head():
     brain = {name: at for name, at in both_sides().items() if TABLE[name].is_brain}
     prior = pooled({"a": image_of(brain), "b": image_of(brain, gain=4.0)})
     assert prior["Skin"].images == 0
-    assert prior["Skin"].source.startswith("borrowed from ")
+    assert prior["Skin"].source.startswith("imputed from ")
     assert np.linalg.eigvalsh(prior.correlation)[0] > 0
 
 
@@ -344,7 +344,7 @@ def test_a_table_of_seven_tissues_is_pooled_too():
     found = image_of({"White Matter": 160.0, "Cortical Gray Matter": 90.0})
     prior = pool({"a": replace(found, table="tissue")}, name="x", table=table, subjects={"a": "1"})
     prior.check_table(table)
-    assert prior["Brainstem"].source == "borrowed from White Matter"
+    assert prior["Brainstem"].source == "imputed from White Matter"
 
 
 @pytest.mark.parametrize(

@@ -158,16 +158,16 @@ def test_threads_do_not_change_the_result(head, head_image):
     assert measure(head_image, head) == measure(head_image, head, threads=3)
 
 
-def test_a_label_without_an_inside_borrows_from_its_mirror(head, head_image):
+def test_a_label_without_an_inside_is_imputed_from_its_mirror(head, head_image):
     voxels = head.voxels.copy()
     left = np.flatnonzero(voxels == head.table["Left-Cerebellum-Cortex"].index)
     voxels.flat[left[2:]] = head.table["Left-Cerebral-White-Matter"].index
     statistics = measure(head_image, LabelMap(voxels, head.grid, head.table))
-    label, lender = statistics["Left-Cerebellum-Cortex"], statistics["Right-Cerebellum-Cortex"]
-    assert label.source == "borrowed from Right-Cerebellum-Cortex"
-    assert (label.location, label.scale) == (lender.location, lender.scale)
+    label, donor = statistics["Left-Cerebellum-Cortex"], statistics["Right-Cerebellum-Cortex"]
+    assert label.source == "imputed from Right-Cerebellum-Cortex"
+    assert (label.location, label.scale) == (donor.location, donor.scale)
     assert (label.voxels, label.histogram) == (2, ())
-    assert lender.source == "measured"
+    assert donor.source == "measured"
     assert any("Left-Cerebellum-Cortex" in warning for warning in statistics.warnings)
 
 
@@ -175,7 +175,7 @@ def test_without_a_mirror_the_most_similar_of_the_same_tissue_lends(head, head_i
     voxels, table = head.voxels.copy(), head.table
     voxels[tuple(np.argwhere(voxels == table["CSF"].index)[100])] = table["3rd-Ventricle"].index
     statistics = measure(head_image, LabelMap(voxels, head.grid, table))
-    assert statistics["3rd-Ventricle"].source == "borrowed from CSF"
+    assert statistics["3rd-Ventricle"].source == "imputed from CSF"
     assert statistics["3rd-Ventricle"].scale == statistics["CSF"].scale
 
 

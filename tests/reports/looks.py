@@ -18,7 +18,7 @@ from brainseg_bids.contrast.measured import (
 from brainseg_bids.contrast.prior import ContrastPrior, LabelPrior, NoisePrior, Spread
 from tests.phantom.head import INTENSITY
 
-BORROWED = "Left-Putamen"
+IMPUTED = "Left-Putamen"
 SIGMA = 4.0
 
 
@@ -69,7 +69,7 @@ def looks(
                 parts = (Component(0.6, mean - sd / 2, sd), Component(0.4, mean + sd / 2, sd))
             else:
                 parts = (Component(1.0, mean, sd),)
-            source = "borrowed from Right-Putamen" if label.name == BORROWED else "measured"
+            source = "imputed from Right-Putamen" if label.name == IMPUTED else "measured"
             counts = np.histogram(values, edges)[0] if source == "measured" else ()
             found[label.name] = LabelStatistics(
                 voxels=values.size,
@@ -101,13 +101,13 @@ def looks(
         head_low=low,
         head_high=high,
         edges=tuple(float(e) for e in edges),
-        warnings=("Left-Putamen has 3 voxels away from borders; borrowed from Right-Putamen.",),
+        warnings=("Left-Putamen has 3 voxels away from borders; imputed from Right-Putamen.",),
     )
     return image, statistics
 
 
 def prior_of(statistics: dict[str, ContrastStatistics], *, name: str = "T1w") -> ContrastPrior:
-    """A plain prior of some images: means over them, labels that none has borrowed from CSF."""
+    """A plain prior of some images: means over them, labels that none has imputed from CSF."""
     table = LabelTable.packaged("fullhead")
     labels = {}
     for label in table:
@@ -123,7 +123,7 @@ def prior_of(statistics: dict[str, ContrastStatistics], *, name: str = "T1w") ->
             sd=Spread(float(spread), 0.2),
             components=(Component(1.0, 0.0, 1.0),),
             images=len(own),
-            source="measured" if own else "borrowed from CSF",
+            source="measured" if own else "imputed from CSF",
         )
     n = len(labels)
     correlation = 0.6 + 0.4 * np.eye(n)

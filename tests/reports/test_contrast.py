@@ -18,7 +18,7 @@ from brainseg_bids.reports.contrast import (
 )
 from brainseg_bids.reports.page import write_subject_page
 from brainseg_bids.stages.contrast_section import contrast_section
-from tests.reports.looks import BORROWED, looks
+from tests.reports.looks import IMPUTED, looks
 from tests.reports.reading import cells, read
 
 EVIL = "<script>alert('x')</script>&\"<img src=x onerror=y>"
@@ -61,7 +61,7 @@ def test_a_page_of_contrasts_is_well_formed_and_says_what_was_measured(contrast,
         "Rician, sigma 4",
         "4.40 × 4.40 × 4.40 mm, from edges",
         "log sd 0.15",
-        "borrowed from Right-Putamen",
+        "imputed from Right-Putamen",
     ):
         assert words in reader.text, words
     assert "Mode" not in reader.text  # an empty fact
@@ -79,8 +79,8 @@ def test_the_table_has_the_numbers_of_the_statistics(contrast, statistics, tmp_p
     (soft,) = [row for row in rows if row[0] == "Other-Tissues"]
     assert "60 % at" in soft[6]
     assert "40 % at" in soft[6]
-    (borrowed,) = [row for row in rows if row[0] == BORROWED]
-    assert borrowed[-2:] == ["n/a", "borrowed from Right-Putamen"]  # a fit to others' data is none
+    (imputed,) = [row for row in rows if row[0] == IMPUTED]
+    assert imputed[-2:] == ["n/a", "imputed from Right-Putamen"]  # a fit to others' data is none
 
 
 def test_a_poor_fit_is_marked_and_a_good_one_is_not(contrast, tmp_path):
@@ -97,7 +97,7 @@ def test_left_and_right_are_neighbours_in_anatomical_order(statistics):
     assert names[at + 1] == "Right-Thalamus"
     groups = [row["group"] for row in rows]
     assert [g for n, g in enumerate(groups) if g not in groups[:n]] == ["Brain", "CSF", "Head"]
-    assert [row["name"] for row in rows if row["borrowed"]] == [BORROWED]
+    assert [row["name"] for row in rows if row["imputed"]] == [IMPUTED]
     assert rows[at]["volume_mm3"] == statistics["Left-Thalamus"].voxels * 64
 
 

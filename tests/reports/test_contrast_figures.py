@@ -150,9 +150,9 @@ def test_noise_that_has_no_law_in_the_air_is_not_drawn():
     assert noise_density(NoiseLaw("none", 0.0)) is None
 
 
-def test_borrowed_labels_add_nothing_to_their_class(seen):
+def test_imputed_labels_add_nothing_to_their_class(seen):
     statistics = seen[1]
-    both = ["Left-Putamen", "Right-Putamen"]  # the left one is borrowed
+    both = ["Left-Putamen", "Right-Putamen"]  # the left one is imputed
     counts, found = pooled_counts(statistics, both)
     assert len(found) == 1
     assert counts.tolist() == list(map(float, statistics["Right-Putamen"].histogram))

@@ -110,8 +110,8 @@ def test_the_table_has_the_numbers_of_the_prior(prior, statistics, tmp_path):
     own = prior["Left-Thalamus"]
     assert thalamus[1:5] == ["10", f"{own.mean:.1f}", f"{own.mean_sd:.1f}", f"{own.sd.median:.1f}"]
     assert thalamus[-2:] == ["3", "measured"]
-    (borrowed,) = [row for row in rows if row[0] == "Left-Putamen"]  # in no image by itself
-    assert borrowed[-1] == "borrowed from CSF"
+    (imputed,) = [row for row in rows if row[0] == "Left-Putamen"]  # in no image by itself
+    assert imputed[-1] == "imputed from CSF"
 
 
 @pytest.mark.usefixtures("undrawn")
