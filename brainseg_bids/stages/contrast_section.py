@@ -133,7 +133,7 @@ def _labels(rows: list[dict]) -> Markup:
                 or tables.faint("one Gaussian")
                 for row in rows
             ],
-            "Grain (mm)": [
+            "Texture (mm)": [
                 "n/a" if row["grain_mm"] is None else f"{row['grain_mm']:.1f}" for row in rows
             ],
             "Fit": [_fit(row) for row in rows],
@@ -145,7 +145,7 @@ def _labels(rows: list[dict]) -> Markup:
     words = (
         "Location and spread: robust mean and standard deviation away from the label's "
         "borders, in units of the image, with the smooth field removed; the spread "
-        "holds the noise. Interior: voxels that they rest on. Grain: distance at which "
+        "holds the noise. Interior: voxels that they rest on. Texture: distance at which "
         "the correlation within the label has halved. Fit: largest distance between "
         f"the cumulative histograms of data and Gaussians, 0 to 1; above {POOR_FIT} it "
         "is marked."
@@ -155,7 +155,7 @@ def _labels(rows: list[dict]) -> Markup:
         words += f" {page.plural(imputed, 'label')} with too few voxels imputed from another."
     table = tables.html_table(
         frame,
-        numbers=("Voxels", "Interior", "Location", "Spread", "Grain (mm)", "Fit"),
+        numbers=("Voxels", "Interior", "Location", "Spread", "Texture (mm)", "Fit"),
         css={"Structure": "name", "Label": "n faint"},
         groups=[row["group"] for row in rows],
     )

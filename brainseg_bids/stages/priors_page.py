@@ -187,7 +187,7 @@ def _labels(measured: Sequence[dict]) -> Markup:
     words = (
         "Mean: location over images in the prior's units, 0 to 255, and its standard deviation. "
         "Spread: median over images of the standard deviation within one image, noise included, "
-        "and the factor by which it varies. Grain: distance at which the correlation within the "
+        "and the factor by which it varies. Texture: distance at which the correlation within the "
         "label has halved."
     )
     return page.blocks(
@@ -206,14 +206,14 @@ def labels_table(rows: Sequence[dict]) -> Markup:
             "Spread": [row["sd"] for row in rows],
             "Varies": [row["sd_spread"] for row in rows],
             "Mixture": [row["mixture"] or tables.faint("one Gaussian") for row in rows],
-            "Grain (mm)": [row["grain"] for row in rows],
+            "Texture (mm)": [row["grain"] for row in rows],
             "Images": [row["images"] for row in rows],
             "Source": [
                 row["source"] if row["imputed"] else tables.faint(row["source"]) for row in rows
             ],
         }
     )
-    numbers = ("Mean", "± over images", "Spread", "Varies", "Grain (mm)", "Images")
+    numbers = ("Mean", "± over images", "Spread", "Varies", "Texture (mm)", "Images")
     return tables.html_table(
         frame,
         numbers=numbers,
