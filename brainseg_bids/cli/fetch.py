@@ -33,7 +33,7 @@ NOTE = ".brainseg_fetch.txt"
 
 MEANINGS = {
     DONE: "all is there",
-    FAILED: "something could not be had (the last lines say what and why)",
+    FAILED: "something was not fetched (the last lines say what and why)",
     UNUSABLE: "the command line cannot be used",
     NO_PROGRAM: "a program is missing",
     **{code: exit_codes.MEANINGS[code] for code in (INTERRUPTED, TERMINATED)},
@@ -240,7 +240,7 @@ def _conclude(failures: Sequence[str], total: int, dest: Path) -> int:
     for failure in failures:
         _complain(failure)
     if failures:
-        _complain(f"{len(failures)} of {total} files could not be had; the others are in {dest}")
+        _complain(f"{len(failures)} of {total} files were not fetched; the others are in {dest}")
         return FAILED
     print(f"{dest}: all {total} files are there and verified")
     return DONE

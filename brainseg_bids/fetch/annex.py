@@ -140,7 +140,7 @@ def get(
     Returns
     -------
     list of str
-        One line for each file whose content could not be had.
+        One line for each file whose content was not fetched.
     """
     reasons: dict[Path, str] = {}
     absent = [path for path in paths if is_absent(path)]
@@ -159,7 +159,7 @@ def get(
             if result.get("success") is False or result.get("status") in ("error", "impossible"):
                 reasons[root / name] = _reason(result)
     return [
-        f"{path}: its content could not be had ({reasons.get(path, NO_REASON)})."
+        f"{path}: its content was not fetched ({reasons.get(path, NO_REASON)})."
         for path in absent
         if is_absent(path)
     ]

@@ -68,7 +68,7 @@ def test_what_failed_is_told_at_the_end_with_what_is_there(call, server, tmp_pat
     code, _, err = call("ds000999", tmp_path / "d")
     assert code == 1
     assert err.splitlines()[-1].endswith(
-        f"1 of 4 files could not be had; the others are in {tmp_path / 'd'}"
+        f"1 of 4 files were not fetched; the others are in {tmp_path / 'd'}"
     )
 
 
