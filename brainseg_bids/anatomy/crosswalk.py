@@ -27,6 +27,9 @@ class Crosswalk:
         Why, per source code.
     names : dict of int to str, optional
         What the source calls each of its codes.
+    among : dict of int to frozenset of int, optional
+        Target codes that a source code may stand for, where the source does not tell them apart;
+        its pair is one of them.
     name : str
         Named in messages.
 
@@ -34,6 +37,8 @@ class Crosswalk:
     ------
     UnknownLabelError
         If a target code is not in ``target``.
+    ValueError
+        If a target code is exact for one source code and not for another.
 
     Examples
     --------
@@ -54,17 +59,30 @@ class Crosswalk:
         *,
         reasons: dict[int, str] | None = None,
         names: dict[int, str] | None = None,
+        among: dict[int, frozenset[int]] | None = None,
         name: str = "crosswalk",
     ) -> None:
         self.name = name
         self.pairs = {int(source): target[int(code)].index for source, code in pairs.items()}
+        self.among = dict(among or {})
+        for source, code in self.pairs.items():
+            same = [self.among.get(other) for other, to in self.pairs.items() if to == code]
+            codes = {target[one].index for one in self.among.get(source, {code})}
+            if code not in codes or any(one != same[0] for one in same):
+                raise ValueError(
+                    f"{name}: source code {source} may stand for codes that its target {code} "
+                    "is not among, or another source code has that target and stands for others"
+                )
         self.target = target
         self.reasons = dict(reasons or {})
         self.names = dict(names or {})
 
     @classmethod
     def read(cls, path: str | Path, target: LabelTable, *, name: str | None = None) -> Crosswalk:
-        """Read a TSV with columns ``source``, ``target`` and ``reason``, and ``name`` if it has.
+        """Read a TSV with columns ``source``, ``target`` and ``reason``.
+
+        It may have two more: ``name``, the source's own; ``among``, all target codes that the
+        source code may stand for, or ``n/a``.
 
         Raises
         ------
@@ -75,6 +93,7 @@ class Crosswalk:
         pairs: dict[int, int] = {}
         reasons: dict[int, str] = {}
         names: dict[int, str] = {}
+        among: dict[int, frozenset[int]] = {}
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file, delimiter="\t")
             missing = {"source", "target", "reason"} - set(rows.fieldnames or ())
@@ -89,7 +108,11 @@ class Crosswalk:
                 pairs[source], reasons[source] = int(row["target"]), row["reason"]
                 if row.get("name"):
                     names[source] = row["name"]
-        return cls(pairs, target, reasons=reasons, names=names, name=name or path.stem)
+                if row.get("among", "n/a") != "n/a":
+                    among[source] = frozenset(map(int, row["among"].split()))
+        return cls(
+            pairs, target, reasons=reasons, names=names, among=among, name=name or path.stem
+        )
 
     @classmethod
     def packaged(cls, source: str, target: str) -> Crosswalk:
@@ -100,6 +123,11 @@ class Crosswalk:
             raise ValueError(f"no crosswalk from {source!r} to {target!r}")
         with resources.as_file(path) as file:
             return cls.read(file, LabelTable.packaged(target), name=name)
+
+    @property
+    def coarse(self) -> dict[int, frozenset[int]]:
+        """What a target code may really be, where the source does not tell."""
+        return {self.pairs[source]: codes for source, codes in self.among.items()}
 
     def source_table(self) -> LabelTable:
         """The source's own codes as a table: the only codes it may have.
@@ -127,12 +155,18 @@ class Crosswalk:
                     self.target[self.pairs[code]],
                     index=code,
                     name=name,
+                    hemisphere=self._hemisphere_of(code),
                     mirror=partners[code] if partners[partners[code]] == code else code,
                 )
                 for code, name in names.items()
             ],
             name=self.name.partition("_to_")[0],
         )
+
+    def _hemisphere_of(self, code: int) -> str:
+        """Side of a source code; none if it may be of either."""
+        sides = {self.target[one].hemisphere for one in self.among.get(code, {self.pairs[code]})}
+        return sides.pop() if len(sides) == 1 else "none"
 
     def _name_of(self, code: int) -> str:
         target = self.target[self.pairs[code]]

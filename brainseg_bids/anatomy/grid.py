@@ -92,6 +92,17 @@ class Grid:
         return round(float(abs(np.linalg.det(self.affine[:3, :3]))), 9)
 
     @property
+    def is_sheared(self) -> bool:
+        """Whether axes are not at right angles, by more than a thousandth.
+
+        >>> tilted = np.eye(4); tilted[0, 1] = 0.1
+        >>> Grid((2, 2, 2), np.eye(4)).is_sheared, Grid((2, 2, 2), tilted).is_sheared
+        (False, True)
+        """
+        axes = self.affine[:3, :3] / _lengths(self.affine)
+        return bool(np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3)
+
+    @property
     def extent_mm(self) -> tuple[float, float, float]:
         """Edge lengths of the whole box, voxel borders included."""
         return triple(n * size for n, size in zip(self.shape, self.voxel_size_mm, strict=True))

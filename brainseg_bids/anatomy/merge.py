@@ -8,7 +8,8 @@ step is counted in a `MergeReport`. The rules are in ``data/merge``; why they ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from brainseg_bids.anatomy.cleaning import (
     resolve,
     swap_strays,
 )
+from brainseg_bids.anatomy.coarse import refine
 from brainseg_bids.anatomy.completion import Completed, complete
 from brainseg_bids.anatomy.grid import Grid, triple
 from brainseg_bids.anatomy.labelmap import LabelMap
@@ -53,12 +55,16 @@ class Source:
     seen : (X, Y, Z) bool, optional
         Where the tool's own grid covers the image's; everywhere if not given. Elsewhere the tool
         has not looked, and its 0 says nothing.
+    coarse : mapping of int to frozenset of int
+        Of a brain map: codes that may be any of several, since its tool does not tell those apart
+        (left and right, say); the head map tells.
     """
 
     name: str
     labels: LabelMap
     posteriors: TopPosteriors | None = None
     seen: np.ndarray | None = None
+    coarse: Mapping[int, frozenset[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,8 @@ def merge(
     seen = [None if source.seen is None else turned(source.seen) for source in sources]
     brain_voxels = rest[0] if rest else None
     _drop_background(head_voxels, brain_voxels, rules, report)
+    if brain is not None and brain.coarse:
+        _refine(brain_voxels, brain, head_voxels, ras, rules, report)
     origin = None
     if any(source.posteriors is not None for source in sources):
         origin = np.zeros(ras.shape, dtype=np.uint8)
@@ -186,6 +194,24 @@ def _drop_background(
             changed += int(np.count_nonzero(outside))
             voxels[outside] = 0
     report.count("background", changed, "a tool's own code for outside air is 0")
+
+
+def _refine(
+    brain: np.ndarray,
+    source: Source,
+    head: np.ndarray,
+    grid: Grid,
+    rules: MergeRules,
+    report: MergeReport,
+) -> None:
+    """Labels that the brain tool does not tell apart, told apart by the head's, in place."""
+    changed, left = refine(brain, source.coarse, head, grid, rules.table)
+    report.count("coarse", changed, "the brain tool has one label for several of the head's")
+    for code, voxels in left.items():
+        name = rules.table[code].name
+        report.flags.append(
+            f"{source.name}: {voxels} voxels are {name} or another; {report.head} does not tell"
+        )
 
 
 def _win(

@@ -71,7 +71,10 @@ class ReadTool(SimpleInterface):
         table = tool.crosswalk().source_table()
         log = f" Its log: {self.inputs.log}" if isdefined(self.inputs.log) else ""
         try:
-            labels = read_label_map(self.inputs.labels, table)
+            path = Path(self.inputs.labels)
+            if self.inputs.given:
+                path = tool.interface.whole_map(path, folder)
+            labels = read_label_map(path, table)
             if not labels.voxels.any():
                 raise InputError(f"{self.inputs.labels}: {tool.name} labelled nothing.")
             self._check_place(labels, tool.same_grid and not self.inputs.given)
@@ -189,7 +192,8 @@ def read_source(grid: Grid, *, tool: str, labels: str, top_codes="", top_weights
     same = own.grid.is_close(grid, tolerance_mm=0.01)
     seen = None if same else own.grid.covers(grid)
     if not (isdefined(top_codes) and top_codes):
-        return Source(tool, _placed(own, grid) if same else regrid(own, grid), seen=seen)
+        placed = _placed(own, grid) if same else regrid(own, grid)
+        return Source(tool, placed, seen=seen, coarse=crosswalk.coarse)
     top = read_top_posteriors(top_codes, top_weights, table).translate(crosswalk)
     if not (same and top.grid.is_close(grid, tolerance_mm=0.01)):
         top = regrid_posteriors(top, grid)

@@ -16,6 +16,7 @@ from brainseg_bids.stages.exports import FreeSurferExport, PrecomputedExport
 from brainseg_bids.stages.headlabels import Headlabels
 from brainseg_bids.stages.priors import Priors
 from brainseg_bids.stages.segment import Segment
+from brainseg_bids.stages.simnibs import SimnibsExport
 from brainseg_bids.stages.spaces import StandardSpaces
 from brainseg_bids.stages.summary import Summary
 from brainseg_bids.stages.synth import Synth
@@ -32,6 +33,7 @@ STAGES: dict[str, Stage] = {
         StandardSpaces(),
         FreeSurferExport(),
         PrecomputedExport(),
+        SimnibsExport(),
         Summary(),
         Priors(),
         Synth(),

@@ -23,7 +23,8 @@ BRAIN = {2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 17, 18, 26, 28}
 
 def test_the_tools_are_those_we_have_files_for():
     assert TOOLS == [
-        "charm", "fastsurfer", "freesurfer", "fullhead", "gouhfi", "model", "samseg", "synthseg",
+        "brainchop", "brainchop104", "charm", "fastsurfer", "freesurfer", "fullhead", "gouhfi",
+        "model", "samseg", "siam", "supersynth", "synthseg",
     ]  # fmt: skip
 
 
@@ -39,8 +40,13 @@ def test_every_code_has_a_name_and_a_reason(tool):
 @pytest.mark.parametrize("tool", TOOLS)
 def test_every_tool_knows_both_sides_of_the_brain(tool):
     crosswalk = Crosswalk.packaged(tool, "fullhead")
-    said = set(crosswalk.pairs.values())
-    assert said >= BRAIN | {crosswalk.target[code].mirror for code in BRAIN} | {14, 15, 16}
+    said = set(crosswalk.pairs.values()).union(*crosswalk.among.values())
+    lacking = {28, 60} if tool == "supersynth" else set()  # its own nuclei become these
+    assert said | lacking >= BRAIN | {crosswalk.target[code].mirror for code in BRAIN} | {
+        14,
+        15,
+        16,
+    }
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -59,7 +65,7 @@ def test_the_source_table_has_sides_and_mirrors_that_fit_its_names(tool, tmp_pat
     assert LabelTable.read(table.write(tmp_path / "t.tsv"), name=tool) == table
 
 
-OWN_CODES = {"gouhfi"}
+OWN_CODES = {"brainchop", "brainchop104", "gouhfi", "siam"}
 """Tools that count their labels; all others write FreeSurfer's codes."""
 CHANGED = {
     "charm": {517: 0, 520: 24},
@@ -68,10 +74,28 @@ CHANGED = {
     "freesurfer": {},
     "model": {},
     "samseg": {},
+    "supersynth": {
+        **{
+            code: code - 400
+            for code in (901, 902, 906, 907, 908, 909, 911, 912, 914, 915, 916, 930)
+        },
+        99: 77,
+        819: 28,
+        820: 60,
+        821: 2,
+        822: 41,
+        843: 28,
+        844: 60,
+        865: 81,
+        866: 82,
+        869: 81,
+        870: 82,
+    },
     "synthseg": {},
 }
-"""Codes that become another one, beside parcels of the cortex (1000 to 1035, 2000 to 2035)."""
+"""Codes that become another one, beside parcels of the cortex."""
 OTHER_NAMES = {
+    ("brainchop", "Inferior-Lateral-Ventricle"): "Left-Inf-Lat-Vent",
     ("charm", 0): "Unknown",
     ("charm", 24): "CSF",
     ("charm", 517): "Unknown",
@@ -81,8 +105,35 @@ OTHER_NAMES = {
     ("model", 0): "Unknown",
     ("model", 507): "Other-Tissues",
     ("model", 530): "Optic-Nerve",
+    ("siam", "background"): "Unknown",
+    ("siam", "GM"): "Left-Cerebral-Cortex",
+    ("siam", "WM"): "Left-Cerebral-White-Matter",
+    ("siam", "CSFv"): "Left-Lateral-Ventricle",
+    ("siam", "cerGM"): "Left-Cerebellum-Cortex",
+    ("siam", "Thal"): "Left-Thalamus",
+    ("siam", "Pal"): "Left-Pallidum",
+    ("siam", "Put"): "Left-Putamen",
+    ("siam", "Caud"): "Left-Caudate",
+    ("siam", "Accu"): "Left-Accumbens-area",
+    ("siam", "Amyg"): "Left-Amygdala",
+    ("siam", "Hippo"): "Left-Hippocampus",
+    ("siam", "Dura"): "CSF",
+    ("siam", "vascular"): "Unknown",
+    ("siam", "Head"): "Soft-Nonbrain-Tissue",
+    ("siam", "Anomalies"): "Left-Lesion",
+    ("supersynth", "Lesion"): "WM-hypointensities",
+    ("supersynth", "Left-HypoThal-noMB"): "Left-VentralDC",
+    ("supersynth", "Right-HypoThal-noMB"): "Right-VentralDC",
+    ("supersynth", "Left-Fornix"): "Left-Cerebral-White-Matter",
+    ("supersynth", "Right-Fornix"): "Right-Cerebral-White-Matter",
+    ("supersynth", "Left-MammillaryBody"): "Left-VentralDC",
+    ("supersynth", "Right-MammillaryBody"): "Right-VentralDC",
+    ("supersynth", "Left-Basal-Forebrain"): "Left-non-WM-hypointensities",
+    ("supersynth", "Right-Basal-Forebrain"): "Right-non-WM-hypointensities",
+    ("supersynth", "Left-SeptalNuc"): "Left-non-WM-hypointensities",
+    ("supersynth", "Right-SeptalNuc"): "Right-non-WM-hypointensities",
 }
-"""Lines whose two names are not one: what the target is called."""
+"""Lines, by code or by name, whose two names are not one: what the target is called."""
 
 
 def faults(tool: str, crosswalk: Crosswalk) -> list[str]:
@@ -90,10 +141,12 @@ def faults(tool: str, crosswalk: Crosswalk) -> list[str]:
     found = []
     for code, target in crosswalk.pairs.items():
         name, meant = crosswalk.names[code], crosswalk.target[target].name
-        parcel = code in range(1000, 1036) or code in range(2000, 2036)
-        if plain(name) != plain(meant) and OTHER_NAMES.get((tool, code)) != meant:
+        parcel = name.startswith("ctx-")
+        others = [OTHER_NAMES.get((tool, key)) for key in (code, name)]
+        one_of_two = plain(f"Left-{name}") == plain(meant) and code in crosswalk.among
+        if plain(name) != plain(meant) and not one_of_two and meant not in others:
             found.append(f"{code} {name} becomes {target} {meant}")
-        elif parcel and target != (3 if code < 2000 else 42):
+        elif parcel and target != (3 if "-lh-" in name else 42):
             found.append(f"{code} {name} becomes {target}")
         elif tool not in OWN_CODES and not parcel and target != CHANGED[tool].get(code, code):
             found.append(f"{code} becomes {target}")
@@ -117,7 +170,7 @@ def test_every_line_keeps_side_structure_and_code(tool):
     crosswalk = Crosswalk.packaged(tool, "fullhead")
     assert faults(tool, crosswalk) == []
     used = {code for name, code in OTHER_NAMES if name == tool} | set(CHANGED.get(tool, ()))
-    assert used <= set(crosswalk.pairs)  # no exception is left over
+    assert used <= {*crosswalk.pairs, *crosswalk.names.values()}  # no exception is left over
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -129,7 +182,8 @@ def test_two_neighbouring_lines_that_were_swapped_would_be_seen(tool):
         pairs = made.pairs | {one: made.pairs[other], other: made.pairs[one]}
         assert faults(tool, Crosswalk(pairs, made.target, names=made.names)), (one, other)
         names = made.names | {one: made.names[other], other: made.names[one]}
-        assert faults(tool, Crosswalk(made.pairs, made.target, names=names)), (one, other)
+        swapped = Crosswalk(made.pairs, made.target, names=names, among=made.among)
+        assert faults(tool, swapped), (one, other)
 
 
 def test_parcels_are_each_others_mirror_although_their_target_is_one():
@@ -149,6 +203,29 @@ def test_gouhfi_counts_its_labels():
     assert [crosswalk.pairs[code] for code in (1, 16, 20, 26, 35)] == [2, 24, 41, 49, 77]
     with pytest.raises(UnknownLabelError, match="41"):  # FreeSurfer's codes are not its own
         crosswalk.codes(np.array([41]))
+
+
+def test_what_a_tool_does_not_tell_apart_are_counterparts_or_one_tissue():
+    for tool in ("brainchop", "siam"):
+        walk = Crosswalk.packaged(tool, "fullhead")
+        for code, among in walk.among.items():
+            sides = {walk.target[one].hemisphere for one in among}
+            assert sides >= {"left", "right"}
+            assert {walk.target[one].mirror for one in among} == among
+            assert len({walk.target[one].mapping for one in among} - {10}) == 1, code
+            assert walk.source_table()[code].hemisphere == "none"
+    walk = Crosswalk.packaged("gouhfi", "fullhead")
+    assert [walk.names[code] for code in (101, 162)] == [
+        "ctx-lh-caudalanteriorcingulate", "ctx-rh-insula",
+    ]  # fmt: skip
+
+
+def test_a_target_is_exact_for_all_of_a_sources_codes_or_for_none():
+    target = LabelTable.packaged("fullhead")
+    with pytest.raises(ValueError, match="source code"):
+        Crosswalk({1: 3, 2: 3}, target, among={1: frozenset({3, 42})})
+    with pytest.raises(ValueError, match="source code 1"):
+        Crosswalk({1: 3}, target, among={1: frozenset({42})})
 
 
 def test_charms_air_and_fluid_follow_one_convention():

@@ -22,6 +22,7 @@ import pytest
 from nipype.pipeline import engine as pe
 
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labels import UnknownLabelError
 from brainseg_bids.documents import InputError
 from brainseg_bids.images import (
     holds_numbers_only,
@@ -43,6 +44,7 @@ from brainseg_bids.interfaces.tools.base import (
     telling_line,
 )
 from brainseg_bids.interfaces.tools.charm import read_transforms, transform_to_force
+from brainseg_bids.interfaces.tools.gouhfi import Gouhfi
 from brainseg_bids.interfaces.tools.synthseg import measure_quality
 from brainseg_bids.nets.bundle import ModelBundle
 from tests.fakes import dataset
@@ -51,7 +53,10 @@ from tests.fakes.tools.charm import check_forms
 from tests.fakes.tools.samseg import NAMES
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
-RUN = ("charm", "samseg", "synthseg", "fastsurfer", "gouhfi")
+RUN = (
+    "charm", "samseg", "synthseg", "fastsurfer", "gouhfi", "brainchop", "brainchop104", "siam",
+    "supersynth",
+)  # fmt: skip
 """Tools that are programs of others."""
 IN_PYTHON = (sys.executable, "-c")
 
@@ -111,7 +116,8 @@ def test_a_tool_leaves_its_labels_its_log_and_facts(name, image):
     to_voxel = np.linalg.inv(labels.grid.affine)
     for x_mm, code in ((10, 49), (-10, 10)):  # thalami: right is right
         at = to_voxel @ [x_mm, -8, 6, 1]
-        assert labels.voxels[tuple(np.rint(at[:3]).astype(int))] == code
+        found = labels.voxels[tuple(np.rint(at[:3]).astype(int))]
+        assert found == (10 if 10 in crosswalk.coarse else code)  # left stands for either there
 
 
 def command_line(made) -> list[str]:
@@ -465,9 +471,82 @@ def test_gouhfi_two_needs_two_programs(image):
         "--np",
         "2",
         "--cpu",
-        "--skip_parc",
     ]
     assert facts["Generation"] == 2
+
+
+def test_gouhfis_two_maps_become_one(image, tmp_path):
+    made = interface("gouhfi", image)
+    outputs = made.run().outputs
+    table = find_tool("gouhfi").crosswalk().source_table()
+    codes = set(np.unique(read_label_map(outputs.labels, table).voxels))
+    assert {106, 126, 137, 157} <= codes
+    assert not {2, 21} & codes  # all of the phantom's cortex has a parcel
+    home = Path("gouhfi").absolute()
+    again = Gouhfi.whole_map(home / "outputs_seg_postpro" / "sub-01_ses-A.nii.gz", tmp_path)
+    assert Path(outputs.labels).read_bytes() == again.read_bytes()
+    assert Gouhfi.whole_map(home / "other.nii.gz", tmp_path) == home / "other.nii.gz"
+
+
+def test_a_parcel_of_gouhfi_counts_in_the_cortex_of_its_own_side_only(image, tmp_path):
+    interface("gouhfi", image).run()
+    first = next(Path("gouhfi/outputs_seg_postpro").glob("*.nii.gz")).absolute()
+    second = first.parent.parent / "outputs_parc_postpro" / first.name
+    file = nib.load(second)
+    codes = np.asanyarray(file.dataobj)
+    swapped = np.where(codes > 31, codes - 31, np.where(codes > 0, codes + 31, 0))
+    nib.save(nib.Nifti1Image(swapped.astype(np.uint8), file.affine), second)
+    whole = np.asanyarray(nib.load(Gouhfi.whole_map(first, tmp_path)).dataobj)
+    assert np.array_equal(whole, np.asanyarray(nib.load(first).dataobj))
+    nib.save(nib.Nifti1Image(codes + 62, file.affine), second)
+    with pytest.raises(UnknownLabelError, match="parcels"):
+        Gouhfi.whole_map(first, tmp_path)
+    nib.save(nib.Nifti1Image(codes, file.affine + np.diag([0.1, 0, 0, 0])), second)
+    with pytest.raises(ToolError, match="grid"):
+        Gouhfi.whole_map(first, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "switches", "told"),
+    [
+        ("brainchop", (), ["-m", "subcortical", "-o", "brainchop.nii.gz"]),
+        ("brainchop104", (), ["-m", "DKatlas", "-o", "brainchop.nii.gz"]),
+        ("brainchop", ("one",), ["-m", "mindmap", "-o", "brainchop.nii.gz"]),
+        ("brainchop104", ("one",), ["-m", "mindsnap", "-o", "brainchop.nii.gz"]),
+    ],
+)
+def test_brainchop_is_told_its_model_and_old_ones_the_images_grid(name, switches, told, image):
+    made = interface(name, image, *switches)
+    facts = facts_of(made.run().outputs)
+    (command,) = made.commands()
+    of_old = [] if switches else ["--inverse-conform", "--no-optimize"]
+    assert command[command.index("-m") :] == [*told, *of_old]
+    assert facts["Model"] == told[1]
+
+
+def test_brainchop_finds_what_pip_put_beside_it(image, tmp_path):
+    program = install(tmp_path / "bin", "brainchop") / "brainchop"
+    made = interface("brainchop", image, command=[str(program)])
+    assert made.environment()["PATH"].split(os.pathsep)[0] == str(program.parent)
+    made.run()
+
+
+def test_siam_writes_beside_a_link_in_a_folder_of_its_own(image):
+    made = interface("siam", image, threads=3)
+    facts = facts_of(made.run().outputs)
+    (command,) = made.commands()
+    assert command[-6:] == ["-i", "siam/head.nii.gz", "-device", "cpu", "-nbthread", "3"]
+    assert facts["Model"] == "siamV03"
+    assert not list(Path(image).parent.glob("siam*"))
+    old = interface("siam", image, command=[*shlex.split(fake_command("siam")), "-m", "2"])
+    assert facts_of(old.run().outputs)["Model"] == "siamV02"
+
+
+def test_supersynth_is_told_that_the_head_is_alive(image):
+    made = interface("supersynth", image, threads=2)
+    assert command_line(made)[2:] == [
+        "--o", "supersynth", "--mode", "invivo", "--threads", "2", "--device", "cpu",
+    ]  # fmt: skip
 
 
 def test_gouhfi_one_needs_three(image, tmp_path):
@@ -795,7 +874,7 @@ def test_no_tool_needs_torch_to_be_run():
 
 
 def test_an_unknown_tool_is_named_with_those_there_are():
-    with pytest.raises(ValueError, match="'base'; known: charm"):
+    with pytest.raises(ValueError, match="'base'; known: brainchop"):
         find_tool("base")
 
 
@@ -808,6 +887,7 @@ def test_what_is_said_of_a_tool_is_complete(name):
     assert tool.how_to_get.endswith(".")
     assert tool.about
     assert not tool.about.endswith(".")  # it stands within a sentence
+    assert "head" not in tool.regions or not tool.crosswalk().coarse  # the head tool tells sides
     assert tool.mem_gb(40_000_000) >= tool.mem_gb(1_000_000) >= 1
     assert all("{id}" in pattern or "{bids}" in pattern for pattern in tool.existing)
     assert not (tool.posteriors and not tool.program)
@@ -839,7 +919,7 @@ def test_papers_of_tools_are_in_the_bibliography():
         for path in (Path(brainseg_bids.__file__).parent / "data").rglob("*.bib")
     )
     keys = {k for name in tool_names() for k in re.findall(r"@(\w+)", find_tool(name).about)}
-    assert len(keys) == 6
+    assert len(keys) == 9
     assert all(f"{{{key}," in bibliography for key in keys)
 
 

@@ -14,7 +14,7 @@ from brainseg_bids.interfaces.tools.base import Tool
 
 OWN_SPACE = frozenset({"T1w", "orig"})
 """Labels of ``space-`` that say the image's own space."""
-OTHER_MAPS = frozenset({"tissue", "fullhead", "brainseg", *tool_names()})
+OTHER_MAPS = frozenset({"tissue", "fullhead", "brainseg", "simnibs", *tool_names()})
 """Labels of ``seg-`` that say whose map it is."""
 
 OURS = frozenset({"seg", "desc", "space", "res", "label", "atlas"})

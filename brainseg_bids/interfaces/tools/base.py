@@ -395,6 +395,11 @@ class ToolInterface(CommandLine):
         """The labels that are handed on: the tool's file as it is."""
         return self._written(folder)
 
+    @classmethod
+    def whole_map(cls, labels: Path, folder: Path) -> Path:
+        """A map that is given, in one file: itself, or one made of several in ``folder``."""
+        return labels
+
 
 def ending(path: str | Path) -> str:
     """What tells the format.

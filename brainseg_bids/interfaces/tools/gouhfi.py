@@ -4,7 +4,8 @@
 Three programs (four in version 1) that work on folders of ``ID_0000.nii.gz``: conforming to LIA
 at the smallest voxel edge, brain extraction, segmentation. Version 2 does the first two in
 ``run_preprocessing``; which version there is, is told by that program. The labels are counted
-1 to 35 on the conformed grid.
+1 to 35 on the conformed grid. Version 2 writes a second map, of 62 parcels of the cortex, counted
+from 1 again: a parcel is label 100 and more of the map that is handed on.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from nipype.interfaces.base import traits
 
-from brainseg_bids.images import read_again, write_volume
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import Label, LabelTable
+from brainseg_bids.images import read_again, read_label_map, write_label_map, write_volume
 from brainseg_bids.interfaces.tools.base import (
     MissingToolError,
     Tool,
+    ToolError,
     ToolInputSpec,
     ToolInterface,
     ending,
@@ -28,7 +33,9 @@ from brainseg_bids.interfaces.tools.base import (
 
 MAIN, FIRST_OF_2 = "run_gouhfi", "run_preprocessing"
 RAW, CONFORMED, MASKED, OUTPUT = "gouhfi_raw", "gouhfi_conformed", "gouhfi_masked", "gouhfi"
-RESULTS = ("outputs_seg_postpro", "outputs_postpro", ".")
+SEGMENTED, PARCELS = "outputs_seg_postpro", "outputs_parc_postpro"
+WHOLE, FIRST_PARCEL = "gouhfi_whole.nii.gz", 100
+RESULTS = (SEGMENTED, "outputs_postpro", ".")
 """Where the labels may lie below the output folder: version 2, late and early version 1."""
 PROBE_S = 60.0
 
@@ -43,6 +50,7 @@ class Gouhfi(ToolInterface):
     input_spec = _GouhfiInputSpec
     name = "gouhfi"
     _generation: int = 0
+    _whole: Path | None = None
 
     def sibling(self, name: str) -> list[str]:
         """Command of another of its programs, which lies beside ``run_gouhfi``."""
@@ -83,7 +91,7 @@ class Gouhfi(ToolInterface):
         main += [] if self.inputs.use_gpu else ["--cpu"]
         if self.generation == 2:
             first = [[*self.sibling(FIRST_OF_2), "-i", RAW, "-o", MASKED]]
-            return [*first, [*main, "--skip_parc"]]
+            return [*first, main]
         return [
             [*self.sibling("run_conforming"), "-i", RAW, "-o", CONFORMED],
             [*self.sibling("run_brain_extraction"), "-i", CONFORMED, "-o", MASKED],
@@ -98,8 +106,41 @@ class Gouhfi(ToolInterface):
                 return found[0]
         return folder / OUTPUT / RESULTS[0] / f"{self.inputs.subject}.nii.gz"
 
+    def finish(self, folder: Path) -> None:
+        self._whole = self.whole_map(self._written(folder), folder)
+
+    def labels_output(self, folder: Path) -> Path:
+        """Both maps in one, if there are two."""
+        return self._whole or self._written(folder)
+
+    @classmethod
+    def whole_map(cls, labels: Path, folder: Path) -> Path:
+        """Both maps in one; the first alone where there is no second one beside it."""
+        beside = labels.parent.parent / PARCELS / labels.name
+        if labels.parent.name != SEGMENTED or not beside.is_file():
+            return labels
+        return _with_parcels(labels, beside, folder / WHOLE)
+
     def facts(self, folder: Path) -> dict:
         return {"Generation": self.generation, "Device": "cuda" if self.inputs.use_gpu else "cpu"}
+
+
+def _with_parcels(labels: Path, parcels: Path, path: Path) -> Path:
+    """Write the first map with the parcels of the second in the cortex of their own side."""
+    crosswalk = TOOL.crosswalk()
+    own = read_label_map(labels, crosswalk.source_table())
+    table = LabelTable(
+        [Label(0, "Unknown")]
+        + [Label(c - FIRST_PARCEL, n) for c, n in crosswalk.names.items() if c > FIRST_PARCEL],
+        name="gouhfi's parcels",
+    )
+    others = read_label_map(parcels, table)
+    if not others.grid.is_close(own.grid, tolerance_mm=0.01):
+        raise ToolError(f"{parcels}: its grid is not that of {labels}. Run GOUHFI again.")
+    codes = np.where(others.voxels > 0, others.voxels + FIRST_PARCEL, 0).astype(np.int16)
+    fits = (codes > 0) & (crosswalk.codes(codes) == crosswalk.codes(own.voxels))
+    voxels = np.where(fits, codes, own.voxels)
+    return write_label_map(LabelMap(voxels, own.grid, own.table), path)
 
 
 def _place_of_main(words: Sequence[str]) -> int:
@@ -136,7 +177,7 @@ TOOL = Tool(
     licence="Apache-2.0",
     about="*GOUHFI* [@fortin2025]",
     how_to_get="Install GOUHFI (https://github.com/mafortin/GOUHFI), or use its container.",
-    # 36 probabilities of 4 bytes a voxel, twice at the seams of windows. Not measured.
+    # 63 probabilities of 4 bytes a voxel. Not measured.
     mem_base_gb=8.0,
     mem_gb_per_mvox=0.35,
     max_threads=8,

@@ -6,6 +6,7 @@ begin with ``@`` before the arguments make them fail:
 
 ``@exit1`` ``@licence`` ``@memory`` ``@sigkill`` ``@hang`` ``@nothing`` ``@grid`` ``@code``
 ``@inexact`` ``@empty``, and ``@only=TEXT`` to fail only for images whose path holds TEXT.
+``@one`` makes those of which there are two kinds be version 1.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SCRIPTS = {"gouhfi": "run_gouhfi"}
+SCRIPTS = {"gouhfi": "run_gouhfi", "brainchop104": "brainchop"}
 PROGRAMS = {
     "charm": ["charm"],
     "synthseg": ["mri_synthseg"],
     "samseg": ["run_samseg"],
     "fastsurfer": ["run_fastsurfer.sh"],
+    "brainchop": ["brainchop"],
+    "brainchop104": ["brainchop"],
+    "siam": ["siam-pred"],
+    "supersynth": ["mri_super_synth"],
     "gouhfi": ["run_gouhfi", "run_preprocessing"],
     "gouhfi1": ["run_gouhfi", "run_conforming", "run_brain_extraction"],
 }
@@ -41,8 +46,9 @@ def fake_command(name: str, *switches: str) -> str:
 def install(folder: Path, name: str, *switches: str) -> Path:
     """Put a tool's programs into a folder, to be found on PATH. ``gouhfi1`` is version 1."""
     folder.mkdir(parents=True, exist_ok=True)
+    switches = (*switches, "one") if name == "gouhfi1" else switches
     for program in PROGRAMS[name]:
-        script = HERE / f"{program if name.startswith('gouhfi') else name}.py"
+        script = HERE / f"{program if name.startswith('gouhfi') else SCRIPTS.get(name, name)}.py"
         words = [sys.executable, str(script), *(f"@{switch}" for switch in switches)]
         path = folder / program
         path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')

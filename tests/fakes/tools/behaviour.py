@@ -121,7 +121,7 @@ def save(voxels: np.ndarray, grid: Grid, path: Path, switches: Switches) -> None
     if "empty" in switches:
         voxels = np.zeros_like(voxels)
     if "code" in switches:
-        voxels = voxels.copy()
+        voxels = voxels.astype(np.int32)
         voxels[:2, 0, 0] = UNKNOWN_CODE
     if "inexact" in switches:
         voxels = voxels + np.float32(0.3)

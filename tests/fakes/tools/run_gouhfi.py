@@ -48,8 +48,19 @@ def conform(argv: list[str]) -> None:
         nib.save(nib.Nifti1Image(image, conformed.affine), options.output_dir / path.name)
 
 
-def main(version: int) -> None:
+def parcels(labels: np.ndarray) -> np.ndarray:
+    """Its second map: the cortex of each side in parcels, counted from 1."""
+    counted = np.zeros(labels.shape, dtype=np.uint8)
+    last = np.indices(labels.shape)[2] > labels.shape[2] / 2  # towards the front
+    for whole, front, back in ((3, 26, 6), (42, 57, 37)):
+        counted[(labels == whole) & last] = front
+        counted[(labels == whole) & ~last] = back
+    return counted
+
+
+def main() -> None:
     switches = Switches(sys.argv[1:])
+    version = 1 if "one" in switches else 2
     options = folders(switches.arguments)
     switches.fail_early(
         options.input_dir.parent / "gouhfi_raw" / inputs(options.input_dir)[0].name
@@ -65,8 +76,12 @@ def main(version: int) -> None:
             n for n, code in enumerate(COUNTED) if code < len(counted)
         ]
         out = options.output_dir / ("outputs_seg_postpro" if version == 2 else ".")
-        save(counted[labels], grid, out / path.name.replace("_0000", ""), switches)
+        name = path.name.replace("_0000", "")
+        save(counted[labels], grid, out / name, switches)
+        if version == 2 and not options.skip_parc:
+            second = options.output_dir / "outputs_parc_postpro" / name
+            save(parcels(labels), grid, second, Switches([]))
 
 
 if __name__ == "__main__":
-    main(2 if "--skip_parc" in sys.argv else 1)
+    main()

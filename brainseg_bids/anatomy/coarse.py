@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels that one map does not tell apart, told apart by another map of the same head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from brainseg_bids.anatomy.cleaning import code_lookup, fill_nearest
+from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labels import LabelTable
+
+
+def refine(
+    voxels: np.ndarray,
+    coarse: Mapping[int, frozenset[int]],
+    guide: np.ndarray,
+    grid: Grid,
+    table: LabelTable,
+) -> tuple[int, dict[int, int]]:
+    """Give coarse labels the code of the nearest of their candidates in a guide, in place.
+
+    Where the guide has a candidate itself, that one is taken; elsewhere the one that reaches the
+    voxel first, as `fill_nearest` lets labels grow. If the guide has none of a label's candidates
+    (a small nucleus that it does not know), the side of the nearest label with a side decides.
+
+    Parameters
+    ----------
+    voxels : (X, Y, Z) int16, C order
+        Changed in place; axes towards R, A, S.
+    coarse : mapping of int to frozenset of int
+        Codes in ``voxels`` to the codes that each may be.
+    guide : (X, Y, Z) int16
+        Map of the same head.
+    grid : Grid
+    table : LabelTable
+        Of all codes.
+
+    Returns
+    -------
+    changed : int
+        Voxels that got another code.
+    left : dict of int to int
+        Voxels that could not be decided, by their code; they keep it.
+
+    Examples
+    --------
+    >>> table, grid = LabelTable.packaged("fullhead"), Grid((1, 1, 5), np.eye(4))
+    >>> guide = np.array([[[3, 0, 0, 42, 42]]], dtype=np.int16)
+    >>> row = np.array([[[3, 3, 3, 3, 0]]], dtype=np.int16)
+    >>> refine(row, {3: frozenset({3, 42})}, guide, grid, table)
+    (2, {})
+    >>> row
+    array([[[ 3,  3, 42, 42,  0]]], dtype=int16)
+    """
+    before, changed, left = voxels.copy(), 0, {}
+    sided = frozenset(label.index for label in table if label.hemisphere != "none")
+    for code, candidates in coarse.items():
+        at = np.flatnonzero(before == code)
+        if not at.size:
+            continue
+        allowed = code_lookup(candidates, table)
+        by_side = not allowed[guide].any()
+        found, undecided = _nearest(at, code_lookup(sided, table) if by_side else allowed,
+                                    guide, grid, table)  # fmt: skip
+        if undecided:
+            left[code] = undecided
+            continue
+        if by_side:
+            found = _on_the_same_side(found, candidates, table)
+        voxels.reshape(-1)[at] = found
+        changed += int(np.count_nonzero(found != code))
+    return changed, left
+
+
+def _nearest(
+    at: np.ndarray, allowed: np.ndarray, guide: np.ndarray, grid: Grid, table: LabelTable
+) -> tuple[np.ndarray, int]:
+    """The guide's nearest allowed label of each voxel, and how many have none."""
+    grown = guide.copy()
+    open_at = at[~allowed[guide.reshape(-1)[at]]]
+    undecided = fill_nearest(grown, open_at, allowed, grid, table) if open_at.size else 0
+    return grown.reshape(-1)[at], undecided
+
+
+def _on_the_same_side(
+    labels: np.ndarray, candidates: frozenset[int], table: LabelTable
+) -> np.ndarray:
+    """For each label the candidate of its hemisphere."""
+    by_side = {table[code].hemisphere: code for code in sorted(candidates, reverse=True)}
+    lookup = np.zeros(int(table.codes[-1]) + 1, dtype=labels.dtype)
+    for label in table:
+        lookup[label.index] = by_side.get(label.hemisphere, min(candidates))
+    return lookup[labels]
