@@ -125,7 +125,7 @@ def merge(
     sources = [source for source in (head, brain) if source is not None]
     _check(sources, image, rules.table)
     grid = head.labels.grid
-    turned, ras = (lambda array: grid.array_to_ras(array)), grid.to_ras()
+    turned, ras = grid.array_to_ras, grid.to_ras()
     report = MergeReport(head.name, brain.name if brain else None, grid.voxel_volume_mm3)
     head_voxels, *rest = [_plain(turned(source.labels.voxels)) for source in sources]
     seen = [None if source.seen is None else turned(source.seen) for source in sources]
@@ -137,9 +137,7 @@ def merge(
     if any(source.posteriors is not None for source in sources):
         origin = np.zeros(ras.shape, dtype=np.uint8)
     voxels = _win(head_voxels, brain_voxels, seen, ras, rules, report, origin)
-    box = occupied_box(voxels)
-    if box is not None:
-        _clean(voxels, box, ras, rules, report)
+    _clean(voxels, ras, rules, report)
     seen_as = None if image is None else turned(image)
     _complete(voxels, ras, seen_as, rules, report)
     flag_result(voxels, ras, seen_as, rules, report)
@@ -285,14 +283,11 @@ def _conflict(name: str, counts: np.ndarray, ranks: np.ndarray, volume_mm3: floa
     )
 
 
-def _clean(
-    whole: np.ndarray,
-    box: tuple[slice, ...],
-    whole_grid: Grid,
-    rules: MergeRules,
-    report: MergeReport,
-) -> None:
-    """Undecided codes, sides and islands of what the box holds, in place."""
+def _clean(whole: np.ndarray, whole_grid: Grid, rules: MergeRules, report: MergeReport) -> None:
+    """Undecided codes, sides and islands, in place."""
+    box = occupied_box(whole)
+    if box is None:
+        return
     voxels, grid, table = np.ascontiguousarray(whole[box]), _cropped(whole_grid, box), rules.table
     for line in rules.resolve:
         changed, left = resolve(voxels, line, table, grid)

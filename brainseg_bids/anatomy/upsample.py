@@ -31,6 +31,9 @@ from brainseg_bids.machine import host_memory_gib
 log = logging.getLogger("brainseg")
 
 KERNELS = ("fitted", "linear", "lossless")
+"""``fitted``: five taps with negative lobes, fitted on maps that were taken down and up again;
+best overlap, smoothest. ``linear``: trilinear one-hot. ``lossless``: Lanczos, and every source
+voxel keeps the majority of its own volume, so that going down again gives the source back."""
 ORDERS = ("cubic", "linear")
 WORKING_BYTES = 32 * 2**20
 """Of all threads together, beside source and target."""
@@ -109,10 +112,7 @@ def upsample(
     grid : Grid, or voxel size in mm
         A size means the same box and axes.
     kernel : {"fitted", "linear", "lossless"}
-        ``fitted``: five-tap kernel with negative lobes, fitted on maps that were taken down and
-        up again; best overlap, smoothest. ``linear``: trilinear one-hot. ``lossless``: Lanczos,
-        and every source voxel keeps the majority of its own volume, so that going down again
-        gives the source back.
+        See `KERNELS`.
     smoothing_mm : float
         Standard deviation of a Gaussian over the labels' masks; eats thin structures.
     keep_thin : bool, optional
@@ -138,21 +138,32 @@ def upsample(
         ``keep_thin`` is asked for on a coarser grid or one with other axes.
     MemoryError
         If the target needs more memory than is free; says how much, before anything is done.
-
-    Examples
-    --------
-    >>> from brainseg_bids.anatomy.labels import Label, LabelTable
-    >>> table = LabelTable([Label(0, "Background"), Label(7, "Cube")])
-    >>> voxels = np.zeros((4, 4, 4), np.int16); voxels[1:3, 1:3, 1:3] = 7
-    >>> cube = LabelMap(voxels, Grid((4, 4, 4), np.eye(4)), table)
-    >>> finer = upsample(cube, 0.5, kernel="lossless")
-    >>> finer.grid.shape, bool((regrid(finer, cube.grid).voxels == cube.voxels).all())
-    ((8, 8, 8), True)
     """
     _check_options(kernel, smoothing_mm)
     if not isinstance(grid, Grid):
         grid = labels.grid.with_voxel_size(grid)
     check_memory(grid, labels.grid)
+    out = np.zeros(grid.shape, np.int16)
+    _interpolate(
+        labels, grid, kernel, smoothing_mm, keep_thin, engine or Processor(threads), out, progress
+    )
+    result = _of_same_table(out, grid, labels)
+    if kernel == "lossless" and not _whole_factors(labels.grid, grid):
+        _repair(labels, result)
+    return result
+
+
+def _interpolate(
+    labels: LabelMap,
+    grid: Grid,
+    kernel: str,
+    smoothing_mm: float,
+    keep_thin: bool | None,
+    engine: Engine,
+    out: np.ndarray,
+    progress: Progress | None,
+) -> None:
+    """Fill ``out`` with the labels on the grid: along the axes if they are the same."""
     matrix, _ = index_map(labels.grid, grid)
     turn = parallel_axes(matrix, grid.shape)
     step = float(np.abs(matrix).max())
@@ -165,16 +176,11 @@ def upsample(
             "voxels can keep their own volume only on a finer grid with the source's axes: "
             "use kernel 'fitted' without keep_thin, or upsample first and turn afterwards"
         )
-    out, engine = np.zeros(grid.shape, np.int16), engine or Processor(threads)
     if turn is not None and step < 2 * band.MAX_REACH:
         source, axes = _along_axes(labels, grid, turn, kernel, smoothing_mm)
         engine.fill(source, axes, hold, out, progress)
     else:
         engine.resample(_at_any_angle(labels, grid, kernel, smoothing_mm), out, progress)
-    result = _of_same_table(out, grid, labels)
-    if kernel == "lossless" and not _whole_factors(labels.grid, grid):
-        _repair(labels, result)
-    return result
 
 
 def _check_options(kernel: str, smoothing_mm: float) -> None:

@@ -62,16 +62,8 @@ def weight_table(profile: Callable[[np.ndarray], np.ndarray], reach: int) -> np.
 
 
 @jit
-def _locate(
-    matrix: np.ndarray,
-    shift: np.ndarray,
-    i: float,
-    j: float,
-    k: float,
-    sizes: np.ndarray,
-    low: np.ndarray,
-    frac: np.ndarray,
-) -> bool:
+def _locate(matrix: np.ndarray, shift: np.ndarray, i: float, j: float, k: float, sizes: np.ndarray,
+            low: np.ndarray, frac: np.ndarray) -> bool:  # fmt: skip
     """Fill the voxel below a target position and the fractions; whether it is inside."""
     inside = True
     for a in range(3):
@@ -131,18 +123,9 @@ def _agreed(
 
 
 @jit
-def _gather(
-    codes: np.ndarray,
-    weights: np.ndarray,
-    soft: bool,
-    tables: np.ndarray,
-    low: np.ndarray,
-    frac: np.ndarray,
-    sizes: np.ndarray,
-    found: np.ndarray,
-    scores: np.ndarray,
-    n_found: int,
-) -> int:
+def _gather(codes: np.ndarray, weights: np.ndarray, soft: bool, tables: np.ndarray,
+            low: np.ndarray, frac: np.ndarray, sizes: np.ndarray, found: np.ndarray,
+            scores: np.ndarray, n_found: int) -> int:  # fmt: skip
     """Add the weights of all voxels around a place to the scores of their labels."""
     taps = tables.shape[2]
     below = taps // 2 - 1
@@ -160,27 +143,17 @@ def _gather(
                 if not soft:
                     n_found = _add(found, scores, n_found, codes[0, x, y, z], weight)
                     continue
-                for rank in range(len(codes)):
-                    part = weight * weights[rank, x, y, z]
+                for nth in range(len(codes)):
+                    part = weight * weights[nth, x, y, z]
                     if part:
-                        n_found = _add(found, scores, n_found, codes[rank, x, y, z], part)
+                        n_found = _add(found, scores, n_found, codes[nth, x, y, z], part)
     return n_found
 
 
 @jit
-def resample(
-    codes: np.ndarray,
-    weights: np.ndarray,
-    soft: bool,
-    tables: np.ndarray,
-    sure: bool,
-    matrix: np.ndarray,
-    shift: np.ndarray,
-    points: np.ndarray,
-    start: int,
-    out_codes: np.ndarray,
-    out_weights: np.ndarray,
-) -> None:
+def resample(codes: np.ndarray, weights: np.ndarray, soft: bool, tables: np.ndarray, sure: bool,
+             matrix: np.ndarray, shift: np.ndarray, points: np.ndarray, start: int,
+             out_codes: np.ndarray, out_weights: np.ndarray) -> None:  # fmt: skip
     """The most probable labels of some planes of a target.
 
     Parameters
@@ -203,7 +176,7 @@ def resample(
     out_codes, out_weights : (m, planes, Y', Z') int16, uint8
         Filled in, descending weight.
     """
-    keep, sizes = len(out_codes), np.array(codes.shape[1:])
+    sizes = np.array(codes.shape[1:])
     low, frac = np.zeros(3, np.int64), np.zeros(3, np.int64)
     room = len(codes) * tables.shape[2] ** 3 * len(points) + 1
     found, scores = np.zeros(room, np.int16), np.zeros(room, np.int64)
@@ -229,11 +202,11 @@ def resample(
                             codes, weights, soft, tables, low, frac, sizes, found, scores, n_found
                         )
                 even = (i + j + k) % 2 == 0
-                for rank in range(keep):
+                for nth in range(len(out_codes)):
                     best = _best(found, scores, n_found, even) if n_found else 0
                     score = max(0, scores[best]) * scale if n_found else 0
                     part = min(CERTAIN, (2 * score + unit) // (2 * unit))
-                    named = n_found > 0 and (part > 0 or (rank == 0 and score > 0))
-                    out_codes[rank, i - start, j, k] = found[best] if named else 0
-                    out_weights[rank, i - start, j, k] = part
+                    named = n_found > 0 and (part > 0 or (nth == 0 and score > 0))
+                    out_codes[nth, i - start, j, k] = found[best] if named else 0
+                    out_weights[nth, i - start, j, k] = part
                     scores[best] = 0

@@ -81,8 +81,19 @@ def gains(
     [2.5, 0.625]
     """
     logs, precision_of = _logarithms(locations, errors, brain, head_high)
+    gain = _log_gains(logs, precision_of, np.log(head_high), weights)
+    aligned = head_high * np.exp(-gain)
+    return TOP / weighted_median(aligned, weights) * np.exp(-gain)
+
+
+def _log_gains(
+    logs: np.ndarray,
+    precision_of: Callable[[np.ndarray], np.ndarray],
+    gain: np.ndarray,
+    weights: np.ndarray,
+) -> np.ndarray:
+    """Logarithm of each image's gain, (n,), from a first guess: median polish, then Huber's."""
     known = np.isfinite(logs)
-    gain = np.log(head_high)
     subjects = weights @ known
     for turn in range(ROUNDS):
         apart = logs - gain[:, None]
@@ -98,8 +109,7 @@ def gains(
         gain = gain + step
         if turn >= MEDIAN_ROUNDS and np.abs(step).max() < 1e-9:
             break
-    aligned = head_high * np.exp(-gain)
-    return TOP / weighted_median(aligned, weights) * np.exp(-gain)
+    return gain
 
 
 def _own_sd(deviation: np.ndarray, subjects: np.ndarray) -> np.ndarray:

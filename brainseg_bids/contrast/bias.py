@@ -282,7 +282,7 @@ def _spectrum(
 ) -> tuple[tuple[float, float], ...]:
     """Share of the power in octaves and half octaves of wavelength."""
     size = np.asarray(voxel_size_mm)
-    orders = np.stack(np.indices(field.coefficients.shape), -1)
+    orders = np.moveaxis(np.indices(field.coefficients.shape), 0, -1)
     frequency = np.linalg.norm(orders / (2 * field.length * size), axis=-1)
     # A cosine of order k > 0 has a mean square of one half along its axis.
     power = field.coefficients**2 * 0.5 ** (orders > 0).sum(-1)

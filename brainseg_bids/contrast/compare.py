@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -93,7 +94,9 @@ def _points(values: Intensities) -> np.ndarray:
     return values.edges if isinstance(values, Histogram) else values
 
 
-def _cumulative(values: Intensities, points: np.ndarray, side: str) -> np.ndarray:
+def _cumulative(
+    values: Intensities, points: np.ndarray, side: Literal["left", "right"]
+) -> np.ndarray:
     """Cumulative distribution just after (``right``) or before (``left``) each point."""
     if isinstance(values, Histogram):
         passed = np.concatenate([[0.0], np.cumsum(values.counts)]) / values.counts.sum()

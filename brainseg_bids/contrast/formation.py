@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.contrast.bias import LogField, fit_field, flat_field
 from brainseg_bids.contrast.interior import FEWEST_VOXELS, Interior
 from brainseg_bids.contrast.measured import (
@@ -157,18 +158,17 @@ def point_spread(
     )
     size = np.array(scene.voxel_size_mm)
     seen = [width for width in edges if width is not None]
-    if seen and size.max() / size.min() < 1.1:
-        # Voxels that are cubes were acquired alike along all axes.
-        edges = tuple(float(np.mean(seen)) if width is None else width for width in edges)
-    if all(width is not None for width in edges):
-        return edges, "edges"
+    # Voxels that are cubes were acquired alike along all axes.
+    if len(seen) == 3 or (seen and size.max() / size.min() < 1.1):
+        usual = float(np.mean(seen))
+        return triple(usual if width is None else width for width in edges), "edges"
     if even_rank < 0:
         other = scene.voxel_size_mm
     else:
         flat = interior.flat[interior.of(even_rank)]
         correlation = noise_correlation(scene.image, scene.ranks, flat)
         other = noise_fwhm_mm(correlation, scene.voxel_size_mm)
-    widths = tuple(o if e is None else e for e, o in zip(edges, other, strict=True))
+    widths = triple(o if e is None else e for e, o in zip(edges, other, strict=True))
     if seen:
         return widths, "edges and noise"
     return widths, "noise" if even_rank >= 0 else "voxel size"

@@ -153,13 +153,14 @@ def impute(
         Labels that found no donor; they keep the median and MAD of all their voxels.
     """
     measured = {name for name, s in named.items() if math.isfinite(s.location)}
-    out, alone = {}, []
+    out: dict[str, LabelStatistics] = {}
+    alone: list[str] = []
     for name, own in named.items():
         if name in measured:
             out[name] = own
             continue
         label = table[name]
-        donor = table[label.mirror].name
+        donor: str | None = table[label.mirror].name
         if donor not in measured:
             kin = [n for n in measured if n in table and table[n].mapping == label.mapping]
             kin = [n for n in kin if table[n].index != 0]

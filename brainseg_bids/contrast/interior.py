@@ -8,6 +8,8 @@ from itertools import product
 
 import numpy as np
 
+from brainseg_bids.anatomy.grid import triple
+
 DEPTH_MM = 2.3
 """As deep as is looked; the sphere holds a voxel's 26 neighbours and some more at 1 mm."""
 
@@ -68,7 +70,7 @@ def steps_around(
         length = float(np.linalg.norm(size * step))
         nearest = sum(map(abs, step)) == 1
         if step > (0, 0, 0) and (nearest or length <= reach_mm * 1.001):
-            steps.setdefault(round(length, 3), []).append(step)
+            steps.setdefault(round(length, 3), []).append(triple(step))
     return dict(sorted(steps.items()))
 
 

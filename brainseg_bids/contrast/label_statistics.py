@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.contrast.interior import FEWEST_VOXELS, Interior
 from brainseg_bids.contrast.measured import (
     MASKED_SHARE,
@@ -120,7 +121,7 @@ def without_spill(
 ) -> list[LabelStatistics]:
     """Locations of thin labels without their neighbours' share; by one scale at most."""
     locations = np.array([known.location for known in described])
-    fwhm_vox = tuple(w / s for w, s in zip(fwhm_mm, scene.voxel_size_mm, strict=True))
+    fwhm_vox = triple(w / s for w, s in zip(fwhm_mm, scene.voxel_size_mm, strict=True))
     off = spilled_in(scene.ranks, interior, locations, fwhm_vox, rng=rng)
     found = []
     for known, by in zip(described, off.tolist(), strict=True):

@@ -119,11 +119,25 @@ def pool(
     ``docs/explanation/contrast.md`` has the formulas.
     """
     check_statistics(statistics, table, subjects)
-    chosen, warnings = of_one_kind(
-        {image: statistics[image] for image in sorted(statistics)}, name
-    )
+    ordered = {image: statistics[image] for image in sorted(statistics)}
+    chosen, of_other_kind = of_one_kind(ordered, name)
     chosen, below = with_a_zero(chosen, table)
-    warnings += below
+    prior = _pooled(chosen, name, table, subjects)
+    return replace(
+        prior,
+        images=_provenance(images, chosen, subjects, left_out=set(statistics) - set(chosen)),
+        metadata=metadata,
+        warnings=(*of_other_kind, *below, *prior.warnings),
+    )
+
+
+def _pooled(
+    chosen: dict[str, ContrastStatistics],
+    name: str,
+    table: LabelTable,
+    subjects: Mapping[str, str],
+) -> ContrastPrior:
+    """`pool` of images that may be pooled, without their provenance."""
     share = Counter(subjects[image] for image in chosen)
     weights = np.array([1 / share[subjects[image]] for image in chosen])
     rows = _tabulate(chosen, table)
@@ -132,7 +146,7 @@ def pool(
     law = joint.fit(
         located, weights, labels=rows.labels, target=joint.usual_correlation(rows.labels)
     )
-    warnings += few_labels(chosen, rows.labels, rows.location) + outliers(list(chosen), law)
+    warnings = few_labels(chosen, rows.labels, rows.location) + outliers(list(chosen), law)
     measured = _measured(chosen, rows, units, law)
     imputed = imputations(table, {label: prior.images for label, prior in measured.items()})
     labels = {
@@ -141,7 +155,6 @@ def pool(
     }
     head_low = np.array([image.head_low for image in chosen.values()])
     noise, unknown = _noise(chosen, units, law.weights, measured, table)
-    noise = replace(noise, **_masked(chosen, units, law.weights, table))
     return ContrastPrior(
         name=name,
         table=table.name,
@@ -152,8 +165,6 @@ def pool(
         head_low=_median((head_low - units.zero) * units.factor, law.weights),
         n_images=len(chosen),
         n_subjects=len(share),
-        images=_provenance(images, chosen, subjects, left_out=set(statistics) - set(chosen)),
-        metadata=metadata,
         warnings=tuple(warnings + unknown),
     )
 
@@ -258,18 +269,23 @@ def _measured(
     priors = {}
     for j, label in enumerate(rows.labels):
         found = [image.labels.get(label.name) for image in chosen.values()]
-        has = [i for i, one in enumerate(found) if one is not None and one.source == "measured"]
-        is_law = not has
-        grains = [found[i].grain_mm for i in has]
+        own_weights = [
+            (one, weight)
+            for one, weight in zip(found, law.weights, strict=True)
+            if one is not None and one.source == "measured"
+        ]
+        ones = [one for one, _ in own_weights]
+        weights = np.array([weight for _, weight in own_weights])
+        grains = [np.nan if one.grain_mm is None else one.grain_mm for one in ones]
         priors[label.name] = LabelPrior(
             mean=float(law.mean[j]),
             mean_sd=float(law.sd[j]),
             sd=Spread(float(total[j]), float(total_log_sd[j])),
-            components=_components([found[i] for i in has], law.weights[has]),
-            grain_mm=_median([np.nan if g is None else g for g in grains], law.weights[has], 3.0),
-            grain_frac=_median([found[i].grain_frac for i in has], law.weights[has], 0.0),
-            images=len(has),
-            source=LAW if is_law else "measured",
+            components=_components(ones, weights),
+            grain_mm=_median(grains, weights, 3.0),
+            grain_frac=_median([one.grain_frac for one in ones], weights, 0.0),
+            images=len(ones),
+            source="measured" if ones else LAW,
             index=label.index,
             # Air is noise and nothing else.
             tissue_sd=None
@@ -339,9 +355,9 @@ def _noise(
     table: LabelTable,
 ) -> tuple[NoisePrior, list[str]]:
     laws = [found.noise for found in chosen.values()]
-    shares: Counter[str] = Counter()
+    shares: dict[str, float] = {}
     for law, weight in zip(laws, weights, strict=True):
-        shares[law.kind] += float(weight / weights.sum())
+        shares[law.kind] = shares.get(law.kind, 0.0) + float(weight / weights.sum())
     kinds = {kind: shares[kind] for kind in sorted(shares)}
     sigma, log_sd = _positive(units.noise, weights, "sigma")
     warnings = []
@@ -356,7 +372,9 @@ def _noise(
     per_unit = TOP if "ratio" in kinds else 1.0
     multi = [law.channels if law.kind == "chi" else np.nan for law in laws]
     channels = _median(multi, weights, 1.0)
-    return NoisePrior(kinds, Spread(sigma / per_unit, log_sd), channels), warnings
+    masked, level = _masked(chosen, units, weights, table)
+    noise = NoisePrior(kinds, Spread(sigma / per_unit, log_sd), channels, masked, level)
+    return noise, warnings
 
 
 def _masked(
@@ -364,19 +382,19 @@ def _masked(
     units: _Units,
     weights: np.ndarray,
     table: LabelTable,
-) -> dict[str, float]:
+) -> tuple[float, float]:
     """Share of the images whose air is constant, and its level."""
     found = list(chosen.values())
     is_masked = np.array([image.noise.is_masked for image in found])
     if not is_masked.any():
-        return {"masked": 0.0, "masked_level": 0.0}
+        return 0.0, 0.0
     level = np.full(len(found), np.nan)
     if is_ratio_image(found[0]) and 0 in table:
         air = [image.labels.get(table[0].name) for image in found]
         level = np.array([np.nan if one is None else one.location for one in air])
         level = np.where(is_masked, np.clip((level - units.zero) * units.factor, 0, TOP), np.nan)
     share = float(weights[is_masked].sum() / weights.sum())
-    return {"masked": share, "masked_level": _median(level, weights)}
+    return share, _median(level.tolist(), weights)
 
 
 def _acquisition(found: list[ContrastStatistics], weights: np.ndarray) -> dict[str, Any]:
@@ -393,9 +411,12 @@ def _acquisition(found: list[ContrastStatistics], weights: np.ndarray) -> dict[s
     }
 
 
-def _positive(values: Sequence[float], weights: np.ndarray, what: str) -> tuple[float, float]:
-    values = np.asarray(values, dtype=float)
-    spread = log_spread(values, weights, before=USUAL_LOG_SD[what], least=LEAST_LOG_SD[what])
+def _positive(
+    values: Sequence[float] | np.ndarray, weights: np.ndarray, what: str
+) -> tuple[float, float]:
+    """Median and spread of the logarithm of ``what``, a key of `USUAL_LOG_SD`."""
+    numbers = np.asarray(values, dtype=float)
+    spread = log_spread(numbers, weights, before=USUAL_LOG_SD[what], least=LEAST_LOG_SD[what])
     return float(spread[0]), float(spread[1])
 
 

@@ -98,7 +98,7 @@ def _below(found: ContrastStatistics, table: LabelTable) -> str:
         and label.source == "measured"
         and max(label.location, label.median) < least
     }
-    return min(brightness, key=brightness.get, default="")
+    return min(brightness, key=lambda name: brightness[name], default="")
 
 
 def is_ratio_image(found: ContrastStatistics) -> bool:

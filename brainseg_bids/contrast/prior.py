@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.measured import Component
 from brainseg_bids.documents import parse_list, read_json
@@ -274,7 +275,7 @@ def _json(content: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}"
 
 
-def _rounded(value):
+def _rounded(value: Any) -> Any:
     """Numbers as text of nine digits, however deep."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
@@ -373,8 +374,8 @@ def _prior(
         noise=NoisePrior(**noise | {"sigma": Spread(**noise["sigma"])}),
         bias_log_sd=Spread(**raw["BiasLogSd"]),
         bias_smoothness_mm=Spread(**raw["BiasSmoothness_mm"]),
-        fwhm_mm=tuple(Spread(**axis) for axis in raw["Fwhm_mm"]),
-        voxel_size_mm=tuple(raw["VoxelSize_mm"]),
+        fwhm_mm=triple(Spread(**axis) for axis in raw["Fwhm_mm"]),
+        voxel_size_mm=triple(raw["VoxelSize_mm"]),
         head_low=raw["HeadLow"],
         n_images=raw["NumberOfImages"],
         n_subjects=raw["NumberOfSubjects"],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 
@@ -70,8 +71,8 @@ def crop_scene(image: np.ndarray, voxels: np.ndarray, labels: LabelMap) -> Scene
         image=np.ascontiguousarray(image[tuple(wide)], dtype=np.float32),
         ranks=np.ascontiguousarray(ranks),
         labels=tuple(present),
-        offset=tuple(s.start for s in wide),
-        head=tuple(box),
+        offset=triple(s.start for s in wide),
+        head=triple(box),
         voxel_size_mm=size,
         whole_shape=voxels.shape,
     )

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from brainseg_bids.anatomy.fill import without_fill
 from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.stripped import brain_alone, brain_and_fluid, is_stripped
 from brainseg_bids.contrast import quality_warnings
 from brainseg_bids.contrast.bias import LogField, flat_field, summarise
@@ -93,16 +95,36 @@ def measure(
     (70, 2)
     """
     _check(image, labels, background, kind)
-    rng = np.random.default_rng(0)
     image, fills = without_fill(np.asarray(image, dtype=np.float32))
-    to_ras = labels.grid.array_to_ras
-    air = to_ras(labels.voxels) == 0
-    if background is not None:
-        air &= to_ras(np.asarray(background, dtype=bool))
+    air = _is_air(labels, background)
     labels, is_bare, about_head = _brain_if_stripped(image, labels, stripped)
     warnings = [*map(str, fills), *quality_warnings.of_image(image), *about_head]
-    image = to_ras(image)
-    scene = crop_scene(image, to_ras(labels.voxels), labels)
+    image = labels.grid.array_to_ras(image)
+    scene = crop_scene(image, labels.grid.array_to_ras(labels.voxels), labels)
+    measured = _measure_scene(scene, image, air, kind, threads, labels.table, stripped=is_bare)
+    return replace(measured, warnings=(*warnings, *measured.warnings))
+
+
+def _is_air(labels: LabelMap, background: np.ndarray | None) -> np.ndarray:
+    """Where noise may be looked for, on RAS axes."""
+    air = labels.grid.array_to_ras(labels.voxels) == 0
+    if background is not None:
+        air &= labels.grid.array_to_ras(np.asarray(background, dtype=bool))
+    return air
+
+
+def _measure_scene(
+    scene: Scene,
+    image: np.ndarray,
+    air: np.ndarray,
+    kind: str,
+    threads: int,
+    table: LabelTable,
+    *,
+    stripped: bool,
+) -> ContrastStatistics:
+    """`measure` of what was made ready; ``image`` and ``air`` are whole, on RAS axes."""
+    rng = np.random.default_rng(0)
     interior, level = _interior(scene)
     behind = find_background(image, air, scene.voxel_size_mm, rng=rng)
     ratio = kind == "ratio" or (kind == "auto" and is_ratio(behind))
@@ -122,16 +144,16 @@ def measure(
     described = with_texture(scene, interior, values, fwhm_mm, described, rng)
     described = without_spill(scene, interior, described, fwhm_mm, rng)
     named = _that_have_voxels(scene, described)
-    warnings += quality_warnings.of_labels(
-        labels.table, named, scene.image, scene.ranks, brain_alone=is_bare
+    warnings = list(
+        quality_warnings.of_labels(table, named, scene.image, scene.ranks, brain_alone=stripped)
     )
     warnings += quality_warnings.of_noise(
         noise, in_tissue, ratio=ratio, masked_share=behind.masked_share
     )
-    named, alone = impute(named, labels.table)
+    named, alone = impute(named, table)
     warnings += [f"{name} has no similar label: all its voxels were taken." for name in alone]
     return ContrastStatistics(
-        table=labels.table.name,
+        table=table.name,
         labels=named,
         noise=noise,
         bias=_bias(scene, field, places),
@@ -142,7 +164,7 @@ def measure(
         edges=tuple(float(e) for e in edges),
         warnings=tuple(warnings),
         fwhm_method=method,
-        stripped=is_bare,
+        stripped=stripped,
     )
 
 
