@@ -181,14 +181,13 @@ def compare(
     structures = choose_structures(reference.table, prediction.table, labels, groups)
     counts = tally(pair)
     surfaces = surface_distances(pair, counts, structures, definition)
-    shapes = [[None] * len(structures)] * 2
+    shapes: list[tuple[Topology | None, Topology | None]] = [(None, None)] * len(structures)
     if with_topology:
-        shapes = [topology(pair, counts, structures, w) for w in ("reference", "prediction")]
+        both = [topology(pair, counts, structures, which) for which in ("reference", "prediction")]
+        shapes = list(zip(*both, strict=True))
     return [
-        _agreement(
-            structure, counts.overlap(structure), distances, tolerances_mm, definition, both
-        )
-        for structure, distances, *both in zip(structures, surfaces, *shapes, strict=True)
+        _agreement(one, counts.overlap(one), distances, tolerances_mm, definition, shape)
+        for one, distances, shape in zip(structures, surfaces, shapes, strict=True)
     ]
 
 
@@ -198,11 +197,11 @@ def _agreement(
     surfaces: SurfaceDistances | None,
     tolerances_mm: Sequence[float],
     definition: str,
-    shapes: Sequence[Topology | None],
+    shapes: tuple[Topology | None, Topology | None],
 ) -> Agreement:
     """Row of one structure."""
     if surfaces is None:
-        distances = (NAN,) * 5
+        distances = (NAN, NAN, NAN, NAN, NAN)
         share = NAN if overlap.status == "neither" else 0.0
         nsd = tuple((float(tolerance), share) for tolerance in tolerances_mm)
     else:

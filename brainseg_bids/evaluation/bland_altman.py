@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from brainseg_bids.evaluation.bootstrap import ranks_of_subjects, subject_means
-from brainseg_bids.evaluation.scores import STATUSES, Row, Scores, read_scores
+from brainseg_bids.anatomy.grid import triple
+from brainseg_bids.evaluation.bootstrap import number_subjects, subject_means
+from brainseg_bids.evaluation.scores import STATUSES, Row, Scores, TableLine, read_scores
 
 Z = 1.96
 """Limits hold 95 % of normal differences."""
@@ -19,7 +20,7 @@ FEWEST_FOR_SLOPE = 3
 
 
 @dataclass(frozen=True)
-class BlandAltman:
+class BlandAltman(TableLine):
     """Predicted less reference volume of one structure (Bland and Altman, Lancet 327, 1986).
 
     Parameters
@@ -127,11 +128,12 @@ def _bland_altman(scores: Scores, stratum: str, rater: int, name: int, unit: str
         difference = 100 * difference / size
     images = [image for image, keep in zip(scores.images, both, strict=True) if keep]
     subjects = [subject for subject, keep in zip(scores.subjects, both, strict=True) if keep]
-    counts = [int((status == code).sum()) for code in (1, 2, 3)]
+    counts = triple(int((status == code).sum()) for code in (1, 2, 3))
     where = (scores.reference, scores.raters[rater], stratum, scores.names[name], unit)
     points = tuple(zip(images, size.tolist(), difference.tolist(), strict=True))
     n = (len(set(subjects)), len(images), *counts)
-    return BlandAltman(*where, *n, *_numbers(size, difference, subjects), points)
+    numbers: tuple[Any, ...] = (*_numbers(size, difference, subjects), points)
+    return BlandAltman(*where, *n, *numbers)
 
 
 def _numbers(size: np.ndarray, difference: np.ndarray, subjects: Sequence[str]) -> tuple[Any, ...]:
@@ -175,11 +177,11 @@ def single_sd(difference: np.ndarray, subjects: Sequence[str]) -> float:
     True
     """
     means = subject_means(difference, subjects)
-    ranks, sizes = ranks_of_subjects(subjects)
+    numbers, sizes = number_subjects(subjects)
     n, total = len(sizes), len(difference)
     if total == n:
         return float(means.std(ddof=1))
-    within = float(((difference - means[ranks]) ** 2).sum()) / (total - n)
+    within = float(((difference - means[numbers]) ** 2).sum()) / (total - n)
     between = float((sizes * (means - difference.mean()) ** 2).sum()) / (n - 1)
     typical = (total - (sizes**2).sum() / total) / (n - 1)
     return float((max(0.0, (between - within) / typical) + within) ** 0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from scipy import special
@@ -82,6 +83,12 @@ class Interval:
     note: str = ""
 
 
+class Sortable(Hashable, Protocol):
+    """What names a subject: a text or a number."""
+
+    def __lt__(self, other: Any, /) -> bool: ...
+
+
 class Draws:
     """Weights of images in each draw, made once for each shape of sample.
 
@@ -94,7 +101,7 @@ class Draws:
         self.settings = settings
         self._kept: dict[tuple[int, ...], np.ndarray] = {}
 
-    def weights(self, subjects: Sequence[Hashable]) -> np.ndarray:
+    def weights(self, subjects: Sequence[Sortable]) -> np.ndarray:
         """What each image weighs in the mean over subjects, draw by draw.
 
         Subjects are drawn with replacement, then as many of a drawn subject's images as it has,
@@ -111,17 +118,17 @@ class Draws:
         (n_draws, n) float
             Each line adds up to 1.
         """
-        rank, sizes = ranks_of_subjects(subjects)
+        numbers, sizes = number_subjects(subjects)
         key = tuple(sizes.tolist())
         if key not in self._kept:
             if len(self._kept) >= MOST_KEPT:
                 self._kept.pop(next(iter(self._kept)))
             self._kept[key] = self._draw(key)
         weights = self._kept[key]
-        if (np.diff(rank) >= 0).all():
+        if (np.diff(numbers) >= 0).all():
             return weights
-        columns = np.empty(len(rank), np.intp)
-        columns[np.argsort(rank, kind="stable")] = np.arange(len(rank))
+        columns = np.empty(len(numbers), np.intp)
+        columns[np.argsort(numbers, kind="stable")] = np.arange(len(numbers))
         return weights[:, columns]
 
     def _draw(self, sizes: tuple[int, ...]) -> np.ndarray:
@@ -138,20 +145,20 @@ class Draws:
         return np.concatenate(blocks, axis=1)
 
 
-def ranks_of_subjects(subjects: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of each image's subject in ascending order, and how many images a subject has.
+def number_subjects(subjects: Sequence[Sortable]) -> tuple[np.ndarray, np.ndarray]:
+    """Number of each image's subject in ascending order, and how many images a subject has.
 
     Examples
     --------
-    >>> ranks_of_subjects(["b", "a", "b"])
+    >>> number_subjects(["b", "a", "b"])
     (array([1, 0, 1]), array([1, 2]))
     """
-    rank = {subject: k for k, subject in enumerate(sorted(set(subjects)))}
-    ranks = np.array([rank[subject] for subject in subjects], dtype=np.intp)
-    return ranks, np.bincount(ranks, minlength=len(rank))
+    number_of = {subject: k for k, subject in enumerate(sorted(set(subjects)))}
+    numbers = np.array([number_of[subject] for subject in subjects], dtype=np.intp)
+    return numbers, np.bincount(numbers, minlength=len(number_of))
 
 
-def subject_means(values: np.ndarray, subjects: Sequence[Hashable]) -> np.ndarray:
+def subject_means(values: np.ndarray, subjects: Sequence[Sortable]) -> np.ndarray:
     """Mean over the images of each subject, subjects in ascending order.
 
     Parameters
@@ -164,11 +171,11 @@ def subject_means(values: np.ndarray, subjects: Sequence[Hashable]) -> np.ndarra
     >>> subject_means(np.array([1.0, 2.0, 6.0]), ["a", "b", "b"])
     array([1., 4.])
     """
-    ranks, sizes = ranks_of_subjects(subjects)
-    return np.bincount(ranks, weights=values, minlength=len(sizes)) / sizes
+    numbers, sizes = number_subjects(subjects)
+    return np.bincount(numbers, weights=values, minlength=len(sizes)) / sizes
 
 
-def mean_interval(values: np.ndarray, subjects: Sequence[Hashable], draws: Draws) -> Interval:
+def mean_interval(values: np.ndarray, subjects: Sequence[Sortable], draws: Draws) -> Interval:
     """Interval of the mean over subjects.
 
     Parameters

@@ -150,7 +150,16 @@ def calibrate(
         raise ValueError(f"there is at least one bin, got {n_bins}")
     if within is not None and within.shape != reference.grid.shape:
         raise ValueError(f"mask {within.shape} does not fit the grid {reference.grid.shape}")
-    counted = _Counted.of(reference, within)
+    return _calibrate(posteriors, reference, _Counted.of(reference, within), n_bins)
+
+
+def _calibrate(
+    posteriors: Iterable[tuple[int, np.ndarray]],
+    reference: LabelMap,
+    counted: _Counted,
+    n_bins: int,
+) -> Calibration:
+    """`calibrate` over the voxels that count."""
     best, winner = np.full(counted.total, -1, np.float32), np.zeros(counted.total, np.int16)
     labels: dict[int, Reliability] = {}
     for code, posterior in posteriors:

@@ -144,12 +144,12 @@ class _Question:
         """All pairs on all groups of structures, p adjusted together."""
         values = self.metric.size(self.scores.values(self.metric))
         tested = [
-            self._compare(values, first, second, title, names)
+            one
             for title, names in groups.items()
             for first, second in pairs or combinations(self.scores.raters, 2)
             if names and {first, second} <= set(self.scores.raters)
+            if (one := self._compare(values, first, second, title, names)) is not None
         ]
-        tested = [one for one in tested if one is not None]
         adjusted = holm([one.p for one in tested])
         n_tests = sum(p is not None for p in adjusted)
         what = "single structures" if len(groups) > 1 else next(iter(groups), "")

@@ -18,7 +18,7 @@ import numpy as np
 
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.documents import InputError, Items, Number, Object, check, parse_json
+from brainseg_bids.documents import InputError, Items, Kind, Number, Object, check, parse_json
 from brainseg_bids.evaluation.calibration import BINS, calibrate
 
 FORMAT = 1
@@ -206,7 +206,7 @@ class ConfidenceCalibration:
         return cls(accuracy, missed, threshold, usual_dice, document.get("about", {}))
 
 
-_KINDS = {
+_KINDS: dict[str, Kind] = {
     "accuracy": Items(Number(0, 1), count=BINS),
     "missed": Number(0, 1e6),
     "threshold": Number(0, 1),
@@ -272,10 +272,10 @@ def _fit(images: Sequence[KnownTruth], table: LabelTable) -> tuple[np.ndarray, n
         sums[0] = 0
         return sums + sums[mirrors]
 
-    voxels = both_sides(sum(image.sums.voxels for image in images).astype(float))
-    right = both_sides(sum(image.right for image in images))
-    outside = both_sides(sum(image.sums.outside for image in images))
-    absent = both_sides(sum(image.truth - image.right.sum(1) for image in images))
+    voxels = both_sides(np.sum([image.sums.voxels for image in images], axis=0).astype(float))
+    right = both_sides(np.sum([image.right for image in images], axis=0))
+    outside = both_sides(np.sum([image.sums.outside for image in images], axis=0))
+    absent = both_sides(np.sum([image.truth - image.right.sum(1) for image in images], axis=0))
     # Bins that no voxel is in: probabilities are taken at their word.
     middle = (np.arange(BINS) + 0.5) / BINS
     usual = (right.sum(0) + middle) / (voxels.sum(0) + 1)

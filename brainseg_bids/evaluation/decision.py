@@ -100,9 +100,8 @@ def decide(
         raise ValueError(f"{len(on)} seeds on the contrast, {len(off)} off it: pair them")
     draws = Draws(settings)
     on_ends = mean_interval(on, range(len(on)), draws)
-    off_ends = None if off is None else mean_interval(off, range(len(off)), draws)
-    verdict, reason = _verdict(on_ends, off_ends, margin, len(on))
-    off_numbers = (None,) * 3 if off is None else (float(off.mean()), off_ends.low, off_ends.high)
+    off_ends = Interval(None, None) if off is None else mean_interval(off, range(len(off)), draws)
+    verdict, reason = _verdict(on_ends, None if off is None else off_ends, margin, len(on))
     return Decision(
         verdict,
         reason,
@@ -111,7 +110,9 @@ def decide(
         float(on.mean()),
         on_ends.low,
         on_ends.high,
-        *off_numbers,
+        None if off is None else float(off.mean()),
+        off_ends.low,
+        off_ends.high,
         RULE,
         settings.description,
     )
@@ -130,16 +131,22 @@ def _verdict(on: Interval, off: Interval | None, margin: float, n_seeds: int) ->
     if n_seeds < FEWEST_SEEDS:
         reason = f"{n_seeds} seeds: fewer than {FEWEST_SEEDS} show nothing"
         return "no difference shown", reason
-    harmed = [
-        where
-        for where, ends in (("on", on), ("off", off))
-        if ends is not None and ends.high < -margin
-    ]
+    on_low, on_high = _ends(on)
+    off_ends = None if off is None else _ends(off)
+    harmed = ["on"] if on_high < -margin else []
+    if off_ends is not None and off_ends[1] < -margin:
+        harmed.append("off")
     if harmed:
         return "worse", f"{' and '.join(harmed)} contrast below -{margin:g}"
-    if on.low <= margin:
+    if on_low <= margin:
         return "no difference shown", f"on contrast not above {margin:g}"
-    if off is not None and off.low <= -margin:
+    if off_ends is not None and off_ends[0] <= -margin:
         return "no difference shown", f"on contrast above {margin:g}, off contrast in doubt"
     off_text = "off contrast not measured" if off is None else f"off contrast above -{margin:g}"
     return "better", f"on contrast above {margin:g}, {off_text}"
+
+
+def _ends(interval: Interval) -> tuple[float, float]:
+    if interval.low is None or interval.high is None:
+        raise ValueError(interval.note)
+    return interval.low, interval.high

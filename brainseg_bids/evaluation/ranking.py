@@ -10,14 +10,23 @@ from typing import Any
 import numpy as np
 
 from brainseg_bids.evaluation.bootstrap import Bootstrap, Draws, subject_means
-from brainseg_bids.evaluation.scores import NO_ROW, Metric, Row, Scores, judge, metric, read_scores
+from brainseg_bids.evaluation.scores import (
+    NO_ROW,
+    Metric,
+    Row,
+    Scores,
+    TableLine,
+    judge,
+    metric,
+    read_scores,
+)
 
 DECIMALS = 12
 """Means are rounded so far before they are ranked: equal raters are tied."""
 
 
 @dataclass(frozen=True)
-class Rank:
+class Rank(TableLine):
     """Place of one rater by its mean, and how firm it is.
 
     Parameters

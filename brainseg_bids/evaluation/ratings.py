@@ -181,8 +181,8 @@ def translate(
             void |= where  # there is nothing to be near to
         else:
             out[where] = labels
-    codes = {code for targets in meaning.values() for code in targets}
-    table = fullhead().subset(codes | {0})
+    given = {code for targets in meaning.values() for code in targets}
+    table = fullhead().subset(given | {0})
     return LabelMap(out, grid, table), void if void.any() else None
 
 

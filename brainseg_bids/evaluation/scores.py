@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-Row = Mapping[str, object]
+Row = Mapping[str, str | int | float | None]
 
 STATUSES = ("both", "reference only", "prediction only", "neither")
 NO_ROW = -1
@@ -178,7 +178,7 @@ class Scores:
 class TableLine:
     """Base of dataclasses that are lines of a table: their fields are its columns."""
 
-    def row(self) -> dict:
+    def row(self) -> dict[str, Any]:
         """Cells by column."""
         return dict(vars(self))
 

@@ -215,11 +215,13 @@ def _summary(
     subjects = [subject for subject, keep in zip(scores.subjects, kept, strict=True) if keep]
     images = [image for image, keep in zip(scores.images, kept, strict=True) if keep]
     values = np.nanmean(cells[kept], axis=1)
-    counts = [int((status == code).sum()) for code in (*range(len(STATUSES)), NO_ROW)]
+    both, first, second, neither, no_row = (
+        int((status == code).sum()) for code in (*range(len(STATUSES)), NO_ROW)
+    )
     left_out = status.size - int(np.isfinite(cells).sum())
     n_subjects = len(set(subjects))
     where = (scores.reference, rater, stratum, title, wanted.name)
-    n = (len(names), n_subjects, len(images), *counts, left_out)
+    n = (len(names), n_subjects, len(images), both, first, second, neither, no_row, left_out)
     return Summary(*where, *n, *_spread(values, subjects, images, wanted, draws))
 
 
@@ -353,18 +355,21 @@ def tables(
         ``headline``, ``structures``, ``judged``, ``comparisons``, ``ranks``, ``bland_altman`` and
         ``missing``. None is written n/a in TSV.
     """
-    choice = {"structures": structures, "known": known}
-    drawn = {"bootstrap": bootstrap or Bootstrap()}
+    draw = bootstrap or Bootstrap()
     by_reference = [set(scores.metrics) for scores in read_scores(rows)]
     columns = set.intersection(*by_reference) if by_reference else set()
     fair = [m for m in HEADLINE_METRICS if m in columns]
     fair += sorted(m for m in columns if m.startswith("nsd_"))
-    results = {
-        "headline": headline(rows, **choice, **drawn),
-        "structures": summarise(rows, **drawn),
-        "judged": judged(rows, **choice),
-        "comparisons": compare_raters(rows, metrics=fair, **choice, **drawn),
-        "ranks": rank_stability(rows, metrics=fair, **choice, **drawn),
+    results: dict[str, Sequence[TableLine]] = {
+        "headline": headline(rows, structures=structures, known=known, bootstrap=draw),
+        "structures": summarise(rows, bootstrap=draw),
+        "judged": judged(rows, structures=structures, known=known),
+        "comparisons": compare_raters(
+            rows, metrics=fair, structures=structures, known=known, bootstrap=draw
+        ),
+        "ranks": rank_stability(
+            rows, metrics=fair, structures=structures, known=known, bootstrap=draw
+        ),
         "bland_altman": limits_of_agreement(rows),
         "missing": find_missing(rows, references=references, raters=raters),
     }
@@ -379,7 +384,8 @@ def common_structures(rows: Sequence[Row], sideless: Collection[str]) -> set[str
     every: dict[str, set[str]] = {}
     merged: set[str] = set()
     for row in rows:
-        every.setdefault(row["rater"], set()).add(row["name"])
-        if row["rater"] in sideless and row["index"] is not None:
-            merged.add(row["name"])
+        rater, name = str(row["rater"]), str(row["name"])
+        every.setdefault(rater, set()).add(name)
+        if rater in sideless and row["index"] is not None:
+            merged.add(name)
     return set.intersection(merged, *every.values()) if merged else None

@@ -172,20 +172,16 @@ def _measure(batch: Batch) -> list[SurfaceDistances]:
     result = []
     for n in range(len(batch.structures)):
         # A structure that was given up one way is measured anew that way.
-        anew = tuple(search.gave_up(direction, n) for direction in range(2))
-        boxed = _in_box(batch, n, anew) if any(anew) else (None, None)
-        ways = [boxed[d] if anew[d] else Directed(*search.result(d, n)) for d in range(2)]
-        result.append(SurfaceDistances(*ways, batch.definition))
+        anew = [search.gave_up(way, n) for way in range(2)]
+        codes = [_site_codes_of(batch, which, n) for which in MAPS] if any(anew) else []
+        forth, back = (
+            _transformed(codes[way], codes[1 - way], batch.pair, batch.weights)
+            if anew[way]
+            else Directed(*search.result(way, n))
+            for way in range(2)
+        )
+        result.append(SurfaceDistances(forth, back, batch.definition))
     return result
-
-
-def _in_box(batch: Batch, n: int, wanted: tuple[bool, ...]) -> list[Directed | None]:
-    """Distances of one structure by exact distance transforms, the ways that are wanted."""
-    codes = [_site_codes_of(batch, which, n) for which in MAPS]
-    return [
-        _transformed(codes[d], codes[1 - d], batch.pair, batch.weights) if wanted[d] else None
-        for d in range(2)
-    ]
 
 
 def _site_codes_of(batch: Batch, which: str, n: int) -> np.ndarray:

@@ -24,13 +24,13 @@ for _bit in range(64):
 
 
 @jit
-def lowest(bits):
+def lowest(bits: int) -> int:
     """Number of the lowest bit that is set (Leiserson, Prokop and Randall, 1998)."""
     return ORDER[(((bits & -bits) * DE_BRUIJN) >> 58) & 63]
 
 
 @jit
-def fill_sets(codes, lookup, sets):
+def fill_sets(codes: np.ndarray, lookup: np.ndarray, sets: np.ndarray) -> None:
     """Sets of a plane of voxels; ``sets`` has a margin of one."""
     for y in range(codes.shape[0]):
         row, out = codes[y], sets[y + 1]
@@ -39,7 +39,7 @@ def fill_sets(codes, lookup, sets):
 
 
 @jit
-def corner_sites(before, here, sites):
+def corner_sites(before: np.ndarray, here: np.ndarray, sites: np.ndarray) -> None:
     """Structures of which a corner has some of its eight voxels, but not all."""
     for y in range(sites.shape[0]):
         a, b, c, d = before[y], before[y + 1], here[y], here[y + 1]
@@ -51,7 +51,7 @@ def corner_sites(before, here, sites):
 
 
 @jit
-def edge_sites(before, here, after, sites):
+def edge_sites(before: np.ndarray, here: np.ndarray, after: np.ndarray, sites: np.ndarray) -> None:
     """Structures of a voxel that at least one of its six neighbours has not."""
     for y in range(sites.shape[0]):
         a, b, c = before[y + 1], here[y + 1], after[y + 1]
@@ -62,7 +62,7 @@ def edge_sites(before, here, after, sites):
 
 
 @jit
-def _look_around(before, here, y, z, around):
+def _look_around(before: np.ndarray, here: np.ndarray, y: int, z: int, around: np.ndarray) -> None:
     """Note the sets of the eight voxels around a corner, in the order of `surfels.BITS`."""
     around[0], around[1] = here[y + 1, z + 1], here[y + 1, z]
     around[2], around[3] = here[y, z + 1], here[y, z]
@@ -71,7 +71,7 @@ def _look_around(before, here, y, z, around):
 
 
 @jit
-def _weight(around, bit, areas):
+def _weight(around: np.ndarray, bit: int, areas: np.ndarray) -> float:
     """Area of the surface of one structure at a corner, or 1 without areas."""
     if len(areas) == 0:
         return 1.0
@@ -82,7 +82,14 @@ def _weight(around, bit, areas):
 
 
 @jit
-def _record(bits, around, areas, step, weights, counts):
+def _record(
+    bits: int,
+    around: np.ndarray,
+    areas: np.ndarray,
+    step: int,
+    weights: np.ndarray,
+    counts: np.ndarray,
+) -> None:
     """Add a site to what its structures have at a distance."""
     while bits:
         bit = lowest(bits)
@@ -92,7 +99,9 @@ def _record(bits, around, areas, step, weights, counts):
 
 
 @jit
-def _give_up(bits, probes, state, spent, limits):
+def _give_up(
+    bits: int, probes: int, state: np.ndarray, spent: np.ndarray, limits: np.ndarray
+) -> None:
     """Note what a long search cost; structures beyond their limit are searched no more."""
     while bits:
         bit = lowest(bits)
@@ -103,7 +112,17 @@ def _give_up(bits, probes, state, spent, limits):
 
 
 @jit
-def _put_off(bits, around, areas, x, y, z, state, sites, weights):
+def _put_off(
+    bits: int,
+    around: np.ndarray,
+    areas: np.ndarray,
+    x: int,
+    y: int,
+    z: int,
+    state: np.ndarray,
+    sites: np.ndarray,
+    weights: np.ndarray,
+) -> None:
     """Queue a site that nothing was found for; what does not fit is searched no more."""
     while bits:
         bit = lowest(bits)
@@ -118,10 +137,11 @@ def _put_off(bits, around, areas, x, y, z, state, sites, weights):
 
 
 @jit
-def probe_plane(
-    own, other, places, steps, near, margin, before, here, areas,
-    x, weights, counts, state, spent, limits, queue, queue_weights,
-):  # fmt: skip
+def probe_plane(own: np.ndarray, other: np.ndarray, places: np.ndarray, steps: np.ndarray,
+                near: int, margin: np.ndarray, before: np.ndarray, here: np.ndarray,
+                areas: np.ndarray, x: int, weights: np.ndarray, counts: np.ndarray,
+                state: np.ndarray, spent: np.ndarray, limits: np.ndarray, queue: np.ndarray,
+                queue_weights: np.ndarray) -> None:  # fmt: skip
     """For each site of a plane, the nearest site of each of its structures in the other map.
 
     Parameters
@@ -133,7 +153,7 @@ def probe_plane(
     places : (n,) int64
         Where to probe ``other``, relative to the index in the plane, nearest first.
     steps : (n,) int64
-        Rank of each one's distance.
+        Number of each one's distance, in ascending order.
     near : int
         Probes that cost next to nothing.
     margin : (2,) int64
@@ -161,28 +181,32 @@ def probe_plane(
             at = (y + margin[0]) * own.shape[1] + z + margin[1]
             if len(areas):
                 _look_around(before, here, y, z, around)
-            k = 0
-            while left and k < near:
-                hit = left & other[places[k] + at]
-                if hit:
-                    _record(hit, around, areas, steps[k], weights, counts)
-                    left ^= hit
-                k += 1
-            if left == 0:
-                continue
-            searched = left
+            k, searched = 0, left
             while left and k < len(places):
+                if k == near:
+                    searched = left
                 hit = left & other[places[k] + at]
                 if hit:
                     _record(hit, around, areas, steps[k], weights, counts)
                     left ^= hit
                 k += 1
+            if left == 0 and k <= near:
+                continue
             _give_up(searched, k - near, state, spent, limits)
             _put_off(left & state[0], around, areas, x, y, z, state, queue, queue_weights)
 
 
 @jit
-def nearest_in_plane(sites, margin, x, wanted, first, queue, metric, best):
+def nearest_in_plane(
+    sites: np.ndarray,
+    margin: np.ndarray,
+    x: int,
+    wanted: int,
+    first: np.ndarray,
+    queue: np.ndarray,
+    metric: np.ndarray,
+    best: np.ndarray,
+) -> None:
     """Compare queued sites, in order of structure, with each site of a plane.
 
     Parameters
@@ -213,7 +237,7 @@ def nearest_in_plane(sites, margin, x, wanted, first, queue, metric, best):
 
 
 @jit
-def corner_codes(inside, codes):
+def corner_codes(inside: np.ndarray, codes: np.ndarray) -> None:
     """Code of the eight voxels around each corner; ``inside`` has a margin of one."""
     for x in range(codes.shape[0]):
         for y in range(codes.shape[1]):
@@ -228,7 +252,7 @@ def corner_codes(inside, codes):
 
 
 @jit
-def edge_codes(inside, codes):
+def edge_codes(inside: np.ndarray, codes: np.ndarray) -> None:
     """1 for voxels that lack one of six neighbours, 0 elsewhere."""
     for x in range(codes.shape[0]):
         for y in range(codes.shape[1]):
@@ -240,7 +264,7 @@ def edge_codes(inside, codes):
 
 
 @jit
-def row_distances(codes, steps):
+def row_distances(codes: np.ndarray, steps: np.ndarray) -> None:
     """Voxels along the last axis to the nearest site of the row, or `FAR`."""
     for x in range(codes.shape[0]):
         for y in range(codes.shape[1]):
@@ -256,7 +280,9 @@ def row_distances(codes, steps):
 
 
 @jit
-def _envelope(values, size, out, places, bounds):
+def _envelope(
+    values: np.ndarray, size: float, out: np.ndarray, places: np.ndarray, bounds: np.ndarray
+) -> None:
     """Least of ``values[m] + (size * (n - m)) ** 2`` for each n: lower envelope of parabolas.
 
     After Felzenszwalb and Huttenlocher, Theory of Computing 8, 2012. ``places`` and ``bounds``
@@ -289,7 +315,7 @@ def _envelope(values, size, out, places, bounds):
 
 
 @jit
-def _nearest_in_line(line, x, size):
+def _nearest_in_line(line: np.ndarray, x: int, size: float) -> tuple[float, int]:
     """Least of ``line[m] + (size * (x - m)) ** 2``, and how many places were probed."""
     best, away = line[x], 1
     while away < len(line) and (away * size) ** 2 < best:
@@ -303,7 +329,17 @@ def _nearest_in_line(line, x, size):
 
 
 @jit
-def box_distances(codes, steps, size, start, stop, height, distances, codes_out, n_filled):
+def box_distances(
+    codes: np.ndarray,
+    steps: np.ndarray,
+    size: np.ndarray,
+    start: int,
+    stop: int,
+    height: np.ndarray,
+    distances: np.ndarray,
+    codes_out: np.ndarray,
+    n_filled: int,
+) -> int:
     """Squared distance of the sites in some columns to the nearest one of the other map.
 
     Parameters
