@@ -188,8 +188,8 @@ def _free_window_indices(net: nn.Module) -> None:
     """
     shared: dict[tuple[int, ...], Tensor] = {}
     for module in net.modules():
-        if "relative_position_index" in module._buffers:
-            index = module.relative_position_index
+        index = module._buffers.get("relative_position_index")
+        if index is not None:
             del module.relative_position_index
             module.relative_position_index = shared.setdefault(tuple(index.shape), index)
             module.register_forward_pre_hook(_index_follows_input)
@@ -213,7 +213,7 @@ def meshnet(
     return MeshNet(in_channels, out_channels, width=width, dilations=dilations)
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "segresnet": segresnet,
     "dynunet": dynunet,
     "unet": unet,
@@ -282,7 +282,7 @@ class PackedNet(nn.Module):
         part = (within[:, 0] * block_size + within[:, 1]) * block_size + within[:, 2]
         picked = features[0].flatten(1).index_select(1, column).float().T
         weight = self.head.weight.view(self.spec.n_labels, block_size**3, -1)
-        bias = self.head.bias.view(self.spec.n_labels, block_size**3)
+        bias = self.head.get_parameter("bias").view(self.spec.n_labels, block_size**3)
         scores = picked.new_empty(len(voxels), self.spec.n_labels)
         for k in range(block_size**3):
             rows = (part == k).nonzero()[:, 0]

@@ -25,6 +25,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.documents import (
     InputError,
     Items,
+    Kind,
     Number,
     Object,
     Text,
@@ -51,7 +52,7 @@ class BundleError(ValueError):
     """A model bundle that cannot be used; the message says why and what to do."""
 
 
-_KINDS = {
+_KINDS: dict[str, Kind] = {
     "name": Text(),
     "label_table": Text(),
     "voxel_size_mm": Number(0.1, 10, "mm"),
@@ -62,7 +63,7 @@ _KINDS = {
     "seen": Items(Text()),
 }
 _OPTIONAL = ("seen",)
-_NET_KINDS = {
+_NET_KINDS: dict[str, Kind] = {
     "architecture": Text(),
     "n_labels": Number(2, 32768, whole=True),
     "stem": Number(1, 8, whole=True),

@@ -102,7 +102,7 @@ def _draws(block: nn.Module) -> bool:
 def _still(block: nn.Module) -> Iterator[None]:
     """Norms whose running statistics do not take in what they have taken in before."""
     counting = [
-        (part, part.momentum, part.num_batches_tracked.clone())
+        (part, part.momentum, part.get_buffer("num_batches_tracked").clone())
         for part in block.modules()
         if isinstance(part, _NormBase) and part.track_running_stats
     ]
@@ -113,4 +113,4 @@ def _still(block: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum, count in counting:
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+            norm.get_buffer("num_batches_tracked").copy_(count)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,7 +55,10 @@ def find_device(wanted: str = "auto", *, host_free_gib: float | None = None) -> 
 def has_accelerator(device: str) -> bool:
     """Whether there is one and it may be used; asking takes none of its memory."""
     wanted = {"auto": ("cuda", "mps"), "cpu": ()}.get(device, (device,))
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    there: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
     return any(there[kind]() for kind in wanted)
 
 
@@ -87,8 +91,10 @@ def has_fast_bf16(kind: str) -> bool:
     """Whether a kind of device has instructions for bfloat16; elsewhere it is slower."""
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # since PyTorch 2.11
-    return kind == "cpu" and bool(capabilities().get("avx512_bf16", False))
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # since PyTorch 2.11
+    if kind != "cpu" or capabilities is None:
+        return False
+    return bool(capabilities().get("avx512_bf16", False))
 
 
 class MemoryMeter:

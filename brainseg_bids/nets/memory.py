@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from typing import Any
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.nets.memory_plan import (
     ALLOWANCES,
     Device,
@@ -181,7 +182,7 @@ def patches_of(multiple: int, largest_vox: tuple[int, int, int]) -> list[tuple[i
     if max(longest) == multiple:
         longest[-1] *= 2
     edges = range(2 * multiple, max(longest) + 1, multiple)
-    return [tuple(min(edge, most) for most in longest) for edge in edges]
+    return [triple(min(edge, most) for most in longest) for edge in edges]
 
 
 def _best(

@@ -95,7 +95,9 @@ class Step:
     precision: str
 
     @classmethod
-    def of(cls, net: PackedNet, loss: LossOf, *, precision: str, checkpointing: bool, many: bool):
+    def of(
+        cls, net: PackedNet, loss: LossOf, *, precision: str, checkpointing: bool, many: bool
+    ) -> Step:
         """Step of a network as training runs it; ``many``: weights are updated many at once."""
         if checkpointing:
             checkpointed(net.body)
@@ -114,7 +116,7 @@ class Step:
         labels: Tensor,
         *,
         keep_gradients: bool = False,
-        offloaded: contextlib.AbstractContextManager = _HERE,
+        offloaded: contextlib.AbstractContextManager[object] = _HERE,
     ) -> None:
         """Gradients, in the order of Lightning's Trainer: old ones go after the forward pass.
 

@@ -111,10 +111,10 @@ def _take_head(
     if (net.spec.block_size, net.spec.features) != (source.spec.block_size, source.spec.features):
         return ()
     source_rank = {_key(label): rank for rank, label in enumerate(source_table)}
-    for of_net, of_source in (
-        (net.head.weight, source.head.weight),
-        (net.head.bias, source.head.bias),
-    ):
+    for of_net, of_source in [
+        (net.head.get_parameter(name), source.head.get_parameter(name))
+        for name in ("weight", "bias")
+    ]:
         own = of_net.view(len(table), -1)
         theirs = of_source.view(len(source_table), -1)
         for rank, label in enumerate(table):

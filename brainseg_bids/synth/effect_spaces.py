@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from brainseg_bids.documents import Items, Number, Text
+from brainseg_bids.documents import Items, Kind, Number, Text
 from brainseg_bids.synth.streams import Range
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ SPACING = Number(1, 1000, "mm")
 """Of nodes of smooth fields: as many as fit into a head, not more."""
 SIZES = _range(0.1, 100, "mm")
 FIELD = Number(0.001, 25, "T")
-KINDS = {
+KINDS: dict[str, Kind] = {
     "name": Text(),
     "law": Text(("uniform", "normal")),
     "widen": Number(0, 100),
@@ -89,7 +89,7 @@ KINDS = {
 }
 """What the fields of a `RecipeSpace` and of its groups may be: far beyond what a scanner does, and
 short of what no computer can draw."""
-TISSUE_KINDS = {
+TISSUE_KINDS: dict[str, Kind] = {
     "labels": Items(Text(), least=1),
     "mean": Items(LEVEL, count=2),
     "sd": Items(Number(0, 10_000), count=2),

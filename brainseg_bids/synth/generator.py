@@ -107,7 +107,7 @@ class Generator:
     ) -> None:
         self.source = source
         self.target = crosswalk.target
-        self.shape = tuple(shape)
+        self.shape = triple(shape)
         self.voxel_size_mm = voxel_size_mm
         known = [label for label in source if label.index in crosswalk.pairs]
         self._to_target = {label.index: crosswalk.pairs[label.index] for label in known}
@@ -157,7 +157,9 @@ class Generator:
         # Tissues that are not kept have the mask's level, which is zero in magnitude images.
         beyond = replace(recipe.view, kept="head")
         gone = out_of_view(beyond, ranks, self.source, crop)
-        return image.masked_fill(air, recipe.view.air_level), gone
+        if air is not None:
+            image = image.masked_fill(air, recipe.view.air_level)
+        return image, gone
 
     def _magnitude_image(
         self, ranks: Tensor, layers: list[Any], recipe: Recipe, crop: Crop
@@ -184,11 +186,11 @@ class Generator:
         """
         voxels = AcquiredVoxels.of(self.shape, recipe.resolution, voxel_size_mm=self.voxel_size_mm)
         strength = second_inversion(self.source, recipe.transmit.field_t).to(crop.device)
-        acquired = [
+        painted, second = (
             truncate(voxels.sample(move(paint(ranks, layers), recipe.motion, crop)), recipe.gibbs)
             for layers in (contrast, [one_value(strength), *signal])
-        ]
-        return voxels.resample(take_ratio(*acquired, recipe.ratio))
+        )
+        return voxels.resample(take_ratio(painted, second, recipe.ratio))
 
     def _crop(self, head: LabelVolume, recipe: Recipe) -> Crop:
         center_mm = self._place_mm(head, recipe, head.box_vox.mean(0))
@@ -257,17 +259,17 @@ class Generator:
     def _labels(self, ranks: Tensor, gone: Tensor | None, *, flip: bool) -> Tensor:
         """Ranks in the target table; background where there is no such label, or no image."""
         positions = self.target.positions()
-        lookup = np.zeros(len(self.source), dtype=np.uint8)
+        to_target = np.zeros(len(self.source), dtype=np.uint8)
         for rank, label in enumerate(self.source):
             code = self._to_target.get(label.index)
             if code is not None:
                 entry = self.target[code]
-                lookup[rank] = positions[entry.mirror if flip else entry.index]
-        lookup = torch.from_numpy(lookup).to(ranks.device)
+                to_target[rank] = positions[entry.mirror if flip else entry.index]
+        lookup = torch.from_numpy(to_target).to(ranks.device)
         labels = torch.empty_like(ranks)
         for start, stop in slabs(self.shape[0]):
-            entry = ranks[start:stop].flatten().int()
-            torch.index_select(lookup, 0, entry, out=labels[start:stop].view(-1))
+            part = ranks[start:stop].flatten().int()
+            torch.index_select(lookup, 0, part, out=labels[start:stop].view(-1))
         return labels if gone is None else labels.masked_fill_(gone, 0)
 
     def _tissues(self, recipe: Recipe, crop: Crop) -> Callable[..., Any]:

@@ -87,7 +87,11 @@ def tissues(
     lookup = lookup.to(device)
 
     def paint_tissues(painted: Tensor, ranks: Tensor, start: int, stop: int) -> None:
-        entry = ranks if levels == 1 else level(start, stop).add_(ranks, alpha=levels)
+        entry = ranks
+        if levels > 1:
+            if level is None:
+                raise ValueError("labels of several components need the levels of a texture")
+            entry = level(start, stop).add_(ranks, alpha=levels)
         found = lookup.index_select(0, entry.flatten())
         mean, sd = torch.view_as_real(found).view(*painted.shape, 2).unbind(-1)
         torch.addcmul(mean, sd, noise(start, stop), out=painted)
@@ -114,11 +118,11 @@ def paint(ranks: Tensor, layers: Iterable[Layer | None]) -> Tensor:
     layers : iterable of Layer or None
         ``None`` is a layer that is switched off.
     """
-    layers = [layer for layer in layers if layer is not None]
+    used = [layer for layer in layers if layer is not None]
     image = torch.zeros(ranks.shape, device=ranks.device)
     for start, stop in slabs(ranks.shape[0]):
         part, entry = image[start:stop], ranks[start:stop].int()
-        for layer in layers:
+        for layer in used:
             layer(part, entry, start, stop)
         part.clamp_(min=0)
     return image

@@ -103,22 +103,26 @@ def _line_weights(is_read: np.ndarray, axis: int, device: torch.device) -> tuple
         above[-1] = below[-1]
     shape = [1, 1, 1]
     shape[axis] = -1
-    parts = (above + 0j + below) / 2, (above + 0j - below) / 2j
-    return tuple(torch.from_numpy(p.astype(np.complex64)).view(shape).to(device) for p in parts)
+    real, imaginary = (
+        torch.from_numpy(part.astype(np.complex64)).view(shape).to(device)
+        for part in ((above + 0j + below) / 2, (above + 0j - below) / 2j)
+    )
+    return real, imaginary
 
 
 def _mix(poses: list[_Pose], axis: int, n: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
     """Real and imaginary part of a slab whose lines were read in several poses."""
-    parts = None
+    parts: list[Tensor] = []
     for pose in poses:
         here = pose.image.narrow(_across(axis), start, stop - start)
         spectrum = _spectrum(here, axis, pose.last, start, stop)
-        if parts is None:
-            parts = tuple(spectrum * weight for weight in pose.lines)
+        if not parts:
+            parts = [spectrum * weight for weight in pose.lines]
         else:
             for part, weight in zip(parts, pose.lines, strict=True):
                 part.addcmul_(spectrum, weight)
-    return tuple(torch.fft.irfft(part, n=n, dim=axis) for part in parts)
+    real, imaginary = (torch.fft.irfft(part, n=n, dim=axis) for part in parts)
+    return real, imaginary
 
 
 def _check(motion: Motion) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.documents import Number, Text, check, read_toml
@@ -325,7 +326,7 @@ class PriorSpace:
                 spread=float(classes.spread[rank]),
                 noise=measured,
                 gain=gain,
-                order=order.permutation(n) if n > 1 else (0,),
+                order=order.permutation(n).tolist() if n > 1 else (0,),
             )
             tissues[label] = between_tissues(classes.tissue(rank, z), fitted, self.prior_weight)
         return tissues
@@ -360,15 +361,15 @@ class PriorSpace:
         if "resolution" in self.off:
             return Resolution()
         level = streams.uniforms("resolution", 5)[3]
-        fwhm = tuple(quantile(axis, level) for axis in self.prior.fwhm_mm)
-        return Resolution(tuple(self.prior.voxel_size_mm), fwhm)
+        fwhm = triple(quantile(axis, level) for axis in self.prior.fwhm_mm)
+        return Resolution(triple(self.prior.voxel_size_mm), fwhm)
 
     def _between_resolutions(self, agnostic: Resolution, fitted: Resolution) -> Resolution:
         if "resolution" in self.off:
             return agnostic
         return Resolution(
-            tuple(map(self._between, agnostic.voxel_size_mm, fitted.voxel_size_mm)),
-            tuple(map(self._between, agnostic.thickness_mm, fitted.thickness_mm)),
+            triple(map(self._between, agnostic.voxel_size_mm, fitted.voxel_size_mm)),
+            triple(map(self._between, agnostic.thickness_mm, fitted.thickness_mm)),
         )
 
 

@@ -11,7 +11,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.intensity import draw_noise
 from brainseg_bids.synth.interpolate import slabs
 from brainseg_bids.synth.recipe import Ratio
-from brainseg_bids.synth.relaxation import relaxation, relaxation_of
+from brainseg_bids.synth.relaxation import Relaxation, relaxation, relaxation_of
 from brainseg_bids.synth.transmit import MP2RAGE, train_signals
 
 
@@ -33,7 +33,7 @@ def second_inversion(table: LabelTable, field_t: float = 7.0) -> Tensor:
     return torch.from_numpy(_magnitude(tissue) / _magnitude(grey)).float()
 
 
-def _magnitude(tissue) -> np.ndarray:
+def _magnitude(tissue: Relaxation) -> np.ndarray:
     decay = np.exp(-MP2RAGE.echo_time_ms / np.asarray(tissue.t2star_ms))
     return np.abs(train_signals(tissue.t1_s, cycle=MP2RAGE)[1]) * tissue.proton_density * decay
 
@@ -82,8 +82,11 @@ def take_ratio(painted: Tensor, second: Tensor, ratio: Ratio) -> Tensor:
         )
     if not ratio.low < ratio.high:
         raise ValueError(f"ratio: low {ratio.low} has to be below high {ratio.high}")
-    if ratio.noise_frac <= 0:
-        return painted
+    return painted if ratio.noise_frac <= 0 else _noisy_ratio(painted, second, ratio)
+
+
+def _noisy_ratio(painted: Tensor, second: Tensor, ratio: Ratio) -> Tensor:
+    """`take_ratio` with noise, by slabs."""
     span = ratio.high - ratio.low
     # Four streams in one, side by side: real and imaginary parts of both inversions.
     n_x, n_y, n_z = painted.shape

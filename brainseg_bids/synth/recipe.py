@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sized
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -341,7 +342,7 @@ def _kind_of(name: str, default: object) -> Kind:
     number = Number(0.1, 1e4) if name in DISTANCES else LEVEL
     if isinstance(default, float):
         return number
-    if default:
+    if isinstance(default, Sized) and len(default):
         return Items(number, count=len(default))
     return Items(Items(LEVEL, count=3)) if name.startswith(("trans", "rot")) else Items(LEVEL)
 

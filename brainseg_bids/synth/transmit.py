@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.interpolate import (
     BandedProduct,
@@ -101,7 +102,7 @@ def transmit_field(
     """
     stride = max(1, round(NODES_MM / voxel_size_mm))
     # One more node on each side, so that the spline has what it needs at the faces.
-    wider = tuple(n + 2 * stride for n in shape)
+    wider = triple(n + 2 * stride for n in shape)
     counts = [-(-(n - 1) // stride) + 1 for n in wider]
     axes = [
         ((torch.arange(count) - 1) * stride - (n - 1) / 2) * voxel_size_mm - middle
@@ -109,21 +110,28 @@ def transmit_field(
     ]
     nodes = transmit.center + (transmit.edge - transmit.center) * _darkness(axes)
     if transmit.log_sd > 0:
-        noise, matrices = smooth_noise(
-            wider,
-            voxel_size_mm=voxel_size_mm,
-            node_spacing_mm=transmit.node_spacing_mm,
-            seed=transmit.seed,
-            stride=stride,
-        )
-        # B-spline synthesis of white noise has a spread of about a third; make it one.
-        nodes = nodes * (along_axes(noise[0], matrices) * (3.0 * transmit.log_sd)).exp()
+        nodes = nodes * _random_factor(transmit, wider, voxel_size_mm, stride)
     to_x, to_y, to_z = (
         cubic_matrix(n, count, positions=torch.arange(n) / stride + 1)
         for n, count in zip(shape, counts, strict=True)
     )
     nodes = nodes.to(device)
     return BandedProduct(to_x, to_y.to(device) @ (nodes @ to_z.to(device).T))
+
+
+def _random_factor(
+    transmit: Transmit, shape: tuple[int, int, int], voxel_size_mm: float, stride: int
+) -> Tensor:
+    """exp of the random field, on the nodes."""
+    noise, matrices = smooth_noise(
+        shape,
+        voxel_size_mm=voxel_size_mm,
+        node_spacing_mm=transmit.node_spacing_mm,
+        seed=transmit.seed,
+        stride=stride,
+    )
+    # B-spline synthesis of white noise has a spread of about a third; make it one.
+    return (along_axes(noise[0], matrices) * (3.0 * transmit.log_sd)).exp()
 
 
 def _darkness(axes: list[Tensor]) -> Tensor:
