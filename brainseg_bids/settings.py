@@ -209,7 +209,7 @@ class OtherOptions(OptionGroup):
         help="forbid every network connection; nothing needs one",
     )
     debug: bool = option("--debug", default=False, help="show tracebacks, keep going as usual")
-    verbose: int = option("-v", "--verbose", default=0, action="count", help="tell more")
+    verbose: int = option("-v", "--verbose", default=0, action="count", help="log more")
 
 
 @dataclass(frozen=True, kw_only=True)

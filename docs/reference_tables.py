@@ -122,7 +122,7 @@ OUTPUTS: dict[str, tuple[Callable[[Scan], object], dict[str, str]]] = {
     "contrast": (
         lambda scan: ContrastNames.of(scan, "fullhead"),
         {
-            "statistics": "of each label: location, scale, mixture, grain, fit; in the JSON "
+            "statistics": "of each label: location, scale, mixture, correlated texture, fit; in the JSON "
             "noise, field, resolution, histograms",
             "figure": "of the page",
         },

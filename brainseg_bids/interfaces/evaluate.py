@@ -39,7 +39,7 @@ class _CompareInputSpec(BaseInterfaceInputSpec):
     protocol = traits.Enum("label-restricted", "within-evaluable", usedefault=True)
     definition = traits.Enum("surface", "voxel", usedefault=True)
     tolerances_mm = traits.List(traits.Float(), mandatory=True)
-    asked = traits.Dict(desc="all that decides the result, told again in the facts")
+    asked = traits.Dict(desc="all that decides the result, repeated in the metadata")
     # Another version may compare otherwise: nothing is taken from Nipype's cache then.
     version = traits.Str(__version__, usedefault=True, desc="of this package")
 

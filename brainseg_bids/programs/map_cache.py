@@ -161,7 +161,7 @@ def read_checked_map(path: Path, cache: Path | None = None, *, source: str = SOU
         if (kept := entry.read()) is not None:
             return kept
     except DAMAGED as error:
-        log.warning("%s: damaged (%s); made anew from %s", entry.facts, one_line(error), path)
+        log.warning("%s: damaged (%s); made again from %s", entry.facts, one_line(error), path)
     made, warnings = _checked(path, source)
     try:
         entry.write(made, warnings)

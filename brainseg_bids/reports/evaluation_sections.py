@@ -187,8 +187,8 @@ class Sections:
             groups += [block["name"]] * (len(block["rows"]) + 1)
         note = (
             "Rank on the images that all raters have, and in brackets the chances of rank 1, 2, … "
-            "when subjects are drawn anew. Same order: share of draws with the same ranks of all, "
-            "and Kendall's τ."
+            "when subjects are drawn again. Same order: share of draws with the same ranks of "
+            "all, and Kendall's τ."
         )
         return page.blocks(
             page.heading("Ranks"),

@@ -282,7 +282,7 @@ def write_subject_page(
         section(
             "settings",
             heading("Settings", level=2, stay=True),
-            fold("What this run was told (TOML)", pre(settings)),
+            fold("Settings of this run (TOML)", pre(settings)),
         ),
         title=title,
         name=f"{title}: brainseg report",

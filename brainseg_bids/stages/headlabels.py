@@ -311,7 +311,7 @@ def methods_text(tools: Sequence[str]) -> str:
     return f"""\
 Label maps of the whole head were made with {named}. Codes were translated into one table, maps
 were brought to the grid of the image by their affines, and {merged} by a table of rules; what no
-tool labelled inside the head was told apart into tissue and air, islands were removed, and the
+tool labelled inside the head was divided into tissue and air, islands were removed, and the
 voxels that each rule changed were counted.
 """
 

@@ -222,7 +222,7 @@ def make_priors(
             prior = _pooled(name, group, keys)
         except ValueError as error:
             raise InputError(
-                f"contrast {name}: {error} Images can be told apart with --contrast-by, or left "
+                f"contrast {name}: {error} Images can be separated with --contrast-by, or left "
                 "out with --participant-label and --contrasts."
             ) from error
         notes = (*unknown_facts(group, keys), *stripped_images(group))

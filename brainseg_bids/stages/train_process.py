@@ -223,7 +223,7 @@ class Tasks:
         until_s = time.monotonic() + LONGEST_WAIT_S
         while not (message := read_object(self.call)):
             if time.monotonic() > until_s:
-                raise InputError(f"{self.call}: the first task has not said what to run.")
+                raise InputError(f"{self.call}: the first task has not written what to run.")
             time.sleep(LOOK_EVERY_S)
         return message
 

@@ -222,7 +222,7 @@ def steps_behind(checkpoint: Path) -> int:
         return steps_done(checkpoint)
     except Exception as error:  # torch and zip files raise half a dozen kinds
         raise InputError(
-            f"{checkpoint}: cannot be read ({one_line(error)}). Move it away to begin anew."
+            f"{checkpoint}: cannot be read ({one_line(error)}). Move it away to start again."
         ) from error
 
 

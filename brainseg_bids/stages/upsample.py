@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 DEFAULT_TARGET_MM = (0.5,)
 CUDA_GIB = 2.0
 """Host memory set aside for PyTorch and CUDA's libraries where a GPU is used (not measured)."""
-CERTIFICATE_BYTES = 12
+REPORT_BYTES = 12
 """Memory per finer voxel that components and volumes of all labels take."""
 MAPS = "_seg-fullhead_dseg.nii.gz"
 """What the names of label maps of heads end in."""
@@ -56,7 +56,7 @@ MAPS = "_seg-fullhead_dseg.nii.gz"
 class UpsampleOptions(OptionGroup):
     """Finer label maps."""
 
-    title: ClassVar[str] = "finer label maps (--stages upsample)"
+    title: ClassVar[str] = "upsampled label maps (--stages upsample)"
     belongs_to: ClassVar[tuple[str, ...]] = ("upsample",)
 
     target_voxel_size_mm: tuple[float, ...] = option(
@@ -253,7 +253,7 @@ def _needed_gib(grid: Grid, sizes_mm: tuple[float, ...]) -> float:
     from brainseg_bids.anatomy.upsample import needed_gib  # late: numba
 
     finer = grid.with_voxel_size(sizes_mm[0] if len(sizes_mm) == 1 else sizes_mm)
-    return needed_gib(finer, grid) + CERTIFICATE_BYTES * math.prod(finer.shape) / 2**30
+    return needed_gib(finer, grid) + REPORT_BYTES * math.prod(finer.shape) / 2**30
 
 
 def _kept_top(scan: Scan) -> tuple[Path, ...]:

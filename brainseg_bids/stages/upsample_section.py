@@ -41,7 +41,7 @@ def section(job, *, output_dir: Path) -> Section:
         warnings=metadata.get("ToLookAt", []),
         outputs=written(job.outputs, output_dir),
         what="Label map",
-        counted=("label map", "made finer"),
+        counted=("label map", "upsampled"),
         caption="Above the label map, below the same at finer voxels.",
         no_asymmetry=no_asymmetry(*_maps_of_the_model(job.scan.path)),
     )

@@ -141,8 +141,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises a dozen kinds
         raise ValueError(
-            f"{path}: this checkpoint cannot be read ({type(error).__name__}). Remove it to begin "
-            "anew."
+            f"{path}: this checkpoint cannot be read ({type(error).__name__}). Remove it to start "
+            "again."
         ) from error
 
 

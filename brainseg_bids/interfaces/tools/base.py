@@ -198,7 +198,7 @@ class ToolOutputSpec(TraitedSpec):
     labels = File(exists=True, desc="the tool's own codes on its own grid")
     posteriors = traits.List(File(exists=True), desc="probabilities, one 3D file a code or one 4D")
     posterior_codes = traits.List(traits.Int(), desc="the tool's code of each")
-    log = File(exists=True, desc="all it said")
+    log = File(exists=True, desc="its log")
     facts = File(exists=True, desc="tool, version, command, time, memory: JSON")
 
 
