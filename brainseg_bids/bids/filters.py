@@ -65,6 +65,9 @@ INDICES = frozenset({"run", "echo", "flip", "inv", "split", "chunk"})
 ABOUT_FILES = ("suffix", "datatype", "extension", "scope")
 """What a filter may name beside entities."""
 
+OF_OTHER_FILES = ("fmap", "scans")
+"""Entities of pybids that no image here has: kinds of field maps, tables of scans."""
+
 ELSEWHERE = frozenset(
     {"asl", "bold", "cbf", "dwi", "epi", "fmap", "m0scan", "magref", "mask", "perf", "pet", "roi"}
     | {"sbref", "t1map", "xfm"}
@@ -190,7 +193,7 @@ def _filter(conditions: Mapping[str, object], suffix: str, what: str) -> Filter:
         values = _values(name, given, what)
         if name in ABOUT_FILES:
             files[name] = values
-        elif name in ENTITIES or name in ENTITIES.values():
+        elif name in (*ENTITIES, *ENTITIES.values(), *OF_OTHER_FILES):
             key = ENTITIES.get(name, name)
             entities[key] = tuple(_label(key, value) for value in values)
         else:

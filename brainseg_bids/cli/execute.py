@@ -233,7 +233,7 @@ def _run_workflow(
             memory_gb=settings.memory_gb or 0.9 * memory_gib(),
             crash_dir=crash_dir,
             result_file=steps.result_file,
-            plugin=_read_plugin(settings.nipype_plugin_file),
+            plugin=read_plugin(settings.nipype_plugin_file),
             on_end=ended,
             on_progress=worked,
             on_step=steps,
@@ -264,7 +264,14 @@ def _write_citation(path: Path, description: str) -> None:
     write_once(path.with_suffix(".bib"), source.read_text(encoding="utf-8"))
 
 
-def _read_plugin(path: Path | None) -> dict | None:
+def read_plugin(path: Path | None) -> dict | None:
+    """Nipype's plugin and its arguments from the file of ``--use-plugin``.
+
+    Raises
+    ------
+    InputError
+        If it is none, or names a plugin that cannot be used.
+    """
     if path is None:
         return None
     import yaml
@@ -273,7 +280,7 @@ def _read_plugin(path: Path | None) -> dict | None:
 
     try:
         plugin = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"--use-plugin {path}: this is no YAML ({one_line(error)}).") from error
     if not isinstance(plugin, dict) or "plugin" not in plugin:
         raise InputError(f"--use-plugin {path}: the key plugin is missing.")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from brainseg_bids.anatomy.cohort import Cohort
 from brainseg_bids.bids.names import is_label
-from brainseg_bids.cli.execute import run_plans
+from brainseg_bids.cli.execute import read_plugin, run_plans
 from brainseg_bids.cli.group import run_group, say_finished
 from brainseg_bids.cli.stages import chosen_stages, plan_stages, write_root
 from brainseg_bids.console import logging_to, working
@@ -93,7 +93,9 @@ def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | No
 def _plan_and_run(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:
     shared = Run(settings, tuple(program or ()))
     stages = chosen_stages(settings)
-    shared.models  # noqa: B018 - whatever is asked for, a model that is named has to be there
+    # Whatever is asked for, what is named has to be there and to be right.
+    shared.models  # noqa: B018
+    read_plugin(settings.nipype_plugin_file)
     for stage in stages:
         stage.check(shared)
     plans: list[SubjectPlan] = []

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
 
+import bids
 import pytest
 
 from brainseg_bids.bids.filters import make_filters
@@ -23,16 +26,26 @@ FMRIPREP = {
 }
 """Queries that fMRIPrep's documentation gives as its own."""
 
+FMRIPREP_EXAMPLE = {
+    "t1w": {"datatype": "anat", "session": "B", "acquisition": None, "suffix": "T1w"},
+    "bold": {"datatype": "func", "session": "B", "suffix": "bold"},
+}
+"""What fMRIPrep's documentation gives as an example, for session B."""
+
 BABS = {
-    "fmap": {"datatype": "fmap"},
+    "fmap": {"datatype": "fmap", "session": "A"},
     "bold": {"datatype": "func", "session": "A", "suffix": "bold"},
+    "dwi": {"datatype": "dwi", "session": "A", "suffix": "dwi"},
+    "asl": {"datatype": "perf", "session": "A", "suffix": "asl"},
+    "perf": {"datatype": "perf", "session": "A", "suffix": "asl"},
     "sbref": {"datatype": "func", "session": "A", "suffix": "sbref"},
     "flair": {"datatype": "anat", "session": "A", "suffix": "FLAIR"},
     "t2w": {"datatype": "anat", "session": "A", "suffix": "T2w"},
     "t1w": {"datatype": "anat", "session": "A", "suffix": "T1w"},
     "roi": {"datatype": "anat", "session": "A", "suffix": "roi"},
 }
-"""What BABS writes for a job of session A."""
+"""What BABS writes for a job of session A: for fMRIPrep ``bold``, for QSIPrep ``dwi``, for ASLPrep
+``asl`` or, before, ``perf``."""
 
 NIWORKFLOWS = {
     "t1w": {"datatype": "anat", "suffix": "T1w", "part": ["mag", None]},
@@ -83,9 +96,10 @@ EVERYTHING = ["sub-01 ses-A T2w", FIRST, "sub-01 ses-B FLAIR", SECOND, OTHER]
                 "metadata", "the filter file that BABS writes", "its session is taken", 0
             ),
         ),
+        (FMRIPREP_EXAMPLE, ["sub-01 ses-A T2w", "sub-01 ses-B FLAIR", SECOND]),
         (NIWORKFLOWS, EVERYTHING),
     ],
-    ids=["fmriprep", "babs", "niworkflows"],
+    ids=["fmriprep", "babs", "fmriprep-example", "niworkflows"],
 )
 def test_files_of_other_pipelines_are_taken_as_they_are(data, filters, expected):
     assert titles(data, filters) == expected
@@ -131,6 +145,15 @@ def test_files_of_other_pipelines_are_taken_as_they_are(data, filters, expected)
 )
 def test_conditions_choose_by_label_number_absence_and_presence(data, conditions, expected):
     assert titles(data, {"t1w": conditions}, usual=["T1w"]) == expected
+
+
+def test_null_for_any_entity_that_pybids_knows_changes_nothing_where_it_is_absent(data):
+    config = Path(bids.__file__).parent / "layout" / "config" / "bids.json"
+    known = {entity["name"] for entity in json.loads(config.read_text())["entities"]}
+    here = {"subject", "session", "acquisition", "run", "datatype", "suffix", "extension"}
+    nulls = dict.fromkeys(known - here)
+    assert {"space", "fmap", "scans"} <= nulls.keys()
+    assert titles(data, {"t1w": nulls}, usual=["T1w"]) == [FIRST, SECOND, OTHER]
 
 
 def test_a_session_of_the_command_line_and_one_of_the_file_both_hold(data):

@@ -223,13 +223,31 @@ def test_label_names_with_odd_characters_pass_through(app):
     dataset.assert_valid_bids(done.output)
 
 
-def test_a_plugin_that_returns_too_early_is_refused(app, tmp_path):
+@pytest.mark.parametrize("more", [(), ("--boilerplate-only",), ("--reports-only",)])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("plugin: SLURMGraph", "SLURMGraph returns before"),
+        ("plugin_args: {}", "the key plugin is missing"),
+        ("plugin: [", "no YAML"),
+    ],
+)
+@pytest.mark.input(
+    "metadata",
+    "`--use-plugin` with a file that is no YAML, or a plugin that cannot be used, also with "
+    "`--boilerplate-only`",
+    "refused by name before anything runs",
+    2,
+)
+def test_a_plugin_that_cannot_be_used_is_refused(app, tmp_path, text, told, more):
     app.images("sub-01_T1w")
     plugin = tmp_path / "plugin.yml"
-    plugin.write_text("plugin: SLURMGraph\n")
-    done = app("--use-plugin", plugin)
+    plugin.write_text(text)
+    done = app("--use-plugin", plugin, *more)
     assert done.code == 2
-    assert "SLURMGraph returns before" in done.said
+    assert told in done.said
+    assert str(plugin) in done.said
+    assert not list(done.output.glob("sub-*"))
 
 
 @contextlib.contextmanager
