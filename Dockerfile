@@ -10,8 +10,8 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS build
 ARG VARIANT=cpu
 ARG TORCH_INDEX=""
-# spaces: ANTs, for --output-spaces; the templates for it are in the image
-ARG EXTRAS="spaces"
+ARG EXTRAS=""
+# for --output-spaces, which downloads nothing
 ARG TEMPLATES="MNI152NLin2009cAsym:1 MNI152NLin2009cAsym:2"
 WORKDIR /src
 COPY constraints.txt ./

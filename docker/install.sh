@@ -8,7 +8,7 @@
 # Settings, all by variables:
 #   VARIANT      cpu, cuda or rocm
 #   TORCH_INDEX  another PyTorch index than the variant's, e.g. for an older driver
-#   EXTRAS       optional parts of the app, comma-separated, e.g. spaces,nnunet
+#   EXTRAS       optional parts of the app, comma-separated, e.g. fetch,nnunet
 #   TEMPLATES    TemplateFlow images to fetch, e.g. "MNI152NLin2009cAsym:1 MNI152NLin2009cAsym:2"; empty: none
 #   PREFIX       where all of it goes
 set -eu

@@ -166,7 +166,7 @@ def test_a_template_that_cannot_be_is_named(tmp_path, word, told):
 
 
 def test_pins_leave_room_for_ants():
-    """antspyx 0.6 wants numpy below 2.4 and scipy below 1.16: EXTRAS=spaces."""
+    """antspyx 0.6, a dependency, wants numpy below 2.4 and scipy below 1.16."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if "==" in line)
     for name, below in {"numpy": (2, 4), "scipy": (1, 16)}.items():

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Templates that lie in a TemplateFlow home, and names of results in their spaces.
 
-Nothing here ever downloads. TemplateFlow's own ``get`` would: it takes an empty file of its
-skeleton for one to fetch.
+Templates are listed by TemplateFlow's client. Nothing here ever downloads: its ``get`` would,
+which takes an empty file of its skeleton for one to fetch.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,11 +87,8 @@ def find_template(home: Path, name: str, *, cohort: str = "", resolution: str = 
     """
     cohort, resolution = _plain(cohort), _plain(resolution)
     found: dict[tuple[str, str], dict[str, Path]] = {}
-    for path in sorted((home / f"tpl-{name}").rglob("tpl-*.nii.gz")):
-        kind = _kind(path)
-        # Empty files are those of TemplateFlow's skeleton: known, not fetched.
-        if kind and path.is_file() and path.stat().st_size:
-            found.setdefault(_which(path), {})[kind] = path
+    for kind, path in _fetched(home, name):
+        found.setdefault(_which(path), {})[kind] = path
     there = {res: files for (own, res), files in found.items() if own == cohort and "T1w" in files}
     wanted = resolution
     if not wanted and there:
@@ -143,14 +139,22 @@ def _not_there(home: Path, name: str, cohort: str, resolution: str, there: list[
     )
 
 
-def _kind(path: Path) -> str:
-    if path.name.endswith("_desc-brain_mask.nii.gz"):
-        return "mask"
-    return (
-        "T1w"
-        if re.fullmatch(r"tpl-[^_]+(_cohort-\w+?)?(_res-\w+?)?_T1w.nii.gz", path.name)
-        else ""
-    )
+def _fetched(home: Path, name: str) -> Iterator[tuple[str, Path]]:
+    """T1-weighted images and brain masks of a template that have content, each with its kind."""
+    if name not in template_names(home):  # importing TemplateFlow fills an empty home
+        return
+    client = _client(home)
+    for kind, desc, suffix in (("T1w", None, "T1w"), ("mask", "brain", "mask")):
+        found = client.ls(name, desc=desc, suffix=suffix, extension=".nii.gz")
+        # Empty files are those of TemplateFlow's skeleton: known, not fetched.
+        yield from ((kind, path) for path in sorted(found) if path.stat().st_size)
+
+
+def _client(home: Path):
+    """TemplateFlow's client of a home; the one that is there already if it is of this one."""
+    from templateflow import TemplateFlowClient, api, conf  # late: indexes the whole home
+
+    return api if Path(conf.TF_HOME) == home else TemplateFlowClient(root=home, autoupdate=False)
 
 
 def _which(path: Path) -> tuple[str, str]:

@@ -119,7 +119,7 @@ def licence_state(environment: Mapping[str, str]) -> str:
 
 
 def space_rows(ants: Sequence[str] = ()) -> list[tuple[str, ...]]:
-    """ANTs' Python package, or the given command, and the templates that lie here."""
+    """ANTs' Python package or the given command, what applies transforms, and the templates."""
     from brainseg_bids.bids.templates import fetch_command, template_names, templateflow_home
 
     home = templateflow_home()
@@ -129,9 +129,11 @@ def space_rows(ants: Sequence[str] = ()) -> list[tuple[str, ...]]:
     elif importlib.util.find_spec("ants"):
         found = f"antspyx {_version('antspyx')}"
     else:
-        found = "not found: pip install 'brainseg-bids[spaces]'"
+        found = "not found: pip install antspyx"
     return [
         ("ANTs", found),
+        ("transforms", f"nitransforms {_version('nitransforms')}"),
+        ("TemplateFlow", f"client {_version('templateflow')}"),
         ("templates", f"{names or 'none'} in {home}"),
         *([] if names else [("", fetch_command("MNI152NLin2009cAsym", resolution="1"))]),
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from brainseg_bids import __version__, options
 from brainseg_bids.bids.filters import make_filters
 from brainseg_bids.bids.names import STRUCTURAL
+from brainseg_bids.bids.reused_transforms import PIPELINES
 from brainseg_bids.console import OneLineParser
 from brainseg_bids.documents import InputError, read_text
 from brainseg_bids.exit_codes import in_words
@@ -109,6 +110,8 @@ def parse(argv: list[str] | None = None) -> Settings:
         )
     if settings.boilerplate_only and settings.reports_only:
         parser.error("--boilerplate-only and --reports-only: give one of them.")
+    if settings.analysis_level == "participant":
+        _check_derivatives(parser, settings)
     _check_folders(parser, settings)
     return settings
 
@@ -138,6 +141,22 @@ def _stages(
             f"At {level} level it has: {', '.join(STAGES[level])}."
         )
     return tuple(dict.fromkeys(stages))
+
+
+def _check_derivatives(parser: argparse.ArgumentParser, settings: Settings) -> None:
+    """Refuse a derivative that nothing would be taken from."""
+    labels_are_read = {"headlabels", "contrast"} & set(settings.stages)
+    for name in settings.derivatives:
+        if name in PIPELINES and not settings.output_spaces:
+            parser.error(
+                f"-d {name}=...: its transforms are for --output-spaces. Give that, or leave this "
+                "out."
+            )
+        if name not in PIPELINES and not labels_are_read:
+            parser.error(
+                f"-d {name}=...: stage segment takes only transforms, of "
+                f"{' or '.join(PIPELINES)}. Labels are for --stages headlabels or contrast."
+            )
 
 
 def _check_folders(parser: argparse.ArgumentParser, settings: Settings) -> None:

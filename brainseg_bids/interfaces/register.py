@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     CommandLineInputSpec,
     File,
+    InputMultiObject,
     SimpleInterface,
     TraitedSpec,
     isdefined,
@@ -21,8 +22,10 @@ from nipype.interfaces.base import (
 )
 
 from brainseg_bids import __version__
+from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.resample import resample_image, resample_labels, resample_probabilities
+from brainseg_bids.documents import InputError
 from brainseg_bids.images import (
     read_again,
     read_grid,
@@ -32,8 +35,11 @@ from brainseg_bids.images import (
     write_volume,
 )
 from brainseg_bids.interfaces.segment import OwnProgram, _reason
+from brainseg_bids.transforms import places_of, read_transform
 
 REGISTER = (sys.executable, "-m", "brainseg_bids.programs.register")
+LEAST_BRAIN_DICE = 0.8
+"""Of a brain and the template's: what is below is shown to the user."""
 
 
 class RegistrationError(RuntimeError):
@@ -46,7 +52,7 @@ def missing_reason(program: Sequence[str] = REGISTER) -> str:
         return ""
     return (
         "--output-spaces: antspyx, which registers images, is not installed. Install it with: "
-        "pip install 'brainseg-bids[spaces]'"
+        "pip install antspyx"
     )
 
 
@@ -55,9 +61,6 @@ class _RegisterInputSpec(CommandLineInputSpec):
     moving_mask = File(exists=True, argstr="--moving-mask %s", desc="its brain")
     fixed = File(exists=True, mandatory=True, argstr="--fixed %s", desc="template")
     fixed_mask = File(exists=True, argstr="--fixed-mask %s", desc="its brain")
-    grids = traits.List(
-        File(exists=True), mandatory=True, argstr="--grid %s", desc="to bring results to"
-    )
     kind = traits.Str(mandatory=True, argstr="--kind %s", desc="ANTs' name for what is done")
     forward = File("forward.h5", usedefault=True, argstr="--forward %s", desc="to be written")
     backward = File("backward.h5", usedefault=True, argstr="--backward %s", desc="to be written")
@@ -70,9 +73,6 @@ class _RegisterInputSpec(CommandLineInputSpec):
 class _RegisterOutputSpec(TraitedSpec):
     forward = File(exists=True, desc="image to template, composite ITK transform")
     backward = File(exists=True, desc="template to image")
-    places = traits.List(
-        File(exists=True), desc="for each grid, where its voxels lie in the image: .npy"
-    )
     report = File(exists=True, desc="facts: time, memory, versions")
 
 
@@ -93,17 +93,9 @@ class Register(OwnProgram):
     def __init__(self, program: Sequence[str] = REGISTER, **inputs) -> None:
         super().__init__(command=shlex.join(program), **inputs)
 
-    def _places(self) -> list[str]:
-        return [f"places{number}.npy" for number in range(len(self.inputs.grids))]
-
-    def _parse_inputs(self, skip=None):
-        return [*super()._parse_inputs(skip), "--places " + " ".join(self._places())]
-
     def _format_arg(self, name, spec, value):
         if name == "kind":  # it has brackets
             value = shlex.quote(value)
-        if name == "grids":  # Nipype quotes single files, not those in lists
-            value = [shlex.quote(path) for path in value]
         return super()._format_arg(name, spec, value)
 
     def _run_interface(self, runtime, correct_return_codes=(0,)):
@@ -120,43 +112,72 @@ class Register(OwnProgram):
         outputs = self.output_spec().get()
         for name in ("forward", "backward", "report"):
             outputs[name] = str(Path(getattr(self.inputs, name)).absolute())
-        outputs["places"] = [str(Path(path).absolute()) for path in self._places()]
         return outputs
 
 
-class _PullInputSpec(BaseInterfaceInputSpec):
+class _ResampleInputSpec(BaseInterfaceInputSpec):
     image = File(exists=True, mandatory=True, desc="image")
     labels = File(exists=True, mandatory=True, desc="its label map")
     probseg = File(exists=True, desc="probabilities of all labels of the table, 4D")
     table = File(exists=True, mandatory=True, desc="label table, dseg.tsv")
     grid = File(exists=True, mandatory=True, desc="image on the grid to bring them to")
-    places = traits.List(File(exists=True), mandatory=True, desc="of all grids, see Register")
-    which = traits.Int(0, usedefault=True, desc="number of this grid among them")
+    brain = File(exists=True, desc="brain mask on that grid, to judge the transform by")
+    transforms = InputMultiObject(
+        File(exists=True),
+        mandatory=True,
+        desc="what points of the grid go through to come to the image, in this order",
+    )
     version = traits.Str(__version__, usedefault=True, desc="of this package")
 
 
-class _PullOutputSpec(TraitedSpec):
+class _ResampleOutputSpec(TraitedSpec):
     labels = File(exists=True)
     image = File(exists=True)
+    report = File(exists=True, desc="how well brains fit, JSON")
 
 
 class Resample(SimpleInterface):
     """Labels (from their probabilities, or each label's share) and image on another grid."""
 
-    input_spec = _PullInputSpec
-    output_spec = _PullOutputSpec
+    input_spec = _ResampleInputSpec
+    output_spec = _ResampleOutputSpec
 
     def _run_interface(self, runtime):
         folder = Path(runtime.cwd)
         table, grid = LabelTable.read(self.inputs.table), read_grid(self.inputs.grid)
-        places = np.load(self.inputs.places[self.inputs.which], mmap_mode="r")
+        transforms = [read_transform(path) for path in self.inputs.transforms]
+        places = places_of(transforms, read_grid(self.inputs.image), grid)
+        del transforms
         if isdefined(self.inputs.probseg):
             _, posteriors = read_posteriors([self.inputs.probseg], list(table.codes))
             resampled = resample_probabilities(posteriors, places, grid, table)
         else:
             resampled = resample_labels(read_label_map(self.inputs.labels, table), places, grid)
-        self._results["labels"] = str(write_label_map(resampled, folder / "pulled_dseg.nii.gz"))
+        self._results["labels"] = str(write_label_map(resampled, folder / "resampled_dseg.nii.gz"))
         image, _ = read_again(self.inputs.image)
         warped = resample_image(image, places, grid)
         self._results["image"] = str(write_volume(warped, grid, folder / "warped_T1w.nii.gz"))
+        report = folder / "report.json"
+        report.write_text(json.dumps(self._fit(resampled)))
+        self._results["report"] = str(report)
         return runtime
+
+    def _fit(self, resampled: LabelMap) -> dict:
+        """How well the brain lies in the template's, if that has a mask."""
+        if not isdefined(self.inputs.brain):
+            return {}
+        mask, grid = read_again(self.inputs.brain)
+        if not grid.is_close(resampled.grid, tolerance_mm=0.1):
+            raise InputError(
+                f"{self.inputs.brain}: lies on another grid than {self.inputs.grid}. Fetch both "
+                "again."
+            )
+        brain, own = mask > 0, resampled.brain_mask()
+        dice = round(2 * float((brain & own).sum()) / max(1, int(brain.sum() + own.sum())), 3)
+        if dice >= LEAST_BRAIN_DICE:
+            return {"BrainDice": dice}
+        fault = (
+            f"image and template do not lie on each other: Dice of their brains is {dice}, and "
+            f"above {LEAST_BRAIN_DICE} if all is well"
+        )
+        return {"BrainDice": dice, "ToLookAt": [fault]}

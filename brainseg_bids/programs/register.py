@@ -3,8 +3,8 @@
 
 ``python -m brainseg_bids.programs.register --help`` lists its arguments.
 
-antspyx pins other versions of numpy than some programs want, and a registration takes gigabytes:
-so nothing but this process imports it, and it may have an environment of its own.
+A registration takes gigabytes, which go with the process, and ITK reads its number of threads when
+it is loaded: so nothing but this process imports antspyx. It may have an environment of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scipy import ndimage
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.documents import InputError
 from brainseg_bids.files import whole_or_nothing
-from brainseg_bids.images import read_again, read_grid
+from brainseg_bids.images import read_again
 from brainseg_bids.machine import resident_gib
 
 KINDS = (
@@ -37,8 +37,6 @@ LPS = np.diag([-1.0, -1.0, 1.0])
 CLOSING_MM = 5.0
 """Masks of images leave out the fluid in sulci, masks of templates hold it: what is narrower than
 twice this is taken in."""
-OUTSIDE = -1000.0
-"""Place of a voxel that comes from outside the image."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -51,8 +49,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--kind", choices=KINDS, default=KINDS[0])
     add("--forward", type=Path, required=True, help="transform image to template to write, .h5")
     add("--backward", type=Path, required=True, help="the other way round")
-    add("--grid", type=Path, nargs="+", default=[], help="images whose grids places are made for")
-    add("--places", type=Path, nargs="+", default=[], help="to write, .npy, one for each --grid")
     add("--report", type=Path, required=True, help="facts to write, JSON")
     add("--threads", type=int, default=1)
     return parser.parse_args(argv)
@@ -66,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         import ants
     except ImportError:
-        return _fail("antspyx is missing: pip install 'brainseg-bids[spaces]'", 127)
+        return _fail("antspyx is missing: pip install antspyx", 127)
     try:
         facts = register(options, ants)
     except (InputError, OSError) as error:
@@ -84,13 +80,13 @@ def _fail(message: str, code: int = 1) -> int:
 
 
 def register(options: argparse.Namespace, ants) -> dict:
-    """Register, write transforms and places; returns the facts for the report."""
+    """Register and write transforms; returns the facts for the report."""
     began_s = time.monotonic()
     # Points that are drawn by lot are drawn alike; its own switch for this allows one thread.
     ants.config._random_seed = 1
     brains = bool(options.fixed_mask and options.moving_mask)
-    fixed, _ = _read(options.fixed, options.fixed_mask if brains else None, ants)
-    moving, grid = _read(
+    fixed = _read(options.fixed, options.fixed_mask if brains else None, ants)
+    moving = _read(
         options.moving, options.moving_mask if brains else None, ants, closing_mm=CLOSING_MM
     )
     with tempfile.TemporaryDirectory(dir=options.report.parent, prefix=".register") as folder:
@@ -103,9 +99,6 @@ def register(options: argparse.Namespace, ants) -> dict:
         )
         os.replace(made["fwdtransforms"], options.forward)
         os.replace(made["invtransforms"], options.backward)
-    del made, fixed
-    for target, path in zip(options.grid, options.places, strict=True):
-        np.save(path, places_of(options.forward, grid, read_grid(target), ants))
     return {
         "Registration": options.kind,
         "DrivenBy": "brains" if brains else "whole images",
@@ -114,30 +107,6 @@ def register(options: argparse.Namespace, ants) -> dict:
         "Seconds": round(time.monotonic() - began_s, 2),
         "PeakMemoryGiB": round(resident_gib(), 3),
     }
-
-
-def places_of(transform: Path, source: Grid, target: Grid, ants) -> np.ndarray:
-    """Where each voxel of ``target`` lies in ``source``, in its voxels, (3, X, Y, Z) float32.
-
-    The voxel numbers of the source are images that are linear in space, so their linear
-    interpolation is exact; one pass each says what the transform does.
-    """
-    frame = _image(np.zeros(target.shape, np.float32), target, ants)
-    places = np.empty((3, *target.shape), np.float32)
-    for axis in range(3):
-        steps = np.arange(source.shape[axis], dtype=np.float32)
-        numbers = np.broadcast_to(
-            steps.reshape([-1 if a == axis else 1 for a in range(3)]), source.shape
-        )
-        places[axis] = ants.apply_transforms(
-            frame,
-            _image(np.ascontiguousarray(numbers), source, ants),
-            [str(transform)],
-            interpolator="linear",
-            defaultvalue=OUTSIDE,
-            singleprecision=True,
-        ).numpy()
-    return places
 
 
 def closed(mask: np.ndarray, voxel_size_mm: tuple[float, ...], reach_mm: float) -> np.ndarray:
@@ -156,17 +125,17 @@ def closed(mask: np.ndarray, voxel_size_mm: tuple[float, ...], reach_mm: float) 
 
 
 def _read(path: Path, mask: Path | None, ants, *, closing_mm: float = 0.0):
-    """An image for ANTs, outside the mask 0, and its grid."""
+    """An image for ANTs, outside the mask 0."""
     image, grid = read_again(path)
     if mask is not None:
         inside, its_grid = read_again(mask)
         if not its_grid.is_close(grid, tolerance_mm=0.1):
             raise InputError(f"{mask}: lies on another grid than {path}. Fetch both again.")
         image = np.where(closed(inside > 0, grid.voxel_size_mm, closing_mm), image, 0)
-    return _image(image, grid, ants), grid
+    return as_ants(image, grid, ants)
 
 
-def _image(array: np.ndarray, grid: Grid, ants):
+def as_ants(array: np.ndarray, grid: Grid, ants):
     """Array on a grid as ANTs has it: world axes L, P, S."""
     linear = LPS @ grid.affine[:3, :3]
     spacing = np.linalg.norm(linear, axis=0)

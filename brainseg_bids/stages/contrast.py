@@ -21,6 +21,7 @@ from brainseg_bids.bids.names import (
     Scan,
     sidecar,
 )
+from brainseg_bids.bids.reused_transforms import PIPELINES
 from brainseg_bids.documents import InputError, read_object
 from brainseg_bids.options import OptionGroup, option
 from brainseg_bids.stages.base import ExecutionOptions, Folders, Message, ParticipantStage, Run
@@ -348,7 +349,11 @@ class Contrast(ParticipantStage):
         from brainseg_bids.interfaces.tools import tool_names
 
         settings = run.settings
-        given = {name: Path(path) for name, path in settings.derivatives.items()}
+        given = {
+            name: Path(path)
+            for name, path in settings.derivatives.items()
+            if name not in PIPELINES
+        }
         strange = sorted(set(given) - set(tool_names()))
         if strange:
             raise InputError(

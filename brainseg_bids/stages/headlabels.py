@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from brainseg_bids import __version__
 from brainseg_bids.bids.description import raw_path, raw_uri
 from brainseg_bids.bids.names import HeadNames, Scan, sidecar
+from brainseg_bids.bids.reused_transforms import PIPELINES
 from brainseg_bids.documents import InputError, Number, read_object
 from brainseg_bids.interfaces.tools import tool_names
 from brainseg_bids.options import OptionGroup, above_zero, folder_by_name, option
@@ -137,9 +138,10 @@ class HeadlabelsOptions(OptionGroup):
         many=True,
         action="extend",
         parse=folder_by_name,
-        stages=("headlabels", "contrast", "synth", "evaluate"),
+        stages=("segment", "headlabels", "contrast", "synth", "evaluate"),
         metavar="NAME=PATH",
         help="take a tool's results from there instead of running it, e.g. freesurfer=/data/fs; "
+        "with --output-spaces: take fmriprep's or smriprep's transforms; "
         "stage contrast: measure with these labels; synth: make pairs from these; evaluate: judge "
         "these, too",
     )
@@ -465,8 +467,9 @@ def _choice(run: Run) -> ToolChoice:
     derivatives = {
         name: Path(path)
         for name, path in settings.derivatives.items()
-        # Others may be the labels that contrast is measured with.
-        if "contrast" not in settings.stages or name in (settings.head_tool, settings.brain_tool)
+        # Others may be the labels that contrast is measured with, or have transforms.
+        if name in (settings.head_tool, settings.brain_tool)
+        or ("contrast" not in settings.stages and name not in PIPELINES)
     }
     return ToolChoice(
         head=settings.head_tool,

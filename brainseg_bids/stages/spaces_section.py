@@ -20,7 +20,10 @@ from brainseg_bids.reports.page import Section
 def section(job, *, output_dir: Path, bids_dir: Path) -> Section:
     """One image in a standard space, from the files that its run left."""
     template = job.templates[0]
-    metadata = metadata_of(output_dir / folder(job.scan) / transform_name(job.scan, template))
+    own = metadata_of(job.main)
+    made_here = not str(own.get("Registration", "")).startswith("bids:")
+    transform = output_dir / folder(job.scan) / transform_name(job.scan, template)
+    metadata = metadata_of(transform) if made_here else own
     return image_section(
         title=job.title,
         source=job.scan.path.relative_to(bids_dir).as_posix(),
@@ -30,9 +33,10 @@ def section(job, *, output_dir: Path, bids_dir: Path) -> Section:
             "Resolution": template.resolution,
             "Registration": metadata.get("Registration"),
             "Driven by": metadata.get("DrivenBy"),
+            "Dice of brain and template's brain": own.get("BrainDice"),
             "Time": worded(metadata.get("Seconds"), "{:.0f} s"),
             "Peak memory": worded(metadata.get("PeakMemoryGiB"), "{:.1f} GiB"),
-            **made_by(metadata_of(job.main)),
+            **made_by(own),
         },
         outputs=written(job.outputs, output_dir),
         what="Registered image",

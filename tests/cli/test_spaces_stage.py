@@ -11,8 +11,10 @@ import pytest
 
 from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.bids.templates import read_spaces
-from brainseg_bids.stages.spaces import plan_spaces
+from brainseg_bids.images import read_grid
+from brainseg_bids.stages.space_jobs import plan_spaces
 from tests.fakes import dataset, templates
+from tests.fakes.transforms import write_composite
 
 MNI = templates.NAME
 
@@ -46,7 +48,7 @@ def test_a_missing_template_or_program_ends_the_run_before_anything_is_segmented
     monkeypatch.setattr("brainseg_bids.interfaces.register.find_spec", lambda _: None)
     done = app("--output-spaces", MNI)
     assert done.code == 127
-    assert "pip install 'brainseg-bids[spaces]'" in done.log
+    assert "pip install antspyx" in done.log
     assert not list(done.output.rglob("*.nii.gz"))
 
 
@@ -156,3 +158,81 @@ def test_freesurfers_files_lie_in_a_dataset_of_their_own(in_mni):
     head = nib.load(home / "sub-01" / "mri" / "head.mgz")
     assert np.array_equal(np.asanyarray(head.dataobj), np.asanyarray(own.dataobj))
     assert "recon-all" in (home / "README.md").read_text()
+
+
+def leave_transform(app, *, shift_mm=0.0):
+    """What fMRIPrep leaves of sub-01, 7 mm to the left of where the template is."""
+    anat = app.root / "fmriprep" / "sub-01" / "anat"
+    affine = np.eye(4)
+    affine[0, 3] = -7
+    field = read_grid(next((app.root / "templates").rglob("*res-02_T1w.nii.gz")))
+    path = anat / f"sub-01_from-T1w_to-{MNI}_mode-image_xfm.h5"
+    write_composite(path, affine, field)
+    image = nib.load(app.root / "data" / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    affine = image.affine.copy()
+    affine[2, 3] += shift_mm
+    nib.save(
+        nib.Nifti1Image(np.asanyarray(image.dataobj), affine),
+        anat / "sub-01_desc-preproc_T1w.nii.gz",
+    )
+    return path
+
+
+def test_a_transform_of_fmriprep_is_applied_and_nothing_is_registered(app, home, monkeypatch):
+    app.images("sub-01_T1w")
+    path = leave_transform(app)
+    given = ("--output-spaces", f"{MNI}:res-2", "-d", f"fmriprep={app.root / 'fmriprep'}")
+    done = app(*given, "--tool", "ants=false")  # a registration would fail
+    assert done.code == 0, done.log
+    anat = done.output / "sub-01" / "anat"
+    stem = anat / f"sub-01_space-{MNI}_seg-brainseg_res-2_dseg"
+    said = json.loads(Path(f"{stem}.json").read_text())
+    assert said["Registration"] == f"bids:fmriprep:sub-01/anat/{path.name}"
+    assert said["Registration"] in said["Sources"]
+    assert not list(anat.glob("*_xfm.h5"))
+    moved = [
+        np.average(np.argwhere(np.asanyarray(image.dataobj) > 0) @ image.affine[:3, :3].T, axis=0)
+        + image.affine[:3, 3]
+        for image in (
+            nib.load(f"{stem}.nii.gz"),
+            nib.load(anat / "sub-01_seg-brainseg_dseg.nii.gz"),
+        )
+    ]
+    assert np.allclose(moved[0] - moved[1], [7, 0, 0], atol=1.5)
+    assert "fmriprep" in (done.output / "logs" / "CITATION.md").read_text()
+    assert "bids:fmriprep" in (done.output / "sub-01.html").read_text()
+    dataset.assert_valid_bids(done.output)
+    again = app(*given, "--tool", "ants=false")
+    assert again.code == 0
+    assert "results are there already" in again.log or "reused" in again.log
+    path.write_bytes(path.read_bytes() + b" ")
+    (subject,) = find_subjects(done.data, ["01"])
+    (job,) = plan_spaces(
+        subject,
+        bids_dir=done.data,
+        output_dir=done.output,
+        templates=read_spaces([f"{MNI}:res-2"]),
+        derivatives={"fmriprep": app.root / "fmriprep"},
+    ).scans
+    assert (job.action, "transform has changed" in job.reason) == ("run", True)
+
+
+def test_a_transform_of_another_image_ends_the_run_before_anything_is_segmented(app, home):
+    app.images("sub-01_T1w")
+    path = leave_transform(app, shift_mm=2)
+    done = app("--output-spaces", f"{MNI}:res-2", "-d", f"fmriprep={app.root / 'fmriprep'}")
+    assert done.code == 2
+    assert path.name in done.said
+    assert not list(done.output.rglob("*.nii.gz"))
+
+
+def test_a_derivative_that_nothing_is_taken_from_is_refused(app, home):
+    app.images("sub-01_T1w")
+    for words, told in (
+        (["-d", f"fmriprep={app.root}"], "--output-spaces"),
+        (["-d", f"samseg={app.root}", "--output-spaces", MNI], "samseg"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            app(*words)
+        assert ended.value.code == 2
+        assert told in app.capture.readouterr().err

@@ -7,7 +7,7 @@ from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.bids.templates import find_template, read_spaces, templateflow_home
 from brainseg_bids.documents import InputError
 from brainseg_bids.stages.exports import plan_freesurfer, plan_precomputed
-from brainseg_bids.stages.spaces import plan_spaces
+from brainseg_bids.stages.space_jobs import plan_spaces
 from brainseg_bids.stages.workflow import init_subject_wf
 from tests.fakes import dataset, templates
 from tests.stages.test_wiring import wiring_faults
