@@ -50,6 +50,7 @@ class _DrawViewerInputSpec(_DrawLabelsInputSpec):
     title = traits.Str(mandatory=True, desc="what was segmented, in words")
     source = traits.Str(mandatory=True, desc="the image, below the dataset's root")
     page = traits.Str(mandatory=True, desc="the participant's page, from where the viewer goes")
+    segmentation = traits.Str(mandatory=True, desc="the label map, below the derivative's root")
 
 
 class _DrawViewerOutputSpec(TraitedSpec):
@@ -63,13 +64,21 @@ class DrawViewer(SimpleInterface):
     output_spec = _DrawViewerOutputSpec
 
     def _run_interface(self, runtime):
-        from brainseg_bids.reports.viewer import write_viewer  # late: jinja2, scipy
+        from brainseg_bids.reports.ratings import rating_form  # late: jinja2
+        from brainseg_bids.reports.viewer import write_viewer
 
         image, _ = read_again(self.inputs.image)
         labels = read_label_map(self.inputs.labels, LabelTable.read(self.inputs.table))
-        about = {"source": self.inputs.source, "page": self.inputs.page}
         path = Path(runtime.cwd) / "viewer.html"
-        write_viewer(path, image, labels, title=self.inputs.title, about=about)
+        write_viewer(
+            path,
+            image,
+            labels,
+            title=self.inputs.title,
+            source=self.inputs.source,
+            page=self.inputs.page,
+            rating=rating_form(Path(self.inputs.labels), self.inputs.segmentation),
+        )
         self._results["out_file"] = str(path)
         return runtime
 

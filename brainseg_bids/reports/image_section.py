@@ -15,6 +15,7 @@ from brainseg_bids.bids.names import sidecar
 from brainseg_bids.documents import InputError, read_json
 from brainseg_bids.reports import page, tables
 from brainseg_bids.reports.page import Section
+from brainseg_bids.reports.ratings import rating_form
 from brainseg_bids.reports.volume_table import Asymmetry, anatomical, asymmetries, totals_mm3
 
 NO_ASYMMETRY = (
@@ -50,7 +51,7 @@ def image_section(
     caption: str = "Each cut three times: the image alone, with its labels, with their outlines.",
     counted: tuple[str, str] = ("image", "segmented"),
     no_asymmetry: str = "",
-    viewer: str = "",
+    look: Markup | str = "",
 ) -> Section:
     """One label map.
 
@@ -70,8 +71,8 @@ def image_section(
         How maps are counted: "2 images segmented".
     no_asymmetry : str
         Why left and right are not compared; empty if they are.
-    viewer : str
-        Where the viewer is, from the page; empty: there is none.
+    look : Markup
+        What stands below the figure, see `look_block`.
     """
     run = run or {}
     plural = "s" * (len(warnings) != 1)
@@ -85,7 +86,7 @@ def image_section(
             caption=caption,
             missing="The picture of this segmentation could not be made.",
         ),
-        viewer_line(viewer),
+        look,
         page.facts(run, "Run"),
         page.beside(volumes_block(volumes), sides_block(volumes, no_asymmetry)),
         page.files(outputs),
@@ -108,20 +109,16 @@ def source_line(what: str, source: str, labels: str = "") -> Markup:
     return page.text(words, faint=True)
 
 
-def viewer_line(viewer: str) -> Markup:
-    """A link to the viewer; nothing if there is none."""
-    if not viewer:
-        return Markup()
-    link = Markup('<a href="{}">Turn it and click into it</a>').format(quote(viewer))
-    return page.text(Markup("{}: image and labels in a viewer, which opens offline.").format(link))
-
-
-def viewer_of(outputs: Mapping[str, Path], output_dir: Path) -> str:
-    """Where a job's viewer is, from the page; empty if it has none."""
-    viewer = outputs.get("viewer")
-    if viewer is None or not viewer.is_file():
-        return ""
-    return viewer.relative_to(output_dir).as_posix()
+def look_block(outputs: Mapping[str, Path], output_dir: Path) -> Markup:
+    """A link to a job's viewer if it has one, and a form to rate its labels."""
+    viewer, labels = outputs.get("viewer"), outputs["labels"]
+    line = Markup()
+    if viewer is not None and viewer.is_file():
+        where = quote(viewer.relative_to(output_dir).as_posix())
+        link = Markup('<a href="{}">Open the viewer</a>').format(where)
+        words = Markup("{}: image and labels, to turn and click.").format(link)
+        line = page.text(words)
+    return page.blocks(line, rating_form(labels, labels.relative_to(output_dir).as_posix()))
 
 
 def totals_ml(volumes: Sequence[dict]) -> dict[str, str]:

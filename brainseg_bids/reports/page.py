@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTML pages that open anywhere: one file, no script, nothing fetched.
+"""HTML pages that open anywhere: one file, nothing fetched.
 
 A page is one template; what stands on it is made of the blocks below (`text`, `facts`, `box`,
 `figure`, ..., and `brainseg_bids.reports.tables.html_table`). Whatever is passed in is escaped,
@@ -102,7 +102,7 @@ def facts(pairs: Mapping[str, object], title: str = "") -> Markup:
     known = {name: value for name, value in pairs.items() if value}
     if not known:
         return Markup()
-    return blocks(heading(title) if title else "", _macro("facts")(known))
+    return blocks(heading(title) if title else "", macro("facts")(known))
 
 
 def box(
@@ -128,7 +128,7 @@ def box(
     """
     items = list(items)
     shown, more = (items[:most], items[most:]) if most else (items, [])
-    return _macro("box")(words, shown, more, kind, note, anchor)
+    return macro("box")(words, shown, more, kind, note, anchor)
 
 
 def warnings_box(warnings: Sequence[str], title: str, *, most: int = 0) -> Markup:
@@ -155,7 +155,7 @@ def figure(
     source = embedded(image) if image else None
     if source is None:
         return box(missing, kind="bad")
-    return _macro("figure")(source, alt, caption, CLICK)
+    return macro("figure")(source, alt, caption, CLICK)
 
 
 def fold(summary: object, *content: Markup | str, is_open: bool = False) -> Markup:
@@ -220,11 +220,19 @@ def embedded(image: Path | bytes) -> str | None:
 # -- pages --------------------------------------------------------------------------------
 
 
-def write_page(path: Path, *content: Markup | str, title: str, name: str, version: str) -> Path:
+def write_page(
+    path: Path,
+    *content: Markup | str,
+    title: str,
+    name: str,
+    version: str,
+    scripts: Iterable[str] = (),
+) -> Path:
     """Write a page as one HTML file, whole or not at all.
 
-    Figures are embedded; the page has no script, asks the network for nothing (its own content
-    policy forbids it), follows the reader's light or dark setting, and prints.
+    Figures are embedded; the page runs packaged scripts alone and asks the network for nothing
+    (its own content policy forbids the rest), follows the reader's light or dark setting, and
+    prints.
 
     Parameters
     ----------
@@ -238,9 +246,17 @@ def write_page(path: Path, *content: Markup | str, title: str, name: str, versio
         Of the browser's window.
     version : str
         Of this software.
+    scripts : iterable of str
+        Names of packaged scripts that it needs.
     """
     return render_page(
-        path, "page.html.j2", title=title, name=name, version=version, body=blocks(*content)
+        path,
+        "page.html.j2",
+        scripts=scripts,
+        title=title,
+        name=name,
+        version=version,
+        body=blocks(*content),
     )
 
 
@@ -287,6 +303,7 @@ def write_subject_page(
         title=title,
         name=f"{title}: brainseg report",
         version=version,
+        scripts=("rating.js",),
     )
 
 
@@ -413,7 +430,8 @@ def render_page(
     return path
 
 
-def _macro(name: str):
+def macro(name: str):
+    """One of the packaged macros."""
     return getattr(environment().get_template("parts.html.j2").module, name)
 
 

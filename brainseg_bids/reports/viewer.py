@@ -11,7 +11,6 @@ import base64
 import json
 import math
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,7 +157,14 @@ def _thinned(grid: Grid, factors: tuple[int, int, int], shape: tuple[int, ...]) 
 
 
 def write_viewer(
-    path: Path, image: np.ndarray, labels: LabelMap, *, title: str, about: Mapping[str, str]
+    path: Path,
+    image: np.ndarray,
+    labels: LabelMap,
+    *,
+    title: str,
+    source: str,
+    page: str,
+    rating: Markup | str = "",
 ) -> Path:
     """Write the viewer of an image and its labels as one HTML file, whole or not at all.
 
@@ -169,8 +175,12 @@ def write_viewer(
         As of `make_view`.
     title : str
         What was segmented, in words.
-    about : mapping of str to str
-        ``source``: the image; ``page``: the participant's page, from the viewer.
+    source : str
+        The image, below the dataset's root.
+    page : str
+        The participant's page, from the viewer.
+    rating : Markup
+        Form, as `brainseg_bids.reports.ratings.rating_form` makes it.
 
     Raises
     ------
@@ -184,7 +194,7 @@ def write_viewer(
     return render_page(
         path,
         "viewer.html.j2",
-        scripts=("viewer.js",),
+        scripts=("viewer.js", "rating.js"),
         title=title,
         name=f"{title}: brainseg viewer",
         version=__version__,
@@ -192,7 +202,9 @@ def write_viewer(
         image=_packed(view.grey),
         labels=_packed(index[view.codes]),
         note=_note(view),
-        **about,
+        source=source,
+        page=page,
+        rating=rating,
     )
 
 

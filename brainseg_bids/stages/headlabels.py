@@ -390,7 +390,7 @@ class Headlabels(ParticipantStage):
             (figure, ds_head_wf, [("out_file", "inputnode.figure")]),
         ])  # fmt: skip
         if "viewer" in job.outputs:
-            viewer = viewer_node(job, table)
+            viewer = viewer_node(job, table, execution.output_dir)
             workflow.connect([
                 (image, viewer, [("image", "image")]),
                 (merge, viewer, [("labels", "labels")]),

@@ -17,14 +17,13 @@ from brainseg_bids.bids.names import sidecar
 from brainseg_bids.documents import read_json
 from brainseg_bids.reports import page, tables
 from brainseg_bids.reports.image_section import (
+    look_block,
     made_by,
     metadata_of,
     no_asymmetry,
     sides_block,
     source_line,
     totals_ml,
-    viewer_line,
-    viewer_of,
     volumes_block,
     written,
 )
@@ -78,7 +77,7 @@ def section(job, *, output_dir: Path, bids_dir: Path, cohort: Cohort | None) -> 
         warnings=metadata.get("Warnings", []),
         outputs=written(job.outputs, output_dir),
         no_asymmetry=no_asymmetry(*maps),
-        viewer=viewer_of(job.outputs, output_dir),
+        look=look_block(job.outputs, output_dir),
     )
 
 
@@ -105,7 +104,7 @@ def merge_section(
     warnings: Sequence[str] = (),
     outputs: Sequence[str] = (),
     no_asymmetry: str = "",
-    viewer: str = "",
+    look: Markup | str = "",
 ) -> Section:
     """One map of a head.
 
@@ -125,7 +124,7 @@ def merge_section(
         Robust z of each label among the heads of the cohort, ``Cohort.z[subject]``.
     missing : sequence of str
         Core structures that this head lacks, ``Cohort.missing.get(subject, ())``.
-    run, warnings, outputs, no_asymmetry, viewer
+    run, warnings, outputs, no_asymmetry, look
         As for `image_section`.
     """
     flags = quality_warnings(merge, warnings, volumes=volumes, z=z or {}, missing=missing)
@@ -134,7 +133,7 @@ def merge_section(
         source_line("Labelled image", source),
         page.warnings_box(flags, "Look at this before using the labels"),
         *(_figure(image, caption, title) for caption, image in figures.items()),
-        viewer_line(viewer),
+        look,
         page.facts(run or {}, "Run"),
         *map(_tool, tools),
         _merge(merge),

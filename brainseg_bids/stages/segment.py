@@ -417,7 +417,7 @@ class Segment(ParticipantStage):
         drawn = [pe.Node(DrawLabels(table=table), name="figure", mem_gb=1.0)]
         outdated = []
         if "viewer" in job.outputs:
-            drawn.append(viewer_node(job, table))
+            drawn.append(viewer_node(job, table, execution.output_dir))
         else:  # one that an earlier run left would show other labels
             outdated.append(str(job.outputs["figure"].with_suffix(".html")))
         ds_scan_wf = init_ds_scan_wf(

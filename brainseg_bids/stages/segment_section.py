@@ -9,9 +9,9 @@ from brainseg_bids.bids.names import sidecar
 from brainseg_bids.documents import read_json
 from brainseg_bids.reports.image_section import (
     image_section,
+    look_block,
     made_by,
     no_asymmetry,
-    viewer_of,
     worded,
     written,
 )
@@ -43,5 +43,5 @@ def section(job, *, output_dir: Path, bids_dir: Path) -> Section:
         warnings=[*metadata.get("ToLookAt", []), *metadata.get("Warnings", [])],
         outputs=written(job.outputs, output_dir),
         no_asymmetry=no_asymmetry(job.outputs["labels"]),
-        viewer=viewer_of(job.outputs, output_dir),
+        look=look_block(job.outputs, output_dir),
     )

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from brainseg_bids import __version__
 from brainseg_bids.console import working
 from brainseg_bids.documents import InputError
+from brainseg_bids.options import OptionGroup, option
 from brainseg_bids.stages.base import GroupResult, GroupStage
 from brainseg_bids.stages.jobs import read_object
 
@@ -24,19 +26,44 @@ GROUP_PAGES = {"brainseg": "group.html", "fullhead": "group_fullhead.html"}
 """Page over participants, by the label of ``seg-``."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SummaryOptions(OptionGroup):
+    """The table of all volumes."""
+
+    title: ClassVar[str] = "summary (--stages summary)"
+    belongs_to: ClassVar[tuple[str, ...]] = ("summary",)
+
+    ratings: Path | None = option(
+        "--ratings",
+        metavar="FOLDER",
+        help="take rating files that pages have saved from there; default: sub-*/figures of the "
+        "output folder",
+    )
+
+
 class Summary(GroupStage):
-    """Volumes of all images side by side."""
+    """Volumes of all images side by side, and what people say of them."""
 
     name = "summary"
+    options = SummaryOptions
 
     def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:
+        from brainseg_bids.reports.ratings import find_ratings, read_ratings  # late: jinja2
+
         to_review: dict[str, None] = {}
+        found = find_ratings(settings.output_dir, settings.ratings)
+        ratings, faults = read_ratings(found, settings.output_dir, settings.participant_label)
+        for fault in faults:
+            log.warning("%s This rating is left out.", fault)
+        if ratings:
+            log.info("%d rating%s taken", len(ratings), "s" * (len(ratings) != 1))
         with working("stage summary"):
             for page, n_images, found in write_group(
                 settings.output_dir,
                 title=settings.bids_dir.name,
                 participants=settings.participant_label,
                 tables=not settings.reports_only,
+                ratings=ratings,
             ):
                 log.info("%d image%s compared: %s", n_images, "s" * (n_images != 1), page)
                 to_review |= dict.fromkeys(found)
@@ -83,13 +110,19 @@ def read_cohort(output_dir: Path, participants: Iterable[str] = ()) -> Cohort:
 
 
 def write_group(
-    output_dir: Path, *, title: str, participants: Iterable[str] = (), tables: bool = True
+    output_dir: Path,
+    *,
+    title: str,
+    participants: Iterable[str] = (),
+    tables: bool = True,
+    ratings: Sequence[Mapping[str, str]] = (),
 ) -> list[tuple[Path, int, dict[str, list[str]]]]:
     """Write one table and one page of the volumes of all images in the derivative.
 
     There is one for segmentations and one for maps of heads, whichever are there; the latter
     says which structures are missing where, and which volumes are far from the others'. Without
-    ``tables`` pages alone are written.
+    ``tables`` pages alone are written. ``ratings`` are rows of
+    `brainseg_bids.reports.ratings.read_ratings`.
 
     Returns
     -------
@@ -115,6 +148,9 @@ def write_group(
         stem = f"group_seg-{segmentation}_desc"
         if tables:
             _write_table(output_dir / f"{stem}-volumes_morph.tsv", volumes, to_look_at)
+        rated = [row for row in ratings if row["seg"] == segmentation]
+        if tables:
+            _write_ratings(output_dir / f"{stem}-ratings_morph.tsv", rated)
         if tables and cohort:
             _write_presence(output_dir / f"{stem}-presence_morph.tsv", cohort)
         written = write_group_page(
@@ -124,6 +160,7 @@ def write_group(
             version=__version__,
             cohort=cohort,
             to_look_at=to_look_at,
+            ratings=rated,
         )
         pages.append((written, len(volumes), to_look_at))
     if not pages:
@@ -146,6 +183,16 @@ def _write_table(
         about["to_look_at"] = "; ".join(to_look_at.get(image, ())) or "n/a"
         rows.append(about | {row["name"]: row["volume_mm3"] for row in volumes_of})
     write_tsv(path, rows)
+
+
+def _write_ratings(path: Path, ratings: Sequence[Mapping[str, str]]) -> None:
+    """One row for each rating file; the table of an earlier run goes if there is none now."""
+    from brainseg_bids.reports.tables import write_tsv  # late: pandas
+
+    if ratings:
+        write_tsv(path, ratings)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_presence(path: Path, cohort: Cohort) -> None:

@@ -16,6 +16,7 @@ from brainseg_bids.anatomy.cohort import FEWEST, OUTLIER_Z, Cohort, Outlier, Pre
 from brainseg_bids.reports import page, tables
 from brainseg_bids.reports.canvas import BLUE, FAINT, FONT, INK, LINE, RED, Canvas
 from brainseg_bids.reports.plots import axes_on
+from brainseg_bids.reports.ratings import RATINGS, latest
 from brainseg_bids.reports.tables import linked
 from brainseg_bids.reports.volume_table import anatomical
 
@@ -99,6 +100,7 @@ def write_group_page(
     version: str,
     cohort: Cohort | None = None,
     to_look_at: Mapping[str, Sequence[str]] | None = None,
+    ratings: Sequence[Mapping[str, str]] = (),
 ) -> Path:
     """Write volumes over participants as one self-contained HTML file, whole or not at all.
 
@@ -117,6 +119,8 @@ def write_group_page(
         ``volumes`` may then be empty.
     to_look_at : mapping of str to sequence of str, optional
         What cannot be right about which of the participants' results.
+    ratings : sequence of mapping
+        Rows of `brainseg_bids.reports.ratings.read_ratings`.
     """
     pages = {one.name for one in Path(path).parent.glob("sub-*.html")}
     faults = [f"{who}: {'; '.join(found)}" for who, found in (to_look_at or {}).items()]
@@ -125,11 +129,49 @@ def write_group_page(
         page.box(f"{len(faults)} to look at before the volumes are used", faults, kind="warn")
         if faults
         else "",
+        _ratings(ratings, pages) if ratings else "",
         _cohort(cohort, pages) if cohort else "",
         _volumes(volumes, pages, beside_heads=cohort is not None) if volumes or not cohort else "",
         title=title,
         name=f"{title}: brainseg volumes",
         version=version,
+    )
+
+
+# -- ratings ------------------------------------------------------------------------------
+
+
+def _ratings(rows: Sequence[Mapping[str, str]], pages: Collection[str]) -> Markup:
+    """How many are good, which are not, and what was said of all of them."""
+    rated = latest(rows)
+    counts = [f"{list(rated.values()).count(word)} {word}" for word in RATINGS]
+    bad = [linked(image, pages) for image, rating in rated.items() if rating == "bad"]
+    outdated = sum(row["is_current"] == "no" for row in rows)
+    frame = pd.DataFrame(
+        [
+            {
+                "Image": linked(row["image"], pages),
+                "Rating": row["rating"] if row["is_current"] == "yes" else f"{row['rating']} †",
+                "Artefacts and errors": row["artefacts"],
+                "Comment": row["comment"],
+                "Rater": row["rater"],
+                "On": row["rated_on"],
+            }
+            for row in rows
+        ]
+    )
+    return page.section(
+        "ratings",
+        page.heading("Ratings", level=2, stay=True),
+        page.text(f"{page.plural(len(rated), 'segmentation')} rated: {', '.join(counts)}."),
+        page.box("Rated bad", bad, kind="bad") if bad else "",
+        page.fold("All ratings", tables.html_table(frame)),
+        page.text(
+            "Of several raters the worst counts, of several ratings by one rater the last. "
+            + f"† {page.plural(outdated, 'rating')} of labels that have been made again since: "
+            "not counted." * bool(outdated),
+            faint=True,
+        ),
     )
 
 

@@ -26,7 +26,7 @@ def viewer_option() -> bool:
     )
 
 
-def viewer_node(job: Job, table: str | Path) -> Node:
+def viewer_node(job: Job, table: str | Path, output_dir: Path) -> Node:
     """A step from ``image`` and ``labels`` to ``out_file``, with the label table ``table``."""
     from nipype.pipeline import engine as pe
 
@@ -37,5 +37,6 @@ def viewer_node(job: Job, table: str | Path) -> Node:
         title=job.title,
         source=job.provenance["Input"].removeprefix("bids:raw:"),
         page=f"../../sub-{job.scan.subject}.html",
+        segmentation=job.outputs["labels"].relative_to(output_dir).as_posix(),
     )
     return pe.Node(draw, name="viewer", mem_gb=1.0)

@@ -24,7 +24,7 @@ LEFT, RIGHT = "Left-Cerebral-White-Matter", "Right-Cerebral-White-Matter"
 @pytest.fixture(scope="module")
 def viewer(head, head_image, tmp_path_factory):
     path = tmp_path_factory.mktemp("viewer") / "v.html"
-    return write_viewer(path, head_image, head, title="sub-01 T1w", about=ABOUT)
+    return write_viewer(path, head_image, head, title="sub-01 T1w", **ABOUT)
 
 
 def held(path):
@@ -88,7 +88,7 @@ def test_a_large_head_is_thinned_and_that_is_told(head, head_image, tmp_path, mo
     block = whole.grid.affine[:3] @ [0.5, 0.5, 0.5, 1]
     np.testing.assert_allclose(view.grid.affine[:3, 3], block)
     monkeypatch.setattr("brainseg_bids.reports.viewer.make_view", lambda *_: view)
-    path = write_viewer(tmp_path / "v.html", head_image, head, title="x", about=ABOUT)
+    path = write_viewer(tmp_path / "v.html", head_image, head, title="x", **ABOUT)
     assert "2 × 2 × 2 voxels of the file are one here" in path.read_text(encoding="utf-8")
 
 
@@ -96,7 +96,7 @@ def test_nothing_labelled_and_odd_voxels_are_shown_all_the_same(head, head_image
     image = head_image.copy()
     image[0, 0, 0], image[1, 1, 1] = np.nan, np.inf
     empty = LabelMap(np.zeros_like(head.voxels), head.grid, head.table)
-    path = write_viewer(tmp_path / "v.html", image, empty, title="x", about=ABOUT)
+    path = write_viewer(tmp_path / "v.html", image, empty, title="x", **ABOUT)
     facts, image, labels = held(path)
     assert not labels.any()
     assert image.shape == head.voxels.shape
@@ -117,7 +117,7 @@ def test_more_labels_than_a_byte_has_and_names_from_outside(tmp_path):
     voxels = np.arange(7 * 8 * 9).reshape(7, 8, 9) % 300
     labels = LabelMap(voxels, Grid(voxels.shape, np.diag([20, 20, 20, 1])), table)
     image = voxels.astype(np.float32)
-    path = write_viewer(tmp_path / "v.html", image, labels, title=names[1], about=ABOUT)
+    path = write_viewer(tmp_path / "v.html", image, labels, title=names[1], **ABOUT)
     text = path.read_text(encoding="utf-8")
     assert "<script>alert" not in text
     packed = base64.b64decode(re.search(r'id="labels">(.*?)<', text)[1])
