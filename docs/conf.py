@@ -16,16 +16,23 @@ copyright = "the authors of brainseg-bids"
 version = release = brainseg_bids.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "api_pages",
     "graphs",
+    "sample_pages",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_runs", "_samples"]
 templates_path: list[str] = []
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
+
+# Notebooks are run when the pages are built; an error in one is an error of the build.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 1200
+nb_merge_streams = True
 
 # Docstrings are numpydoc's; single backticks are code there.
 default_role = "code"
@@ -41,6 +48,7 @@ smartquotes = False  # --stages is no dash
 html_theme = "furo"
 html_title = "brainseg-bids"
 html_static_path = ["_static"]
+html_extra_path = ["_samples"]  # pages that the app left, as they are
 html_css_files = ["brainseg.css"]
 html_show_sphinx = False
 html_copy_source = False

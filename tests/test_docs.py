@@ -9,53 +9,14 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from docs.samples import SAMPLES, TUTORIALS, Step, run, steps_of
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-BLOCK = re.compile(
-    r"<!-- run(?P<options>[^>]*?) -->\n```[^\n]*\n(?P<body>.*?)\n```", flags=re.DOTALL
-)
-
-
-@dataclass(frozen=True)
-class Step:
-    """A command that a page shows, and what it shows of its output.
-
-    Parameters
-    ----------
-    command : str
-    shown : tuple of str
-        Lines; ``…`` stands for anything, a line of it alone for any lines.
-    exit_code : int
-    slow : bool
-    """
-
-    command: str
-    shown: tuple[str, ...]
-    exit_code: int
-    slow: bool
-
-
-def steps_of(text: str) -> list[Step]:
-    """Commands of all blocks below ``<!-- run -->``; options are ``slow`` and ``exit N``."""
-    steps = []
-    for block in BLOCK.finditer(text):
-        options = block["options"]
-        code = re.search(r"exit (\d+)", options)
-        body = re.sub(r"\\\n\s*>?\s*", "", block["body"])
-        for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
-            command, *shown = part.rstrip().split("\n")
-            steps.append(
-                Step(
-                    command, tuple(line for line in shown if line.strip()),
-                    int(code[1]) if code else 0, "slow" in options,
-                )
-            )  # fmt: skip
-    return steps
 
 
 def pattern_of(line: str) -> re.Pattern:
@@ -86,21 +47,21 @@ def missing_line(shown: tuple[str, ...], said: str) -> str:
 def follow(page: Path, folder: Path, *, with_slow: bool) -> int:
     """Run a page's commands one after the other; those after a slow one are left out with it."""
     (folder / "brainseg-bids").symlink_to(ROOT)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"PATH": path, "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1"}
     done = 0
     for step in steps_of(page.read_text(encoding="utf-8")):
         if step.slow and not with_slow:
             continue
-        run = subprocess.run(
-            ["bash", "-c", step.command], cwd=folder, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1800,
-        )  # fmt: skip
-        assert run.returncode == step.exit_code, f"{step.command}\n{run.stdout}"
-        missing = missing_line(step.shown, run.stdout)
-        assert not missing, f"{step.command}\nsaid\n{run.stdout}\nand not\n{missing}"
+        output = run(step, folder)
+        missing = missing_line(step.shown, output)
+        assert not missing, f"{step.command}\nprinted\n{output}\nand not\n{missing}"
         done += 1
     return done
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Where the slow pages are run; their results are in the built documentation."""
+    return tmp_path_factory.mktemp("runs")
 
 
 PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
@@ -145,8 +106,12 @@ def test_what_a_page_shows_is_what_happens(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_what_a_page_shows_from_beginning_to_end_is_what_happens(name, tmp_path):
-    assert follow(DOCS / name, tmp_path, with_slow=True)
+def test_what_a_page_shows_from_beginning_to_end_is_what_happens(name, runs):
+    run_name = {page: run for run, page in TUTORIALS.items()}.get(name, Path(name).stem)
+    part = runs / f"{run_name}.part"
+    part.mkdir()
+    assert follow(DOCS / name, part, with_slow=True)
+    part.rename(runs / run_name)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -206,16 +171,19 @@ def test_tables_of_the_reference_are_those_of_the_code(page, monkeypatch):
 
 
 @pytest.mark.slow
-def test_pages_are_built_without_a_warning(tmp_path):
-    for module in ("sphinx", "myst_parser", "furo"):
+def test_pages_are_built_without_a_warning(tmp_path, runs):
+    for module in ("sphinx", "myst_nb", "furo"):
         pytest.importorskip(module, reason="pip install '.[docs]' brings what builds the pages")
     build = subprocess.run(
         [
             sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html",
             "-d", str(tmp_path / "doctrees"), str(DOCS), str(tmp_path / "html"),
         ],
-        capture_output=True, text=True,
+        capture_output=True, text=True, env=os.environ | {"BRAINSEG_DOCS_RUNS": str(runs)},
     )  # fmt: skip
     assert build.returncode == 0, build.stderr
+    assert all(
+        (tmp_path / "html" / "samples" / f"{name}.html").is_file() for name in SAMPLES.values()
+    )
     flags = (tmp_path / "html" / "reference" / "command-line.html").read_text(encoding="utf-8")
     assert "--participant-label" in flags
