@@ -18,7 +18,8 @@ from brainseg_bids.bids.matching import match_cases, partners
 from brainseg_bids.bids.names import Scan, sidecar
 from brainseg_bids.bids.references import Case, find_cases, scan_of
 from brainseg_bids.documents import InputError, read_json
-from brainseg_bids.interfaces.tools import find_existing, find_tool, tool_names
+from brainseg_bids.interfaces.existing import find_existing
+from brainseg_bids.interfaces.tools import find_tool, tool_names
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 
 

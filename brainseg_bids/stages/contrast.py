@@ -221,7 +221,8 @@ def find_labels(
     A map of this app's that was made from another state of the image is not taken.
     """
     # Late: Nipype.
-    from brainseg_bids.interfaces.tools import check_origin, find_existing, find_tool
+    from brainseg_bids.interfaces.existing import check_origin, find_existing  # late: nibabel
+    from brainseg_bids.interfaces.tools import find_tool
 
     for name in choice.names:
         if name in choice.derivatives:

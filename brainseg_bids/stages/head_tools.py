@@ -128,7 +128,7 @@ def plan_tool(
     scan: Scan, tool: Tool, output_dir: Path, choice: ToolChoice, source: dict
 ) -> ToolPlan:
     from brainseg_bids.files import sha256
-    from brainseg_bids.interfaces.tools import check_origin, find_existing  # late: nipype
+    from brainseg_bids.interfaces.existing import check_origin, find_existing  # late: nipype
 
     root = choice.derivatives.get(tool.name)
     if root is not None:

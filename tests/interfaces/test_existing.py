@@ -10,7 +10,8 @@ import pytest
 
 from brainseg_bids.bids.names import Scan
 from brainseg_bids.documents import InputError
-from brainseg_bids.interfaces.tools import check_origin, find_existing, find_tool
+from brainseg_bids.interfaces.existing import check_origin, find_existing
+from brainseg_bids.interfaces.tools import find_tool
 
 PLAIN = "sub-01_T1w"
 IN_SESSION = "sub-01_ses-A_T1w"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from brainseg_bids.bids.names import Scan
     from brainseg_bids.interfaces.tools.base import Tool
 
 
@@ -43,17 +42,3 @@ def find_tool(name: str) -> Tool:
     if name not in tool_names():
         raise ValueError(f"no tool {name!r}; known: {', '.join(tool_names())}")
     return importlib.import_module(f"{__name__}.{name}").TOOL
-
-
-def find_existing(tool: Tool, root: str | Path, scan: Scan) -> Path | None:
-    """Label map of a scan that a tool has written earlier; see `_existing.find_existing`."""
-    from brainseg_bids.interfaces.tools import _existing  # late: nibabel
-
-    return _existing.find_existing(tool, root, scan)
-
-
-def check_origin(found: Path, tool: Tool, scan: Scan, input_sha256: str) -> None:
-    """Refuse a derivative that says it is of another image; see `_existing.check_origin`."""
-    from brainseg_bids.interfaces.tools import _existing  # late: nibabel
-
-    _existing.check_origin(found, tool, scan, input_sha256)

@@ -224,10 +224,8 @@ class ToolInterface(CommandLine):
 
     @property
     def tool(self) -> Tool:
-        """What is known of the tool."""
-        from brainseg_bids.interfaces.tools import find_tool
-
-        return find_tool(self.name)
+        """What is known of the tool: its module says it."""
+        return sys.modules[type(self).__module__].TOOL  # type: ignore[no-any-return]
 
     # What tools may say otherwise
 

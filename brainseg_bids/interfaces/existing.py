@@ -17,7 +17,7 @@ OWN_SPACE = frozenset({"T1w", "orig"})
 OTHER_MAPS = frozenset({"tissue", "fullhead", "brainseg", "simnibs", *tool_names()})
 """Labels of ``seg-`` that say whose map it is."""
 
-OURS = frozenset({"seg", "desc", "space", "res", "label", "atlas"})
+ADDED = frozenset({"seg", "desc", "space", "res", "label", "atlas"})
 """Entities that a derivative's name adds to its image's."""
 
 
@@ -133,7 +133,7 @@ def _may_be_of_others(
 
 def _of_image(candidate: Scan) -> set[str]:
     """Keys of a derivative's name that come from its image's name."""
-    return candidate.entities.keys() - OURS
+    return candidate.entities.keys() - ADDED
 
 
 def _of_several(
@@ -227,7 +227,7 @@ def _fits(candidate: Scan, scan: Scan, tool: str) -> bool:
     if any(scan.entities.get(key, label) != label for key, label in said.items()):
         return False
     if {"res", "label"} & said.keys() or any(
-        k not in scan.entities for k in said if k not in OURS
+        k not in scan.entities for k in said if k not in ADDED
     ):
         return False
     own_space = OWN_SPACE | {scan.suffix}
