@@ -104,16 +104,19 @@ class Filter:
         >>> [Filter({"run": (run,), "acq": (None, "x")}).passes(scan) for run in (2, "02", 1)]
         [True, True, False]
         """
-        return all(
-            any(_is(key, scan.entities.get(key), value) for value in values)
-            for key, values in self.entities.items()
-        )
+        return all(self._holds(key, scan) for key in self.entities)
+
+    def _holds(self, key: str, scan: Scan) -> bool:
+        """Whether an image fulfils the condition on one entity."""
+        return any(_is(key, scan.entities.get(key), value) for value in self.entities[key])
 
     def missed(self, scans: Iterable[Scan]) -> str:
-        """What was asked for and what there is, in words."""
+        """What was asked for and what there is, in words; what some image fulfils is left out."""
         scans = list(scans)
+        never = [key for key in self.entities if not any(self._holds(key, s) for s in scans)]
         parts = []
-        for key, values in self.entities.items():
+        for key in never or self.entities:
+            values = self.entities[key]
             there = sorted({scan.entities.get(key) or "" for scan in scans})
             shown = ", ".join(label or "none" for label in there[:10])
             more = ", ..." if len(there) > 10 else ""

@@ -146,8 +146,9 @@ def _fetched(home: Path, name: str) -> Iterator[tuple[str, Path]]:
     client = _client(home)
     for kind, desc, suffix in (("T1w", None, "T1w"), ("mask", "brain", "mask")):
         found = client.ls(name, desc=desc, suffix=suffix, extension=".nii.gz")
-        # Empty files are those of TemplateFlow's skeleton: known, not fetched.
-        yield from ((kind, path) for path in sorted(found) if path.stat().st_size)
+        # Known but not fetched: empty files of TemplateFlow's skeleton, links of its git-annex.
+        fetched = (path for path in sorted(found) if path.is_file() and path.stat().st_size)
+        yield from ((kind, path) for path in fetched)
 
 
 def _client(home: Path):

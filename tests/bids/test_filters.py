@@ -209,8 +209,13 @@ def test_what_means_nothing_or_contradicts_itself_is_refused_by_name(filters, na
     "metadata", "filter that no image fits", "refused: says what is asked for and what there is", 2
 )
 def test_a_filter_that_nothing_fits_says_what_there_is(data):
-    with pytest.raises(InputError, match=r"no T1w image.*none, A"):
-        titles(data, {"t1w": {"session": "C"}}, usual=["T1w"])
+    filters = {"t1w": {"session": "C", "acquisition": None}}
+    with pytest.raises(InputError, match=r"no T1w image.*none, A") as told:
+        titles(data, filters, usual=["T1w"])
+    assert "acq-" not in str(told.value)  # of that there would be some
+    filters = {"t1w": {"session": "B", "acquisition": "x"}}
+    with pytest.raises(InputError, match=r"no T1w image.*ses-.*acq-"):
+        titles(data, filters, usual=["T1w"])
 
 
 def test_a_query_that_nothing_fits_is_a_warning_where_others_have_images(data, caplog):

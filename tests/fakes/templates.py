@@ -33,8 +33,9 @@ def write_home(
             loaded = nib.load(image)
             brain = nib.Nifti1Image((loaded.get_fdata() > 100).astype(np.uint8), loaded.affine)
             nib.save(brain, folder / f"tpl-{name}_res-{res}_desc-brain_mask.nii.gz")
-    # TemplateFlow's skeleton: names of what could be fetched, without content.
+    # TemplateFlow's skeleton: names of what could be fetched, without content. And by DataLad.
     (folder / f"tpl-{name}_res-03_T1w.nii.gz").touch()
+    (folder / f"tpl-{name}_res-04_T1w.nii.gz").symlink_to("../.git/annex/objects/a")
     return home
 
 

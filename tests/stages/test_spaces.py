@@ -49,6 +49,7 @@ def test_nobody_is_told_to_copy_a_folder_onto_itself(tmp_path, monkeypatch, give
     ("wanted", "said"),
     [
         (f"{MNI}:res-3", f"templateflow get {MNI} --res 3 -s T1w"),  # an empty file is no template
+        (f"{MNI}:res-4", f"templateflow get {MNI} --res 4 -s T1w"),  # nor a link to nowhere
         ("MNI152NLin6Asym", "templateflow get MNI152NLin6Asym --res 1 -s T1w"),
         ("MNI152NLin6Asym:res-2", "templateflow get MNI152NLin6Asym --res 2 -s mask"),
         ("T1w", "no volumetric template"),
