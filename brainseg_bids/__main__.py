@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
             code = FAILED
         output.flush()
         # Of these the output is all there is.
-        return FAILED if argv[:1] == ["doctor"] and is_lost(output) else code
+        return FAILED if argv[:1] in (["doctor"], ["status"]) and is_lost(output) else code
 
 
 def _run(argv: list[str]) -> int:
@@ -41,6 +41,10 @@ def _run(argv: list[str]) -> int:
         from brainseg_bids.cli.fetch import main as fetch
 
         return fetch(argv[1:])
+    if argv[:1] == ["status"]:
+        from brainseg_bids.cli.status import main as status
+
+        return status(argv[1:])
     from brainseg_bids.cli.parser import parse
 
     settings = parse(argv)

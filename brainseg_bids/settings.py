@@ -167,7 +167,7 @@ class SlurmOptions(OptionGroup):
     slurm: bool = option(
         "--slurm",
         default=False,
-        help="print the batch script that does this, one participant a job, instead of doing it",
+        help="print the batch script that does this, instead of doing it",
     )
     submit: bool = option(
         "--submit", default=False, help="with --slurm: hand the script to Slurm, too"
@@ -178,6 +178,19 @@ class SlurmOptions(OptionGroup):
         metavar="NAME|FILE",
         help="with --slurm: what the site wants, a packaged profile (default, a100, mi300a) or a "
         "TOML file",
+    )
+    participants_per_job: int = option(
+        "--participants-per-job",
+        default=1,
+        parse=positive,
+        fits=Number(1, 1e6, whole=True),
+        metavar="N",
+        help="with --slurm: so many participants one after the other in a job; default: 1",
+    )
+    resubmit_failed: bool = option(
+        "--resubmit-failed",
+        default=False,
+        help="with --slurm: only participants that failed or were never started (brainseg status)",
     )
 
 

@@ -90,7 +90,7 @@ def parse(argv: list[str] | None = None) -> Settings:
         parser.error(fault)
     if len(values.get("target_voxel_size_mm", ())) not in (0, 1, 3):
         parser.error("--target-voxel-size: give one number, or three.")
-    for name in ("submit", "slurm_profile"):
+    for name in ("submit", "slurm_profile", "participants_per_job", "resubmit_failed"):
         if given.get(name) and not values.get("slurm"):
             parser.error(f"--{name.replace('_', '-')} needs --slurm.")
     values.setdefault("brain_tool", values.get("head_tool", Settings.head_tool))

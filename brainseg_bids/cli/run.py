@@ -19,6 +19,7 @@ from brainseg_bids.console import logging_to, working
 from brainseg_bids.documents import InputError
 from brainseg_bids.exit_codes import DONE, FAILED, INTERRUPTED, NOT_BUILT, UNUSABLE
 from brainseg_bids.files import DISK_FAULTS, write_text
+from brainseg_bids.hpc.runs import recorded
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.scratch import TOO_MANY, participants_of, working_alone
 from brainseg_bids.settings import Settings
@@ -51,19 +52,14 @@ def run(settings: Settings, *, program: Sequence[str] | None = None) -> int:
     try:
         run_dir = settings.output_dir / "logs" / run_id
         write_text(run_dir / "settings.toml", settings.to_toml())
-        with logging_to(run_dir / "brainseg.log", verbose=settings.verbose, debug=settings.debug):
-            try:
-                level = _participants if settings.analysis_level == "participant" else _group
-                return level(settings, run_dir, program)
-            except (InputError, BundleError) as error:
-                log.error("%s", error)
-                return UNUSABLE
-            except Refused as error:
-                log.error("%s", error)
-                return error.exit_code
-            except KeyboardInterrupt:
-                log.error("interrupted; run the same command again to go on")
-                return INTERRUPTED
+        log_path = run_dir / "brainseg.log"
+        with (
+            logging_to(log_path, verbose=settings.verbose, debug=settings.debug),
+            recorded(run_dir) as ended,
+        ):
+            code = _at_level(settings, run_dir, program)
+            ended(code)
+            return code
     except OSError as error:  # the disk that the log is on is full, or gone
         where = error.filename or settings.output_dir
         remedy = "Check that it exists and can be written"
@@ -76,6 +72,22 @@ def run(settings: Settings, *, program: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return FAILED
+
+
+def _at_level(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:
+    """Do it at the level that was asked for; what cannot be done for anyone is told in a line."""
+    level = _participants if settings.analysis_level == "participant" else _group
+    try:
+        return level(settings, run_dir, program)
+    except (InputError, BundleError) as error:
+        log.error("%s", error)
+        return UNUSABLE
+    except Refused as error:
+        log.error("%s", error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        log.error("interrupted; run the same command again to go on")
+        return INTERRUPTED
 
 
 def _group(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:

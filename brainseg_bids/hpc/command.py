@@ -16,10 +16,13 @@ from pathlib import Path
 from brainseg_bids.bids.description import write_once
 from brainseg_bids.documents import InputError
 from brainseg_bids.hpc.profiles import Profile
-from brainseg_bids.options import to_arguments
-from brainseg_bids.settings import Settings
+from brainseg_bids.options import declared, to_arguments
+from brainseg_bids.settings import Settings, SlurmOptions
 
 CONTAINERS = ("apptainer", "singularity")
+
+OF_SLURM = tuple(item.name for item in declared(Settings) if item.group is SlurmOptions)
+"""Settings that a job is not given again."""
 
 
 @dataclass(frozen=True)
@@ -139,5 +142,5 @@ def job_flags(
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         path = settings.output_dir / "logs" / "slurm" / f"filters_{digest}.json"
         words["bids_filters"] = [str(write_once(path, text))]
-    leave_out = (*leave_out, "slurm", "submit", "slurm_profile")
+    leave_out = (*leave_out, *OF_SLURM)
     return to_arguments(settings, leave_out=leave_out, always=always, words=words)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-from brainseg_bids.documents import InputError, Items, Kind, Number, Object, check, read_toml
+from brainseg_bids.documents import InputError, Items, Kind, Number, Object, Text, check, read_toml
+from brainseg_bids.hpc.schedulers import SCHEDULERS
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Resources:
         Jobs of an array that may run at the same time; 0: any number.
     options : tuple of str
         Further lines ``#SBATCH OPTION``.
+    pe : str
+        Parallel environment of Grid Engine; empty: ``smp``.
     """
 
     partition: str = ""
@@ -40,6 +43,7 @@ class Resources:
     cpus: int = 0
     at_once: int = 0
     options: tuple[str, ...] = ()
+    pe: str = ""
 
     def directives(self) -> list[str]:
         """sbatch options except those for CPUs and memory."""
@@ -59,6 +63,8 @@ class Profile:
     Parameters
     ----------
     name : str
+    scheduler : str
+        One of `SCHEDULERS`.
     program : tuple of str
         What starts brainseg there; ``~`` and ``$NAME`` are expanded when the script is made, and
         ``{folders}`` stands for all folders that a container has to see, with commas between.
@@ -73,6 +79,7 @@ class Profile:
     """
 
     name: str
+    scheduler: str = "slurm"
     program: tuple[str, ...] = ()
     prologue: tuple[str, ...] = ()
     environment: dict = field(default_factory=dict)
@@ -103,13 +110,14 @@ JOBS = ("participant", "group", "train")
 COUNT = Number(0, 1e6, whole=True)
 TIME = Line(r"(?:(?:\d+-)?\d+(?::\d+){0,2})?", "e.g. 04:00:00 or 1-00:00:00")
 RESOURCE_KINDS: dict[str, Kind] = {
-    **dict.fromkeys(("partition", "account", "qos", "constraint", "mem", "gres"), Line()),
+    **dict.fromkeys(("partition", "account", "qos", "constraint", "mem", "gres", "pe"), Line()),
     **dict.fromkeys(("gpus", "cpus", "at_once"), COUNT),
     "time": TIME,
     "options": Items(Line()),
 }
 SITE_KINDS: dict[str, Kind] = {
     "description": Line(),
+    "scheduler": Text(tuple(SCHEDULERS)),
     "program": Items(Line()),
     "prologue": Items(Line()),
     "environment": Object(Line()),
@@ -148,8 +156,18 @@ def read_profile(name: str) -> Profile:
             raise InputError(f"{where}: environment: {key!r} is no name of a variable.")
     values.pop("description", None)
     jobs = {job: _resources(common, values.pop(job, {}), f"{where}: [{job}]") for job in JOBS}
+    _check_words(values.get("scheduler", "slurm"), jobs, where)
     lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     return Profile(name, **values | lists, **jobs)
+
+
+def _check_words(scheduler: str, jobs: dict[str, Resources], where: str) -> None:
+    """Refuse a key that the site's batch system has no word for: it would do nothing."""
+    for key in SCHEDULERS[scheduler].unknown:
+        if any(getattr(resources, key) for resources in jobs.values()):
+            raise InputError(
+                f"{where}: {key} means nothing to {scheduler}. Give a line of its own in options."
+            )
 
 
 def _resources(common: dict, own: dict, where: str) -> Resources:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scripts for Slurm: one participant a job of an array, the group level after them, training.
+"""Scripts for batch systems: an array over participants, the group level after it, training.
 
 What the scripts look like stands in ``templates``; here is what is filled in.
 """
@@ -10,9 +10,9 @@ import argparse
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -24,6 +24,7 @@ from brainseg_bids.exit_codes import SAVED
 from brainseg_bids.hpc.command import Launch, bash_lines, job_flags
 from brainseg_bids.hpc.memory import APP_GIB, participant_gib
 from brainseg_bids.hpc.profiles import Profile, Resources
+from brainseg_bids.hpc.schedulers import SCHEDULERS, clock
 from brainseg_bids.options import memory_gb
 from brainseg_bids.settings import Settings
 
@@ -48,25 +49,41 @@ class Job:
         Where its output goes; Slurm replaces ``%A`` and the like in the last part only.
     script : str
         What sbatch is given.
+    tasks : tuple of str
+        Participants of each task of an array, with spaces between.
     """
 
     name: str
     log: Path
     script: str
+    tasks: tuple[str, ...] = ()
 
 
-def make_job(template: str, name: str, log: Path, **values: object) -> Job:
+def make_job(
+    template: str, name: str, log: Path, *, tasks: Sequence[str] = (), **values: object
+) -> Job:
     """A job from a template of this package and what is filled in."""
     folder = str(log.parent).replace("%", "%%")
-    script = _fill(template, name=name, log=quoted(f"{folder}/{log.name}"), **values)
-    return Job(name, log, script.rstrip("\n"))
+    logs = quoted(str(log.parent))[1:-1]
+    script = _fill(
+        template, name=name, log=quoted(f"{folder}/{log.name}"), logs=logs, tasks=tasks, **values
+    )
+    return Job(name, log, script.rstrip("\n"), tuple(tasks))
 
 
-def submit_script(title: str, jobs: Sequence[Job], last: Job | None = None) -> str:
+def submit_script(
+    title: str, jobs: Sequence[Job], last: Job | None = None, *, scheduler: str = "slurm"
+) -> str:
     """Bash that submits some jobs and, when they have ended one way or another, a last one."""
     logs = {str(job.log.parent) for job in [*jobs, *([last] if last else [])]}
     return _fill(
-        "submit.sh", title=title, version=__version__, logs=sorted(logs), jobs=jobs, last=last
+        "submit.sh",
+        title=title,
+        version=__version__,
+        logs=sorted(logs),
+        jobs=jobs,
+        last=last,
+        scheduler=SCHEDULERS[scheduler],
     )
 
 
@@ -96,7 +113,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         autoescape=False,  # bash, no HTML
     )
-    environment.filters |= {"quote": shlex.quote, "lines": bash_lines}
+    environment.filters |= {"quote": shlex.quote, "lines": bash_lines, "mib": _mib}
     return environment
 
 
@@ -119,8 +136,15 @@ def make_script(settings: Settings, profile: Profile) -> str:
     if settings.analysis_level == "participant":
         return _participants_script(settings, profile)
     title = f"Submits brainseg's group level ({', '.join(settings.stages)})"
-    make = _train_job if "train" in settings.stages else _group_job
-    return submit_script(title, [make(settings, profile)])
+    make = _group_job
+    if "train" in settings.stages:
+        make = _train_job
+        if profile.scheduler != "slurm":
+            raise InputError(
+                f"--slurm-profile {profile.name}: training is submitted to Slurm alone. Start it "
+                "in a job script of your own."
+            )
+    return submit_script(title, [make(settings, profile)], scheduler=profile.scheduler)
 
 
 def refused_labels(settings: Settings) -> list[str]:
@@ -136,13 +160,21 @@ def _participants_script(settings: Settings, profile: Profile) -> str:
     labels = [label for label in labels if not label_error(settings.bids_dir, label)]
     if not labels:
         raise InputError(f"{settings.bids_dir}: no participant has a BIDS label. Rename them.")
-    jobs = [
-        _array_job(settings, profile, labels[first : first + LARGEST_ARRAY])
-        for first in range(0, len(labels), LARGEST_ARRAY)
+    together = settings.participants_per_job
+    if settings.resubmit_failed:
+        labels = _to_resubmit(settings, labels)
+    tasks = [
+        " ".join(labels[first : first + together]) for first in range(0, len(labels), together)
     ]
-    title = f"Submits brainseg for {len(labels)} participant(s), one a job"
+    memory = partial(participant_gib, labels=labels)
+    jobs = [
+        _array_job(settings, profile, tasks[first : first + LARGEST_ARRAY], memory)
+        for first in range(0, len(tasks), LARGEST_ARRAY)
+    ]
+    each = "one" if together == 1 else f"{together}"
+    title = f"Submits brainseg for {len(labels)} participant(s), {each} a job"
     if not {"segment", "headlabels"} & set(settings.stages):  # nothing new to sum up
-        return submit_script(title, jobs)
+        return submit_script(title, jobs, scheduler=profile.scheduler)
     summary = Settings(
         bids_dir=settings.bids_dir,
         output_dir=settings.output_dir,
@@ -156,33 +188,57 @@ def _participants_script(settings: Settings, profile: Profile) -> str:
         verbose=settings.verbose,
     )
     return submit_script(
-        f"{title}, and the group level after them", jobs, _group_job(summary, profile)
+        f"{title}, and the group level after them",
+        jobs,
+        _group_job(summary, profile),
+        scheduler=profile.scheduler,
     )
 
 
-def _array_job(settings: Settings, profile: Profile, labels: list[str]) -> Job:
+def _to_resubmit(settings: Settings, labels: list[str]) -> list[str]:
+    """Of some participants those that failed or were never started.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    from brainseg_bids.hpc.status import TO_SUBMIT, counted, states_of  # late: nibabel
+
+    states = states_of(replace(settings, participant_label=tuple(labels)))
+    chosen = [one.participant.removeprefix("sub-") for one in states if one.state in TO_SUBMIT]
+    if not chosen:
+        raise InputError(
+            f"--resubmit-failed: there is nobody to submit ({counted(states)}). brainseg status "
+            f"{settings.output_dir} tells more."
+        )
+    return chosen
+
+
+def _array_job(
+    settings: Settings, profile: Profile, tasks: list[str], memory: Callable[..., float]
+) -> Job:
     resources = profile.participant
     own = _with_cpus(settings, resources)
     at_once = own.nprocs // own.omp_nthreads
-    mem = _chosen_memory(settings, resources) or _megabytes(
-        participant_gib(own, labels, at_once=at_once)
-    )
+    mem = _chosen_memory(settings, resources) or _megabytes(memory(own, at_once=at_once))
     launch = Launch(own, profile)
     flags = [
-        '--participant-label "$participant"',
-        # One folder a participant: --clean-workdir empties that of nobody else.
-        f'--work-dir {launch.scratch}/"sub-$participant"',
+        '--participant-label "${participants[@]}"',
+        # One folder a job: --clean-workdir empties that of nobody else.
+        f'--work-dir {launch.scratch}/"sub-${{participants[0]}}"',
         *([] if settings.memory_gb else [f"--mem {app_memory(mem)}"]),
         *job_flags(own, leave_out=("participant_label", "work_dir")),
     ]
     return make_job(
-        "participant.sh",
+        _template(profile, "participant.sh"),
         "brainseg",
-        _log(settings, "%A_%a"),
-        array=f"0-{len(labels) - 1}" + (f"%{resources.at_once}" if resources.at_once else ""),
+        _log(settings, profile, "%A_%a"),
+        tasks=tasks,
+        index=SCHEDULERS[profile.scheduler].index,
+        at_once=resources.at_once,
         cpus=own.nprocs,
         mem=mem,
-        participants=labels,
         scratch=launch.scratch,
         command=launch.command(flags),
         **_of_every_job(launch, resources),
@@ -194,9 +250,9 @@ def _group_job(settings: Settings, profile: Profile) -> Job:
     own = _with_cpus(settings, resources, usual=1 if settings.stages == ("summary",) else CPUS)
     launch = Launch(own, profile)
     return make_job(
-        "group.sh",
+        _template(profile, "group.sh"),
         "brainseg-group",
-        _log(settings, "group_%j"),
+        _log(settings, profile, "group_%j"),
         cpus=own.nprocs,
         mem=_chosen_memory(settings, resources),
         command=launch.command(_flags(own, launch)),
@@ -213,7 +269,7 @@ def _train_job(settings: Settings, profile: Profile) -> Job:
     return make_job(
         "train.sh",
         "brainseg-train",
-        _log(settings, "train_%j"),
+        _log(settings, profile, "train_%j"),
         nodes=settings.nodes,
         devices=devices,
         cpus=own.nprocs,
@@ -227,13 +283,21 @@ def _train_job(settings: Settings, profile: Profile) -> Job:
 
 
 def _of_every_job(launch: Launch, resources: Resources) -> dict[str, object]:
-    return {
-        "site": resources.directives(),
-        "options": resources.options,
-        # Relative names of models and programs mean the same there.
-        "folder": quoted(os.getcwd()),
-        "prologue": launch.prologue,
+    # Relative names of models and programs mean the same there.
+    common = {"options": resources.options, "prologue": launch.prologue}
+    if launch.profile.scheduler == "slurm":
+        return common | {"site": resources.directives(), "folder": quoted(os.getcwd())}
+    named = ("partition", "account", "gpus", "pe")
+    return common | {
+        **{name: getattr(resources, name) for name in named},
+        "time": clock(resources.time),
+        "folder": os.getcwd(),
     }
+
+
+def _template(profile: Profile, of_slurm: str) -> str:
+    """Name of a job's template."""
+    return of_slurm if profile.scheduler == "slurm" else f"{profile.scheduler}.sh"
 
 
 def _flags(settings: Settings, launch: Launch, always: Sequence[str] = ()) -> list[str]:
@@ -241,8 +305,8 @@ def _flags(settings: Settings, launch: Launch, always: Sequence[str] = ()) -> li
     return [f"--work-dir {launch.scratch}", *flags]
 
 
-def _log(settings: Settings, name: str) -> Path:
-    return settings.output_dir / "logs" / "slurm" / f"{name}.log"
+def _log(settings: Settings, profile: Profile, name: str) -> Path:
+    return settings.output_dir / "logs" / profile.scheduler / f"{name}.log"
 
 
 def _with_cpus(settings: Settings, resources: Resources, *, usual: int = CPUS) -> Settings:
@@ -255,6 +319,15 @@ def _with_cpus(settings: Settings, resources: Resources, *, usual: int = CPUS) -
 
 def _chosen_memory(settings: Settings, resources: Resources) -> str:
     return _megabytes(settings.memory_gb) if settings.memory_gb else resources.mem
+
+
+def _mib(mem: str) -> int:
+    """Memory as Slurm takes it, in MiB; 0 if there is none.
+
+    >>> _mib("30G"), _mib("2560M"), _mib("")
+    (30720, 2560, 0)
+    """
+    return math.ceil(1024 * memory_gb(mem)) if mem else 0
 
 
 def _megabytes(gib: float) -> str:

@@ -482,7 +482,7 @@ def test_slurm_runs_three_participants_one_broken_and_sums_up_the_others(slurm, 
     done = submit(slurm, study)
     assert done.returncode == 0, done.stderr
     array, group = re.findall(r"job (\d+)", done.stdout)
-    jobs = slurm.wait(120)
+    jobs = slurm.wait(600)
     ends = [jobs[f"{array}_{task}"]["ExitCode"] for task in range(3)] + [jobs[group]["ExitCode"]]
     output = study.parent / "o$ut"
     logs = {p.name: p.read_text() for p in (output / "logs" / "slurm").glob("*.log")}
@@ -494,6 +494,28 @@ def test_slurm_runs_three_participants_one_broken_and_sums_up_the_others(slurm, 
     rows = (output / "group_seg-brainseg_desc-volumes_morph.tsv").read_text().splitlines()
     assert [row.split("\t")[0] for row in rows[1:]] == ["sub-01", "sub-03"]
     dataset.assert_valid_bids(output)
+
+
+def test_slurm_is_given_again_what_failed_and_nothing_else(slurm, study):
+    image = study / "sub-02" / "ses-A" / "anat" / "sub-02_ses-A_T1w.nii.gz"
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
+    assert submit(slurm, study, "--participants-per-job", "2").returncode == 0
+    slurm.wait(600)
+    command = [sys.executable, "-m", "brainseg_bids", "status", "o$ut", "--json"]
+    where = {"env": slurm.environment | {"PYTHONPATH": str(ROOT)}, "cwd": study.parent}
+    seen = subprocess.run(command, capture_output=True, text=True, **where)
+    assert seen.returncode == 1
+    states = {one["participant"]: one["state"] for one in json.loads(seen.stdout)}
+    assert states == {"sub-01": "done", "sub-02": "failed", "sub-03": "done"}
+    image.write_bytes(whole)
+    again = submit(slurm, study, "--participants-per-job", "2", "--resubmit-failed")
+    number = re.findall(r"brainseg: job (\d+)", again.stdout)[0]
+    assert (study.parent / f"o$ut/logs/slurm/tasks_{number}.txt").read_text() == "02\n"
+    slurm.wait(600)
+    seen = subprocess.run(command, capture_output=True, text=True, **where)
+    assert seen.returncode == 0
+    assert {one["state"] for one in json.loads(seen.stdout)} == {"done"}
 
 
 def test_nipypes_own_plugin_runs_its_steps_as_jobs(slurm, study):
@@ -543,6 +565,7 @@ def test_slurm_stops_a_training_in_time_and_starts_it_again(slurm, study):
 
 for _test in (
     test_slurm_runs_three_participants_one_broken_and_sums_up_the_others,
+    test_slurm_is_given_again_what_failed_and_nothing_else,
     test_nipypes_own_plugin_runs_its_steps_as_jobs,
     test_slurm_stops_a_training_in_time_and_starts_it_again,
 ):

@@ -1,14 +1,9 @@
 {% extends "group.sh" %}
 {% block tasks %}
-#SBATCH --array={{ array }}
+#SBATCH --array=0-{{ tasks | length - 1 }}{{ "%" ~ at_once if at_once }}
 {% endblock %}
 {% block body %}
-participants=(
-{% for label in participants %}
-{{ label | quote }}
-{% endfor %}
-)
-participant=${participants[SLURM_ARRAY_TASK_ID]}
+{% include "tasks.sh" %}
 {{ super() -}}
 {% endblock %}
 {% block scratch %}

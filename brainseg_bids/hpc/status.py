@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far each participant is, as the stages themselves would decide it now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from brainseg_bids.bids.inputs import find_participants, label_error
+from brainseg_bids.documents import InputError
+from brainseg_bids.hpc import runs
+from brainseg_bids.settings import Settings
+
+DONE, FAILED, RUNNING, QUEUED = "done", "failed", "running", "queued"
+UNKNOWN, NOT_STARTED, NOTHING = "unknown", "not started", "no image"
+STATES = (DONE, FAILED, RUNNING, QUEUED, UNKNOWN, NOT_STARTED, NOTHING)
+
+TO_SUBMIT = (FAILED, NOT_STARTED)
+"""States of those whom ``--resubmit-failed`` submits."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How far one participant is.
+
+    Parameters
+    ----------
+    participant : str
+        With ``sub-``.
+    state : str
+        One of `STATES`.
+    images : int
+        Results that are there, of all stages.
+    of : int
+        Results that were asked for.
+    reason : str
+        Why not more.
+    """
+
+    participant: str
+    state: str
+    images: int
+    of: int
+    reason: str = ""
+
+
+def last_settings(output_dir: Path) -> Settings:
+    """What the output folder is for: the last command that was submitted, or run.
+
+    Raises
+    ------
+    InputError
+        If nothing has run there or was submitted.
+    """
+    submitted = sorted(
+        (output_dir / "logs").glob("*/submitted.toml"), key=lambda path: path.stat().st_mtime
+    )
+    for path in reversed(submitted):
+        if settings := runs.read_settings(path):
+            return settings
+    past = runs.past_runs(output_dir)
+    if not past:
+        raise InputError(
+            f"{output_dir}: no run of the participant level has left its settings in logs. Give "
+            "the output folder of one."
+        )
+    # Runs of a few each, as other submitters start them, are runs of one dataset.
+    return replace(past[-1].settings, participant_label=())
+
+
+def states_of(settings: Settings) -> list[State]:
+    """State of each participant whom the settings ask for.
+
+    Raises
+    ------
+    InputError, BundleError, Refused
+        As the stages, if nothing can be decided for anyone.
+    """
+    labels = find_participants(settings.bids_dir, settings.participant_label)
+    refused = {label: why for label in labels if (why := label_error(settings.bids_dir, label))}
+    plans = _plans(settings)
+    heard = _Heard(settings.output_dir)
+    return [
+        State(f"sub-{label}", FAILED, 0, 0, refused[label])
+        if label in refused
+        else _state(label, plans.get(label), heard)
+        for label in labels
+    ]
+
+
+def _plans(settings: Settings) -> Mapping:
+    """What the stages would do now, by participant."""
+    from brainseg_bids.stages import PARTICIPANT, passes
+    from brainseg_bids.stages.base import Run
+    from brainseg_bids.stages.jobs import joined
+
+    run = Run(settings)
+    run.models  # noqa: B018 - raises if one is not there
+    chosen = {stage.name for stage in PARTICIPANT.values() if stage.is_chosen(settings)}
+    found, first = [], True
+    for together in passes(chosen):
+        for stage in together:
+            try:
+                found += stage.plan(run)
+            except InputError:  # a later stage has nothing to work on yet
+                if first:
+                    raise
+        first = False
+    return {plan.label: plan for plan in joined(found)}
+
+
+class _Heard:
+    """What runs and Slurm have left of participants.
+
+    Parameters
+    ----------
+    output_dir : Path
+    """
+
+    def __init__(self, output_dir: Path) -> None:
+        self.output_dir = output_dir
+        self.past = runs.past_runs(output_dir)
+        self.queue = runs.queue()
+        self.tasks: dict[str, list[str]] = {}
+        for task, labels in runs.tasks(output_dir).items():
+            for label in labels:
+                self.tasks.setdefault(label, []).append(task)
+
+    def at_work(self, label: str) -> tuple[str, str] | None:
+        """State and reason if a task or a run has the participant in hand."""
+        for task in reversed(self.tasks.get(label, [])):
+            if said := self.queue.get(task):
+                return (QUEUED if said == "PENDING" else RUNNING), f"job {task}: {said.lower()}"
+        for run in reversed(self._runs(label)):
+            if run.state == runs.AT_WORK:
+                return RUNNING, run.where
+            if run.state == runs.UNKNOWN and run.where.startswith("process"):
+                return UNKNOWN, f"{run.where} has not told its end"
+        return None
+
+    def lost(self, label: str) -> str:
+        """Why the last run that had the participant in hand says nothing of it, if it was lost."""
+        own = self._runs(label)
+        if not own or own[-1].state == runs.ENDED:
+            return ""
+        where = own[-1].where
+        words = runs.last_words(self.output_dir, where.removeprefix("job "))
+        told = words or "killed, or out of time"
+        return f"{where} ended before it was done ({told}); log: {own[-1].folder}"
+
+    def _runs(self, label: str) -> list[runs.PastRun]:
+        return [run for run in self.past if label in (run.settings.participant_label or (label,))]
+
+
+def _state(label: str, plan, heard: _Heard) -> State:
+    from brainseg_bids.stages.pages import noted_failures  # late: jinja2
+
+    scans = plan.scans if plan else ()
+    missing = plan.to_run if plan else ()
+    faults = plan.faults if plan else {}
+    counts = (len(scans) - len(missing), len(scans) + len(faults))
+
+    def state(name: str, reasons: Iterable[str] = ()) -> State:
+        return State(f"sub-{label}", name, *counts, "; ".join(dict.fromkeys(reasons)))
+
+    if not scans and not faults:
+        return state(NOTHING)
+    if not missing and not faults:
+        return state(DONE)
+    if found := heard.at_work(label):
+        return state(found[0], [found[1]])
+    noted = noted_failures(label, output_dir=heard.output_dir)
+    titles = {scan.title for scan in missing}
+    failed = {**{title: why for title, why in noted.items() if title in titles}, **faults}
+    if failed:
+        return state(FAILED, (f"{title}: {why}" for title, why in failed.items()))
+    if why := heard.lost(label):
+        return state(FAILED, [why])
+    return state(NOT_STARTED, (f"{scan.title}: {scan.reason}" for scan in missing))
+
+
+def counted(states: Sequence[State]) -> str:
+    """How many there are of each state.
+
+    >>> counted([State("sub-1", DONE, 1, 1), State("sub-2", FAILED, 0, 1, "gone")])
+    '1 done, 1 failed'
+    """
+    numbers = {name: sum(one.state == name for one in states) for name in STATES}
+    return ", ".join(f"{number} {name}" for name, number in numbers.items() if number)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``brainseg status`` and ``--resubmit-failed``: who is done, who failed, who is missing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from brainseg_bids.__main__ import main
+from brainseg_bids.cli.parser import parse
+from brainseg_bids.cli.run import run
+from brainseg_bids.hpc import runs
+from brainseg_bids.hpc.status import states_of
+from tests.fakes import dataset
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Three participants and a model; Slurm's queue is empty."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "queue", dict)
+    data = dataset.write_dataset(tmp_path / "data", *(f"sub-0{n}_T1w" for n in (1, 2, 3)))
+    dataset.write_bundle(tmp_path / "model")
+    return data
+
+
+def settings(study, *arguments):
+    words = [str(study), "out", "participant", "--model", str(study.parent / "model")]
+    return parse([*words, "--nprocs", "1", *arguments])
+
+
+def image(study, label):
+    return study / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz"
+
+
+def states(study):
+    return {one.participant: one.state for one in states_of(settings(study))}
+
+
+def write_lost_run(study, label):
+    """A run as it is left when its job is killed."""
+    chosen = settings(study, "--participant-label", label)
+    folder = chosen.output_dir / "logs" / "20990101-000000_lost"
+    folder.mkdir(parents=True)
+    (folder / "settings.toml").write_text(chosen.to_toml())
+    said = {"Host": "n1", "Pid": 1, "SlurmJob": "7_0"}
+    (folder / runs.RECORD).write_text(json.dumps(said))
+    return folder
+
+
+def test_done_failed_and_never_started(study, capsys):
+    image(study, "02").write_bytes(b"no image")
+    assert run(settings(study, "--participant-label", "01", "02"), program=dataset.PREDICT) == 1
+    capsys.readouterr()
+    assert main(["status", "out"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines if line.startswith("sub-")}
+    assert rows["sub-01"].split()[1] == "done"
+    assert rows["sub-02"].split()[1] == "failed"
+    assert str(image(study, "02")) in rows["sub-02"]
+    assert "not started" in rows["sub-03"]
+
+
+def test_no_failure_is_exit_code_0_and_files_can_be_read_by_programs(study, capsys):
+    assert run(settings(study, "--participant-label", "01"), program=dataset.PREDICT) == 0
+    capsys.readouterr()
+    assert main(["status", "out", "--json"]) == 0
+    (first, *others) = json.loads(capsys.readouterr().out)
+    assert (first["participant"], first["state"], first["images"]) == ("sub-01", "done", 1)
+    assert [one["state"] for one in others] == ["not started"] * 2
+    assert main(["status", "out", "--tsv", "--participant-label", "sub-03"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split("\t")[:2] == ["participant", "state"]
+    assert row.split("\t")[:2] == ["sub-03", "not started"]
+
+
+def test_an_image_that_has_changed_since_is_not_done(study):
+    assert run(settings(study), program=dataset.PREDICT) == 0
+    assert set(states(study).values()) == {"done"}
+    shutil.copy(image(study, "01"), image(study, "03"))
+    image(study, "03").write_bytes(image(study, "03").read_bytes() + b"\0")
+    assert states(study)["sub-03"] == "not started"
+
+
+def test_a_run_that_was_killed_has_failed_with_what_slurm_said(study):
+    write_lost_run(study, "01")
+    log = study.parent / "out" / "logs" / "slurm" / "7_0.log"
+    log.parent.mkdir()
+    log.write_text("slurmstepd: error: *** JOB 7 ON n1 CANCELLED DUE TO TIME LIMIT ***\n")
+    (first, second, _) = states_of(settings(study))
+    assert first.state == "failed"
+    assert "7_0" in first.reason
+    assert "TIME LIMIT" in first.reason
+    assert second.state == "not started"
+
+
+def test_a_run_at_work_is_seen_by_its_lock_and_is_lost_once_it_is_killed(study):
+    program = "import sys, time\nfrom pathlib import Path\nfrom brainseg_bids.hpc.runs import *\n"
+    program += (
+        "with recorded(Path(sys.argv[1])):\n    print('up', flush=True)\n    time.sleep(60)\n"
+    )
+    folder = write_lost_run(study, "02")
+    command = [sys.executable, "-c", program, str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        process.stdout.readline()
+        seen = states(study)
+        process.send_signal(signal.SIGKILL)
+    assert seen["sub-02"] == "running"
+    assert states(study)["sub-02"] == "failed"
+
+
+def test_what_waits_in_slurms_queue_is_not_submitted_again(study, monkeypatch, capsys):
+    image(study, "02").write_bytes(b"no image")
+    run(settings(study, "--participant-label", "01", "02"), program=dataset.PREDICT)
+    tasks = study.parent / "out" / "logs" / "slurm" / "tasks_9.txt"
+    tasks.parent.mkdir()
+    tasks.write_text("01 02\n03\n")
+    monkeypatch.setattr(runs, "queue", lambda: {"9_1": "PENDING"})
+    assert states(study) == {"sub-01": "done", "sub-02": "failed", "sub-03": "queued"}
+    capsys.readouterr()
+    again = settings(study, "--slurm", "--resubmit-failed")
+    assert run(again) == 0
+    script = capsys.readouterr().out
+    assert "tasks=(\n02\n)" in script
+    monkeypatch.setattr(runs, "queue", lambda: {"9_0": "RUNNING", "9_1": "PENDING"})
+    assert run(again) == 2
+    assert "1 done, 1 running, 1 queued" in capsys.readouterr().err
+
+
+def test_a_submission_decides_who_should_be_there(study, capsys):
+    assert run(settings(study, "--slurm", "--participant-label", "01", "03")) == 0
+    capsys.readouterr()
+    assert main(["status", "out"]) == 0
+    said = capsys.readouterr().out
+    assert "sub-02" not in said
+    assert "2 participant(s): 2 not started" in said
+
+
+@pytest.mark.input(
+    "runs", "`brainseg status` of a folder without runs", "refused, folder named", 2
+)
+def test_a_folder_without_runs_is_refused(tmp_path, capsys):
+    assert main(["status", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path) in line
+
+
+def test_a_run_knows_when_it_began(study):
+    run(settings(study, "--participant-label", "01"), program=dataset.PREDICT)
+    (past,) = runs.past_runs(study.parent / "out")
+    assert past.state == runs.ENDED
+    said = json.loads((past.folder / runs.RECORD).read_text())
+    assert said["ExitCode"] == 0
+    assert said["Began"][:4] == time.strftime("%Y")
