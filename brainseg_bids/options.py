@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from brainseg_bids.bids.names import is_label
 from brainseg_bids.documents import (
@@ -109,6 +109,31 @@ class OptionGroup:
 
     title: ClassVar[str] = ""
     belongs_to: ClassVar[tuple[str, ...]] = ()
+
+
+class Settings:
+    """What the user chose, to code that does not know which stages there are.
+
+    `brainseg_bids.settings.Settings` inherits from it, and from the options of all stages. Those
+    of every run are named here, others are attributes as well.
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    work_dir: Path
+    participant_label: tuple[str, ...]
+    session_label: tuple[str, ...]
+    stages: tuple[str, ...]
+    contrasts: tuple[str, ...]
+    bids_filters: dict
+    nprocs: int
+    memory_gb: float | None
+    reports_only: bool
+    boilerplate_only: bool
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
 
 @dataclass(frozen=True)

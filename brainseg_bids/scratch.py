@@ -18,7 +18,7 @@ from brainseg_bids.files import DISK_FAULTS
 from brainseg_bids.locks import Lock, lock_byte
 
 if TYPE_CHECKING:
-    from brainseg_bids.settings import Settings
+    from brainseg_bids.options import Settings
 
 log = logging.getLogger("brainseg")
 

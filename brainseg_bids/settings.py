@@ -226,7 +226,9 @@ class OtherOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(ChoiceOptions, *OPTIONS, ResourceOptions, SlurmOptions, OtherOptions):  # type: ignore[misc]
+class Settings(  # type: ignore[misc]
+    ChoiceOptions, *OPTIONS, ResourceOptions, SlurmOptions, OtherOptions, options.Settings
+):
     """One run of the app: the options of every stage, in the order of ``--help``."""
 
     def to_toml(self) -> str:

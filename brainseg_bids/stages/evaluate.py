@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
     from brainseg_bids.interfaces.raters import Rater
+    from brainseg_bids.options import Settings
     from brainseg_bids.reports.evaluation import SourceNote, WorstCase
-    from brainseg_bids.settings import Settings
 
 log = logging.getLogger("brainseg")
 

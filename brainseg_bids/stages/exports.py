@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
     from brainseg_bids.bids.inputs import Subject
-    from brainseg_bids.settings import Settings
+    from brainseg_bids.options import Settings
 
 log = logging.getLogger("brainseg")
 

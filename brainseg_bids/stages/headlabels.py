@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 
     from brainseg_bids.anatomy.labels import LabelTable
     from brainseg_bids.bids.inputs import Subject
+    from brainseg_bids.options import Settings
     from brainseg_bids.reports.page import Section
-    from brainseg_bids.settings import Settings
 
 log = logging.getLogger("brainseg")
 

@@ -17,8 +17,8 @@ from brainseg_bids.documents import InputError
 if TYPE_CHECKING:
     from brainseg_bids.anatomy.labels import LabelTable
     from brainseg_bids.nets.bundle import ModelBundle
+    from brainseg_bids.options import Settings
     from brainseg_bids.resources import Footprint
-    from brainseg_bids.settings import Settings
 
 SEGMENT_GIB = 4.0
 """Memory set aside for a segmentation of which nothing is known."""

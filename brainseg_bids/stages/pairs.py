@@ -39,7 +39,7 @@ from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.data import PairStream
 
 if TYPE_CHECKING:
-    from brainseg_bids.settings import Settings
+    from brainseg_bids.options import Settings
 
 log = logging.getLogger("brainseg")
 

@@ -12,7 +12,7 @@ from brainseg_bids.console import working
 from brainseg_bids.stages.base import GroupResult, GroupStage
 
 if TYPE_CHECKING:
-    from brainseg_bids.settings import Settings
+    from brainseg_bids.options import Settings
 
 log = logging.getLogger("brainseg")
 

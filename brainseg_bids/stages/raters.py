@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from brainseg_bids.bids.adapters import Adapter
     from brainseg_bids.bids.references import Case
     from brainseg_bids.interfaces.raters import Rater
-    from brainseg_bids.settings import Settings
+    from brainseg_bids.options import Settings
 
 log = logging.getLogger("brainseg")
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from brainseg_bids.anatomy.labels import LabelTable
     from brainseg_bids.bids.inputs import Subject
-    from brainseg_bids.settings import Settings
+    from brainseg_bids.options import Settings
 
 MAPS = {"fullhead": HeadNames, "brainseg": OutputNames}
 """Whose labels are written as tissues, best first: merged maps of heads, segmentations."""

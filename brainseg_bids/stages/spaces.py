@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from nipype.pipeline.engine import Node
     from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+    from brainseg_bids.options import Settings
     from brainseg_bids.reports.page import Section
-    from brainseg_bids.settings import Settings
 
 log = logging.getLogger("brainseg")
 

@@ -18,7 +18,7 @@ from brainseg_bids.stages.jobs import read_object
 
 if TYPE_CHECKING:
     from brainseg_bids.anatomy.cohort import Cohort
-    from brainseg_bids.settings import Settings
+    from brainseg_bids.options import Settings
 
 log = logging.getLogger("brainseg")
 

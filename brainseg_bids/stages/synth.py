@@ -15,7 +15,7 @@ from brainseg_bids.stages.base import GroupResult, GroupStage
 from brainseg_bids.stages.priors import write_priors_page
 
 if TYPE_CHECKING:
-    from brainseg_bids.settings import Settings
+    from brainseg_bids.options import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from brainseg_bids.stages.base import GroupResult, GroupStage
 from brainseg_bids.training.deadline import MOST_MINUTES, check_minutes
 
 if TYPE_CHECKING:
-    from brainseg_bids.settings import Settings
+    from brainseg_bids.options import Settings
 
 
 def _model_name(text: str) -> str:

@@ -42,7 +42,7 @@ from brainseg_bids.training.spaces import (
 from brainseg_bids.training.targets import SOURCE, MapFacts, absent_labels, find_target
 
 if TYPE_CHECKING:
-    from brainseg_bids.settings import Settings
+    from brainseg_bids.options import Settings
 
 log = logging.getLogger("brainseg")
 

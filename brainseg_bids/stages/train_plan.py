@@ -33,7 +33,7 @@ from brainseg_bids.training.targets import SOURCE
 from brainseg_bids.units import duration
 
 if TYPE_CHECKING:
-    from brainseg_bids.settings import Settings
+    from brainseg_bids.options import Settings
 
 log = logging.getLogger("brainseg")
 

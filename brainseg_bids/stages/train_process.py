@@ -30,7 +30,7 @@ from brainseg_bids.locks import Lock, lock_file
 from brainseg_bids.stages.train_job import now
 
 if TYPE_CHECKING:
-    from brainseg_bids.settings import Settings
+    from brainseg_bids.options import Settings
 
 log = logging.getLogger("brainseg")
 

@@ -19,7 +19,7 @@ from brainseg_bids.images import read_grid, write_label_map
 from brainseg_bids.training.targets import SOURCE
 
 if TYPE_CHECKING:
-    from brainseg_bids.settings import Settings
+    from brainseg_bids.options import Settings
 
 log = logging.getLogger("brainseg")
 

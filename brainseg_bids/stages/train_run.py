@@ -39,7 +39,7 @@ from brainseg_bids.training.deadline import Deadline, planned_steps
 from brainseg_bids.training.resume import MAY_CHANGE, steps_done
 
 if TYPE_CHECKING:
-    from brainseg_bids.settings import Settings
+    from brainseg_bids.options import Settings
 
 log = logging.getLogger("brainseg")
 

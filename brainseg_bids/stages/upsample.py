@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     from brainseg_bids.anatomy.grid import Grid
     from brainseg_bids.anatomy.labels import LabelTable
+    from brainseg_bids.options import Settings
     from brainseg_bids.reports.page import Section
-    from brainseg_bids.settings import Settings
 
 DEFAULT_TARGET_MM = (0.5,)
 CUDA_GIB = 2.0
