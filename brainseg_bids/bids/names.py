@@ -213,6 +213,29 @@ class ToolNames:
 
 
 @dataclass(frozen=True)
+class ParcelNames:
+    """Where a tool's parcels of the cortex go, below the derivative's root. All `Path`."""
+
+    labels: Path
+    volumes: Path
+    figure: Path
+
+    @classmethod
+    def of(cls, scan: Scan, tool: str) -> ParcelNames:
+        """Names for one scan and tool.
+
+        >>> ParcelNames.of(Scan.from_path("sub-01_T1w.nii.gz"), "gouhfi").volumes.as_posix()
+        'sub-01/anat/sub-01_seg-gouhfi_desc-parcellation_morph.tsv'
+        """
+        desc = "parcellation"
+        return cls(
+            labels=output_file(scan, "dseg.nii.gz", seg=tool, desc=desc),
+            volumes=output_file(scan, "morph.tsv", seg=tool, desc=desc),
+            figure=figure_file(scan, "dseg.png", seg=tool, desc=desc),
+        )
+
+
+@dataclass(frozen=True)
 class HeadNames(ToolNames):
     """Where the merged head labels of a scan go, below the derivative's root. All `Path`."""
 

@@ -236,7 +236,7 @@ def _fits(candidate: Scan, scan: Scan, tool: str) -> bool:
             return False
     elif "space" in said and said["space"] not in own_space:
         return False
-    if "desc" in said and said["desc"].startswith("top"):
+    if said.get("desc", "").startswith(("top", "parcellation")):
         return False
     return said.get("seg") in (None, tool, *_also(tool)) or said["seg"] not in OTHER_MAPS
 

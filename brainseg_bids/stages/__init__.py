@@ -14,6 +14,7 @@ from brainseg_bids.stages.contrast import Contrast
 from brainseg_bids.stages.evaluate import Evaluate
 from brainseg_bids.stages.exports import FreeSurferExport, PrecomputedExport
 from brainseg_bids.stages.headlabels import Headlabels
+from brainseg_bids.stages.parcellation import Parcellation
 from brainseg_bids.stages.priors import Priors
 from brainseg_bids.stages.segment import Segment
 from brainseg_bids.stages.simnibs import SimnibsExport
@@ -28,6 +29,7 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Segment(),
         Headlabels(),
+        Parcellation(),
         Upsample(),
         Contrast(),
         StandardSpaces(),
