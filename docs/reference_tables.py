@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import brainseg_bids
-from brainseg_bids.bids.names import ContrastNames, HeadNames, OutputNames, Scan, ToolNames
+from brainseg_bids.bids.names import ContrastNames, HeadNames, OutputNames, ParcelNames, Scan, ToolNames
 from brainseg_bids.cli.parser import build_parser
 from brainseg_bids.exit_codes import MEANINGS
 
@@ -117,6 +117,14 @@ OUTPUTS: dict[str, tuple[Callable[[Scan], object], dict[str, str]]] = {
             "labels": "its map, in its own codes and grid",
             "top_codes": "codes of the four most probable labels",
             "top_weights": "their probabilities",
+        },
+    ),
+    "parcels": (
+        lambda scan: ParcelNames.of(scan, "fastsurfer"),
+        {
+            "labels": "its parcels, on the image's own grid, in FreeSurfer's codes",
+            "volumes": "their volumes in mm³",
+            "figure": "overlays of the page",
         },
     ),
     "contrast": (
