@@ -131,7 +131,7 @@ def merge(
     seen = [None if source.seen is None else turned(source.seen) for source in sources]
     brain_voxels = rest[0] if rest else None
     _drop_background(head_voxels, brain_voxels, rules, report)
-    if brain is not None and brain.coarse:
+    if brain is not None and brain_voxels is not None and brain.coarse:
         _refine(brain_voxels, brain, head_voxels, ras, rules, report)
     origin = None
     if any(source.posteriors is not None for source in sources):

@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.fabric.strategies.model_parallel import _load_raw_module_state
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from brainseg_bids.exit_codes import SAVED
@@ -28,6 +30,7 @@ from brainseg_bids.training.deadline import ENDING_S, Deadline
 from brainseg_bids.training.plan import TrainPlan
 from brainseg_bids.training.processes import any_process, is_sharded
 from brainseg_bids.training.resume import SETTINGS_KEY, loops_at
+from brainseg_bids.training.task import task_of
 
 OTHER_PROCESS = "a signal to another process"
 LARGEST_NORM = 1.0
@@ -110,7 +113,7 @@ class EMACallback(Callback):
         self.update = get_ema_multi_avg_fn(decay)
         self.updates = 0
         self.step = 0
-        self.average: list[Tensor] | None = None
+        self.average: list[Tensor] = []
         self.loaded: dict[str, Any] | None = None
 
     @staticmethod
@@ -132,11 +135,7 @@ class EMACallback(Callback):
         self.step = trainer.global_step
         if self.loaded is not None:
             if is_sharded(trainer):
-                from lightning.fabric.strategies.fsdp import _load_raw_module_state
-
-                _load_raw_module_state(
-                    self.loaded, trainer.strategy.model, trainer.world_size, strict=True
-                )
+                _load_raw_module_state(self.loaded, _sharded_model(trainer), trainer.world_size)
             else:
                 module.load_state_dict(self.loaded)
             self.loaded = None
@@ -163,11 +162,11 @@ class EMACallback(Callback):
             mean.copy_(kept)
 
     def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.average is not None:
+        if self.average:
             self.swap(module)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.average is not None:
+        if self.average:
             self.swap(module)
 
     def on_save_checkpoint(
@@ -190,6 +189,14 @@ class EMACallback(Callback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         for mean, one in zip(self.average, self._own(module), strict=True):
             one.copy_(mean)
+
+
+def _sharded_model(trainer: Trainer) -> FullyShardedDataParallel:
+    """Wrapper of the weights that processes share out, see `is_sharded`."""
+    model = trainer.strategy.model
+    if not isinstance(model, FullyShardedDataParallel):
+        raise TypeError(f"{type(model).__name__} does not share out its weights")
+    return model
 
 
 def _storage_key(tensor: Tensor) -> tuple[Any, ...]:
@@ -272,7 +279,7 @@ class CheckpointCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         is_late = self.deadline is not None and self.deadline.left_s() <= 0
-        if any_process(trainer, is_late)[0]:
+        if any_process(trainer, is_late)[0] and self.deadline is not None:
             raise self.deadline.too_short()
         self.step = trainer.global_step
         self.saved_s = self.step_began_s = time.monotonic()
@@ -303,7 +310,7 @@ class CheckpointCallback(Callback):
             return
         self.step = trainer.global_step
         late = time.monotonic() - self.saved_s >= self.every_s
-        is_over = self._no_time_left(trainer, module.plan)
+        is_over = self._no_time_left(trainer, task_of(module).plan)
         stop, late, self.is_over = any_process(trainer, bool(self.told), late, is_over)
         last = self.step >= trainer.max_steps
         self.is_over = self.is_over and not last
@@ -362,7 +369,7 @@ class GradientCheck(Callback):
         self, trainer: Trainer, module: LightningModule, optimizer: Any
     ) -> None:
         if is_sharded(trainer):
-            norm = trainer.strategy.model.clip_grad_norm_(LARGEST_NORM)
+            norm = _sharded_model(trainer).clip_grad_norm_(LARGEST_NORM)
         else:
             norm = torch.nn.utils.clip_grad_norm_(module.parameters(), LARGEST_NORM)
         if not torch.isfinite(norm):
@@ -406,8 +413,9 @@ class GradientCheck(Callback):
 
 def losses_by_index(trainer: Trainer, module: LightningModule) -> Tensor:
     """Losses of the step in work, of all processes; pairs of one batch have its mean."""
-    plan = module.plan
-    losses = torch.zeros(plan.batch * plan.accumulate * trainer.world_size, device=module.device)
-    for indices, loss in module.losses:
+    task = task_of(module)
+    n_pairs = task.plan.batch * task.plan.accumulate * trainer.world_size
+    losses = torch.zeros(n_pairs, device=module.device)
+    for indices, loss in task.losses:
         losses[indices] = loss.float()
     return trainer.strategy.reduce(losses, reduce_op="sum")

@@ -30,7 +30,9 @@ INDEX_STRIDE = 1_000_003
 class Space(Protocol):
     """What recipes are drawn from: a `RecipeSpace` or a `PriorSpace`."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Of the contrast."""
 
     @property
     def digest(self) -> str:
@@ -46,7 +48,7 @@ class Space(Protocol):
         """One recipe; all its randomness comes from ``rng``."""
 
 
-class PairStream(IterableDataset):
+class PairStream(IterableDataset[dict[str, Tensor]]):
     """Pairs by step and sample index; one depends on heads, spaces, seed, step and index only.
 
     A step learns from several pairs; a sample's index counts from 0 within its step. Neither the

@@ -464,5 +464,10 @@ def _judge(
         return [own[seed] - base[seed] for seed in plan.seeds]
 
     on, off = differences(plan.judged_where), differences(OFF)
-    options = {"margin": plan.margin, "bootstrap": plan.bootstrap}
-    return decide(on, None, **options), None if off is None else decide(on, off, **options)
+    if on is None:
+        raise ValueError(f"no run was judged on {plan.judged_where}")
+
+    def decided(others: list[float] | None) -> Decision:
+        return decide(on, others, margin=plan.margin, bootstrap=plan.bootstrap)
+
+    return decided(None), None if off is None else decided(off)

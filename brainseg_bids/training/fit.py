@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -19,6 +20,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.files import write_text
 from brainseg_bids.nets.architectures import PackedNet, build
 from brainseg_bids.nets.memory import smaller
+from brainseg_bids.nets.memory_plan import PRECISIONS
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.training.callbacks import (
@@ -99,8 +101,19 @@ class PairData(lightning.LightningDataModule):
         self.plan, self.done = plan, done
         self.loader: PairLoader | None = None
 
+    def _training(self) -> lightning.Trainer:
+        if self.trainer is None:
+            raise RuntimeError("a trainer asks for the loaders")
+        return self.trainer
+
+    def loader_in_use(self) -> PairLoader:
+        """The last that `train_dataloader` made."""
+        if self.loader is None:
+            raise RuntimeError("no loader was made yet")
+        return self.loader
+
     def train_dataloader(self) -> PairLoader:
-        plan, trainer = self.plan, self.trainer
+        plan, trainer = self.plan, self._training()
         shard = Shard(plan.batch, plan.accumulate, trainer.global_rank, trainer.world_size)
         device = trainer.strategy.root_device
         self.loader = PairLoader(
@@ -109,7 +122,7 @@ class PairData(lightning.LightningDataModule):
         return self.loader
 
     def val_dataloader(self) -> ValidationLoader:
-        trainer = self.trainer
+        trainer = self._training()
         return ValidationLoader(
             self.held_out,
             self.plan.validation_pairs,
@@ -172,7 +185,7 @@ def fit(
     train_heads: Sequence[LabelVolume],
     validation_heads: Sequence[LabelVolume],
     out_dir: str | Path,
-    **options,
+    **options: Any,
 ) -> SegmentationTask:
     """Train, or go on training.
 
@@ -301,7 +314,7 @@ def _train(plan: TrainPlan, run: TrainingRun) -> SegmentationTask:
     except BaseException:
         end_children(trainer)
         raise
-    if checkpoints.is_over and is_first_process():
+    if checkpoints.is_over and run.deadline is not None and is_first_process():
         log.info("%g minutes are over after step %d", run.deadline.minutes, trainer.global_step)
         whole = replace(plan, total_steps=trainer.global_step)
         write_text(run.out_dir / "plan.json", whole.to_json())
@@ -327,13 +340,21 @@ def _announce(plan: TrainPlan, task: SegmentationTask, n_heads: int) -> None:
     )
 
 
+def _precision_of(plan: TrainPlan) -> Literal["bf16-mixed", "32-true"]:
+    if plan.precision == "bf16-mixed":
+        return "bf16-mixed"
+    if plan.precision == "32-true":
+        return "32-true"
+    raise ValueError(f"unknown precision {plan.precision!r}; known: {', '.join(PRECISIONS)}")
+
+
 def _trainer(
     plan: TrainPlan, run: TrainingRun, data: PairData, checkpoints: CheckpointCallback
 ) -> lightning.Trainer:
     version = f"log-from-{data.done}"
     return lightning.Trainer(
         max_steps=min(run.until_step or plan.total_steps, plan.total_steps),
-        precision=plan.precision,
+        precision=_precision_of(plan),
         accelerator=accelerator_for(run.book.plan() if run.book else None),
         devices=plan.devices,
         num_nodes=plan.nodes,
@@ -357,7 +378,7 @@ def _trainer(
             ValidationCallback(run.out_dir / "samples", run.real),
             EMACallback(plan.ema_decay),
             LoggingCallback(
-                lambda: data.loader,
+                data.loader_in_use,
                 run.book.note_used if run.book else lambda _: None,
                 deadline=run.deadline,
             ),

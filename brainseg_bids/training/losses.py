@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -150,7 +150,7 @@ def dense_loss(
         return _DenseLoss.apply(
             features.flatten(2),
             net.head.weight.float().view(n_labels, block_size**3, -1),
-            net.head.bias.float().view(n_labels, block_size**3),
+            net.head.get_parameter("bias").float().view(n_labels, block_size**3),
             space_to_depth(labels[:, None], block_size).flatten(2),
             dice_weight,
             chunk_blocks,
@@ -159,12 +159,19 @@ def dense_loss(
 
 
 class LossPlan(Protocol):
-    """What a plan of training says about its loss."""
+    """What a plan of training says about its loss; a frozen dataclass will do."""
 
-    loss: str
-    per_label: int
-    anywhere: int
-    dice_weight: float
+    @property
+    def loss(self) -> str: ...
+
+    @property
+    def per_label(self) -> int: ...
+
+    @property
+    def anywhere(self) -> int: ...
+
+    @property
+    def dice_weight(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -272,7 +279,16 @@ class _DenseLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, features, weight, bias, labels, dice_weight, chunk_blocks, most_chunks):
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Tensor,
+        dice_weight: float,
+        chunk_blocks: int,
+        most_chunks: int | None,
+    ) -> Tensor:
         """features (B, F, n), weight (L, S, F), bias (L, S), labels (B, S, n); S: a block's."""
         n_pairs, n_labels = len(features), len(weight)
         overlap = weight.new_zeros(3, n_pairs, n_labels)  # of both, predicted, truth
@@ -300,7 +316,7 @@ class _DenseLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, bias, labels, overlap = ctx.saved_tensors
         to_features, to_weight, to_bias = map(torch.zeros_like, (features, weight, bias))
         on_truth, on_all = _dice_slopes(overlap, ctx.dice_weight)

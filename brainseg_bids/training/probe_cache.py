@@ -48,7 +48,7 @@ def digest_of(content: object) -> str:
 
 
 def probe_once(
-    cache: Path, decides: Mapping, probe: Callable[[], float | None]
+    cache: Path, decides: Mapping[str, object], probe: Callable[[], float | None]
 ) -> tuple[float | None, bool]:
     """What a probe measured when all that decides it was the same, else what it measures now.
 

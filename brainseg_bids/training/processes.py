@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import lightning
 import torch
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -121,7 +122,7 @@ def end_children(trainer: lightning.Trainer) -> None:
     """Processes that we started end with us; one that waits for us would wait for ever."""
     children = getattr(trainer.strategy.launcher, "procs", [])
     for thread in threading.enumerate():
-        if thread.name == "child-process-observer":
+        if isinstance(thread, _ChildProcessObserver):
             thread._child_processes = []  # it would kill us before we have said why we end
     for child in children:
         with suppress(Exception):

@@ -18,6 +18,7 @@ from brainseg_bids.nets.devices import MemoryMeter
 from brainseg_bids.training.data import PairLoader
 from brainseg_bids.training.deadline import Deadline, planned_steps
 from brainseg_bids.training.plan import TrainPlan
+from brainseg_bids.training.task import task_of
 from brainseg_bids.units import duration
 
 log = logging.getLogger("brainseg")
@@ -65,13 +66,14 @@ class LoggingCallback(Callback):
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step
-        self.sum = self.sum + torch.stack([loss for _, loss in module.losses]).mean()
-        module.losses.clear()
+        task = task_of(module)
+        self.sum = self.sum + torch.stack([loss for _, loss in task.losses]).mean()
+        task.losses.clear()
         if trainer.is_global_zero and time.monotonic() - self.line_s >= LINE_EVERY_S:
-            self._say(module.plan)
+            self._say(task.plan)
         # Which steps are logged is agreed on beforehand: all processes have to do it together.
         if self.step % LOG_EVERY == 0 or self.step in (self.first_step + 1, trainer.max_steps):
-            self._write(trainer, module)
+            self._write(trainer, task.plan)
 
     def _say(self, plan: TrainPlan) -> None:
         """One line, of this process alone."""
@@ -92,8 +94,7 @@ class LoggingCallback(Callback):
     def _took_s(self) -> float:
         return max(time.monotonic() - self.interval_s - self.paused_s, 1e-9)
 
-    def _write(self, trainer: Trainer, module: LightningModule) -> None:
-        plan = module.plan
+    def _write(self, trainer: Trainer, plan: TrainPlan) -> None:
         steps = self.step - self.interval_step
         loss = float(trainer.strategy.reduce(self.sum / steps, reduce_op="mean"))
         took_s = self._took_s()

@@ -111,7 +111,7 @@ def _says(name: str, before: object, now: object) -> str:
     >>> _says("net", {"stem": 1, "options": {"depth": 3}}, {"stem": 1, "options": {"depth": 4}})
     'net options depth was 3, is 4'
     """
-    if name.endswith("_maps"):
+    if name.endswith("_maps") and isinstance(before, Sequence) and isinstance(now, Sequence):
         if sorted(before) == sorted(now):
             return f"{name} are in another order"
         if len(before) != len(now):

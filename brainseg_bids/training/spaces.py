@@ -100,7 +100,7 @@ def choose_spaces(
     said = recipe.values.get("validation_space", "")
     largest = max(shares, key=shares.__getitem__)
     validation = said if "validation_space" in recipe.said else largest
-    return Spaces(shares, validation, contrasts, name), why
+    return Spaces(dict(shares), validation, contrasts, name), why
 
 
 def _shares(

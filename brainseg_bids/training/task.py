@@ -94,3 +94,10 @@ class SegmentationTask(lightning.LightningModule):
         with torch.autocast(features.device.type, enabled=False):
             slabs = (self.net.scores(slab.float()) for slab in features.split(SLAB_BLOCKS, dim=2))
             return torch.cat([scores.max(1).indices[0].to(torch.uint8) for scores in slabs])
+
+
+def task_of(module: lightning.LightningModule) -> SegmentationTask:
+    """The module that Lightning hands to callbacks, which is always ours."""
+    if not isinstance(module, SegmentationTask):
+        raise TypeError(f"{type(module).__name__} is no SegmentationTask")
+    return module

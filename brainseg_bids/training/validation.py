@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from brainseg_bids.anatomy.grid import Grid
@@ -23,6 +24,7 @@ from brainseg_bids.inference.predict import segment
 from brainseg_bids.training.overlap import Overlap
 from brainseg_bids.training.processes import is_sharded
 from brainseg_bids.training.progress import numbered, write_metrics
+from brainseg_bids.training.task import SegmentationTask, task_of
 from brainseg_bids.units import duration
 
 log = logging.getLogger("brainseg")
@@ -68,11 +70,13 @@ class ValidationCallback(Callback):
         self.began_s = time.monotonic()
 
     def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.overlap = Overlap(module.table)
+        self.overlap = Overlap(task_of(module).table)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Tensor, batch: dict[str, Any], *_
+        self, trainer: Trainer, module: LightningModule, outputs: STEP_OUTPUT, batch: Any, *_: Any
     ) -> None:
+        if not isinstance(outputs, Tensor):
+            raise TypeError(f"a validation step gave {type(outputs).__name__}, no labels")
         found, truth = outputs.cpu(), batch["labels"][0].cpu()
         if batch["counted"]:
             self.overlap.add(found.numpy(), truth.numpy())
@@ -84,36 +88,38 @@ class ValidationCallback(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         shared_counts(trainer, [self.overlap])
         metrics = scores(self.overlap, "")
-        for one, overlap in zip(self.real, self._look_at_real(trainer, module), strict=True):
+        for one, overlap in zip(
+            self.real, self._segment_real(trainer, task_of(module)), strict=True
+        ):
             metrics |= scores(overlap, f"real/{one.name}/")
         write_metrics(trainer, trainer.global_step, metrics)
         shown = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k.endswith("dice_brain"))
         log.info(
             "%s, %s: %s",
-            numbered(trainer.global_step, module.plan),
+            numbered(trainer.global_step, task_of(module).plan),
             duration(time.monotonic() - self.began_s),
             shown or "no structure of the brain was there to look at",
         )
 
-    def _look_at_real(self, trainer: Trainer, module: LightningModule) -> list[Overlap]:
-        counted = [Overlap(module.table) for _ in self.real]
-        ranks = module.table.positions()
+    def _segment_real(self, trainer: Trainer, task: SegmentationTask) -> list[Overlap]:
+        counted = [Overlap(task.table) for _ in self.real]
+        index_of = task.table.positions()
         for number, (one, overlap) in enumerate(zip(self.real, counted, strict=True)):
             mine = number % trainer.world_size == trainer.global_rank
-            # Where weights are shared out, all processes have to look.
+            # Where weights are shared out, all processes take part.
             if not mine and not is_sharded(trainer):
                 continue
             found = segment(
                 one.image,
                 one.grid,
-                module.net,
-                module.table,
-                voxel_size_mm=module.plan.voxel_size_mm,
-                window_vox=module.plan.patch_vox,
-                device=str(module.device),
+                task.net,
+                task.table,
+                voxel_size_mm=task.plan.voxel_size_mm,
+                window_vox=task.plan.patch_vox,
+                device=str(task.device),
             )
             if mine:
-                overlap.add(ranks[found.voxels], ranks[one.labels.voxels])
+                overlap.add(index_of[found.voxels], index_of[one.labels.voxels])
         shared_counts(trainer, counted)
         return counted
 
@@ -139,13 +145,13 @@ def scores(overlap: Overlap, prefix: str) -> dict[str, float]:
 def write_sample(path: Path, image: np.ndarray, truth: np.ndarray, found: np.ndarray) -> None:
     """Middle planes (axial, coronal, sagittal) of a pair: image, truth, found, each (3, H, W)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    planes = {
-        "image": middle_planes(image.astype(np.float16)),
-        "truth": middle_planes(truth),
-        "found": middle_planes(found),
-    }
     with whole_or_nothing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **planes)
+        np.savez_compressed(
+            file,
+            image=middle_planes(image.astype(np.float16)),
+            truth=middle_planes(truth),
+            found=middle_planes(found),
+        )
 
 
 def middle_planes(volume: np.ndarray) -> np.ndarray:

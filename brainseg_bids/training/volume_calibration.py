@@ -80,7 +80,8 @@ def calibrate_volumes(
 def add_offsets(net: PackedNet, offsets: Tensor) -> None:
     """Put offsets (n_labels,) into the bias of a network's head."""
     with torch.no_grad():
-        net.head.bias += offsets.repeat_interleave(net.spec.block_size**3).to(net.head.bias.device)
+        bias = net.head.get_parameter("bias")
+        bias.add_(offsets.repeat_interleave(net.spec.block_size**3).to(bias.device))
 
 
 def _voxels(labels: Tensor, seed: int) -> Tensor:
