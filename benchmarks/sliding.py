@@ -152,20 +152,20 @@ def _image(path: Path, case: str, voxel_size_mm: float, stem: int):
 
     from brainseg_bids.anatomy.intensity import rescale
     from brainseg_bids.images import read_volume
-    from brainseg_bids.inference import predict
+    from brainseg_bids.inference import views
 
     image, grid = read_volume(path)
     ras = grid.to_ras()
     turned = torch.from_numpy(np.ascontiguousarray(grid.array_to_ras(image), dtype=np.float32))
     mm = FINE_MM if case.startswith("fine") else voxel_size_mm
-    box = predict.head_box(turned, voxel_size_mm=ras.voxel_size_mm[0], multiple=1)
+    box = views.head_box(turned, voxel_size_mm=ras.voxel_size_mm[0], multiple=1)
     for axis, part in enumerate(box):
         step = mm / ras.voxel_size_mm[axis]
         n = LARGE_SHAPE[axis]
         if not case.startswith("fine"):
             n = int((part.stop - part.start) / step) // stem * stem
         start = (part.start + part.stop - 1) / 2 - step * (n - 1) / 2
-        turned = predict._resample_axis(turned, axis, n, start, step)
+        turned = views.resample_axis(turned, axis, n, start, step)
     turned = rescale(turned)
     if case.startswith("large"):
         turned = turned.repeat(
@@ -201,19 +201,19 @@ def _ours(net, seen, window, precision: str):
     """Labels as `predict.segment` makes them of what it has cropped."""
     import torch
 
-    from brainseg_bids.inference import predict
+    from brainseg_bids.inference import planes, views
     from brainseg_bids.inference.windows import count_windows, stitched_rows
 
     if precision == "fp32":
-        predict.has_fast_bf16 = lambda device: False
+        views.has_fast_bf16 = lambda device: False
     box = tuple(slice(0, n) for n in seen.shape)
-    view = predict._View(predict.Member(net, 1.0, window), seen, box, [(0.0, 1.0)] * 3)
+    view = views.View(views.Member(net, 1.0, window), seen, box, [(0.0, 1.0)] * 3)
     stem = net.spec.block_size
     spent = {"network_s": 0.0, "rows_s": 0.0}
 
     def look(part):
         began = time.process_time()
-        found = view.look(part)
+        found = view.forward(part)
         spent["network_s"] += time.process_time() - began
         return found
 
@@ -228,11 +228,11 @@ def _ours(net, seen, window, precision: str):
 
     labels = torch.zeros(tuple(seen.shape), dtype=torch.uint8)
     slabs = timed(
-        stitched_rows(look, seen, window=window, block_size=stem, rows=predict.SLAB_CELLS)
+        stitched_rows(look, seen, window=window, block_size=stem, rows=planes.SLAB_BLOCKS)
     )
-    for plane, rows, columns, probabilities in predict._planes(view, slabs, seen.shape, "cpu"):
-        labels[plane, rows, columns] = predict.most_probable(probabilities)[0]
-    rows = window[0] // stem + predict.SLAB_CELLS
+    for plane, rows, columns, probabilities in planes.planes_of(view, slabs, seen.shape, "cpu"):
+        labels[plane, rows, columns] = planes.most_probable(probabilities)[0]
+    rows = window[0] // stem + planes.SLAB_BLOCKS
     cells = rows * (seen.shape[1] // stem) * (seen.shape[2] // stem)
     return labels, {
         "network_s": spent["network_s"],

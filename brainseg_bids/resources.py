@@ -75,8 +75,8 @@ IMAGE_BYTES = 14
 """Per voxel of an image: as read and as turned (4 each), ranks (1), codes as made and as turned
 (2 each), and what writing takes."""
 
-SLAB_CELLS = 1
-"""Rows of cells that labels are made of at a time, as in `brainseg_bids.inference.predict`."""
+SLAB_BLOCKS = 1
+"""Rows of blocks that labels are made of at a time, as in `brainseg_bids.inference.planes`."""
 
 ACTIVATION_BYTES = {
     "dynunet": 45,
@@ -181,11 +181,11 @@ def segmentation_gib(
         deep, high, wide = (
             max(n, w) / net.stem for n, w in zip(work, net.window_vox, strict=True)
         )
-        rows = min(deep, net.window_vox[0] / net.stem) + SLAB_CELLS
+        rows = min(deep, net.window_vox[0] / net.stem) + SLAB_BLOCKS
         sums = 4 * (net.features + 1) * rows * high * wide
         if sums > 2**30:  # kept in half precision then
             sums /= 2
-        voxel_rows = SLAB_CELLS * net.stem
+        voxel_rows = SLAB_BLOCKS * net.stem
         kept = 4 * net.n_labels * (voxel_rows + 1) * plane
         steady += (1 + times) * 4 * math.prod(work) + times * (sums + kept)
         cells = math.prod(net.window_vox) / net.stem**3

@@ -143,9 +143,8 @@ def merge(
     flag_result(voxels, ras, seen_as, rules, report)
     labels = LabelMap(np.ascontiguousarray(grid.array_from_ras(voxels)), grid, rules.table)
     report.implausible = implausible(labels, image)
-    if origin is None:
-        return Merged(labels, None, report)
-    return Merged(labels, _posteriors(labels, sources, grid.array_from_ras(origin)), report)
+    of_winner = None if origin is None else grid.array_from_ras(origin)
+    return Merged(labels, _posteriors(labels, sources, of_winner), report)
 
 
 def _check(sources: list[Source], image: np.ndarray | None, table: LabelTable) -> None:
@@ -330,8 +329,12 @@ def _complete(
     report.flags += done.flags
 
 
-def _posteriors(labels: LabelMap, sources: list[Source], origin: np.ndarray) -> TopPosteriors:
+def _posteriors(
+    labels: LabelMap, sources: list[Source], origin: np.ndarray | None
+) -> TopPosteriors | None:
     """The winner's posteriors where its first label is the merged one, else certainty."""
+    if origin is None:
+        return None
     k = max(source.posteriors.k for source in sources if source.posteriors is not None)
     merged = TopPosteriors.certain(labels, k=k)
     for number, source in enumerate(sources):

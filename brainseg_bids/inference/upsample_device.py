@@ -8,7 +8,7 @@ which a device adds is of no account.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,22 +18,17 @@ from torch import Tensor
 
 from brainseg_bids.anatomy import upsample as on_processor
 from brainseg_bids.anatomy import upsample_band as band
-from brainseg_bids.anatomy import upsample_kernels as kernels
-from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.grid import Grid, triple
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.anatomy.upsample_axis import Axis, sure_radius
 from brainseg_bids.anatomy.upsample_engine import Lookup, Progress
+from brainseg_bids.inference.upsample_places import ENTRIES, NONE, Places
 
 SLAB_VOXELS = 1 << 22
 """Target voxels on the device at once, where axes are parallel."""
 PLACES = 1 << 20
 """The same where every voxel is looked up."""
-ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 23}
-"""Voxels of neighbourhoods in work at once, some twenty bytes each: what fits a processor's
-cache, and what keeps a GPU busy."""
-NONE = 32767
-"""Above every code."""
 
 
 def upsample_on(
@@ -144,7 +139,14 @@ class TorchEngine:
 
     device: torch.device
 
-    def fill(self, source, axes, hold, out, progress) -> None:
+    def fill(
+        self,
+        source: np.ndarray,
+        axes: tuple[Axis, Axis, Axis],
+        hold: int,
+        out: np.ndarray,
+        progress: Progress | None,
+    ) -> None:
         """As `Engine.fill`: slab by slab of source planes, and there only voxels near a border."""
         reach, first = axes[0].reach, axes[0].first
         padded = np.pad(source.astype(np.int16, copy=False), reach, mode="edge")
@@ -156,12 +158,12 @@ class TorchEngine:
             if first[stop] > first[start]:
                 out[first[start] : first[stop]] = band_.slab(start, stop, out.shape).cpu().numpy()
 
-    def resample(self, lookup, out, progress) -> None:
+    def resample(self, lookup: Lookup, out: np.ndarray, progress: Progress | None) -> None:
         """As `Engine.resample`: what neighbours do not settle is weighed."""
-        places = _Places.of(lookup, self.device)
+        places = Places.of(lookup, self.device)
         planes = max(1, PLACES // (out.shape[1] * out.shape[2]))
         for start in _reported(range(0, out.shape[0], planes), progress):
-            shape = (min(planes, out.shape[0] - start), *out.shape[1:])
+            shape = triple((min(planes, out.shape[0] - start), *out.shape[1:]))
             out[start : start + planes] = places.labels(start, shape).reshape(shape).cpu().numpy()
 
 
@@ -203,15 +205,22 @@ class _AxisOnDevice:
     def of(cls, axis: Axis, device: torch.device) -> _AxisOnDevice:
         weights, midway = axis.by_owner()
         n_owned = np.diff(axis.first)
-        arrays = (
-            axis.first[:-1],
-            n_owned,
-            np.repeat(np.arange(len(n_owned)), n_owned),
-            np.ascontiguousarray(weights.transpose(2, 1, 0)),
-            np.ascontiguousarray(midway.T != 0),
+        first, owned, owner, by_owner, turns = (
+            torch.from_numpy(array).to(device)
+            for array in (
+                axis.first[:-1],
+                n_owned,
+                np.repeat(np.arange(len(n_owned)), n_owned),
+                np.ascontiguousarray(weights.transpose(2, 1, 0)),
+                np.ascontiguousarray(midway.T != 0),
+            )
         )
         alike = bool((weights == weights[:, :, :1]).all())
-        return cls(*(torch.from_numpy(array).to(device) for array in arrays), alike)
+        return cls(first, owned, owner, by_owner, turns, alike)
+
+
+_Owners = Sequence[tuple[_AxisOnDevice, Tensor]]
+"""Three axes, and along each of them the source voxels in work, (n,) int64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,18 +236,18 @@ class _Band:
     ties: bool
 
     @classmethod
-    def of(cls, padded: Tensor, axes: tuple[Axis, ...], hold: int) -> _Band:
+    def of(cls, padded: Tensor, axes: tuple[Axis, Axis, Axis], hold: int) -> _Band:
         return cls(
             padded,
-            tuple(_AxisOnDevice.of(axis, padded.device) for axis in axes),
+            triple(_AxisOnDevice.of(axis, padded.device) for axis in axes),
             axes[0].reach,
             sure_radius(axes),
             hold,
             int(np.prod([axis.one for axis in axes])),
-            any(axis.midway.any() for axis in axes),
+            any(bool(axis.midway.any()) for axis in axes),
         )
 
-    def slab(self, start: int, stop: int, shape: tuple[int, int, int]) -> Tensor:
+    def slab(self, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
         """Target planes that the source planes own, (planes, Y', Z') int16."""
         x, y, z = self.axes
         taps = 2 * self.reach + 1
@@ -266,7 +275,7 @@ class _Band:
         axes = list(zip(self.axes, where.T, strict=True))
         label, lead = self._contest(blocks.flatten(2).contiguous(), axes)
         label, lead = label.flatten(1), lead.flatten(1)
-        index, exists = _owned(axes, slab.shape, start)
+        index, exists = _owned(axes, triple(slab.shape), start)
         if self.hold:
             own = blocks[:, self.reach, self.reach, self.reach]
             held = _thin(blocks) if self.hold == band.THIN else torch.ones_like(own) > 0
@@ -275,7 +284,7 @@ class _Band:
             index, label = index[exists], label[exists]
         slab.view(-1)[index.flatten()] = label.flatten()
 
-    def _contest(self, blocks: Tensor, axes) -> tuple[Tensor, Tensor]:
+    def _contest(self, blocks: Tensor, axes: _Owners) -> tuple[Tensor, Tensor]:
         """Best label of each owned voxel, and how far it is ahead of the owner's.
 
         Labels come in ascending order. Scores add up to one: the last one's is what is left.
@@ -318,16 +327,17 @@ class _Band:
         return label, best - mine
 
 
-def _owned(axes, shape: tuple[int, int, int], start: int) -> tuple[Tensor, Tensor]:
+def _owned(axes: _Owners, shape: tuple[int, int, int], start: int) -> tuple[Tensor, Tensor]:
     """Numbers of owned target voxels in a slab, and which of them there are; (n, owned) each."""
-    index, exists = 0, True
+    index = axes[0][1].new_zeros(1)
+    exists = torch.ones_like(index, dtype=torch.bool)
     for number, ((axis, at), size) in enumerate(zip(axes, shape, strict=True)):
         view = [len(at), 1, 1, 1]
         view[number + 1] = axis.weights.shape[2]
-        rank = torch.arange(view[number + 1], device=at.device)
+        nth = torch.arange(view[number + 1], device=at.device)
         first = axis.first[at] - (axis.first[start] if number == 0 else 0)
-        index = index * size + (first[:, None] + rank).view(view)
-        exists = exists & (rank < axis.n_owned[at][:, None]).view(view)
+        index = index * size + (first[:, None] + nth).view(view)
+        exists = exists & (nth < axis.n_owned[at][:, None]).view(view)
     return index.flatten(1), exists.flatten(1)
 
 
@@ -345,7 +355,9 @@ def _mixed(window: Tensor, reach: int, radius: int) -> Tensor:
     return low != high
 
 
-def _across(x, y, device: torch.device) -> Tensor:
+def _across(
+    x: tuple[_AxisOnDevice, Tensor], y: tuple[_AxisOnDevice, Tensor], device: torch.device
+) -> Tensor:
     """Products of the weights of two axes, (n or nothing, taps * taps, owned x * owned y).
 
     PyTorch may shorten float32 factors on a GPU (TF32), never float64 ones; a processor's sums
@@ -367,7 +379,7 @@ def _score(mask: Tensor, across: Tensor, along: Tensor) -> Tensor:
     return score
 
 
-def _odd(axes) -> Tensor:
+def _odd(axes: _Owners) -> Tensor:
     """Whether the highest label wins a tie, (n, owned x * owned y, owned z)."""
     x, y, z = (axis.midway[at] for axis, at in axes)
     return ((x[:, :, None] ^ y[:, None]).flatten(1))[:, :, None] ^ z[:, None]
@@ -400,115 +412,3 @@ def _keep(own: Tensor, codes: Tensor, lead: Tensor, exists: Tensor, held: Tensor
         todo, is_own = todo[lacking], is_own[lacking]
         nearest = far[todo].masked_fill(is_own, torch.iinfo(torch.int64).max).argmin(1)
         codes[todo, nearest] = own[todo]
-
-
-# Grids at any angle, and posteriors ------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Places:
-    """A `Lookup` on a device."""
-
-    codes: Tensor
-    weights: Tensor | None
-    tables: Tensor
-    lookup: Lookup
-
-    @classmethod
-    def of(cls, lookup: Lookup, device: torch.device) -> _Places:
-        weights = None if lookup.weights is None else torch.from_numpy(lookup.weights).to(device)
-        codes, tables = (
-            torch.from_numpy(array).to(device) for array in (lookup.codes, lookup.tables)
-        )
-        return cls(codes, weights, tables, lookup)
-
-    def labels(self, start: int, shape: tuple[int, int, int]) -> Tensor:
-        """Most probable labels of some target planes, (voxels,) int16."""
-        index = [
-            torch.arange(n, device=self.codes.device).view(
-                [-1 if a == axis else 1 for a in range(3)]
-            )
-            for axis, n in enumerate(shape)
-        ]
-        index[0] = index[0] + start
-        index = torch.stack([part.expand(shape).flatten() for part in index])
-        best, rest = self._settled(index)
-        n_entries = len(self.lookup.points) * len(self.codes) * self.tables.shape[2] ** 3
-        for some in rest.split(max(1, ENTRIES[index.device.type] // n_entries)):
-            best[some] = _winner(*self._look(index[:, some]), index[:, some].sum(0) % 2 == 1)
-        return best
-
-    def _around(self, index: Tensor, point: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Voxels below places and fractions, (3, n) int64; whether they are inside, (n,)."""
-        # The same order of additions as in the compiled loop, so that rounding is the same.
-        u, v, w = (index[a] + float(point[a]) for a in range(3))
-        matrix, shift = self.lookup.matrix.tolist(), self.lookup.shift.tolist()
-        place = [m[0] * u + m[1] * v + m[2] * w + s for m, s in zip(matrix, shift, strict=True)]
-        at = (kernels.ONE * torch.stack(place)).round().to(torch.int64)
-        sizes = self._sizes()
-        inside = ((at >= -kernels.HALF) & (at <= sizes * kernels.ONE - kernels.HALF)).all(0)
-        return at >> kernels.BITS, at & (kernels.ONE - 1), inside
-
-    def _sizes(self) -> Tensor:
-        return torch.tensor(self.codes.shape[1:], device=self.codes.device)[:, None]
-
-    def _settled(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels of target voxels around which one is certain; the number of each other voxel."""
-        code, settled = None, torch.ones_like(index[0], dtype=torch.bool)
-        for point in self.lookup.points:
-            low, _, inside = self._around(index, point)
-            for number in range(8):
-                step = low.new_tensor([number >> 2, number >> 1 & 1, number & 1])[:, None]
-                x, y, z = (low + step).clamp(min=torch.zeros_like(step), max=self._sizes() - 1)
-                here = torch.where(inside, self.codes[0, x, y, z], 0)
-                code = here if code is None else code
-                settled &= here == code
-                if self.weights is not None:
-                    settled &= ~inside | (self.weights[0, x, y, z] == kernels.CERTAIN)
-        if not self.lookup.sure:
-            settled[:] = False
-        return code, (~settled).nonzero()[:, 0]
-
-    def _look(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels that target voxels see, and their exact weights, (n, entries) int16, int64."""
-        taps, (_, size_y, size_z) = self.tables.shape[2], self.codes.shape[1:]
-        steps = torch.arange(taps, device=index.device) - (taps // 2 - 1)
-        certain = kernels.ONE**3 * (1 if self.weights is None else kernels.CERTAIN)
-        seen, parts = [], []
-        for point in self.lookup.points:
-            low, frac, inside = self._around(index, point)
-            x, y, z = (
-                (low[a][:, None] + steps).clamp(0, self.codes.shape[a + 1] - 1) for a in range(3)
-            )
-            at = (x[:, :, None] * size_y + y[:, None]).flatten(1)
-            at = (at[:, :, None] * size_z + z[:, None]).flatten(1)
-            wx, wy, wz = (self.tables[a][frac[a]] for a in range(3))
-            weight = (wx[:, :, None] * wy[:, None]).flatten(1)
-            weight = (weight[:, :, None] * wz[:, None]).flatten(1) * inside[:, None]
-            seen.append(torch.zeros_like(at[:, :1], dtype=torch.int16))
-            parts.append(torch.where(inside, 0, certain)[:, None])
-            for rank, codes in enumerate(self.codes):
-                seen.append(codes.flatten()[at])
-                if self.weights is None:
-                    parts.append(weight)
-                else:
-                    parts.append(weight * self.weights[rank].flatten()[at])
-        return torch.cat(seen, 1), torch.cat(parts, 1)
-
-
-def _winner(seen: Tensor, parts: Tensor, odd: Tensor) -> Tensor:
-    """The label with the largest sum of ``parts``; code 0 where none is positive. (n,) int16."""
-    seen = torch.where(parts != 0, seen, NONE)
-    best = torch.zeros(len(seen), dtype=torch.int64, device=seen.device)
-    label, code = torch.zeros_like(seen[:, 0]), seen.amin(1)
-    live = (code < NONE).nonzero()[:, 0]
-    while len(live):
-        here, named = seen[live], code[live]
-        score = torch.where(here == named[:, None], parts[live], 0).sum(1)
-        old = best[live]
-        better = (score > old) | ((score == old) & (score > 0) & odd[live])
-        best[live] = torch.where(better, score, old)
-        label[live] = torch.where(better, named, label[live])
-        code[live] = torch.where(here > named[:, None], here, NONE).amin(1)
-        live = live[code[live] < NONE]
-    return label

@@ -59,19 +59,27 @@ def window_weights(shape: Triple, *, sd_frac: float = 0.25) -> Tensor:
 def count_windows(
     shape: Triple, window: Triple, *, block_size: int, overlap_frac: float = 0.25
 ) -> int:
-    """How many windows `stitched_rows` looks at.
+    """How many forward passes `stitched_rows` makes.
 
     >>> count_windows((352, 352, 256), (96, 128, 112), block_size=2)
     60
     """
-    return prod(
-        len(window_starts(max(n, w), w, overlap_frac=overlap_frac, step=block_size))
+    padded = triple(max(n, w) for n, w in zip(shape, window, strict=True))
+    return prod(len(axis) for axis in _all_starts(padded, window, block_size, overlap_frac))
+
+
+def _all_starts(
+    shape: Triple, window: Triple, block_size: int, overlap_frac: float
+) -> tuple[list[int], list[int], list[int]]:
+    """`window_starts` of each axis."""
+    return triple(
+        window_starts(n, w, overlap_frac=overlap_frac, step=block_size)
         for n, w in zip(shape, window, strict=True)
     )
 
 
 def stitched_rows(
-    look: Callable[[Tensor], Tensor],
+    forward: Callable[[Tensor], Tensor],
     image: Tensor,
     *,
     window: Triple,
@@ -84,30 +92,26 @@ def stitched_rows(
 ) -> Iterator[Tensor]:
     """Features of a whole image, some rows at a time, from a network that sees windows.
 
-    Windows are looked at in the order of their place along the first axis. What no later window
-    can reach is handed on and forgotten, so that memory is that of one window's depth, whatever
-    the image's. Weighted means of features equal weighted means of label scores, because the
-    head that turns one into the other is linear: memory does not grow with the number of labels
-    either.
+    What no later window can reach is handed on and forgotten, so that memory is that of one
+    window's depth. Weighted means of features equal those of label scores, because the head that
+    turns one into the other is linear: memory does not grow with the number of labels either.
 
     Parameters
     ----------
-    look : callable
+    forward : callable
         (1, 1, *window) to features (1, F, *window / block_size).
     image : (X, Y, Z) float
         Each edge a multiple of ``block_size``; axes shorter than the window are padded with zeros.
     window : tuple of 3 int
         Multiples of ``block_size``.
     rows : int
-        Handed on at once, in cells.
+        Handed on at once, in blocks.
     overlap_frac : float
-        Of neighbouring windows, at least.
     keep_on : device, optional
         Where sums are kept; by default where the image is.
     largest_bytes : int
         Sums that would take more are kept in float16, which features in bfloat16 hardly feel.
-    progress : callable
-        Called after each window.
+    progress : callable, after each window
 
     Yields
     ------
@@ -119,10 +123,7 @@ def stitched_rows(
     inner = [
         slice(p // block_size, (p + n) // block_size) for p, n in zip(low, shape, strict=True)
     ]
-    starts = [
-        window_starts(n, w, overlap_frac=overlap_frac, step=block_size)
-        for n, w in zip(image.shape, window, strict=True)
-    ]
+    starts = _all_starts(triple(image.shape), window, block_size, overlap_frac)
     keep_on = keep_on or image.device
     weights = window_weights(triple(w // block_size for w in window)).to(keep_on)
     sums = _Sums(triple(n // block_size for n in image.shape), inner, rows)
@@ -130,13 +131,13 @@ def stitched_rows(
     for number, x in enumerate(starts[0]):
         for y, z in product(*starts[1:]):
             here = tuple(slice(s, s + w) for s, w in zip((x, y, z), window, strict=True))
-            found = look(image[here][None, None])[0].to(keep_on)
+            found = forward(image[here][None, None])[0].to(keep_on)
             if 4 * len(found) * depth * sums.shape[1] * sums.shape[2] > largest_bytes:
                 sums.dtype = torch.float16
             sums.add(torch.mul(found, weights), weights, [s // block_size for s in (x, y, z)])
             progress()
-        last = number + 1 == len(starts[0])
-        yield from sums.finished(inner[0].stop if last else starts[0][number + 1] // block_size)
+        following = [start // block_size for start in starts[0][number + 1 :]]
+        yield from sums.finished(min([*following, inner[0].stop]))
 
 
 def _padded(image: Tensor, window: Triple, block_size: int) -> tuple[Tensor, list[int]]:
@@ -157,7 +158,7 @@ class _Sums:
     Parameters
     ----------
     shape : tuple of 3 int
-        Of the padded image, in cells.
+        Of the padded image, in blocks.
     inner : sequence of 3 slice
         The image in it.
     rows : int

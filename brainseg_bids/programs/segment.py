@@ -101,7 +101,8 @@ def predict(options: argparse.Namespace) -> dict:
     import torch  # late: a wrong path shall be told at once
 
     from brainseg_bids.inference.confidence import Accumulator
-    from brainseg_bids.inference.predict import Member, segment
+    from brainseg_bids.inference.predict import segment
+    from brainseg_bids.inference.views import Member
 
     device = choose_device(options.device)
     if options.threads > 0:

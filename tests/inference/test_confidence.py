@@ -9,7 +9,8 @@ import torch
 
 from brainseg_bids.evaluation.calibration import BINS
 from brainseg_bids.inference.confidence import Accumulator, entropy_bits
-from brainseg_bids.inference.predict import most_probable, segment
+from brainseg_bids.inference.planes import most_probable
+from brainseg_bids.inference.predict import segment
 from tests.inference.test_views import SIDES, small_net
 from tests.phantom.head import phantom_grid
 

@@ -15,7 +15,8 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.intensity import rescale
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.images import read_volume
-from brainseg_bids.inference.predict import head_box, segment
+from brainseg_bids.inference.predict import segment
+from brainseg_bids.inference.views import head_box
 from brainseg_bids.nets.architectures import depth_to_space, space_to_depth
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 

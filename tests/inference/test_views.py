@@ -12,8 +12,10 @@ from torch import nn
 
 from brainseg_bids.anatomy.intensity import rescale
 from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.inference import predict
-from brainseg_bids.inference.predict import Member, segment
+from brainseg_bids.inference import predict, views
+from brainseg_bids.inference.planes import averaged
+from brainseg_bids.inference.predict import segment
+from brainseg_bids.inference.views import Member
 from brainseg_bids.inference.windows import window_starts, window_weights
 from brainseg_bids.nets.architectures import build, depth_to_space, space_to_depth
 from brainseg_bids.nets.devices import has_fast_bf16
@@ -155,7 +157,7 @@ def test_the_mirrored_view_is_turned_back_to_the_voxel_and_sides_are_swapped(hea
 
 
 def test_with_flips_and_without_cells_a_mirrored_head_gives_mirrored_labels(monkeypatch):
-    monkeypatch.setattr(predict, "has_fast_bf16", lambda device: False)
+    monkeypatch.setattr(views, "has_fast_bf16", lambda device: False)
     rng = np.random.default_rng(5)
     # Cut off at both ends, where grey values are scaled by.
     image = 100 + rng.normal(0, 4, (32, 24, 24)).clip(-5, 5).astype(np.float32)
@@ -168,7 +170,7 @@ def test_with_flips_and_without_cells_a_mirrored_head_gives_mirrored_labels(monk
 
 @pytest.mark.parametrize("block_size", [1, 2, 4])
 def test_flips_average_with_the_mirrored_image_in_cells_half_a_cell_off(block_size, monkeypatch):
-    monkeypatch.setattr(predict, "has_fast_bf16", lambda device: False)
+    monkeypatch.setattr(views, "has_fast_bf16", lambda device: False)
     rng = np.random.default_rng(5)
     # Cut off at both ends, where grey values are scaled by.
     image = 100 + rng.normal(0, 4, (32, 32, 32)).clip(-5, 5).astype(np.float32)
@@ -230,7 +232,7 @@ def test_a_member_that_sees_air_only_says_background():
         (4, slice(2, 5), slice(0, 4), torch.full((2, 3, 4), 0.5)),
         (4, slice(3, 7), slice(1, 3), torch.tensor([0.0, 1.0])[:, None, None].expand(2, 4, 2)),
     ]
-    ((number, rows, columns, mean),) = predict._averaged([iter([plane]) for plane in planes])
+    ((number, rows, columns, mean),) = averaged([iter([plane]) for plane in planes])
     assert (number, rows, columns) == (4, slice(2, 7), slice(0, 4))
     torch.testing.assert_close(mean.sum(0), torch.ones(5, 4))
     assert mean[1].tolist()[0] == [0.25] * 4  # one says half, the other nothing
@@ -241,7 +243,7 @@ def test_a_member_that_sees_air_only_says_background():
 def test_planes_that_one_view_does_not_have_are_half_background():
     has = (7, slice(0, 2), slice(0, 2), torch.tensor([0.0, 1.0])[:, None, None].expand(2, 2, 2))
     later = (9, *has[1:])
-    said = list(predict._averaged([iter([has, later]), iter([later])]))
+    said = list(averaged([iter([has, later]), iter([later])]))
     assert [plane[0] for plane in said] == [7, 9]
     assert said[0][3][1].unique().tolist() == [0.5]
     assert said[1][3][1].unique().tolist() == [1.0]
@@ -269,8 +271,8 @@ def test_a_full_accelerator_gets_smaller_windows_then_sums_in_main_memory(device
     tried, notes, emptied = [], [], []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
 
-    def look(thrift):
-        tried.append((thrift.shrink, thrift.keep_on))
+    def look(saving):
+        tried.append((saving.shrink, saving.keep_on))
         if len(tried) < 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
         return torch.ones(1)
@@ -286,11 +288,11 @@ def test_a_full_accelerator_gets_smaller_windows_then_sums_in_main_memory(device
     ("device", "message", "tries"),
     [("cuda", "CUDA out of memory", 4), ("cpu", "out of memory", 1), ("cuda", "a fault", 1)],
 )
-def test_what_more_thrift_cannot_help_is_an_error(device, message, tries):
+def test_what_more_saving_cannot_help_is_an_error(device, message, tries):
     tried = []
 
-    def look(thrift):
-        tried.append(thrift)
+    def look(saving):
+        tried.append(saving)
         raise RuntimeError(message)
 
     with pytest.raises(RuntimeError, match=message):
@@ -302,14 +304,14 @@ def test_smaller_windows_fit_the_network_and_label_the_whole_image(head):
     image, grid = head
     net = small_net(2)
     member = Member(net, 4.0, (48, 64, 40))
-    assert predict._shrunk(member, 1) == (48, 64, 40)
-    assert predict._shrunk(member, 2) == (24, 32, 16)
-    assert predict._shrunk(member, 4) == (16, 16, 16)
+    assert predict._smaller_window(member, 1) == (48, 64, 40)
+    assert predict._smaller_window(member, 2) == (24, 32, 16)
+    assert predict._smaller_window(member, 4) == (16, 16, 16)
     turned = torch.from_numpy(np.ascontiguousarray(grid.array_to_ras(image)))
-    view = predict._view(turned, grid.to_ras(), member, "cpu")
-    thrift = predict._Thrift("cpu", 2, "cpu")
+    view = views.view_of(turned, grid.to_ras(), member, "cpu")
+    saving = predict._MemorySaving("cpu", 2, "cpu")
     with torch.inference_mode():
-        (stream,) = predict._streams([view], turned.shape, thrift, 0.25, lambda *_: None)
+        (stream,) = predict._streams([view], turned.shape, saving, 0.25, lambda *_: None)
         planes = [values for _, _, _, values in stream]
     box = tuple(part.stop - part.start for part in view.box)
     assert len(planes) == box[0]

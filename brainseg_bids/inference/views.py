@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What networks see of an image: at their voxel size, around the head, mirrored or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brainseg_bids.anatomy.grid import Grid, triple
+from brainseg_bids.anatomy.intensity import AIR_SHARE, rescale
+from brainseg_bids.inference.windows import Triple
+from brainseg_bids.nets.architectures import PackedNet
+from brainseg_bids.nets.devices import has_fast_bf16
+
+MARGIN_MM = 12.0
+"""Air kept around the head, so that its border is seen with context."""
+
+CHUNK = 2**20
+"""Probabilities that are computed at a time: as many as a processor keeps close."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network, and how it wants to see an image.
+
+    Parameters
+    ----------
+    net : PackedNet
+    voxel_size_mm : float
+        That it was trained at.
+    window_vox : tuple of 3 int
+    """
+
+    net: PackedNet
+    voxel_size_mm: float
+    window_vox: Triple
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What one network sees of an image.
+
+    Parameters
+    ----------
+    member : Member
+    seen : (X, Y, Z) float
+        At the network's voxel size, cropped to the head.
+    box : tuple of 3 slice
+        Where that is.
+    offset : list of (float, float)
+        Per axis, as `axis_offsets` gives it.
+    mirrored : (n_labels,) int or None
+        Class index of each label's counterpart on the other side, if windows are mirrored.
+    lead : int
+        Voxels of ``seen`` that lie before the box along each axis.
+    """
+
+    member: Member
+    seen: Tensor
+    box: tuple[slice, slice, slice]
+    offset: list[tuple[float, float]]
+    mirrored: Tensor | None = None
+    lead: int = 0
+
+    def forward(self, window: Tensor) -> Tensor:
+        """Features of a window: one forward pass."""
+        kind = window.device.type
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=has_fast_bf16(kind)):
+            if self.mirrored is None:
+                return self.member.net.features(window)
+            return self.member.net.features(window.flip(2)).flip(2)
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Of rows of features (F, rows, y, z): (n_labels, X, Y, Z) of their voxels."""
+        net, made = self.member.net, []
+        rows = max(
+            1, CHUNK // (net.spec.n_labels * net.spec.block_size**3 * features[0, :, 0].numel())
+        )
+        for part in features.split(rows, dim=2):
+            scores = net.scores(part[None])[0]
+            if self.mirrored is None:
+                made.append(scores.softmax(0))
+                continue
+            # Windows were turned back block by block; the voxels within blocks have not been yet.
+            voxels = scores.unflatten(1, (-1, net.spec.block_size)).flip(2).flatten(1, 2)
+            made.append(voxels.softmax(0).index_select(0, self.mirrored.to(voxels.device)))
+        return torch.cat(made, dim=2)
+
+
+def view_of(turned: Tensor, ras: Grid, member: Member, device: str) -> View:
+    """What a network sees of an image (X, Y, Z) that is turned towards RAS."""
+    work = ras.with_voxel_size(member.voxel_size_mm)
+    offset = axis_offsets(ras, work)
+    small = turned
+    for axis in range(3):
+        small = resample_axis(small, axis, work.shape[axis], *offset[axis])
+    block_size = member.net.spec.block_size
+    small = _whole_blocks(small, block_size)
+    box = head_box(small, voxel_size_mm=member.voxel_size_mm, multiple=block_size)
+    return View(member, rescale(small[box].to(device)), box, offset)
+
+
+def flipped(view: View, mirrors: Tensor) -> View:
+    """The same mirrored, in blocks that begin half a block earlier along each axis.
+
+    What depends on where blocks happen to lie is averaged out with, at no cost.
+    """
+    block_size = view.member.net.spec.block_size
+    early = block_size // 2
+    if not early:
+        return replace(view, mirrored=mirrors)
+    # Zeros, as beyond the box in the other view; nothing is told of them.
+    seen = torch.nn.functional.pad(view.seen, (early, block_size - early) * 3)
+    return replace(view, seen=seen, lead=early, mirrored=mirrors)
+
+
+def _whole_blocks(image: Tensor, block_size: int) -> Tensor:
+    """Repeat the last plane along each axis until the network's blocks fit."""
+    for axis, size in enumerate(image.shape):
+        missing = -size % block_size
+        if missing:
+            last = image.narrow(axis, size - 1, 1)
+            image = torch.cat([image, *[last] * missing], dim=axis)
+    return image
+
+
+def head_box(image: Tensor, *, voxel_size_mm: float, multiple: int) -> tuple[slice, slice, slice]:
+    """Box around what is brighter than air, with a margin, its edges multiples of ``multiple``.
+
+    Cells of about 4 mm are averaged first, so that noise in air does not count. An image
+    without dark surroundings gives the whole image. Edges of ``image`` are multiples, too.
+    """
+    cell = max(1, round(4 / voxel_size_mm))
+    cells = [min(cell, n) for n in image.shape]
+    pooled = torch.nn.functional.avg_pool3d(image[None, None], cells, ceil_mode=True)[0, 0]
+    low, high = torch.quantile(pooled.flatten()[:8_000_000], torch.tensor([0.02, 0.98]))
+    bright = pooled > low + AIR_SHARE * (high - low)
+    margin = int(np.ceil(MARGIN_MM / voxel_size_mm))
+    box = []
+    for axis, size in enumerate(image.shape):
+        others = [a for a in range(3) if a != axis]
+        # A single bright cell (a vitamin capsule, a spike) does not make the box larger.
+        filled = (bright.sum(others) >= 3).nonzero().flatten()
+        first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, size)
+        start = max(0, first * cells[axis] - margin) // multiple * multiple
+        stop = min(size, (last + 1) * cells[axis] + margin)
+        box.append(slice(start, start + -(-(stop - start) // multiple) * multiple))
+    return triple(box)
+
+
+def axis_offsets(ras: Grid, work: Grid) -> list[tuple[float, float]]:
+    """Per axis: position of the work grid's first voxel in image voxels, and voxels per step."""
+    start = np.linalg.inv(ras.affine) @ work.affine[:, 3]
+    steps = np.array(work.voxel_size_mm) / np.array(ras.voxel_size_mm)
+    return [(float(start[axis]), float(steps[axis])) for axis in range(3)]
+
+
+def resample_axis(image: Tensor, axis: int, count: int, start: float, step: float) -> Tensor:
+    """Linear along one axis; where the new voxels are larger, a triangle of their width."""
+    size = image.shape[axis]
+    if count == size and abs(start) < 1e-6 and abs(step - 1) < 1e-6:
+        return image
+    at = start + step * torch.arange(count, dtype=torch.float64)
+    width = max(1.0, step)
+    distance = (torch.arange(size, dtype=torch.float64)[None] - at[:, None]).abs() / width
+    weights = (1 - distance).clamp(min=0)
+    # A sample beyond the last centre takes the border voxel.
+    empty = weights.sum(1) == 0
+    weights[empty, at[empty].round().clamp(0, size - 1).long()] = 1
+    weights = (weights / weights.sum(1, keepdim=True)).float()
+    return torch.movedim(torch.tensordot(weights, image, dims=([1], [axis])), 0, axis)
