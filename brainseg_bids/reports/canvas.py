@@ -7,9 +7,11 @@ No pyplot: figures made in several threads or workers share nothing.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
@@ -47,18 +50,43 @@ HEADER_PX = 74
 """Height of the lines above the tiles."""
 LEGEND_ROW_PX = 22
 
+ROWS_KEY = "brainseg-rows"
+"""Under which the blocks of rows of a picture stand in its file."""
+
 _LEGEND_COLUMNS = 6
 _LARGEST_BYTES = 2_000_000
 
 
+class RowBlock(NamedTuple):
+    """Rows of one height that show the same cuts: a page can show one of them at a time.
+
+    Parameters
+    ----------
+    top, tall : int
+        Where the first one begins, and the height of each, pixels.
+    names : tuple of str
+    """
+
+    top: int
+    tall: int
+    names: tuple[str, ...]
+
+
 class Canvas:
-    """A dark page addressed in pixels from its upper left corner."""
+    """A dark page addressed in pixels from its upper left corner.
+
+    Attributes
+    ----------
+    blocks : list of RowBlock
+        Kept in the file.
+    """
 
     def __init__(self, width: int, height: int) -> None:
         self.height = height
         size = (width / DPI, height / DPI)
         self.figure = Figure(figsize=size, dpi=DPI, facecolor=PAGE)
         self.canvas = FigureCanvasAgg(self.figure)
+        self.blocks: list[RowBlock] = []
 
     def image(self, pixels: np.ndarray, top: int) -> None:
         self.figure.figimage(pixels, 0, self.height - top - pixels.shape[0], origin="upper")
@@ -115,12 +143,12 @@ class Canvas:
         """Write it as PNG, whole or not at all."""
         path = Path(path)
         with whole_or_nothing(path) as temporary:
-            write_png(self.pixels(), temporary)
+            write_png(self.pixels(), temporary, self.blocks)
         return path
 
     def png(self) -> bytes:
         """It as PNG, to be embedded in a page."""
-        return png_bytes(self.pixels())
+        return png_bytes(self.pixels(), self.blocks)
 
     def pixels(self) -> np.ndarray:
         """(height, width, 3) uint8."""
@@ -241,28 +269,45 @@ def write_legend(canvas: Canvas, legend: dict, rows: int, top: float) -> None:
         column += -(-len(entries) // rows)
 
 
-def write_png(pixels: np.ndarray, path: Path) -> None:
+def write_png(pixels: np.ndarray, path: Path, blocks: Sequence[RowBlock] = ()) -> None:
     """Write pixels (h, w, 3) uint8."""
-    path.write_bytes(png_bytes(pixels))
+    path.write_bytes(png_bytes(pixels, blocks))
 
 
-def png_bytes(pixels: np.ndarray) -> bytes:
+def png_bytes(pixels: np.ndarray, blocks: Sequence[RowBlock] = ()) -> bytes:
     """Pixels (h, w, 3) uint8 as PNG, with fewer levels of grey if it would be very large."""
-    png = _encoded(pixels)
+    png = _encoded(pixels, blocks)
     page = (pixels == BACKGROUND).all(axis=2, keepdims=True)
     for step in (8, 16):
         if len(png) <= _LARGEST_BYTES:
             break
         # Noise does not compress. 32 or 16 levels of grey are more than anyone tells apart in it.
         coarse = np.minimum((pixels.astype(np.uint16) + step // 2) // step * step, 255)
-        png = _encoded(np.where(page, pixels, coarse.astype(np.uint8)))
+        png = _encoded(np.where(page, pixels, coarse.astype(np.uint8)), blocks)
     return png
 
 
-def _encoded(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
+def _encoded(pixels: np.ndarray, blocks: Sequence[RowBlock]) -> bytes:
+    file, about = io.BytesIO(), PngInfo()
+    if blocks:
+        about.add_text(ROWS_KEY, json.dumps(blocks))
+    Image.fromarray(pixels).save(file, format="PNG", pnginfo=about)
     return file.getvalue()
+
+
+def row_blocks(png: bytes) -> tuple[tuple[int, int], list[RowBlock]]:
+    """Width and height of a picture, and its blocks of rows; none if it was drawn without.
+
+    Blocks are given only if all have the same rows, at least two.
+    """
+    with Image.open(io.BytesIO(png)) as image:
+        found = [
+            RowBlock(int(top), int(tall), tuple(map(str, names)))
+            for top, tall, names in json.loads(image.text.get(ROWS_KEY, "[]"))
+        ]
+        size = image.size
+    same = len({block.names for block in found}) == 1 and len(found[0].names) > 1
+    return size, found if same else []
 
 
 # -- slices beside each other -----------------------------------------------------------
@@ -372,6 +417,7 @@ class SliceRow:
     ) -> None:
         """Put rows of tiles on a canvas, with the rows' names and those of the planes above."""
         canvas.image(self.pixels(list(rows.values())), top)
+        canvas.blocks.append(RowBlock(top, self.tall, tuple(rows)))
         self.write_columns(canvas, top - 12, at_mm)
         for number, name in enumerate(rows):
             self.write_row(canvas, top + number * self.tall, name)

@@ -26,6 +26,7 @@ from markupsafe import Markup, escape
 
 from brainseg_bids.files import whole_or_nothing
 from brainseg_bids.reports import tables
+from brainseg_bids.reports.canvas import row_blocks
 from brainseg_bids.reports.prose import prose, references
 
 BRAIN_AND_CSF = (
@@ -152,10 +153,15 @@ def figure(
     image : Path or bytes, optional
         PNG.
     """
-    source = embedded(image) if image else None
-    if source is None:
+    if isinstance(image, Path):
+        image = image.read_bytes() if image.is_file() else None
+    if not image:
         return box(missing, kind="bad")
-    return macro("figure")(source, alt, caption, CLICK)
+    size, rows = row_blocks(image)
+    if not rows:
+        return macro("figure")(embedded(image), alt, caption, CLICK)
+    anchor = "picture-" + hashlib.sha256(image + alt.encode()).hexdigest()[:12]
+    return macro("rows")(embedded(image), alt, caption, CLICK, anchor, size, rows)
 
 
 def fold(summary: object, *content: Markup | str, is_open: bool = False) -> Markup:

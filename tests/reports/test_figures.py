@@ -108,7 +108,7 @@ def test_a_failure_while_writing_leaves_the_old_picture_and_nothing_else(
     path = draw_segmentation(*head, tmp_path / "head.png", n_cuts=1)
     before = path.read_bytes()
 
-    def half(pixels, path):
+    def half(pixels, path, blocks):
         path.write_bytes(b"\x89PNG half")
         raise OSError("No space left on device")
 
