@@ -368,63 +368,73 @@ def run_workflow(
     memory_gb : float or None
         Memory in all; None: nine tenths of the machine's.
     crash_dir : Path
-        Where Nipype leaves what it knows of a failed step.
+        Of Nipype, for each failed step.
     result_file : callable
-        Told the full name of a step; the file in which it leaves metadata of its result, if it is
-        one that takes long, else nothing.
+        By the full name of a step, the file of its metadata, if it takes long, else nothing.
     plugin : mapping, optional
         ``plugin`` and ``plugin_args`` of another Nipype plugin.
     on_end : callable
         Told the full name and the metadata of each step with a ``result_file``, at its end.
     on_progress : callable
-        Told the full name and per cent of each segmentation at work, from a thread, every
-        second.
+        Gets name and per cent of each segmentation at work, from a thread, every second.
     on_step : callable
-        Told the full name of each step and ``start``, ``end`` or ``exception``.
+        Gets the full name of each step and ``start``, ``end`` or ``exception``.
 
     Returns
     -------
     dict of str to Crash
         By full name of each failed step.
     """
-
     working: dict[str, Path] = {}
     arguments = {
         "n_procs": nprocs,
         "raise_insufficient": False,
         "status_callback": _status_callback(working, result_file, on_end, on_step),
-        **({"memory_gb": memory_gb} if memory_gb else {}),
     }
+    if memory_gb:
+        arguments["memory_gb"] = memory_gb
     name = (plugin or {}).get("plugin", "MultiProc")
     if plugin:
         arguments |= plugin.get("plugin_args") or {}
         _name_user()
-    chosen: SafeMultiProcPlugin | str = name
+    with _watched(working, on_progress):
+        chosen = SafeMultiProcPlugin(arguments) if name == "MultiProc" else name
+        died = _run(workflow, chosen, arguments)
+    # Files of failures may have had no room.
+    failures = read_crashes(crash_dir) if isinstance(chosen, str) else chosen.crashes
+    if died and not failures:
+        failures[workflow.name] = Crash(_last_line(str(died))[1])
+    return failures
+
+
+@contextmanager
+def _watched(
+    working: Mapping[str, Path], on_progress: Callable[[str, int], None]
+) -> Iterator[None]:
+    """Tell the progress of the steps at work while the block lasts."""
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(working, ended, on_progress), daemon=True)
     watcher.start()
-    died: Exception | None = None
     try:
-        if name == "MultiProc":
-            chosen = SafeMultiProcPlugin(arguments)
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _run(workflow, chosen: SafeMultiProcPlugin | str, arguments: dict) -> Exception | None:
+    """Run to the end; what Nipype raised: whatever the first failed step has."""
+    try:
         with at_end(_end_workers), _garbage_of_imports_spared():
             workflow.run(plugin=chosen, plugin_args=arguments)
     except KeyboardInterrupt:
         if isinstance(chosen, SafeMultiProcPlugin):
             chosen.stop()
         raise
-    except Exception as error:  # Nipype raises whatever the first failed step raised
+    except Exception as error:
         log.debug("workflow", exc_info=True)
-        died = error
-    finally:
-        ended.set()
-        watcher.join()
-    # Files of failures may have had no room.
-    in_memory = isinstance(chosen, SafeMultiProcPlugin)
-    failures = chosen.crashes if in_memory else read_crashes(crash_dir)
-    if died and not failures:
-        failures[workflow.name] = Crash(_last_line(str(died))[1])
-    return failures
+        return error
+    return None
 
 
 def _status_callback(

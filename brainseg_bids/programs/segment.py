@@ -18,7 +18,9 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -33,6 +35,9 @@ from brainseg_bids.files import whole_or_nothing
 from brainseg_bids.images import place, read_volume, write_label_map, write_volume
 from brainseg_bids.machine import resident_gib
 from brainseg_bids.nets.bundle import CONFIDENCE, BundleError, ModelBundle, read_models
+
+if TYPE_CHECKING:
+    from brainseg_bids.inference.views import Member
 
 WRITING_FRAC = 0.05
 """Of the time: label map and report, once the network has ended."""
@@ -102,16 +107,11 @@ def predict(options: argparse.Namespace) -> dict:
 
     from brainseg_bids.inference.confidence import Accumulator
     from brainseg_bids.inference.predict import segment
-    from brainseg_bids.inference.views import Member
 
     device = choose_device(options.device)
     if options.threads > 0:
         torch.set_num_threads(options.threads)
-    # In an order that does not depend on which of them was named first: sums are rounded.
-    first, *more = [
-        Member(model.load(device), model.voxel_size_mm, model.patch_vox)
-        for model in sorted((bundle, *others), key=lambda model: model.digest)
-    ]
+    first, *more = _members((bundle, *others), device)
     soft = _SoftFiles(options, grid, len(bundle.table))
     confidence = Accumulator(len(bundle.table))
     progress = _Progress(options.image.name, began_s, soft.packed_bytes / PACKED_BYTES_PER_S)
@@ -138,10 +138,7 @@ def predict(options: argparse.Namespace) -> dict:
     finally:
         soft.close()
     metadata = {
-        "SegmentationSeconds": round(time.monotonic() - began_s, 2),
-        "PeakMemoryGiB": round(peak_gib(device), 3),
-        "Device": device,
-        "Threads": torch.get_num_threads(),
+        **_resources(began_s, device),
         "InputVoxelSizeMm": [round(size, 4) for size in grid.voxel_size_mm],
         "ModelVoxelSizeMm": bundle.voxel_size_mm,
         "Warnings": notes,
@@ -151,10 +148,31 @@ def predict(options: argparse.Namespace) -> dict:
     return {
         "image": str(options.image),
         "test_time_flips": options.test_time_flips,
-        **_names(bundle),
-        "ensemble": [_names(other) for other in others],
+        **_names(bundle, *others),
         "metadata": metadata,
         "confidence": confidence_of(confidence.sums(), bundle.table, calibration),
+    }
+
+
+def _members(bundles: Sequence[ModelBundle], device: str) -> list[Member]:
+    """Networks on a device, in an order of their own: sums of probabilities are rounded."""
+    from brainseg_bids.inference.views import Member  # late: torch
+
+    return [
+        Member(model.load(device), model.voxel_size_mm, model.patch_vox)
+        for model in sorted(bundles, key=lambda model: model.digest)
+    ]
+
+
+def _resources(began_s: float, device: str) -> dict:
+    """What a segmentation took, for its JSON."""
+    import torch
+
+    return {
+        "SegmentationSeconds": round(time.monotonic() - began_s, 2),
+        "PeakMemoryGiB": round(peak_gib(device), 3),
+        "Device": device,
+        "Threads": torch.get_num_threads(),
     }
 
 
@@ -166,9 +184,12 @@ def _read(path: Path) -> tuple[np.ndarray, Grid, list[str]]:
     return image, grid, [str(w.message) for w in noted if str(path) in str(w.message)]
 
 
-def _names(bundle: ModelBundle) -> dict[str, str]:
-    """What the report calls a model."""
-    return {"model": bundle.name, "model_digest": bundle.digest}
+def _names(bundle: ModelBundle, *others: ModelBundle) -> dict:
+    """What the report calls the models."""
+    first, *rest = (
+        {"model": model.name, "model_digest": model.digest} for model in (bundle, *others)
+    )
+    return first | {"ensemble": rest}
 
 
 def read_calibration(bundle: ModelBundle) -> ConfidenceCalibration | None:

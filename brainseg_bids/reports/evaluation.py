@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -196,13 +195,7 @@ def write_evaluation_page(path: Path, evidence: Evidence) -> Path:
         scores = replace(scores, strata=("",) * len(scores.images))
     tables = _own_lines(tables, reference, only)
     names = () if scores is None else scores.names
-    style = texts.Style(
-        raters=tuple(raters),
-        metrics=texts.chosen_metrics(() if scores is None else scores.metrics),
-        leaky=frozenset(rater for rater, _ in evidence.leaks),
-        swatches=texts.structure_colors(names, LabelTable.packaged("fullhead")),
-    )
-    n_subjects = len(set(() if scores is None else scores.subjects))
+    style = _style(evidence, scores, names)
     lacking = gaps.Gaps(
         failures=evidence.failures,
         silent=[rater for rater in raters if rater not in with_rows],
@@ -213,16 +206,15 @@ def write_evaluation_page(path: Path, evidence: Evidence) -> Path:
         tables=tables,
         style=style,
         names=names,
-        n_subjects=n_subjects,
+        n_subjects=0 if scores is None else len(set(scores.subjects)),
         interval=evidence.bootstrap.description,
         definition=_definition(own),
         figures=_figures(scores, tables, style, own),
     )
     facts = _facts(reference, raters, scores, only)
-    paragraphs = re.split(r"\n\s*\n", evidence.methods)
     return write_page(
         path,
-        gaps.summary(facts, _leaks(evidence.leaks), n_subjects, lacking),
+        gaps.summary(facts, _leaks(evidence.leaks), numbers.n_subjects, lacking),
         numbers.league(),
         numbers.pairs(),
         gaps.worst(_worst(evidence.worst, style)),
@@ -230,10 +222,19 @@ def write_evaluation_page(path: Path, evidence: Evidence) -> Path:
         numbers.volumes(),
         lacking.section(),
         gaps.sources(evidence.notes),
-        gaps.methods([part.strip() for part in paragraphs if part.strip()]),
+        gaps.methods(evidence.methods),
         title=evidence.title,
         name=f"{evidence.title}: brainseg evaluation",
         version=evidence.version,
+    )
+
+
+def _style(evidence: Evidence, scores: Scores | None, names: Sequence[str]) -> texts.Style:
+    return texts.Style(
+        raters=tuple(evidence.raters),
+        metrics=texts.chosen_metrics(() if scores is None else scores.metrics),
+        leaky=frozenset(rater for rater, _ in evidence.leaks),
+        swatches=texts.structure_colors(names, LabelTable.packaged("fullhead")),
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -175,8 +176,9 @@ def sources(notes: Sequence) -> Markup:
     return page.section("sources", title, *parts)
 
 
-def methods(paragraphs: Sequence[str]) -> Markup:
-    """How the numbers were made."""
+def methods(words: str) -> Markup:
+    """How the numbers were made; blank lines separate paragraphs."""
+    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", words) if part.strip()]
     if not paragraphs:
         return Markup()
     title = page.heading("Methods", level=2, stay=True)

@@ -79,13 +79,7 @@ def image_section(
     body = page.blocks(
         source_line(what, source),
         page.box(f"Warning{plural}", warnings, kind="warn") if warnings else "",
-        page.figure(
-            figure,
-            f"Sagittal, coronal and axial cuts of {title}, plain, with the labels filled in, and "
-            "with their outlines",
-            caption=caption,
-            missing="The picture of this segmentation could not be made.",
-        ),
+        _cuts(figure, title, caption),
         look,
         page.facts(run, "Run"),
         page.beside(volumes_block(volumes), sides_block(volumes, no_asymmetry)),
@@ -99,6 +93,16 @@ def image_section(
     }
     numbers = ("Brain (ml)", "CSF (ml)", "Warnings")
     return Section("scan", title, body, "", counted, warnings, overview, numbers)
+
+
+def _cuts(figure: Path, title: str, caption: str) -> Markup:
+    return page.figure(
+        figure,
+        f"Sagittal, coronal and axial cuts of {title}, plain, with the labels filled in, and with "
+        "their outlines",
+        caption=caption,
+        missing="The picture of this segmentation could not be made.",
+    )
 
 
 def source_line(what: str, source: str, labels: str = "") -> Markup:

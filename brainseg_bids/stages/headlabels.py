@@ -371,12 +371,8 @@ class Headlabels(ParticipantStage):
         said = head_metadata(job, output_dir=execution.output_dir)
         paths = {output: str(path) for output, path in job.outputs.items()}
         ds_merge_wf = init_ds_scan_wf({"merge": paths.pop("merge")}, said, name="ds_merge_wf")
-        ds_head_wf = init_ds_scan_wf(
-            paths,
-            said,
-            outdated=[str(path) for path in job.outdated],
-            name="ds_head_wf",
-        )
+        outdated = [str(path) for path in job.outdated]
+        ds_head_wf = init_ds_scan_wf(paths, said, outdated=outdated, name="ds_head_wf")
         merged = ["labels", *(name for name in job.outputs if name.startswith("top_"))]
         workflow.connect([
             (image, merge, [("image", "image")]),

@@ -143,15 +143,18 @@ def merge_section(
         ),
         page.files(outputs),
     )
-    overview = {
-        "File": page.code(source),
-        "Tools": _tool_names(merge),
-        **totals_ml(present),
-        "Flags": len(flags) or "none",
-    }
-    numbers = ("Brain (ml)", "CSF (ml)", "Flags")
-    counted = ("head label map", "made")
-    return Section("head", title, body, "Head labels", counted, flags, overview, numbers)
+    return Section(
+        "head", title, body, "Head labels",
+        counted=("head label map", "made"),
+        warnings=flags,
+        overview=_overview(source, merge, present) | {"Flags": len(flags) or "none"},
+        numbers=("Brain (ml)", "CSF (ml)", "Flags"),
+    )  # fmt: skip
+
+
+def _overview(source: str, merge: Mapping, present: Sequence[dict]) -> dict[str, object]:
+    """Its row of the table at the top, but for the flags."""
+    return {"File": page.code(source), "Tools": _tool_names(merge), **totals_ml(present)}
 
 
 def _tool_names(merge: Mapping) -> str:
