@@ -193,7 +193,7 @@ class LabelTable:
         return np.array([label.index for label in self], dtype=np.int32)
 
     def positions(self) -> np.ndarray:
-        """Lookup from code to rank among `codes`, -1 where there is no such code.
+        """Lookup from code to class index among `codes`, -1 where there is no such code.
 
         Networks and lookup tensors count 0..n-1; this is the only bridge to codes.
 
@@ -207,7 +207,7 @@ class LabelTable:
         return lookup
 
     def mirrors(self) -> np.ndarray:
-        """Rank of each label's counterpart on the other side, itself if it has none, (n,) int32.
+        """Class index of each label's counterpart on the other side, or its own, (n,) int32.
 
         >>> sides = [Label(2, "Left", mirror=5), Label(5, "Right", mirror=2)]
         >>> LabelTable([Label(0, "Background"), *sides]).mirrors()

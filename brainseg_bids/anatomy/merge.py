@@ -266,16 +266,16 @@ def _conflicts(counts: np.ndarray, rules: MergeRules, volume_mm3: float) -> list
     table = rules.table
     in_brain = code_lookup(rules.groups["brain"], table)[table.codes]
     found = [_conflict("Brain", counts, in_brain, volume_mm3)]
-    for rank, label in enumerate(table):
-        both = counts[rank, :].sum() and counts[:, rank].sum()
+    for index, label in enumerate(table):
+        both = counts[index, :].sum() and counts[:, index].sum()
         if label.index and both:
-            found.append(_conflict(label.name, counts, np.arange(len(table)) == rank, volume_mm3))
+            found.append(_conflict(label.name, counts, np.arange(len(table)) == index, volume_mm3))
     return found
 
 
-def _conflict(name: str, counts: np.ndarray, ranks: np.ndarray, volume_mm3: float) -> Conflict:
-    brain, head = counts[ranks].sum(), counts[:, ranks].sum()
-    both = counts[np.ix_(ranks, ranks)].sum()
+def _conflict(name: str, counts: np.ndarray, indices: np.ndarray, volume_mm3: float) -> Conflict:
+    brain, head = counts[indices].sum(), counts[:, indices].sum()
+    both = counts[np.ix_(indices, indices)].sum()
     dice = round(float(2 * both / (brain + head)), 4) if brain + head else None
     return Conflict(
         name, round(float(head) * volume_mm3, 3), round(float(brain) * volume_mm3, 3), dice

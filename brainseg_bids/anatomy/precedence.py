@@ -31,7 +31,7 @@ def occupied_box(*arrays: np.ndarray) -> tuple[slice, ...] | None:
 
 
 def places(brain: np.ndarray, grid: Grid) -> np.ndarray:
-    """Where each voxel lies as seen from the brain tool's brain: rank in `rules.PLACES`.
+    """Where each voxel lies as seen from the brain tool's brain: index in `rules.PLACES`.
 
     The brain's largest piece counts. Its hull is closed over sulci and filled. Where the tool has
     not looked (``unseen``) is not known here.
@@ -86,16 +86,16 @@ class CompiledPrecedence:
 
     Parameters
     ----------
-    ranks : (largest code + 1,) int32
-        Rank of each code.
+    indices : (largest code + 1,) int32
+        Class index of each code.
     codes : (n,) int
-        Code of each rank.
+        Code of each class index.
     line, result, origin : (places, n, n) int
-        By place, rank of the brain's code and of the head's: the line that decides, the code
-        that it gives, and whose it is (0 head, 1 brain, 2 neither).
+        By place, class index of the brain's code and of the head's: the line that decides, the
+        code that it gives, and whose it is (0 head, 1 brain, 2 neither).
     """
 
-    ranks: np.ndarray
+    indices: np.ndarray
     codes: np.ndarray
     line: np.ndarray
     result: np.ndarray
@@ -104,7 +104,7 @@ class CompiledPrecedence:
     @classmethod
     def of(cls, rules: MergeRules) -> CompiledPrecedence:
         """Write the lines out, the last first, so that the first that fits stands."""
-        codes, ranks = rules.table.codes, rules.table.positions()
+        codes, indices = rules.table.codes, rules.table.positions()
         shape = (len(PLACES), len(codes), len(codes))
         line, result = np.zeros(shape, np.int16), np.zeros(shape, np.int16)
         origin = np.zeros(shape, np.uint8)
@@ -116,27 +116,27 @@ class CompiledPrecedence:
         for number, rule in reversed(list(enumerate(rules.precedence))):
             block = np.ix_(
                 np.flatnonzero([place in WHERE[rule.where] for place in PLACES]),
-                ranks[sorted(rule.brain)],
-                ranks[sorted(rule.head)],
+                indices[sorted(rule.brain)],
+                indices[sorted(rule.head)],
             )
             line[block] = number
             given = sources.get(rule.take, np.full((1, 1, 1), rule.take))
             result[block] = np.broadcast_to(given, shape)[block]
             origin[block] = numbers.get(rule.take, 2)
-        return cls(ranks, codes, line, result, origin)
+        return cls(indices, codes, line, result, origin)
 
     def index(self, place: np.ndarray, brain: np.ndarray, head: np.ndarray) -> np.ndarray:
         """Flat index into the lookups for each voxel, in the smallest type that holds it."""
         small = np.promote_types(np.uint16, np.min_scalar_type(self.line.size - 1))
-        n, ranks = small.type(len(self.codes)), self.ranks.astype(small)
-        index = ranks[brain]
+        n, indices = small.type(len(self.codes)), self.indices.astype(small)
+        index = indices[brain]
         index += place * n
         index *= n
-        index += ranks[head]
+        index += indices[head]
         return index
 
     def counts(self, index: np.ndarray) -> np.ndarray:
-        """Voxels by place, brain's and head's rank."""
+        """Voxels by place, brain's and head's class index."""
         # Slab by slab: bincount widens its input to 8 bytes.
         size = self.line.size
         found = np.zeros(size, dtype=np.int64)

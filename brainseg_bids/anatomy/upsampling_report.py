@@ -169,12 +169,12 @@ class _Shape:
 
 def _shapes(labels: LabelMap) -> dict[int, _Shape]:
     """Shape of each label present."""
-    ranks = np.zeros(int(labels.table.codes[-1]) + 1, np.uint16)
+    indices = np.zeros(int(labels.table.codes[-1]) + 1, np.uint16)
     codes = sorted(count_codes(labels.voxels))
-    ranks[codes] = np.arange(1, len(codes) + 1)
+    indices[codes] = np.arange(1, len(codes) + 1)
     euler = euler_numbers(labels.voxels)
     found = {}
-    boxes = ndimage.find_objects(ranks[labels.voxels])
+    boxes = ndimage.find_objects(indices[labels.voxels])
     for code, box in zip(codes, boxes, strict=True):
         mask = labels.voxels[box] == code
         n = int(np.count_nonzero(mask))

@@ -41,8 +41,8 @@ def fit_scene_field(scene: Scene, interior: Interior, rng: np.random.Generator) 
         return flat_field()
     dark = BRIGHT_SHARE * float(np.quantile(head, 0.95))
     groups: dict[int, list[np.ndarray]] = {}
-    for rank, label in enumerate(scene.labels[1:], start=1):
-        flat = interior.flat[interior.of(rank)]
+    for index, label in enumerate(scene.labels[1:], start=1):
+        flat = interior.flat[interior.of(index)]
         values = flat_image[flat]
         if len(flat) < FEWEST_VOXELS or np.median(values) <= dark:
             continue
@@ -94,18 +94,18 @@ def tissue_noise(
     described: list[LabelStatistics],
     span: tuple[float, float] | None,
 ) -> tuple[float, float, int]:
-    """Noise in the evenest of the large labels: sigma, its location, its rank (-1: none).
+    """Noise in the evenest of the large labels: sigma, its location, its class index (-1: none).
 
     Structure adds to noise, never takes from it: the labels' lower quartile by voxels is taken.
     ``span`` is a ratio's, see `ratio_span`.
     """
     zero = 0.0 if span is None else span[0]
     seen = []
-    for rank, known in enumerate(described):
-        if rank > 0 and known.interior_voxels >= 200 and known.scale > 0:
-            sigma = tissue_sigma(scene.image, interior.flat[interior.of(rank)], level)
+    for index, known in enumerate(described):
+        if index > 0 and known.interior_voxels >= 200 and known.scale > 0:
+            sigma = tissue_sigma(scene.image, interior.flat[interior.of(index)], level)
             if math.isfinite(sigma) and sigma > 0:
-                seen.append((sigma, known.location, rank, known.interior_voxels))
+                seen.append((sigma, known.location, index, known.interior_voxels))
     if not seen:
         return 0.0, 0.0, -1
     # Magnitude noise is smaller where there is no signal: dark labels would be taken for even.
@@ -113,10 +113,10 @@ def tissue_noise(
     bright = min(brightest, zero + 0.4 * (brightest - zero))
     seen = sorted(s for s in seen if s[1] >= bright)
     share = np.cumsum([s[3] for s in seen]) / sum(s[3] for s in seen)
-    sigma, location, rank, _ = seen[int(np.searchsorted(share, 0.25))]
+    sigma, location, index, _ = seen[int(np.searchsorted(share, 0.25))]
     if span is None:  # the noise of a ratio is not Rician
         sigma = rician_corrected(sigma, abs(location))
-    return sigma, location, rank
+    return sigma, location, index
 
 
 def noise_law(
@@ -148,13 +148,13 @@ def point_spread(
     interior: Interior,
     described: list[LabelStatistics],
     noise_sd: float,
-    even_rank: int,
+    even_index: int,
     rng: np.random.Generator,
 ) -> tuple[tuple[float, float, float], str]:
     """Width of the point spread per axis, and how it was found."""
     locations = np.array([d.location for d in described])
     edges = edge_fwhm_mm(
-        scene.image, scene.ranks, locations, noise_sd, scene.voxel_size_mm, rng=rng
+        scene.image, scene.indices, locations, noise_sd, scene.voxel_size_mm, rng=rng
     )
     size = np.array(scene.voxel_size_mm)
     seen = [width for width in edges if width is not None]
@@ -162,13 +162,13 @@ def point_spread(
     if len(seen) == 3 or (seen and size.max() / size.min() < 1.1):
         usual = float(np.mean(seen))
         return triple(usual if width is None else width for width in edges), "edges"
-    if even_rank < 0:
+    if even_index < 0:
         other = scene.voxel_size_mm
     else:
-        flat = interior.flat[interior.of(even_rank)]
-        correlation = noise_correlation(scene.image, scene.ranks, flat)
+        flat = interior.flat[interior.of(even_index)]
+        correlation = noise_correlation(scene.image, scene.indices, flat)
         other = noise_fwhm_mm(correlation, scene.voxel_size_mm)
     widths = triple(o if e is None else e for e, o in zip(edges, other, strict=True))
     if seen:
         return widths, "edges and noise"
-    return widths, "noise" if even_rank >= 0 else "voxel size"
+    return widths, "noise" if even_index >= 0 else "voxel size"

@@ -122,14 +122,14 @@ def _imputation(
 
 
 def _most_alike(label: Label, others: list[Label], images: Mapping[str, int]) -> str:
-    def rank(other: Label) -> tuple[Any, ...]:
+    def unlikeness(other: Label) -> tuple[Any, ...]:
         first, second = _words(label.name), _words(other.name)
         differ = [a != b for a, b in zip(first, second, strict=False)]
         begin = differ.index(True) if True in differ else len(differ)
         side = other.hemisphere != label.hemisphere
         return (-begin, -len(set(first) & set(second)), side, -images[other.name], other.index)
 
-    return min(others, key=rank).name
+    return min(others, key=unlikeness).name
 
 
 def _words(name: str) -> list[str]:

@@ -30,7 +30,7 @@ class Interior:
     flat : (n,) int32 or int64
         C-order indices, label after label, ascending within each.
     starts : (labels + 1,) int
-        Those of the label of rank r are ``flat[starts[r]:starts[r + 1]]``.
+        Those of the label of class index r are ``flat[starts[r]:starts[r + 1]]``.
     weights : (n,) float32
         Trust, 0..1: depth below the border.
     """
@@ -39,15 +39,15 @@ class Interior:
     starts: np.ndarray
     weights: np.ndarray
 
-    def of(self, rank: int) -> slice:
+    def of(self, index: int) -> slice:
         """Where the voxels of one label are."""
-        return slice(int(self.starts[rank]), int(self.starts[rank + 1]))
+        return slice(int(self.starts[index]), int(self.starts[index + 1]))
 
     def counts(self) -> np.ndarray:
         """Voxels of each label, (labels,) int."""
         return np.diff(self.starts)
 
-    def ranks(self) -> np.ndarray:
+    def indices(self) -> np.ndarray:
         """Rank of the label of each voxel, (n,) int."""
         return np.repeat(np.arange(len(self.starts) - 1), self.counts())
 
@@ -75,7 +75,7 @@ def steps_around(
 
 
 def border_depth(
-    ranks: np.ndarray, voxel_size_mm: tuple[float, float, float], *, reach_mm: float = DEPTH_MM
+    indices: np.ndarray, voxel_size_mm: tuple[float, float, float], *, reach_mm: float = DEPTH_MM
 ) -> tuple[np.ndarray, np.ndarray]:
     """How far from each voxel everything has the voxel's label.
 
@@ -83,7 +83,7 @@ def border_depth(
 
     Parameters
     ----------
-    ranks : (X, Y, Z) uint8 or uint16
+    indices : (X, Y, Z) uint8 or uint16
 
     Returns
     -------
@@ -100,19 +100,19 @@ def border_depth(
     [2.0, 2.0, 1.732, 0.0, 0.0, 1.732]
     """
     steps = steps_around(voxel_size_mm, reach_mm)
-    level = np.zeros(ranks.shape, dtype=np.uint8)
-    alive = np.ones(ranks.shape, dtype=bool)
+    level = np.zeros(indices.shape, dtype=np.uint8)
+    alive = np.ones(indices.shape, dtype=bool)
     for group in steps.values():
         for step in group:
             here = tuple(
-                slice(max(0, -s), n - max(0, s)) for s, n in zip(step, ranks.shape, strict=True)
+                slice(max(0, -s), n - max(0, s)) for s, n in zip(step, indices.shape, strict=True)
             )
             there = tuple(
-                slice(max(0, s), n - max(0, -s)) for s, n in zip(step, ranks.shape, strict=True)
+                slice(max(0, s), n - max(0, -s)) for s, n in zip(step, indices.shape, strict=True)
             )
             if any(s.stop <= s.start for s in (*here, *there)):
                 continue
-            same = ranks[here] == ranks[there]
+            same = indices[here] == indices[there]
             alive[here] &= same
             alive[there] &= same
         level += alive
@@ -120,14 +120,14 @@ def border_depth(
 
 
 def find_interior(
-    ranks: np.ndarray,
+    indices: np.ndarray,
     n_labels: int,
     voxel_size_mm: tuple[float, float, float],
     *,
     usable: np.ndarray | None = None,
     partners: np.ndarray | None = None,
 ) -> tuple[Interior, np.ndarray]:
-    """The innermost voxels of every label but that of rank 0.
+    """The innermost voxels of every label but that of class index 0.
 
     Thick labels keep what lies deep; a thin one keeps the deepest layer that still holds
     enough of it (`ENOUGH_SHARE`), else the deepest with `FEWEST_VOXELS`. Voxels at
@@ -135,12 +135,12 @@ def find_interior(
 
     Parameters
     ----------
-    ranks : (X, Y, Z) uint8 or uint16
-        0..n_labels-1; rank 0 is what is not of interest.
+    indices : (X, Y, Z) uint8 or uint16
+        0..n_labels-1; class index 0 is what is not of interest.
     usable : (X, Y, Z) bool, optional
         Voxels with a number in them.
     partners : (labels,) int, optional
-        Rank of each label's counterpart on the other side, its own if there is none.
+        Class index of each label's counterpart on the other side, its own if there is none.
 
     Returns
     -------
@@ -148,9 +148,9 @@ def find_interior(
     level : (X, Y, Z) uint8
         See `border_depth`.
     """
-    level, depth_mm = border_depth(ranks, voxel_size_mm)
+    level, depth_mm = border_depth(indices, voxel_size_mm)
     n_levels = len(depth_mm)
-    joint = ranks.astype(np.uint16) * np.uint16(n_levels) + level
+    joint = indices.astype(np.uint16) * np.uint16(n_levels) + level
     counts = np.zeros(n_labels * n_levels, dtype=np.int64)
     for slab in joint:
         counts += np.bincount(slab.ravel(), minlength=n_labels * n_levels)
@@ -160,16 +160,16 @@ def find_interior(
     if partners is not None:  # left and right are treated alike
         least = np.minimum(least, least[partners])
     least[0] = n_levels
-    taken = level >= least[ranks]
+    taken = level >= least[indices]
     if usable is not None:
         taken &= usable
     flat = np.flatnonzero(taken)
-    if ranks.size < 2**31:
+    if indices.size < 2**31:
         flat = flat.astype(np.int32)
-    rank = ranks.ravel()[flat]
-    order = np.argsort(rank, kind="stable")
-    flat, rank = flat[order], rank[order]
-    starts = np.searchsorted(rank, np.arange(n_labels + 1))
+    index = indices.ravel()[flat]
+    order = np.argsort(index, kind="stable")
+    flat, index = flat[order], index[order]
+    starts = np.searchsorted(index, np.arange(n_labels + 1))
     trust = (depth_mm / depth_mm[-1]) ** 2
     return Interior(flat, starts, trust[level.ravel()[flat]].astype(np.float32)), level
 

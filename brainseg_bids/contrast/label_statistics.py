@@ -39,15 +39,15 @@ def describe_all(
     *,
     threads: int,
 ) -> list[LabelStatistics]:
-    """Statistics by rank; a label with too few interior voxels has a location of NaN."""
+    """Statistics by class index; a label with too few interior voxels has a location of NaN."""
     raw = _by_label(scene)
 
-    def one(rank: int) -> LabelStatistics:
-        voxels, median, mad = raw(rank)
+    def one(index: int) -> LabelStatistics:
+        voxels, median, mad = raw(index)
         bare = LabelStatistics(voxels, 0, math.nan, math.nan, median, mad)
-        if rank == 0:
+        if index == 0:
             return _describe_air(bare, scene, behind, edges)
-        mine = interior.of(rank)
+        mine = interior.of(index)
         count = mine.stop - mine.start
         if count < FEWEST_VOXELS:
             return replace(bare, interior_voxels=count)
@@ -68,19 +68,19 @@ def describe_all(
 
 
 def _by_label(scene: Scene) -> Callable[[int], tuple[int, float, float]]:
-    """Function from rank to voxels, median and MAD of the image as it is."""
-    flat = np.flatnonzero(scene.ranks)
-    ranks = scene.ranks.reshape(-1)[flat]
-    order = np.argsort(ranks, kind="stable")
+    """Function from class index to voxels, median and MAD of the image as it is."""
+    flat = np.flatnonzero(scene.indices)
+    indices = scene.indices.reshape(-1)[flat]
+    order = np.argsort(indices, kind="stable")
     values = scene.image.reshape(-1)[flat[order]]
-    starts = np.searchsorted(ranks[order], np.arange(len(scene.labels) + 1))
+    starts = np.searchsorted(indices[order], np.arange(len(scene.labels) + 1))
     in_box = math.prod(scene.whole_shape) - len(flat)
 
-    def of(rank: int) -> tuple[int, float, float]:
-        if rank == 0:
-            mine, count = scene.image[scene.ranks == 0][::7], in_box
+    def of(index: int) -> tuple[int, float, float]:
+        if index == 0:
+            mine, count = scene.image[scene.indices == 0][::7], in_box
         else:
-            mine = values[starts[rank] : starts[rank + 1]]
+            mine = values[starts[index] : starts[index + 1]]
             count = len(mine)
         mine = mine[np.isfinite(mine)]
         return (count, *(median_mad(mine) if len(mine) else (0.0, 0.0)))
@@ -95,7 +95,7 @@ def _describe_air(
     masked = behind.masked_share > MASKED_SHARE
     values = behind.everywhere if masked or len(behind.values) == 0 else behind.values
     if len(values) == 0:
-        values = scene.image[scene.ranks == 0]
+        values = scene.image[scene.indices == 0]
         values = values[np.isfinite(values)][:: max(1, len(values) // MOST_VALUES)]
     if len(values) == 0:
         return replace(bare, location=0.0, scale=0.0)
@@ -122,7 +122,7 @@ def without_spill(
     """Locations of thin labels without their neighbours' share; by one scale at most."""
     locations = np.array([known.location for known in described])
     fwhm_vox = triple(w / s for w, s in zip(fwhm_mm, scene.voxel_size_mm, strict=True))
-    off = spilled_in(scene.ranks, interior, locations, fwhm_vox, rng=rng)
+    off = spilled_in(scene.indices, interior, locations, fwhm_vox, rng=rng)
     found = []
     for known, by in zip(described, off.tolist(), strict=True):
         if by == 0 or not known.scale > 0:
@@ -144,21 +144,21 @@ def with_texture(
 ) -> list[LabelStatistics]:
     location = np.array([d.location for d in described], dtype=np.float32)
     scale = np.array([d.scale for d in described], dtype=np.float32)
-    ranks = interior.ranks()
+    indices = interior.indices()
     residual = np.full(scene.image.size, np.nan, dtype=np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
-        residual[interior.flat] = (values - location[ranks]) / scale[ranks]
+        residual[interior.flat] = (values - location[indices]) / scale[indices]
     distance_mm, product, spread = autocorrelation(
-        residual.reshape(scene.image.shape), scene.ranks, interior, scene.voxel_size_mm, rng=rng
+        residual.reshape(scene.image.shape), scene.indices, interior, scene.voxel_size_mm, rng=rng
     )
     widest = max(fwhm_mm)
     found = []
-    for rank, known in enumerate(described):
-        if rank == 0 or not known.scale > 0:
+    for index, known in enumerate(described):
+        if index == 0 or not known.scale > 0:
             found.append(known)
             continue
         grain_mm, grain_frac = correlated_texture(
-            distance_mm, product[rank], spread[rank], resolution_mm=widest
+            distance_mm, product[index], spread[index], resolution_mm=widest
         )
         if grain_frac < 3 / math.sqrt(known.interior_voxels):  # may well be chance
             grain_mm, grain_frac = None, 0.0

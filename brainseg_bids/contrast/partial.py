@@ -19,7 +19,7 @@ FWHM_PER_SD = 2.3548
 
 
 def spilled_in(
-    ranks: np.ndarray,
+    indices: np.ndarray,
     interior: Interior,
     locations: np.ndarray,
     fwhm_vox: tuple[float, float, float],
@@ -33,7 +33,7 @@ def spilled_in(
 
     Parameters
     ----------
-    ranks : (X, Y, Z) uint8 or uint16
+    indices : (X, Y, Z) uint8 or uint16
     interior : Interior
     locations : (labels,) float
         As measured; NaN where it is not known.
@@ -48,10 +48,10 @@ def spilled_in(
     Examples
     --------
     >>> from brainseg_bids.contrast.interior import find_interior
-    >>> ranks = np.zeros((40, 40, 9), dtype=np.uint8); ranks[:, :, 3:6] = 1
-    >>> interior, _ = find_interior(ranks, 2, (1.0, 1.0, 1.0))
+    >>> indices = np.zeros((40, 40, 9), dtype=np.uint8); indices[:, :, 3:6] = 1
+    >>> interior, _ = find_interior(indices, 2, (1.0, 1.0, 1.0))
     >>> seen = np.array([0.0, 90.0])  # a tenth of the blur lies beyond the sheet
-    >>> off = spilled_in(ranks, interior, seen, (2.0, 2.0, 2.0), rng=np.random.default_rng(0))
+    >>> off = spilled_in(indices, interior, seen, (2.0, 2.0, 2.0), rng=np.random.default_rng(0))
     >>> round(float(90 - off[1]))  # of a true 100 or so
     98
     """
@@ -59,22 +59,25 @@ def spilled_in(
     n_labels = len(locations)
     true = np.nan_to_num(locations).astype(np.float64)
     shares = {}
-    for rank in range(1, n_labels):
-        if len(steps) > 1 and np.isfinite(locations[rank]):
+    for index in range(1, n_labels):
+        if len(steps) > 1 and np.isfinite(locations[index]):
             share = _mixture(
-                ranks, interior.flat[interior.of(rank)], steps, weights, n_labels, rng
+                indices, interior.flat[interior.of(index)], steps, weights, n_labels, rng
             )
-            if LEAST_OWN < share[rank] < CLEAN_OWN and np.isfinite(locations[share > 0.002]).all():
-                shares[rank] = share
+            if (
+                LEAST_OWN < share[index] < CLEAN_OWN
+                and np.isfinite(locations[share > 0.002]).all()
+            ):
+                shares[index] = share
     for _ in range(PASSES):
         solved = true.copy()
-        for rank, share in shares.items():
-            others = share @ true - share[rank] * true[rank]
-            solved[rank] = (locations[rank] - others) / share[rank]
+        for index, share in shares.items():
+            others = share @ true - share[index] * true[index]
+            solved[index] = (locations[index] - others) / share[index]
         true = solved
     off = np.zeros(n_labels)
-    for rank in shares:
-        off[rank] = locations[rank] - true[rank]
+    for index in shares:
+        off[index] = locations[index] - true[index]
     return off
 
 
@@ -101,7 +104,7 @@ def _line(fwhm_vox: float) -> np.ndarray:
 
 
 def _mixture(
-    ranks: np.ndarray,
+    indices: np.ndarray,
     flat: np.ndarray,
     steps: np.ndarray,
     weights: np.ndarray,
@@ -113,9 +116,9 @@ def _mixture(
     if len(flat) == 0:
         return share
     chosen = flat if len(flat) <= SAMPLES else rng.choice(flat, SAMPLES, replace=False)
-    places = np.stack(np.unravel_index(chosen, ranks.shape))
-    edge = np.array(ranks.shape)[:, None] - 1
+    places = np.stack(np.unravel_index(chosen, indices.shape))
+    edge = np.array(indices.shape)[:, None] - 1
     for step, weight in zip(steps, weights, strict=True):
         at = np.clip(places + step[:, None], 0, edge)
-        share += weight * np.bincount(ranks[tuple(at)], minlength=n_labels) / len(chosen)
+        share += weight * np.bincount(indices[tuple(at)], minlength=n_labels) / len(chosen)
     return share

@@ -92,7 +92,7 @@ def of_labels(
     table: LabelTable,
     described: Mapping[str, LabelStatistics],
     image: np.ndarray,
-    ranks: np.ndarray,
+    indices: np.ndarray,
     *,
     brain_alone: bool = False,
 ) -> Iterator[str]:
@@ -103,8 +103,8 @@ def of_labels(
     table : LabelTable
     described : dict of str to LabelStatistics
         Labels that are there.
-    image, ranks : (X, Y, Z)
-        Crop around the head; rank 0 is air.
+    image, indices : (X, Y, Z)
+        Crop around the head; class index 0 is air.
     brain_alone : bool
         Whether nothing else is to be there.
     """
@@ -129,7 +129,7 @@ def of_labels(
             f"{len(few)} labels have fewer than {FEWEST_VOXELS} voxels away from borders: "
             f"{listed(few)}."
         )
-    inside = image[ranks > 0]
+    inside = image[indices > 0]
     inside = inside[:: max(1, len(inside) // 500_000)]
     lowest = float(np.nanmin(image))
     empty = float(np.mean(inside == lowest))

@@ -57,7 +57,7 @@ class Profiles:
 
 def edge_fwhm_mm(
     image: np.ndarray,
-    ranks: np.ndarray,
+    indices: np.ndarray,
     locations: np.ndarray,
     noise_sd: float,
     voxel_size_mm: tuple[float, float, float],
@@ -69,7 +69,7 @@ def edge_fwhm_mm(
     Parameters
     ----------
     image : (X, Y, Z) float, C order
-    ranks : (X, Y, Z) uint8 or uint16
+    indices : (X, Y, Z) uint8 or uint16
     locations : (labels,) float
         Brightness of each label, NaN where it is not known.
     noise_sd : float
@@ -80,7 +80,7 @@ def edge_fwhm_mm(
     usual = np.nanmax(contrast) if np.isfinite(contrast).any() else 0.0
     strong = np.nan_to_num(contrast) > max(0.3 * usual, 8 * noise_sd)
     for axis in range(3):
-        profiles = _profiles(image, ranks, locations, strong, axis, voxel_size_mm, rng)
+        profiles = _profiles(image, indices, locations, strong, axis, voxel_size_mm, rng)
         width = None if profiles is None else _width_vox(profiles, noise_sd)
         found.append(None if width is None else width * voxel_size_mm[axis])
     return triple(found)
@@ -88,7 +88,7 @@ def edge_fwhm_mm(
 
 def _profiles(
     image: np.ndarray,
-    ranks: np.ndarray,
+    indices: np.ndarray,
     locations: np.ndarray,
     strong: np.ndarray,
     axis: int,
@@ -96,12 +96,12 @@ def _profiles(
     rng: np.random.Generator,
 ) -> Profiles | None:
     """Profiles across borders that lie across the axis."""
-    n = ranks.shape[axis]
-    if n < 2 * HALF_VOX + 2 or min(ranks.shape) < 4:
+    n = indices.shape[axis]
+    if n < 2 * HALF_VOX + 2 or min(indices.shape) < 4:
         return None
     # Two voxels to each side: noise of the labels sits at the border itself.
-    left = ranks.take(range(HALF_VOX - 3, n - HALF_VOX - 3), axis)
-    right = ranks.take(range(HALF_VOX, n - HALF_VOX), axis)
+    left = indices.take(range(HALF_VOX - 3, n - HALF_VOX - 3), axis)
+    right = indices.take(range(HALF_VOX, n - HALF_VOX), axis)
     border = (left != right) & strong[left, right]
     flat = np.flatnonzero(border)
     if len(flat) < FEWEST_PROFILES:
@@ -115,7 +115,7 @@ def _profiles(
     steps = np.arange(1 - HALF_VOX, HALF_VOX + 1)
     at = [np.broadcast_to(p[:, None], (len(p), len(steps))) for p in places]
     at[axis] = np.clip(at[axis] + steps, 0, n - 1)
-    return Profiles(image[tuple(at)].astype(np.float64), locations[ranks[tuple(at)]], slant)
+    return Profiles(image[tuple(at)].astype(np.float64), locations[indices[tuple(at)]], slant)
 
 
 def _to_steepest(image: np.ndarray, places: np.ndarray, axis: int) -> np.ndarray:
@@ -221,7 +221,7 @@ def point_spread_fwhm(edge_sd_vox: float) -> float:
 
 
 def noise_correlation(
-    image: np.ndarray, ranks: np.ndarray, flat: np.ndarray, *, most: int = 60_000
+    image: np.ndarray, indices: np.ndarray, flat: np.ndarray, *, most: int = 60_000
 ) -> tuple[float, float, float]:
     """Correlation of the noise of next neighbours along each axis, within one label.
 
@@ -231,19 +231,19 @@ def noise_correlation(
     Parameters
     ----------
     image : (X, Y, Z) float, C order
-    ranks : (X, Y, Z) uint8 or uint16
+    indices : (X, Y, Z) uint8 or uint16
     flat : (n,) int
         Voxels of one label.
     """
     places = np.stack(np.unravel_index(flat[:: max(1, len(flat) // most)], image.shape))
-    own = ranks[tuple(places)]
+    own = indices[tuple(places)]
     found = []
     for axis in range(3):
         spreads = []
         for step in (1, 2):
             moved = places.copy()
             moved[axis] = np.minimum(moved[axis] + step, image.shape[axis] - 1)
-            same = (ranks[tuple(moved)] == own) & (moved[axis] == places[axis] + step)
+            same = (indices[tuple(moved)] == own) & (moved[axis] == places[axis] + step)
             differs = image[tuple(moved)][same] - image[tuple(places)][same]
             spreads.append(float(np.median(np.abs(differs))) if same.sum() > 100 else math.nan)
         ratio = (spreads[0] / spreads[1]) ** 2 if spreads[1] > 0 else math.nan

@@ -23,8 +23,8 @@ class Scene:
     Parameters
     ----------
     image : (X, Y, Z) float32, C order
-    ranks : (X, Y, Z) uint8 or uint16
-        Rank among ``labels``; 0 is air.
+    indices : (X, Y, Z) uint8 or uint16
+        Class index among ``labels``; 0 is air.
     labels : tuple of Label
         What is there; the first is the table's background.
     offset : tuple of 3 int
@@ -32,7 +32,7 @@ class Scene:
     """
 
     image: np.ndarray
-    ranks: np.ndarray
+    indices: np.ndarray
     labels: tuple[Label, ...]
     offset: tuple[int, int, int]
     head: tuple[slice, slice, slice]
@@ -41,7 +41,7 @@ class Scene:
 
 
 def _indexed(voxels: np.ndarray, table: LabelTable) -> tuple[np.ndarray, list[Label]]:
-    """Voxels as ranks among the labels that are there; rank 0 is outside air."""
+    """Voxels as class indices among the labels that are there; 0 is outside air."""
     highest = int(table.codes[-1])
     seen = np.zeros(highest + 1, dtype=bool)
     for slab in voxels:
@@ -49,8 +49,8 @@ def _indexed(voxels: np.ndarray, table: LabelTable) -> tuple[np.ndarray, list[La
     air = table[0] if 0 in table else Label(0, "Background")
     present = [air, *(table[int(code)] for code in np.flatnonzero(seen) if code != 0)]
     lookup = np.zeros(highest + 1, dtype=np.uint8 if len(present) < 256 else np.uint16)
-    for rank, label in enumerate(present):
-        lookup[label.index] = rank
+    for index, label in enumerate(present):
+        lookup[label.index] = index
     return np.take(lookup, voxels), present
 
 
@@ -66,10 +66,10 @@ def crop_scene(image: np.ndarray, voxels: np.ndarray, labels: LabelMap) -> Scene
         start, stop = int(lines[0]), int(lines[-1]) + 1
         wide.append(slice(max(0, start - margin), min(voxels.shape[axis], stop + margin)))
         box.append(slice(start - wide[-1].start, stop - wide[-1].start))
-    ranks, present = _indexed(voxels[tuple(wide)], labels.table)
+    indices, present = _indexed(voxels[tuple(wide)], labels.table)
     return Scene(
         image=np.ascontiguousarray(image[tuple(wide)], dtype=np.float32),
-        ranks=np.ascontiguousarray(ranks),
+        indices=np.ascontiguousarray(indices),
         labels=tuple(present),
         offset=triple(s.start for s in wide),
         head=triple(box),
@@ -79,20 +79,20 @@ def crop_scene(image: np.ndarray, voxels: np.ndarray, labels: LabelMap) -> Scene
 
 
 def partners(labels: tuple[Label, ...]) -> np.ndarray:
-    """Rank of each label's mirror, (labels,) int; its own where the mirror is not there."""
-    rank_of = {label.index: rank for rank, label in enumerate(labels)}
-    return np.array([rank_of.get(label.mirror, rank) for rank, label in enumerate(labels)])
+    """Class index of each label's mirror, (labels,) int; its own where the mirror is not there."""
+    index_of = {label.index: index for index, label in enumerate(labels)}
+    return np.array([index_of.get(label.mirror, index) for index, label in enumerate(labels)])
 
 
 def head_places(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """Some voxels of the head, (n, 3) int."""
-    flat = np.flatnonzero(scene.ranks)
+    flat = np.flatnonzero(scene.indices)
     flat = flat if len(flat) <= 20_000 else rng.choice(flat, 20_000, replace=False)
-    return np.stack(np.unravel_index(flat, scene.ranks.shape), -1)
+    return np.stack(np.unravel_index(flat, scene.indices.shape), -1)
 
 
 def head_range(scene: Scene) -> tuple[float, float]:
-    flat = np.flatnonzero(scene.ranks)
+    flat = np.flatnonzero(scene.indices)
     values = scene.image.reshape(-1)[flat[:: max(1, len(flat) // 1_000_000)]]
     low, high = np.percentile(values[np.isfinite(values)], [0.5, 99.5])
     return float(low), float(high)

@@ -145,7 +145,7 @@ def _measure_scene(
     described = without_spill(scene, interior, described, fwhm_mm, rng)
     named = _that_have_voxels(scene, described)
     warnings = list(
-        quality_warnings.of_labels(table, named, scene.image, scene.ranks, brain_alone=stripped)
+        quality_warnings.of_labels(table, named, scene.image, scene.indices, brain_alone=stripped)
     )
     warnings += quality_warnings.of_noise(
         noise, in_tissue, ratio=ratio, masked_share=behind.masked_share
@@ -172,7 +172,7 @@ def _that_have_voxels(
     scene: Scene, described: Sequence[LabelStatistics]
 ) -> dict[str, LabelStatistics]:
     """Statistics by name, of labels that the image has."""
-    named = {label.name: described[rank] for rank, label in enumerate(scene.labels)}
+    named = {label.name: described[index] for index, label in enumerate(scene.labels)}
     return {name: known for name, known in named.items() if known.voxels > 0}
 
 
@@ -213,7 +213,7 @@ def _interior(scene: Scene) -> tuple[Interior, np.ndarray]:
     """Voxels away from borders, and the local level around them."""
     finite = np.isfinite(scene.image)
     return find_interior(
-        scene.ranks,
+        scene.indices,
         len(scene.labels),
         scene.voxel_size_mm,
         usable=None if finite.all() else finite,

@@ -24,7 +24,7 @@ LEAST_SHARE = 0.05
 
 def autocorrelation(
     residual: np.ndarray,
-    ranks: np.ndarray,
+    indices: np.ndarray,
     interior: Interior,
     voxel_size_mm: tuple[float, float, float],
     *,
@@ -36,7 +36,7 @@ def autocorrelation(
     ----------
     residual : (X, Y, Z) float32, C order
         Deviation from the label's location in units of its scale; NaN where not to be used.
-    ranks : (X, Y, Z) uint8 or uint16
+    indices : (X, Y, Z) uint8 or uint16
     interior : Interior
 
     Returns
@@ -49,8 +49,8 @@ def autocorrelation(
     """
     n_labels = len(interior.starts) - 1
     anchors = _anchors(interior, rng)
-    places = np.stack(np.unravel_index(anchors, ranks.shape))
-    label = ranks.reshape(-1)[anchors]
+    places = np.stack(np.unravel_index(anchors, indices.shape))
+    label = indices.reshape(-1)[anchors]
     value = residual.reshape(-1)[anchors]
     fine = np.isfinite(value)
     square = np.minimum(np.where(fine, value, 0) ** 2, CUT)
@@ -61,10 +61,10 @@ def autocorrelation(
         if k == 1:
             within = np.ones(len(anchors), dtype=bool)
         other = places[axis] + k
-        within &= other < ranks.shape[axis]
+        within &= other < indices.shape[axis]
         moved = list(places)
-        moved[axis] = np.minimum(other, ranks.shape[axis] - 1)
-        within &= ranks[tuple(moved)] == label
+        moved[axis] = np.minimum(other, indices.shape[axis] - 1)
+        within &= indices[tuple(moved)] == label
         there = residual[tuple(moved)]
         good = within & fine & np.isfinite(there)
         pairs = np.clip(np.where(good, value * there, 0), -CUT, CUT)
@@ -79,8 +79,8 @@ def _most(size_mm: float) -> int:
 
 def _anchors(interior: Interior, rng: np.random.Generator) -> np.ndarray:
     chosen = []
-    for rank, count in enumerate(interior.counts()):
-        flat = interior.flat[interior.of(rank)]
+    for index, count in enumerate(interior.counts()):
+        flat = interior.flat[interior.of(index)]
         chosen.append(flat if count <= ANCHORS else rng.choice(flat, ANCHORS, replace=False))
     return np.concatenate(chosen)
 

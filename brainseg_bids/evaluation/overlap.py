@@ -83,19 +83,19 @@ class Tally:
 
     def overlap(self, structure: Structure) -> Overlap:
         """Voxels of a structure."""
-        ranks = np.flatnonzero(np.isin(self.codes, structure.codes))
+        indices = np.flatnonzero(np.isin(self.codes, structure.codes))
         return Overlap(
-            int(self.counts[ranks].sum()),
-            int(self.counts[:, ranks].sum()),
-            int(self.counts[np.ix_(ranks, ranks)].sum()),
+            int(self.counts[indices].sum()),
+            int(self.counts[:, indices].sum()),
+            int(self.counts[np.ix_(indices, indices)].sum()),
             self.voxel_mm3,
         )
 
     def box(self, structures: Sequence[Structure]) -> Box:
         """Smallest box around structures in both maps; of size zero if they are in neither."""
         wanted = sorted({code for structure in structures for code in structure.codes})
-        ranks = np.flatnonzero(np.isin(self.codes, wanted))
-        low, high = self.low[:, ranks].reshape(-1, 3), self.high[:, ranks].reshape(-1, 3)
+        indices = np.flatnonzero(np.isin(self.codes, wanted))
+        low, high = self.low[:, indices].reshape(-1, 3), self.high[:, indices].reshape(-1, 3)
         there = high[:, 0] > 0
         if not there.any():
             return (slice(0, 0),) * 3
@@ -104,7 +104,7 @@ class Tally:
 
 
 def confusion(reference: np.ndarray, predicted: np.ndarray, n_labels: int) -> np.ndarray:
-    """Voxels for each pair of ranks.
+    """Voxels for each pair of class indices.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def confusion(reference: np.ndarray, predicted: np.ndarray, n_labels: int) -> np
     Returns
     -------
     (n_labels, n_labels) int64
-        Row: rank in the reference; column: rank in the prediction.
+        Row: class index in the reference; column: that in the prediction.
 
     Examples
     --------
@@ -143,13 +143,13 @@ def dice_from(counts: np.ndarray) -> np.ndarray:
 def tally(pair: Pair) -> Tally:
     """Count voxels for each pair of codes, and find the box of each code, in one pass."""
     n = len(pair.codes)
-    ranks = pair.lookup({int(code): rank for rank, code in enumerate(pair.codes)}, n, np.int64)
-    counts = np.zeros((n + 1, n + 1), np.int64)  # the last rank is of voxels that do not count
+    indices = pair.lookup({int(code): index for index, code in enumerate(pair.codes)}, n, np.int64)
+    counts = np.zeros((n + 1, n + 1), np.int64)  # the last one is of voxels that do not count
     low = np.full((2, n + 1, 3), np.iinfo(np.int64).max)
     high = np.zeros((2, n + 1, 3), np.int64)
     for box in pair.blocks():
         first, second = (pair.part(which, box) for which in ("reference", "prediction"))
-        _tally(first, second, box[0].start, ranks, counts, low, high)
+        _tally(first, second, box[0].start, indices, counts, low, high)
     return Tally(pair.codes, counts[:n, :n], low[:, :n], high[:, :n], pair.voxel_mm3)
 
 
@@ -166,7 +166,7 @@ def _tally(
     first: np.ndarray,
     second: np.ndarray,
     plane: int,
-    ranks: np.ndarray,
+    indices: np.ndarray,
     counts: np.ndarray,
     low: np.ndarray,
     high: np.ndarray,
@@ -181,14 +181,14 @@ def _tally(
                 differs |= (a[z] ^ a[0]) | (b[z] ^ b[0])
             z = 0 if differs else n_z
             if z:
-                counts[ranks[a[0]], ranks[b[0]]] += n_z
-                _grow(low[0, ranks[a[0]]], high[0, ranks[a[0]]], x + plane, y, 0, n_z)
-                _grow(low[1, ranks[b[0]]], high[1, ranks[b[0]]], x + plane, y, 0, n_z)
+                counts[indices[a[0]], indices[b[0]]] += n_z
+                _grow(low[0, indices[a[0]]], high[0, indices[a[0]]], x + plane, y, 0, n_z)
+                _grow(low[1, indices[b[0]]], high[1, indices[b[0]]], x + plane, y, 0, n_z)
             while z < n_z:  # a run of equal pairs at a time: most of a head is runs
                 one, other, start = a[z], b[z], z
                 z += 1
                 while z < n_z and a[z] == one and b[z] == other:
                     z += 1
-                counts[ranks[one], ranks[other]] += z - start
-                _grow(low[0, ranks[one]], high[0, ranks[one]], x + plane, y, start, z)
-                _grow(low[1, ranks[other]], high[1, ranks[other]], x + plane, y, start, z)
+                counts[indices[one], indices[other]] += z - start
+                _grow(low[0, indices[one]], high[0, indices[one]], x + plane, y, start, z)
+                _grow(low[1, indices[other]], high[1, indices[other]], x + plane, y, start, z)

@@ -110,17 +110,17 @@ def _take_head(
     """Copy the head's rows of labels that both tables name; gives their names."""
     if (net.spec.block_size, net.spec.features) != (source.spec.block_size, source.spec.features):
         return ()
-    source_rank = {_key(label): rank for rank, label in enumerate(source_table)}
+    source_index = {_key(label): index for index, label in enumerate(source_table)}
     for of_net, of_source in [
         (net.head.get_parameter(name), source.head.get_parameter(name))
         for name in ("weight", "bias")
     ]:
         own = of_net.view(len(table), -1)
         theirs = of_source.view(len(source_table), -1)
-        for rank, label in enumerate(table):
-            if _key(label) in source_rank:
-                own[rank].copy_(theirs[source_rank[_key(label)]])
-    return tuple(label.name for label in table if _key(label) in source_rank)
+        for index, label in enumerate(table):
+            if _key(label) in source_index:
+                own[index].copy_(theirs[source_index[_key(label)]])
+    return tuple(label.name for label in table if _key(label) in source_index)
 
 
 def _key(label: Label) -> str | int:

@@ -284,7 +284,7 @@ class _Entry:
             "voxel_size_mm": head.voxel_size_mm,
             "box_vox": head.box_vox.tolist(),
             "brain_box_vox": head.brain_box_vox.tolist(),
-            "indices": _written(self.indices, head.ranks.numpy()),
+            "indices": _written(self.indices, head.indices.numpy()),
             "walls": _written(self.walls, walls.towards.numpy()) if walls else None,
             "walls_spacing_vox": walls.spacing_vox if walls else None,
             "warnings": warnings,

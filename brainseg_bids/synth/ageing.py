@@ -54,12 +54,12 @@ class Walls:
 
     @classmethod
     def of(
-        cls, ranks: np.ndarray, table: LabelTable, voxel_size_mm: tuple[float, float, float]
+        cls, indices: np.ndarray, table: LabelTable, voxel_size_mm: tuple[float, float, float]
     ) -> Walls | None:
-        """Walls of a label map of ranks (X, Y, Z) uint8; ``None`` if it has no ventricles."""
+        """Walls of class indices (X, Y, Z) uint8; ``None`` if there are no ventricles."""
         chosen = np.array([label.name.endswith(VENTRICLES) for label in table])
         steps = [max(1, round(NODES_MM / size)) for size in voxel_size_mm]
-        inside = _block_means(chosen[ranks], steps)
+        inside = _block_means(chosen[indices], steps)
         if not inside.any():
             return None
         spacing_mm = [step * size for step, size in zip(steps, voxel_size_mm, strict=True)]
@@ -119,50 +119,50 @@ def widen(
     return where_vox + shift_mm / sizes_mm.view(3, 1, 1, 1)
 
 
-def age(ranks: Tensor, ageing: Ageing, table: LabelTable, *, voxel_size_mm: float) -> Tensor:
-    """Thin (or thicken) the cortex and place lesions, in ranks of ``table``, (X, Y, Z) uint8.
+def age(indices: Tensor, ageing: Ageing, table: LabelTable, *, voxel_size_mm: float) -> Tensor:
+    """Thin (or thicken) the cortex and place lesions: class indices of ``table``, (X, Y, Z) uint8.
 
     Cortex that touches fluid gives way to it where a smooth random field is high, or fluid that
     touches the cortex of one side to that; white matter becomes lesion where another field is
     high. With a label that the table lacks nothing is done.
     """
     if ageing.thinning_frac != 0:
-        ranks = _thin(ranks, ageing, table, voxel_size_mm)
+        indices = _thin(indices, ageing, table, voxel_size_mm)
     if ageing.lesion_frac > 0:
-        ranks = _lesions(ranks, ageing, table, voxel_size_mm)
-    return ranks
+        indices = _lesions(indices, ageing, table, voxel_size_mm)
+    return indices
 
 
-def _thin(ranks: Tensor, ageing: Ageing, table: LabelTable, voxel_size_mm: float) -> Tensor:
+def _thin(indices: Tensor, ageing: Ageing, table: LabelTable, voxel_size_mm: float) -> Tensor:
     names = [label.name for label in table]
     cortex = [names.index(name) for name in CORTEX if name in names]
     fluid = [names.index(name) for name in FLUID if name in names]
     if not cortex or not fluid:
-        return ranks
-    is_fluid = voxels_of(ranks, [name in FLUID for name in names])
+        return indices
+    is_fluid = voxels_of(indices, [name in FLUID for name in names])
     share = abs(ageing.thinning_frac)
-    here = _highest(ranks, share, THIN_PATCH_MM, voxel_size_mm, ageing.seed)
+    here = _highest(indices, share, THIN_PATCH_MM, voxel_size_mm, ageing.seed)
     if ageing.thinning_frac > 0:
-        here &= voxels_of(ranks, [name in CORTEX for name in names])
-        return ranks.masked_fill(here & _touches(is_fluid), fluid[0])
+        here &= voxels_of(indices, [name in CORTEX for name in names])
+        return indices.masked_fill(here & _touches(is_fluid), fluid[0])
     here &= is_fluid
-    near = [_touches(ranks == rank) for rank in cortex]
+    near = [_touches(indices == index) for index in cortex]
     if len(near) == len(CORTEX):
         here &= ~(near[0] & near[1])  # between the hemispheres neither side is preferred
-    grown = ranks
-    for rank, beside in zip(cortex, near, strict=True):
-        grown = grown.masked_fill(here & beside, rank)
+    grown = indices
+    for index, beside in zip(cortex, near, strict=True):
+        grown = grown.masked_fill(here & beside, index)
     return grown
 
 
-def _lesions(ranks: Tensor, ageing: Ageing, table: LabelTable, voxel_size_mm: float) -> Tensor:
-    rank_of = {label.name: rank for rank, label in enumerate(table)}
-    spots = _highest(ranks, ageing.lesion_frac, LESION_MM, voxel_size_mm, ageing.seed + 1)
+def _lesions(indices: Tensor, ageing: Ageing, table: LabelTable, voxel_size_mm: float) -> Tensor:
+    index_of = {label.name: index for index, label in enumerate(table)}
+    spots = _highest(indices, ageing.lesion_frac, LESION_MM, voxel_size_mm, ageing.seed + 1)
     for side in SIDES:
-        matter, lesion = (rank_of.get(f"{side}-{x}") for x in ("Cerebral-White-Matter", "Lesion"))
+        matter, lesion = (index_of.get(f"{side}-{x}") for x in ("Cerebral-White-Matter", "Lesion"))
         if matter is not None and lesion is not None:
-            ranks = ranks.masked_fill(spots & (ranks == matter), lesion)
-    return ranks
+            indices = indices.masked_fill(spots & (indices == matter), lesion)
+    return indices
 
 
 def _touches(mask: Tensor) -> Tensor:
@@ -176,18 +176,18 @@ def _touches(mask: Tensor) -> Tensor:
 
 
 def _highest(
-    ranks: Tensor, share: float, spacing_mm: float, voxel_size_mm: float, seed: int
+    indices: Tensor, share: float, spacing_mm: float, voxel_size_mm: float, seed: int
 ) -> Tensor:
     """The given share of all voxels, in patches: where a smooth normal field is highest."""
     field = smooth_field(
-        triple(ranks.shape),
+        triple(indices.shape),
         voxel_size_mm=voxel_size_mm,
         node_spacing_mm=spacing_mm,
         seed=seed,
-        device=ranks.device,
+        device=indices.device,
     )
     bound = torch.special.ndtri(torch.tensor(1 - min(share, 1 - 1e-6), dtype=torch.float64))
-    high = torch.empty_like(ranks, dtype=torch.bool)
-    for start, stop in slabs(ranks.shape[0]):
+    high = torch.empty_like(indices, dtype=torch.bool)
+    for start, stop in slabs(indices.shape[0]):
         high[start:stop] = field(start, stop) > float(bound)
     return high

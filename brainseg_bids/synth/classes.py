@@ -89,9 +89,9 @@ class ClassDraw:
             offsets=_draw_offsets(space, streams),
         )
 
-    def tissue(self, rank: int, location: float) -> Tissue:
+    def tissue(self, index: int, location: float) -> Tissue:
         """Tissue of a class whose mean is the quantile at this standard normal."""
-        space, tissue, spread = self.space, self.space.tissues[rank], float(self.spread[rank])
+        space, tissue, spread = self.space, self.space.tissues[index], float(self.spread[index])
         if "Background" in tissue.labels and not self.is_dark:
             mean = within(space.background_noisy_mean, phi(location))
             sd = within(space.background_noisy_sd, phi(spread))
@@ -102,7 +102,7 @@ class ClassDraw:
         else:
             mean = tissue.mean[0] + space.widen * tissue.mean[1] * float(location)
             sd = max(0.0, tissue.sd[0] + tissue.sd[1] * spread)
-        offsets = self.offsets[rank]
+        offsets = self.offsets[index]
         return Tissue(
             tuple(clip_mean(mean + offset) for offset in offsets),
             (sd * self.sd_frac,) * len(offsets),

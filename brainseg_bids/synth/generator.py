@@ -33,7 +33,7 @@ from brainseg_bids.synth.view import Box, Crop, field_of_view, masked, out_of_vi
 
 @dataclass(frozen=True)
 class SynthPair:
-    """Image (1, X, Y, Z) float32 in 0..1, labels (X, Y, Z) uint8: ranks in the target table."""
+    """Image (1, X, Y, Z) float32 in 0..1; labels (X, Y, Z) uint8, class indices of the target."""
 
     image: Tensor
     labels: Tensor
@@ -45,16 +45,16 @@ class LabelVolume:
 
     Parameters
     ----------
-    ranks : (X + 2, Y + 2, Z + 2) uint8
-        Rank of each voxel's code in the source table, RAS+ axes.
+    indices : (X + 2, Y + 2, Z + 2) uint8
+        Class index of each voxel's code in the source table, RAS+ axes.
     voxel_size_mm : tuple of 3 float
     box_vox, brain_box_vox : (2, 3) float
-        First and last voxel in ``ranks`` of the head, and of the brain.
+        First and last voxel in ``indices`` of the head, and of the brain.
     walls : Walls, optional
         Of the ventricles, if there are any.
     """
 
-    ranks: Tensor
+    indices: Tensor
     voxel_size_mm: tuple[float, float, float]
     box_vox: np.ndarray
     brain_box_vox: np.ndarray
@@ -62,24 +62,24 @@ class LabelVolume:
 
     @classmethod
     def from_label_map(cls, labels: LabelMap) -> LabelVolume:
-        """Turn towards RAS, rank the codes, find the head."""
+        """Turn towards RAS, turn codes into class indices, find the head."""
         grid = labels.grid.to_ras()
         codes = labels.grid.array_to_ras(labels.voxels)
         # Codes without a position are not in a label map, so a byte holds all.
-        ranks = np.pad(labels.table.positions().astype(np.uint8)[codes], 1)
-        box = _box(ranks > 0)
+        indices = np.pad(labels.table.positions().astype(np.uint8)[codes], 1)
+        box = _box(indices > 0)
         if box is None:
             raise ValueError("the label map is empty: every voxel is background")
-        brain_box = _box(np.array([label.is_brain for label in labels.table])[ranks])
+        brain_box = _box(np.array([label.is_brain for label in labels.table])[indices])
         if brain_box is None:
             brain_box = box
-        walls = Walls.of(ranks, labels.table, grid.voxel_size_mm)
-        return cls(torch.from_numpy(ranks), grid.voxel_size_mm, box, brain_box, walls)
+        walls = Walls.of(indices, labels.table, grid.voxel_size_mm)
+        return cls(torch.from_numpy(indices), grid.voxel_size_mm, box, brain_box, walls)
 
     def to(self, device: torch.device | str) -> LabelVolume:
         """The same head on another device."""
         walls = self.walls and self.walls.to(device)
-        return replace(self, ranks=self.ranks.to(device), walls=walls)
+        return replace(self, indices=self.indices.to(device), walls=walls)
 
 
 class Generator:
@@ -115,7 +115,7 @@ class Generator:
             raise ValueError("code 0 has to be background in both tables")
         if len(source) > 255 or len(self.target) > 255:
             raise ValueError(
-                "tables of more than 255 labels do not fit the generator's uint8 ranks"
+                "tables of more than 255 labels do not fit the generator's uint8 class indices"
             )
 
     def render(self, head: LabelVolume, recipe: Recipe) -> SynthPair:
@@ -126,46 +126,46 @@ class Generator:
         changes the labels.
         """
         crop = self._crop(head, recipe)
-        ranks = self._deform(head, recipe)  # anatomy moves; labels stay labels
-        ranks = age(ranks, recipe.ageing, self.source, voxel_size_mm=self.voxel_size_mm)
-        gone = out_of_view(recipe.view, ranks, self.source, crop)
-        labels = self._labels(ranks, gone, flip=recipe.flip)
+        indices = self._deform(head, recipe)  # anatomy moves; labels stay labels
+        indices = age(indices, recipe.ageing, self.source, voxel_size_mm=self.voxel_size_mm)
+        gone = out_of_view(recipe.view, indices, self.source, crop)
+        labels = self._labels(indices, gone, flip=recipe.flip)
 
         contrast = [
             self._tissues(recipe, crop),  # each label gets its own intensities and texture
             self._flip_angles(head, recipe, crop),  # B1+: contrast where 7 T is weak
         ]
         signal = [
-            air_loss(recipe.susceptibility, ranks, self.source, crop),  # echoes lost near air
+            air_loss(recipe.susceptibility, indices, self.source, crop),  # echoes lost near air
             receive(recipe.bias, crop),  # B1-: what the coils hear
         ]
         if recipe.ratio.noise_frac > 0:
-            image = self._ratio_image(ranks, contrast, signal, recipe, crop)
+            image = self._ratio_image(indices, contrast, signal, recipe, crop)
         else:
-            image = self._magnitude_image(ranks, contrast + signal, recipe, crop)
+            image = self._magnitude_image(indices, contrast + signal, recipe, crop)
 
         if recipe.view.air_masked:
-            image, gone = self._mask(image, ranks, recipe, crop)  # air made constant
+            image, gone = self._mask(image, indices, recipe, crop)  # air made constant
         seen = field_of_view(recipe.view, crop)
         return SynthPair(image=_finish(image, gone, seen, recipe.gamma)[None], labels=labels)
 
     def _mask(
-        self, image: Tensor, ranks: Tensor, recipe: Recipe, crop: Crop
+        self, image: Tensor, indices: Tensor, recipe: Recipe, crop: Crop
     ) -> tuple[Tensor, Tensor | None]:
         """Image with its air at one level, and what has to be zero besides."""
-        air = masked(recipe.view, ranks, self.source)
+        air = masked(recipe.view, indices, self.source)
         # Tissues that are not kept have the mask's level, which is zero in magnitude images.
         beyond = replace(recipe.view, kept="head")
-        gone = out_of_view(beyond, ranks, self.source, crop)
+        gone = out_of_view(beyond, indices, self.source, crop)
         if air is not None:
             image = image.masked_fill(air, recipe.view.air_level)
         return image, gone
 
     def _magnitude_image(
-        self, ranks: Tensor, layers: list[Any], recipe: Recipe, crop: Crop
+        self, indices: Tensor, layers: list[Any], recipe: Recipe, crop: Crop
     ) -> Tensor:
         """Paint, move, acquire: length of complex numbers with noise."""
-        image = paint(ranks, layers)
+        image = paint(indices, layers)
         (scale,) = quantiles(image, 0.99)
         image = move(image, recipe.motion, crop)  # lines of k-space from other poses
         return acquire(  # slice profile, voxel size, ringing, noise
@@ -178,7 +178,7 @@ class Generator:
         )
 
     def _ratio_image(
-        self, ranks: Tensor, contrast: list[Any], signal: list[Any], recipe: Recipe, crop: Crop
+        self, indices: Tensor, contrast: list[Any], signal: list[Any], recipe: Recipe, crop: Crop
     ) -> Tensor:
         """MP2RAGE's UNI: what acts on both inversions cancels, and shows in the noise only.
 
@@ -187,14 +187,16 @@ class Generator:
         voxels = AcquiredVoxels.of(self.shape, recipe.resolution, voxel_size_mm=self.voxel_size_mm)
         strength = second_inversion(self.source, recipe.transmit.field_t).to(crop.device)
         painted, second = (
-            truncate(voxels.sample(move(paint(ranks, layers), recipe.motion, crop)), recipe.gibbs)
+            truncate(
+                voxels.sample(move(paint(indices, layers), recipe.motion, crop)), recipe.gibbs
+            )
             for layers in (contrast, [one_value(strength), *signal])
         )
         return voxels.resample(take_ratio(painted, second, recipe.ratio))
 
     def _crop(self, head: LabelVolume, recipe: Recipe) -> Crop:
         center_mm = self._place_mm(head, recipe, head.box_vox.mean(0))
-        return Crop(self.shape, self.voxel_size_mm, center_mm, head.ranks.device)
+        return Crop(self.shape, self.voxel_size_mm, center_mm, head.indices.device)
 
     @staticmethod
     def _place_mm(head: LabelVolume, recipe: Recipe, source_vox: np.ndarray) -> Triple:
@@ -207,19 +209,19 @@ class Generator:
         return triple(float(mm) for mm in place_mm)
 
     def _deform(self, head: LabelVolume, recipe: Recipe) -> Tensor:
-        """Rank of each voxel's label in the source table, (X, Y, Z) uint8."""
+        """Class index of each voxel's label in the source table, (X, Y, Z) uint8."""
         index = self._locate(head, recipe)
-        source = head.ranks.flatten()
-        ranks = torch.empty(self.shape, dtype=torch.uint8, device=source.device)
+        source = head.indices.flatten()
+        indices = torch.empty(self.shape, dtype=torch.uint8, device=source.device)
         for start, stop in slabs(self.shape[0]):
             torch.index_select(
-                source, 0, index(start, stop).flatten(), out=ranks[start:stop].view(-1)
+                source, 0, index(start, stop).flatten(), out=indices[start:stop].view(-1)
             )
-        return ranks
+        return indices
 
     def _locate(self, head: LabelVolume, recipe: Recipe) -> Callable[[int, int], Tensor]:
-        """Function of a slab: flat index into ``head.ranks`` of each of its voxels."""
-        device = head.ranks.device
+        """Function of a slab: flat index into ``head.indices`` of each of its voxels."""
+        device = head.indices.device
         nodes = coordinate_nodes(
             recipe.deformation,
             shape=self.shape,
@@ -239,7 +241,7 @@ class Generator:
             for n, c in zip(self.shape, (nodes.shape[0], *nodes.shape[2:]), strict=True)
         )
         finer = BandedProduct(to_x, to_y.to(device) @ (nodes @ to_z.to(device).T))
-        sizes, (step_x, step_y, _) = head.ranks.shape, head.ranks.stride()
+        sizes, (step_x, step_y, _) = head.indices.shape, head.indices.stride()
 
         def index(start: int, stop: int) -> Tensor:
             where = finer(start, stop)
@@ -256,19 +258,19 @@ class Generator:
 
         return index
 
-    def _labels(self, ranks: Tensor, gone: Tensor | None, *, flip: bool) -> Tensor:
-        """Ranks in the target table; background where there is no such label, or no image."""
+    def _labels(self, indices: Tensor, gone: Tensor | None, *, flip: bool) -> Tensor:
+        """Class indices in the target table; background where there is no label, or no image."""
         positions = self.target.positions()
         to_target = np.zeros(len(self.source), dtype=np.uint8)
-        for rank, label in enumerate(self.source):
+        for index, label in enumerate(self.source):
             code = self._to_target.get(label.index)
             if code is not None:
                 entry = self.target[code]
-                to_target[rank] = positions[entry.mirror if flip else entry.index]
-        lookup = torch.from_numpy(to_target).to(ranks.device)
-        labels = torch.empty_like(ranks)
+                to_target[index] = positions[entry.mirror if flip else entry.index]
+        lookup = torch.from_numpy(to_target).to(indices.device)
+        labels = torch.empty_like(indices)
         for start, stop in slabs(self.shape[0]):
-            part = ranks[start:stop].flatten().int()
+            part = indices[start:stop].flatten().int()
             torch.index_select(lookup, 0, part, out=labels[start:stop].view(-1))
         return labels if gone is None else labels.masked_fill_(gone, 0)
 

@@ -15,7 +15,7 @@ from brainseg_bids.synth.interpolate import slabs
 from brainseg_bids.synth.recipe import Recipe, Tissue
 
 Layer = Callable[[Tensor, Tensor, int, int], None]
-"""Changes a slab of the image in place: its values, the ranks of its labels, start, stop."""
+"""Changes a slab of the image in place: its values, its class indices, start, stop."""
 
 NORMAL = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16).float()
 """65,536 quantiles of the standard normal, +-4.3 at the ends."""
@@ -28,7 +28,7 @@ LEVELS_PER_SD = 32
 
 
 def tissue_lookup(recipe: Recipe, table: LabelTable) -> tuple[Tensor, int]:
-    """Mean and sd for (label rank x level of the texture), packed as one complex number each.
+    """Mean and sd for (class index x level of the texture), packed as one complex number each.
 
     A label's components take the levels in turn, each as many as has its weight of a standard
     normal field; so one lookup serves labels of one component and of five.
@@ -86,12 +86,12 @@ def tissues(
     lookup, levels = tissue_lookup(recipe, table)
     lookup = lookup.to(device)
 
-    def paint_tissues(painted: Tensor, ranks: Tensor, start: int, stop: int) -> None:
-        entry = ranks
+    def paint_tissues(painted: Tensor, indices: Tensor, start: int, stop: int) -> None:
+        entry = indices
         if levels > 1:
             if level is None:
                 raise ValueError("labels of several components need the levels of a texture")
-            entry = level(start, stop).add_(ranks, alpha=levels)
+            entry = level(start, stop).add_(indices, alpha=levels)
         found = lookup.index_select(0, entry.flatten())
         mean, sd = torch.view_as_real(found).view(*painted.shape, 2).unbind(-1)
         torch.addcmul(mean, sd, noise(start, stop), out=painted)
@@ -102,26 +102,26 @@ def tissues(
 def one_value(values: Tensor) -> Layer:
     """Layer that gives each voxel its label's value, (n_labels,) float."""
 
-    def paint_values(painted: Tensor, ranks: Tensor, start: int, stop: int) -> None:
-        torch.index_select(values, 0, ranks.flatten(), out=painted.view(-1))
+    def paint_values(painted: Tensor, indices: Tensor, start: int, stop: int) -> None:
+        torch.index_select(values, 0, indices.flatten(), out=painted.view(-1))
 
     return paint_values
 
 
-def paint(ranks: Tensor, layers: Iterable[Layer | None]) -> Tensor:
+def paint(indices: Tensor, layers: Iterable[Layer | None]) -> Tensor:
     """Image of a label map: layer upon layer, a slab at a time; never below zero.
 
     Parameters
     ----------
-    ranks : (X, Y, Z) uint8
-        Rank of each voxel's label in the table that the layers know.
+    indices : (X, Y, Z) uint8
+        Class index of each voxel's label in the table that the layers know.
     layers : iterable of Layer or None
         ``None`` is a layer that is switched off.
     """
     used = [layer for layer in layers if layer is not None]
-    image = torch.zeros(ranks.shape, device=ranks.device)
-    for start, stop in slabs(ranks.shape[0]):
-        part, entry = image[start:stop], ranks[start:stop].int()
+    image = torch.zeros(indices.shape, device=indices.device)
+    for start, stop in slabs(indices.shape[0]):
+        part, entry = image[start:stop], indices[start:stop].int()
         for layer in used:
             layer(part, entry, start, stop)
         part.clamp_(min=0)

@@ -205,7 +205,7 @@ class PriorSpace:
     def _class_of(self) -> dict[str, int]:
         """Rank of the agnostic class of each label."""
         classes = enumerate(self.agnostic.tissues)
-        return {label: rank for rank, tissue in classes for label in tissue.labels}
+        return {label: index for index, tissue in classes for label in tissue.labels}
 
     @cached_property
     def _ratio_share(self) -> float:
@@ -313,22 +313,22 @@ class PriorSpace:
         order = streams.generator("fitted components")
         own, shared = math.sqrt(1 - self.prior_weight), math.sqrt(self.prior_weight)
         tissues = {}
-        for label, rank in self._class_of.items():
+        for label, index in self._class_of.items():
             if label not in self.prior.labels:
                 continue
             # The sum's correlation is (1 - w) the classes' plus w the prior's.
-            z = own * classes.location[rank] + shared * fitted_z[label]
+            z = own * classes.location[index] + shared * fitted_z[label]
             prior = self.prior[label]
             n = 1 if "texture" in self.off else len(prior.components)
             fitted = fitted_tissue(
                 prior,
                 location=float(z),
-                spread=float(classes.spread[rank]),
+                spread=float(classes.spread[index]),
                 noise=measured,
                 gain=gain,
                 order=order.permutation(n).tolist() if n > 1 else (0,),
             )
-            tissues[label] = between_tissues(classes.tissue(rank, z), fitted, self.prior_weight)
+            tissues[label] = between_tissues(classes.tissue(index, z), fitted, self.prior_weight)
         return tissues
 
     def _draw_texture(self, texture: Texture, grain_mm: float, grain_frac: float) -> Texture:

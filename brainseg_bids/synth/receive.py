@@ -27,7 +27,7 @@ def receive(bias: Bias, crop: Crop) -> Layer | None:
         spread=bias.log_sd / math.log(2),
     )
 
-    def multiply(painted: Tensor, ranks: Tensor, start: int, stop: int) -> None:
+    def multiply(painted: Tensor, indices: Tensor, start: int, stop: int) -> None:
         painted.mul_(field(start, stop).exp2_())
 
     return multiply

@@ -49,14 +49,14 @@ def flip_angles(
         device=crop.device,
     )
 
-    def respond(painted: Tensor, ranks: Tensor, start: int, stop: int) -> None:
+    def respond(painted: Tensor, indices: Tensor, start: int, stop: int) -> None:
         change = field(start, stop).sub_(1)
-        found = torch.view_as_real(slopes.index_select(0, ranks.flatten()))
+        found = torch.view_as_real(slopes.index_select(0, indices.flatten()))
         linear, square = found.view(*painted.shape, 2).unbind(-1)
         answer = torch.addcmul(linear, square, change).mul_(change)
         rest = constant
         if isinstance(constant, Tensor):
-            rest = constant.index_select(0, ranks.flatten()).view(painted.shape)
+            rest = constant.index_select(0, indices.flatten()).view(painted.shape)
         answer.add_(rest)
         painted.add_(answer) if is_term else painted.mul_(answer)
 
@@ -64,22 +64,22 @@ def flip_angles(
 
 
 def air_loss(
-    susceptibility: Susceptibility, ranks: Tensor, table: LabelTable, crop: Crop
+    susceptibility: Susceptibility, indices: Tensor, table: LabelTable, crop: Crop
 ) -> Layer | None:
     """Layer that multiplies by the share of the signal that is left near air.
 
     Parameters
     ----------
-    ranks : (X, Y, Z) uint8
-        Rank of each voxel's label in ``table``; air is what has no protons.
+    indices : (X, Y, Z) uint8
+        Class index of each voxel's label in ``table``; air is what has no protons.
     """
     if susceptibility.echo_time_ms <= 0:
         return None
     is_air = torch.from_numpy(relaxation(table, susceptibility.field_t).proton_density == 0)
-    air = is_air.float().to(crop.device).index_select(0, ranks.flatten().int())
+    air = is_air.float().to(crop.device).index_select(0, indices.flatten().int())
     stride = max(1, round(CELL_MM / crop.voxel_size_mm))
     cells = functional.avg_pool3d(
-        air.view(1, 1, *ranks.shape), stride, ceil_mode=True, count_include_pad=False
+        air.view(1, 1, *indices.shape), stride, ceil_mode=True, count_include_pad=False
     )[0, 0]
     left = signal_left(
         cells,
@@ -89,11 +89,11 @@ def air_loss(
     )
     to_x, to_y, to_z = (
         linear_matrix(n, c, positions=(torch.arange(n) + 0.5) / stride - 0.5)
-        for n, c in zip(ranks.shape, cells.shape, strict=True)
+        for n, c in zip(indices.shape, cells.shape, strict=True)
     )
     finer = BandedProduct(to_x, to_y.to(crop.device) @ (left @ to_z.to(crop.device).T))
 
-    def lose(painted: Tensor, ranks: Tensor, start: int, stop: int) -> None:
+    def lose(painted: Tensor, indices: Tensor, start: int, stop: int) -> None:
         painted.mul_(finer(start, stop))
 
     return lose

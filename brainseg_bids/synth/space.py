@@ -244,8 +244,8 @@ class RecipeSpace(ClassSpace):
         streams = Streams.draw(rng)
         classes = ClassDraw.of(self, streams)
         tissues = {
-            label: classes.tissue(rank, classes.location[rank])
-            for rank, tissue in enumerate(self.tissues)
+            label: classes.tissue(index, classes.location[index])
+            for index, tissue in enumerate(self.tissues)
             for label in tissue.labels
         }
         return self.draw_rest(streams, tissues)

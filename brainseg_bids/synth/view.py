@@ -80,55 +80,55 @@ def is_outside(label: Label) -> bool:
     return label.index == 0 or label.name == "Background"
 
 
-def masked(view: View, ranks: Tensor, table: LabelTable) -> Tensor | None:
+def masked(view: View, indices: Tensor, table: LabelTable) -> Tensor | None:
     """Voxels that were set to ``view.air_level``, (X, Y, Z) bool; ``None`` if none were.
 
     Parameters
     ----------
-    ranks : (X, Y, Z) uint8
-        Rank of each voxel's label in ``table``.
+    indices : (X, Y, Z) uint8
+        Class index of each voxel's label in ``table``.
 
     Examples
     --------
     >>> table = LabelTable.packaged("fullhead")
-    >>> ranks = torch.tensor([[[0, 1]]], dtype=torch.uint8)
-    >>> masked(View(air_masked=True), ranks, table).tolist()
+    >>> indices = torch.tensor([[[0, 1]]], dtype=torch.uint8)
+    >>> masked(View(air_masked=True), indices, table).tolist()
     [[[True, False]]]
     """
     if not view.air_masked:
         return None
-    return voxels_of(ranks, [is_outside(x) or not is_visible(x, view) for x in table])
+    return voxels_of(indices, [is_outside(x) or not is_visible(x, view) for x in table])
 
 
-def voxels_of(ranks: Tensor, chosen: list[bool]) -> Tensor:
-    """Voxels of the chosen labels, (X, Y, Z) bool; ``chosen`` says so for each rank."""
-    lookup = torch.tensor(chosen, device=ranks.device)
-    return lookup.index_select(0, ranks.flatten().int()).view(ranks.shape)
+def voxels_of(indices: Tensor, chosen: list[bool]) -> Tensor:
+    """Voxels of the chosen labels, (X, Y, Z) bool; ``chosen`` says so for each class index."""
+    lookup = torch.tensor(chosen, device=indices.device)
+    return lookup.index_select(0, indices.flatten().int()).view(indices.shape)
 
 
-def out_of_view(view: View, ranks: Tensor, table: LabelTable, crop: Crop) -> Tensor | None:
+def out_of_view(view: View, indices: Tensor, table: LabelTable, crop: Crop) -> Tensor | None:
     """Voxels that are not in the image, (X, Y, Z) bool; ``None`` if all are.
 
     Parameters
     ----------
-    ranks : (X, Y, Z) uint8
-        Rank of each voxel's label in ``table``.
+    indices : (X, Y, Z) uint8
+        Class index of each voxel's label in ``table``.
     """
     gone = None
     if view.kept != "head":
-        gone = voxels_of(ranks, [not is_visible(label, view) for label in table])
+        gone = voxels_of(indices, [not is_visible(label, view) for label in table])
     normal = np.asarray(view.cut_normal)
     if normal.any():
         along = [
-            (axis * float(c)).float().to(ranks.device)
+            (axis * float(c)).float().to(indices.device)
             for axis, c in zip(crop.axes_mm(), normal, strict=True)
         ]
         plane_mm = along[1][:, None] + along[2][None]
         beyond = along[0][:, None, None] + plane_mm > view.cut_mm
         gone = beyond if gone is None else gone.logical_or_(beyond)
     box = field_of_view(view, crop)
-    if any(side != slice(0, n) for side, n in zip(box, ranks.shape, strict=True)):
-        outside = torch.ones_like(ranks, dtype=torch.bool)
+    if any(side != slice(0, n) for side, n in zip(box, indices.shape, strict=True)):
+        outside = torch.ones_like(indices, dtype=torch.bool)
         outside[box] = False
         gone = outside if gone is None else gone.logical_or_(outside)
     return gone

@@ -295,6 +295,6 @@ def heads_on(heads: Sequence[LabelVolume], device: torch.device) -> Sequence[Lab
     """Heads where pairs are made, once and for all if they fit there."""
     if _workshop(device).type == "cpu":
         return heads
-    needed = sum(head.ranks.numel() for head in heads)
+    needed = sum(head.indices.numel() for head in heads)
     free, _ = torch.cuda.mem_get_info(device)
     return [head.to(device) for head in heads] if needed <= HEADS_SHARE * free else heads

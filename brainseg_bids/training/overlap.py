@@ -47,7 +47,7 @@ class Overlap:
     Parameters
     ----------
     table : LabelTable
-        Images hold ranks in it.
+        Images hold class indices in it.
 
     Examples
     --------
@@ -63,10 +63,10 @@ class Overlap:
         self.counts = np.zeros((3, len(table)), dtype=np.int64)
 
     def add(self, found: np.ndarray, truth: np.ndarray) -> None:
-        """Count one image: ranks, of one shape."""
+        """Count one image: class indices, of one shape."""
         found, truth = found.ravel(), truth.ravel()
-        for row, ranks in enumerate((found[found == truth], found, truth)):
-            self.counts[row] += np.bincount(ranks, minlength=len(self.table))
+        for row, indices in enumerate((found[found == truth], found, truth)):
+            self.counts[row] += np.bincount(indices, minlength=len(self.table))
 
     def dice(self) -> dict[str, float]:
         """Of each label that the truth has, background left out.
@@ -76,9 +76,9 @@ class Overlap:
         """
         both, found, truth = self.counts
         return {
-            label.name: float(2 * both[rank] / (found[rank] + truth[rank]))
-            for rank, label in enumerate(self.table)
-            if label.index and truth[rank]
+            label.name: float(2 * both[index] / (found[index] + truth[index]))
+            for index, label in enumerate(self.table)
+            if label.index and truth[index]
         }
 
     def score(self, where: str, space: str, case: str) -> Score:

@@ -65,8 +65,8 @@ def settings_of(
 
 
 def _digest(head: LabelVolume) -> str:
-    told = hashlib.sha256(repr((tuple(head.ranks.shape), head.voxel_size_mm)).encode())
-    told.update(head.ranks.cpu().contiguous().numpy().data)
+    told = hashlib.sha256(repr((tuple(head.indices.shape), head.voxel_size_mm)).encode())
+    told.update(head.indices.cpu().contiguous().numpy().data)
     return told.hexdigest()
 
 

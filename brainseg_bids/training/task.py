@@ -33,7 +33,7 @@ class SegmentationTask(lightning.LightningModule):
         the last ``decay_steps``. Dice joins cross-entropy with ``dice_weight``: early on Dice of
         rare labels is all noise, so it is best joined when cross-entropy has found them.
     table : LabelTable
-        What the ranks in the pairs mean.
+        What the class indices in the pairs mean.
 
     Attributes
     ----------
@@ -85,10 +85,10 @@ class SegmentationTask(lightning.LightningModule):
         return up * down
 
     def validation_step(self, batch: dict[str, Any]) -> Tensor:
-        """Ranks found, (X, Y, Z) uint8; what they are worth is counted by a callback."""
-        return self._ranks(self.net.features(batch["image"]))
+        """Class indices found, (X, Y, Z) uint8; what they are worth is counted by a callback."""
+        return self._class_indices(self.net.features(batch["image"]))
 
-    def _ranks(self, features: Tensor) -> Tensor:
+    def _class_indices(self, features: Tensor) -> Tensor:
         # Slab by slab: scores of all labels of a large patch at once would be gigabytes.
         # In float32, as where a model is used: in bfloat16 many scores are equal.
         with torch.autocast(features.device.type, enabled=False):

@@ -46,7 +46,7 @@ def calibrate_volumes(
     stream : PairStream
         Its pairs at index 0 of steps 0 to ``pairs - 1`` are fitted on.
     table : LabelTable
-        What the ranks of the pairs mean.
+        What the class indices of the pairs mean.
     pairs : int
     seed : int
         Of the voxels that are looked at, `VOXELS_PER_PAIR` of each pair, with replacement.
@@ -106,6 +106,6 @@ def _offsets(scores: Tensor, truth: Tensor, mirrors: Tensor) -> Tensor:
     return offsets
 
 
-def _volumes(ranks: Tensor, n_labels: int, mirrors: Tensor) -> Tensor:
-    counts = torch.bincount(ranks, minlength=n_labels).float()
+def _volumes(indices: Tensor, n_labels: int, mirrors: Tensor) -> Tensor:
+    counts = torch.bincount(indices, minlength=n_labels).float()
     return counts + counts[mirrors]

@@ -57,7 +57,7 @@ def enclosed(voxels: np.ndarray) -> int:
 
 def decide(place: str, brain: int, head: int) -> int:
     compiled = CompiledPrecedence.of(RULES)
-    ranks = compiled.ranks
+    ranks = compiled.indices
     return int(compiled.result[PLACES.index(place), ranks[brain], ranks[head]])
 
 
@@ -111,7 +111,7 @@ def test_bone_is_nowhere_in_the_hull_and_no_head_code_in_the_ribbon():
     for place in ("inside_hull", "enclosed"):
         assert not np.isin(compiled.result[PLACES.index(place)], bone).any()
     for code in RULES.groups["cortex"]:
-        assert (compiled.result[:, compiled.ranks[code]] == code).all()
+        assert (compiled.result[:, compiled.indices[code]] == code).all()
     assert set(np.unique(compiled.result)) <= set(codes.tolist())
 
 
@@ -128,15 +128,15 @@ def test_the_compiled_lookup_says_what_the_lines_say():
         )
         winner = {"brain": brain, "head": head}.get(line.take, line.take)
         assert decide(place, brain, head) == winner
-        index = PLACES.index(place), compiled.ranks[brain], compiled.ranks[head]
+        index = PLACES.index(place), compiled.indices[brain], compiled.indices[head]
         assert compiled.origin[index] == {"head": 0, "brain": 1}.get(line.take, 2)
 
 
 def test_no_finer_name_of_the_head_tool_moves_a_structure_to_the_other_side():
     compiled = CompiledPrecedence.of(RULES)
     sides = np.array([{"left": -1, "right": 1, "none": 0}[label.hemisphere] for label in TABLE])
-    won = sides[compiled.ranks[compiled.result]]
-    brain = [compiled.ranks[code] for code in sorted(RULES.groups["brain"])]
+    won = sides[compiled.indices[compiled.result]]
+    brain = [compiled.indices[code] for code in sorted(RULES.groups["brain"])]
     assert (won[:, brain] * sides[brain][None, :, None] >= 0).all()
 
 
@@ -150,7 +150,7 @@ def test_a_table_of_many_labels_does_not_overflow_the_lookup(tmp_path):
     place = np.array([PLACES.index("enclosed")], dtype=np.uint8)
     for code in (3, 699):
         index = compiled.index(place, np.array([699]), np.array([code]))
-        line = compiled.ranks[699], compiled.ranks[code]
+        line = compiled.indices[699], compiled.indices[code]
         expected = np.ravel_multi_index((place[0], *line), compiled.line.shape)
         assert index.tolist() == [expected]
         counts = compiled.counts(index)
@@ -159,9 +159,9 @@ def test_a_table_of_many_labels_does_not_overflow_the_lookup(tmp_path):
 
 def test_rules_treat_both_sides_alike():
     compiled = CompiledPrecedence.of(RULES)
-    mirror = np.array([compiled.ranks[TABLE[int(code)].mirror] for code in TABLE.codes])
+    mirror = np.array([compiled.indices[TABLE[int(code)].mirror] for code in TABLE.codes])
     swapped = compiled.result[:, mirror][:, :, mirror]
-    expected = TABLE.codes[mirror][compiled.ranks[compiled.result]]
+    expected = TABLE.codes[mirror][compiled.indices[compiled.result]]
     np.testing.assert_array_equal(swapped, expected)
     for groups in (RULES.resolve, RULES.islands):
         for line in groups:

@@ -58,7 +58,7 @@ def generator(shape=(48, 56, 52), crosswalk=None) -> Generator:
 def centred(ready: LabelVolume, shape) -> tuple[float, float, float]:
     """Centre fractions that put the crop on the middle of the label map's own box."""
     low, high = ready.box_vox
-    middle = (np.array(ready.ranks.shape) - 1) / 2
+    middle = (np.array(ready.indices.shape) - 1) / 2
     return tuple((middle - low) / (high - low))
 
 
@@ -150,7 +150,7 @@ def test_axis_order_of_the_label_map_does_not_matter(head, ready):
         head.table,
     )
     again = LabelVolume.from_label_map(turned)
-    assert torch.equal(again.ranks, ready.ranks)
+    assert torch.equal(again.indices, ready.indices)
     first, second = (generator().render(h, recipe) for h in (ready, again))
     assert torch.equal(first.image, second.image)
 

@@ -46,7 +46,7 @@ def same(one, other) -> bool:
     heads = one.head, other.head
     return (
         one.facts == other.facts
-        and torch.equal(*(head.ranks for head in heads))
+        and torch.equal(*(head.indices for head in heads))
         and torch.equal(*(head.walls.towards for head in heads))
         and heads[0].walls.spacing_vox == heads[1].walls.spacing_vox
         and heads[0].voxel_size_mm == heads[1].voxel_size_mm
