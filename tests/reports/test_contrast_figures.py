@@ -126,7 +126,7 @@ def test_image_and_labels_must_have_one_shape(head, seen, tmp_path):
 
 
 def test_a_picture_that_cannot_be_written_leaves_nothing(head, seen, tmp_path, monkeypatch):
-    def fail(pixels, path):
+    def fail(pixels, path, blocks):
         path.write_bytes(b"half")
         raise OSError("disk full")
 

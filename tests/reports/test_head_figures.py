@@ -157,7 +157,7 @@ def test_flipped_and_turned_copies_of_a_head_give_the_same_picture(merged, head_
 
 
 def test_a_failure_while_writing_leaves_nothing(merged, head_image, tmp_path, monkeypatch):
-    def half(pixels, path):
+    def half(pixels, path, blocks):
         path.write_bytes(b"\x89PNG half")
         raise OSError("No space left on device")
 
