@@ -27,12 +27,12 @@ from brainseg_bids.options import OptionGroup, option
 from brainseg_bids.stages.base import ExecutionOptions, Folders, Message, ParticipantStage, Run
 from brainseg_bids.stages.jobs import (
     REUSE,
-    RUN,
+    Faults,
     Job,
     SubjectPlan,
+    decided,
     fingerprint,
     is_unchanged,
-    unreadable,
     why_run,
 )
 
@@ -192,10 +192,10 @@ def plan_contrast(
 
     Images whose labels could not be made (``excluded``: their titles) are passed over.
     """
-    plans, faults = [], dict(subject.errors)
+    plans, faults = [], Faults(subject.errors)
     for scan in subject.scans:
         title = f"{scan.title} contrast"
-        try:
+        with faults.of(title, scan.path):
             found = find_labels(scan, bids_dir, output_dir, choice)
             if found is not None:
                 plans.append(_plan_scan(scan, bids_dir, output_dir, *found))
@@ -206,10 +206,6 @@ def plan_contrast(
                     f"{scan.path}: there is no label map of it in {looked}. Run --stages "
                     "segment contrast, or give label maps with -d fullhead=FOLDER."
                 )
-        except InputError as error:
-            faults[title] = str(error)
-        except OSError as error:
-            faults[title] = unreadable(scan.path, error)
     return SubjectPlan(subject.label, tuple(plans), faults)
 
 
@@ -268,8 +264,7 @@ def _plan_scan(
         reason = "its metadata have changed"
     return ContrastJob(
         scan,
-        RUN if reason else REUSE,
-        reason or "results are there already",
+        *decided(reason),
         outputs,
         provenance,
         labels,

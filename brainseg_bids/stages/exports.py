@@ -21,15 +21,7 @@ from brainseg_bids.bids.names import OutputNames, Scan, folder, sidecar, stem
 from brainseg_bids.documents import read_object
 from brainseg_bids.options import OptionGroup, option
 from brainseg_bids.stages.base import ExecutionOptions, ParticipantStage, Run
-from brainseg_bids.stages.jobs import (
-    REUSE,
-    RUN,
-    Job,
-    SubjectPlan,
-    fingerprint,
-    unreadable,
-    why_run,
-)
+from brainseg_bids.stages.jobs import Faults, Job, SubjectPlan, decided, fingerprint, why_run
 
 if TYPE_CHECKING:
     from nipype.pipeline.engine import Node
@@ -138,7 +130,7 @@ def plan_freesurfer(
     excluded : iterable of str
         Titles of images that could not be segmented; that has been told.
     """
-    plans, faults = [], {}
+    plans, faults = [], Faults()
     for scan in _segmented(subject, output_dir, excluded):
         labels = output_dir / OutputNames.of(scan).labels
         home = output_dir / FREESURFER / stem(scan) / "mri"
@@ -148,15 +140,12 @@ def plan_freesurfer(
             "head": home / "head.mgz",
             "head_colours": home / "head_LUT.txt",
         }
-        try:
+        with faults.of(f"{scan.title} for FreeSurfer", scan.path):
             facts = _facts(scan, labels, outputs["aseg"], bids_dir, output_dir)
-        except OSError as error:
-            faults[f"{scan.title} for FreeSurfer"] = unreadable(scan.path, error)
-            continue
-        reason = why_run({name: outputs[name] for name in ("aseg", "head")}, facts)
-        if not all(path.is_file() for path in outputs.values()):
-            reason = reason or "a colour table is missing"
-        plans.append(FreeSurferJob(scan, *_decide(reason), outputs, facts, labels))
+            reason = why_run({name: outputs[name] for name in ("aseg", "head")}, facts)
+            if not all(path.is_file() for path in outputs.values()):
+                reason = reason or "a colour table is missing"
+            plans.append(FreeSurferJob(scan, *decided(reason), outputs, facts, labels))
     return SubjectPlan(subject.label, tuple(plans), faults)
 
 
@@ -170,7 +159,7 @@ def plan_precomputed(
     """
     from brainseg_bids.files import sha256
 
-    plans, faults, notes = [], {}, []
+    plans, faults, notes = [], Faults(), []
     scans = [scan for scan in _segmented(subject, output_dir, excluded) if scan.suffix == "T1w"]
     for scan in scans:
         others = [s for s in subject.scans if s.suffix == "T1w" and s.session == scan.session]
@@ -187,17 +176,14 @@ def plan_precomputed(
         outputs = precomputed_outputs(scan, output_dir)
         transforms = _transforms(scan, output_dir)
         copies = {name: outputs["mask"].with_name(path.name) for name, path in transforms.items()}
-        try:
+        with faults.of(f"{scan.title} for sMRIPrep", scan.path):
             facts = _facts(scan, labels, outputs["mask"], bids_dir, output_dir)
             facts["ProbabilitiesSHA256"] = sha256(probseg)
-        except OSError as error:
-            faults[f"{scan.title} for sMRIPrep"] = unreadable(scan.path, error)
-            continue
-        reason = why_run(outputs, facts) or _why_copy(transforms, copies)
-        outputs |= copies
-        plans.append(
-            PrecomputedJob(scan, *_decide(reason), outputs, facts, labels, probseg, transforms)
-        )
+            action = decided(why_run(outputs, facts) or _why_copy(transforms, copies))
+            outputs |= copies
+            plans.append(
+                PrecomputedJob(scan, *action, outputs, facts, labels, probseg, transforms)
+            )
     return SubjectPlan(subject.label, tuple(plans), faults), notes
 
 
@@ -244,10 +230,6 @@ def _segmented(subject: Subject, output_dir: Path, excluded: Iterable[str]) -> l
         for scan in subject.scans
         if scan.title not in excluded and (output_dir / OutputNames.of(scan).labels).is_file()
     ]
-
-
-def _decide(reason: str) -> tuple[str, str]:
-    return (RUN, reason) if reason else (REUSE, "results are there already")
 
 
 def _facts(scan: Scan, labels: Path, main: Path, bids_dir: Path, output_dir: Path) -> dict:

@@ -16,7 +16,7 @@ from brainseg_bids import __version__
 from brainseg_bids.bids.description import raw_path, raw_uri
 from brainseg_bids.bids.names import HeadNames, Scan, sidecar
 from brainseg_bids.bids.reused_transforms import PIPELINES
-from brainseg_bids.documents import InputError, Number, read_object
+from brainseg_bids.documents import Number, read_object
 from brainseg_bids.interfaces.tools import tool_names
 from brainseg_bids.options import OptionGroup, above_zero, folder_by_name, option
 from brainseg_bids.stages.base import (
@@ -43,12 +43,13 @@ from brainseg_bids.stages.jobs import (
     REUSE,
     RUN,
     VOLUMES_COLUMNS,
+    Faults,
     Job,
     SubjectPlan,
+    decided,
     fingerprint,
     is_current,
     present,
-    unreadable,
     why_run,
 )
 from brainseg_bids.stages.viewer import viewer_node
@@ -198,15 +199,10 @@ def plan_headlabels(
     A tool's labels are reused if they were made from the same input; the user's own results of a
     tool are taken where they are found. The merge is made again if any source of it is.
     """
-    plans, faults = [], dict(subject.errors)
+    plans, faults = [], Faults(subject.errors)
     for scan in subject.scans:
-        title = f"{scan.title} head labels"
-        try:
+        with faults.of(f"{scan.title} head labels", scan.path):
             plans.append(_plan_scan(scan, bids_dir, output_dir, choice, viewer))
-        except InputError as error:
-            faults[title] = str(error)
-        except OSError as error:
-            faults[title] = unreadable(scan.path, error)
     return SubjectPlan(subject.label, tuple(plans), faults)
 
 
@@ -236,8 +232,7 @@ def _plan_scan(
         reason = reason or f"{' and '.join(fresh)} to be run"
     return HeadJob(
         scan,
-        RUN if reason else REUSE,
-        reason or "results are there already",
+        *decided(reason),
         outputs,
         provenance,
         tools,

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
 from brainseg_bids.bids.names import Scan, sidecar
-from brainseg_bids.documents import read_object
+from brainseg_bids.documents import InputError, read_object
 
 RUN, REUSE = "run", "reuse"
 
@@ -246,9 +247,23 @@ def present(names: object, output_dir: Path) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if path.is_file()}
 
 
-def unreadable(path: Path, error: OSError) -> str:
-    """One line for an input that cannot be read."""
-    return f"{path}: cannot be read ({error.strerror}). Check its permissions."
+def decided(reason: str) -> tuple[str, str]:
+    """A job's action and reason: run if there is a reason to."""
+    return (RUN, reason) if reason else (REUSE, "results are there already")
+
+
+class Faults(dict[str, str]):
+    """What cannot be planned: a line by the title of each image."""
+
+    @contextmanager
+    def of(self, title: str, path: Path) -> Iterator[None]:
+        """Keep what is wrong with a file that the block reads."""
+        try:
+            yield
+        except InputError as error:
+            self[title] = str(error)
+        except OSError as error:
+            self[title] = f"{path}: cannot be read ({error.strerror}). Check its permissions."
 
 
 def describe_plans(plans: Iterable[SubjectPlan]) -> list[str]:

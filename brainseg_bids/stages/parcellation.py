@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, ClassVar
 from brainseg_bids import __version__
 from brainseg_bids.bids.description import raw_path, raw_uri
 from brainseg_bids.bids.names import ParcelNames, Scan, ToolNames, sidecar
-from brainseg_bids.documents import InputError, read_object
+from brainseg_bids.documents import read_object
 from brainseg_bids.stages.base import ExecutionOptions, Folders, ParticipantStage, Run
 from brainseg_bids.stages.jobs import (
     REUSE,
-    RUN,
     VOLUMES_COLUMNS,
+    Faults,
     Job,
     SubjectPlan,
+    decided,
     fingerprint,
     is_current,
     present,
-    unreadable,
     why_run,
 )
 
@@ -87,19 +87,14 @@ def plan_parcels(
     excluded : iterable of str
         Titles of what could not be done; that has been told.
     """
-    plans, faults, failed = [], {}, set(excluded)
+    plans, faults, failed = [], Faults(), set(excluded)
     for scan in subject.scans:
         for tool in tools:
             if f"{scan.title} head labels" in failed:
                 continue
-            try:
+            with faults.of(_title(scan, tool.name), scan.path):
                 source, uri = _source(tool, scan, output_dir, derivatives)
                 job = source and _plan_map(scan, tool, source, uri, bids_dir, output_dir)
-            except InputError as error:
-                faults[_title(scan, tool.name)] = str(error)
-            except OSError as error:
-                faults[_title(scan, tool.name)] = unreadable(scan.path, error)
-            else:
                 plans += [job] if job else []
     return SubjectPlan(subject.label, tuple(plans), faults)
 
@@ -138,8 +133,7 @@ def _plan_map(
     if reason and not has_parcels(tool, source):
         log.info("%s: %s has no parcels of the cortex", _title(scan, tool.name), source)
         return None
-    decided = (RUN, reason) if reason else (REUSE, "results are there already")
-    return ParcelJob(scan, *decided, outputs, facts, tool.name, source)
+    return ParcelJob(scan, *decided(reason), outputs, facts, tool.name, source)
 
 
 def parcel_metadata(job: ParcelJob, *, output_dir: Path) -> dict[str, dict]:

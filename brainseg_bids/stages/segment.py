@@ -24,14 +24,14 @@ from brainseg_bids.stages.base import (
 )
 from brainseg_bids.stages.jobs import (
     REUSE,
-    RUN,
     VOLUMES_COLUMNS,
+    Faults,
     Job,
     SubjectPlan,
+    decided,
     fingerprint,
     is_current,
     present,
-    unreadable,
     why_run,
 )
 from brainseg_bids.stages.models import (
@@ -156,14 +156,14 @@ def plan_segment(
     Results are reused if every output and its JSON are there, and each JSON names the same
     input (by size and SHA-256), model digests, flips and version of this package.
     """
-    plans, faults = [], dict(subject.errors)
+    plans, faults = [], Faults(subject.errors)
     for scan in subject.scans:
         names = OutputNames.of(scan)
         fields = ["labels", "tissue", "mask", "volumes", "figure"]
         fields += ["viewer"] * viewer + ["probseg", "entropy"] * probseg
         outputs = {name: output_dir / getattr(names, name) for name in fields}
         model = model_for(scan, models)
-        try:
+        with faults.of(scan.title, scan.path):
             provenance = {
                 "ModelName": model.name,
                 "ModelDigest": model.digest,
@@ -172,25 +172,21 @@ def plan_segment(
                 "Input": raw_uri(scan.path, bids_dir),
                 **fingerprint(scan.path, known=read_object(sidecar(outputs["labels"]))),
             }
-        except OSError as error:
-            faults[scan.title] = unreadable(scan.path, error)
-            continue
-        reason = why_run(outputs, provenance, VIEWS)
-        mem_gib = predicted_gib(scan, (model, *ensemble), flips) if reason else SEGMENT_GIB
-        plans.append(
-            SegmentJob(
-                scan,
-                RUN if reason else REUSE,
-                reason or "results are there already",
-                outputs,
-                provenance,
-                model,
-                tuple(ensemble),
-                flips,
-                mem_gib,
-                images=images_of(model, scan.suffix, models),
+            reason = why_run(outputs, provenance, VIEWS)
+            mem_gib = predicted_gib(scan, (model, *ensemble), flips) if reason else SEGMENT_GIB
+            plans.append(
+                SegmentJob(
+                    scan,
+                    *decided(reason),
+                    outputs,
+                    provenance,
+                    model,
+                    tuple(ensemble),
+                    flips,
+                    mem_gib,
+                    images=images_of(model, scan.suffix, models),
+                )
             )
-        )
     return SubjectPlan(subject.label, tuple(plans), faults)
 
 

@@ -11,18 +11,10 @@ from typing import TYPE_CHECKING, ClassVar
 from brainseg_bids import __version__
 from brainseg_bids.bids.description import raw_uri
 from brainseg_bids.bids.names import HeadNames, OutputNames, Scan, output_file, sidecar
-from brainseg_bids.documents import InputError, read_object
+from brainseg_bids.documents import read_object
 from brainseg_bids.options import OptionGroup, option
 from brainseg_bids.stages.base import ExecutionOptions, ParticipantStage, Run
-from brainseg_bids.stages.jobs import (
-    REUSE,
-    RUN,
-    Job,
-    SubjectPlan,
-    fingerprint,
-    unreadable,
-    why_run,
-)
+from brainseg_bids.stages.jobs import Faults, Job, SubjectPlan, decided, fingerprint, why_run
 
 if TYPE_CHECKING:
     from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -84,24 +76,17 @@ def plan_simnibs(
     excluded : iterable of str
         Titles of what could not be done; that has been told.
     """
-    plans, faults, failed = [], {}, set(excluded)
+    plans, faults, failed = [], Faults(), set(excluded)
     wanted = [name for name in MAPS if name in set(segmentations)]
     for scan in subject.scans:
-        title = f"{scan.title} for SimNIBS"
         made = [
             (name, path)
             for name in wanted
             if f"{scan.title}{' head labels' * (name == 'fullhead')}" not in failed
             and (path := output_dir / MAPS[name].of(scan).labels).is_file()
         ]
-        if not made:
-            continue
-        try:
-            plans.append(_plan_map(scan, *made[0], bids_dir, output_dir))
-        except InputError as error:
-            faults[title] = str(error)
-        except OSError as error:
-            faults[title] = unreadable(scan.path, error)
+        with faults.of(f"{scan.title} for SimNIBS", scan.path):
+            plans += [_plan_map(scan, *one, bids_dir, output_dir) for one in made[:1]]
     return SubjectPlan(subject.label, tuple(plans), faults)
 
 
@@ -119,8 +104,7 @@ def _plan_map(
         "LabelsSHA256": sha256(labels),
     }
     reason = why_run({"tissues": tissues}, facts)
-    decided = (RUN, reason) if reason else (REUSE, "results are there already")
-    return SimnibsJob(scan, *decided, {"tissues": tissues}, facts, labels, segmentation)
+    return SimnibsJob(scan, *decided(reason), {"tissues": tissues}, facts, labels, segmentation)
 
 
 def simnibs_metadata(job: SimnibsJob) -> dict[str, dict]:

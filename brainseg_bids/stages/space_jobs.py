@@ -15,15 +15,7 @@ from brainseg_bids.bids.names import OutputNames, Scan, folder, sidecar
 from brainseg_bids.bids.reused_transforms import ReusedTransform, find_reused
 from brainseg_bids.bids.templates import SpaceNames, Template, transform_name
 from brainseg_bids.documents import InputError, read_object
-from brainseg_bids.stages.jobs import (
-    REUSE,
-    RUN,
-    Job,
-    SubjectPlan,
-    fingerprint,
-    unreadable,
-    why_run,
-)
+from brainseg_bids.stages.jobs import Faults, Job, SubjectPlan, decided, fingerprint, why_run
 
 if TYPE_CHECKING:
     from brainseg_bids.bids.inputs import Subject
@@ -112,19 +104,14 @@ def plan_spaces(
     excluded : iterable of str
         Titles of images that could not be segmented; that has been told.
     """
-    plans, faults = [], {}
+    plans, faults = [], Faults()
     driving = [s for s in subject.scans if s.suffix in DRIVING and s.title not in set(excluded)]
     for scan in driving:
         for space, some in groupby(sorted(templates, key=_fineness), key=lambda t: t.space):
-            title = f"{scan.title} in {space}"
-            try:
+            with faults.of(f"{scan.title} in {space}", scan.path):
                 some = tuple(some)
                 reused = find_reused(derivatives or {}, scan, some[0])
                 plans.append(_plan(scan, bids_dir, output_dir, some, reused))
-            except InputError as error:
-                faults[title] = str(error)
-            except OSError as error:
-                faults[title] = unreadable(scan.path, error)
     return SubjectPlan(subject.label, tuple(plans), faults)
 
 
@@ -191,8 +178,7 @@ def _plan(
         reason = "its picture is missing"
     return SpaceJob(
         scan,
-        RUN if reason else REUSE,
-        reason or "results are there already",
+        *decided(reason),
         outputs,
         provenance,
         templates,

@@ -24,14 +24,14 @@ from brainseg_bids.stages.base import (
 )
 from brainseg_bids.stages.jobs import (
     REUSE,
-    RUN,
     VOLUMES_COLUMNS,
+    Faults,
     Job,
     SubjectPlan,
+    decided,
     fingerprint,
     is_unchanged,
     read_object,
-    unreadable,
     why_run,
 )
 
@@ -185,14 +185,10 @@ def plan_upsample(
     label: str, maps: Iterable[Scan], *, output_dir: Path, target: Target, memory_gb: float
 ) -> SubjectPlan:
     """Decide for each map whether its finer version is there already."""
-    plans, faults = [], {}
+    plans, faults = [], Faults()
     for scan in maps:
-        try:
+        with faults.of(_title(scan, target), scan.path):
             plans.append(_plan_map(scan, output_dir, target, memory_gb))
-        except InputError as error:
-            faults[_title(scan, target)] = str(error)
-        except OSError as error:
-            faults[_title(scan, target)] = unreadable(scan.path, error)
     return SubjectPlan(label, tuple(plans), faults)
 
 
@@ -238,8 +234,7 @@ def _plan_map(scan: Scan, output_dir: Path, target: Target, memory_gb: float) ->
         )
     return UpsampleJob(
         scan,
-        RUN if reason else REUSE,
-        reason or "results are there already",
+        *decided(reason),
         outputs,
         provenance,
         target,
