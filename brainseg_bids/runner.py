@@ -118,6 +118,25 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         super()._generate_dependency_list(graph)
         self._follows = {id(node) for node in self.procs if graph.in_degree(node)}
 
+    def _is_light(self, job: int) -> bool:
+        """Whether a step is a small one that goes on with an image: volumes, a picture."""
+        node = self.procs[job]
+        return id(node) in self._follows and node.n_procs == 1
+
+    def _check_resources(self, running_tasks):
+        """One small step runs beside those that take all processors, unless there is but one.
+
+        The next image would otherwise wait for the picture of the last one.
+        """
+        memory_gb, _, gpu_slots = super()._check_resources(running_tasks)
+        jobs = [job for _, job in running_tasks]
+        light = sum(self._is_light(job) for job in jobs)
+        taken = sum(self.procs[job].n_procs for job in jobs if not self._is_light(job))
+        beside = 1 if self.processors > 1 else 0
+        free = self.processors - taken - max(0, light - beside)
+        self._only_light = free <= 0
+        return memory_gb, 1 if free <= 0 and light < beside else max(0, free), gpu_slots
+
     def _sort_jobs(self, jobids, scheduler="tsort"):
         """What goes on with an image first: it is done before another is begun; light ones first.
 
@@ -129,6 +148,8 @@ class SafeMultiProcPlugin(MultiProcPlugin):
             node = self.procs[job]
             return id(node) not in self._follows, node.mem_gb, node.n_procs
 
+        if self._only_light:
+            jobids = [job for job in jobids if self._is_light(job)]
         return sorted(jobids, key=order)
 
     def _submit_job(self, node, updatehash=False):
@@ -220,7 +241,7 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         context.set_forkserver_preload(PRELOADED)
         _start_server()
         self.pool = ProcessPoolExecutor(
-            max_workers=self.processors,
+            max_workers=self.processors + 1,  # a small step runs beside those that take all
             mp_context=context,
             initializer=_start_worker,
             initargs=(self._cwd,),

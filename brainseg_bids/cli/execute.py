@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from brainseg_bids.settings import Settings
 from brainseg_bids.stages import PARTICIPANT
 from brainseg_bids.stages.base import ExecutionOptions, Run
 from brainseg_bids.stages.jobs import Job, SubjectPlan
+from brainseg_bids.stages.segment import SegmentJob
 
 log = logging.getLogger("brainseg")
 
@@ -63,24 +64,28 @@ def run_plans(
         except OSError as error:
             why = explain(str(error), settings.work_dir)
             return faults | {scan.title: why for plan in plans for scan in plan.to_run}, DONE
-    try:
-        workflow, description = _build(run, plans, so_far, tables)
-    except Exception as error:  # whatever it is, it is ours to mend
-        log.error(
-            "the workflow could not be built (%s: %s). This is a fault of brainseg; "
-            "please report it.",
-            type(error).__name__,
-            error,
-        )
-        log.debug("workflow", exc_info=True)
-        return faults, NOT_BUILT
-    _write_citation(citation, description)
-    if settings.write_graph:
-        _draw_graph(workflow, run_dir / "graph.dot")
-    if not will_run:
-        return faults, DONE
-    workflow.base_dir = str(scratch_dir(settings))
-    failures, code = _run_workflow(settings, workflow, plans, crash_dir, on_participant)
+    with contextlib.ExitStack() as stack:
+        program = run.program
+        if will_run and not program and settings.nipype_plugin_file is None:
+            program = stack.enter_context(_at_hand(plans))
+        try:
+            workflow, description = _build(run, plans, so_far, tables, program)
+        except Exception as error:  # whatever it is, it is ours to mend
+            log.error(
+                "the workflow could not be built (%s: %s). This is a fault of brainseg; "
+                "please report it.",
+                type(error).__name__,
+                error,
+            )
+            log.debug("workflow", exc_info=True)
+            return faults, NOT_BUILT
+        _write_citation(citation, description)
+        if settings.write_graph:
+            _draw_graph(workflow, run_dir / "graph.dot")
+        if not will_run:
+            return faults, DONE
+        workflow.base_dir = str(scratch_dir(settings))
+        failures, code = _run_workflow(settings, workflow, plans, crash_dir, on_participant)
     with contextlib.suppress(OSError, shutil.Error):
         if failures:
             shutil.copytree(crash_dir, run_dir / "crash", dirs_exist_ok=True)
@@ -104,8 +109,26 @@ def _prepare(settings: Settings, run_dir: Path) -> Path:
     return crash_dir
 
 
+@contextlib.contextmanager
+def _at_hand(plans: Sequence[SubjectPlan]) -> Iterator[tuple[str, ...]]:
+    """The program that segments, with the network loaded once if there are several images."""
+    jobs = [job for plan in plans for job in plan.to_run if isinstance(job, SegmentJob)]
+    if len(jobs) < 2:
+        yield ()
+        return
+    from brainseg_bids.programs.preload import preloaded
+
+    models = {one.path: None for job in jobs for one in (job.model, *job.ensemble)}
+    with preloaded(list(map(str, models))) as program:
+        yield program
+
+
 def _build(
-    run: Run, plans: list[SubjectPlan], so_far: list[SubjectPlan], tables: Mapping[str, Path]
+    run: Run,
+    plans: list[SubjectPlan],
+    so_far: list[SubjectPlan],
+    tables: Mapping[str, Path],
+    program: tuple[str, ...],
 ):
     """The workflow, and the methods text of all that the plans so far stand for."""
     from brainseg_bids.stages.workflow import init_brainseg_wf  # late: nipype
@@ -121,7 +144,7 @@ def _build(
         device=settings.device,
         threads=min(settings.omp_nthreads, settings.nprocs),
         tool_timeout_s=3600 * settings.tool_timeout_h,
-        program=run.program,
+        program=program,
         register=tuple(settings.tools.get("ants", ())),
     )
     everything = init_brainseg_wf([plan.redone() for plan in so_far], execution)

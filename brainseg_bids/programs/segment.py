@@ -38,6 +38,7 @@ from brainseg_bids.nets.bundle import CONFIDENCE, BundleError, ModelBundle, read
 
 if TYPE_CHECKING:
     from brainseg_bids.inference.views import Member
+    from brainseg_bids.nets.architectures import PackedNet
 
 WRITING_FRAC = 0.05
 """Of the time: label map and report, once the network has ended."""
@@ -159,7 +160,7 @@ def _members(bundles: Sequence[ModelBundle], device: str) -> list[Member]:
     from brainseg_bids.inference.views import Member  # late: torch
 
     return [
-        Member(model.load(device), model.voxel_size_mm, model.patch_vox)
+        Member(_load(model, device), model.voxel_size_mm, model.patch_vox)
         for model in sorted(bundles, key=lambda model: model.digest)
     ]
 
@@ -174,6 +175,30 @@ def _resources(began_s: float, device: str) -> dict:
         "Device": device,
         "Threads": torch.get_num_threads(),
     }
+
+
+_kept: dict[str, PackedNet] = {}
+"""Networks by their bundles' digests, in a process that has more than one image to segment."""
+
+
+def keep(bundle: ModelBundle) -> None:
+    """Have a bundle's network at hand for `predict`."""
+    _kept[bundle.digest] = bundle.load("cpu")
+
+
+def import_all() -> None:
+    """Import what `predict` needs and imports late."""
+    import scipy.ndimage  # noqa: F401
+    import tqdm  # noqa: F401
+
+    import brainseg_bids.inference.confidence
+    import brainseg_bids.inference.predict  # noqa: F401
+
+
+def _load(bundle: ModelBundle, device: str) -> PackedNet:
+    if bundle.digest in _kept:
+        return _kept[bundle.digest].to(device)
+    return bundle.load(device)
 
 
 def _read(path: Path) -> tuple[np.ndarray, Grid, list[str]]:
