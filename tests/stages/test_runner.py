@@ -150,3 +150,27 @@ def test_a_file_of_the_same_size_and_time_is_read_again(tmp_path):
         return next(iter(graph.nodes)).result.outputs.content
 
     assert [read("one"), read("two"), read("two")] == ["one", "two", "two"]
+
+
+def test_a_small_step_runs_beside_the_next_images_big_one_and_no_second_big_one_does(tmp_path):
+    configure_nipype(
+        crash_dir=tmp_path / "crash", stop_on_first_crash=False, resource_monitor=False
+    )
+    workflow = pe.Workflow(name="w", base_dir=str(tmp_path / "work"))
+    for name in "abc":
+        inputs = {"value": 1, "mark": str(tmp_path / name), "sleep_s": 1.0}
+        big = pe.Node(Step(**inputs), name=f"{name}_big", n_procs=2, mem_gb=0.5)
+        small = pe.Node(Step(mark=str(tmp_path / f"{name}2"), sleep_s=1.0), name=f"{name}_small")
+        workflow.connect(big, "value", small, "value")
+    running, seen = set(), set()
+
+    def on_step(name, status):
+        (running.add if status == "start" else running.discard)(name.removeprefix("w."))
+        seen.add(frozenset(step[2:] for step in running) if len(running) > 1 else frozenset())
+        assert sum(step.endswith("_big") for step in running) <= 1
+
+    failures = run_workflow(
+        workflow, nprocs=2, memory_gb=4, crash_dir=tmp_path / "crash", on_step=on_step
+    )
+    assert failures == {}
+    assert frozenset({"big", "small"}) in seen

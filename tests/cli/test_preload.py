@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many images with one start: a copy of one process for each, and what is killed fails alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.images import write_volume
+from brainseg_bids.nets.architectures import build
+from brainseg_bids.nets.bundle import write_bundle
+from brainseg_bids.nets.spec import NetSpec
+from brainseg_bids.programs.preload import SEGMENT, preloaded
+from tests.phantom.head import phantom_grid, phantom_head, phantom_image
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A network that was never trained."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "raw"
+    write_bundle(
+        path, name="raw", net=build(NetSpec("dynunet", 43, 2, 8, {"widths": [8, 8, 8]})),
+        table=LabelTable.packaged("brainseg"), voxel_size_mm=3.0, patch_vox=(48, 48, 48),
+        contrasts=("T1w",), card="# raw\n", training={},
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    labels = phantom_head(grid=phantom_grid((40, 40, 40), 3.0))
+    picture = phantom_image(labels, np.random.default_rng(0))
+    return write_volume(picture, labels.grid, tmp_path_factory.mktemp("image") / "T1w.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def program(model):
+    with preloaded([str(model)]) as program:
+        yield program
+
+
+def start(program, model, image, folder, **more):
+    folder.mkdir(exist_ok=True)
+    words = ["--image", str(image), "--model", str(model), "--labels", "dseg.nii.gz"]
+    words += ["--report", "report.json", "--device", "cpu", "--threads", "1"]
+    return subprocess.Popen(
+        [*program, *words], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        **more,
+    )  # fmt: skip
+
+
+def children(process):
+    return [child.pid for child in psutil.Process(process).children()]
+
+
+def server_of(program):
+    """The process that has the models, a child of this one."""
+    (server,) = [
+        child.pid for child in psutil.Process().children() if "--serve" in child.cmdline()
+    ]
+    return server
+
+
+def test_labels_are_those_of_a_process_of_its_own_byte_for_byte(program, model, image, tmp_path):
+    folders = {"own": SEGMENT, "copy": program, "again": program}
+    for name, how in folders.items():
+        process = start(how, model, image, tmp_path / name)
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, said
+        assert "T1w.nii.gz" in said  # its progress
+    labels = [(tmp_path / name / "dseg.nii.gz").read_bytes() for name in folders]
+    assert labels[0] == labels[1] == labels[2]
+    (own, copy, _) = [
+        json.loads((tmp_path / name / "report.json").read_text()) for name in folders
+    ]
+    for told in (own, copy):
+        for key in ("SegmentationSeconds", "PeakMemoryGiB"):
+            assert told["metadata"].pop(key) > 0
+    assert own == copy
+
+
+def test_what_an_image_lacks_is_told_as_ever(program, model, image, tmp_path):
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(image.read_bytes()[:1000])
+    process = start(program, model, broken, tmp_path / "out")
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert f"brainseg: ERROR: {broken}" in said
+
+
+def test_a_killed_copy_is_one_failed_image_and_the_next_goes_on(program, model, image, tmp_path):
+    server = server_of(program)
+    process = start(program, model, image, tmp_path / "killed")
+    copy = _wait_for(lambda: [n for one in children(server) for n in children(one)])
+    os.kill(copy[0], signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "report.json").exists()
+    process = start(program, model, image, tmp_path / "next")
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+
+
+def test_a_copy_ends_with_whoever_has_asked_for_it(program, model, image, tmp_path):
+    server = server_of(program)
+    process = start(program, model, image, tmp_path / "left")
+    copy = _wait_for(lambda: [n for one in children(server) for n in children(one)])
+    process.kill()
+    process.communicate(timeout=60)
+    _wait_for(lambda: not psutil.pid_exists(copy[0]))
+    assert not (tmp_path / "left" / "report.json").exists()
+
+
+def test_without_the_process_an_image_is_segmented_by_one_of_its_own(model, image, tmp_path):
+    with preloaded([str(tmp_path / "no model")]) as program:  # it ends at once
+        process = start(program, model, image, tmp_path / "out")
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, said
+    assert (tmp_path / "out" / "dseg.nii.gz").exists()
+
+
+def test_it_ends_with_the_block(model):
+    before = children(os.getpid())
+    with preloaded([str(model)]) as program:
+        assert len(children(os.getpid())) > len(before)
+    assert set(children(os.getpid())) <= {*before}
+    assert sys.executable == program[0]
+
+
+def _wait_for(find, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not (found := find()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return found
