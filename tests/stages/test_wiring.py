@@ -191,8 +191,8 @@ def test_planted_faults_are_found():
     inner.connect(lonely, "out_file", outputnode, "given")
     workflow.add_nodes([inner])
     faults = "\n".join(wiring_faults(workflow))
-    assert "outputnode.forgotten" in " ".join(faults)
-    assert "lonely.labels" in " ".join(faults)
+    assert "outputnode.forgotten" in faults
+    assert "lonely.labels" in faults
     inner.connect(lonely, "out_file", outputnode, "unheard_of")
     assert "'unheard_of'" in "\n".join(wiring_faults(workflow))
 
