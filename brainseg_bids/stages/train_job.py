@@ -125,14 +125,14 @@ def plan_job(settings: Settings) -> JobPlan:
         # A run that ended by time has no number of steps of its own to go on to.
         other = bool(settings.steps or settings.minutes or before.get("minutes"))
         recipe = _as_before(recipe, before, other_steps=other)
-        if not settings.target_voxel_size_mm and "voxel_size_mm" not in recipe.said:
+        if not settings.target_voxel_size_mm and "voxel_size_mm" not in recipe.given:
             voxel_size_mm, why_voxels = before["voxel_size_mm"], "as before"
     asked = {key: recipe.values[key] for key in BY_STEPS}
     if settings.steps:
         recipe = recipe.with_steps(settings.steps)
     elif before:
         kept = before["recipe"].get("asked", {})
-        asked |= {key: value for key, value in kept.items() if key not in recipe.said}
+        asked |= {key: value for key, value in kept.items() if key not in recipe.given}
     if settings.minutes:
         recipe = recipe.by_time(at_most=settings.steps)
     target = find_target(recipe.values["target_table"])
@@ -186,7 +186,7 @@ def _as_before(recipe: TrainRecipe, before: Mapping, *, other_steps: bool) -> Tr
     Other ``--steps`` are reckoned from what was asked for, not from what earlier ones made of it:
     after two steps to try it out, a long run is not looked at every two steps.
     """
-    said = {key: recipe.values[key] for key in recipe.said if key in recipe.values}
+    given = {key: recipe.values[key] for key in recipe.given if key in recipe.values}
     values = NOT_SAID | before["recipe"]["values"]
     if other_steps:
         values = values | before["recipe"].get("asked", {})
@@ -195,7 +195,7 @@ def _as_before(recipe: TrainRecipe, before: Mapping, *, other_steps: bool) -> Tr
     }
     # With other --steps the rate has risen already: only how it falls can be stretched.
     return replace(
-        recipe, values=recipe.values | values | said, said=recipe.said | {"warmup_steps"}
+        recipe, values=recipe.values | values | given, given=recipe.given | {"warmup_steps"}
     )
 
 
@@ -214,7 +214,7 @@ def _choose_spaces(
         priors={name: str((p.metadata or {}).get("Suffix", "T1w")) for name, p in read.items()},
         any_contrast=STRUCTURAL,
         wanted=settings.prior,
-        kappa_said=settings.kappa != type(settings).kappa,
+        weight_given=settings.kappa != type(settings).kappa,
     )
     if spaces.prior:
         why += f", prior weight {settings.kappa:g}"

@@ -71,15 +71,15 @@ class TrainRecipe:
     values : dict
         By key of `KEYS`.
     spaces : dict of str to float
-        Recipe space (packaged name, TOML file, or ``prior``) to share; empty: not said.
-    said : frozenset of str
+        Recipe space (packaged name, TOML file, or ``prior``) to share; empty: not given.
+    given : frozenset of str
         Keys that the user's own file gives.
     """
 
     base: str
     values: dict[str, Any]
     spaces: dict[str, float]
-    said: frozenset[str] = field(default=frozenset())
+    given: frozenset[str] = field(default=frozenset())
 
     @classmethod
     def packaged(cls, name: str) -> TrainRecipe:
@@ -112,8 +112,8 @@ class TrainRecipe:
         for key in ("validation_space", "agnostic"):
             if key in values:
                 values[key] = _absolute(values[key], path.parent)
-        said = frozenset(values) | ({"spaces"} if spaces else set())
-        return cls(under.base, under.values | values, spaces or under.spaces, said)
+        given = frozenset(values) | ({"spaces"} if spaces else set())
+        return cls(under.base, under.values | values, spaces or under.spaces, given)
 
     def with_steps(self, steps: int) -> TrainRecipe:
         """Another number of steps; warming up and slowing down keep their share.
@@ -132,12 +132,12 @@ class TrainRecipe:
         }
         scaled["validate_every"] = min(self.values["validate_every"], steps)
         scaled["ema_decay"] = min(self.values["ema_decay"], max(0.0, 1 - 10 / steps))
-        kept = {key: value for key, value in scaled.items() if key not in self.said}
+        kept = {key: value for key, value in scaled.items() if key not in self.given}
         return TrainRecipe(
             self.base,
             self.values | kept | {"total_steps": steps},
             self.spaces,
-            self.said | {"total_steps"},
+            self.given | {"total_steps"},
         )
 
     def by_time(self, *, at_most: int = 0) -> TrainRecipe:

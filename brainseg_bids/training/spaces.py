@@ -53,7 +53,7 @@ def choose_spaces(
     priors: Mapping[str, str],
     any_contrast: Sequence[str] = (),
     wanted: str = "",
-    kappa_said: bool = False,
+    weight_given: bool = False,
 ) -> tuple[Spaces, str]:
     """Which recipe spaces to draw from, and why, a line.
 
@@ -69,7 +69,7 @@ def choose_spaces(
         BIDS suffixes that a space for any contrast stands for.
     wanted : str
         Name of the prior that the user asked for.
-    kappa_said : bool
+    weight_given : bool
         Whether a prior weight was given, which only a prior makes sense of.
 
     Raises
@@ -86,9 +86,9 @@ def choose_spaces(
     >>> choose_spaces(recipe, priors={"mine": "T2w"})[0].shares
     {'prior': 1.0}
     """
-    own = recipe.spaces if "spaces" in recipe.said else {}
+    own = recipe.spaces if "spaces" in recipe.given else {}
     name = _prior_name(wanted, priors, own)
-    if kappa_said and not name:
+    if weight_given and not name:
         raise InputError(
             "--kappa: the prior weight needs a contrast prior. Run group --stages priors first, "
             "or choose one with --prior."
@@ -97,9 +97,9 @@ def choose_spaces(
     contrasts = recipe.values.get("contrasts") or _contrasts(
         shares, priors.get(name, "T1w"), any_contrast
     )
-    said = recipe.values.get("validation_space", "")
+    asked = recipe.values.get("validation_space", "")
     largest = max(shares, key=shares.__getitem__)
-    validation = said if "validation_space" in recipe.said else largest
+    validation = asked if "validation_space" in recipe.given else largest
     return Spaces(dict(shares), validation, contrasts, name), why
 
 

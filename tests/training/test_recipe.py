@@ -237,7 +237,7 @@ def test_a_users_recipe_changes_what_it_says_and_nothing_else(tmp_path):
     packaged = TrainRecipe.packaged("cpu")
     assert recipe.values == packaged.values | {"learning_rate": 1e-3}
     assert recipe.spaces == {"t1w": 1.0, str(tmp_path / "own.toml"): 3.0}
-    assert recipe.said == {"learning_rate", "spaces"}
+    assert recipe.given == {"learning_rate", "spaces"}
     path.write_text('base = "default"\n')
     assert TrainRecipe.read(path, "cpu").values == DEFAULT.values
 
@@ -341,7 +341,7 @@ def test_without_a_prior_the_packaged_recipe_draws_from_any_contrast():
     [
         ({"A": "T1w"}, {"wanted": "B"}, "--prior B: there is none. Known: A"),
         ({"A": "T1w", "B": "T1w"}, {}, "several contrast priors .A, B.: choose one with --prior"),
-        ({}, {"kappa_said": True}, "--kappa: the prior weight needs a contrast prior"),
+        ({}, {"weight_given": True}, "--kappa: the prior weight needs a contrast prior"),
     ],
 )
 def test_a_prior_that_cannot_be_chosen_says_how(priors, options, said):
@@ -398,7 +398,7 @@ def test_a_run_may_be_gone_on_with_to_fewer_steps():
         return {"recipe": {"values": recipe.values}}
 
     # Warming up is over; the job keeps it as it was.
-    kept = replace(DEFAULT, said=frozenset({"warmup_steps"}))
+    kept = replace(DEFAULT, given=frozenset({"warmup_steps"}))
     before, now = kept.with_steps(2000), kept.with_steps(500)
     assert now.values["ema_decay"] < before.values["ema_decay"]
     assert differences(said(before), said(now)) == []
