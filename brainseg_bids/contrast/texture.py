@@ -8,7 +8,7 @@ import numpy as np
 from brainseg_bids.contrast.interior import Interior
 
 LONGEST_MM = 10.0
-"""Pairs further apart tell of regions (and of what is left of the field), not of grain."""
+"""Pairs further apart tell of regions (and of what is left of the field), not of texture."""
 
 ANCHORS = 8000
 FEWEST_PAIRS = 200
@@ -94,7 +94,7 @@ def _mean_by(label: np.ndarray, values: np.ndarray, good: np.ndarray, n: int) ->
 def correlated_texture(
     distance_mm: np.ndarray, product: np.ndarray, spread: float, *, resolution_mm: float
 ) -> tuple[float | None, float]:
-    """Distance at which the grain's autocorrelation has fallen to one half, and its share.
+    """Distance at which the texture's autocorrelation has fallen to one half, and its share.
 
     Pairs closer than the resolution have noise in common and are left out; what the others have
     in common is fitted by ``share * 2 ** -(distance / grain_mm) ** 2``.
@@ -128,7 +128,7 @@ def correlated_texture(
     at, rho = distance_mm[used], product[used] / spread
     lengths = np.geomspace(max(1.0, 0.7 * at.min()), LONGEST_MM, 60)
     models = 2.0 ** -((at / lengths[:, None]) ** FALL)
-    # Near pairs tell grain from nothing; far ones, from regions.
+    # Near pairs tell texture from nothing; far ones, from regions.
     weight = 1 / at
     shares = np.clip((models * rho * weight).sum(1) / (models**2 * weight).sum(1), 0, 1)
     misfit = ((rho - shares[:, None] * models) ** 2 * weight).sum(1)

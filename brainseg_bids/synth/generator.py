@@ -27,7 +27,7 @@ from brainseg_bids.synth.receive import receive
 from brainseg_bids.synth.recipe import Recipe, Triple
 from brainseg_bids.synth.resolution import AcquiredVoxels, acquire
 from brainseg_bids.synth.shading import air_loss, flip_angles
-from brainseg_bids.synth.texture import grain, patches
+from brainseg_bids.synth.texture import correlated_noise, patches
 from brainseg_bids.synth.view import Box, Crop, field_of_view, masked, out_of_view
 
 
@@ -279,7 +279,7 @@ class Generator:
             recipe,
             self.source,
             level=patches(recipe.texture, crop),
-            noise=grain(recipe.texture, crop, recipe.paint_seed),
+            noise=correlated_noise(recipe.texture, crop, recipe.paint_seed),
             device=crop.device,
         )
 

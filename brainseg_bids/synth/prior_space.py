@@ -181,7 +181,7 @@ class PriorSpace:
         recipe = self._base.draw_rest(streams, {})
         noise, ratio, measured = self._draw_noise(streams, recipe)
         sharpness = self._draw_sharpness(streams)
-        grain_mm, grain_frac = self._grain
+        grain_mm, grain_frac = self._correlated_texture
         lost = variance_lost(sharpness, self.voxel_size_mm)
         gain = (1 - grain_frac) * lost + grain_frac
         return replace(
@@ -244,7 +244,7 @@ class PriorSpace:
         return root / np.linalg.norm(root, axis=1, keepdims=True)
 
     @cached_property
-    def _grain(self) -> tuple[float, float]:
+    def _correlated_texture(self) -> tuple[float, float]:
         """Grain (mm) of the prior's usual label, and its share of the variance less noise."""
         known = [label for label in self.prior.labels.values() if label.source == "measured"]
         if not known or "texture" in self.off:
@@ -334,7 +334,7 @@ class PriorSpace:
     def _draw_texture(self, texture: Texture, grain_mm: float, grain_frac: float) -> Texture:
         if "texture" in self.off or self.prior_weight == 0:
             return texture
-        # The grain's size means nothing where there is none.
+        # The texture's size means nothing where there is none.
         agnostic_mm = texture.grain_mm if texture.grain_frac > 0 else grain_mm
         return replace(
             texture,

@@ -40,9 +40,9 @@ class Texture:
         Distance between the nodes of the field that chooses among a tissue's components.
     seed : int
     grain_mm : float
-        Distance between the nodes of a second field, the tissue's grain.
+        Distance between the nodes of a second field, the tissue's correlated texture.
     grain_frac : float
-        Share of a component's variance that is grain instead of white noise; 0: none.
+        Share of a component's variance that is correlated, not white noise; 0: none.
     grain_seed : int
     """
 

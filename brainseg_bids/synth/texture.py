@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structure within a label: patches of its components, and a grain in its noise.
+"""Structure within a label: patches of its components, and correlated texture in its noise.
 
 Both are random fields of cubic B-splines, with a spread of one in every voxel.
 """
@@ -41,11 +41,11 @@ def patches(texture: Texture, crop: Crop) -> BySlab:
     return level
 
 
-def grain(texture: Texture, crop: Crop, seed: int) -> BySlab:
+def correlated_noise(texture: Texture, crop: Crop, seed: int) -> BySlab:
     """Function of a slab: standard normal noise of which a share is smooth.
 
-    ``sqrt(1 - f) white + sqrt(f) grain`` with ``f = texture.grain_frac``, so that the spread is
-    one whatever the share, and a voxel's correlation with another one ``f`` times the grain's.
+    ``sqrt(1 - f) white + sqrt(f) smooth`` with ``f = texture.grain_frac``, so that the spread is
+    one whatever the share, and a voxel's correlation with another ``f`` times the smooth one's.
 
     Parameters
     ----------
@@ -53,7 +53,9 @@ def grain(texture: Texture, crop: Crop, seed: int) -> BySlab:
         Of the white part.
     """
     if not 0 <= texture.grain_frac <= 1:
-        raise ValueError(f"the share of grain has to lie in 0..1, not be {texture.grain_frac:g}")
+        raise ValueError(
+            f"the share of correlated texture has to lie in 0..1, not be {texture.grain_frac:g}"
+        )
     white = draw_noise(crop.shape, seed, crop.device)
     if texture.grain_frac == 0:
         return white

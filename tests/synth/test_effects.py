@@ -35,7 +35,7 @@ from brainseg_bids.synth.recipe import (
     View,
 )
 from brainseg_bids.synth.shading import air_loss, flip_angles
-from brainseg_bids.synth.texture import grain
+from brainseg_bids.synth.texture import correlated_noise
 from brainseg_bids.synth.transmit import transmit_response
 from brainseg_bids.synth.view import Crop, field_of_view, out_of_view
 from tests.phantom.head import INTENSITY
@@ -110,7 +110,10 @@ def test_what_is_off_hands_the_same_image_on(ready):
     assert flip_angles(Transmit(), Ratio(), TABLE, crop, brain_mm=STILL) is None
     assert air_loss(Susceptibility(), ranks, TABLE, crop) is None
     assert out_of_view(View(), ranks, TABLE, crop) is None
-    assert torch.equal(grain(Texture(), crop, 4)(0, 9), grain(Texture(seed=9), crop, 4)(0, 9))
+    assert torch.equal(
+        correlated_noise(Texture(), crop, 4)(0, 9),
+        correlated_noise(Texture(seed=9), crop, 4)(0, 9),
+    )
 
 
 @pytest.mark.parametrize("name", EFFECTS)
@@ -201,7 +204,9 @@ def test_grain_keeps_a_spread_of_one_and_correlates_as_much_as_its_share():
     crop = Crop((56, 56, 56), 1.0)
 
     def lag_one(frac: float) -> float:
-        noise = grain(Texture(grain_mm=2.5, grain_frac=frac, grain_seed=1), crop, 2)(0, 56).numpy()
+        noise = correlated_noise(Texture(grain_mm=2.5, grain_frac=frac, grain_seed=1), crop, 2)(
+            0, 56
+        ).numpy()
         assert noise.std() == pytest.approx(1, abs=0.02)
         assert abs(noise.mean()) < 0.05
         return float(np.corrcoef(noise[1:].ravel(), noise[:-1].ravel())[0, 1])

@@ -22,7 +22,7 @@ from brainseg_bids.synth.recipe import Noise, Recipe, Tissue
 from brainseg_bids.synth.recipe_files import read_space, write_prior_space
 from brainseg_bids.synth.resolution import AcquiredVoxels
 from brainseg_bids.synth.space import EFFECTS, RecipeSpace
-from brainseg_bids.synth.texture import grain
+from brainseg_bids.synth.texture import correlated_noise
 from brainseg_bids.synth.view import Crop
 from tests.synth.priors import CSF, GREY, MEANS, SHARED, WHITE, make_prior
 from tests.synth.switches import is_off
@@ -215,7 +215,7 @@ def test_what_blur_takes_of_a_spread_is_painted_on_top(voxel_size_mm):
     prior.labels.update({n: replace(p, grain_frac=0.0) for n, p in prior.labels.items()})
     recipe = recipes(PriorSpace(AGNOSTIC, prior, 1.0).at(voxel_size_mm), 1)[0]
     crop = Crop((40, 40, 40), voxel_size_mm)
-    painted = 100 + recipe.tissues[GREY].sd[0] * grain(recipe.texture, crop, 5)(0, 40)
+    painted = 100 + recipe.tissues[GREY].sd[0] * correlated_noise(recipe.texture, crop, 5)(0, 40)
     voxels = AcquiredVoxels.of(crop.shape, recipe.resolution, voxel_size_mm=voxel_size_mm)
     assert float(voxels.sample(painted).std()) == pytest.approx(8.0, rel=0.03)
 
