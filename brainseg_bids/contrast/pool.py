@@ -182,13 +182,13 @@ def _tabulate(chosen: dict[str, ContrastStatistics], table: LabelTable) -> _Rows
     return _Rows(labels, *numbers)
 
 
-def _with_air(found: ContrastStatistics, table: LabelTable) -> dict[str, LabelStatistics]:
+def _with_air(image: ContrastStatistics, table: LabelTable) -> dict[str, LabelStatistics]:
     """Measured labels of an image; the one with code 0 from the noise law if it is not there."""
-    labels = {n: label for n, label in found.labels.items() if label.source == "measured"}
+    labels = {n: label for n, label in image.labels.items() if label.source == "measured"}
     if 0 in table and table[0].name not in labels:
-        mean, sd = air(found.noise)
-        if is_ratio_image(found):
-            low, high = range_of(found)
+        mean, sd = air(image.noise)
+        if is_ratio_image(image):
+            low, high = range_of(image)
             mean, sd = low + (mean + 0.5) * (high - low), sd * (high - low)
         labels[table[0].name] = LabelStatistics(0, 0, mean, sd, mean, sd, source=LAW)
     return labels
@@ -219,14 +219,14 @@ def air(noise: NoiseLaw) -> tuple[float, float]:
     return 0.0, noise.sigma if noise.kind == "gaussian" else 0.0
 
 
-def range_of(found: ContrastStatistics) -> tuple[float, float]:
+def range_of(image: ContrastStatistics) -> tuple[float, float]:
     """Values of a ratio image that stand for -0.5 and +0.5.
 
     Those that were measured; from what else is known where nobody said.
     """
-    if found.noise.low < found.noise.high:
-        return found.noise.low, found.noise.high
-    values = (*found.edges, found.head_low, found.head_high)
+    if image.noise.low < image.noise.high:
+        return image.noise.low, image.noise.high
+    values = (*image.edges, image.head_low, image.head_high)
     return ratio_range(min(values), max(values))
 
 

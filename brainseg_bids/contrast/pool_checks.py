@@ -85,15 +85,15 @@ def with_a_zero(
     return {image: found for image, found in chosen.items() if image not in below}, left
 
 
-def _below(found: ContrastStatistics, table: LabelTable) -> str:
+def _below(image: ContrastStatistics, table: LabelTable) -> str:
     """Darkest label of the brain if that is below zero, of a magnitude image."""
-    if is_ratio_image(found):
+    if is_ratio_image(image):
         return ""
-    least = -NEGATIVE_FRAC * max(found.head_high, 0.0)
+    least = -NEGATIVE_FRAC * max(image.head_high, 0.0)
     # The location is without neighbours' share, by which a dark label may fall below zero.
     brightness = {
         name: label.median
-        for name, label in found.labels.items()
+        for name, label in image.labels.items()
         if table[name].is_brain
         and label.source == "measured"
         and max(label.location, label.median) < least
@@ -101,9 +101,9 @@ def _below(found: ContrastStatistics, table: LabelTable) -> str:
     return min(brightness, key=lambda name: brightness[name], default="")
 
 
-def is_ratio_image(found: ContrastStatistics) -> bool:
+def is_ratio_image(image: ContrastStatistics) -> bool:
     """Whether an image is a ratio, as MP2RAGE's UNI."""
-    return found.noise.kind == "ratio"
+    return image.noise.kind == "ratio"
 
 
 def few_labels(images: Iterable[str], labels: Sequence[Label], location: np.ndarray) -> list[str]:

@@ -27,7 +27,7 @@ EMPTY_SHARE = 0.3
 
 
 def of_image(image: np.ndarray) -> Iterator[str]:
-    """Doubts about the voxels' values.
+    """Warnings about the voxels' values.
 
     Parameters
     ----------
@@ -63,14 +63,14 @@ def of_image(image: np.ndarray) -> Iterator[str]:
         yield f"There are only {len(values)} different values."
 
 
-def of_stripped(labels: LabelMap, said: bool | None, *, seen: bool) -> Iterator[str]:
+def of_stripped(labels: LabelMap, stated: bool | None, *, seen: bool) -> Iterator[str]:
     """What is left out of a skull-stripped image, and whether its metadata say otherwise.
 
     Parameters
     ----------
     labels : LabelMap
         With all that was labelled.
-    said : bool or None
+    stated : bool or None
         ``SkullStripped`` of the metadata.
     seen : bool
         Whether the image shows it.
@@ -82,9 +82,9 @@ def of_stripped(labels: LabelMap, said: bool | None, *, seen: bool) -> Iterator[
     ]
     what = f": {listed(left_out)} left out" if left_out else ""
     yield f"The image is skull-stripped, so the brain alone is measured{what}."
-    if seen and said is False:
+    if seen and stated is False:
         yield "SkullStripped in its metadata is false, and the image shows no head. Correct it."
-    elif said and not seen:
+    elif stated and not seen:
         yield "SkullStripped in its metadata is true, but there is image around the brain."
 
 
@@ -96,7 +96,7 @@ def of_labels(
     *,
     brain_alone: bool = False,
 ) -> Iterator[str]:
-    """Doubts about the label map and how it lies on the image.
+    """Warnings about the label map and how it lies on the image.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def of_labels(
 def of_noise(
     noise: NoiseLaw, in_tissue: float, *, ratio: bool, masked_share: float
 ) -> Iterator[str]:
-    """Doubts about the noise.
+    """Warnings about the noise.
 
     Parameters
     ----------

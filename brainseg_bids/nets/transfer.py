@@ -88,9 +88,9 @@ def transfer(
     share = sum(own[name].numel() for name in fitting) / min(_numel(own), _numel(theirs))
     if share < LEAST_FRAC:
         raise ValueError(
-            f"the model to start from ({_says(source)}) shares {100 * share:.0f} % of its weights "
-            f"with the network to train ({_says(net)}); choose its architecture and size, or "
-            "start from nothing"
+            f"the model to start from ({_described(source)}) shares {100 * share:.0f} % of its "
+            f"weights with the network to train ({_described(net)}); choose its architecture and "
+            "size, or start from nothing"
         )
     with torch.no_grad():
         for name in fitting:
@@ -144,7 +144,7 @@ def _check_table(net: PackedNet, table: LabelTable) -> None:
         )
 
 
-def _says(net: PackedNet) -> str:
+def _described(net: PackedNet) -> str:
     spec = net.spec
     options = ", ".join(f"{key} {value}" for key, value in spec.options.items())
     return f"{spec.architecture}, block size {spec.block_size}" + (

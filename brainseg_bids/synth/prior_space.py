@@ -381,15 +381,15 @@ def stripped_share(prior: ContrastPrior) -> float | None:
     ValueError
         If ``SkullStripped`` of its metadata is something else.
     """
-    said = (prior.metadata or {}).get("SkullStripped")
-    if said is None:
+    stripped = (prior.metadata or {}).get("SkullStripped")
+    if stripped is None:
         return None
-    if not isinstance(said, bool | int | float) or not 0 <= said <= 1:
+    if not isinstance(stripped, bool | int | float) or not 0 <= stripped <= 1:
         raise ValueError(
-            f"prior {prior.name}: SkullStripped of its metadata is {said!r}; it has to be true, "
-            "false, or the share of images that are stripped, from 0 to 1"
+            f"prior {prior.name}: SkullStripped of its metadata is {stripped!r}; it has to be "
+            "true, false, or the share of images that are stripped, from 0 to 1"
         )
-    return float(said)
+    return float(stripped)
 
 
 def _choose(shares: dict[str, float], u: float) -> str:

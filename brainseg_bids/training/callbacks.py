@@ -245,7 +245,7 @@ class CheckpointCallback(Callback):
         self.validation_s: float | None = None
         self.every_steps, self.every_s = every_steps, every_s
         self.begun = False
-        self.told = ""
+        self.signal_name = ""
         self.step = done
         self.saved_s = time.monotonic()
 
@@ -273,9 +273,9 @@ class CheckpointCallback(Callback):
                 signal.signal(getattr(signal, name), self._on_signal)
 
     def _on_signal(self, number: int, _: Any) -> None:
-        self.told = signal.Signals(number).name
+        self.signal_name = signal.Signals(number).name
         if not self.begun:  # no step is in work, so there is nothing to finish and to save
-            raise Stopped(self.step, self.told)
+            raise Stopped(self.step, self.signal_name)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         is_late = self.deadline is not None and self.deadline.left_s() <= 0
@@ -311,7 +311,7 @@ class CheckpointCallback(Callback):
         self.step = trainer.global_step
         late = time.monotonic() - self.saved_s >= self.every_s
         is_over = self._no_time_left(trainer, task_of(module).plan)
-        stop, late, self.is_over = any_process(trainer, bool(self.told), late, is_over)
+        stop, late, self.is_over = any_process(trainer, bool(self.signal_name), late, is_over)
         last = self.step >= trainer.max_steps
         self.is_over = self.is_over and not last
         if self.is_over:
@@ -321,13 +321,13 @@ class CheckpointCallback(Callback):
             self.saved_s = time.monotonic()
         self.step_began_s = time.monotonic()
         if stop and not last:
-            raise Stopped(self.step, self.told or OTHER_PROCESS)
+            raise Stopped(self.step, self.signal_name or OTHER_PROCESS)
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         # What is validated has been saved. To finish first could outlast a queue's patience, and
         # a job that is killed does not go back. After the last step nothing is left to go on with.
-        if self.step < trainer.max_steps and any_process(trainer, bool(self.told))[0]:
-            raise Stopped(self.step, self.told or OTHER_PROCESS)
+        if self.step < trainer.max_steps and any_process(trainer, bool(self.signal_name))[0]:
+            raise Stopped(self.step, self.signal_name or OTHER_PROCESS)
 
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
@@ -382,7 +382,7 @@ class GradientCheck(Callback):
         path = self.out_dir / f"bad-step-{step:06d}.json"
         what = f"loss is {losses[bad[0]]}" if bad else f"gradient is {norm} and the loss a number"
         if trainer.is_global_zero:
-            told = {
+            document = {
                 "step": step,
                 "seed": self.stream.seed,
                 "what": what,
@@ -392,7 +392,7 @@ class GradientCheck(Callback):
                 ],
                 "plan": json.loads(self.plan_json),
             }
-            write_text(path, json.dumps(told, indent=1) + "\n")
+            write_text(path, json.dumps(document, indent=1) + "\n")
         raise NotFinite(
             f"{what} at step {step}; its pairs are in {path}: look at them with python -m "
             f"brainseg_bids.programs.train --replay {path}. The last checkpoint is good; a lower "

@@ -42,7 +42,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             found += _changed_spaces(one or {}, other or {})
         elif one != other:
             found.append(f"{key} {_shown(one)} (now {_shown(other)})")
-    values = [said.get("recipe", {}).get("values", {}) for said in (before, now)]
+    values = [job.get("recipe", {}).get("values", {}) for job in (before, now)]
     for key in LEARNED_BY:
         one, other = (own.get(key, NOT_SAID.get(key)) for own in values)
         if one != other:
@@ -75,7 +75,7 @@ def _changed_maps(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 
 def _changed_spaces(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     def shown(spaces: Mapping[str, Any]) -> str:
-        return ", ".join(f"{name} {said['share']:g}" for name, said in spaces.items())
+        return ", ".join(f"{name} {space['share']:g}" for name, space in spaces.items())
 
     if shown(before) != shown(now):
         return [f"recipe spaces {shown(before)} (now {shown(now)})"]

@@ -123,11 +123,11 @@ def dense_loss(
     features : (B, F, x, y, z)
         Of the blocks.
     labels : (B, X, Y, Z) uint8
-        Ranks.
+        Class indices.
     dice_weight : float
         Of one minus Dice beside cross-entropy.
     chunk_blocks : int, optional
-        Cells at a time; by default as many as have `CHUNK_SCORES` scores.
+        Blocks at a time; by default as many as have `CHUNK_SCORES` scores.
     most_chunks : int, optional
         Leave out what comes after so many of a pair: for symbolic runs, where chunks are alike.
 

@@ -42,7 +42,7 @@ class Score:
 
 
 class Overlap:
-    """Counts of labels in what was found, in the truth, and in both, over images.
+    """Counts of labels in the prediction, in the truth, and in both, over images.
 
     Parameters
     ----------
@@ -62,10 +62,11 @@ class Overlap:
         self.table = table
         self.counts = np.zeros((3, len(table)), dtype=np.int64)
 
-    def add(self, found: np.ndarray, truth: np.ndarray) -> None:
+    def add(self, predicted: np.ndarray, truth: np.ndarray) -> None:
         """Count one image: class indices, of one shape."""
-        found, truth = found.ravel(), truth.ravel()
-        for row, indices in enumerate((found[found == truth], found, truth)):
+        predicted, truth = predicted.ravel(), truth.ravel()
+        both = predicted[predicted == truth]
+        for row, indices in enumerate((both, predicted, truth)):
             self.counts[row] += np.bincount(indices, minlength=len(self.table))
 
     def dice(self) -> dict[str, float]:
@@ -74,9 +75,9 @@ class Overlap:
         Labels that are only found are not in it, so that all runs are measured by the same
         structures; their voxels are missing in others.
         """
-        both, found, truth = self.counts
+        both, predicted, truth = self.counts
         return {
-            label.name: float(2 * both[index] / (found[index] + truth[index]))
+            label.name: float(2 * both[index] / (predicted[index] + truth[index]))
             for index, label in enumerate(self.table)
             if label.index and truth[index]
         }
@@ -132,7 +133,7 @@ def score_pairs(
                 [head], [(space, 1.0)], generator, seed=seed, index=index, stop_step=pairs
             ):
                 with torch.inference_mode():
-                    found = net(pair["image"].to(device)).max(1).indices[0].cpu()
-                overlap.add(found.numpy(), pair["labels"].numpy())
+                    predicted = net(pair["image"].to(device)).max(1).indices[0].cpu()
+                overlap.add(predicted.numpy(), pair["labels"].numpy())
             scores.append(overlap.score(where, name, case))
     return scores

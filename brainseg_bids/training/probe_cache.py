@@ -73,10 +73,10 @@ def probe_once(
         "environment": {name: os.environ[name] for name in ALLOCATORS if name in os.environ},
     }
     path = cache / f"probe_{digest_of(decides)[:32]}.json"
-    said = read_object(path)
+    kept = read_object(path)
     if path.exists():
-        gib = said.get("probed_gib")
-        if said.get("decided_by") == decides and isinstance(gib, float) and 0 < gib < 1e6:
+        gib = kept.get("probed_gib")
+        if kept.get("decided_by") == decides and isinstance(gib, float) and 0 < gib < 1e6:
             return gib, True
         log.warning("%s: damaged; memory is measured anew", path)
     gib = probe()

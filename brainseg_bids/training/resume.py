@@ -65,9 +65,9 @@ def settings_of(
 
 
 def _digest(head: LabelVolume) -> str:
-    told = hashlib.sha256(repr((tuple(head.indices.shape), head.voxel_size_mm)).encode())
-    told.update(head.indices.cpu().contiguous().numpy().data)
-    return told.hexdigest()
+    digest = hashlib.sha256(repr((tuple(head.indices.shape), head.voxel_size_mm)).encode())
+    digest.update(head.indices.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def check_unchanged(checkpoint: Path, now: Mapping[str, Any]) -> list[str]:
@@ -93,22 +93,22 @@ def check_unchanged(checkpoint: Path, now: Mapping[str, Any]) -> list[str]:
     changed = [name for name in dict.fromkeys(names) if before[name] != now[name]]
     refused = [name for name in changed if name not in MAY_CHANGE]
     if refused:
-        said = "; ".join(_says(name, before[name], now[name]) for name in refused)
+        changes = "; ".join(_change(name, before[name], now[name]) for name in refused)
         raise ChangedSettings(
-            f"{checkpoint}: this run was begun with other settings: {said}. Go on with the old "
+            f"{checkpoint}: this run was begun with other settings: {changes}. Go on with the old "
             "ones, or train under another name."
         )
-    return [_says(name, before[name], now[name]) for name in changed]
+    return [_change(name, before[name], now[name]) for name in changed]
 
 
-def _says(name: str, before: object, now: object) -> str:
+def _change(name: str, before: object, now: object) -> str:
     """A change in a few words.
 
-    >>> _says("learning_rate", 0.002, 0.001)
+    >>> _change("learning_rate", 0.002, 0.001)
     'learning_rate was 0.002, is 0.001'
-    >>> _says("label_maps", ["a", "b"], ["a", "c"])
+    >>> _change("label_maps", ["a", "b"], ["a", "c"])
     'label_maps: number 2 is another'
-    >>> _says("net", {"stem": 1, "options": {"depth": 3}}, {"stem": 1, "options": {"depth": 4}})
+    >>> _change("net", {"stem": 1, "options": {"depth": 3}}, {"stem": 1, "options": {"depth": 4}})
     'net options depth was 3, is 4'
     """
     if name.endswith("_maps") and isinstance(before, Sequence) and isinstance(now, Sequence):
@@ -123,7 +123,7 @@ def _says(name: str, before: object, now: object) -> str:
         return f"{name}: what is in it is another"
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        return "; ".join(_says(f"{name} {key}", before.get(key), now.get(key)) for key in keys)
+        return "; ".join(_change(f"{name} {key}", before.get(key), now.get(key)) for key in keys)
     return f"{name} was {before}, is {now}"
 
 

@@ -77,13 +77,13 @@ class ValidationCallback(Callback):
     ) -> None:
         if not isinstance(outputs, Tensor):
             raise TypeError(f"a validation step gave {type(outputs).__name__}, no labels")
-        found, truth = outputs.cpu(), batch["labels"][0].cpu()
+        predicted, truth = outputs.cpu(), batch["labels"][0].cpu()
         if batch["counted"]:
-            self.overlap.add(found.numpy(), truth.numpy())
+            self.overlap.add(predicted.numpy(), truth.numpy())
         if batch["number"] == 0 and trainer.is_global_zero:
             image = batch["image"][0, 0].cpu()
             path = self.samples_dir / f"step-{trainer.global_step:06d}.npz"
-            write_sample(path, image.numpy(), truth.numpy(), found.numpy())
+            write_sample(path, image.numpy(), truth.numpy(), predicted.numpy())
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         shared_counts(trainer, [self.overlap])
@@ -109,7 +109,7 @@ class ValidationCallback(Callback):
             # Where weights are shared out, all processes take part.
             if not mine and not is_sharded(trainer):
                 continue
-            found = segment(
+            labels = segment(
                 one.image,
                 one.grid,
                 task.net,
@@ -119,7 +119,7 @@ class ValidationCallback(Callback):
                 device=str(task.device),
             )
             if mine:
-                overlap.add(index_of[found.voxels], index_of[one.labels.voxels])
+                overlap.add(index_of[labels.voxels], index_of[one.labels.voxels])
         shared_counts(trainer, counted)
         return counted
 
@@ -142,15 +142,18 @@ def scores(overlap: Overlap, prefix: str) -> dict[str, float]:
     return metrics | {f"{prefix}dice/{name}": value for name, value in dice.items()}
 
 
-def write_sample(path: Path, image: np.ndarray, truth: np.ndarray, found: np.ndarray) -> None:
-    """Middle planes (axial, coronal, sagittal) of a pair: image, truth, found, each (3, H, W)."""
+def write_sample(path: Path, image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> None:
+    """Middle planes (axial, coronal, sagittal) of a pair, each (3, H, W).
+
+    The keys are ``image``, ``truth`` and, for the prediction, ``found``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_or_nothing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             image=middle_planes(image.astype(np.float16)),
             truth=middle_planes(truth),
-            found=middle_planes(found),
+            found=middle_planes(predicted),
         )
 
 

@@ -309,7 +309,7 @@ def test_validation_ranks_scores_in_float32_as_inference_does():
         task.net.head.bias.fill_(10.0)  # where bfloat16's next number is 10.0625
         expected = task.net.scores(features.float()).max(1).indices[0]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = task._ranks(features)
+            found = task._class_indices(features)
     assert torch.equal(found.long(), expected)
 
 
