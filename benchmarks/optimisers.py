@@ -3,9 +3,9 @@
 
 ``python -m benchmarks.optimisers --maps DERIVATIVE --runs adamw:2e-3 muon:2e-3 --steps 150``
 
-All runs of a seed learn from the same pairs in the same order and are judged on the same pairs of
-the maps held out. Every run keeps its rate flat; with ``--decay`` it goes on once more from two
-thirds of its steps with the rate falling to zero. A run ``adamw:2e-3:coarse4`` takes pairs of 4 mm
+All runs of a seed learn from the same pairs in one order and are judged on the same pairs of the
+maps held out. Every run keeps its rate flat; with ``--decay SHARE`` the last share of its steps
+is taken once more with the rate falling to zero. A run ``adamw:2e-3:coarse4`` takes pairs of 4 mm
 for the first half of its CPU time. Judged are the last weights and their moving average. CPU time
 is that of making pairs and of steps. Rows go to ``--tsv`` as they come; runs that are there
 already are not repeated.
@@ -213,11 +213,12 @@ def train(
             run.step(*small[step])
         steps -= steps // 2
     for step in range(steps):
-        if options.decay and step == 2 * steps // 3:
+        if step == steps - round(options.decay * steps):
             yield from _decayed(run.snapshot(), pairs, step, steps)
-        run.step(*pairs[step])
-        if 3 * (step + 1) % steps == 0 or step + 1 == steps:
+        if step in options.judge_at:
             yield "flat", run
+        run.step(*pairs[step])
+    yield "flat", run
 
 
 def _decayed(run: Run, pairs: Pairs, begin: int, steps: int) -> Iterator[tuple[str, Run]]:
@@ -261,7 +262,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--warmup", type=int, default=15)
-    parser.add_argument("--decay", action="store_true")
+    parser.add_argument("--decay", type=float, default=0.0, metavar="SHARE", help="default: none")
+    parser.add_argument("--judge-at", type=int, nargs="*", default=(), metavar="STEP")
     parser.add_argument("--voxel-size", type=float, default=2.0, metavar="MM")
     parser.add_argument("--patch", type=int, nargs=3, default=(80, 96, 80), metavar="VOXELS")
     parser.add_argument("--start-from", default="", metavar="MODEL")
