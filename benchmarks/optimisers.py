@@ -126,7 +126,7 @@ class Run:
                 (image, labels), _ = held_out[number]
                 with torch.autocast("cpu", dtype=torch.bfloat16):
                     features = self.task.net.features(image)
-                found = self.task._ranks(features)
+                found = self.task._class_indices(features)
                 overlap.add(found.numpy(), labels[0].numpy())
             every = overlap.dice()
             brain = overlap.score("on", "all", "all").accuracy
