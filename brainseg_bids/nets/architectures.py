@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brainseg_bids.nets.meshnet import MeshNet
 from brainseg_bids.nets.spec import NetSpec
 
 
@@ -208,8 +209,6 @@ def meshnet(
     dilations: tuple[int, ...] = (1, 2, 4, 8, 4, 2, 1),
 ) -> nn.Module:
     """MeshNet (Fedorov et al., IJCNN 2017), our own."""
-    from brainseg_bids.nets.meshnet import MeshNet
-
     return MeshNet(in_channels, out_channels, width=width, dilations=dilations)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.architectures import build
 from brainseg_bids.nets.careful import careful
+from brainseg_bids.nets.checkpointing import checkpointed
 from brainseg_bids.training.losses import loss_of
 from brainseg_bids.training.optimisers import OPTIMISERS
 from brainseg_bids.training.plan import TrainPlan
@@ -49,8 +50,6 @@ class SegmentationTask(lightning.LightningModule):
         self.loss = loss_of(plan)
         self.losses: list[tuple[list[int], Tensor]] = []
         if plan.checkpointing:
-            from brainseg_bids.nets.checkpointing import checkpointed
-
             checkpointed(self.net.body)
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
