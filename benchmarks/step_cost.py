@@ -26,8 +26,8 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.images import read_label_map
 from brainseg_bids.nets.architectures import PackedNet
 from brainseg_bids.nets.bundle import ModelBundle, find_bundle
-from brainseg_bids.nets.careful import careful
 from brainseg_bids.nets.spec import NetSpec
+from brainseg_bids.nets.thin_volumes import use_float32_when_thin
 from brainseg_bids.synth.generator import LabelVolume
 from brainseg_bids.synth.recipe_files import read_space
 from brainseg_bids.training.fit import make_generator
@@ -104,7 +104,7 @@ def main() -> None:
     nets = {}
     for layout in options.layouts:
         net = bundle.load().train()
-        careful(net)
+        use_float32_when_thin(net)
         net.to(memory_format=LAYOUTS[layout])
         nets[layout] = net, torch.optim.AdamW(net.parameters(), lr=1e-5)
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.nets.architectures import build
-from brainseg_bids.nets.careful import careful
 from brainseg_bids.nets.checkpointing import checkpointed
+from brainseg_bids.nets.thin_volumes import use_float32_when_thin
 from brainseg_bids.training.losses import loss_of
 from brainseg_bids.training.optimisers import OPTIMISERS
 from brainseg_bids.training.plan import TrainPlan
@@ -46,7 +46,7 @@ class SegmentationTask(lightning.LightningModule):
         super().__init__()
         self.net = build(plan.net)
         self.plan, self.table = plan, table
-        careful(self.net)
+        use_float32_when_thin(self.net)
         self.loss = loss_of(plan)
         self.losses: list[tuple[list[int], Tensor]] = []
         if plan.checkpointing:

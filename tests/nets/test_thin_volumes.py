@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from brainseg_bids.nets.careful import careful
+from brainseg_bids.nets.thin_volumes import use_float32_when_thin
 
 
 def gradient(layer: nn.Module, volume: torch.Tensor, *, half: bool) -> torch.Tensor:
@@ -36,7 +36,7 @@ def gradient(layer: nn.Module, volume: torch.Tensor, *, half: bool) -> torch.Ten
 def test_gradients_in_half_precision_are_those_in_full_precision_rounded(kernel, shape):
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Conv3d(16, 16, kernel, padding=kernel // 2, bias=False))
-    careful(layer)
+    use_float32_when_thin(layer)
     volume = torch.randn(1, 16, *shape)
     expected = gradient(layer, volume, half=False)
     for _ in range(4):
@@ -49,5 +49,5 @@ def test_large_volumes_are_computed_as_they_were():
     volume = torch.randn(1, 4, 8, 8, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain = layer(volume)
-        careful(layer)
+        use_float32_when_thin(layer)
         assert torch.equal(layer(volume), plain)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``careful``: convolutions whose gradients are right on volumes smaller than their kernels, too.
+"""Convolutions whose gradients are right on volumes smaller than their kernels, too.
 
 On CPUs with bfloat16 instructions, PyTorch 2.13 computes wrong gradients of a Conv3d's weights
 where the volume is thinner than the kernel along an axis: they are made of what memory happens to
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 
-class CarefulConv3d(nn.Conv3d):
+class ThinSafeConv3d(nn.Conv3d):
     """A Conv3d that works in float32 where bfloat16 would go wrong."""
 
     def forward(self, volume: Tensor) -> Tensor:
@@ -25,14 +25,14 @@ class CarefulConv3d(nn.Conv3d):
         return found.to(torch.get_autocast_dtype("cpu"))
 
 
-def careful(body: nn.Module) -> None:
-    """Make each Conv3d of a body a `CarefulConv3d`, in place; names and weights stay.
+def use_float32_when_thin(body: nn.Module) -> None:
+    """Make each Conv3d of a body a `ThinSafeConv3d`, in place; names and weights stay.
 
     >>> body = nn.Sequential(nn.Conv3d(1, 2, 3), nn.ReLU())
-    >>> careful(body)
+    >>> use_float32_when_thin(body)
     >>> type(body[0]).__name__, list(body.state_dict())
-    ('CarefulConv3d', ['0.weight', '0.bias'])
+    ('ThinSafeConv3d', ['0.weight', '0.bias'])
     """
     for part in body.modules():
         if type(part) is nn.Conv3d:
-            part.__class__ = CarefulConv3d
+            part.__class__ = ThinSafeConv3d
