@@ -25,7 +25,9 @@ from brainseg_bids.reports.page import render_page
 from brainseg_bids.reports.slices import Cut, grey_window, view_mm
 
 LARGEST_VOXELS = 20_000_000
-"""Of what a viewer holds; heads with more are thinned. Keeps a file below 15 MB."""
+"""Of what a viewer holds; heads with more are thinned."""
+LARGEST_BYTES = 14_000_000
+"""Of the image in the file; one with more noise gets fewer levels of grey."""
 SAMPLE = 3
 """Every so many voxels along each axis are enough to find intensities and the brain's middle."""
 
@@ -191,6 +193,7 @@ def write_viewer(
     codes = np.unique(view.codes)
     index = np.zeros(int(codes[-1]) + 1, np.uint8 if codes.size <= 256 else "<u2")
     index[codes] = np.arange(codes.size)
+    packed, n_levels = _packed_grey(view.grey)
     return render_page(
         path,
         "viewer.html.j2",
@@ -199,9 +202,9 @@ def write_viewer(
         name=f"{title}: brainseg viewer",
         version=__version__,
         facts=_json(_facts(view, codes, labels)),
-        image=_packed(view.grey),
+        image=packed,
         labels=_packed(index[view.codes]),
-        note=_note(view),
+        note=f"{_note(view)} {n_levels} levels of grey.",
         source=source,
         page=page,
         rating=rating,
@@ -243,13 +246,22 @@ def _note(view: View) -> str:
     """What the viewer shows otherwise than the files."""
     edges = " × ".join(f"{size:.3g}" for size in view.grid.voxel_size_mm)
     if view.factors == (1, 1, 1):
-        return f"Voxels as in the file, {edges} mm; grey values in 8 bits."
+        return f"Voxels as in the file, {edges} mm."
     times = " × ".join(map(str, view.factors))
     return (
         f"Thinned for this page: {times} voxels of the file are one here, of {edges} mm, with "
         "their mean intensity and the label of the one in the middle; thin structures may have "
-        "gaps that the file has not. Grey values in 8 bits."
+        "gaps that the file has not."
     )
+
+
+def _packed_grey(grey: np.ndarray) -> tuple[Markup, int]:
+    """An image, packed, and how many levels of grey it has left: noise does not compress."""
+    for step in (1, 2, 4, 8):
+        packed = _packed(grey // step * step + step // 2)
+        if len(packed) <= LARGEST_BYTES:
+            break
+    return packed, 256 // step
 
 
 def _packed(array: np.ndarray) -> Markup:

@@ -39,4 +39,4 @@ def viewer_node(job: Job, table: str | Path, output_dir: Path) -> Node:
         page=f"../../sub-{job.scan.subject}.html",
         segmentation=job.outputs["labels"].relative_to(output_dir).as_posix(),
     )
-    return pe.Node(draw, name="viewer", mem_gb=1.0)
+    return pe.Node(draw, name="viewer", mem_gb=1.5)

@@ -92,6 +92,19 @@ def test_a_large_head_is_thinned_and_that_is_told(head, head_image, tmp_path, mo
     assert "2 × 2 × 2 voxels of the file are one here" in path.read_text(encoding="utf-8")
 
 
+def test_an_image_of_much_noise_gets_fewer_levels(head, head_image, tmp_path, monkeypatch):
+    path = write_viewer(tmp_path / "v.html", head_image, head, title="x", **ABOUT)
+    _, fine, _ = held(path)
+    size = path.stat().st_size
+    monkeypatch.setattr("brainseg_bids.reports.viewer.LARGEST_BYTES", 10_000)
+    write_viewer(path, head_image, head, title="x", **ABOUT)
+    _, coarse, _ = held(path)
+    assert len(np.unique(coarse)) <= 32
+    assert np.abs(coarse.astype(int) - fine).max() <= 4
+    assert path.stat().st_size < size
+    assert "32 levels of grey" in path.read_text(encoding="utf-8")
+
+
 def test_nothing_labelled_and_odd_voxels_are_shown_all_the_same(head, head_image, tmp_path):
     image = head_image.copy()
     image[0, 0, 0], image[1, 1, 1] = np.nan, np.inf
