@@ -31,7 +31,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.images import read_label_map
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe import (
-    Ageing,
+    Atrophy,
     Bias,
     Deformation,
     Gibbs,
@@ -92,7 +92,7 @@ def effects() -> dict[str, dict]:
         "affine and warp": {
             "deformation": Deformation((5, -4, 3), (1.05, 0.95, 1), (0.01, 0, 0), velocity_sd_mm=3)
         },
-        "other ventricles, thin cortex, lesions": {"ageing": Ageing(3.0, 0.3, 0.01, seed=1)},
+        "other ventricles, thin cortex, lesions": {"ageing": Atrophy(3.0, 0.3, 0.01, seed=1)},
         "three components, weighted": {"texture": Texture(seed=1)},
         "grain": {"texture": Texture(grain_frac=0.5, grain_mm=3.0)},
         "transmit field, MPRAGE": {"transmit": Transmit("mprage", 1.2, 0.6, 0.1)},

@@ -32,7 +32,7 @@ from brainseg_bids.console import one_line
 from brainseg_bids.documents import InputError
 from brainseg_bids.files import sha256, whole_or_nothing, write_text
 from brainseg_bids.images import check_present, read_label_map, voxel_hash
-from brainseg_bids.synth.ageing import Walls
+from brainseg_bids.synth.atrophy import Walls
 from brainseg_bids.synth.generator import LabelVolume
 from brainseg_bids.training.probe_cache import code_digest, digest_of
 from brainseg_bids.training.targets import SOURCE, MapFacts
@@ -45,7 +45,7 @@ MAKERS = (
     "anatomy/labelmap.py",
     "anatomy/labels.py",
     "programs/map_cache.py",
-    "synth/ageing.py",
+    "synth/atrophy.py",
     "synth/generator.py",
     "images.py",
 )

@@ -100,8 +100,8 @@ TISSUE_KINDS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True)
-class AgeingSpace:
-    """How often and how far brains differ from those of the label maps; see `Ageing`."""
+class AtrophySpace:
+    """How often and how far brains differ from those of the label maps; see `Atrophy`."""
 
     p: float = 0.0
     ventricles_mm: Range = (0.0, 0.0)

@@ -16,7 +16,7 @@ from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.intensity import intensity_range, quantiles
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.synth.ageing import Walls, age, widen
+from brainseg_bids.synth.atrophy import Walls, atrophied, widen_ventricles
 from brainseg_bids.synth.deform import coordinate_nodes, linear_part, node_stride
 from brainseg_bids.synth.gibbs import truncate
 from brainseg_bids.synth.intensity import one_value, paint, tissues
@@ -127,7 +127,7 @@ class Generator:
         """
         crop = self._crop(head, recipe)
         indices = self._deform(head, recipe)  # anatomy moves; labels stay labels
-        indices = age(indices, recipe.ageing, self.source, voxel_size_mm=self.voxel_size_mm)
+        indices = atrophied(indices, recipe.ageing, self.source, voxel_size_mm=self.voxel_size_mm)
         gone = out_of_view(recipe.view, indices, self.source, crop)
         labels = self._labels(indices, gone, flip=recipe.flip)
 
@@ -231,7 +231,7 @@ class Generator:
             flip=recipe.flip,
             device=device,
         )
-        nodes = widen(nodes, head.walls, recipe.ageing, head.voxel_size_mm)
+        nodes = widen_ventricles(nodes, head.walls, recipe.ageing, head.voxel_size_mm)
         # Half a voxel more, so that cutting off the decimals rounds.
         nodes = nodes.transpose(0, 1) + 0.5
         lowest, highest = nodes.amin((2, 3)).tolist(), nodes.amax((2, 3)).tolist()

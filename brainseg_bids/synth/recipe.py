@@ -67,8 +67,8 @@ class Deformation:
 
 
 @dataclass(frozen=True)
-class Ageing:
-    """What the brain has lost, or has too much of; see `synth.ageing`.
+class Atrophy:
+    """What the brain has lost, or has too much of; see `synth.atrophy`. Recipes say ``ageing``.
 
     Parameters
     ----------
@@ -257,7 +257,7 @@ class Recipe:
     tissues: dict[str, Tissue]
     flip: bool = False
     deformation: Deformation = Deformation()
-    ageing: Ageing = Ageing()
+    ageing: Atrophy = Atrophy()
     texture: Texture = Texture()
     bias: Bias = Bias()
     transmit: Transmit = Transmit()

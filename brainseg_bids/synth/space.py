@@ -23,7 +23,7 @@ from brainseg_bids.synth.classes import ClassDraw, ClassSpace, TissueSpace
 from brainseg_bids.synth.effect_spaces import (
     KINDS,
     TISSUE_KINDS,
-    AgeingSpace,
+    AtrophySpace,
     FieldOfViewSpace,
     GibbsSpace,
     MotionSpace,
@@ -33,7 +33,7 @@ from brainseg_bids.synth.effect_spaces import (
 )
 from brainseg_bids.synth.ranges import changed, check_ranges, digest_of, tuples
 from brainseg_bids.synth.recipe import (
-    Ageing,
+    Atrophy,
     Bias,
     Deformation,
     Gibbs,
@@ -120,7 +120,7 @@ class RecipeSpace(ClassSpace):
     grain_frac: Range = (0.0, 0.0)
     stripped_p: float = 0.0
     cut_p: float = 0.0
-    ageing: AgeingSpace = field(default_factory=AgeingSpace)
+    ageing: AtrophySpace = field(default_factory=AtrophySpace)
     transmit: TransmitSpace = field(default_factory=TransmitSpace)
     ratio: RatioSpace = field(default_factory=RatioSpace)
     susceptibility: SusceptibilitySpace = field(default_factory=SusceptibilitySpace)
@@ -286,12 +286,12 @@ class RecipeSpace(ClassSpace):
             seed=streams.seed("deformation"),
         )
 
-    def _draw_ageing(self, streams: Streams) -> Ageing:
+    def _draw_ageing(self, streams: Streams) -> Atrophy:
         space = self.ageing
         on, ventricles, thinning, lesion = streams.uniforms("ageing", 4)
         if on >= space.p:
-            return Ageing()
-        return Ageing(
+            return Atrophy()
+        return Atrophy(
             ventricles_mm=within(space.ventricles_mm, ventricles),
             thinning_frac=within(space.thinning_frac, thinning),
             lesion_frac=within(space.lesion_frac, lesion),

@@ -23,7 +23,7 @@ from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.gibbs import truncate
 from brainseg_bids.synth.noise import magnitude
 from brainseg_bids.synth.recipe import (
-    Ageing,
+    Atrophy,
     Bias,
     Deformation,
     Gibbs,
@@ -293,11 +293,11 @@ def draw_noise_law(scene: Scene) -> None:
 
 def draw_anatomy(scene: Scene) -> None:
     brains = {
-        "as it is": Ageing(),
-        "walls 4 mm outwards": Ageing(ventricles_mm=4.0),
-        "walls 3 mm inwards": Ageing(ventricles_mm=-3.0),
-        "half of the cortex thinner": Ageing(thinning_frac=0.5, seed=3),
-        "2 % lesions": Ageing(lesion_frac=0.02, seed=3),
+        "as it is": Atrophy(),
+        "walls 4 mm outwards": Atrophy(ventricles_mm=4.0),
+        "walls 3 mm inwards": Atrophy(ventricles_mm=-3.0),
+        "half of the cortex thinner": Atrophy(thinning_frac=0.5, seed=3),
+        "2 % lesions": Atrophy(lesion_frac=0.02, seed=3),
     }
     recipe = replace(scene.recipe, deformation=Deformation())
     panels = [(name, axial(scene.show(replace(recipe, ageing=a)))) for name, a in brains.items()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anatomy that the label maps lack: other ventricles, thin or thick cortex, lesions.
+"""Simulated atrophy (``ageing`` in recipes): other ventricles, thin or thick cortex, lesions.
 
 Other than what is done to the image, this changes labels, before anything is painted. The forms
 are our own choice: what ageing brains have in common (larger ventricles, cortex that gives way
@@ -20,7 +20,7 @@ from torch.nn import functional
 from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.synth.interpolate import slabs, smooth_field
-from brainseg_bids.synth.recipe import Ageing
+from brainseg_bids.synth.recipe import Atrophy
 from brainseg_bids.synth.view import voxels_of
 
 NODES_MM = 4.0
@@ -93,8 +93,8 @@ def _block_means(mask: np.ndarray, steps: list[int]) -> np.ndarray:
     return filled.reshape(blocks).mean((1, 3, 5), dtype=np.float32)
 
 
-def widen(
-    where_vox: Tensor, walls: Walls | None, ageing: Ageing, voxel_size_mm: Sequence[float]
+def widen_ventricles(
+    where_vox: Tensor, walls: Walls | None, atrophy: Atrophy, voxel_size_mm: Sequence[float]
 ) -> Tensor:
     """Places to look up, so that the ventricles' walls lie further out.
 
@@ -103,7 +103,7 @@ def widen(
     where_vox : (3, x, y, z) float32
         Source voxel of each node of a pair.
     walls : Walls or None
-    ageing : Ageing
+    atrophy : Atrophy
     voxel_size_mm : tuple of 3 float
         Of the source.
 
@@ -112,37 +112,39 @@ def widen(
     (3, x, y, z) float32
         Each node looks that far towards the ventricle; further in, for narrower ones.
     """
-    if walls is None or ageing.ventricles_mm == 0:
+    if walls is None or atrophy.ventricles_mm == 0:
         return where_vox
-    shift_mm = ageing.ventricles_mm * walls.at(where_vox)
+    shift_mm = atrophy.ventricles_mm * walls.at(where_vox)
     sizes_mm = torch.tensor(voxel_size_mm, dtype=torch.float32, device=where_vox.device)
     return where_vox + shift_mm / sizes_mm.view(3, 1, 1, 1)
 
 
-def age(indices: Tensor, ageing: Ageing, table: LabelTable, *, voxel_size_mm: float) -> Tensor:
+def atrophied(
+    indices: Tensor, atrophy: Atrophy, table: LabelTable, *, voxel_size_mm: float
+) -> Tensor:
     """Thin (or thicken) the cortex and place lesions: class indices of ``table``, (X, Y, Z) uint8.
 
     Cortex that touches fluid gives way to it where a smooth random field is high, or fluid that
     touches the cortex of one side to that; white matter becomes lesion where another field is
     high. With a label that the table lacks nothing is done.
     """
-    if ageing.thinning_frac != 0:
-        indices = _thin(indices, ageing, table, voxel_size_mm)
-    if ageing.lesion_frac > 0:
-        indices = _lesions(indices, ageing, table, voxel_size_mm)
+    if atrophy.thinning_frac != 0:
+        indices = _thin(indices, atrophy, table, voxel_size_mm)
+    if atrophy.lesion_frac > 0:
+        indices = _lesions(indices, atrophy, table, voxel_size_mm)
     return indices
 
 
-def _thin(indices: Tensor, ageing: Ageing, table: LabelTable, voxel_size_mm: float) -> Tensor:
+def _thin(indices: Tensor, atrophy: Atrophy, table: LabelTable, voxel_size_mm: float) -> Tensor:
     names = [label.name for label in table]
     cortex = [names.index(name) for name in CORTEX if name in names]
     fluid = [names.index(name) for name in FLUID if name in names]
     if not cortex or not fluid:
         return indices
     is_fluid = voxels_of(indices, [name in FLUID for name in names])
-    share = abs(ageing.thinning_frac)
-    here = _highest(indices, share, THIN_PATCH_MM, voxel_size_mm, ageing.seed)
-    if ageing.thinning_frac > 0:
+    share = abs(atrophy.thinning_frac)
+    here = _highest(indices, share, THIN_PATCH_MM, voxel_size_mm, atrophy.seed)
+    if atrophy.thinning_frac > 0:
         here &= voxels_of(indices, [name in CORTEX for name in names])
         return indices.masked_fill(here & _touches(is_fluid), fluid[0])
     here &= is_fluid
@@ -155,9 +157,9 @@ def _thin(indices: Tensor, ageing: Ageing, table: LabelTable, voxel_size_mm: flo
     return grown
 
 
-def _lesions(indices: Tensor, ageing: Ageing, table: LabelTable, voxel_size_mm: float) -> Tensor:
+def _lesions(indices: Tensor, atrophy: Atrophy, table: LabelTable, voxel_size_mm: float) -> Tensor:
     index_of = {label.name: index for index, label in enumerate(table)}
-    spots = _highest(indices, ageing.lesion_frac, LESION_MM, voxel_size_mm, ageing.seed + 1)
+    spots = _highest(indices, atrophy.lesion_frac, LESION_MM, voxel_size_mm, atrophy.seed + 1)
     for side in SIDES:
         matter, lesion = (index_of.get(f"{side}-{x}") for x in ("Cerebral-White-Matter", "Lesion"))
         if matter is not None and lesion is not None:
