@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from brainseg_bids import __version__
-from brainseg_bids.bids.description import raw_path, raw_uri
+from brainseg_bids.bids.description import raw_path, raw_uri, write_label_tables
 from brainseg_bids.bids.names import ParcelNames, Scan, ToolNames, sidecar
 from brainseg_bids.documents import read_object
 from brainseg_bids.stages.base import ExecutionOptions, Folders, ParticipantStage, Run
@@ -30,7 +30,6 @@ from brainseg_bids.stages.jobs import (
 if TYPE_CHECKING:
     from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-    from brainseg_bids.anatomy.labels import LabelTable
     from brainseg_bids.bids.inputs import Subject
     from brainseg_bids.interfaces.tools.base import Tool
     from brainseg_bids.reports.page import Section
@@ -131,7 +130,8 @@ def _plan_map(
     }
     reason = why_run(outputs, facts)
     if reason and not has_parcels(tool, source):
-        log.info("%s: %s has no parcels of the cortex", _title(scan, tool.name), source)
+        level = logging.DEBUG if uri.startswith("bids::") else logging.INFO  # it may be meant to
+        log.log(level, "%s: %s has no parcels of the cortex", _title(scan, tool.name), source)
         return None
     return ParcelJob(scan, *decided(reason), outputs, facts, tool.name, source)
 
@@ -171,15 +171,27 @@ class Parcellation(ParticipantStage):
         return "headlabels" in settings.stages
 
     def plan(self, run: Run) -> list[SubjectPlan]:
+        from brainseg_bids.interfaces.parcellation import parcel_table  # late: nipype
+
         settings, tools = run.settings, _tools(run)
         if settings.boilerplate_only or not tools:
             return []
         where = {"bids_dir": settings.bids_dir, "output_dir": settings.output_dir}
         given = {name: Path(path) for name, path in settings.derivatives.items()}
-        return [
+        plans = [
             plan_parcels(subject, tools, **where, derivatives=given, excluded=run.failed)
             for subject in run.subjects(("T1w",))
         ]
+        if not settings.reports_only:  # of tools with parcels alone, so not by `tables`
+            write_label_tables(
+                settings.output_dir,
+                {
+                    table_name(tool.name): parcel_table(tool)
+                    for tool in tools
+                    if any(job.tool == tool.name for plan in plans for job in plan.scans)
+                },
+            )
+        return plans
 
     def workflow(self, job: ParcelJob, execution: ExecutionOptions) -> Workflow:
         from nipype import IdentityInterface
@@ -195,7 +207,7 @@ class Parcellation(ParticipantStage):
         workflow.__desc__ = methods_text(job.tool)
         inputnode = pe.Node(IdentityInterface(fields=["image", "labels"]), name="inputnode")
         inputnode.inputs.trait_set(image=str(job.scan.path), labels=str(job.source))
-        table = str(execution.tables[table_name(job.tool)])
+        table = str(execution.output_dir / f"seg-{table_name(job.tool)}_dseg.tsv")
         parcels = pe.Node(Parcellation(tool=job.tool), name="parcels", mem_gb=1.0)
         volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=0.5)
         figure = pe.Node(DrawLabels(table=table), name="figure", mem_gb=1.5)
@@ -215,11 +227,6 @@ class Parcellation(ParticipantStage):
             (figure, ds_parcels_wf, [("out_file", "inputnode.figure")]),
         ])  # fmt: skip
         return workflow
-
-    def tables(self, run: Run) -> dict[str, LabelTable]:
-        from brainseg_bids.interfaces.parcellation import parcel_table  # late: nipype
-
-        return {table_name(tool.name): parcel_table(tool) for tool in _tools(run)}
 
     def read(self, path: Path, metadata: Mapping, folders: Folders) -> ParcelJob | None:
         image = raw_path(metadata.get("Input", ""), folders.bids_dir)
