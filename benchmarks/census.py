@@ -14,7 +14,9 @@ once by all of them, those inside functions and for type checking included. A *d
 pair of files, or places of one file, that share a run of at least six lines of code in the same
 shape: names, numbers and strings may differ. Imports, docstrings and lone brackets do not count,
 nor do runs with fewer than four lines of different shape (lists of fields), nor runs that stand
-in more than eight places. An assertion *checks prose* if it asks for four or more words of a
+in more than eight places. Most are declarations (fields of classes, options, traits, constants),
+whose shape is alike because they say the same kind of thing; a second count leaves these out, so
+that *statements* remain. An assertion *checks prose* if it asks for four or more words of a
 message: ``match=`` of `pytest.raises` or `pytest.warns`, or a string of an ``assert`` with
 ``in`` or ``==``.
 """
@@ -134,7 +136,21 @@ def docstring_lines(tree: ast.Module) -> set[int]:
     }
 
 
-def shapes(text: str) -> list[str]:
+def declaration_lines(tree: ast.Module) -> set[int]:
+    """Lines of constants of a module, and of classes all but their methods."""
+    found: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+            found |= set(range(first, node.body[0].lineno))
+        if isinstance(node, ast.ClassDef | ast.Module):
+            for one in node.body:
+                if isinstance(one, ast.Assign | ast.AnnAssign):
+                    found |= set(range(one.lineno, (one.end_lineno or one.lineno) + 1))
+    return found
+
+
+def shapes(text: str, *, declarations: bool = True) -> list[str]:
     """The lines that count, with a letter for each name, number and string."""
     tree = ast.parse(text)
     left_out = docstring_lines(tree) | {
@@ -143,6 +159,8 @@ def shapes(text: str) -> list[str]:
         if isinstance(node, ast.Import | ast.ImportFrom)
         for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
     }
+    if not declarations:
+        left_out |= declaration_lines(tree)
     lines: dict[int, list[str]] = defaultdict(list)
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.NAME:
@@ -151,15 +169,15 @@ def shapes(text: str) -> list[str]:
             lines[token.start[0]].append("v")
         elif token.type == tokenize.OP:
             lines[token.start[0]].append(token.string)
-    said = (" ".join(lines[line]) for line in sorted(lines) if line not in left_out)
-    return [shape for shape in said if any(letter.isalpha() for letter in shape)]
+    counted = (" ".join(lines[line]) for line in sorted(lines) if line not in left_out)
+    return [shape for shape in counted if any(letter.isalpha() for letter in shape)]
 
 
-def duplicates(files: dict[Path, str]) -> list[str]:
+def duplicates(files: dict[Path, str], *, declarations: bool = True) -> list[str]:
     """Pairs of files, or places of one file, that share a run of `RUN_OF_LINES` lines."""
     places: dict[tuple[str, ...], list[tuple[Path, int]]] = defaultdict(list)
     for path, text in files.items():
-        lines = shapes(text)
+        lines = shapes(text, declarations=declarations)
         for start in range(len(lines) - RUN_OF_LINES + 1):
             run = tuple(lines[start : start + RUN_OF_LINES])
             if len(set(run)) >= DIFFERENT_LINES:
@@ -238,6 +256,7 @@ def census(root: Path) -> list[tuple[str, str, list[str]]]:
         "import circles, at import": at_import,
         "import circles, all imports": at_all,
         f"duplicates of {RUN_OF_LINES} lines or more, package": duplicates(package),
+        "of these in statements": duplicates(package, declarations=False),
         f"duplicates of {RUN_OF_LINES} lines or more, tests": duplicates(tests),
     }
     return rows + [(what, str(len(found)), found) for what, found in listed.items()]

@@ -7,6 +7,7 @@ import ast
 from pathlib import Path
 
 import brainseg_bids
+from benchmarks.census import circles, import_graph, python_files
 
 PACKAGE = Path(brainseg_bids.__file__).parent
 LAYERS = [
@@ -109,3 +110,9 @@ def test_a_wrong_arrow_would_be_seen(tmp_path):
     folder.mkdir()
     (folder / "wrong.py").write_text("from brainseg_bids.cli.run import main\n")
     assert list(layer_faults(tmp_path)) == ["anatomy/wrong.py imports cli"]
+
+
+def test_no_module_imports_in_a_circle():
+    """Imports inside of functions and for types count too."""
+    graph = import_graph(python_files(PACKAGE), PACKAGE.parent, top_level=False)
+    assert circles(graph) == []

@@ -114,6 +114,10 @@ class Sections:
     def _surfaces(self) -> Markup:
         return page.text(f"Surfaces by the definition: {self.definition}.", faint=True)
 
+    def _explained(self, table: Markup, note: str) -> Markup:
+        """A table of metrics, with how it is read."""
+        return page.blocks(table, page.text(note, faint=True), self._surfaces())
+
     def _figure(self, key: str, title: str, words: str) -> Markup:
         if key not in self.figures:
             return Markup()
@@ -147,9 +151,9 @@ class Sections:
         return page.section(
             "league",
             page.heading("League table", level=2, stay=True),
-            number_table(rows, self._raters(), groups=[name for name, _ in lines]),
-            page.text(note, faint=True),
-            self._surfaces(),
+            self._explained(
+                number_table(rows, self._raters(), groups=[name for name, _ in lines]), note
+            ),
             self._ranks([block for block in blocks if block["has_ranks"]]),
             self._figure(
                 "headline",
@@ -192,9 +196,7 @@ class Sections:
         )
         return page.blocks(
             page.heading("Ranks"),
-            number_table(rows, self._raters(), groups=groups),
-            page.text(note, faint=True),
-            self._surfaces(),
+            self._explained(number_table(rows, self._raters(), groups=groups), note),
         )
 
     def _judged(self, judged: Sequence[str]) -> Markup:
@@ -224,18 +226,14 @@ class Sections:
         return page.section(
             "pairs",
             page.heading("Raters against each other", level=2),
-            _pair_table(parts[0]["blocks"]),
-            page.text(PAIR_NOTE + alone, faint=True),
-            self._surfaces(),
+            self._explained(_pair_table(parts[0]["blocks"]), PAIR_NOTE + alone),
             *(
                 page.fold(part["name"], _pair_table(part["blocks"]), self._surfaces())
                 for part in parts[1:]
             ),
             page.fold(
                 "Single structures: Dice, all images",
-                _pair_table(single),
-                page.text(note, faint=True),
-                self._surfaces(),
+                self._explained(_pair_table(single), note),
             )
             if single
             else "",
@@ -263,9 +261,7 @@ class Sections:
             "structures",
             page.heading("Structures", level=2),
             self._figure("structures", "By rater", words),
-            self._structure_table(parts[0]["blocks"]),
-            page.text(note, faint=True),
-            self._surfaces(),
+            self._explained(self._structure_table(parts[0]["blocks"]), note),
             *(
                 page.fold(part["name"], self._structure_table(part["blocks"]), self._surfaces())
                 for part in parts[1:]

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from brainseg_bids.bids.inputs import Subject
     from brainseg_bids.interfaces.tools.base import Tool
+    from brainseg_bids.options import Settings
     from brainseg_bids.reports.page import Section
-    from brainseg_bids.settings import Settings
 
 log = logging.getLogger("brainseg")
 

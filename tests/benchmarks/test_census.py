@@ -32,6 +32,19 @@ def test_the_same_code_with_other_names_is_a_duplicate(tmp_path):
     assert duplicates({tmp_path / "a.py": LOOP, tmp_path / "b.py": longer}) == []
 
 
+def test_declarations_can_be_left_out(tmp_path):
+    fields = "\n".join(
+        f"    field_{k}: {'list' if k % 2 else 'list[int]'} = {k}" for k in range(6)
+    )
+    one = f"@dataclass\nclass One:\n{fields}\n"
+    files = {tmp_path / "a.py": one, tmp_path / "b.py": one.replace("One", "Two")}
+    assert duplicates(files) == ["a.py ~ b.py"]
+    assert duplicates(files, declarations=False) == []
+    assert duplicates({path: text + LOOP for path, text in files.items()}, declarations=False) == [
+        "a.py ~ b.py"
+    ]
+
+
 def test_only_sentences_are_prose(tmp_path):
     prose = 'def test():\n    assert "there is no such file" in said\n'
     name = 'def test():\n    assert "sub-01_T1w.nii.gz" in said\n'
