@@ -102,7 +102,7 @@ def _source(
     tool: Tool, scan: Scan, output_dir: Path, derivatives: Mapping[str, Path]
 ) -> tuple[Path | None, str]:
     """A tool's map and its URI: what the user gives, else what ``headlabels`` has left."""
-    from brainseg_bids.interfaces.tools._existing import find_existing  # late: nipype
+    from brainseg_bids.interfaces.existing import find_existing  # late: nipype
 
     root = derivatives.get(tool.name)
     if root and (given := find_existing(tool, root, scan)):
