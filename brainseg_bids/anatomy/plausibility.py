@@ -151,9 +151,9 @@ def _cut(labels: LabelMap, image: np.ndarray | None, table: LabelTable) -> str:
     codes = [lab.index for lab in table if lab.is_brain and lab.name != "Brain-Stem"]
     for axis in range(3):
         sizes = labels.grid.voxel_size_mm
-        least_mm2 = max(CUT_MM2, CUT_PER_MM * sizes[axis])
+        least_mm2 = cut_mm2(sizes[axis])
         pixel_mm2 = labels.grid.voxel_volume_mm3 / sizes[axis]
-        for plane in _ends(image, labels.voxels.shape, axis):
+        for plane in ends_of(image, labels.voxels.shape, axis):
             here = np.isin(np.take(labels.voxels, plane, axis), codes)
             if np.count_nonzero(here) * pixel_mm2 >= least_mm2:
                 return (
@@ -163,7 +163,12 @@ def _cut(labels: LabelMap, image: np.ndarray | None, table: LabelTable) -> str:
     return ""
 
 
-def _ends(image: np.ndarray | None, shape: tuple[int, ...], axis: int) -> tuple[int, int]:
+def cut_mm2(thickness_mm: float) -> float:
+    """Area on a plane of this thickness from which what lies there is cut."""
+    return max(CUT_MM2, CUT_PER_MM * thickness_mm)
+
+
+def ends_of(image: np.ndarray | None, shape: tuple[int, ...], axis: int) -> tuple[int, int]:
     """First and last plane along an axis; of an image, that are not one constant."""
     if image is None:
         return 0, shape[axis] - 1

@@ -12,15 +12,20 @@ from nipype.interfaces.base import (
     File,
     SimpleInterface,
     TraitedSpec,
+    traits,
 )
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
+from brainseg_bids.anatomy.intracranial import NAME as INTRACRANIAL
+from brainseg_bids.anatomy.intracranial import Intracranial, intracranial
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
-from brainseg_bids.images import read_label_map, write_label_map, write_mask
+from brainseg_bids.images import read_label_map, read_volume, write_label_map, write_mask
 
-COLUMNS = ("index", "name", "hemisphere", "n_voxels", "volume_mm3")
+INSIDE_COLUMNS = ("percent_of_intracranial", "note")
+"""Of heads only."""
 CONFIDENCE_COLUMNS = ("confidence", "confidence_threshold", "low_confidence")
+SEGMENTATION_COLUMNS = ("soft_volume_mm3", *CONFIDENCE_COLUMNS)
 """Of segmentations only."""
 
 
@@ -63,24 +68,41 @@ class BrainMask(_FromLabels):
 
 
 class _VolumesInputSpec(_LabelsInputSpec):
-    report = File(exists=True, desc="of the segmentation, with the confidence of each structure")
+    report = File(
+        exists=True, desc="of the segmentation: confidence and probability of each structure"
+    )
+    image = File(exists=True, desc="that was labelled")
+    inside = traits.Bool(True, usedefault=True, desc="with a row of the inside of the skull")
+    stripped = traits.Bool(False, usedefault=True, desc="whether its metadata say skull-stripped")
+
+
+class _VolumesOutputSpec(_FileOutputSpec):
+    facts = File(exists=True, desc="why there is no intracranial volume, or nothing: JSON")
 
 
 class Volumes(_FromLabels):
-    """Voxels and mm³ of each label of the table; background is left out."""
+    """Voxels and mm³ of each label of the table but background, and of the inside of the skull."""
 
     input_spec = _VolumesInputSpec
+    output_spec = _VolumesOutputSpec
 
     def _write(self, labels: LabelMap, folder: Path) -> Path:
-        confidence = None
+        report = None
         if isinstance(self.inputs.report, str):
             report = json.loads(Path(self.inputs.report).read_text(encoding="utf-8"))
-            confidence = {row["index"]: row for row in report.get("confidence", [])}
-        return write_volumes(labels, folder / "volumes_morph.tsv", confidence)
+        facts, inside = {}, None
+        if self.inputs.inside:
+            image = self.inputs.image
+            voxels = read_volume(image)[0] if isinstance(image, str) else None
+            inside = intracranial(labels, voxels, stripped=self.inputs.stripped)
+            facts["NoIntracranialVolume"] = inside.why_none
+        (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+        self._results["facts"] = str(folder / "facts.json")
+        return write_volumes(labels, folder / "volumes_morph.tsv", inside, report)
 
 
 def write_volumes(
-    labels: LabelMap, path: Path, confidence: Mapping[int, Mapping] | None = None
+    labels: LabelMap, path: Path, inside: Intracranial | None, report: Mapping | None = None
 ) -> Path:
     """Write the volumes table; a label that is absent has 0.
 
@@ -88,37 +110,63 @@ def write_volumes(
     ----------
     labels : LabelMap
     path : Path
-    confidence : mapping, optional
-        By code, ``confidence`` and ``threshold``; adds `CONFIDENCE_COLUMNS`.
+    inside : Intracranial or None
+        Of these labels; it adds its row and `INSIDE_COLUMNS`.
+    report : mapping, optional
+        ``confidence``, rows with the ``index``, ``confidence`` and ``threshold`` of a label;
+        ``soft_voxels``, sums of probabilities by code. It adds `SEGMENTATION_COLUMNS`.
     """
     from brainseg_bids.reports.tables import write_rows  # late: pandas
 
-    counts, volumes_mm3 = count_codes(labels.voxels), labels.volumes_mm3()
+    counts, voxel_mm3 = count_codes(labels.voxels), labels.grid.voxel_volume_mm3
+    percent = 100 / inside.n_voxels if inside and inside.n_voxels else None
+    told = report or {}
+    confidence = {row["index"]: row for row in told.get("confidence", [])}
+    soft = {int(code): voxels for code, voxels in told.get("soft_voxels", {}).items()}
+
+    def row(index: object, name: str, side: str, n: int | None, soft_voxels: float | None) -> dict:
+        return {
+            "index": index,
+            "name": name,
+            "hemisphere": side,
+            "n_voxels": "n/a" if n is None else n,
+            "volume_mm3": _product(n, voxel_mm3, 3),
+            "percent_of_intracranial": _product(n, percent, 4),
+            "soft_volume_mm3": _product(soft_voxels, voxel_mm3, 3),
+            **_confidence(confidence.get(index)),
+            "note": "n/a",
+        }
+
     rows = [
-        (
-            label.index,
-            label.name,
-            label.hemisphere,
-            counts.get(label.index, 0),
-            round(volumes_mm3[label.index], 3),
-            *([] if confidence is None else _confidence(confidence.get(label.index))),
-        )
-        for label in labels.table
-        if label.index
+        row(lab.index, lab.name, lab.hemisphere, counts.get(lab.index, 0), soft.get(lab.index))
+        for lab in labels.table
+        if lab.index
     ]
-    columns = COLUMNS if confidence is None else COLUMNS + CONFIDENCE_COLUMNS
-    return write_rows(path, columns, rows)
+    if inside:
+        soft_inside = inside.soft_voxels(soft, counts) if soft else None
+        last = row("n/a", INTRACRANIAL, "none", inside.n_voxels, soft_inside)
+        rows.append(last | {"note": inside.why_none or "n/a"})
+    left_out = (*(SEGMENTATION_COLUMNS * (report is None)), *(INSIDE_COLUMNS * (inside is None)))
+    return write_rows(path, [name for name in rows[0] if name not in left_out], rows)
 
 
-def _confidence(row: Mapping | None) -> list[object]:
+def _product(value: float | None, factor: float | None, digits: int) -> object:
+    """A cell; n/a if one of the two is not known."""
+    return "n/a" if value is None or factor is None else round(value * factor, digits)
+
+
+def _confidence(row: Mapping | None) -> dict[str, object]:
     """`CONFIDENCE_COLUMNS` of a label.
 
-    >>> _confidence({"confidence": 0.62, "threshold": 0.7}), _confidence(None)
-    ([0.62, 0.7, 'yes'], ['n/a', 'n/a', 'n/a'])
+    >>> list(_confidence({"confidence": 0.62, "threshold": 0.7}).values())
+    [0.62, 0.7, 'yes']
+    >>> list(_confidence(None).values())
+    ['n/a', 'n/a', 'n/a']
     """
-    if row is None:
-        return ["n/a"] * len(CONFIDENCE_COLUMNS)
-    confidence, threshold = row["confidence"], row["threshold"]
-    if threshold is None:
-        return [confidence, "n/a", "n/a"]
-    return [confidence, threshold, "yes" if confidence < threshold else "no"]
+    cells: list[object] = ["n/a"] * len(CONFIDENCE_COLUMNS)
+    if row is not None:
+        confidence, threshold = row["confidence"], row["threshold"]
+        cells[0] = confidence
+        if threshold is not None:
+            cells[1:] = [threshold, "yes" if confidence < threshold else "no"]
+    return dict(zip(CONFIDENCE_COLUMNS, cells, strict=True))

@@ -33,6 +33,7 @@ class _SaveDerivativeInputSpec(BaseInterfaceInputSpec):
     result = File(
         exists=True, desc="JSON object of what the run found, or its key metadata, is added to it"
     )
+    own_result = File(exists=True, desc="the same of the step that made the file")
     source = traits.Str(
         hash_files=False, desc="what it was made from; nothing is saved if that has changed since"
     )
@@ -89,7 +90,9 @@ class SaveDerivative(SimpleInterface):
                 raise SaveError(f"{source}: was changed while it was worked on. Run it again.")
 
     def _result(self) -> dict:
-        if not isinstance(self.inputs.result, str):
-            return {}
-        found = json.loads(Path(self.inputs.result).read_text(encoding="utf-8"))
-        return found.get("metadata", found)
+        result: dict = {}
+        for path in (self.inputs.result, self.inputs.own_result):
+            if isinstance(path, str):
+                found = json.loads(Path(path).read_text(encoding="utf-8"))
+                result |= found.get("metadata", found)
+        return result

@@ -146,12 +146,14 @@ def predict(options: argparse.Namespace) -> dict:
         "ToLookAt": to_look_at,
         "ConfidenceCalibrated": calibration is not None,
     }
+    sums = confidence.sums()
     return {
         "image": str(options.image),
         "test_time_flips": options.test_time_flips,
         **_names(bundle, *others),
         "metadata": metadata,
-        "confidence": confidence_of(confidence.sums(), bundle.table, calibration),
+        "confidence": confidence_of(sums, bundle.table, calibration),
+        "soft_voxels": soft_voxels_of(sums, bundle.table),
     }
 
 
@@ -248,6 +250,15 @@ def confidence_of(
         for index, label in enumerate(table)
         if label.index and sums.n_voxels[index]
     ]
+
+
+def soft_voxels_of(sums: ProbabilitySums, table: LabelTable) -> dict[str, float]:
+    """What the report says of the sum of each structure's probabilities, by its code."""
+    return {
+        str(label.index): round(float(sums.total[index]), 3)
+        for index, label in enumerate(table)
+        if label.index
+    }
 
 
 def choose_device(wanted: str) -> str:

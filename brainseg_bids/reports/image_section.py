@@ -11,6 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from brainseg_bids.anatomy.cohort import OUTLIER_Z
+from brainseg_bids.anatomy.intracranial import STRIPPED
 from brainseg_bids.bids.names import sidecar
 from brainseg_bids.documents import InputError, read_json
 from brainseg_bids.reports import page, tables
@@ -25,6 +26,10 @@ NO_ASYMMETRY = (
 )
 """Whatever the side of the larger structure, it changes when the image is mirrored: it is the
 network's, not the head's."""
+
+OF_INSIDE = "% of intracranial"
+TOTALS = ("Brain (ml)", "CSF (ml)", "Intracranial (ml)")
+"""In the table at the top of a page."""
 
 CALIBRATED = (
     "Confidence: the Dice that is expected of a structure, by the model's probabilities and by "
@@ -44,6 +49,7 @@ def image_section(
     source: str,
     figure: Path,
     volumes: Sequence[dict] = (),
+    intracranial: Mapping | None = None,
     run: Mapping[str, object] | None = None,
     warnings: Sequence[str] = (),
     outputs: Sequence[str] = (),
@@ -63,6 +69,8 @@ def image_section(
         PNG, explained by ``caption``. A missing file is said in its place.
     volumes : sequence of dict
         Rows of a volume table, see `brainseg_bids.reports.volume_table`.
+    intracranial : mapping, optional
+        Row of the inside of the skull, see `read_intracranial` there.
     run : mapping of str to str, optional
         Time, memory, device, ... What is called ``Model`` is repeated in the summary.
     warnings, outputs : sequence of str
@@ -82,17 +90,18 @@ def image_section(
         _cuts(figure, title, caption),
         look,
         page.facts(run, "Run"),
-        page.beside(volumes_block(volumes), sides_block(volumes, no_asymmetry)),
+        page.beside(
+            volumes_block(volumes, intracranial=intracranial), sides_block(volumes, no_asymmetry)
+        ),
         page.files(outputs),
     )
     overview = {
         "File": page.code(source),
         "Model": run.get("Model") or "n/a",
-        **totals_ml(volumes),
+        **totals_ml(volumes, intracranial),
         "Warnings": len(warnings) or "none",
     }
-    numbers = ("Brain (ml)", "CSF (ml)", "Warnings")
-    return Section("scan", title, body, "", counted, warnings, overview, numbers)
+    return Section("scan", title, body, "", counted, warnings, overview, (*TOTALS, "Warnings"))
 
 
 def _cuts(figure: Path, title: str, caption: str) -> Markup:
@@ -125,10 +134,13 @@ def look_block(outputs: Mapping[str, Path], output_dir: Path) -> Markup:
     return page.blocks(line, rating_form(labels, labels.relative_to(output_dir).as_posix()))
 
 
-def totals_ml(volumes: Sequence[dict]) -> dict[str, str]:
-    """Volumes of the brain and of CSF, for the table at the top of a page."""
+def totals_ml(volumes: Sequence[dict], intracranial: Mapping | None = None) -> dict[str, str]:
+    """Volumes of brain, CSF and the inside of the skull, for the table at the top of a page."""
     totals = totals_mm3(volumes)
-    return {f"{name} (ml)": tables.ml(totals.get(name)) for name in ("Brain", "CSF")}
+    found = {f"{name} (ml)": tables.ml(totals.get(name)) for name in ("Brain", "CSF")}
+    if intracranial:
+        found["Intracranial (ml)"] = tables.ml(intracranial["volume_mm3"])
+    return found
 
 
 def no_asymmetry(*labels: Path) -> str:
@@ -172,8 +184,16 @@ def worded(value: object, pattern: str) -> str:
 # -- on a page ----------------------------------------------------------------------------
 
 
-def volumes_block(rows: Sequence[dict], z: Mapping[int, float] | None = None) -> Markup:
-    """Volumes by group; with robust z among other heads, and confidence, if there are any."""
+def volumes_block(
+    rows: Sequence[dict],
+    z: Mapping[int, float] | None = None,
+    *,
+    intracranial: Mapping | None = None,
+) -> Markup:
+    """Volumes by group, and of the inside of the skull.
+
+    With their share of it, robust z among other heads, and confidence, if there are any.
+    """
     found = pd.DataFrame(anatomical(rows))
     if found.empty:
         return Markup()
@@ -188,6 +208,9 @@ def volumes_block(rows: Sequence[dict], z: Mapping[int, float] | None = None) ->
     total = pd.Series(totals_mm3(rows))
     totals = pd.DataFrame({"mm³": total.map(tables.mm3), "ml": total.map(tables.ml)})
     words = "Number of voxels times the volume of one."
+    if inside_mm3 := (intracranial or {}).get("volume_mm3"):
+        frame[OF_INSIDE] = [f"{100 * volume / inside_mm3:.2f}" for volume in found["volume_mm3"]]
+        totals[OF_INSIDE] = [f"{100 * volume / inside_mm3:.2f}" for volume in total]
     if z is not None:
         frame["Robust z"] = [_far(z.get(index)) for index in found["index"]]
         totals["Robust z"] = ""
@@ -204,12 +227,44 @@ def volumes_block(rows: Sequence[dict], z: Mapping[int, float] | None = None) ->
         words += f" {CALIBRATED if is_calibrated else NOT_CALIBRATED}"
     table = tables.html_table(
         frame,
-        numbers=("mm³", "ml", "Robust z", "Confidence"),
+        numbers=("mm³", "ml", OF_INSIDE, "Robust z", "Confidence"),
         css={"Label": "n faint"},
         groups=found["group"],
         totals=totals,
+        last=_inside_line(intracranial, list(frame)),
     )
+    if intracranial:
+        words += f" {_inside_words(intracranial)}"
     return page.blocks(page.heading("Volumes"), table, page.text(words, faint=True))
+
+
+def _inside_line(intracranial: Mapping | None, columns: Sequence[str]) -> list[list[str]]:
+    """Cells of the inside of the skull, below the structures."""
+    if not intracranial:
+        return []
+    volume_mm3 = intracranial["volume_mm3"]
+    cells = {
+        "Structure": "Intracranial",
+        "mm³": tables.mm3(volume_mm3),
+        "ml": tables.ml(volume_mm3),
+        OF_INSIDE: "100.00",
+    }
+    return [[cells.get(name, "") for name in columns]]
+
+
+def no_intracranial(intracranial: Mapping | None) -> list[str]:
+    """A warning if there is no intracranial volume, and the image has a skull."""
+    why = (intracranial or {}).get("note", "")
+    return [f"No intracranial volume: {why}"] if why not in ("", STRIPPED) else []
+
+
+def _inside_words(intracranial: Mapping) -> str:
+    if why := intracranial["note"]:
+        return f"No intracranial volume: {why}."
+    return (
+        "Intracranial: all that lies inside of the inner skull; what the head had room for, "
+        "whatever the brain has lost since."
+    )
 
 
 def _confidence(value: float, low: bool) -> Markup | str:

@@ -3,8 +3,8 @@
 
 A row has ``index``, ``name``, ``hemisphere``, ``color`` and ``volume_mm3``; the background may be
 among them and is left out. An optional ``mapping`` (code of the BIDS standard label table) groups
-structures of tables that are not packaged. Rows of a segmentation have ``confidence`` and
-``low_confidence`` as well.
+structures of tables that are not packaged. Rows may have ``percent_of_intracranial``; those of a
+segmentation have ``soft_volume_mm3``, ``confidence`` and ``low_confidence`` as well.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from brainseg_bids.reports.groups import GROUPS, group_of_row, plain_name
 def read_volumes(path: Path, output_dir: Path, segmentation: str) -> list[dict]:
     """Rows of a volume table with the colours of the label table ``seg-SEGMENTATION``.
 
+    The row of the inside of the skull is left out; see `read_intracranial`.
+
     Raises
     ------
     InputError
         If it is no volume table.
     """
     table = LabelTable.read(output_dir / f"seg-{segmentation}_dseg.tsv", name=segmentation)
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    rows = [row for row in _lines(path) if row.get("index") != "n/a"]
     try:
         for row in rows:
             label = table[int(row["index"])]
             row["index"], row["volume_mm3"] = int(row["index"]), float(row["volume_mm3"])
             row["color"], row["mapping"] = label.color, label.mapping
-            if "confidence" in row:
-                row["confidence"] = _number(row["confidence"])
+            for column in OPTIONAL & row.keys():
+                row[column] = _number(row[column])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: is no volumes table of this derivative ({error}). Remove it and run again."
@@ -46,10 +47,32 @@ def read_volumes(path: Path, output_dir: Path, segmentation: str) -> list[dict]:
     return rows
 
 
+def read_intracranial(path: Path) -> dict | None:
+    """Row of the inside of the skull, None if the table has none (of an earlier version).
+
+    ``volume_mm3`` and ``soft_volume_mm3`` are numbers, or None if ``note`` says why not.
+    """
+    for row in _lines(path):
+        if row.get("index") == "n/a":
+            return {
+                "volume_mm3": _number(row["volume_mm3"]),
+                "soft_volume_mm3": _number(row.get("soft_volume_mm3", "n/a")),
+                "note": "" if row["note"] == "n/a" else row["note"],
+            }
+    return None
+
+
+def _lines(path: Path) -> list[dict]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
 def _number(cell: str) -> float | None:
     return None if cell == "n/a" else float(cell)
 
 
+OPTIONAL = {"percent_of_intracranial", "soft_volume_mm3", "confidence"}
+"""Columns of numbers that a table may lack."""
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
 

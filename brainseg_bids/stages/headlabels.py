@@ -42,7 +42,6 @@ from brainseg_bids.stages.head_tools import (
 from brainseg_bids.stages.jobs import (
     REUSE,
     RUN,
-    VOLUMES_COLUMNS,
     Faults,
     Job,
     SubjectPlan,
@@ -53,6 +52,7 @@ from brainseg_bids.stages.jobs import (
     why_run,
 )
 from brainseg_bids.stages.viewer import viewer_node
+from brainseg_bids.stages.volumes import HEAD_COLUMNS, NO_VOLUME, no_intracranial_volume
 
 if TYPE_CHECKING:
     from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -270,10 +270,10 @@ def head_metadata(plan: HeadJob, *, output_dir: Path) -> dict[str, dict]:
         },
         **top_metadata("Merged labels", sources, raw),
         "volumes": {
-            "Description": "Volume of each label: voxels times the volume of a voxel.",
+            "Description": "Volume of each label, and of the inside of the skull.",
             "Sources": [own],
-            "index": {"Description": "Code in seg-fullhead_dseg.tsv."},
-            **VOLUMES_COLUMNS,
+            "index": {"Description": "Code in seg-fullhead_dseg.tsv; n/a of Intracranial."},
+            **HEAD_COLUMNS,
         },
         "merge": {
             "Description": "What each rule of the merge changed. Below, under Merge, where tools "
@@ -319,7 +319,11 @@ class Headlabels(ParticipantStage):
     name = "headlabels"
     options = HeadlabelsOptions
     results = "*_seg-fullhead_dseg.json"
-    result_files: ClassVar[Mapping[str, str]] = {"run": "facts.json", "merge": "report.json"}
+    result_files: ClassVar[Mapping[str, str]] = {
+        "run": "facts.json",
+        "volumes": "facts.json",
+        "merge": "report.json",
+    }
 
     def check(self, run: Run) -> None:
         run.models  # noqa: B018 - the tool `model` needs them; read once
@@ -361,23 +365,31 @@ class Headlabels(ParticipantStage):
         image.inputs.image = str(job.scan.path)
         table = str(execution.tables["fullhead"])
         merge = pe.Node(MergeHead(), name="merge", mem_gb=MERGE_GIB)
-        volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=0.5)
+        volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=1.0)
         figure = pe.Node(DrawMerge(table=table), name="figure", mem_gb=1.5)
         said = head_metadata(job, output_dir=execution.output_dir)
         paths = {output: str(path) for output, path in job.outputs.items()}
         ds_merge_wf = init_ds_scan_wf({"merge": paths.pop("merge")}, said, name="ds_merge_wf")
-        outdated = [str(path) for path in job.outdated]
-        ds_head_wf = init_ds_scan_wf(paths, said, outdated=outdated, name="ds_head_wf")
+        ds_head_wf = init_ds_scan_wf(
+            paths,
+            said,
+            own_result=("volumes",),
+            outdated=[str(path) for path in job.outdated],
+            name="ds_head_wf",
+        )
         merged = ["labels", *(name for name in job.outputs if name.startswith("top_"))]
         workflow.connect([
             (image, merge, [("image", "image")]),
             (image, figure, [("image", "image")]),
+            (image, volumes, [("image", "image")]),
             (merge, volumes, [("labels", "labels")]),
             (merge, figure, [("labels", "labels")]),
             (merge, ds_merge_wf, [("merge", "inputnode.merge"), ("report", "inputnode.result")]),
             (merge, ds_head_wf, [("facts", "inputnode.result")]),
             (merge, ds_head_wf, [(name, f"inputnode.{name}") for name in merged]),
-            (volumes, ds_head_wf, [("out_file", "inputnode.volumes")]),
+            (volumes, ds_head_wf, [
+                ("out_file", "inputnode.volumes"), ("facts", "inputnode.volumes_result"),
+            ]),
             (figure, ds_head_wf, [("out_file", "inputnode.figure")]),
         ])  # fmt: skip
         if "viewer" in job.outputs:
@@ -412,6 +424,8 @@ class Headlabels(ParticipantStage):
         return tables
 
     def messages(self, title: str, result: Mapping) -> list[Message]:
+        if NO_VOLUME in result:
+            return no_intracranial_volume(title, result)
         if "Tool" in result:
             text = f"{title}: {result['Tool']} took {result['Seconds']:.0f} s"
             return [Message(logging.INFO, text)]

@@ -17,6 +17,7 @@ from brainseg_bids.bids.names import sidecar
 from brainseg_bids.documents import read_json
 from brainseg_bids.reports import page, tables
 from brainseg_bids.reports.image_section import (
+    TOTALS,
     look_block,
     made_by,
     metadata_of,
@@ -28,7 +29,7 @@ from brainseg_bids.reports.image_section import (
     written,
 )
 from brainseg_bids.reports.page import Section
-from brainseg_bids.reports.volume_table import anatomical, read_volumes
+from brainseg_bids.reports.volume_table import anatomical, read_intracranial, read_volumes
 from brainseg_bids.units import duration
 
 LOW_DICE = 0.7
@@ -71,6 +72,7 @@ def section(job, *, output_dir: Path, bids_dir: Path, cohort: Cohort | None) -> 
         tools=[_tool_run(role, tool) for role, tool in job.tools.items()],
         merge=metadata["Merge"],
         volumes=read_volumes(job.outputs["volumes"], output_dir, "fullhead"),
+        intracranial=read_intracranial(job.outputs["volumes"]),
         z=cohort.z.get(image) if cohort else None,
         missing=cohort.missing.get(image, ()) if cohort else (),
         run=made_by(metadata),
@@ -98,6 +100,7 @@ def merge_section(
     tools: Sequence[ToolRun],
     merge: Mapping,
     volumes: Sequence[dict],
+    intracranial: Mapping | None = None,
     z: Mapping[int, float] | None = None,
     missing: Sequence[str] = (),
     run: Mapping[str, str] | None = None,
@@ -120,6 +123,8 @@ def merge_section(
         ``flags``, ``implausible``. What is left out is not shown.
     volumes : sequence of dict
         Rows of a volume table, see `brainseg_bids.reports.volume_table`.
+    intracranial : mapping, optional
+        Row of the inside of the skull, see `read_intracranial` there.
     z : mapping of int to float, optional
         Robust z of each label among the heads of the cohort, ``Cohort.z[subject]``.
     missing : sequence of str
@@ -138,7 +143,7 @@ def merge_section(
         *map(_tool, tools),
         _merge(merge),
         page.beside(
-            page.blocks(volumes_block(present, z), _absent(volumes)),
+            page.blocks(volumes_block(present, z, intracranial=intracranial), _absent(volumes)),
             sides_block(volumes, no_asymmetry, found=True),
         ),
         page.files(outputs),
@@ -147,14 +152,18 @@ def merge_section(
         "head", title, body, "Head labels",
         counted=("head label map", "made"),
         warnings=flags,
-        overview=_overview(source, merge, present) | {"Flags": len(flags) or "none"},
-        numbers=("Brain (ml)", "CSF (ml)", "Flags"),
+        overview=_overview(source, merge, present, intracranial)
+        | {"Flags": len(flags) or "none"},
+        numbers=(*TOTALS, "Flags"),
     )  # fmt: skip
 
 
-def _overview(source: str, merge: Mapping, present: Sequence[dict]) -> dict[str, object]:
+def _overview(
+    source: str, merge: Mapping, present: Sequence[dict], intracranial: Mapping | None
+) -> dict[str, object]:
     """Its row of the table at the top, but for the flags."""
-    return {"File": page.code(source), "Tools": _tool_names(merge), **totals_ml(present)}
+    totals = totals_ml(present, intracranial)
+    return {"File": page.code(source), "Tools": _tool_names(merge), **totals}
 
 
 def _tool_names(merge: Mapping) -> str:

@@ -275,15 +275,3 @@ def describe_plans(plans: Iterable[SubjectPlan]) -> list[str]:
         for plan in plans
         for scan in plan.scans
     ]
-
-
-VOLUMES_COLUMNS = {
-    "name": {"Description": "Structure."},
-    "hemisphere": {
-        "Description": "Side of the structure.",
-        "Levels": {"left": "left", "right": "right", "none": "midline or both sides"},
-    },
-    "n_voxels": {"Description": "Number of voxels with this label."},
-    "volume_mm3": {"Description": "Volume.", "Units": "mm^3"},
-}
-"""Columns of a volumes table, as BIDS wants them described; ``index`` depends on the table."""

@@ -16,7 +16,6 @@ from brainseg_bids.documents import read_object
 from brainseg_bids.stages.base import ExecutionOptions, Folders, ParticipantStage, Run
 from brainseg_bids.stages.jobs import (
     REUSE,
-    VOLUMES_COLUMNS,
     Faults,
     Job,
     SubjectPlan,
@@ -26,6 +25,7 @@ from brainseg_bids.stages.jobs import (
     present,
     why_run,
 )
+from brainseg_bids.stages.volumes import VOLUMES_COLUMNS
 
 if TYPE_CHECKING:
     from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -209,7 +209,7 @@ class Parcellation(ParticipantStage):
         inputnode.inputs.trait_set(image=str(job.scan.path), labels=str(job.source))
         table = str(execution.output_dir / f"seg-{table_name(job.tool)}_dseg.tsv")
         parcels = pe.Node(Parcellation(tool=job.tool), name="parcels", mem_gb=1.0)
-        volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=0.5)
+        volumes = pe.Node(Volumes(table=table, inside=False), name="volumes", mem_gb=0.5)
         figure = pe.Node(DrawLabels(table=table), name="figure", mem_gb=1.5)
         ds_parcels_wf = init_ds_scan_wf(
             {output: str(path) for output, path in job.outputs.items()},

@@ -17,6 +17,7 @@ def init_ds_scan_wf(
     metadata: dict[str, dict],
     *,
     with_result: Collection[str] | None = None,
+    own_result: Collection[str] = (),
     outdated: Collection[str] = (),
     name: str = "ds_scan_wf",
 ) -> Workflow:
@@ -31,6 +32,8 @@ def init_ds_scan_wf(
     with_result : collection of str, optional
         Outputs whose JSON also has the metadata of the run's result; all if not given. If empty
         there is no input for them.
+    own_result : collection of str
+        Outputs whose JSON also has what the step that made them has found.
     outdated : collection of str
         Files of an earlier run that go when the labels are saved.
 
@@ -43,7 +46,8 @@ def init_ds_scan_wf(
     """
     workflow = Workflow(name=name)
     result = ["result"] if with_result is None or with_result else []
-    inputnode = pe.Node(IdentityInterface(fields=[*result, *outputs]), name="inputnode")
+    fields = [*result, *outputs, *(f"{output}_result" for output in own_result)]
+    inputnode = pe.Node(IdentityInterface(fields=fields), name="inputnode")
     for output, path in outputs.items():
         save = pe.Node(
             SaveDerivative(path=path), name=f"ds_{output}", mem_gb=0.2, run_without_submitting=True
@@ -55,4 +59,6 @@ def init_ds_scan_wf(
             save.inputs.metadata = metadata[output]
             if with_result is None or output in with_result:
                 workflow.connect(inputnode, "result", save, "result")
+            if output in own_result:
+                workflow.connect(inputnode, f"{output}_result", save, "own_result")
     return workflow

@@ -24,7 +24,6 @@ from brainseg_bids.stages.base import (
 )
 from brainseg_bids.stages.jobs import (
     REUSE,
-    VOLUMES_COLUMNS,
     Faults,
     Job,
     SubjectPlan,
@@ -46,6 +45,12 @@ from brainseg_bids.stages.models import (
     views,
 )
 from brainseg_bids.stages.viewer import viewer_node, viewer_option
+from brainseg_bids.stages.volumes import (
+    HEAD_COLUMNS,
+    NO_VOLUME,
+    SEGMENTATION_COLUMNS,
+    no_intracranial_volume,
+)
 
 if TYPE_CHECKING:
     from nipype.pipeline.engine import Node
@@ -57,6 +62,10 @@ if TYPE_CHECKING:
     from brainseg_bids.reports.page import Section
 
 log = logging.getLogger("brainseg")
+
+SKULL_STRIPPED = "SkullStripped"
+"""Key of an image's metadata; that of a result is there only if it is true of its image."""
+CHANGES = {**VIEWS, SKULL_STRIPPED: "metadata say otherwise whether the skull was removed"}
 
 Named = tuple[str, str]
 """Name and digest of a model."""
@@ -132,7 +141,7 @@ class SegmentJob(Job):
 
     stage: ClassVar[str] = "segment"
     verb: ClassVar[str] = "to be segmented"
-    changes: ClassVar[Mapping[str, str]] = VIEWS
+    changes: ClassVar[Mapping[str, str]] = CHANGES
 
     @property
     def with_probseg(self) -> bool:
@@ -154,8 +163,11 @@ def plan_segment(
     """Decide for each image by which model, and whether its results are there already.
 
     Results are reused if every output and its JSON are there, and each JSON names the same
-    input (by size and SHA-256), model digests, flips and version of this package.
+    input (by size and SHA-256), model digests, flips and version of this package, and whether
+    the input's metadata say that it is skull-stripped.
     """
+    from brainseg_bids.bids.sidecars import read_metadata
+
     plans, faults = [], Faults(subject.errors)
     for scan in subject.scans:
         names = OutputNames.of(scan)
@@ -172,7 +184,9 @@ def plan_segment(
                 "Input": raw_uri(scan.path, bids_dir),
                 **fingerprint(scan.path, known=read_object(sidecar(outputs["labels"]))),
             }
-            reason = why_run(outputs, provenance, VIEWS)
+            if read_metadata(scan.path, bids_dir).values.get(SKULL_STRIPPED):
+                provenance[SKULL_STRIPPED] = True
+            reason = why_run(outputs, provenance, CHANGES)
             mem_gib = predicted_gib(scan, (model, *ensemble), flips) if reason else SEGMENT_GIB
             plans.append(
                 SegmentJob(
@@ -188,24 +202,6 @@ def plan_segment(
                 )
             )
     return SubjectPlan(subject.label, tuple(plans), faults)
-
-
-CONFIDENCE_COLUMNS = {
-    "confidence": {
-        "Description": "Expected Dice of the structure, 0 to 1, from the model's probabilities; "
-        "n/a without voxels. Calibrated on images of known truth if confidence_threshold is given."
-    },
-    "confidence_threshold": {
-        "Description": "Confidence below which a structure is flagged: 0.7, or more where images "
-        "of known truth that the model was not trained on have more; n/a if the model has no "
-        "calibration, or was not used as it was calibrated."
-    },
-    "low_confidence": {
-        "Description": "Whether confidence lies below the threshold.",
-        "Levels": {"yes": "look at it before using the volume", "no": "as usual"},
-    },
-}
-"""Columns that a volumes table of a segmentation has beyond `VOLUMES_COLUMNS`."""
 
 
 def metadata(plan: SegmentJob, *, output_dir: Path) -> dict[str, dict]:
@@ -250,11 +246,11 @@ def metadata(plan: SegmentJob, *, output_dir: Path) -> dict[str, dict]:
             **where,
         },
         "volumes": {
-            "Description": "Volume of each label: voxels times the volume of a voxel.",
+            "Description": "Volume of each label, and of the inside of the skull.",
             "Sources": [own],
-            "index": {"Description": "Code in seg-brainseg_dseg.tsv."},
-            **VOLUMES_COLUMNS,
-            **CONFIDENCE_COLUMNS,
+            "index": {"Description": "Code in seg-brainseg_dseg.tsv; n/a of Intracranial."},
+            **HEAD_COLUMNS,
+            **SEGMENTATION_COLUMNS,
         },
     }
     return {name: what[name] | plan.provenance for name in plan.outputs if name in what}
@@ -354,7 +350,10 @@ class Segment(ParticipantStage):
     name = "segment"
     options = SegmentOptions
     results = "*_seg-brainseg_dseg.json"
-    result_files: ClassVar[Mapping[str, str]] = {"segment": "report.json"}
+    result_files: ClassVar[Mapping[str, str]] = {
+        "volumes": "facts.json",
+        "segment": "report.json",
+    }
 
     def check(self, run: Run) -> None:
         run.models  # noqa: B018 - read once; raises
@@ -409,7 +408,11 @@ class Segment(ParticipantStage):
         segment = _init_network_node(job, execution)
         tissue = pe.Node(Tissue(table=table), name="tissue", mem_gb=0.5)
         mask = pe.Node(BrainMask(table=table), name="mask", mem_gb=0.5)
-        volumes = pe.Node(Volumes(table=table), name="volumes", mem_gb=0.5)
+        volumes = pe.Node(
+            Volumes(table=table, stripped=SKULL_STRIPPED in job.provenance),
+            name="volumes",
+            mem_gb=1.0,
+        )
         drawn = [pe.Node(DrawLabels(table=table), name="figure", mem_gb=1.0)]
         outdated = []
         if "viewer" in job.outputs:
@@ -419,13 +422,15 @@ class Segment(ParticipantStage):
         ds_scan_wf = init_ds_scan_wf(
             {output: str(path) for output, path in job.outputs.items()},
             metadata(job, output_dir=execution.output_dir),
+            own_result=("volumes",),
             outdated=outdated,
         )
         direct = ["labels", *(["probseg", "entropy"] * job.with_probseg)]
         workflow.connect([
             (inputnode, segment, [("image", "image")]),
-            *((inputnode, step, [("image", "image")]) for step in drawn),
+            *((inputnode, step, [("image", "image")]) for step in (volumes, *drawn)),
             (segment, volumes, [("report", "report")]),
+            (volumes, ds_scan_wf, [("facts", "inputnode.volumes_result")]),
             (segment, ds_scan_wf, [("report", "inputnode.result")]),
             (segment, ds_scan_wf, [(name, f"inputnode.{name}") for name in direct]),
         ])  # fmt: skip
@@ -442,6 +447,8 @@ class Segment(ParticipantStage):
         return {"brainseg": run.model_table, "tissue": LabelTable.packaged("tissue")}
 
     def messages(self, title: str, result: Mapping) -> list[Message]:
+        if NO_VOLUME in result:
+            return no_intracranial_volume(title, result)
         took_s, peak_gib = result["SegmentationSeconds"], result["PeakMemoryGiB"]
         text = f"{title}: segmented in {took_s:.0f} s, peak {peak_gib:.1f} GiB"
         return [Message(logging.INFO, text)]

@@ -12,22 +12,25 @@ from brainseg_bids.reports.image_section import (
     look_block,
     made_by,
     no_asymmetry,
+    no_intracranial,
     worded,
     written,
 )
 from brainseg_bids.reports.page import Section
-from brainseg_bids.reports.volume_table import low_confidence, read_volumes
+from brainseg_bids.reports.volume_table import low_confidence, read_intracranial, read_volumes
 
 
 def section(job, *, output_dir: Path, bids_dir: Path) -> Section:
     """One segmented image, from the files that its run left."""
     metadata = read_json(sidecar(job.outputs["labels"]))
     volumes = read_volumes(job.outputs["volumes"], output_dir, "brainseg")
+    intracranial = read_intracranial(job.outputs["volumes"])
     return image_section(
         title=job.scan.title,
         source=job.scan.path.relative_to(bids_dir).as_posix(),
         figure=job.outputs["figure"],
         volumes=volumes,
+        intracranial=intracranial,
         run={
             "Model": metadata.get("ModelName"),
             "Model digest": str(metadata.get("ModelDigest", ""))[:12],
@@ -40,7 +43,11 @@ def section(job, *, output_dir: Path, bids_dir: Path) -> Section:
             "Low confidence": low_confidence(volumes),
             **made_by(metadata),
         },
-        warnings=[*metadata.get("ToLookAt", []), *metadata.get("Warnings", [])],
+        warnings=[
+            *metadata.get("ToLookAt", []),
+            *metadata.get("Warnings", []),
+            *no_intracranial(intracranial),
+        ],
         outputs=written(job.outputs, output_dir),
         no_asymmetry=no_asymmetry(job.outputs["labels"]),
         look=look_block(job.outputs, output_dir),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from brainseg_bids import __version__
+from brainseg_bids.bids.names import sidecar
 from brainseg_bids.console import working
 from brainseg_bids.documents import InputError
 from brainseg_bids.options import OptionGroup, option
@@ -76,10 +77,31 @@ def find_volumes(
     """Rows of every volumes table of a segmentation, by what the image's results are called."""
     from brainseg_bids.reports.volume_table import read_volumes  # late: pandas
 
+    return {
+        image: read_volumes(path, output_dir, segmentation)
+        for image, path in _tables(output_dir, segmentation, participants).items()
+    }
+
+
+def find_intracranial(
+    output_dir: Path, segmentation: str, participants: Iterable[str] = ()
+) -> dict[str, dict]:
+    """Row of the inside of the skull of every volumes table that has one; see `find_volumes`."""
+    from brainseg_bids.reports.volume_table import read_intracranial  # late: pandas
+
+    found = {
+        image: read_intracranial(path)
+        for image, path in _tables(output_dir, segmentation, participants).items()
+    }
+    return {image: row for image, row in found.items() if row}
+
+
+def _tables(output_dir: Path, segmentation: str, participants: Iterable[str]) -> dict[str, Path]:
+    """Volumes tables of a segmentation, by what the image's results are called."""
     wanted = set(participants)
     pattern = f"sub-*/**/*_seg-{segmentation}_desc-volumes_morph.tsv"
     return {
-        path.name.split("_seg-")[0]: read_volumes(path, output_dir, segmentation)
+        path.name.split("_seg-")[0]: path
         for path in sorted(output_dir.glob(pattern))
         if not wanted or path.name.split("_")[0].removeprefix("sub-") in wanted
     }
@@ -146,8 +168,9 @@ def write_group(
         to_look_at = find_to_look_at(output_dir, segmentation, volumes)
         cohort = Cohort.from_rows(volumes) if segmentation == "fullhead" else None
         stem = f"group_seg-{segmentation}_desc"
+        inside = find_intracranial(output_dir, segmentation, participants)
         if tables:
-            _write_table(output_dir / f"{stem}-volumes_morph.tsv", volumes, to_look_at)
+            _write_tables(output_dir, stem, volumes, inside, to_look_at)
         rated = [row for row in ratings if row["seg"] == segmentation]
         if tables:
             _write_ratings(output_dir / f"{stem}-ratings_morph.tsv", rated)
@@ -157,6 +180,7 @@ def write_group(
             output_dir / name,
             title=title,
             volumes=volumes,
+            intracranial=inside,
             version=__version__,
             cohort=cohort,
             to_look_at=to_look_at,
@@ -170,19 +194,76 @@ def write_group(
     return pages
 
 
-def _write_table(
-    path: Path, volumes: dict[str, list[dict]], to_look_at: Mapping[str, list[str]]
+WIDE = {
+    "volumes": ("volume_mm3", "Volume of each structure in mm^3"),
+    "softvolumes": (
+        "soft_volume_mm3",
+        "Sum of the probability of each structure times the volume of a voxel, in mm^3",
+    ),
+    "shares": (
+        "percent_of_intracranial",
+        "Volume of each structure in percent of the intracranial volume",
+    ),
+}
+"""Tables with a line per image and a column per structure: column of the participants' tables."""
+
+
+def _write_tables(
+    output_dir: Path,
+    stem: str,
+    volumes: Mapping[str, list[dict]],
+    inside: Mapping[str, dict],
+    to_look_at: Mapping[str, list[str]],
 ) -> None:
+    """One wide table of each kind that the participants' tables have, with its JSON."""
+    from brainseg_bids.bids.description import write_json
     from brainseg_bids.reports.tables import write_tsv  # late: pandas
 
-    rows = []
-    for image, volumes_of in volumes.items():
-        entities = dict(part.split("-", 1) for part in image.split("_"))
-        session = f"ses-{entities['ses']}" if "ses" in entities else "n/a"
-        about = {"participant_id": f"sub-{entities['sub']}", "session_id": session, "image": image}
-        about["to_look_at"] = "; ".join(to_look_at.get(image, ())) or "n/a"
-        rows.append(about | {row["name"]: row["volume_mm3"] for row in volumes_of})
-    write_tsv(path, rows)
+    for desc, (column, what) in WIDE.items():
+        found = [row for rows in volumes.values() for row in rows if row.get(column) is not None]
+        path = output_dir / f"{stem}-{desc}_morph.tsv"
+        if not found:
+            path.unlink(missing_ok=True)
+            sidecar(path).unlink(missing_ok=True)
+            continue
+        write_tsv(
+            path,
+            [
+                _about(image, to_look_at)
+                | _intracranial(inside.get(image), soft=desc == "softvolumes")
+                | {row["name"]: row.get(column) for row in rows}
+                for image, rows in volumes.items()
+            ],
+        )
+        write_json(sidecar(path), {"Description": f"{what}, a line per image.", **WIDE_COLUMNS})
+
+
+WIDE_COLUMNS = {
+    "image": {"Description": "What the names of the image's results begin with."},
+    "to_look_at": {"Description": "What cannot be right about the result; n/a if nothing."},
+    "intracranial_mm3": {
+        "Description": "Volume of all that lies inside of the inner skull.",
+        "Units": "mm^3",
+    },
+    "intracranial_note": {"Description": "Why there is none; n/a if there is."},
+}
+
+
+def _about(image: str, to_look_at: Mapping[str, list[str]]) -> dict[str, object]:
+    entities = dict(part.split("-", 1) for part in image.split("_"))
+    return {
+        "participant_id": f"sub-{entities['sub']}",
+        "session_id": f"ses-{entities['ses']}" if "ses" in entities else "n/a",
+        "image": image,
+        "to_look_at": "; ".join(to_look_at.get(image, ())) or "n/a",
+    }
+
+
+def _intracranial(row: Mapping | None, *, soft: bool) -> dict[str, object]:
+    if row is None:
+        return {"intracranial_mm3": None, "intracranial_note": "made by an earlier version"}
+    volume_mm3 = row["soft_volume_mm3" if soft else "volume_mm3"]
+    return {"intracranial_mm3": volume_mm3, "intracranial_note": row["note"]}
 
 
 def _write_ratings(path: Path, ratings: Sequence[Mapping[str, str]]) -> None:

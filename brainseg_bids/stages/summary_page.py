@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from matplotlib.axes import Axes
 
 from brainseg_bids.anatomy.cohort import FEWEST, OUTLIER_Z, Cohort, Outlier, Presence, robust_z
+from brainseg_bids.anatomy.intracranial import NAME
 from brainseg_bids.reports import page, tables
-from brainseg_bids.reports.canvas import BLUE, FAINT, FONT, INK, LINE, RED, Canvas
-from brainseg_bids.reports.plots import axes_on
 from brainseg_bids.reports.ratings import RATINGS, latest
 from brainseg_bids.reports.tables import linked
+from brainseg_bids.reports.volume_figures import draw_volumes
 from brainseg_bids.reports.volume_table import anatomical
 
 NAMED = 12
 """More subjects than this are counted in a line, and named in a fold."""
+INSIDE_COLOR = "#555555"
 PER_TABLE = 6
 """Participants beside each other in the table of all volumes."""
 NO_OUTLIER = f"No volume is more than {OUTLIER_Z} robust standard deviations from its median."
@@ -71,25 +71,27 @@ def spreads(volumes: dict[str, list[dict]]) -> list[Spread]:
         for row in anatomical(rows):
             found.setdefault(row["name"], {})[who] = row["volume_mm3"]
             about.setdefault(row["name"], row)
-    result = []
-    for row in anatomical(list(about.values())):
-        by_participant = found[row["name"]]
-        values = np.array(list(by_participant.values()))
-        low, median, high = np.percentile(values, [25, 50, 75])
-        z = dict(zip(by_participant, robust_z(values).tolist(), strict=True))
-        result.append(
-            Spread(
-                str(row["name"]),
-                row["group"],
-                row["color"],
-                by_participant,
-                float(median),
-                float(low),
-                float(high),
-                z,
-            )
-        )
-    return result
+    return [
+        _spread(str(row["name"]), row["group"], row["color"], found[row["name"]])
+        for row in anatomical(list(about.values()))
+    ]
+
+
+def _spread(name: str, group: str, color: str, volumes_mm3: dict[str, float]) -> Spread:
+    values = np.array(list(volumes_mm3.values()))
+    low, median, high = map(float, np.percentile(values, [25, 50, 75]))
+    z = dict(zip(volumes_mm3, robust_z(values).tolist(), strict=True))
+    return Spread(name, group, color, volumes_mm3, median, low, high, z)
+
+
+def _inside(intracranial: Mapping[str, Mapping]) -> list[Spread]:
+    """The inside of the skull over participants who have its volume; none if nobody has."""
+    known = {
+        who: row["volume_mm3"]
+        for who, row in intracranial.items()
+        if row["volume_mm3"] is not None
+    }
+    return [_spread(NAME, NAME, INSIDE_COLOR, known)] if known else []
 
 
 def write_group_page(
@@ -97,6 +99,7 @@ def write_group_page(
     *,
     title: str,
     volumes: Mapping[str, Sequence[dict]],
+    intracranial: Mapping[str, Mapping] | None = None,
     version: str,
     cohort: Cohort | None = None,
     to_look_at: Mapping[str, Sequence[str]] | None = None,
@@ -112,6 +115,8 @@ def write_group_page(
         E.g. the dataset's name.
     volumes : mapping of str to sequence of dict
         Participant (or image) to rows of a volume table.
+    intracranial : mapping of str to mapping, optional
+        The same to the row of the inside of the skull.
     version : str
         Of this software.
     cohort : Cohort, optional
@@ -131,7 +136,9 @@ def write_group_page(
         else "",
         _ratings(ratings, pages) if ratings else "",
         _cohort(cohort, pages) if cohort else "",
-        _volumes(volumes, pages, beside_heads=cohort is not None) if volumes or not cohort else "",
+        _volumes(volumes, intracranial or {}, pages, beside_heads=cohort is not None)
+        if volumes or not cohort
+        else "",
         title=title,
         name=f"{title}: brainseg volumes",
         version=version,
@@ -179,21 +186,39 @@ def _ratings(rows: Sequence[Mapping[str, str]], pages: Collection[str]) -> Marku
 
 
 def _volumes(
-    volumes: Mapping[str, Sequence[dict]], pages: Collection[str], *, beside_heads: bool
+    volumes: Mapping[str, Sequence[dict]],
+    intracranial: Mapping[str, Mapping],
+    pages: Collection[str],
+    *,
+    beside_heads: bool,
 ) -> Markup:
-    lines = spreads(volumes)
+    structures = spreads(volumes)
+    lines = [*_inside(intracranial), *structures]
     return page.blocks(
         page.heading("Volumes", level=2, stay=True) if beside_heads else "",
         page.text(
-            f"Volumes of {len(lines)} structures in {page.plural(len(volumes), 'segmentation')}."
+            f"Volumes of {len(structures)} structures in "
+            f"{page.plural(len(volumes), 'segmentation')}."
         ),
+        _no_volume(intracranial, pages),
         _suspects(lines, volumes, pages),
         _differences(lines) if len(volumes) > 1 else "",
+        _shares(structures, intracranial),
         page.heading("Structures", level=2, stay=True),
         _structures(lines, pages),
         page.text("Robust z: 0.6745 · (volume − median) / median absolute deviation.", faint=True),
         page.fold("All volumes (ml)", *_all_volumes(lines, list(volumes), pages)),
     )
+
+
+def _no_volume(intracranial: Mapping[str, Mapping], pages: Collection[str]) -> Markup:
+    """Who has no intracranial volume, and why."""
+    items = [
+        Markup("{}: {}").format(linked(who, pages), row["note"])
+        for who, row in intracranial.items()
+        if row["note"]
+    ]
+    return page.box("No intracranial volume", items) if items else Markup()
 
 
 def _suspects(lines: Sequence[Spread], volumes: Collection[str], pages: Collection[str]) -> Markup:
@@ -228,6 +253,28 @@ def _differences(lines: Sequence[Spread]) -> Markup:
         draw_volumes(percents, {line.name: set(line.outliers) for line in lines}).png(),
         "Difference of each volume from the structure's median, one dot per segmentation",
         caption="The lowest and the highest of each structure are named, outliers in red.",
+    )
+
+
+def _shares(lines: Sequence[Spread], intracranial: Mapping[str, Mapping]) -> Markup:
+    """The same as shares of the inside of the skull, which takes out how large a head is."""
+    inside_mm3 = {who: row["volume_mm3"] for who, row in intracranial.items() if row["volume_mm3"]}
+    if len(inside_mm3) < 2:
+        return Markup()
+    shared = [
+        _spread(line.name, line.group, line.color, shares)
+        for line in lines
+        if (
+            shares := {
+                who: volume / inside_mm3[who]
+                for who, volume in line.volumes_mm3.items()
+                if who in inside_mm3
+            }
+        )
+    ]
+    return page.blocks(
+        page.heading("In percent of the intracranial volume"),
+        _differences(shared),
     )
 
 
@@ -271,60 +318,6 @@ def _all_volumes(
         css = {"Structure": "name"} | dict.fromkeys(frame.columns[1:], "n fold")
         found.append(tables.html_table(frame, css=css))
     return found
-
-
-def draw_volumes(
-    percents: Mapping[str, Mapping[str, float]], outliers: Mapping[str, Collection[str]]
-) -> Canvas:
-    """Draw how far each participant's volumes lie from the median, one line per structure.
-
-    Parameters
-    ----------
-    percents : mapping of str to mapping of str to float
-        For each structure, participant to per cent above (or below) the structure's median.
-    outliers : mapping of str to collection of str
-        For each structure, the participants to mark. They are named, and so are the lowest and
-        the highest.
-    """
-    canvas = Canvas(1200, 70 + 26 * len(percents))
-    axes = axes_on(canvas, 240, 15, 924, canvas.height - 65)
-    values = [value for found in percents.values() for value in found.values()]
-    # Beyond +-100 % the dot is an arrow at the edge: one failure must not flatten the rest.
-    limit = float(np.clip(np.max(np.abs(values), initial=0) * 1.15, 10, 100))
-    for line, (structure, found) in enumerate(percents.items()):
-        axes.axhline(line, color=LINE, alpha=0.4, linewidth=1, zorder=0)
-        _draw_dots(axes, line, found, outliers.get(structure, ()), limit)
-    axes.axvline(0, color=FAINT, linewidth=1, zorder=0)
-    axes.set(xlim=(-limit, limit), ylim=(len(percents) - 0.4, -0.6))
-    axes.set_yticks(range(len(percents)), list(percents), **FONT)
-    axes.set_xlabel("difference from the median (%)", color=INK, **FONT)
-    return canvas
-
-
-def _draw_dots(
-    axes: Axes, line: int, found: Mapping[str, float], far: Collection[str], limit: float
-) -> None:
-    """One structure: a dot a participant, with the names of those that matter."""
-    named = {*far, min(found, key=found.get), max(found, key=found.get)} if found else far
-    for who, value in found.items():
-        marker = "o" if abs(value) < limit else "<" if value < 0 else ">"
-        at = float(np.clip(value, -limit * 0.99, limit * 0.99))
-        color = RED if who in far else BLUE
-        axes.plot(at, line, marker, color=color, markersize=5, alpha=0.85, markeredgewidth=0)
-        if who in named:
-            # Away from the crowd in the middle, unless there is no room.
-            right = (at > 0) == (abs(at) < 0.8 * limit)
-            axes.annotate(
-                who,
-                (at, line),
-                xytext=(7 if right else -7, 0),
-                fontsize=8,
-                textcoords="offset points",
-                color=INK if who in far else FAINT,
-                va="center",
-                ha="left" if right else "right",
-                **FONT,
-            )
 
 
 # -- heads side by side -------------------------------------------------------------------

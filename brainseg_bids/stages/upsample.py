@@ -24,7 +24,6 @@ from brainseg_bids.stages.base import (
 )
 from brainseg_bids.stages.jobs import (
     REUSE,
-    VOLUMES_COLUMNS,
     Faults,
     Job,
     SubjectPlan,
@@ -34,6 +33,7 @@ from brainseg_bids.stages.jobs import (
     read_object,
     why_run,
 )
+from brainseg_bids.stages.volumes import HEAD_COLUMNS
 
 if TYPE_CHECKING:
     from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -279,11 +279,11 @@ def upsample_metadata(plan: UpsampleJob, *, output_dir: Path) -> dict[str, dict]
             "SpatialReference": raw or source,
         },
         "volumes": {
-            "Description": "Volume of each label: voxels times the volume of a voxel.",
+            "Description": "Volume of each label, and of the inside of the skull.",
             "Resolution": plan.target.shown,
             "Sources": [own],
-            "index": {"Description": "Code in seg-fullhead_dseg.tsv."},
-            **VOLUMES_COLUMNS,
+            "index": {"Description": "Code in seg-fullhead_dseg.tsv; n/a of Intracranial."},
+            **HEAD_COLUMNS,
         },
     }
     return {name: said | plan.provenance for name, said in what.items()}
@@ -368,6 +368,7 @@ class Upsample(ParticipantStage):
             {output: str(path) for output, path in job.outputs.items()},
             upsample_metadata(job, output_dir=execution.output_dir),
             with_result=("labels",),
+            own_result=("volumes",),
             name="ds_finer_wf",
         )
         workflow.connect([
@@ -378,7 +379,9 @@ class Upsample(ParticipantStage):
             (upsample, ds_finer_wf, [
                 ("labels", "inputnode.labels"), ("facts", "inputnode.result"),
             ]),
-            (volumes, ds_finer_wf, [("out_file", "inputnode.volumes")]),
+            (volumes, ds_finer_wf, [
+                ("out_file", "inputnode.volumes"), ("facts", "inputnode.volumes_result"),
+            ]),
             (figure, ds_finer_wf, [("out_file", "inputnode.figure")]),
         ])  # fmt: skip
         return workflow

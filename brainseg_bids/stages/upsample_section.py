@@ -16,7 +16,7 @@ from brainseg_bids.reports.image_section import (
     written,
 )
 from brainseg_bids.reports.page import Section
-from brainseg_bids.reports.volume_table import read_volumes
+from brainseg_bids.reports.volume_table import read_intracranial, read_volumes
 
 
 def section(job, *, output_dir: Path) -> Section:
@@ -28,6 +28,7 @@ def section(job, *, output_dir: Path) -> Section:
         source=job.scan.path.relative_to(output_dir).as_posix(),
         figure=job.outputs["figure"],
         volumes=read_volumes(job.outputs["volumes"], output_dir, "fullhead"),
+        intracranial=read_intracranial(job.outputs["volumes"]),
         run={
             "Method": metadata.get("Method"),
             "Holes filled": worded(metadata.get("HolesFilledVoxels"), "{:,} voxels"),

@@ -67,9 +67,26 @@ def test_the_json_says_source_model_time_and_memory(finished):
 
 def test_the_volumes_table_flags_structures_of_low_confidence_and_explains_its_columns(finished):
     path = finished.output / "sub-01" / "anat" / "sub-01_seg-brainseg_desc-volumes_morph.tsv"
-    header, *rows = (line.split("\t") for line in path.read_text().splitlines())
-    assert {row[0]: row[-1] for row in rows if row[-1] != "n/a"} == {"3": "no", "42": "yes"}
-    assert set(header) <= set(json.loads(path.with_suffix(".json").read_text()))
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    flags = {row["index"]: row["low_confidence"] for row in rows}
+    assert {code: flag for code, flag in flags.items() if flag != "n/a"} == {
+        "3": "no",
+        "42": "yes",
+    }
+    assert set(rows[0]) <= set(json.loads(path.with_suffix(".json").read_text()))
+
+
+def test_labels_without_a_skull_have_no_intracranial_volume_and_all_places_say_so(finished):
+    path = finished.output / "sub-01" / "anat" / "sub-01_seg-brainseg_desc-volumes_morph.tsv"
+    with path.open(newline="") as file:
+        *_, inside = csv.DictReader(file, delimiter="\t")
+    assert (inside["name"], inside["volume_mm3"]) == ("Intracranial", "n/a")
+    assert "skull" in inside["note"]
+    assert inside["note"] in (finished.output / "sub-01.html").read_text()
+    assert (
+        f"sub-01 T1w: no intracranial volume, n/a in the table: {inside['note']}" in finished.log
+    )
 
 
 def test_probabilities_name_their_labels_in_order(finished):

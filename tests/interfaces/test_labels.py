@@ -3,11 +3,13 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
+from brainseg_bids.anatomy.intracranial import STRIPPED, intracranial
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.images import read_label_map, read_volume, write_label_map
 from brainseg_bids.interfaces.labels import BrainMask, Tissue, Volumes
@@ -40,16 +42,60 @@ def test_the_mask_is_the_brain_of_the_label_map(segmented):
     assert grid.is_close(labels.grid)
 
 
+def rows_of(interface):
+    """Rows of structures by code, and the one of the inside of the skull."""
+    with open(interface.run().outputs.out_file, newline="") as file:
+        *rows, inside = csv.DictReader(file, delimiter="\t")
+    assert inside["index"] == "n/a"
+    return {int(row["index"]): row for row in rows}, inside
+
+
 def test_volumes_add_up_to_all_that_is_not_background(segmented):
     labels, inputs = segmented
-    with open(Volumes(**inputs).run().outputs.out_file, newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    assert list(rows[0]) == ["index", "name", "hemisphere", "n_voxels", "volume_mm3"]
-    assert [int(row["index"]) for row in rows] == [c for c in labels.table.codes if c]
-    assert sum(int(row["n_voxels"]) for row in rows) == (labels.voxels > 0).sum()
-    for row in rows:
+    rows, inside = rows_of(Volumes(**inputs))
+    assert list(rows) == [c for c in labels.table.codes if c]
+    assert sum(int(row["n_voxels"]) for row in rows.values()) == (labels.voxels > 0).sum()
+    inside_mm3 = float(inside["volume_mm3"])
+    for row in rows.values():
         expected = int(row["n_voxels"]) * labels.grid.voxel_volume_mm3
         assert float(row["volume_mm3"]) == pytest.approx(expected)
+        share = float(row["percent_of_intracranial"])
+        assert share == pytest.approx(100 * expected / inside_mm3, abs=1e-4)
+        assert "soft_volume_mm3" not in row
+
+
+def test_the_inside_of_the_skull_has_a_row(segmented):
+    labels, inputs = segmented
+    _, inside = rows_of(Volumes(**inputs))
+    assert int(inside["n_voxels"]) == intracranial(labels).n_voxels
+    assert inside["name"] == "Intracranial"
+    assert inside["note"] == "n/a"
+
+
+def test_without_a_skull_the_row_says_why_and_no_number_is_given(segmented):
+    inputs = segmented[1] | {"stripped": True}
+    interface = Volumes(**inputs)
+    rows, inside = rows_of(interface)
+    assert {inside[name] for name in ("n_voxels", "volume_mm3", "percent_of_intracranial")} == {
+        "n/a"
+    }
+    assert inside["note"] == STRIPPED
+    assert {row["percent_of_intracranial"] for row in rows.values()} == {"n/a"}
+    assert json.loads(Path("facts.json").read_text()) == {"NoIntracranialVolume": STRIPPED}
+
+
+def test_soft_volumes_are_sums_of_probabilities(segmented, tmp_path):
+    labels, inputs = segmented
+    voxel_mm3, (before, inside) = labels.grid.voxel_volume_mm3, rows_of(Volumes(**inputs))
+    soft = {code: int(row["n_voxels"]) + 0.25 for code, row in before.items()}
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"confidence": [], "soft_voxels": soft}))
+    rows, soft_inside = rows_of(Volumes(**inputs, report=str(report)))
+    for code, row in rows.items():
+        assert float(row["soft_volume_mm3"]) == pytest.approx(soft[code] * voxel_mm3)
+        assert row["volume_mm3"] == before[code]["volume_mm3"]
+    more = float(soft_inside["soft_volume_mm3"]) - float(inside["volume_mm3"])
+    assert 0 < more < 0.25 * voxel_mm3 * len(soft)
 
 
 def test_volumes_of_a_segmentation_say_how_far_each_is_to_be_trusted(segmented, tmp_path):
@@ -60,9 +106,9 @@ def test_volumes_of_a_segmentation_say_how_far_each_is_to_be_trusted(segmented, 
     ]
     report = tmp_path / "report.json"
     report.write_text(json.dumps({"confidence": labels}))
-    with open(Volumes(**segmented[1], report=str(report)).run().outputs.out_file) as file:
-        rows = {int(row["index"]): row for row in csv.DictReader(file, delimiter="\t")}
-    shown = {code: list(row.values())[-3:] for code, row in rows.items()}
+    rows, _ = rows_of(Volumes(**segmented[1], report=str(report)))
+    columns = ("confidence", "confidence_threshold", "low_confidence")
+    shown = {code: [row[name] for name in columns] for code, row in rows.items()}
     assert shown[2] == ["0.95", "0.9", "no"]
     assert shown[41] == ["0.85", "0.9", "yes"]
     assert shown[3] == ["0.8", "n/a", "n/a"]

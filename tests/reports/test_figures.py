@@ -17,7 +17,7 @@ from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.reports import canvas
 from brainseg_bids.reports.canvas import HEADER_PX
 from brainseg_bids.reports.figures import cut_planes, draw_segmentation
-from brainseg_bids.stages.summary_page import draw_volumes
+from brainseg_bids.reports.volume_figures import draw_volumes
 
 TABLE = LabelTable.packaged("brainseg")
 

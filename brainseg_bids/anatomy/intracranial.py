@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intracranial volume: all that lies inside of the inner skull, counted from labels.
+
+It is what a head had room for, whatever the brain has lost since: fluid that takes the place of
+tissue changes nothing. Where the skull is not there, or the field of view ends inside of it, there
+is no such volume, and a sentence says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import cc3d
+import numpy as np
+from scipy import ndimage
+
+from brainseg_bids.anatomy.cavities import fill_cavities
+from brainseg_bids.anatomy.labelmap import LabelMap
+from brainseg_bids.anatomy.labels import LabelTable, count_codes
+from brainseg_bids.anatomy.plausibility import cut_mm2, ends_of
+from brainseg_bids.anatomy.stripped import brain_and_fluid, is_stripped
+
+NAME = "Intracranial"
+"""Of its row in a volumes table."""
+
+STRIPPED = "the image is skull-stripped"
+"""Why such an image has no volume; any other reason is unexpected."""
+
+VESSELS = frozenset({"Artery", "Vein"})
+CORD = "Spinal-Cord"
+BONE_MAPPING = 4
+"""BIDS standard code."""
+VESSEL_MM = 6.0
+"""Vessels further than this from brain and fluid lie in bone or beyond; sinuses are as wide."""
+CANAL_MM = 30.0
+"""Fluid further than this from the spinal cord does not lie in its canal."""
+LEAST_SKULL_SHARE = 0.5
+"""Of the surface of the inside of the skull; bone is at 85 to 95 % of it in label maps of whole
+heads, air in bone, vessels and nerves are at the rest."""
+
+TISSUE, FLUID, VESSEL, CORD_KIND, BONE = 1, 2, 3, 4, 5
+
+
+@dataclass(frozen=True)
+class Intracranial:
+    """The inside of the skull of one head.
+
+    Parameters
+    ----------
+    voxels : dict of int to int
+        How many voxels inside of the skull have which code; empty if there is no volume.
+    why_none : str
+        Why there is no volume; empty if there is one.
+    inside_codes : frozenset of int
+        Codes of brain, ventricles, fluid and vessels.
+    """
+
+    voxels: dict[int, int] = field(default_factory=dict)
+    why_none: str = ""
+    inside_codes: frozenset[int] = frozenset()
+
+    @property
+    def n_voxels(self) -> int | None:
+        """Voxels inside of the skull, or None."""
+        return None if self.why_none else sum(self.voxels.values())
+
+    def soft_voxels(self, soft: Mapping[int, float], counts: Mapping[int, int]) -> float | None:
+        """The inside of the skull with its border voxels counted by their share, or None.
+
+        The probabilities of brain, fluid and vessels are summed over the image, less their voxels
+        that lie outside of the skull; of what they enclose voxels count.
+
+        Parameters
+        ----------
+        soft : mapping of int to float
+            Sum of the probability of each code over all voxels of the image.
+        counts : mapping of int to int
+            Voxels of each code in the label map.
+
+        Examples
+        --------
+        >>> Intracranial({2: 90, 24: 8, 515: 1}, inside_codes=frozenset({2, 24})).soft_voxels(
+        ...     {2: 91.5, 24: 30.25, 515: 50.0}, {2: 90, 24: 28, 515: 51})
+        102.75
+        """
+        if self.why_none:
+            return None
+        return sum(
+            soft.get(code, 0.0) - (counts.get(code, 0) - n) if code in self.inside_codes else n
+            for code, n in self.voxels.items()
+        )
+
+
+def intracranial(
+    labels: LabelMap, image: np.ndarray | None = None, *, stripped: bool = False
+) -> Intracranial:
+    """What lies inside of the skull: brain, ventricles, fluid, vessels, and what these enclose.
+
+    Parameters
+    ----------
+    labels : LabelMap
+        A table without bone gives no volume.
+    image : (X, Y, Z) float, optional
+        That was labelled. It tells whether the skull was removed, and where the field of view
+        ends inside a padded box.
+    stripped : bool
+        Whether the skull was removed by what else is known of the image.
+
+    Examples
+    --------
+    >>> from brainseg_bids.anatomy.grid import Grid
+    >>> away = np.linalg.norm(np.indices((60, 60, 60)) - 29.5, axis=0) * 4
+    >>> voxels = np.select([away < 70, away < 76, away < 84], [2, 24, 515])
+    >>> labels = LabelMap(voxels, Grid((60, 60, 60), np.diag([4, 4, 4, 1])),
+    ...     LabelTable.packaged("brainseg"))
+    >>> intracranial(labels).n_voxels - int(np.count_nonzero(away < 76))
+    0
+    >>> intracranial(labels, stripped=True).why_none
+    'the image is skull-stripped'
+    """
+    if stripped or (
+        image is not None and is_stripped(image, brain_and_fluid(labels), labels.grid)
+    ):
+        return Intracranial(why_none=STRIPPED)
+    kind_of = _kinds(labels.table)
+    kinds = kind_of[labels.voxels]
+    if not (kinds == TISSUE).any():
+        return Intracranial(why_none="no brain was found")
+    box = _box_around((kinds > 0) & (kinds < BONE), (1, 1, 1))
+    inside = np.zeros(kinds.shape, dtype=bool)
+    inside[box] = _inside(kinds[box], labels.grid.voxel_size_mm)
+    if why := _skull_missing(inside, kinds) or _cut(inside, labels, image):
+        return Intracranial(why_none=why)
+    own = np.flatnonzero((kind_of > 0) & (kind_of <= VESSEL)).tolist()
+    return Intracranial(count_codes(labels.voxels[inside]), inside_codes=frozenset(own))
+
+
+def _kinds(table: LabelTable) -> np.ndarray:
+    """What each code is here; 0 of all else."""
+    kinds = np.zeros(int(table.codes[-1]) + 1, dtype=np.uint8)
+    for label in table:
+        if label.is_extracerebral_csf:
+            kinds[label.index] = FLUID
+        elif label.is_brain:
+            kinds[label.index] = TISSUE
+        elif label.name in VESSELS:
+            kinds[label.index] = VESSEL
+        elif label.name == CORD:
+            kinds[label.index] = CORD_KIND
+        elif label.mapping == BONE_MAPPING:
+            kinds[label.index] = BONE
+    return kinds
+
+
+def _box_around(mask: np.ndarray, margin_vox: tuple[int, ...]) -> tuple[slice, ...]:
+    (found,) = ndimage.find_objects(mask.view(np.uint8))
+    return tuple(
+        slice(max(0, one.start - more), one.stop + more)
+        for one, more in zip(found, margin_vox, strict=True)
+    )
+
+
+def _inside(kinds: np.ndarray, voxel_size_mm: tuple[float, ...]) -> np.ndarray:
+    """The largest piece of brain and fluid above the spinal canal, with the vessels at it."""
+    canal = _canal(kinds, voxel_size_mm)
+    inside = ((kinds == TISSUE) | (kinds == FLUID)) & ~canal
+    pieces = cc3d.connected_components(inside, connectivity=6)
+    inside = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    near = inside.view(np.uint8)
+    for axis, size in enumerate(voxel_size_mm):
+        near = ndimage.maximum_filter1d(near, 1 + 2 * round(VESSEL_MM / size), axis)
+    return fill_cavities(inside | ((kinds == VESSEL) & near.view(bool) & ~canal))
+
+
+def _canal(kinds: np.ndarray, voxel_size_mm: tuple[float, ...]) -> np.ndarray:
+    """Fluid and vessels that are nearer to the spinal cord than to the brain."""
+    canal, is_cord = np.zeros(kinds.shape, dtype=bool), kinds == CORD_KIND
+    if not is_cord.any():
+        return canal
+    box = _box_around(is_cord, tuple(int(np.ceil(CANAL_MM / size)) for size in voxel_size_mm))
+    near = kinds[box]
+    if not (near == TISSUE).any():
+        return canal
+    cord_mm, brain_mm = (
+        ndimage.distance_transform_edt(near != kind, sampling=voxel_size_mm)
+        for kind in (CORD_KIND, TISSUE)
+    )
+    canal[box] = ((near == FLUID) | (near == VESSEL)) & (cord_mm < brain_mm)
+    return canal
+
+
+def _skull_missing(inside: np.ndarray, kinds: np.ndarray) -> str:
+    """A sentence if bone is at too little of the surface."""
+    at_bone = faces = 0
+    for _, outermost, beyond in _sides(inside, kinds):
+        there = beyond[outermost]
+        faces, at_bone = faces + len(there), at_bone + np.count_nonzero(there == BONE)
+    if at_bone >= LEAST_SKULL_SHARE * faces:
+        return ""
+    return f"only {at_bone / max(faces, 1):.0%} of the brain and its fluid has a skull around it"
+
+
+def _sides(inside: np.ndarray, around: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Axis, outermost voxels towards one side, and what ``around`` is beyond each voxel."""
+    for axis in range(3):
+        mask, values = np.moveaxis(inside, axis, 0), np.moveaxis(around, axis, 0)
+        for here, beyond in ((slice(None, -1), slice(1, None)), (slice(1, None), slice(None, -1))):
+            yield axis, mask[here] & ~mask[beyond], values[beyond]
+
+
+def _cut(inside: np.ndarray, labels: LabelMap, image: np.ndarray | None) -> str:
+    """A sentence if the field of view ends inside of the skull; a cut is a large plane face.
+
+    Either the image ends there, or the labels do, in a box that is padded with background.
+    """
+    sizes = labels.grid.voxel_size_mm
+    largest_mm2 = [0.0, 0.0, 0.0]
+    for axis, outermost, beyond in _sides(inside, labels.voxels):
+        n_open = np.count_nonzero(outermost & (beyond == 0), axis=(1, 2)).max()
+        largest_mm2[axis] = max(largest_mm2[axis], n_open)
+    for axis in range(3):
+        for plane in ends_of(image, inside.shape, axis):
+            n_open = np.count_nonzero(np.take(inside, plane, axis))
+            largest_mm2[axis] = max(largest_mm2[axis], n_open)
+        area_mm2 = largest_mm2[axis] * labels.grid.voxel_volume_mm3 / sizes[axis]
+        if area_mm2 >= cut_mm2(sizes[axis]):
+            return (
+                "the field of view ends inside of the skull: "
+                f"{area_mm2 / 100:.0f} cm² of it are cut"
+            )
+    return ""
