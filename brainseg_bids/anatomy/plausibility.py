@@ -3,7 +3,7 @@
 
 Limits stand in ``data/labels/plausible.tsv``, each with its source. They are wide: what is beyond
 them is a failure of the segmentation far more often than a person. A brain that the field of view
-cuts is told once and not compared with whole ones.
+cuts is reported once and not compared with whole ones.
 """
 
 from __future__ import annotations
@@ -226,18 +226,18 @@ def implausible_volumes(
         and min(sides) > 0
         and not limit.holds(max(sides) / min(sides))
     ]
-    said = {
+    kinds = {
         "missing": missing,
         "volumes that nobody has": beyond,
         "left and right too different": unlike,
     }
-    return found + [f"{what}: {listed(names)}" for what, names in said.items() if names]
+    return found + [f"{what}: {listed(names)}" for what, names in kinds.items() if names]
 
 
 def _brain_size(brain_ml: float) -> str:
     brain, infant = limits()["Brain", "ml"], limits()["Infant brain", "ml"]
-    said = f"brain of {volume_words(brain_ml)}, expected {brain.low:g} to {brain.high:g} ml"
-    return said + (" (infants have less)" if infant.holds(brain_ml) else "")
+    text = f"brain of {volume_words(brain_ml)}, expected {brain.low:g} to {brain.high:g} ml"
+    return text + (" (infants have less)" if infant.holds(brain_ml) else "")
 
 
 def implausible_model(brain_dice: float | None, n_maps: int | None) -> list[str]:

@@ -109,12 +109,12 @@ def upsampling_warnings(report: dict[str, Any]) -> list[str]:
         if row["volume_before_mm3"] >= LARGE_MM3 and abs(row["volume_change"]) > VOLUME_CHANGE
     ]
     lost = [f"{row['name']} ({row['voxels']} voxels)" for row in report["labels_lost"]]
-    said = {
+    kinds = {
         "many more pieces than in the source": apart,
         "volume unlike the source's": changed,
         "lost at these voxels": lost,
     }
-    return [f"{what}: {', '.join(names)}" for what, names in said.items() if names]
+    return [f"{what}: {', '.join(names)}" for what, names in kinds.items() if names]
 
 
 def _rows(source: LabelMap, result: LabelMap, back: np.ndarray) -> list[dict[str, Any]]:

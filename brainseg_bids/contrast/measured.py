@@ -94,7 +94,7 @@ class NoiseLaw:
         denoised images, too.
     low, high : float
         For ``ratio``: values of the image that stand for UNI of -0.5 and +0.5. Equal where
-        nobody said.
+        not stated.
     """
 
     kind: str

@@ -43,7 +43,7 @@ LEAST_SD = 0.05
 """Of a label within one image, in units of 255: finer than the steps of any stored image."""
 LEAST_BIAS = 1e-3
 OWN_FRAC = 0.1
-"""A label's scale is at least this share its own, whatever the noise is said to be."""
+"""A label's scale is at least this share its own, whatever noise was measured."""
 UNMEASURED_NOISE_FRAC = 0.5
 """Noise that no image tells, as a share of the scale of the most even tissue of the brain."""
 GAUSSIAN = (Component(1.0, 0.0, 1.0),)
@@ -222,7 +222,7 @@ def air(noise: NoiseLaw) -> tuple[float, float]:
 def range_of(image: ContrastStatistics) -> tuple[float, float]:
     """Values of a ratio image that stand for -0.5 and +0.5.
 
-    Those that were measured; from what else is known where nobody said.
+    Those that were measured; from what else is known where that is missing.
     """
     if image.noise.low < image.noise.high:
         return image.noise.low, image.noise.high
@@ -368,7 +368,7 @@ def _noise(
         warnings.append(
             "No image tells its noise: half the spread of the most even label is taken for it."
         )
-    # Noise of ratios is said in UNI's own units.
+    # Noise of ratios is in UNI's own units.
     per_unit = TOP if "ratio" in kinds else 1.0
     multi = [law.channels if law.kind == "chi" else np.nan for law in laws]
     channels = _median(multi, weights, 1.0)

@@ -68,8 +68,8 @@ def measure(
     threads : int
         Labels that are described at the same time.
     stripped : bool, optional
-        Whether the image is said to be skull-stripped. One that shows a brain without its head is
-        taken for stripped whatever is said; of a stripped one only the brain is measured.
+        Whether metadata call the image skull-stripped. One that shows a brain without its head is
+        taken for stripped whatever they say; of a stripped one only the brain is measured.
 
     Returns
     -------

@@ -168,7 +168,7 @@ class TorchEngine:
 
 
 def _reported(starts: range, progress: Progress | None) -> Iterator[int]:
-    """The starts one by one, each told to ``progress`` before, and the end of them."""
+    """The starts one by one, each reported to ``progress`` before, and their end."""
     for number, start in enumerate(starts):
         if progress:
             progress(number, len(starts))

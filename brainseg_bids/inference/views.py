@@ -112,7 +112,7 @@ def flipped(view: View, mirrors: Tensor) -> View:
     early = block_size // 2
     if not early:
         return replace(view, mirrored=mirrors)
-    # Zeros, as beyond the box in the other view; nothing is told of them.
+    # Zeros, as beyond the box in the other view; nothing is reported of them.
     seen = torch.nn.functional.pad(view.seen, (early, block_size - early) * 3)
     return replace(view, seen=seen, lead=early, mirrored=mirrors)
 

@@ -374,7 +374,7 @@ class PriorSpace:
 
 
 def stripped_share(prior: ContrastPrior) -> float | None:
-    """Share of a prior's images that show the brain alone, 0..1; ``None`` if nobody said.
+    """Share of a prior's images that show the brain alone, 0..1; ``None`` if not known.
 
     Raises
     ------

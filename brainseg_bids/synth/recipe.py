@@ -245,7 +245,7 @@ class View:
 class Recipe:
     """Every number that makes one pair. Same recipe, same labels: same pair.
 
-    What is not said is switched off.
+    What is not given is switched off.
 
     Examples
     --------

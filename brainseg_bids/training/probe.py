@@ -38,7 +38,7 @@ WARM_UP = NetSpec("unet", 2, 1, 8, {"widths": [8, 16, 32]})
 
 
 class ProbeFailed(RuntimeError):
-    """The probe ended, but not for want of memory: the last line of what it said."""
+    """The probe ended, but not for want of memory: its last line of output."""
 
 
 @dataclass(frozen=True)
