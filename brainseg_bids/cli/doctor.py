@@ -121,6 +121,7 @@ def licence_state(environment: Mapping[str, str]) -> str:
 def space_rows(ants: Sequence[str] = ()) -> list[tuple[str, ...]]:
     """ANTs' Python package or the given command, what applies transforms, and the templates."""
     from brainseg_bids.bids.templates import fetch_command, template_names, templateflow_home
+    from brainseg_bids.interfaces.register import remedy  # late: nipype
 
     home = templateflow_home()
     names = ", ".join(template_names(home)) if home.is_dir() else ""
@@ -129,7 +130,7 @@ def space_rows(ants: Sequence[str] = ()) -> list[tuple[str, ...]]:
     elif importlib.util.find_spec("ants"):
         found = f"antspyx {_version('antspyx')}"
     else:
-        found = "not found: pip install antspyx"
+        found = f"not found. {remedy()}"
     return [
         ("ANTs", found),
         ("transforms", f"nitransforms {_version('nitransforms')}"),

@@ -50,10 +50,18 @@ def missing_reason(program: Sequence[str] = REGISTER) -> str:
     """Why a program cannot register; empty if it can, as far as is known before it is run."""
     if tuple(program) != REGISTER or find_spec("ants"):
         return ""
-    return (
-        "--output-spaces: antspyx, which registers images, is not installed. Install it with: "
-        "pip install antspyx"
-    )
+    return f"--output-spaces: antspyx, which registers images, is not installed. {remedy()}"
+
+
+def remedy(version: tuple[int, ...] = sys.version_info[:2]) -> str:
+    """How to have antspyx.
+
+    >>> remedy((3, 13)), remedy((3, 14))[:29]
+    ('Install it: pip install antspyx', 'It has no builds for this Pyt')
+    """
+    if version < (3, 14):
+        return "Install it: pip install antspyx"
+    return "It has no builds for this Python: take 3.13, or another environment (--tool ants=...)"
 
 
 class _RegisterInputSpec(CommandLineInputSpec):

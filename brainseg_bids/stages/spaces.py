@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("brainseg")
 
 REGISTER_GIB = 3.0
-"""Set aside for a registration: 0.9 were measured for an image of 256^3 and a template at 2 mm."""
+"""Set aside for a registration: 0.9 were measured for a template at 2 mm, 1.9 for one at 1 mm."""
 RESAMPLED = ("labels", "tissue", "mask", "image", "figure")
 """What is made for each resolution."""
 RESAMPLE_GIB = 1.5
