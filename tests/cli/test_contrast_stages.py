@@ -150,11 +150,15 @@ def test_what_one_contrast_is_can_be_said(pooled, lasting_app):
     assert "--contrast-by Colour" in wrong.log
 
 
-def test_priors_without_statistics_say_what_to_run(app):
+@pytest.mark.parametrize(
+    ("stage", "before"),
+    [("priors", "--stages segment contrast"), ("synth", "--stages priors")],
+)
+def test_a_stage_without_results_of_the_one_before_says_what_to_run(app, stage, before):
     app.images("sub-01_T1w")
-    done = app("--stages", "priors", level="group")
+    done = app("--stages", stage, level="group")
     assert done.code == 2
-    assert "--stages segment contrast" in done.log
+    assert before in done.log
 
 
 def test_pairs_are_previewed_and_exported_and_can_be_made_again(pooled, lasting_app):
@@ -186,13 +190,6 @@ def test_the_dial_changes_what_is_drawn(pooled, lasting_app):
         said = json.loads((root / "sub-00000" / "anat" / "sub-00000_T1w.json").read_text())
         digests.add(said["SpaceDigest"])
     assert len(digests) == 2
-
-
-def test_pairs_without_priors_say_what_to_run(app):
-    app.images("sub-01_T1w")
-    done = app("--stages", "synth", level="group")
-    assert done.code == 2
-    assert "--stages priors" in done.log
 
 
 def test_pairs_of_another_origin_are_not_mixed(pooled, lasting_app):

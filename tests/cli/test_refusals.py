@@ -149,26 +149,21 @@ def test_an_input_that_has_become_bad_does_not_show_its_old_results(app):
     assert "data:image/png" not in (again.output / "sub-01.html").read_text()
 
 
-def test_an_unknown_participant_is_refused(app):
-    app.images("sub-01_T1w")
-    done = app("--participant-label", "01", "77")
+@pytest.mark.parametrize(
+    ("images", "arguments", "named"),
+    [
+        (["sub-01_T1w"], ["--participant-label", "01", "77"], "no participant 77"),
+        (["sub-01_T2w"], ["--contrasts", "T1w"], "no T1w image"),
+        ([], [], "no folder sub-*"),
+        (["sub-01_T1w"], ["--model", "no-such-model"], "no-such-model"),
+    ],
+)
+def test_what_is_not_there_is_refused_by_name(app, images, arguments, named):
+    app.images(*images)
+    done = app(*arguments)
     assert done.code == 2
-    assert "no participant 77" in done.said
+    assert named in done.said
     assert not (done.output / "sub-01").exists()
-
-
-def test_no_image_at_all_is_refused(app):
-    app.images("sub-01_T2w")
-    done = app("--contrasts", "T1w")
-    assert done.code == 2
-    assert "no T1w image" in done.said
-
-
-def test_an_empty_dataset_is_refused(app):
-    app.images()
-    done = app()
-    assert done.code == 2
-    assert "no folder sub-*" in done.said
 
 
 def test_a_model_that_is_not_what_it_was_is_refused(app):
@@ -178,13 +173,6 @@ def test_a_model_that_is_not_what_it_was_is_refused(app):
     assert done.code == 2
     assert "SHA-256" in done.said
     assert not (done.output / "sub-01").exists()
-
-
-def test_an_unknown_model_is_refused_with_the_known_ones(app):
-    app.images("sub-01_T1w")
-    done = app("--model", "no-such-model")
-    assert done.code == 2
-    assert "no-such-model" in done.said
 
 
 def test_labels_of_another_model_are_not_mixed_into_an_output(app):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from brainseg_bids.reports import canvas
 from brainseg_bids.reports.canvas import Canvas
 
 
@@ -18,6 +19,17 @@ def figure(tmp_path) -> Path:
     path = tmp_path / "figure.png"
     Image.fromarray(np.full((4, 6, 3), 200, np.uint8)).save(path)
     return path
+
+
+@pytest.fixture
+def full_disk(monkeypatch) -> None:
+    """The disk is full when half of a picture is written."""
+
+    def half(pixels, path, *others, **options):
+        path.write_bytes(b"\x89PNG half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(canvas, "write_png", half)
 
 
 @pytest.fixture

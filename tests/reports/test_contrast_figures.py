@@ -11,7 +11,7 @@ from PIL import Image
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.contrast.measured import BiasField, NoiseLaw
-from brainseg_bids.reports import canvas, contrast_figures, plots
+from brainseg_bids.reports import contrast_figures, plots
 from brainseg_bids.reports.contrast_figures import draw_contrast, field_map, noise_density
 from brainseg_bids.reports.densities import density, in_bins, pooled_counts, rebinned
 from tests.reports import looks as looks_module
@@ -125,13 +125,9 @@ def test_image_and_labels_must_have_one_shape(head, seen, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_that_cannot_be_written_leaves_nothing(head, seen, tmp_path, monkeypatch):
-    def fail(pixels, path, blocks):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(canvas, "write_png", fail)
-    with pytest.raises(OSError, match="disk full"):
+@pytest.mark.usefixtures("full_disk")
+def test_a_picture_that_cannot_be_written_leaves_nothing(head, seen, tmp_path):
+    with pytest.raises(OSError, match="No space"):
         draw_contrast(tmp_path / "contrast.png", seen[0], head, seen[1])
     assert list(tmp_path.iterdir()) == []
 

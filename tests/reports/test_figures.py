@@ -14,7 +14,6 @@ from PIL import Image
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.reports import canvas
 from brainseg_bids.reports.canvas import HEADER_PX
 from brainseg_bids.reports.figures import cut_planes, draw_segmentation
 from brainseg_bids.reports.volume_figures import draw_volumes
@@ -102,17 +101,10 @@ def test_pure_noise_still_makes_a_small_file(tmp_path):
     assert path.stat().st_size < 2_600_000
 
 
-def test_a_failure_while_writing_leaves_the_old_picture_and_nothing_else(
-    head, tmp_path, monkeypatch
-):
+def test_a_failure_while_writing_leaves_the_old_picture_and_nothing_else(head, tmp_path, request):
     path = draw_segmentation(*head, tmp_path / "head.png", n_cuts=1)
     before = path.read_bytes()
-
-    def half(pixels, path, blocks):
-        path.write_bytes(b"\x89PNG half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(canvas, "write_png", half)
+    request.getfixturevalue("full_disk")
     with pytest.raises(OSError, match="No space"):
         draw_segmentation(*head, path, n_cuts=2)
     assert path.read_bytes() == before

@@ -156,12 +156,8 @@ def test_flipped_and_turned_copies_of_a_head_give_the_same_picture(merged, head_
     np.testing.assert_array_equal(pixels_of(drawn)[top:], pixels_of(again)[top:])
 
 
-def test_a_failure_while_writing_leaves_nothing(merged, head_image, tmp_path, monkeypatch):
-    def half(pixels, path, blocks):
-        path.write_bytes(b"\x89PNG half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(canvas, "write_png", half)
+@pytest.mark.usefixtures("full_disk")
+def test_a_failure_while_writing_leaves_nothing(merged, head_image, tmp_path):
     with pytest.raises(OSError, match="No space"):
         draw_merge(head_image, merged, [], tmp_path / "merge.png")
     assert list(tmp_path.iterdir()) == []
