@@ -154,3 +154,12 @@ def test_a_subset_drops_the_mirror_of_a_lonely_side():
     table = LabelTable.packaged("brainseg").subset([0, 10, 2, 41])
     assert table[10].mirror == 10
     assert table[2].mirror == 41
+
+
+@pytest.mark.parametrize("column", ["index", "name"])
+def test_a_label_without_code_or_name_is_refused_with_its_line(column, tmp_path):
+    path = tmp_path / "bad.tsv"
+    row = {"index": "7", "name": "Cube"} | {column: ""}
+    path.write_text(f"index\tname\n0\tBackground\n{row['index']}\t{row['name']}\n")
+    with pytest.raises(ValueError, match=rf"bad\.tsv, line 3: no {column}"):
+        LabelTable.read(path)

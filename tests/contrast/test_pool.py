@@ -12,7 +12,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast import joint
 from brainseg_bids.contrast.measured import Component, LabelStatistics, NoiseLaw
 from brainseg_bids.contrast.pool import air, pool
-from brainseg_bids.contrast.weighted import weighted_median
+from brainseg_bids.contrast.weighted import weighted_deviation, weighted_median
 from tests.contrast.made_up import T1, TABLE, both_sides, cohort, image_of, one_each
 
 WHITE, GREY = "Left-Cerebral-White-Matter", "Left-Cerebral-Cortex"
@@ -448,3 +448,12 @@ def test_the_share_of_masked_images_and_the_level_of_their_air_are_pooled():
     law = NoiseLaw("gaussian", 3.0, masked_share=1.0)
     magnitude = pooled({"a": image_of(both_sides(), noise=law)}).noise
     assert (magnitude.masked, magnitude.masked_level) == (1.0, 0.0)
+
+
+def test_a_weighted_deviation_is_that_of_rows_repeated(rng):
+    values = rng.normal(5, 2, (300, 2))
+    weights = rng.integers(1, 4, 300)
+    repeated = np.repeat(values, weights, axis=0)
+    expected = 1.4826 * np.median(np.abs(repeated - np.median(repeated, axis=0)), axis=0)
+    np.testing.assert_allclose(weighted_deviation(values, weights.astype(float)), expected)
+    np.testing.assert_allclose(expected, 2, rtol=0.2)

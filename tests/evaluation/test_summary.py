@@ -10,6 +10,7 @@ import pytest
 
 from brainseg_bids.evaluation.bootstrap import Bootstrap
 from brainseg_bids.evaluation.summary import (
+    common_structures,
     find_missing,
     headline,
     judged,
@@ -212,3 +213,16 @@ def test_a_structure_without_row_is_listed_and_counted():
 def test_a_rater_may_lack_a_reference_altogether():
     found = find_missing([], references={"manual": ["sub-1"]}, raters={"ours": []})
     assert [(m.kind, m.image) for m in found] == [("reference without prediction", "sub-1")]
+
+
+def test_beside_a_rater_without_sides_structures_are_pairs_that_all_have():
+    whole = [{"rater": "whole", "name": name, "index": 1} for name in ("Thalamus", "Putamen")]
+    sides = [
+        {"rater": "sides", "name": "Left-Thalamus", "index": 10},
+        {"rater": "sides", "name": "Right-Thalamus", "index": 49},
+        {"rater": "sides", "name": "Thalamus", "index": None},
+        {"rater": "sides", "name": "Brain", "index": None},
+    ]
+    whole.append({"rater": "whole", "name": "Brain", "index": None})  # a group is no pair
+    assert common_structures(whole + sides, {"whole"}) == {"Thalamus"}
+    assert common_structures(sides, set()) is None

@@ -263,3 +263,15 @@ def test_numbers_of_a_real_brain_are_those_of_the_program_that_defined_them(
         masks = [m.voxels == code for m in maps]
         expected = oracle(*masks, grid.voxel_size_mm)
         assert numbers(found[f"label-{code}"]) == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.parametrize("shear", [0.0, 0.3])
+def test_the_metric_gives_the_length_of_a_step(shear):
+    affine = np.array([[1.0, shear, 0, 0], [0, 2, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
+    table = LabelTable([Label(0, "Background")])
+    labels = LabelMap(np.zeros((4, 5, 6), np.int16), Grid((4, 5, 6), affine), table)
+    pair = Pair.of(labels, labels)
+    step = np.array([1, -2, 1])
+    assert pair.is_sheared == (shear > 0)
+    expected = np.sum((pair.axes_mm @ step) ** 2)
+    assert step @ pair.metric_mm2 @ step == pytest.approx(expected)

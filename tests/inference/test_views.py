@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.intensity import rescale
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.inference import predict, views
-from brainseg_bids.inference.planes import averaged
+from brainseg_bids.inference.planes import averaged, taps_of
 from brainseg_bids.inference.predict import segment
 from brainseg_bids.inference.views import Member
 from brainseg_bids.inference.windows import window_starts, window_weights
@@ -316,3 +318,35 @@ def test_smaller_windows_fit_the_network_and_label_the_whole_image(head):
     box = tuple(part.stop - part.start for part in view.box)
     assert len(planes) == box[0]
     assert {tuple(plane.shape) for plane in planes} == {(len(SIDES), *box[1:])}
+
+
+@pytest.mark.parametrize("size_mm", [0.7, 1.0, 3.0])
+def test_a_ramp_keeps_its_place_at_another_voxel_size(size_mm):
+    affine = np.diag([1.0, 1.5, 2.0, 1.0])
+    affine[:3, 3] = -7, 3, 0
+    ras = Grid((30, 24, 20), affine)
+    work = ras.with_voxel_size(size_mm)
+    offsets = views.axis_offsets(ras, work)
+    for axis in range(3):
+        ramp_mm = ras.affine[axis, 3] + ras.affine[axis, axis] * np.arange(ras.shape[axis])
+        shape = [-1 if a == axis else 1 for a in range(3)]
+        image = torch.from_numpy(ramp_mm).float().view(shape)
+        small = views.resample_axis(image, axis, work.shape[axis], *offsets[axis])
+        expected_mm = work.affine[axis, 3] + size_mm * np.arange(work.shape[axis])
+        inside = slice(3, -3)  # beyond the last centres the border voxel is taken
+        # Wider triangles are off by a share of a voxel where weights are cut.
+        off_mm = 0.01 if size_mm <= 1 else 0.1
+        np.testing.assert_allclose(small.flatten()[inside], expected_mm[inside], atol=off_mm)
+
+
+def test_probabilities_are_taken_from_the_place_of_the_voxel():
+    offset, box, lead = (-0.4, 0.5), slice(4, 30), 2
+    view = views.View(Member(None, 0.5, (8, 8, 8)), None, (box,) * 3, [offset] * 3, None, lead)
+    taps = taps_of(view, (20, 20, 20), "cpu")
+    for inside, low, weight in taps:
+        at = (low - lead + box.start + weight).numpy() * offset[1] + offset[0]
+        voxels = np.arange(inside.start, inside.stop)
+        assert (inside.start, inside.stop) == (2, 15)  # those with their centre in the box
+        np.testing.assert_allclose(at, voxels.clip(1.6, 14.1), atol=1e-5)
+    gone = replace(view, box=(slice(100, 120),) * 3)
+    assert taps_of(gone, (20, 20, 20), "cpu") is None

@@ -11,11 +11,11 @@ import torch
 from scipy import interpolate, ndimage, special, stats
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
-from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.synth.deform import rotation
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.gibbs import truncate
-from brainseg_bids.synth.intensity import LEVELS, LEVELS_PER_SD, tissue_lookup
+from brainseg_bids.synth.intensity import LEVELS, LEVELS_PER_SD, tissue_lookup, tissues
 from brainseg_bids.synth.motion import move
 from brainseg_bids.synth.noise import magnitude
 from brainseg_bids.synth.receive import receive
@@ -441,3 +441,13 @@ def test_stripped_and_cut_voxels_are_zero_whatever_the_noise(ready, generator):
     assert hidden.any()
     assert not pair.image[0][hidden].any()
     assert (pair.image[0][~hidden] > 0).float().mean() > 0.9
+
+
+def test_labels_of_several_components_are_not_painted_without_a_texture():
+    table = LabelTable([Label(0, "Background"), Label(2, "Two")])
+    two = Tissue((10.0, 90.0), (1.0, 1.0), (0.5, 0.5))
+    recipe = Recipe({"Background": Tissue((0.0,), (0.0,)), "Two": two})
+    noise, cpu = (lambda start, stop: torch.zeros(stop - start, 2, 2)), torch.device("cpu")
+    paint_tissues = tissues(recipe, table, level=None, noise=noise, device=cpu)
+    with pytest.raises(ValueError, match="texture"):
+        paint_tissues(torch.zeros(2, 2, 2), torch.ones(2, 2, 2, dtype=torch.int32), 0, 2)

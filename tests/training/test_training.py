@@ -5,16 +5,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import lightning
 import numpy as np
 import pytest
 import torch
 
 from brainseg_bids.nets.architectures import ARCHITECTURES
+from brainseg_bids.nets.memory_plan import PRECISIONS
 from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.synth.generator import LabelVolume
 from brainseg_bids.synth.space import RecipeSpace
 from brainseg_bids.training.data import PairStream
-from brainseg_bids.training.fit import averaged_net, fit, make_generator, make_task
+from brainseg_bids.training.fit import _precision_of, averaged_net, fit, make_generator, make_task
 from brainseg_bids.training.losses import (
     choose_voxels,
     chosen_cross_entropy,
@@ -22,6 +24,7 @@ from brainseg_bids.training.losses import (
 )
 from brainseg_bids.training.plan import TrainPlan
 from brainseg_bids.training.resume import steps_done
+from brainseg_bids.training.task import task_of
 from tests.nets.test_architectures import smallest_patch, tiny
 from tests.training.tiny import TINY, difference, read_state
 
@@ -184,3 +187,14 @@ def test_training_and_inference_scale_intensities_alike(rng, last_axis):
     image = torch.from_numpy(rng.gamma(2, 50, (40, 41, last_axis))).float()
     everywhere = tuple(slice(0, n) for n in image.shape)
     assert torch.equal(_finish(image, None, everywhere, 1.0), rescale(image))
+
+
+def test_a_precision_that_no_trainer_knows_is_refused():
+    assert [_precision_of(replace(TINY, precision=p)) for p in PRECISIONS] == list(PRECISIONS)
+    with pytest.raises(ValueError, match="bf16-mixed, 32-true"):
+        _precision_of(replace(TINY, precision="64-true"))
+
+
+def test_callbacks_take_no_other_module_for_ours():
+    with pytest.raises(TypeError, match="LightningModule"):
+        task_of(lightning.LightningModule())
