@@ -26,6 +26,7 @@ it; behind and in front; through the orbits and the ventricles."""
 
 _MARGIN_MM, _SMALLEST_VIEW_MM = 6.0, 100.0
 _HEADROOM = 0.08  # keeps white matter in a T1w picture short of white
+WHITE_MATTER, NEAR_PX = 2, 6  # code of BIDS; the cortex and as much again
 # Pixels lie this far off voxel borders, so that a border belongs to the same voxel
 # whichever way the file's axes run.
 _NUDGE_MM = 1.7e-4
@@ -188,6 +189,11 @@ def _at_voxels(
     )
 
 
+def _near_labels(cut: Cut) -> np.ndarray:
+    """Pixels of a cut that are labelled or some pixels beside: white matter beneath the cortex."""
+    return ndimage.binary_dilation(cut.codes > 0, iterations=NEAR_PX)
+
+
 def grey_window(cuts: Iterable[Cut], labels: LabelMap) -> tuple[float, float]:
     """Intensities of black and white: robust, and not set by fat or vessels outside the brain."""
     cuts = list(cuts)
@@ -202,6 +208,9 @@ def grey_window(cuts: Iterable[Cut], labels: LabelMap) -> tuple[float, float]:
     head = grey[np.isin(codes, [label.index for label in shown])]
     inner = [label.index for label in shown if group_of_mapping(label.mapping) in (BRAIN, CSF)]
     brain = grey[np.isin(codes, inner)]
+    if not any(label.mapping == WHITE_MATTER for label in shown):  # parcels of the cortex, say
+        near = np.concatenate([_near_labels(cut)[cut.inside] for cut in cuts])[finite]
+        brain = grey[near]
     low = np.percentile(head if head.size > 500 else grey, 1)
     high = np.percentile(next((v for v in (brain, head) if v.size > 500), grey), 99.5)
     if high <= low:  # no contrast inside: let black be the background
