@@ -23,6 +23,8 @@ SLAB_VOXELS = 1 << 19
 MOST_PARTS = 9
 """Of a composite file: nitransforms sorts them by letters, the tenth behind the first."""
 FIELD = b"DisplacementFieldTransform"
+KNOWN = (b"CompositeTransform", b"AffineTransform", FIELD)
+"""Beginnings of the kinds of parts that nitransforms reads."""
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """ITK's world axes in terms of RAS."""
 
@@ -38,8 +40,6 @@ class DisplacementField(TransformBase):
     field : nibabel image, (X, Y, Z, 3)
         Displacements in mm along R, A, S.
     """
-
-    __slots__ = ("_displacements",)
 
     def __init__(self, field) -> None:
         super().__init__()
@@ -91,33 +91,42 @@ def _applied(part) -> TransformBase:
 
 
 def field_grid(path: str | Path) -> Grid | None:
-    """Grid of a composite transform's displacements; None if it has none. Nothing else is read.
+    """Grid of a composite transform's displacements; None if it has none. Nothing long is read.
 
     Raises
     ------
     InputError
-        If it is no composite transform of ITK.
+        If it is no composite transform of ITK, or holds a part that nitransforms does not know.
     """
     path = Path(path)
     try:
         with h5py.File(path) as file:
-            for part in file["TransformGroup"].values():
-                if not part["TransformType"][0].startswith(FIELD):
-                    continue
-                name = next(key for key in part if key.endswith("FixedParameters"))
-                fixed = np.asarray(part[name], float)
-                affine = np.eye(4)
-                affine[:3, :3] = fixed[9:18].reshape(3, 3) * fixed[6:9]
-                affine[:3, 3] = fixed[3:6]
-                return Grid(triple(int(size) for size in fixed[:3]), LPS @ affine)
+            parts = [(part["TransformType"][0], part) for part in file["TransformGroup"].values()]
+            for kind, _ in parts:
+                if not kind.startswith(KNOWN):
+                    raise ValueError(f"{kind.decode()} is not known")
+            fields = [_fixed_parameters(part) for kind, part in parts if kind.startswith(FIELD)]
     except (OSError, KeyError, ValueError, IndexError, TypeError, StopIteration) as error:
         raise _unusable(path, str(error)) from error
-    return None
+    if not fields:
+        return None
+    fixed = fields[0]
+    affine = np.eye(4)
+    affine[:3, :3] = fixed[9:18].reshape(3, 3) * fixed[6:9]
+    affine[:3, 3] = fixed[3:6]
+    return Grid(triple(int(size) for size in fixed[:3]), LPS @ affine)
+
+
+def _fixed_parameters(part) -> np.ndarray:
+    """Numbers that describe a field's grid: sizes, origin, voxel sizes, directions."""
+    return np.asarray(part[next(key for key in part if key.endswith("FixedParameters"))], float)
 
 
 def _unusable(path: Path, why: str) -> InputError:
     why = " ".join(why.split()) or "unknown format"
-    return InputError(f"{path}: this is no transform that can be applied ({why}). Get it again.")
+    return InputError(
+        f"{path}: this is no transform that can be applied ({why}). Get it again, or leave it out."
+    )
 
 
 def places_of(transforms: Sequence[TransformBase], source: Grid, target: Grid) -> np.ndarray:

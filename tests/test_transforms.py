@@ -96,6 +96,6 @@ def test_what_is_no_transform_is_named(tmp_path, oblique):
     for path in (text, half, strange, empty, tmp_path / "missing.h5"):
         with pytest.raises(InputError, match=path.name):
             read_transform(path)
-    for path in (text, half, empty):
+    for path in (text, half, strange, empty):
         with pytest.raises(InputError, match=path.name):
             field_grid(path)

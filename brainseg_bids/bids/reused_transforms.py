@@ -65,8 +65,10 @@ def find_reused(
         If it belongs to another image or template, if that cannot be checked, or if several fit.
     """
     for pipeline in PIPELINES:
-        root = derivatives.get(pipeline)
-        found = _find(root, scan, template.space) if root else []
+        if pipeline not in derivatives:
+            continue
+        root = derivatives[pipeline]
+        found = _find(root, scan, template.space)
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise InputError(

@@ -107,9 +107,9 @@ def plan_spaces(
     plans, faults = [], Faults()
     driving = [s for s in subject.scans if s.suffix in DRIVING and s.title not in set(excluded)]
     for scan in driving:
-        for space, some in groupby(sorted(templates, key=_fineness), key=lambda t: t.space):
+        by_space = groupby(sorted(templates, key=_fineness), key=lambda t: t.space)
+        for space, some in [(space, tuple(group)) for space, group in by_space]:
             with faults.of(f"{scan.title} in {space}", scan.path):
-                some = tuple(some)
                 reused = find_reused(derivatives or {}, scan, some[0])
                 plans.append(_plan(scan, bids_dir, output_dir, some, reused))
     return SubjectPlan(subject.label, tuple(plans), faults)
@@ -230,7 +230,7 @@ def space_metadata(plan: SpaceJob) -> dict[str, dict]:
         else "Each label's 0/1 map was interpolated linearly and each voxel got the label with "
         "the largest share."
     )
-    what = {}
+    what: dict[str, dict] = {}
     for number, template in enumerate(plan.templates):
         here = f"bids::{SpaceNames.of(plan.scan, template).labels.as_posix()}"
         grid = f"The grid of template {template.name} at its resolution {template.resolution}."
