@@ -89,7 +89,7 @@ def run(step: Step, folder: Path) -> str:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=1800,
+        timeout=7200,
     )
     if done.returncode != step.exit_code:
         raise RuntimeError(f"{step.command}: exit code {done.returncode}\n{done.stdout}")
