@@ -73,7 +73,7 @@ class MissingToolError(ToolError):
     exit_code = exit_codes.NO_PROGRAM
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tool:
     """What is known of an external tool.
 
@@ -109,17 +109,17 @@ class Tool:
     """
 
     name: str
-    program: tuple[str, ...]
+    program: tuple[str, ...] = ()
     regions: frozenset[str]
-    same_grid: bool
-    posteriors: bool
+    same_grid: bool = False
+    posteriors: bool = False
     licence: str
     about: str
     how_to_get: str
-    mem_base_gb: float
-    mem_gb_per_mvox: float
-    max_threads: int
-    gpu: bool
+    mem_base_gb: float = 1.0
+    mem_gb_per_mvox: float = 0.0
+    max_threads: int = 1
+    gpu: bool = False
     existing: tuple[str, ...]
     interface: type[ToolInterface]
 

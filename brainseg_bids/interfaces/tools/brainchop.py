@@ -95,7 +95,6 @@ TOOL = Tool(
     program=("brainchop",),
     regions=frozenset({"brain"}),
     same_grid=True,
-    posteriors=False,
     licence="MIT",
     about="*brainchop* [@masoud2023]",
     how_to_get="Get it with pip install brainchop in an environment of its own.",

@@ -232,7 +232,6 @@ TOOL = Tool(
     program=("charm",),
     regions=frozenset({"head", "brain"}),
     same_grid=True,
-    posteriors=False,
     licence="GPL-3.0 (called as a program)",
     about="SimNIBS' *charm* [@puonti2020]",
     how_to_get="Install SimNIBS 4: https://simnibs.github.io/simnibs.",
@@ -240,7 +239,6 @@ TOOL = Tool(
     mem_base_gb=6.5,
     mem_gb_per_mvox=0.2,
     max_threads=SETTINGS_THREADS,
-    gpu=False,
     existing=(
         "m2m_{id}/segmentation/labeling.nii.gz",
         "{id}/m2m_{id}/segmentation/labeling.nii.gz",

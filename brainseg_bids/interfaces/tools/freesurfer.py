@@ -17,17 +17,10 @@ class Freesurfer(ToolInterface):
 
 TOOL = Tool(
     name="freesurfer",
-    program=(),
     regions=frozenset({"brain"}),
-    same_grid=False,
-    posteriors=False,
     licence="FreeSurfer",
     about="*FreeSurfer* [@fischl2012]",
     how_to_get="Run recon-all yourself and give its folder: -d freesurfer=SUBJECTS_DIR.",
-    mem_base_gb=1.0,
-    mem_gb_per_mvox=0.0,
-    max_threads=1,
-    gpu=False,
     existing=(
         "{id}/mri/aparc+aseg.mgz",
         "{id}/mri/aseg.mgz",

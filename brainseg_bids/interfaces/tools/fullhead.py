@@ -14,17 +14,10 @@ class Fullhead(ToolInterface):
 
 TOOL = Tool(
     name="fullhead",
-    program=(),
     regions=frozenset({"head", "brain"}),
-    same_grid=False,
-    posteriors=False,
     licence="the user's",
     about="label maps provided by the user",
     how_to_get="Give the folder of your label maps: -d fullhead=FOLDER.",
-    mem_base_gb=1.0,
-    mem_gb_per_mvox=0.0,
-    max_threads=1,
-    gpu=False,
     existing=("{id}_seg.nii.gz", "{id}_labels.nii.gz", "{id}.nii.gz", "{id}.mgz"),
     interface=Fullhead,
 )

@@ -81,7 +81,6 @@ TOOL = Tool(
     mem_base_gb=4.5,
     mem_gb_per_mvox=0.35,
     max_threads=4,  # two give 120 % of one CPU
-    gpu=False,
     existing=("{id}/seg.mgz", "{id}/samseg/seg.mgz", "{id}/mri/samseg/seg.mgz"),
     interface=Samseg,
 )

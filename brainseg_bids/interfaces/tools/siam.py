@@ -67,7 +67,6 @@ TOOL = Tool(
     program=("siam-pred",),
     regions=frozenset({"brain"}),
     same_grid=True,
-    posteriors=False,
     licence="see its repository",
     about="*SIAM* [@valabregue2026]",
     how_to_get=(
