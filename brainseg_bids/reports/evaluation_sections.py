@@ -18,6 +18,19 @@ NAME_LETTERS = 18
 OPEN_ROWS = 24
 """More rows of volumes than these are folded away."""
 
+PLOTS = {
+    "headline": "Mean over structures of each subject, by rater, with quartiles and median",
+    "structures": "Each structure of each subject, by rater, with quartiles and median; strata by "
+    "their markers",
+    "volumes": "Predicted less reference volume of each image over their mean, with bias and "
+    "limits of agreement by rater",
+}
+"""What each plot shows."""
+VOLUMES_NOTE = (
+    "Predicted − reference; bias with its 95 % interval by Student's t, limits hold 95 % of "
+    "single differences. Per cent are of the mean of both. Left out: images in which a map has "
+    "none of it. p of slope: whether the difference grows with the volume."
+)
 PAIR_NOTE = (
     "Mean over structures, paired over the subjects that both have. Wilcoxon's signed-rank test, "
     "adjusted after Holm over all pairs within a metric and stratum; bold below 0.05. "
@@ -118,10 +131,10 @@ class Sections:
         """A table of metrics, with how it is read."""
         return page.blocks(table, page.text(note, faint=True), self._surfaces())
 
-    def _figure(self, key: str, title: str, words: str) -> Markup:
+    def _figure(self, key: str, title: str) -> Markup:
         if key not in self.figures:
             return Markup()
-        shown = page.figure(self.figures[key], words, caption=f"{words}.")
+        shown = page.figure(self.figures[key], PLOTS[key], caption=f"{PLOTS[key]}.")
         return page.blocks(page.heading(title), shown)
 
     def _raters(self) -> dict[str, str]:
@@ -155,11 +168,7 @@ class Sections:
                 number_table(rows, self._raters(), groups=[name for name, _ in lines]), note
             ),
             self._ranks([block for block in blocks if block["has_ranks"]]),
-            self._figure(
-                "headline",
-                "By rater and stratum" if len(blocks) > 1 else "By rater",
-                "Mean over structures of each subject, by rater, with quartiles and median",
-            ),
+            self._figure("headline", f"By rater{' and stratum' * (len(blocks) > 1)}"),
             self._judged(judged),
         )
 
@@ -253,14 +262,10 @@ class Sections:
             f"{means}. Volume: mean of (predicted − reference) / reference. Distances are of "
             "images in which both maps have the structure."
         )
-        words = (
-            "Each structure of each subject, by rater, with quartiles and median; strata by "
-            "their markers"
-        )
         return page.section(
             "structures",
             page.heading("Structures", level=2),
-            self._figure("structures", "By rater", words),
+            self._figure("structures", "By rater"),
             self._explained(self._structure_table(parts[0]["blocks"]), note),
             *(
                 page.fold(part["name"], self._structure_table(part["blocks"]), self._surfaces())
@@ -311,23 +316,14 @@ class Sections:
         ]
         css = {"Structure": "name", **self._raters()}
         css |= dict.fromkeys(("Left out", "Limits (mm³)", "Limits", "p of slope"), "n fold")
-        note = (
-            "Predicted − reference; bias with its 95 % interval by Student's t, limits hold 95 % "
-            "of single differences. Per cent are of the mean of both. Left out: images in which "
-            "a map has none of it. p of slope: whether the difference grows with the volume."
-        )
-        words = (
-            "Predicted less reference volume of each image over their mean, with bias and limits "
-            "of agreement by rater"
-        )
         return page.section(
             "volumes",
             page.heading("Volumes", level=2),
-            self._figure("volumes", "Bland-Altman plots", words),
+            self._figure("volumes", "Bland-Altman plots"),
             page.fold(
                 "Bias and limits of agreement",
                 number_table(rows, css),
-                page.text(note, faint=True),
+                page.text(VOLUMES_NOTE, faint=True),
                 is_open=len(rows) <= OPEN_ROWS,
             ),
         )
