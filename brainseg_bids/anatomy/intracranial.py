@@ -195,7 +195,7 @@ def _skull_missing(inside: np.ndarray, kinds: np.ndarray) -> str:
     at_bone = faces = 0
     for _, outermost, beyond in _sides(inside, kinds):
         there = beyond[outermost]
-        faces, at_bone = faces + len(there), at_bone + np.count_nonzero(there == BONE)
+        faces, at_bone = faces + len(there), at_bone + int(np.count_nonzero(there == BONE))
     if at_bone >= LEAST_SKULL_SHARE * faces:
         return ""
     return f"only {at_bone / max(faces, 1):.0%} of the brain and its fluid has a skull around it"
@@ -215,15 +215,15 @@ def _cut(inside: np.ndarray, labels: LabelMap, image: np.ndarray | None) -> str:
     Either the image ends there, or the labels do, in a box that is padded with background.
     """
     sizes = labels.grid.voxel_size_mm
-    largest_mm2 = [0.0, 0.0, 0.0]
+    largest = [0, 0, 0]  # voxels of a plane that are open
     for axis, outermost, beyond in _sides(inside, labels.voxels):
-        n_open = np.count_nonzero(outermost & (beyond == 0), axis=(1, 2)).max()
-        largest_mm2[axis] = max(largest_mm2[axis], n_open)
+        n_open = np.count_nonzero(outermost & (beyond == 0), axis=(1, 2))
+        largest[axis] = max(largest[axis], int(np.max(n_open)))
     for axis in range(3):
         for plane in ends_of(image, inside.shape, axis):
-            n_open = np.count_nonzero(np.take(inside, plane, axis))
-            largest_mm2[axis] = max(largest_mm2[axis], n_open)
-        area_mm2 = largest_mm2[axis] * labels.grid.voxel_volume_mm3 / sizes[axis]
+            n_open_there = int(np.count_nonzero(np.take(inside, plane, axis)))
+            largest[axis] = max(largest[axis], n_open_there)
+        area_mm2 = largest[axis] * labels.grid.voxel_volume_mm3 / sizes[axis]
         if area_mm2 >= cut_mm2(sizes[axis]):
             return (
                 "the field of view ends inside of the skull: "

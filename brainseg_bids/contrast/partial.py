@@ -61,13 +61,10 @@ def spilled_in(
     shares = {}
     for index in range(1, n_labels):
         if len(steps) > 1 and np.isfinite(locations[index]):
-            share = _mixture(
-                indices, interior.flat[interior.of(index)], steps, weights, n_labels, rng
-            )
-            if (
-                LEAST_OWN < share[index] < CLEAN_OWN
-                and np.isfinite(locations[share > 0.002]).all()
-            ):
+            own = interior.flat[interior.of(index)]
+            share = _mixture(indices, own, steps, weights, n_labels, rng)
+            is_known = np.isfinite(locations[share > 0.002]).all()
+            if LEAST_OWN < share[index] < CLEAN_OWN and is_known:
                 shares[index] = share
     for _ in range(PASSES):
         solved = true.copy()
