@@ -47,7 +47,7 @@ def command_line(_: str) -> str:
         actions = [action for action in group._group_actions if action.help]
         title = {"options": "general"}.get(group.title, group.title)
         if actions:
-            table = _table(["argument", "what"], [_flag(action) for action in actions])
+            table = _table(["argument", "meaning"], [_flag(action) for action in actions])
             parts.append(f"## {title[0].upper() + title[1:]}\n\n{table}")
     return "\n\n".join(parts)
 
@@ -66,7 +66,7 @@ def _flag(action) -> list[str]:
 
 def exit_codes(_: str) -> str:
     """What ``brainseg`` ends with."""
-    return _table(["code", "means"], ([str(code), text] for code, text in MEANINGS.items()))
+    return _table(["code", "meaning"], ([str(code), text] for code, text in MEANINGS.items()))
 
 
 def label_table(name: str) -> str:
@@ -93,10 +93,10 @@ OUTPUTS: dict[str, tuple[Callable[[Scan], object], dict[str, str]]] = {
             "tissue": "BIDS' standard tissue codes",
             "mask": "brain with ventricles",
             "volumes": "[volumes](../explanation/volumes.md) in mm³, [confidence](../explanation/confidence.md)",
-            "probseg": "probability of each label, 4D; the order of labels stands in the JSON",
+            "probseg": "probability of each label, 4D; the JSON lists the order of labels",
             "entropy": "entropy of these probabilities in bits: 0 where one label is certain",
             "figure": "overlays of the page",
-            "viewer": "[viewer](../how-to/look.md): image and labels to turn and click",
+            "viewer": "[viewer](../how-to/look.md): interactive, image and labels",
         },
     ),
     "headlabels": (
@@ -108,7 +108,7 @@ OUTPUTS: dict[str, tuple[Callable[[Scan], object], dict[str, str]]] = {
             "volumes": "[volumes](../explanation/volumes.md) in mm³",
             "merge": "voxels that each rule changed, conflicts between tools, holes",
             "figure": "overlays of the page",
-            "viewer": "[viewer](../how-to/look.md): image and labels to turn and click",
+            "viewer": "[viewer](../how-to/look.md): interactive, image and labels",
         },
     ),
     "tool": (
@@ -132,7 +132,7 @@ OUTPUTS: dict[str, tuple[Callable[[Scan], object], dict[str, str]]] = {
         {
             "statistics": "of each label: location, scale, mixture, correlated texture, fit; in the JSON "
             "noise, field, resolution, histograms",
-            "figure": "of the page",
+            "figure": "figure of the page",
         },
     ),
 }
@@ -153,7 +153,7 @@ def outputs_of(stage: str) -> str:
     if set(about) != set(known):
         raise ValueError(f"outputs of {stage} are {', '.join(known)}; said: {', '.join(about)}")
     rows = [[f"`{getattr(names, name).as_posix()}`", about[name]] for name in known]
-    return _table(["file", "what"], rows)
+    return _table(["file", "content"], rows)
 
 
 def toml_files(folder: str) -> str:
@@ -165,7 +165,7 @@ def toml_files(folder: str) -> str:
         about = re.match(r".*?[.:](?=\s|$)|.*", " ".join(lines))[0].rstrip(".:")
         link = os.path.relpath(path, REFERENCE)
         rows.append([f"[{path.stem}]({link})", _cell(about)])
-    return _table(["recipe", "what"], rows)
+    return _table(["recipe", "content"], rows)
 
 
 KINDS = {

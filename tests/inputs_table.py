@@ -26,12 +26,18 @@ KINDS = {
     "training": "Training, recipes and models",
 }
 """Sections of the page, in this order."""
-HEAD = """# What comes in, and what happens
+HEAD = """# Odd and broken input
 
-Every line is held by the test that is named in it; the page is written by
-`python -m tests.inputs_table`. Exit codes: 0 done (a warning stands in the log and on the page
-where one is named), 1 this image could not be done and the others go on, 2 refused before
-anything runs. Other codes are explained where they stand.
+The tables list inputs, what happens with them, and the test that checks it. `python -m tests.inputs_table`
+writes this page from the tests. The usual exit codes:
+
+| exit code | meaning |
+| --- | --- |
+| 0 | finished; a warning, if one is listed, is in the log and on the page |
+| 1 | this image failed, the others continue |
+| 2 | refused before anything runs |
+
+Other codes are explained in their row.
 """
 
 
