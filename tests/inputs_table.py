@@ -28,8 +28,8 @@ KINDS = {
 """Sections of the page, in this order."""
 HEAD = """# Odd and broken input
 
-The tables list inputs, what happens with them, and the test that checks it. `python -m tests.inputs_table`
-writes this page from the tests. The usual exit codes:
+The tables list inputs, what happens with them, and the test that checks it.
+`python -m tests.inputs_table` writes this page from the tests. The usual exit codes:
 
 | exit code | meaning |
 | --- | --- |
