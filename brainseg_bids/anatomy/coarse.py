@@ -9,6 +9,7 @@ import numpy as np
 
 from brainseg_bids.anatomy.cleaning import code_lookup, fill_nearest
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 
 
@@ -72,6 +73,18 @@ def refine(
         voxels.reshape(-1)[at] = found
         changed += int(np.count_nonzero(found != code))
     return changed, left
+
+
+def refined(labels: LabelMap, coarse: Mapping[int, frozenset[int]], guide: LabelMap) -> LabelMap:
+    """A label map whose coarse labels are told apart by a guide on the same grid, see `refine`."""
+    grid = labels.grid
+    voxels, other = (
+        np.array(grid.array_to_ras(one.voxels), dtype=np.int16, order="C")
+        for one in (labels, guide)
+    )
+    refine(voxels, coarse, other, grid.to_ras(), labels.table)
+    back = np.ascontiguousarray(grid.array_from_ras(voxels))
+    return LabelMap(back, grid, labels.table)
 
 
 def _nearest(

@@ -24,7 +24,7 @@ from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.statistics import measure
 from brainseg_bids.documents import InputError
 from brainseg_bids.images import read_again, read_grid, read_volume, voxel_hash
-from brainseg_bids.interfaces.headlabels import LEAST_SHARED, read_source, shared_box
+from brainseg_bids.interfaces.headlabels import LEAST_SHARED, read_labels, shared_box
 
 COLUMNS = (
     "index",
@@ -112,7 +112,7 @@ def labels_on(grid, labels: str | Path, tool: str, image: str | Path):
             "its header is wrong."
         )
     try:
-        placed = read_source(grid, tool=tool, labels=str(labels)).labels
+        placed = read_labels(grid, tool=tool, labels=str(labels))
     except UnknownLabelError as error:
         raise InputError(
             f"{error}. Is it in codes of {tool}? Give it under its tool's name: -d NAME=FOLDER."

@@ -180,6 +180,23 @@ class MergeHead(SimpleInterface):
         return read_source(read_grid(self.inputs.image), **given)
 
 
+def read_labels(grid: Grid, *, tool: str, labels: str) -> LabelMap:
+    """A tool's map in codes of ``fullhead`` on ``grid``, as it stands for itself.
+
+    Raises
+    ------
+    InputError
+        If the tool has classes that only another map can tell apart.
+    """
+    source = read_source(grid, tool=tool, labels=labels)
+    if source.coarse:
+        raise InputError(
+            f"{labels}: {tool} does not tell left from right. Run --stages headlabels "
+            f"--brain-tool {tool} and take the merged map, which does."
+        )
+    return source.labels
+
+
 def read_source(grid: Grid, *, tool: str, labels: str, top_codes="", top_weights="") -> Source:
     """A tool's map in codes of ``fullhead`` on ``grid``.
 

@@ -14,6 +14,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from brainseg_bids.anatomy.coarse import refined
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.images import read_again, read_label_map
 from brainseg_bids.interfaces.headlabels import read_source
@@ -104,11 +105,14 @@ class DrawMerge(SimpleInterface):
         sources = [(self.inputs.head_tool, self.inputs.head_labels)]
         if isdefined(self.inputs.brain_tool):
             sources.append((self.inputs.brain_tool, self.inputs.brain_labels))
-        drawn = [
-            (tool, read_source(grid, tool=tool, labels=labels).labels) for tool, labels in sources
+        drawn = [read_source(grid, tool=tool, labels=labels) for tool, labels in sources]
+        head = drawn[0].labels
+        shown = [
+            (one.name, refined(one.labels, one.coarse, head) if one.coarse else one.labels)
+            for one in drawn
         ]
         path = Path(runtime.cwd) / "merge.png"
-        self._results["out_file"] = str(draw_merge(image, merged, drawn, path))
+        self._results["out_file"] = str(draw_merge(image, merged, shown, path))
         return runtime
 
 

@@ -22,7 +22,7 @@ from brainseg_bids.contrast.compare import Histogram, energy_distance
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.documents import InputError
 from brainseg_bids.images import read_again
-from brainseg_bids.interfaces.headlabels import read_source
+from brainseg_bids.interfaces.headlabels import read_labels
 from brainseg_bids.reports.densities import Likeness
 from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.synth.generator import Generator, LabelVolume
@@ -65,7 +65,7 @@ def read_real(
             continue
         try:
             image, grid = read_again(path)
-            placed = read_source(grid, tool=tool, labels=str(labels)).labels
+            placed = read_labels(grid, tool=tool, labels=str(labels))
             if said.get("stripped"):
                 placed = brain_alone(placed)
         except (InputError, ValueError) as error:

@@ -27,7 +27,7 @@ from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.documents import InputError
 from brainseg_bids.files import sha256, write_text
 from brainseg_bids.images import read_grid, write_label_map, write_volume
-from brainseg_bids.interfaces.headlabels import read_source
+from brainseg_bids.interfaces.headlabels import read_labels
 from brainseg_bids.interfaces.tools import find_tool, tool_names
 from brainseg_bids.resources import memory_gib
 from brainseg_bids.stages.jobs import read_object
@@ -69,7 +69,7 @@ class Source:
             If it cannot be read or is none.
         """
         try:
-            return read_source(read_grid(self.path), tool=self.tool, labels=str(self.path)).labels
+            return read_labels(read_grid(self.path), tool=self.tool, labels=str(self.path))
         except ValueError as error:
             raise _bad_map(self.path, error) from error
 

@@ -4,8 +4,9 @@
 import numpy as np
 import pytest
 
-from brainseg_bids.anatomy.coarse import refine
+from brainseg_bids.anatomy.coarse import refine, refined
 from brainseg_bids.anatomy.crosswalk import Crosswalk
+from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.merge import Source, merge
 
@@ -60,3 +61,15 @@ def test_without_any_side_in_the_head_map_it_is_flagged(head):
     air = LabelMap(np.where(head.voxels > 500, head.voxels, 0), head.grid, head.table)
     flags = merge(Source("model", air), Source("brainchop", brain, coarse=BRAINCHOP.coarse))
     assert any("brainchop" in flag and "Left-Thalamus" in flag for flag in flags.report.flags)
+
+
+def test_a_map_on_any_axes_is_refined(head):
+    turned = head.grid.affine @ np.array(
+        [[0, -1, 0, head.grid.shape[0] - 1], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]]
+    )
+    # Voxel (i, j, k) of the turned map is voxel (n - 1 - j, k, i) of the phantom.
+    voxels = np.ascontiguousarray(head.voxels[::-1].transpose(2, 0, 1))
+    guide = LabelMap(voxels, Grid(voxels.shape, turned), head.table)
+    made = refined(without(BRAINCHOP, guide), BRAINCHOP.coarse, guide)
+    assert np.array_equal(made.voxels, voxels)
+    assert made.grid == guide.grid

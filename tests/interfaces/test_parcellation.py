@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
-from brainseg_bids.images import read_label_map
+from brainseg_bids.documents import InputError
+from brainseg_bids.images import read_label_map, write_label_map
+from brainseg_bids.interfaces.headlabels import read_labels
 from brainseg_bids.interfaces.parcellation import (
     Parcellation,
     has_parcels,
@@ -97,3 +100,12 @@ def test_a_map_without_parcels_has_none(tmp_path):
     for codes, found in ((np.full((4, 4, 4), 3), False), (np.full((4, 4, 4), 1005), True)):
         nib.save(nib.MGHImage(codes.astype(np.int32), np.eye(4)), tmp_path / "aseg.mgz")
         assert has_parcels(find_tool("freesurfer"), tmp_path / "aseg.mgz") == found
+
+
+def test_a_map_without_sides_does_not_stand_for_itself(head, tmp_path):
+    path = write_label_map(
+        LabelMap(np.full(head.grid.shape, 2, np.int16), head.grid, head.table),
+        tmp_path / "sub-01_brainchop.nii.gz",
+    )
+    with pytest.raises(InputError, match=r"sub-01_brainchop.*headlabels"):
+        read_labels(head.grid, tool="brainchop", labels=str(path))
