@@ -11,7 +11,7 @@ import torch
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.synth.deform import flow
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.interpolate import cubic_matrix, linear_matrix
@@ -307,3 +307,20 @@ def test_beyond_the_field_of_view_is_zero_whatever_the_masks_level(ready, head):
     image = generator().render(ready, recipe).image[0]
     assert (image[:, :, -2:] == 0).all()
     assert (image[0, 0, :5] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("codes", "remedy"), [(range(1, 9), "code 0"), (range(300), "255 labels")]
+)
+def test_tables_that_class_indices_cannot_hold_are_refused(codes, remedy):
+    table = LabelTable([Label(code, f"Label-{code}") for code in codes])
+    same = Crosswalk({code: code for code in codes}, table, name="same")
+    with pytest.raises(ValueError, match=remedy):
+        Generator(same, table, shape=(16, 16, 16))
+
+
+def test_a_head_moves_to_a_device_with_its_ventricles(ready):
+    moved = ready.to("meta")
+    assert (moved.indices.device.type, moved.walls.towards.device.type) == ("meta", "meta")
+    assert moved.walls.spacing_vox == ready.walls.spacing_vox
+    assert ready.indices.device.type == "cpu"
