@@ -146,14 +146,22 @@ def predict(options: argparse.Namespace) -> dict:
         "ToLookAt": to_look_at,
         "ConfidenceCalibrated": calibration is not None,
     }
-    sums = confidence.sums()
     return {
         "image": str(options.image),
         "test_time_flips": options.test_time_flips,
         **_names(bundle, *others),
         "metadata": metadata,
-        "confidence": confidence_of(sums, bundle.table, calibration),
-        "soft_voxels": soft_voxels_of(sums, bundle.table),
+        **_sums_of(confidence.sums(), bundle.table, calibration),
+    }
+
+
+def _sums_of(
+    sums: ProbabilitySums, table: LabelTable, calibration: ConfidenceCalibration | None
+) -> dict:
+    """What the report says of summed probabilities."""
+    return {
+        "confidence": confidence_of(sums, table, calibration),
+        "soft_voxels": soft_voxels_of(sums, table),
     }
 
 

@@ -191,6 +191,16 @@ class HeadJob(Job):
         return f"{self.scan.title} head labels"
 
 
+def _connect_tool(workflow, tool_wf, role: str, tool: ToolPlan, merge, figure) -> None:
+    """Hand a tool's labels to the merge and its picture."""
+    for step in (merge, figure):
+        setattr(step.inputs, f"{role}_tool", tool.tool.name)
+    workflow.connect([
+        (tool_wf, figure, [("outputnode.labels", f"{role}_labels")]),
+        (tool_wf, merge, [(f"outputnode.{name}", f"{role}_{name}") for name in tool.outputs]),
+    ])  # fmt: skip
+
+
 def plan_headlabels(
     subject: Subject, *, bids_dir: Path, output_dir: Path, choice: ToolChoice, viewer: bool = True
 ) -> SubjectPlan:
@@ -402,15 +412,8 @@ class Headlabels(ParticipantStage):
         merge.inputs.made = [role for role, tool in job.tools.items() if tool.action == RUN]
         for role, tool in job.tools.items():
             tool_wf = init_tool_wf(tool, job.scan, execution, name=f"{role}_wf")
-            for step in (merge, figure):
-                setattr(step.inputs, f"{role}_tool", tool.tool.name)
-            workflow.connect([
-                (image, tool_wf, [("image", "inputnode.image")]),
-                (tool_wf, figure, [("outputnode.labels", f"{role}_labels")]),
-                (tool_wf, merge, [
-                    (f"outputnode.{name}", f"{role}_{name}") for name in tool.outputs
-                ]),
-            ])  # fmt: skip
+            workflow.connect(image, "image", tool_wf, "inputnode.image")
+            _connect_tool(workflow, tool_wf, role, tool, merge, figure)
         return workflow
 
     def tables(self, run: Run) -> dict[str, LabelTable]:

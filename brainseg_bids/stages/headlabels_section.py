@@ -142,28 +142,46 @@ def merge_section(
         page.facts(run or {}, "Run"),
         *map(_tool, tools),
         _merge(merge),
-        page.beside(
-            page.blocks(volumes_block(present, z, intracranial=intracranial), _absent(volumes)),
-            sides_block(volumes, no_asymmetry, found=True),
-        ),
+        _volumes(volumes, present, z, intracranial, no_asymmetry),
         page.files(outputs),
     )
     return Section(
         "head", title, body, "Head labels",
         counted=("head label map", "made"),
         warnings=flags,
-        overview=_overview(source, merge, present, intracranial)
-        | {"Flags": len(flags) or "none"},
+        overview=_overview(source, merge, present, intracranial, flags),
         numbers=(*TOTALS, "Flags"),
     )  # fmt: skip
 
 
 def _overview(
-    source: str, merge: Mapping, present: Sequence[dict], intracranial: Mapping | None
+    source: str,
+    merge: Mapping,
+    present: Sequence[dict],
+    intracranial: Mapping | None,
+    flags: Sequence[str],
 ) -> dict[str, object]:
-    """Its row of the table at the top, but for the flags."""
-    totals = totals_ml(present, intracranial)
-    return {"File": page.code(source), "Tools": _tool_names(merge), **totals}
+    """Its row of the table at the top."""
+    return {
+        "File": page.code(source),
+        "Tools": _tool_names(merge),
+        **totals_ml(present, intracranial),
+        "Flags": len(flags) or "none",
+    }
+
+
+def _volumes(
+    volumes: Sequence[dict],
+    present: Sequence[dict],
+    z: Mapping[int, float] | None,
+    intracranial: Mapping | None,
+    no_asymmetry: str,
+) -> Markup:
+    """Volumes of labels, and of left against right."""
+    return page.beside(
+        page.blocks(volumes_block(present, z, intracranial=intracranial), _absent(volumes)),
+        sides_block(volumes, no_asymmetry, found=True),
+    )
 
 
 def _tool_names(merge: Mapping) -> str:

@@ -169,10 +169,9 @@ def write_group(
         cohort = Cohort.from_rows(volumes) if segmentation == "fullhead" else None
         stem = f"group_seg-{segmentation}_desc"
         inside = find_intracranial(output_dir, segmentation, participants)
-        if tables:
-            _write_tables(output_dir, stem, volumes, inside, to_look_at)
         rated = [row for row in ratings if row["seg"] == segmentation]
         if tables:
+            _write_tables(output_dir, stem, volumes, inside, to_look_at)
             _write_ratings(output_dir / f"{stem}-ratings_morph.tsv", rated)
         if tables and cohort:
             _write_presence(output_dir / f"{stem}-presence_morph.tsv", cohort)
