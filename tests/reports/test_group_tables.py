@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes of everybody: wide tables, shares of the inside of the skull, and who has none."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from brainseg_bids.anatomy.crosswalk import Crosswalk
+from brainseg_bids.anatomy.intracranial import STRIPPED, intracranial
+from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.interfaces.labels import write_volumes
+from brainseg_bids.stages.summary import write_group
+
+
+@pytest.fixture(scope="module")
+def derivative(head, tmp_path_factory):
+    """Volumes of three images of one head, one of them called skull-stripped."""
+    folder = tmp_path_factory.mktemp("derivative")
+    labels = Crosswalk.packaged("fullhead", "brainseg").translate(head)
+    LabelTable.packaged("brainseg").write(folder / "seg-brainseg_dseg.tsv")
+    soft = {str(label.index): 10.5 for label in labels.table if label.index}
+    for name in ("01", "02", "bare"):
+        anat = folder / f"sub-{name}" / "anat"
+        anat.mkdir(parents=True)
+        write_volumes(
+            labels,
+            anat / f"sub-{name}_seg-brainseg_desc-volumes_morph.tsv",
+            intracranial(labels, stripped=name == "bare"),
+            {"soft_voxels": soft},
+        )
+    write_group(folder, title="demo")
+    return folder, labels
+
+
+def rows_of(folder, desc):
+    path = folder / f"group_seg-brainseg_desc-{desc}_morph.tsv"
+    described = json.loads(path.with_suffix(".json").read_text())
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert {"Description", "intracranial_mm3", "intracranial_note"} <= set(described)
+    return {row["participant_id"]: row for row in rows}
+
+
+def test_volumes_have_the_covariate_beside_them(derivative):
+    folder, labels = derivative
+    rows = rows_of(folder, "volumes")
+    expected = intracranial(labels).n_voxels * labels.grid.voxel_volume_mm3
+    assert float(rows["sub-01"]["intracranial_mm3"]) == pytest.approx(expected)
+    assert rows["sub-bare"]["intracranial_mm3"] == "n/a"
+    assert rows["sub-bare"]["intracranial_note"] == STRIPPED
+    assert float(rows["sub-bare"]["Left-Cerebral-Cortex"]) > 0
+
+
+def test_shares_are_percent_of_the_covariate(derivative):
+    folder, _ = derivative
+    volumes, shares = rows_of(folder, "volumes"), rows_of(folder, "shares")
+    one, share = volumes["sub-01"], float(shares["sub-01"]["Left-Cerebral-Cortex"])
+    expected = 100 * float(one["Left-Cerebral-Cortex"]) / float(one["intracranial_mm3"])
+    assert share == pytest.approx(expected, abs=1e-3)
+    assert shares["sub-bare"]["Left-Cerebral-Cortex"] == "n/a"
+
+
+def test_soft_volumes_have_a_table(derivative):
+    folder, labels = derivative
+    soft = rows_of(folder, "softvolumes")["sub-02"]
+    assert float(soft["Left-Amygdala"]) == pytest.approx(10.5 * labels.grid.voxel_volume_mm3)
+
+
+def test_the_page_compares_shares_and_names_who_has_none(derivative):
+    page = (derivative[0] / "group.html").read_text()
+    assert "In percent of the intracranial volume" in page
+    assert f"sub-bare: {STRIPPED}" in page
+
+
+def test_tables_of_an_earlier_version_have_no_covariate_and_no_shares(derivative):
+    folder, _ = derivative
+    for path in folder.glob("sub-*/anat/*.tsv"):
+        lines = [line.split("\t")[:5] for line in path.read_text().splitlines()[:-1]]
+        path.write_text("\n".join("\t".join(line) for line in lines) + "\n")
+    write_group(folder, title="demo")
+    assert rows_of(folder, "volumes")["sub-01"]["intracranial_mm3"] == "n/a"
+    assert not list(folder.glob("*shares*"))
+    assert not list(folder.glob("*softvolumes*"))
