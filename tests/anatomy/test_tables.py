@@ -163,3 +163,9 @@ def test_a_label_without_code_or_name_is_refused_with_its_line(column, tmp_path)
     path.write_text(f"index\tname\n0\tBackground\n{row['index']}\t{row['name']}\n")
     with pytest.raises(ValueError, match=rf"bad\.tsv, line 3: no {column}"):
         LabelTable.read(path)
+
+
+def test_colours_and_hashes_are_those_of_what_a_table_holds():
+    assert Label(1, "A", "#ff8000").rgb == (1, 128 / 255, 0)
+    one, other = LabelTable([Label(0, "A")]), LabelTable([Label(0, "A")], name="other")
+    assert len({one, other, LabelTable([Label(0, "B")])}) == 2
