@@ -21,10 +21,10 @@ TERMINATED = 143
 
 MEANINGS = {
     DONE: "all done",
-    FAILED: "some image could not be done (the last lines say which and why)",
+    FAILED: "an image failed (the last lines say which and why)",
     UNUSABLE: "the command line or the data it names cannot be used",
     NOT_BUILT: "the workflow could not be built",
-    SAVED: "training was stopped and saved, or SIGUSR1 came, and the same command goes on",
+    SAVED: "training was stopped and saved, or SIGUSR1 came, and the same command resumes",
     NO_LICENCE: "a tool's licence is missing",
     NO_PROGRAM: "a tool is missing",
     INTERRUPTED: "interrupted",

@@ -40,7 +40,7 @@ class ChoiceOptions(OptionGroup):
     title: ClassVar[str] = "what to do"
 
     bids_dir: Path = argument("bids_dir", help="root of a BIDS dataset")
-    output_dir: Path = argument("output_dir", help="where results go; made if it is not there")
+    output_dir: Path = argument("output_dir", help="folder for results; made if it does not exist")
     analysis_level: str = argument(
         "analysis_level",
         default="participant",
@@ -75,7 +75,7 @@ class ChoiceOptions(OptionGroup):
         "--contrasts",
         default=(),
         metavar="SUFFIX",
-        help="BIDS suffixes to take, e.g. T1w UNIT1; default: every structural one (headlabels: "
+        help="BIDS suffixes to use, e.g. T1w UNIT1; default: every structural one (headlabels: "
         "T1w), without "
         "parts such as inv-1 and without phase",
     )
@@ -89,18 +89,18 @@ class ChoiceOptions(OptionGroup):
     bids_database_dir: Path | None = option(
         "--bids-database-dir",
         metavar="PATH",
-        help="keep the index of the dataset there; made again when the dataset changes",
+        help="keep the index of the dataset there; updated when the dataset changes",
     )
     skip_bids_validation: bool = option(
         "--skip-bids-validation",
         "--skip_bids_validation",
         default=False,
-        help="do not look at dataset_description.json",
+        help="do not check dataset_description.json",
     )
     reports_only: bool = option(
         "--reports-only",
         default=False,
-        help="only write the pages again, from results that are there",
+        help="only write the pages again, from existing results",
     )
     boilerplate_only: bool = option(
         "--boilerplate-only",
@@ -167,17 +167,17 @@ class SlurmOptions(OptionGroup):
     slurm: bool = option(
         "--slurm",
         default=False,
-        help="print the batch script that does this, instead of doing it",
+        help="print the batch script for this run instead of running it",
     )
     submit: bool = option(
-        "--submit", default=False, help="with --slurm: hand the script to Slurm, too"
+        "--submit", default=False, help="with --slurm: also submit the script to Slurm"
     )
     slurm_profile: str = option(
         "--slurm-profile",
         default="",
         metavar="NAME|FILE",
-        help="with --slurm: what the site wants, a packaged profile (default, a100, mi300a) or a "
-        "TOML file",
+        help="with --slurm: settings of the cluster: a packaged profile (default, a100, mi300a) "
+        "or a TOML file",
     )
     participants_per_job: int = option(
         "--participants-per-job",
@@ -185,7 +185,7 @@ class SlurmOptions(OptionGroup):
         parse=positive,
         fits=Number(1, 1e6, whole=True),
         metavar="N",
-        help="with --slurm: so many participants one after the other in a job; default: 1",
+        help="with --slurm: number of participants per job, one after the other; default: 1",
     )
     resubmit_failed: bool = option(
         "--resubmit-failed",
@@ -214,14 +214,14 @@ class OtherOptions(OptionGroup):
         "--write-graph", default=False, help="draw the workflow into logs (graph.dot)"
     )
     stop_on_first_crash: bool = option(
-        "--stop-on-first-crash", default=False, help="do not go on with other images"
+        "--stop-on-first-crash", default=False, help="stop after the first image that fails"
     )
     offline: bool = option(
         "--offline",
         default=False,
-        help="forbid every network connection; nothing needs one",
+        help="forbid every network connection; a run needs none",
     )
-    debug: bool = option("--debug", default=False, help="show tracebacks, keep going as usual")
+    debug: bool = option("--debug", default=False, help="show tracebacks, otherwise run as usual")
     verbose: int = option("-v", "--verbose", default=0, action="count", help="log more")
 
 

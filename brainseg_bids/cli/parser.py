@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--config-file",
         type=Path,
         metavar="FILE",
-        help="settings.toml of an earlier run; what the command line says wins",
+        help="settings.toml of an earlier run; flags have priority",
     )
     other("--notrack", action="store_true", help="accepted for scripts; nothing is ever tracked")
     return parser

@@ -86,8 +86,8 @@ class EvaluateOptions(OptionGroup):
         "--protocol",
         default="label-restricted",
         choices=("label-restricted", "within-evaluable"),
-        help="where a reference labels part of the brain only: judge its labels over all voxels "
-        "(default), or leave out voxels that it leaves at 0 and somebody calls other brain tissue",
+        help="if a reference labels only part of the brain: evaluate its labels over all voxels "
+        "(default), or exclude voxels that it leaves at 0 and any map calls other brain tissue",
     )
     include_seen: bool = option(
         "--include-seen",

@@ -111,15 +111,15 @@ class HeadlabelsOptions(OptionGroup):
         default="model",
         choices=tool_names(),
         metavar="NAME",
-        help=f"what labels the whole head: {', '.join(tool_names())}; default: model, which needs "
-        "no other program",
+        help=f"tool that labels the whole head: {', '.join(tool_names())}; default: model, "
+        "which needs no other program",
     )
     brain_tool: str = option(
         "--brain-tool",
         default="model",
         choices=tool_names(),
         metavar="NAME",
-        help="what labels the brain in it; default: the head tool alone",
+        help="tool that labels the brain in it; default: the head tool only",
     )
     tools: dict = option(
         "--tool",
@@ -129,7 +129,7 @@ class HeadlabelsOptions(OptionGroup):
         arguments=_as_named_commands,
         stages=("headlabels", "segment"),  # ants, for --output-spaces
         metavar="NAME=COMMAND",
-        help='where a tool lives, e.g. samseg="apptainer exec samseg.sif run_samseg"; default: '
+        help='how to start a tool, e.g. samseg="apptainer exec samseg.sif run_samseg"; default: '
         "PATH, or what make tools-NAME has built",
     )
     derivatives: dict = option(
@@ -141,16 +141,16 @@ class HeadlabelsOptions(OptionGroup):
         parse=folder_by_name,
         stages=("segment", "headlabels", "contrast", "synth", "evaluate"),
         metavar="NAME=PATH",
-        help="take a tool's results from there instead of running it, e.g. freesurfer=/data/fs; "
-        "with --output-spaces: take fmriprep's or smriprep's transforms; "
-        "stage contrast: measure with these labels; synth: make pairs from these; evaluate: judge "
-        "these, too",
+        help="use existing results of a tool instead of running it, e.g. freesurfer=/data/fs; "
+        "with --output-spaces: use transforms of fmriprep or smriprep; "
+        "stage contrast: measure with these labels; synth: make pairs from these; evaluate: also "
+        "evaluate these",
     )
     fs_license_file: Path | None = option(
         "--fs-license-file",
         stages=(),
         metavar="FILE",
-        help="FreeSurfer's licence key; default: FS_LICENSE, then $FREESURFER_HOME/license.txt",
+        help="licence key of FreeSurfer; default: FS_LICENSE, then $FREESURFER_HOME/license.txt",
     )
     tool_timeout_h: float = option(
         "--tool-timeout",

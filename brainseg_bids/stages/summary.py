@@ -37,7 +37,7 @@ class SummaryOptions(OptionGroup):
     ratings: Path | None = option(
         "--ratings",
         metavar="FOLDER",
-        help="take rating files that pages have saved from there; default: sub-*/figures of the "
+        help="folder with rating files that pages have saved; default: sub-*/figures of the "
         "output folder",
     )
 

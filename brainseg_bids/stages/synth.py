@@ -52,7 +52,7 @@ class SynthOptions(OptionGroup):
         default=1,
         parse=whole,
         metavar="S",
-        help="other pairs for another number; default: 1",
+        help="random seed of the pairs; default: 1",
     )
 
 

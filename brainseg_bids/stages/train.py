@@ -56,7 +56,7 @@ class TrainOptions(OptionGroup):
         "--net-size",
         default="",
         choices=("small", "medium", "large"),
-        help="default: what fits the memory",
+        help="default: the largest that fits the memory",
     )
     recipe: Path | None = option(
         "--recipe",
@@ -76,8 +76,8 @@ class TrainOptions(OptionGroup):
         default=0.0,
         parse=_minutes,
         metavar="N",
-        help="end by itself N minutes after the command began: rate flat, model bundled, page "
-        "written; the same command goes on for N more",
+        help="end N minutes after the command began: constant rate, model bundled, page "
+        "written; the same command continues for N more",
     )
     start_from: str = option(
         "--start-from",
@@ -109,7 +109,7 @@ class TrainOptions(OptionGroup):
         "--precision",
         default="",
         choices=("bf16", "fp32"),
-        help="default: what the device is fast in",
+        help="default: the faster one on the device",
     )
     devices: int = option(
         "--devices",

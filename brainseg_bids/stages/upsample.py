@@ -83,7 +83,7 @@ class UpsampleOptions(OptionGroup):
         help="also smooth borders by a Gaussian of this standard deviation",
     )
     keep_thin: bool = option(
-        "--keep-thin", default=False, help="guard thin structures, e.g. the optic nerve"
+        "--keep-thin", default=False, help="preserve thin structures, e.g. the optic nerve"
     )
 
 
