@@ -35,6 +35,7 @@ COUNTERPART_MM3 = 50.0
 def flag_sides(
     name: str, voxels: np.ndarray, grid: Grid, rules: MergeRules, report: MergeReport
 ) -> None:
+    """Report a source whose left labels lie on the right of the world, or whose axis is turned."""
     plane: SagittalPlane | None = fit_sagittal_plane(voxels, rules.table, grid)
     if plane is None:
         return
@@ -51,6 +52,7 @@ def flag_sides(
 
 
 def flag_disagreement(report: MergeReport) -> None:
+    """Report two tools whose whole-brain Dice is below `LEAST_BRAIN_DICE`."""
     dice = report.conflicts[0].dice
     if dice is not None and report.conflicts[0].head_mm3 and dice < LEAST_BRAIN_DICE:
         report.flags.append(

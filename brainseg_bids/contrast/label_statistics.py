@@ -142,6 +142,7 @@ def with_texture(
     described: list[LabelStatistics],
     rng: np.random.Generator,
 ) -> list[LabelStatistics]:
+    """Statistics with the correlated texture of each label, from its residuals (n_voxels,)."""
     location = np.array([d.location for d in described], dtype=np.float32)
     scale = np.array([d.scale for d in described], dtype=np.float32)
     indices = interior.indices()

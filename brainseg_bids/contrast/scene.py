@@ -92,6 +92,7 @@ def head_places(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def head_range(scene: Scene) -> tuple[float, float]:
+    """0.5th and 99.5th percentile of the intensities of all labelled voxels."""
     flat = np.flatnonzero(scene.indices)
     values = scene.image.reshape(-1)[flat[:: max(1, len(flat) // 1_000_000)]]
     low, high = np.percentile(values[np.isfinite(values)], [0.5, 99.5])

@@ -30,6 +30,7 @@ class Places:
 
     @classmethod
     def of(cls, lookup: Lookup, device: torch.device) -> Places:
+        """The lookup of a turned grid, on a device."""
         weights = None if lookup.weights is None else torch.from_numpy(lookup.weights).to(device)
         codes, tables = (
             torch.from_numpy(array).to(device) for array in (lookup.codes, lookup.tables)

@@ -86,6 +86,7 @@ class Device:
     bf16: bool
 
     def to_json(self) -> str:
+        """All fields as JSON."""
         return json.dumps(asdict(self))
 
 
@@ -139,10 +140,12 @@ class MemoryPlan:
     shared: bool = False
 
     def to_json(self) -> str:
+        """All fields as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> MemoryPlan:
+        """The plan that `to_json` wrote."""
         raw = json.loads(text)
         return cls(**raw | {"patch_vox": tuple(raw["patch_vox"])})
 

@@ -56,8 +56,10 @@ class NetSpec:
         return cls(**{"block_size" if key == "stem" else key: v for key, v in content.items()})
 
     def to_json(self) -> str:
+        """All fields as JSON."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> NetSpec:
+        """The specification that `to_json` wrote."""
         return cls.from_dict(json.loads(text))

@@ -17,6 +17,7 @@ class ThinSafeConv3d(nn.Conv3d):
     """A Conv3d that works in float32 where bfloat16 would go wrong."""
 
     def forward(self, volume: Tensor) -> Tensor:
+        """Convolve (n, channels, X, Y, Z), in float32 where that is thinner than the kernel."""
         thin = any(n < k for n, k in zip(volume.shape[2:], self.kernel_size, strict=True))
         if not (thin and volume.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
             return super().forward(volume)

@@ -67,6 +67,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
+        """Write a checkpoint, whole or not at all."""
         path = Path(path)
         beside = path.with_name(path.name + ".part")
         try:
@@ -124,11 +125,13 @@ class EMACallback(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Take the average from a checkpoint."""
         self.updates = int(checkpoint["averaging_state"]["n_averaged"])
         self.loaded = checkpoint["current_model_state"]
 
     @torch.no_grad()
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Begin the average with the weights, or with the average of a checkpoint."""
         # Here weights are where they stay, in the pieces they stay in. After a checkpoint was
         # read they are the average.
         self.average = [one.clone() for one in self._own(module)]
@@ -142,6 +145,7 @@ class EMACallback(Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Add the weights of a completed step to the average."""
         if trainer.global_step == self.step:
             return  # gradients are still being gathered
         self.step = trainer.global_step
@@ -162,16 +166,19 @@ class EMACallback(Callback):
             mean.copy_(kept)
 
     def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Validate the average instead of the weights."""
         if self.average:
             self.swap(module)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Put the weights back after validation."""
         if self.average:
             self.swap(module)
 
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Add the average to a checkpoint."""
         checkpoint["current_model_state"] = checkpoint["state_dict"]
         checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.updates)}
         if is_sharded(trainer):
@@ -187,6 +194,7 @@ class EMACallback(Callback):
 
     @torch.no_grad()
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Leave the average in the network."""
         for mean, one in zip(self.average, self._own(module), strict=True):
             one.copy_(mean)
 
@@ -278,6 +286,7 @@ class CheckpointCallback(Callback):
             raise Stopped(self.step, self.signal_name)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Refuse a deadline that has passed; signals end the run with a checkpoint now."""
         is_late = self.deadline is not None and self.deadline.left_s() <= 0
         if any_process(trainer, is_late)[0] and self.deadline is not None:
             raise self.deadline.too_short()
@@ -287,10 +296,12 @@ class CheckpointCallback(Callback):
         self._listen()  # instead of Lightning's handler, which would end the run without saving
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Handle signals during validation, and begin to measure how long it takes."""
         self._listen()  # the one after the last step comes with a handler of its own
         self.validation_began_s = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Note how long validation took."""
         self.step_began_s = time.monotonic()
         self.validation_s = self.step_began_s - self.validation_began_s
 
@@ -306,6 +317,7 @@ class CheckpointCallback(Callback):
         return self.deadline.left_s() < step_s + validation_s + ENDING_S
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Save when a checkpoint is due, and end after a signal or when time runs out."""
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step
@@ -324,6 +336,7 @@ class CheckpointCallback(Callback):
             raise Stopped(self.step, self.signal_name or OTHER_PROCESS)
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """End a validation early after a signal."""
         # What is validated has been saved. To finish first could outlast a queue's patience, and
         # a job that is killed does not go back. After the last step nothing is left to go on with.
         if self.step < trainer.max_steps and any_process(trainer, bool(self.signal_name))[0]:
@@ -332,11 +345,13 @@ class CheckpointCallback(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Add the settings of the run to a checkpoint."""
         checkpoint[SETTINGS_KEY] = json.dumps(self.settings)
 
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Take the state of this callback from a checkpoint."""
         checkpoint["loops"] = loops_at(
             checkpoint["loops"], checkpoint["global_step"], trainer.accumulate_grad_batches
         )
@@ -368,6 +383,7 @@ class GradientCheck(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: Any
     ) -> None:
+        """Clip gradients; stop the run before a step with a gradient that is not a number."""
         if is_sharded(trainer):
             norm = _sharded_model(trainer).clip_grad_norm_(LARGEST_NORM)
         else:

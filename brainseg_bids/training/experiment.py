@@ -311,6 +311,7 @@ class RunResult:
         return float(np.mean([np.mean(values) for values in by_space.values()]))
 
     def to_json(self) -> str:
+        """Scores of a run as JSON."""
         return json.dumps({"format": SCORE_FORMAT} | asdict(self), indent=1) + "\n"
 
     @classmethod

@@ -113,6 +113,7 @@ class PairData(lightning.LightningDataModule):
         return self.loader
 
     def train_dataloader(self) -> PairLoader:
+        """Pairs of this process, from the step where training stands."""
         plan, trainer = self.plan, self._training()
         shard = Shard(plan.batch, plan.accumulate, trainer.global_rank, trainer.world_size)
         device = trainer.strategy.root_device
@@ -122,6 +123,7 @@ class PairData(lightning.LightningDataModule):
         return self.loader
 
     def val_dataloader(self) -> ValidationLoader:
+        """Validation pairs of this process; the same at each validation."""
         trainer = self._training()
         return ValidationLoader(
             self.held_out,

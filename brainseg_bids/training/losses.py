@@ -162,16 +162,20 @@ class LossPlan(Protocol):
     """What a plan of training says about its loss; a frozen dataclass will do."""
 
     @property
-    def loss(self) -> str: ...
+    def loss(self) -> str:
+        """``chosen`` or ``dense``."""
 
     @property
-    def per_label(self) -> int: ...
+    def per_label(self) -> int:
+        """Voxels chosen of each label."""
 
     @property
-    def anywhere(self) -> int: ...
+    def anywhere(self) -> int:
+        """Voxels chosen anywhere."""
 
     @property
-    def dice_weight(self) -> float: ...
+    def dice_weight(self) -> float:
+        """Weight of soft Dice beside cross-entropy."""
 
 
 @dataclass(frozen=True)

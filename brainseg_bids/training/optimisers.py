@@ -55,6 +55,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the weights; returns what the closure returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -110,6 +110,7 @@ class TrainPlan:
         return asdict(self) | {"net": self.net.to_dict()}
 
     def to_json(self) -> str:
+        """All fields as JSON."""
         return json.dumps(self.to_dict(), indent=1)
 
     @classmethod
@@ -120,6 +121,7 @@ class TrainPlan:
 
     @classmethod
     def from_json(cls, text: str) -> TrainPlan:
+        """The plan that `to_json` wrote."""
         return cls.from_dict(json.loads(text))
 
 

@@ -49,6 +49,13 @@ def launched_by(world: int, environ: Mapping[str, str]) -> str:
 
 
 def cluster_environment(plan: TrainPlan) -> ClusterEnvironment:
+    """How Lightning learns of the other processes: from Slurm, from torchrun, or by starting them.
+
+    Raises
+    ------
+    ValueError
+        If there are several nodes and nothing has started the processes on them.
+    """
     by = launched_by(plan.world, os.environ)
     if by == "slurm":
         # It would save elsewhere and requeue on its own account.
@@ -93,6 +100,7 @@ def accelerator_for(memory: MemoryPlan | None) -> str:
 
 
 def strategy_of(plan: TrainPlan) -> FSDPStrategy | str:
+    """Strategy of Lightning: ``auto`` for one process, else ``ddp`` or FSDP."""
     if plan.strategy == "fsdp":
         return FSDPStrategy(state_dict_type="full")
     if plan.world == 1:

@@ -50,6 +50,7 @@ class LoggingCallback(Callback):
         self.loader, self.on_used, self.deadline = loader, on_used, deadline
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Begin to measure time and memory."""
         self.memory = MemoryMeter(module.device)
         self.step = self.first_step = trainer.global_step
         self.line_s = time.monotonic()
@@ -63,6 +64,7 @@ class LoggingCallback(Callback):
         self.sum: Tensor | float = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Log loss, speed and memory of a completed step when it is due."""
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step
@@ -117,9 +119,11 @@ class LoggingCallback(Callback):
         self._begin_interval()
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Stop the clock for validation."""
         self.pause_began_s = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Start the clock again after validation."""
         self.paused_s += time.monotonic() - self.pause_began_s
 
 

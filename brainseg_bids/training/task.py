@@ -53,6 +53,7 @@ class SegmentationTask(lightning.LightningModule):
             checkpointed(self.net.body)
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
+        """Mean loss of the pairs of a batch."""
         # Dropout and the like are the same for a batch whenever and wherever it is learned from.
         torch.manual_seed(batch["seeds"][0])
         with self._offloaded():
@@ -69,6 +70,7 @@ class SegmentationTask(lightning.LightningModule):
         return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
 
     def configure_optimizers(self) -> Any:
+        """Optimiser of the plan, and the schedule of its learning rate."""
         optimizer = OPTIMISERS[self.plan.optimizer](self.net, self.plan.learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_at)
         return {

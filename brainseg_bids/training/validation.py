@@ -70,11 +70,13 @@ class ValidationCallback(Callback):
         self.began_s = time.monotonic()
 
     def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Begin to count voxels."""
         self.overlap = Overlap(task_of(module).table)
 
     def on_validation_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: STEP_OUTPUT, batch: Any, *_: Any
     ) -> None:
+        """Count the voxels of a pair."""
         if not isinstance(outputs, Tensor):
             raise TypeError(f"a validation step gave {type(outputs).__name__}, no labels")
         predicted, truth = outputs.cpu(), batch["labels"][0].cpu()
@@ -86,6 +88,7 @@ class ValidationCallback(Callback):
             write_sample(path, image.numpy(), truth.numpy(), predicted.numpy())
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Log mean Dice over all processes."""
         shared_counts(trainer, [self.overlap])
         metrics = scores(self.overlap, "")
         for one, overlap in zip(
