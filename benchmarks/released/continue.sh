@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Train the packaged model on: make the label maps, train for some minutes, bundle, score on held-out label maps, log a line.
+# Continue the training of the packaged model: make the label maps, train for some minutes, bundle, score on held-out label maps, log a line.
 set -euo pipefail
 
 usage() {
   cat <<'END'
 usage: continue.sh --work FOLDER [options] [-- FLAGS OF brainseg]
 
-  --work FOLDER            scratch: label maps, runs, bundles (some 3 GB)
+  --work FOLDER            scratch: label maps, runs, bundles (about 3 GB)
   --labels FOLDER          SynthSeg's training_seg_01 to 16; default: synthseg_training_labels in $BRAINSEG_SHARED_DATA
   --minutes N              how long to train; default: 600
   --start-from MODEL       default: the last bundle of the log that is in the scratch folder, else head-1mm
-  --name NAME              of the run; one that was interrupted goes on under its name; default: t1w and the time
+  --name NAME              name of the run; an interrupted run is resumed by its name; default: t1w and the time
   --recipe FILE            default: t1w_long.toml
   --voxel-size MM          of the pairs; default: 1.0
-  --maps-voxel-size MM     that label maps are brought to; default: 0.7
-  --level-pairs N          pairs that volumes are leveled on; default: 16
-  --confidence-pairs N     pairs a held-out map and recipe that confidence is calibrated on; default: 2
-  --score-pairs N          pairs a held-out map and recipe space; default: 1
+  --maps-voxel-size MM     voxel size of the label maps; default: 0.7
+  --level-pairs N          pairs for the calibration of volumes; default: 16
+  --confidence-pairs N     pairs per held-out map and recipe for the calibration of confidence; default: 2
+  --score-pairs N          pairs per held-out map and recipe space for the scores; default: 1
   --log FILE               default: log.tsv beside this script
   --dry-run                print the commands, do nothing
 

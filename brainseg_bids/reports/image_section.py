@@ -129,7 +129,7 @@ def look_block(outputs: Mapping[str, Path], output_dir: Path) -> Markup:
     if viewer is not None and viewer.is_file():
         where = quote(viewer.relative_to(output_dir).as_posix())
         link = Markup('<a href="{}">Open the viewer</a>').format(where)
-        words = Markup("{}: image and labels, to turn and click.").format(link)
+        words = Markup("{}: interactive view of image and labels.").format(link)
         line = page.text(words)
     return page.blocks(line, rating_form(labels, labels.relative_to(output_dir).as_posix()))
 
