@@ -99,7 +99,7 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
             1.5, signal.SIGUSR1,
             marks=pytest.mark.input(
                 "runs", "SIGUSR1, as batch systems send it before a job's time is over",
-                "one line; the same command goes on", 75,
+                "one line; the same command resumes", 75,
             ),
         ),
     ],

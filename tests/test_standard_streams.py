@@ -91,12 +91,17 @@ def test_letters_that_a_terminal_does_not_have_are_written_as_numbers(tmp_path):
     [
         pytest.param(
             ">&- 2>&-",
-            marks=pytest.mark.input("runs", "output closed", "work goes on to the log file", 0),
+            marks=pytest.mark.input(
+                "runs", "output closed", "the run continues and writes to the log file", 0
+            ),
         ),
         pytest.param(
             "| head -1",
             marks=pytest.mark.input(
-                "runs", "a reader of the output that ends early", "work goes on to the log file", 0
+                "runs",
+                "a reader of the output that ends early",
+                "the run continues and writes to the log file",
+                0,
             ),
         ),
     ],

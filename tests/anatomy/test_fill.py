@@ -281,7 +281,7 @@ ORDINARY = {
 @pytest.mark.input(
     "intensities",
     "air of zeros, stripped, defaced (face empty or filled), bytes, saturated vessels, drawings",
-    "labels as ever, byte for byte: nothing is taken for fill",
+    "the same labels, byte for byte: no value is taken for a fill value",
     0,
 )
 @pytest.mark.parametrize("kind", ORDINARY)
@@ -343,7 +343,7 @@ def wrapped(image, labels, share):
 
 @pytest.mark.input(
     "intensities",
-    "bright voxels that wrapped round to negative ones (16-bit integers)",
+    "overflow of bright voxels to negative ones (16-bit integers)",
     "done, with a warning that says how many and to export the image again",
     0,
 )

@@ -196,7 +196,7 @@ def test_a_stripped_image_is_told_by_what_lies_around_the_brain(head, fill, nois
 
 
 @pytest.mark.input(
-    "results", "a skull-stripped image padded by a fill value", "told as skull-stripped", 0
+    "results", "a skull-stripped image padded by a fill value", "reported as skull-stripped", 0
 )
 @pytest.mark.parametrize("value", [-32768, -1024, 32767])
 def test_padding_by_a_fill_value_is_nothing_around_the_brain(head, head_image, value):

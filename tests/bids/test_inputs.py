@@ -139,7 +139,7 @@ def test_a_participant_that_bidsignore_names_is_left_out(dataset):
 
 @pytest.mark.input(
     "names",
-    "`.bidsignore` names images of a suffix of the user's own, and `--contrasts` asks for it",
+    "`.bidsignore` names images with a suffix of the user's own, and `--contrasts` asks for it",
     "taken: a valid dataset can hold such a suffix only through `.bidsignore`",
     0,
 )

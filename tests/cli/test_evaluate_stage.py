@@ -164,7 +164,7 @@ def test_a_damaged_map_fails_alone_and_is_named(app):
 @pytest.mark.input(
     "geometry",
     "`evaluate`: a rater's map on another grid than the reference's",
-    "resampled label by label, said on the page; `--on-other-grid refuse`: exit code 1",
+    "resampled label by label, the page states this; `--on-other-grid refuse`: exit code 1",
     0,
 )
 def test_another_grid_is_resampled_or_refused(app):

@@ -46,7 +46,7 @@ def test_without_viewer_an_outdated_one_goes(segmented, lasting_app):
 @pytest.mark.input(
     "metadata",
     "`--ratings` with a damaged file, or one about other results, among others",
-    "is named and left out; the others are taken",
+    "is named and ignored; the others are used",
     0,
 )
 def test_ratings_are_collected_and_bad_files_named(segmented, lasting_app, tmp_path):

@@ -116,7 +116,10 @@ def test_runs_on_other_participants_datasets_or_outputs_do_not_wait(settings, ho
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 @pytest.mark.input(
-    "runs", "a scratch folder on a file system without locks", "a warning, and the run goes on", 0
+    "runs",
+    "a scratch folder on a file system without locks",
+    "a warning, and the run continues",
+    0,
 )
 def test_without_locks_it_is_said_and_the_run_goes_on(settings, monkeypatch, caplog, number):
     def refuse(*_):

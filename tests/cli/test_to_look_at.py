@@ -18,7 +18,7 @@ def tiny(lasting_app):
 
 @pytest.mark.input(
     "results",
-    "a segmentation that cannot be right",
+    "an implausible segmentation",
     "log, JSON, page and group table say why; the last line counts them",
     0,
 )

@@ -296,7 +296,7 @@ def test_an_unfinished_model_can_be_bundled_by_hand(trained, capsys):
 @pytest.mark.input(
     "training",
     "a disk that is full when the model is bundled",
-    "said in a line; the bundle before and the checkpoint are as they were",
+    "one line; the previous bundle and the checkpoint are unchanged",
     1,
 )
 def test_a_full_disk_leaves_the_bundle_that_there_was(trained):
@@ -439,7 +439,7 @@ def refused(stage, *arguments) -> str:
 @pytest.mark.input(
     "training",
     "label maps of one participant only",
-    "refused: nobody would be left to validate on",
+    "refused: no participant would be left for validation",
     2,
 )
 def test_one_participant_is_not_enough(stage):
@@ -600,7 +600,7 @@ def test_what_training_says_goes_to_the_console_and_into_its_log(ends, tmp_path)
 @pytest.mark.input(
     "training",
     "a training process killed for its memory",
-    "said with the last saved step; the same command goes on",
+    "an error that names the last saved step; the same command resumes",
     1,
 )
 def test_a_killed_run_is_a_failure_that_goes_on(ends):

@@ -219,7 +219,7 @@ def brain_of(head: LabelMap) -> np.ndarray:
 @pytest.mark.input(
     "results",
     "a skull-stripped image without metadata, with bone and skin in its label map",
-    "contrast: the brain alone is measured; log, JSON and page say so",
+    "contrast: the brain only is measured; log, JSON and page say so",
     0,
 )
 def test_of_a_stripped_image_the_brain_alone_is_measured(head, head_image):

@@ -573,7 +573,10 @@ for _test in (
 
 
 @pytest.mark.input(
-    "names", "`--slurm` with a participant called `sub-CON-01`", "not in the script, and told", 1
+    "names",
+    "`--slurm` with a participant called `sub-CON-01`",
+    "not in the script, and reported",
+    1,
 )
 def test_a_label_that_is_none_is_in_no_script_and_told(study, capsys):
     (study / "sub-CON-01" / "anat").mkdir(parents=True)

@@ -13,7 +13,7 @@ from brainseg_bids.reports.image_section import no_asymmetry
 @pytest.mark.input(
     "results",
     "segmented with --no-test-time-flips",
-    "volumes as ever; the page says why left and right are not compared",
+    "volumes as usual; the page says why left and right are not compared",
     0,
 )
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_a_split_that_leaves_nothing_is_refused(subjects, wanted, said):
 @pytest.mark.input(
     "training",
     "label maps that are cut off, have an unknown code, or are all background",
-    "each is named with its fault before anything is trained",
+    "each is named with its error before the training",
     2,
 )
 def test_every_map_that_cannot_be_used_is_named_with_its_fault(tmp_path):

@@ -126,7 +126,7 @@ def test_a_finished_run_is_not_gone_on_with(begun, caplog):
 @pytest.mark.input(
     "training",
     "a disk that is full when the checkpoint is written",
-    "the checkpoint before stays whole; the same command goes on from it",
+    "the previous checkpoint stays intact; the same command resumes from it",
     1,
 )
 def test_a_full_disk_is_said_and_the_checkpoint_before_goes_on(begun, tmp_path):
