@@ -23,7 +23,12 @@ COPY brainseg_bids brainseg_bids
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf sh docker/install.sh app
 
 FROM ${BASE}
+# Of the labels below: --build-arg VERSION=0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" --build-arg SOURCE=URL
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG SOURCE=https://pypi.org/project/brainseg-bids/
 COPY --from=build /opt/brainseg /opt/brainseg
+COPY --from=build /opt/brainseg/version /version
 RUN useradd --create-home --uid 1000 --user-group brainseg
 ENV PATH=/opt/brainseg/bin:/usr/local/bin:/usr/bin:/bin \
     TEMPLATEFLOW_HOME=/opt/brainseg/templateflow \
@@ -40,4 +45,7 @@ USER 1000:1000
 WORKDIR /tmp
 ENTRYPOINT ["brainseg"]
 LABEL org.opencontainers.image.title="brainseg-bids" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.licenses="Apache-2.0"

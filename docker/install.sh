@@ -56,6 +56,8 @@ install_app() {
     "$PREFIX/bin/python" -m pip uninstall --quiet --yes --root-user-action=ignore pip
     chmod -R a+rX "$PREFIX"
     "$PREFIX/bin/brainseg" --version
+    # For /version, where BIDS Apps tell theirs.
+    "$PREFIX/bin/python" -c 'import brainseg_bids; print(brainseg_bids.__version__)' > "$PREFIX/version"
 }
 
 case ${1:-} in

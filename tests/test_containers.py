@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from brainseg_bids import __version__
+
 ROOT = Path(__file__).parents[1]
 INSTALL = ROOT / "docker" / "install.sh"
 TEMPLATES = ROOT / "docker" / "templates.py"
@@ -90,6 +92,22 @@ def test_both_recipes_set_the_same_environment():
     (dockerfile,) = instructions("ENV")
     exports = [line.removeprefix("export ") for line in section("environment")]
     assert pairs(dockerfile.split()) == pairs(exports)
+
+
+def test_both_recipes_tell_version_and_origin_and_the_default_is_the_packages():
+    (label,) = instructions("LABEL")
+    told = {key: value.strip("${}") for key, value in pairs(label.split()).items()}
+    of_singularity = dict(line.split(maxsplit=1) for line in section("labels"))
+    assert told == {key: value.strip("{} ") for key, value in of_singularity.items()}
+    names = {key.rpartition(".")[2] for key in told}
+    assert names >= {"source", "version", "revision", "licenses"}
+    assert pairs(instructions("ARG"))["VERSION"] == __version__
+
+
+def test_both_recipes_have_the_version_where_bids_apps_have_it():
+    assert "--from=build /opt/brainseg/version /version" in instructions("COPY")
+    assert "cp /opt/brainseg/version /version" in section("post")
+    assert '> "$PREFIX/version"' in INSTALL.read_text()
 
 
 def test_the_image_starts_the_app_as_an_ordinary_user():
