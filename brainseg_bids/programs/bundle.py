@@ -9,6 +9,8 @@ For a run that stage ``train`` has not begun, say what it cannot know:
 ``--level-volumes 16`` fits one offset a label on 16 synthetic pairs of the label maps that were
 learned from, so that volumes are right on average; see
 `brainseg_bids.training.volume_calibration`.
+
+``--model head-1mm --monai FOLDER`` writes a model that is there as a MONAI bundle.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.exit_codes import UNUSABLE
-from brainseg_bids.nets.bundle import BundleError, ModelBundle, write_bundle
+from brainseg_bids.nets.bundle import BundleError, ModelBundle, read_models, write_bundle
 from brainseg_bids.training.deadline import planned_steps
 from brainseg_bids.training.plan import TrainPlan
 
@@ -345,7 +347,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", type=Path, required=True, help="folder that training left")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="folder that training left")
+    source.add_argument("--model", help="with --monai: packaged model's name or a model folder")
     parser.add_argument("--name", default="", help="name of the model")
     parser.add_argument("--contrasts", nargs="+", default=(), help="BIDS suffixes it is made for")
     parser.add_argument("--card", type=Path, help="model card, Markdown")
@@ -360,23 +364,37 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--heads", type=Path, nargs="+", default=(), help="label maps for that; default: the run's"
     )
+    parser.add_argument(
+        "--monai", type=Path, metavar="FOLDER", help="also write the model there as a MONAI bundle"
+    )
     options = parser.parse_args(argv)
+    if options.model and not options.monai:
+        parser.error("--model needs --monai FOLDER: it is a bundle already.")
     try:
-        bundle = bundle_run(
-            options.run.absolute(),
-            out=options.out,
-            name=options.name,
-            contrasts=options.contrasts,
-            card=options.card.read_text(encoding="utf-8") if options.card else "",
-            calibration_pairs=options.level_volumes,
-            heads=options.heads,
-        )
+        bundle = read_models([options.model])[0] if options.model else _bundle(options)
+        if options.monai:
+            from brainseg_bids.programs.monai_bundle import export  # late: torch
+
+            print(f"{export(bundle, options.monai)}: MONAI bundle of {bundle.name}")
     except (OSError, ValueError) as error:
         print(f"bundle: ERROR: {error}", file=sys.stderr)
         return UNUSABLE
-    steps = json.loads((bundle.path / "bundle.json").read_text())["training"]["steps"]
-    print(f"{bundle.path}: {bundle.name}, {steps} steps, digest {bundle.digest[:12]}")
+    if options.run:
+        steps = json.loads((bundle.path / "bundle.json").read_text())["training"]["steps"]
+        print(f"{bundle.path}: {bundle.name}, {steps} steps, digest {bundle.digest[:12]}")
     return 0
+
+
+def _bundle(options: argparse.Namespace) -> ModelBundle:
+    return bundle_run(
+        options.run.absolute(),
+        out=options.out,
+        name=options.name,
+        contrasts=options.contrasts,
+        card=options.card.read_text(encoding="utf-8") if options.card else "",
+        calibration_pairs=options.level_volumes,
+        heads=options.heads,
+    )
 
 
 if __name__ == "__main__":

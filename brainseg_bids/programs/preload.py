@@ -30,7 +30,7 @@ from brainseg_bids.exit_codes import FAILED
 from brainseg_bids.lifetime import PARENT, end_with_parent, for_children
 
 BEGUN = b"begun\n"
-LOOK_EVERY_S = 0.1
+LOOK_EVERY_S, REAP_EVERY_S = 0.1, 1.0
 LARGEST_REQUEST = 1 << 20
 SEGMENT = (sys.executable, "-m", "brainseg_bids.programs.segment")
 
@@ -102,12 +102,16 @@ def _end_like(status: bytes) -> int:
 def serve(listener: socket.socket, models: Sequence[str]) -> int:
     """Answer for ever: one copy of this process for each image."""
     _prepare(models)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
     while True:
+        asked = select.select([listener], [], [], REAP_EVERY_S)[0]
+        with contextlib.suppress(ChildProcessError):  # what it took is counted as this one's
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if not asked:
+            continue
         client, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             code = FAILED
             try:
                 code = _answer(client)

@@ -10,9 +10,12 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
+from brainseg_bids import __version__
 from brainseg_bids.cli.parser import parse
 from brainseg_bids.documents import InputError
 from brainseg_bids.hpc import slurm as scripts
@@ -140,3 +143,18 @@ def test_slurms_tasks_hold_several_participants_each(study):
         subprocess.run(["bash", "-c", job], check=True, env=environment)
     assert [one.participant_label for one in told(study)] == [("01", "02"), ("03",)]
     assert [one.work_dir.name for one in told(study)] == ["sub-01", "sub-03"]
+
+
+def test_the_example_for_babs_has_flags_that_there_are(study):
+    """BABS itself is not a dependency; its job script has these flags, each with its value."""
+    path = Path(__file__).parents[2] / "docs" / "how-to" / "babs.yaml"
+    config = yaml.safe_load(path.read_text())
+    flags = config["bids_app_args"]
+    selection = flags.pop("$SUBJECT_SELECTION_FLAG")
+    words = [word for flag, value in flags.items() for word in (flag, value) if word]
+    words = [word.replace("$BABS_TMPDIR", str(study.parent / "scratch")) for word in words]
+    got = parse([str(study), "out", "participant", *words, selection, "sub-01"])
+    assert got.participant_label == ("01",)
+    assert got.nprocs == int(config["cluster_resources"]["number_of_cpus"])
+    assert got.memory_gb < float(config["cluster_resources"]["hard_memory_limit"].rstrip("G"))
+    assert config["zip_foldernames"]["brainseg"] == __version__.replace(".", "-")
