@@ -203,7 +203,7 @@ def test_a_missing_or_poor_description_is_noted(dataset):
             marks=pytest.mark.input(
                 "names",
                 "participants called `sub-CON-01`, `sub-WMH_MRI_21` or `sub-Jürgen`",
-                "each refused by name, with a proposal; the others go on",
+                "each refused by name, with a proposal; the others continue",
                 1,
             ),
         ),
@@ -242,7 +242,7 @@ def test_participants_without_a_label_alone_are_refused_too(tmp_path):
             marks=pytest.mark.input(
                 "names",
                 "`ses-1/anat/sub-07_ses-2_T1w`, or a name without its folder's session",
-                "this image is refused by name; the others go on",
+                "this image is refused by name; the others continue",
                 1,
             ),
         ),
@@ -263,7 +263,7 @@ def test_participants_without_a_label_alone_are_refused_too(tmp_path):
             marks=pytest.mark.input(
                 "names",
                 "`acq-my-seq`, `acq-`, a word without a key, or a key twice in a name",
-                "this image is refused by name; the others go on",
+                "this image is refused by name; the others continue",
                 1,
             ),
         ),

@@ -259,7 +259,7 @@ def test_a_run_by_time_has_no_last_step_and_without_it_the_recipe_counts_again(s
 
 @pytest.mark.input(
     "training",
-    "a run gone on with under another seed, recipe, network or split",
+    "a run continued with another seed, recipe, network or split",
     "refused, naming what changed; nothing is lost",
     2,
 )

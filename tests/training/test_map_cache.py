@@ -76,7 +76,7 @@ def test_a_copy_elsewhere_is_known_by_its_content(kept):
 @pytest.mark.input(
     "training",
     "a label map that changed since it was kept in the cache, its size and time as before",
-    "read, checked and kept anew: content decides",
+    "read, checked and cached again: content decides",
     0,
 )
 def test_a_changed_source_is_read_anew_even_with_the_same_size_and_time(kept):
@@ -126,7 +126,7 @@ def other_json(path: Path) -> None:
             "_indices.npy",
             cut,
             marks=pytest.mark.input(
-                "training", "a truncated cache of a label map", "named, made anew, not used", 0
+                "training", "a truncated cache of a label map", "named, made again, not used", 0
             ),
         ),
         ("_indices.npy", empty),
@@ -134,7 +134,10 @@ def other_json(path: Path) -> None:
             "_indices.npy",
             flip,
             marks=pytest.mark.input(
-                "training", "a bit of a label map's cache flipped", "named, made anew, not used", 0
+                "training",
+                "a bit of a label map's cache flipped",
+                "named, made again, not used",
+                0,
             ),
         ),
         pytest.param(
@@ -143,7 +146,7 @@ def other_json(path: Path) -> None:
             marks=pytest.mark.input(
                 "training",
                 "an array of another shape in a label map's cache",
-                "named, made anew, not used",
+                "named, made again, not used",
                 0,
             ),
         ),
