@@ -15,7 +15,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 ROOT = DOCS.parent
 PAGES = sorted(
     [
-        *DOCS.rglob("*.md"),
+        *(p for p in DOCS.rglob("*.md") if not p.relative_to(DOCS).parts[0].startswith("_")),
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
         *(PACKAGE / "data").rglob("*.md"),
