@@ -79,12 +79,17 @@ def _rows_of(path: Path, folder: Path) -> Iterator[Row]:
             yield Row(kind, given, happens, exit_code, test)
 
 
+def _cell(text: str) -> str:
+    """Text as a cell of a Markdown table takes it, also in code."""
+    return text.replace("|", "\\|")
+
+
 def page(found: list[Row]) -> str:
     """The page as Markdown."""
     parts = [HEAD]
     for kind, title in KINDS.items():
         lines = [
-            f"| {row.given} | {row.happens} | {row.exit_code} | `{row.test}` |"
+            f"| {_cell(row.given)} | {_cell(row.happens)} | {row.exit_code} | `{row.test}` |"
             for row in found
             if row.kind == kind
         ]
