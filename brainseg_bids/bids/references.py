@@ -277,7 +277,10 @@ def _beside(
                 return None
             return candidate
     if patterns and what == "image":
-        notes.append(f"{labels}: its image is not here ({patterns[0]} in {root}).")
+        notes.append(
+            f"{labels}: its image is not here ({patterns[0]} in {root}). "
+            "Stage evaluate uses the segmented image instead, if that is in the dataset."
+        )
     return None
 
 

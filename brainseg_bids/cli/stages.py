@@ -52,7 +52,8 @@ def _plan_from_dataset(run: Run, stages: Sequence[ParticipantStage]) -> list[Sub
         wanted = ", ".join(settings.contrasts) or usual
         raise InputError(
             f"{settings.bids_dir}: no {wanted} image was found for {len(plans)} participant(s). "
-            "Check --contrasts, --session-label and --bids-filter-file."
+            "A name is like sub-01/anat/sub-01_T1w.nii.gz. "
+            "Check names, --contrasts, --session-label and --bids-filter-file."
         )
     for plan in plans:
         if not plan.scans and not plan.faults:

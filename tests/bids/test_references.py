@@ -327,7 +327,8 @@ def test_oasis_and_recon_all_layouts_are_found(tmp_path):
     assert cases["sub-1000"].image.name == "1000_SS.nii.gz"
     for name in ("sub-3_ses-1", "bert", "fsaverage"):
         put(tmp_path / name / "mri" / "a.nii").rename(tmp_path / name / "mri" / "aseg.mgz")
-    cases, _ = find_cases(read_adapter("freesurfer_aseg"), tmp_path)
+    cases, notes = find_cases(read_adapter("freesurfer_aseg"), tmp_path)
+    assert any("uses the segmented image instead" in note for note in notes)
     assert list(cases) == ["sub-3_ses-1", "sub-bert"]
 
 

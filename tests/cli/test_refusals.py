@@ -154,6 +154,7 @@ def test_an_input_that_has_become_bad_does_not_show_its_old_results(app):
     [
         (["sub-01_T1w"], ["--participant-label", "01", "77"], "no participant 77"),
         (["sub-01_T2w"], ["--contrasts", "T1w"], "no T1w image"),
+        (["sub-01_T1"], [], "A name is like sub-01/anat/sub-01_T1w.nii.gz"),
         ([], [], "no folder sub-*"),
         (["sub-01_T1w"], ["--model", "no-such-model"], "no-such-model"),
     ],
