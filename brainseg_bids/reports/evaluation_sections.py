@@ -158,8 +158,8 @@ class Sections:
         note += (
             "Bold: best on the images that all raters have. Missed: structures in images that "
             "the reference alone has; extra: that the rater alone has (both: Dice and NSD 0, no "
-            "distance). (−n): structures in images that have no number and are left out of the "
-            "mean."
+            "distance); no row: that were not compared. (−n): structures in images that have no "
+            "number and are left out of the mean."
         )
         return page.section(
             "league",
