@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from brainseg_bids import __version__
+from brainseg_bids.anatomy.labels import UnknownLabelError
 from brainseg_bids.bids.description import raw_path, raw_uri, write_label_tables
 from brainseg_bids.bids.names import ParcelNames, Scan, ToolNames, sidecar
-from brainseg_bids.documents import read_object
+from brainseg_bids.documents import InputError, read_object
 from brainseg_bids.stages.base import ExecutionOptions, Folders, ParticipantStage, Run
 from brainseg_bids.stages.jobs import (
     REUSE,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("brainseg")
 
+CHANGES = {"ParcelsSHA256": "the tool's map of parcels has changed"}
+"""Of a tool that writes parcels to a file of their own; as `brainseg_bids.stages.jobs.CHANGES`."""
+
 
 @dataclass(frozen=True)
 class ParcelJob(Job):
@@ -46,6 +50,7 @@ class ParcelJob(Job):
     source: Path
 
     stage: ClassVar[str] = "parcellation"
+    changes: ClassVar[Mapping[str, str]] = CHANGES
 
     @property
     def title(self) -> str:
@@ -116,7 +121,6 @@ def _plan_map(
     scan: Scan, tool: Tool, source: Path, uri: str, bids_dir: Path, output_dir: Path
 ) -> ParcelJob | None:
     from brainseg_bids.files import sha256
-    from brainseg_bids.interfaces.parcellation import has_parcels  # late: nipype
 
     names = vars(ParcelNames.of(scan, tool.name))
     outputs = {name: output_dir / path for name, path in names.items()}
@@ -128,12 +132,39 @@ def _plan_map(
         "LabelsOf": uri,
         "LabelsSHA256": sha256(source),
     }
-    reason = why_run(outputs, facts)
-    if reason and not has_parcels(tool, source):
-        level = logging.DEBUG if uri.startswith("bids::") else logging.INFO  # it may be meant to
-        log.log(level, "%s: %s has no parcels of the cortex", _title(scan, tool.name), source)
+    if second := tool.interface.second_map(source):
+        facts["ParcelsSHA256"] = sha256(second)
+    reason = why_run(outputs, facts, CHANGES)
+    if reason and not _has_parcels(tool, source):
+        _say_none(_title(scan, tool.name), source, uri, outputs["labels"])
         return None
     return ParcelJob(scan, *decided(reason), outputs, facts, tool.name, source)
+
+
+def _has_parcels(tool: Tool, source: Path) -> bool:
+    from brainseg_bids.interfaces.parcellation import has_parcels  # late: nipype
+    from brainseg_bids.interfaces.tools.base import ToolError
+
+    try:
+        return has_parcels(tool, source)
+    except UnknownLabelError as error:
+        raise InputError(
+            f"{error}. Is this the output of {tool.name}? Another version may have other codes."
+        ) from error
+    except ToolError as error:
+        raise InputError(str(error)) from error
+
+
+def _say_none(title: str, source: Path, uri: str, earlier: Path) -> None:
+    """A line of the log; a warning if parcels of an earlier map are left."""
+    if earlier.is_file():
+        log.warning(
+            "%s: %s has no parcels of the cortex, but those of an earlier map are still there. "
+            "Remove %s if they are no longer right.", title, source, earlier,
+        )  # fmt: skip
+    else:  # it may be meant to have none
+        level = logging.DEBUG if uri.startswith("bids::") else logging.INFO
+        log.log(level, "%s: %s has no parcels of the cortex", title, source)
 
 
 def parcel_metadata(job: ParcelJob, *, output_dir: Path) -> dict[str, dict]:

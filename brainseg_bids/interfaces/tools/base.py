@@ -394,6 +394,11 @@ class ToolInterface(CommandLine):
         return self._written(folder)
 
     @classmethod
+    def second_map(cls, labels: Path) -> Path | None:
+        """What `whole_map` adds to a map, if there is such a file beside it."""
+        return None
+
+    @classmethod
     def whole_map(cls, labels: Path, folder: Path) -> Path:
         """A map that is given, in one file: itself, or one made of several in ``folder``."""
         return labels

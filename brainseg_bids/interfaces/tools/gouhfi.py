@@ -114,12 +114,16 @@ class Gouhfi(ToolInterface):
         return self._whole or self._written(folder)
 
     @classmethod
+    def second_map(cls, labels: Path) -> Path | None:
+        """The map of parcels."""
+        beside = labels.parent.parent / PARCELS / labels.name
+        return beside if labels.parent.name == SEGMENTED and beside.is_file() else None
+
+    @classmethod
     def whole_map(cls, labels: Path, folder: Path) -> Path:
         """Both maps in one; the first alone where there is no second one beside it."""
-        beside = labels.parent.parent / PARCELS / labels.name
-        if labels.parent.name != SEGMENTED or not beside.is_file():
-            return labels
-        return _with_parcels(labels, beside, folder / WHOLE)
+        beside = cls.second_map(labels)
+        return _with_parcels(labels, beside, folder / WHOLE) if beside else labels
 
     def facts(self, folder: Path) -> dict:
         return {"Generation": self.generation, "Device": "cuda" if self.inputs.use_gpu else "cpu"}
