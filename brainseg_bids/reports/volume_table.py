@@ -41,9 +41,9 @@ def read_volumes(path: Path, output_dir: Path, segmentation: str) -> list[dict]:
             for column in OPTIONAL & row.keys():
                 row[column] = _number(row[column])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: is no volumes table of this derivative ({error}). Remove it and run again."
-        ) from error
+        raise _no_table(path, error) from error
+    if not rows:
+        raise _no_table(path, "it has no rows")
     return rows
 
 
@@ -51,15 +51,29 @@ def read_intracranial(path: Path) -> dict | None:
     """Row of the inside of the skull, None if the table has none (of an earlier version).
 
     ``volume_mm3`` and ``soft_volume_mm3`` are numbers, or None if ``note`` says why not.
+
+    Raises
+    ------
+    InputError
+        If that row is damaged.
     """
-    for row in _lines(path):
-        if row.get("index") == "n/a":
-            return {
-                "volume_mm3": _number(row["volume_mm3"]),
-                "soft_volume_mm3": _number(row.get("soft_volume_mm3", "n/a")),
-                "note": "" if row["note"] == "n/a" else row["note"],
-            }
-    return None
+    row = next((row for row in _lines(path) if row.get("index") == "n/a"), None)
+    if row is None:
+        return None
+    try:
+        return {
+            "volume_mm3": _number(row["volume_mm3"]),
+            "soft_volume_mm3": _number(row.get("soft_volume_mm3", "n/a")),
+            "note": "" if row["note"] == "n/a" else str(row["note"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise _no_table(path, error) from error
+
+
+def _no_table(path: Path, why: object) -> InputError:
+    return InputError(
+        f"{path}: is no volumes table of this derivative ({why}). Remove it and run again."
+    )
 
 
 def _lines(path: Path) -> list[dict]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import pytest
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.intracranial import STRIPPED, intracranial
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.documents import InputError
 from brainseg_bids.interfaces.labels import write_volumes
 from brainseg_bids.stages.summary import write_group
 
@@ -73,6 +75,24 @@ def test_the_page_compares_shares_and_names_who_has_none(derivative):
     page = (derivative[0] / "group.html").read_text()
     assert "In percent of the intracranial volume" in page
     assert f"sub-bare: {STRIPPED}" in page
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: text.index("\n") + 1],
+        lambda text: text[: text.index("Intracranial") + len("Intracranial\tnone")],
+        lambda text: text.replace("\tnote\n", "\tother\n"),
+    ],
+    ids=["empty", "columns alone", "cut off", "without a column"],
+)
+def test_a_damaged_table_is_named(derivative, tmp_path, damage):
+    folder = shutil.copytree(derivative[0], tmp_path / "copy")
+    (path,) = folder.glob("sub-01/anat/*_morph.tsv")
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(InputError, match=rf"{path.name}.*Remove it"):
+        write_group(folder, title="demo")
 
 
 def test_tables_of_an_earlier_version_have_no_covariate_and_no_shares(derivative):
