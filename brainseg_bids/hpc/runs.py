@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from brainseg_bids.documents import InputError
 from brainseg_bids.locks import Lock, lock_byte
 from brainseg_bids.settings import Settings, SettingsError
 from brainseg_bids.stages.jobs import read_object
@@ -130,13 +131,27 @@ def tasks(output_dir: Path) -> dict[str, list[str]]:
     return found
 
 
-def queue() -> dict[str, str]:
-    """State of this user's tasks that wait or run, by ``JOB_TASK``; empty without Slurm."""
-    command = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]
+def queue() -> dict[str, str] | None:
+    """State of this user's tasks that wait or run, by ``JOB_TASK``; None without Slurm.
+
+    Raises
+    ------
+    InputError
+        If Slurm does not answer: what waits would seem never to have been submitted.
+    """
+    remedy = "Try again, on a login node of the cluster."
+    # By number: users of some containers have no name, and --me is new.
+    user = f"--user={os.getuid()}"
+    command = ["squeue", user, "--noheader", "--array", "--format=%i %T"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
+    except OSError:
+        return None
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"squeue does not answer. {remedy}") from error
+    if done.returncode:
+        why = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise InputError(f"squeue does not tell what waits ({why}). {remedy}")
     return dict(line.split(None, 1) for line in done.stdout.splitlines() if " " in line)
 
 

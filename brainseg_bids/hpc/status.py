@@ -6,11 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from brainseg_bids.bids.inputs import find_participants, label_error
 from brainseg_bids.documents import InputError
 from brainseg_bids.hpc import runs
 from brainseg_bids.settings import Settings
+
+if TYPE_CHECKING:
+    from brainseg_bids.stages.jobs import SubjectPlan
 
 DONE, FAILED, RUNNING, QUEUED = "done", "failed", "running", "queued"
 UNKNOWN, NOT_STARTED, NOTHING = "unknown", "not started", "no image"
@@ -79,35 +83,44 @@ def states_of(settings: Settings) -> list[State]:
     """
     labels = find_participants(settings.bids_dir, settings.participant_label)
     refused = {label: why for label in labels if (why := label_error(settings.bids_dir, label))}
-    plans = _plans(settings)
+    plans, waiting = _plans(settings)
     heard = _Heard(settings.output_dir)
     return [
         State(f"sub-{label}", FAILED, 0, 0, refused[label])
         if label in refused
-        else _state(label, plans.get(label), heard)
+        else _state(label, plans.get(label), waiting.get(label, {}), heard)
         for label in labels
     ]
 
 
-def _plans(settings: Settings) -> Mapping:
-    """What the stages would do now, by participant."""
+def _plans(settings: Settings) -> tuple[dict[str, SubjectPlan], dict[str, dict[str, str]]]:
+    """What the stages would do now, and what cannot be planned yet, by participant."""
     from brainseg_bids.stages import PARTICIPANT, passes
     from brainseg_bids.stages.base import Run
-    from brainseg_bids.stages.jobs import joined
+    from brainseg_bids.stages.jobs import SubjectPlan, joined
 
     run = Run(settings)
     run.models  # noqa: B018 - raises if one is not there
     chosen = {stage.name for stage in PARTICIPANT.values() if stage.is_chosen(settings)}
-    found, first = [], True
-    for together in passes(chosen):
+    plans: dict[str, SubjectPlan] = {}
+    waiting: dict[str, dict[str, str]] = {}
+    for number, together in enumerate(passes(chosen)):
+        found = []
         for stage in together:
             try:
                 found += stage.plan(run)
-            except InputError:  # a later stage has nothing to work on yet
-                if first:
+            except InputError as error:
+                if number == 0:
                     raise
-        first = False
-    return {plan.label: plan for plan in joined(found)}
+                why = {label: {f"sub-{label} {stage.name}": str(error)} for label in plans}
+                found += [SubjectPlan(label, (), faults) for label, faults in why.items()]
+        unfinished = {label for label, plan in plans.items() if plan.to_run or plan.faults}
+        for plan in found:
+            if plan.label in unfinished:  # what a later stage lacks is not there yet
+                waiting.setdefault(plan.label, {}).update(plan.faults)
+        found = [replace(plan, faults={}) if plan.label in unfinished else plan for plan in found]
+        plans = {plan.label: plan for plan in joined([*plans.values(), *found])}
+    return plans, waiting
 
 
 class _Heard:
@@ -121,21 +134,23 @@ class _Heard:
     def __init__(self, output_dir: Path) -> None:
         self.output_dir = output_dir
         self.past = runs.past_runs(output_dir)
-        self.queue = runs.queue()
         self.tasks: dict[str, list[str]] = {}
         for task, labels in runs.tasks(output_dir).items():
             for label in labels:
                 self.tasks.setdefault(label, []).append(task)
+        of_slurm = self.tasks or any(run.where.startswith("job") for run in self.past)
+        self.queue = runs.queue() if of_slurm else None
 
     def at_work(self, label: str) -> tuple[str, str] | None:
         """State and reason if a task or a run has the participant in hand."""
         for task in reversed(self.tasks.get(label, [])):
-            if said := self.queue.get(task):
+            if said := (self.queue or {}).get(task):
                 return (QUEUED if said == "PENDING" else RUNNING), f"job {task}: {said.lower()}"
         for run in reversed(self._runs(label)):
             if run.state == runs.AT_WORK:
                 return RUNNING, run.where
-            if run.state == runs.UNKNOWN and run.where.startswith("process"):
+            asked = self.queue is not None and run.where.startswith("job")
+            if run.state == runs.UNKNOWN and not asked:
                 return UNKNOWN, f"{run.where} has not told its end"
         return None
 
@@ -153,13 +168,15 @@ class _Heard:
         return [run for run in self.past if label in (run.settings.participant_label or (label,))]
 
 
-def _state(label: str, plan, heard: _Heard) -> State:
+def _state(
+    label: str, plan: SubjectPlan | None, waiting: Mapping[str, str], heard: _Heard
+) -> State:
     from brainseg_bids.stages.pages import noted_failures  # late: jinja2
 
     scans = plan.scans if plan else ()
     missing = plan.to_run if plan else ()
     faults = plan.faults if plan else {}
-    counts = (len(scans) - len(missing), len(scans) + len(faults))
+    counts = (len(scans) - len(missing), len(scans) + len(faults) + len(waiting))
 
     def state(name: str, reasons: Iterable[str] = ()) -> State:
         return State(f"sub-{label}", name, *counts, "; ".join(dict.fromkeys(reasons)))
@@ -171,7 +188,7 @@ def _state(label: str, plan, heard: _Heard) -> State:
     if found := heard.at_work(label):
         return state(found[0], [found[1]])
     noted = noted_failures(label, output_dir=heard.output_dir)
-    titles = {scan.title for scan in missing}
+    titles = {*(scan.title for scan in missing), *waiting}
     failed = {**{title: why for title, why in noted.items() if title in titles}, **faults}
     if failed:
         return state(FAILED, (f"{title}: {why}" for title, why in failed.items()))

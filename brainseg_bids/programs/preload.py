@@ -14,6 +14,7 @@ from __future__ import annotations
 import array
 import contextlib
 import json
+import logging
 import os
 import select
 import shutil
@@ -27,7 +28,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from brainseg_bids.exit_codes import FAILED
-from brainseg_bids.lifetime import PARENT, end_with_parent, for_children
+from brainseg_bids.lifetime import PARENT, at_end, end_with_parent, for_children
+
+log = logging.getLogger("brainseg")
 
 BEGUN = b"begun\n"
 LOOK_EVERY_S, REAP_EVERY_S = 0.1, 1.0
@@ -42,12 +45,29 @@ def preloaded(models: Sequence[str]) -> Iterator[tuple[str, ...]]:
     Yields
     ------
     tuple of str
-        Program and first arguments, to use like ``brainseg_bids.programs.segment``.
+        Program and first arguments, to use like ``brainseg_bids.programs.segment``; that very
+        program where there can be no such process.
     """
+    if sys.platform == "darwin":  # its frameworks for computing do not work in a forked process
+        yield SEGMENT
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            program = _start(models, stack)
+        except OSError as error:  # no place for a socket, a path too long for one, no memory
+            log.debug("models are read for each image: %s", error)
+            program = SEGMENT
+        yield program
+
+
+def _start(models: Sequence[str], stack: contextlib.ExitStack) -> tuple[str, ...]:
+    """Start the process, which ends with the stack; what asks it."""
     # A socket's path has to be short, which that of a scratch folder is not.
     folder = Path(tempfile.mkdtemp(prefix="brainseg_"))
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    stack.enter_context(at_end(lambda _: shutil.rmtree(folder, ignore_errors=True)))
     address = str(folder / "socket")
-    module = [sys.executable, "-m", "brainseg_bids.programs.preload"]
+    module = (sys.executable, "-m", "brainseg_bids.programs.preload")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)
@@ -59,12 +79,9 @@ def preloaded(models: Sequence[str]) -> Iterator[tuple[str, ...]]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-    try:
-        yield (*module, address)
-    finally:
-        process.kill()
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    return (*module, address)
 
 
 # -- who asks -----------------------------------------------------------------------------
@@ -84,7 +101,8 @@ def main(argv: list[str] | None = None) -> int:
         answer = server.makefile("rb")
         if answer.readline() == BEGUN:
             return _end_like(answer.readline())
-    os.execv(SEGMENT[0], [*SEGMENT, *arguments])
+    # What has started this process is what the other has to end with.
+    os.execve(SEGMENT[0], [*SEGMENT, *arguments], os.environ | {PARENT: str(os.getppid())})
 
 
 def _end_like(status: bytes) -> int:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -50,18 +52,21 @@ def program(model):
         yield program
 
 
-def start(program, model, image, folder, **more):
+def start(program, model, image, folder, further=()):
     folder.mkdir(exist_ok=True)
     words = ["--image", str(image), "--model", str(model), "--labels", "dseg.nii.gz"]
     words += ["--report", "report.json", "--device", "cpu", "--threads", "1"]
     return subprocess.Popen(
-        [*program, *words], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        **more,
+        [*program, *words, *further], cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
 def children(process):
-    return [child.pid for child in psutil.Process(process).children()]
+    try:
+        return [child.pid for child in psutil.Process(process).children()]
+    except psutil.NoSuchProcess:  # it has just ended
+        return []
 
 
 def server_of(program):
@@ -128,6 +133,52 @@ def test_without_the_process_an_image_is_segmented_by_one_of_its_own(model, imag
         said = process.communicate(timeout=120)[1]
     assert process.returncode == 0, said
     assert (tmp_path / "out" / "dseg.nii.gz").exists()
+
+
+def test_two_threads_of_a_copy_say_what_those_of_a_process_of_its_own_say(
+    program, model, image, tmp_path
+):
+    said = {}
+    for name, how in {"own": SEGMENT, "copy": program}.items():
+        more = ["--threads", "2", "--probseg", "probseg.nii.gz", "--test-time-flips"]
+        process = start(how, model, image, tmp_path / name, more)
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+        said[name] = gzip.decompress((tmp_path / name / "probseg.nii.gz").read_bytes())
+    assert said["own"] == said["copy"]
+
+
+def test_where_no_socket_can_be_each_image_has_a_process_of_its_own(model, tmp_path, monkeypatch):
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with preloaded([str(model)]) as program:
+        assert program == SEGMENT
+    assert not list(long.iterdir())
+
+
+def test_a_process_in_place_of_a_copy_ends_with_whoever_has_asked_for_it(image, tmp_path):
+    stand_in = tmp_path / "tells.py"
+    stand_in.write_text("import os; print(os.environ['BRAINSEG_PARENT'], end='')")
+    asks = (
+        "import sys\nfrom brainseg_bids.programs import preload\n"
+        f"preload.SEGMENT = (sys.executable, {str(stand_in)!r})\n"
+        f"preload.main([{str(tmp_path / 'nobody')!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True)
+    assert done.stdout == str(os.getpid())
+
+
+def test_a_run_that_a_signal_ends_leaves_no_folder(model, tmp_path):
+    program = (
+        "import os, signal\nfrom brainseg_bids.lifetime import ended_by_signals\n"
+        "from brainseg_bids.programs.preload import preloaded\n"
+        f"with ended_by_signals(), preloaded([{str(model)!r}]):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], env=environment, timeout=60)
+    assert not list(tmp_path.glob("brainseg_*"))
 
 
 def test_it_ends_with_the_block(model):

@@ -8,6 +8,7 @@ system's own way, and run each task of an array with the variable that the syste
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,16 @@ def test_others_run_every_participant_once_and_sum_up_after_them(study, name):
     assert re.search("3072M|mem=3072mb|384M", array)
     tasks = study.parent / "o$ut" / "logs" / name
     assert [path.read_text() for path in tasks.glob("tasks_*.txt")] == ["01 02\n03\n"]
+
+
+def test_pbs_reads_a_path_with_spaces_as_one(study, monkeypatch):
+    here = study.parent / "my results"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    script = script_of(study, site="scheduler = 'pbs'\n")
+    lines = [line for line in script.splitlines() if line.startswith("#PBS -o")]
+    logs = {tuple(shlex.split(line.removeprefix("#"))[2:]) for line in lines}
+    assert logs == {(f"{here}/o$ut/logs/pbs/",)}
 
 
 def test_an_array_of_one_is_none_for_pbs(study):

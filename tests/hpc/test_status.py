@@ -15,9 +15,11 @@ import pytest
 from brainseg_bids.__main__ import main
 from brainseg_bids.cli.parser import parse
 from brainseg_bids.cli.run import run
+from brainseg_bids.documents import InputError
 from brainseg_bids.hpc import runs
 from brainseg_bids.hpc.status import states_of
-from tests.fakes import dataset
+from brainseg_bids.locks import Lock
+from tests.fakes import dataset, templates
 
 ROOT = Path(__file__).parents[2]
 
@@ -143,6 +145,48 @@ def test_a_submission_decides_who_should_be_there(study, capsys):
     said = capsys.readouterr().out
     assert "sub-02" not in said
     assert "2 participant(s): 2 not started" in said
+
+
+def test_what_waits_for_labels_has_not_failed(study, monkeypatch, tmp_path):
+    templates.use_home(templates.write_home(tmp_path / "templates"), monkeypatch)
+    chosen = settings(study, "--output-spaces", templates.NAME)
+    assert {(one.state, one.of) for one in states_of(chosen)} == {("not started", 2)}
+
+
+def test_who_has_labels_is_not_done_if_the_template_of_another_result_is_missing(
+    study, monkeypatch, tmp_path
+):
+    templates.use_home(templates.write_home(tmp_path / "templates"), monkeypatch)
+    assert run(settings(study, "--participant-label", "01"), program=dataset.PREDICT) == 0
+    first, second, _ = states_of(settings(study, "--output-spaces", f"{templates.NAME}:res-3"))
+    assert first.state == "failed"
+    assert "templateflow get" in first.reason
+    assert second.state == "not started"
+
+
+def write_squeue(folder, monkeypatch, body):
+    folder.mkdir()
+    (folder / "squeue").write_text(f"#!/bin/sh\n{body}\n")
+    (folder / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_a_queue_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert runs.queue() is None
+    write_squeue(tmp_path / "down", monkeypatch, "echo 'Unable to contact slurmctld' >&2; exit 1")
+    with pytest.raises(InputError, match=r"squeue.*slurmctld.*Try again"):
+        runs.queue()
+    write_squeue(tmp_path / "up", monkeypatch, "echo 7_0 PENDING; echo 7_1 RUNNING")
+    assert runs.queue() == {"7_0": "PENDING", "7_1": "RUNNING"}
+
+
+def test_a_job_is_not_lost_where_neither_lock_nor_queue_can_tell(study, monkeypatch):
+    write_lost_run(study, "01")
+    monkeypatch.setattr(runs, "lock_byte", lambda *_: Lock.UNKNOWN)
+    assert states(study)["sub-01"] == "failed"  # Slurm's queue does not have it
+    monkeypatch.setattr(runs, "queue", lambda: None)
+    assert states(study)["sub-01"] == "unknown"
 
 
 @pytest.mark.input(

@@ -19,5 +19,5 @@
 #PBS {{ option }}
 {% endfor %}
 #PBS -j oe
-#PBS -o {{ logs }}/
+#PBS -o "{{ logs }}/"
 {% endblock %}
