@@ -34,7 +34,7 @@ LAYERS = [
 ]
 RATIONED = {
     "torch": {"synth", "nets", "inference", "training", "programs", "stages", "cli"},
-    "monai": {"nets", "training"},
+    "monai": {"nets", "training", "programs"},
     "lightning": {"training"},
     "nibabel": {"images", "reports", "programs", "cli"},
     "bids": {"bids"},
