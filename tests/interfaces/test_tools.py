@@ -488,8 +488,9 @@ def test_gouhfis_two_maps_become_one(image, tmp_path):
     assert Gouhfi.whole_map(home / "other.nii.gz", tmp_path) == home / "other.nii.gz"
 
 
-def test_a_parcel_of_gouhfi_counts_in_the_cortex_of_its_own_side_only(image, tmp_path):
+def test_a_parcel_of_gouhfi_counts_in_the_cortex_of_its_own_side_only(image, tmp_path, caplog):
     interface("gouhfi", image).run()
+    assert "outputs_parc_postpro" not in caplog.text
     first = next(Path("gouhfi/outputs_seg_postpro").glob("*.nii.gz")).absolute()
     second = first.parent.parent / "outputs_parc_postpro" / first.name
     file = nib.load(second)
@@ -498,6 +499,7 @@ def test_a_parcel_of_gouhfi_counts_in_the_cortex_of_its_own_side_only(image, tmp
     nib.save(nib.Nifti1Image(swapped.astype(np.uint8), file.affine), second)
     whole = np.asanyarray(nib.load(Gouhfi.whole_map(first, tmp_path)).dataobj)
     assert np.array_equal(whole, np.asanyarray(nib.load(first).dataobj))
+    assert f"{second}: 100 % of its parcels" in caplog.text
     nib.save(nib.Nifti1Image(codes + 62, file.affine), second)
     with pytest.raises(UnknownLabelError, match="parcels"):
         Gouhfi.whole_map(first, tmp_path)

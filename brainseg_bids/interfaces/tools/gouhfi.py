@@ -10,6 +10,7 @@ from 1 again: a parcel is label 100 and more of the map that is handed on.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -31,6 +32,8 @@ from brainseg_bids.interfaces.tools.base import (
     ending,
 )
 
+log = logging.getLogger("brainseg")
+
 MAIN, FIRST_OF_2 = "run_gouhfi", "run_preprocessing"
 RAW, CONFORMED, MASKED, OUTPUT = "gouhfi_raw", "gouhfi_conformed", "gouhfi_masked", "gouhfi"
 SEGMENTED, PARCELS = "outputs_seg_postpro", "outputs_parc_postpro"
@@ -38,6 +41,8 @@ WHOLE, FIRST_PARCEL = "gouhfi_whole.nii.gz", 100
 RESULTS = (SEGMENTED, "outputs_postpro", ".")
 """Where the labels may lie below the output folder: version 2, late and early version 1."""
 PROBE_S = 60.0
+LARGEST_SHARE_OUTSIDE = 0.1
+"""Of the voxels of parcels; more outside of the cortex of their side is said."""
 
 
 class _GouhfiInputSpec(ToolInputSpec):
@@ -143,6 +148,12 @@ def _with_parcels(labels: Path, parcels: Path, path: Path) -> Path:
         raise ToolError(f"{parcels}: its grid is not that of {labels}. Run GOUHFI again.")
     codes = np.where(others.voxels > 0, others.voxels + FIRST_PARCEL, 0).astype(np.int16)
     fits = (codes > 0) & (crosswalk.codes(codes) == crosswalk.codes(own.voxels))
+    outside = 1 - np.count_nonzero(fits) / max(1, np.count_nonzero(codes))
+    if codes.any() and outside > LARGEST_SHARE_OUTSIDE:
+        log.warning(
+            "%s: %.0f %% of its parcels are not in the cortex of their side in %s and are left "
+            "out. Run GOUHFI again if the two are not of one run.", parcels, 100 * outside, labels,
+        )  # fmt: skip
     voxels = np.where(fits, codes, own.voxels)
     return write_label_map(LabelMap(voxels, own.grid, own.table), path)
 
