@@ -94,7 +94,10 @@ def find_ratings(output_dir: Path, folder: Path | None = None) -> list[Path]:
 
 
 def read_ratings(
-    paths: Sequence[Path], output_dir: Path, participants: Collection[str] = ()
+    paths: Sequence[Path],
+    output_dir: Path,
+    participants: Collection[str] = (),
+    sessions: Collection[str] = (),
 ) -> tuple[list[dict], list[str]]:
     """Rows of the table of ratings, and one line for each file that cannot be used.
 
@@ -105,6 +108,8 @@ def read_ratings(
         The derivative whose segmentations were rated.
     participants : collection of str
         Labels of those who are wanted; empty: all.
+    sessions : collection of str
+        The same of sessions.
     """
     rows, faults = [], []
     known = {
@@ -117,7 +122,8 @@ def read_ratings(
         except InputError as error:
             faults.append(str(error))
             continue
-        if not participants or row["participant_id"].removeprefix("sub-") in participants:
+        asked = (("participant_id", "sub-", participants), ("session_id", "ses-", sessions))
+        if all(not some or row[key].removeprefix(start) in some for key, start, some in asked):
             rows.append(row)
     rows.sort(key=lambda row: (row["image"], row["rated_on"]))
     return rows, faults

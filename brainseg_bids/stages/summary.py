@@ -52,8 +52,9 @@ class Summary(GroupStage):
         from brainseg_bids.reports.ratings import find_ratings, read_ratings  # late: jinja2
 
         to_review: dict[str, None] = {}
+        wanted = (settings.participant_label, settings.session_label)
         found = find_ratings(settings.output_dir, settings.ratings)
-        ratings, faults = read_ratings(found, settings.output_dir, settings.participant_label)
+        ratings, faults = read_ratings(found, settings.output_dir, *wanted)
         for fault in faults:
             log.warning("%s This rating is left out.", fault)
         if ratings:
@@ -63,6 +64,7 @@ class Summary(GroupStage):
                 settings.output_dir,
                 title=settings.bids_dir.name,
                 participants=settings.participant_label,
+                sessions=settings.session_label,
                 tables=not settings.reports_only,
                 ratings=ratings,
             ):
@@ -72,39 +74,58 @@ class Summary(GroupStage):
 
 
 def find_volumes(
-    output_dir: Path, segmentation: str, participants: Iterable[str] = ()
+    output_dir: Path,
+    segmentation: str,
+    participants: Iterable[str] = (),
+    sessions: Iterable[str] = (),
 ) -> dict[str, list[dict]]:
     """Rows of every volumes table of a segmentation, by what the image's results are called."""
     from brainseg_bids.reports.volume_table import read_volumes  # late: pandas
 
     return {
         image: read_volumes(path, output_dir, segmentation)
-        for image, path in _tables(output_dir, segmentation, participants).items()
+        for image, path in _tables(output_dir, segmentation, participants, sessions).items()
     }
 
 
 def find_intracranial(
-    output_dir: Path, segmentation: str, participants: Iterable[str] = ()
+    output_dir: Path,
+    segmentation: str,
+    participants: Iterable[str] = (),
+    sessions: Iterable[str] = (),
 ) -> dict[str, dict]:
     """Row of the inside of the skull of every volumes table that has one; see `find_volumes`."""
     from brainseg_bids.reports.volume_table import read_intracranial  # late: pandas
 
     found = {
         image: read_intracranial(path)
-        for image, path in _tables(output_dir, segmentation, participants).items()
+        for image, path in _tables(output_dir, segmentation, participants, sessions).items()
     }
     return {image: row for image, row in found.items() if row}
 
 
-def _tables(output_dir: Path, segmentation: str, participants: Iterable[str]) -> dict[str, Path]:
+def _tables(
+    output_dir: Path,
+    segmentation: str,
+    participants: Iterable[str],
+    sessions: Iterable[str],
+) -> dict[str, Path]:
     """Volumes tables of a segmentation, by what the image's results are called."""
-    wanted = set(participants)
+    wanted, wanted_sessions = set(participants), set(sessions)
     pattern = f"sub-*/**/*_seg-{segmentation}_desc-volumes_morph.tsv"
-    return {
-        path.name.split("_seg-")[0]: path
-        for path in sorted(output_dir.glob(pattern))
-        if not wanted or path.name.split("_")[0].removeprefix("sub-") in wanted
-    }
+    found = {}
+    for path in sorted(output_dir.glob(pattern)):
+        image = path.name.split("_seg-")[0]
+        entities = _entities(image)
+        if (not wanted or entities["sub"] in wanted) and (
+            not wanted_sessions or entities.get("ses") in wanted_sessions
+        ):
+            found[image] = path
+    return found
+
+
+def _entities(image: str) -> dict[str, str]:
+    return dict(part.split("-", 1) for part in image.split("_"))
 
 
 def find_to_look_at(
@@ -136,6 +157,7 @@ def write_group(
     *,
     title: str,
     participants: Iterable[str] = (),
+    sessions: Iterable[str] = (),
     tables: bool = True,
     ratings: Sequence[Mapping[str, str]] = (),
 ) -> list[tuple[Path, int, dict[str, list[str]]]]:
@@ -159,16 +181,16 @@ def write_group(
     from brainseg_bids.anatomy.cohort import Cohort  # late: numpy
     from brainseg_bids.stages.summary_page import write_group_page
 
-    participants = tuple(participants)
+    wanted = (tuple(participants), tuple(sessions))
     pages = []
     for segmentation, name in GROUP_PAGES.items():
-        volumes = find_volumes(output_dir, segmentation, participants)
+        volumes = find_volumes(output_dir, segmentation, *wanted)
         if not volumes:
             continue
         to_look_at = find_to_look_at(output_dir, segmentation, volumes)
         cohort = Cohort.from_rows(volumes) if segmentation == "fullhead" else None
         stem = f"group_seg-{segmentation}_desc"
-        inside = find_intracranial(output_dir, segmentation, participants)
+        inside = find_intracranial(output_dir, segmentation, *wanted)
         rated = [row for row in ratings if row["seg"] == segmentation]
         if tables:
             _write_tables(output_dir, stem, volumes, inside, to_look_at)
@@ -187,8 +209,9 @@ def write_group(
         )
         pages.append((written, len(volumes), to_look_at))
     if not pages:
+        asked = " of the participants and sessions that are asked for" if any(wanted) else ""
         raise InputError(
-            f"{output_dir}: no volumes are in it. Run the participant level into it first."
+            f"{output_dir}: no volumes{asked} are in it. Run the participant level into it first."
         )
     return pages
 
@@ -249,7 +272,7 @@ WIDE_COLUMNS = {
 
 
 def _about(image: str, to_look_at: Mapping[str, list[str]]) -> dict[str, object]:
-    entities = dict(part.split("-", 1) for part in image.split("_"))
+    entities = _entities(image)
     return {
         "participant_id": f"sub-{entities['sub']}",
         "session_id": f"ses-{entities['ses']}" if "ses" in entities else "n/a",

@@ -95,6 +95,21 @@ def test_a_damaged_table_is_named(derivative, tmp_path, damage):
         write_group(folder, title="demo")
 
 
+def test_sessions_that_are_not_asked_for_are_left_out(derivative, tmp_path):
+    folder = shutil.copytree(derivative[0], tmp_path / "copy")
+    (path,) = folder.glob("sub-01/anat/*_morph.tsv")
+    for session in ("A", "B"):
+        name = path.name.replace("sub-01", f"sub-01_ses-{session}")
+        target = folder / "sub-01" / f"ses-{session}" / "anat" / name
+        target.parent.mkdir(parents=True)
+        shutil.copy(path, target)
+    ((_, n_images, _),) = write_group(folder, title="demo", sessions=("B",))
+    with (folder / "group_seg-brainseg_desc-volumes_morph.tsv").open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["session_id"] for row in rows] == ["ses-B"]
+    assert n_images == 1
+
+
 def test_tables_of_an_earlier_version_have_no_covariate_and_no_shares(derivative):
     folder, _ = derivative
     for path in folder.glob("sub-*/anat/*.tsv"):

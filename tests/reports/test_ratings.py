@@ -66,6 +66,8 @@ def test_a_rating_becomes_a_row(out):
     assert row["comment"] == "a b c"
     assert row["is_current"] == "yes"
     assert read_ratings(find_ratings(out), out, ["02"]) == ([], [])
+    assert read_ratings(find_ratings(out), out, sessions=["B"]) == ([], [])
+    assert read_ratings(find_ratings(out), out, ["01"], ["A"]) == (rows, [])
 
 
 def test_a_rating_of_labels_that_were_made_again_says_so(out):
