@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,10 @@ KILLED = (
 
 POLL_SECONDS = 0.2
 """How often is looked for steps that have ended, and for those that may begin."""
+
+LONGEST_TEMPORARY = 60
+"""Bytes of the path of a folder for sockets, whose own paths may have 104 to 108, with what Python
+adds: ``/pymp-xxxxxxxx/listener-xxxxxxxx``."""
 
 EXIT_CODES = {"LicenceError": 126, "MissingToolError": 127}
 """Kinds of failure that have an exit code of their own."""
@@ -259,9 +264,23 @@ def _start_server() -> None:
     resource_tracker.ensure_running()  # it would hear again what is blocked here
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        forkserver.ensure_running()
+        with _short_temporary_names():
+            forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _short_temporary_names() -> Iterator[None]:
+    """While the block lasts, temporary files lie in /tmp if TMPDIR is too long for a socket."""
+    before = tempfile.tempdir
+    too_long = len(os.fsencode(tempfile.gettempdir())) > LONGEST_TEMPORARY
+    if too_long and os.access("/tmp", os.W_OK):
+        tempfile.tempdir = "/tmp"
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _start_worker(folder: str) -> None:

@@ -3,6 +3,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 
@@ -174,3 +176,17 @@ def test_a_small_step_runs_beside_the_next_images_big_one_and_no_second_big_one_
     )
     assert failures == {}
     assert frozenset({"big", "small"}) in seen
+
+
+def test_workers_start_where_temporary_files_have_long_names(tmp_path):
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    program = (
+        "import tempfile\nfrom brainseg_bids import runner\nrunner._start_server()\n"
+        "print(tempfile.gettempdir())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"TMPDIR": str(long)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(long), done.stderr
