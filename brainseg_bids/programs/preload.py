@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from brainseg_bids.exit_codes import FAILED
+from brainseg_bids.exit_codes import DONE, FAILED
 from brainseg_bids.lifetime import PARENT, at_end, end_with_parent, for_children
 
 log = logging.getLogger("brainseg")
@@ -71,14 +71,17 @@ def _start(models: Sequence[str], stack: contextlib.ExitStack) -> tuple[str, ...
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)
+        # Its standard input ends with this process, also with one that is killed before the other
+        # has begun to look for its parent.
         process = subprocess.Popen(
             [*module, "--serve", str(listener.fileno()), *models],
             pass_fds=[listener.fileno()],
             env=for_children() | {"OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+    stack.callback(process.stdin.close)
     stack.callback(process.wait)
     stack.callback(process.kill)
     return (*module, address)
@@ -118,13 +121,15 @@ def _end_like(status: bytes) -> int:
 
 
 def serve(listener: socket.socket, models: Sequence[str]) -> int:
-    """Answer for ever: one copy of this process for each image."""
+    """Answer until standard input ends: one copy of this process for each image."""
     _prepare(models)
     while True:
-        asked = select.select([listener], [], [], REAP_EVERY_S)[0]
+        asked = select.select([listener, sys.stdin], [], [], REAP_EVERY_S)[0]
         with contextlib.suppress(ChildProcessError):  # what it took is counted as this one's
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
+        if sys.stdin in asked:
+            return DONE
         if not asked:
             continue
         client, _ = listener.accept()

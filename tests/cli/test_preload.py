@@ -181,6 +181,20 @@ def test_a_run_that_a_signal_ends_leaves_no_folder(model, tmp_path):
     assert not list(tmp_path.glob("brainseg_*"))
 
 
+def test_it_ends_with_a_run_that_is_killed_at_once(model):
+    program = (
+        "import os, psutil, signal\nfrom brainseg_bids.programs.preload import preloaded\n"
+        f"with preloaded([{str(model)!r}]):\n"
+        "    print(*(child.pid for child in psutil.Process().children()), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    assert run.returncode == -signal.SIGKILL
+    _wait_for(lambda: not psutil.pid_exists(int(run.stdout)))
+
+
 def test_it_ends_with_the_block(model):
     before = children(os.getpid())
     with preloaded([str(model)]) as program:
