@@ -32,7 +32,7 @@ SAMPLES = {
 _BLOCK = re.compile(
     r"<!-- run(?P<options>[^>]*?) -->\n```[^\n]*\n(?P<body>.*?)\n```", flags=re.DOTALL
 )
-_PICTURE = re.compile(r'<img[^>]*src="data:image/png;base64,([^"]+)"')
+_PICTURE = re.compile(r'(?:src|href)="data:image/png;base64,([^"]+)"')
 
 
 @dataclass(frozen=True)

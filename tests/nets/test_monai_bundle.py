@@ -36,6 +36,13 @@ SPECIFIED = {
 """What MONAI's specification asks of metadata; its schema file is downloaded elsewhere."""
 
 
+@pytest.fixture(autouse=True)
+def gradients():
+    """A bundle that is run switches gradients off for its whole process."""
+    yield
+    torch.set_grad_enabled(True)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     torch.manual_seed(0)
