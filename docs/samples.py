@@ -128,6 +128,7 @@ def collect(folder: Path, target: Path) -> None:
                 (target / link).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(page.parent / link, target / link)
         shutil.copyfile(page, target / f"{name}.html")
+        shutil.copyfile(page, target / page.name)  # viewers link to their page by its own name
         picture = _PICTURE.search(text)
         if picture:
             (target / f"{name}.png").write_bytes(base64.b64decode(picture[1]))
