@@ -133,7 +133,7 @@ def _slurm(options: argparse.Namespace) -> int:
     array = f"--array=0-{len(plan.runs) - 1}"
     runs = make_job(
         "job.sh",
-        "dial",
+        "prior-weight",
         folder / "slurm-%A_%a.log",
         options=(array, "--requeue", "--open-mode=append", *options.sbatch),
         command=[
@@ -144,7 +144,7 @@ def _slurm(options: argparse.Namespace) -> int:
     # Also after failed runs: the report names what is missing.
     last = make_job(
         "job.sh",
-        "dial-report",
+        "prior-weight-report",
         folder / "slurm-report-%j.log",
         options=(),
         command=[f"{program} report {shlex.quote(str(folder))}"],

@@ -328,12 +328,12 @@ def write_prior_spaces(output_dir: Path, names: Iterable[str]) -> list[Path]:
     for name in names:
         path = output_dir / "priors" / f"contrast-{name}_recipe.toml"
         if not path.is_file():
-            write_text(path, DIAL.format(name=name))
+            write_text(path, RECIPE_SPACE.format(name=name))
             written.append(path)
     return written
 
 
-DIAL = """\
+RECIPE_SPACE = """\
 # Recipes of contrast {name}, for training: name this file as a recipe space.
 # Prior weight: 0 is any contrast, 1 the one that was measured; in between, in between.
 kappa = 1.0
