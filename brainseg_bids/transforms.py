@@ -48,9 +48,15 @@ class DisplacementField(TransformBase):
         self._displacements = [moved[..., axis].astype(np.float32) for axis in range(3)]
 
     def map(self, x: np.ndarray, inverse: bool = False) -> np.ndarray:
-        """Where points (N, 3), RAS in mm, are taken from."""
+        """Where points (N, 3), RAS in mm, are taken from.
+
+        Raises
+        ------
+        ValueError
+            If ``inverse`` is asked for: a field holds one direction, the file beside it the other.
+        """
         if inverse:
-            raise NotImplementedError
+            raise ValueError("a displacement field holds one direction; take the other transform")
         voxels = np.asarray(self.reference.index(x)).T
         sizes = np.array(self.reference.shape)[:, None]
         inside = ((voxels >= -0.5) & (voxels <= sizes - 0.5)).all(0)

@@ -48,7 +48,10 @@ def test_boutiques_own_schema_accepts_it():
     boutiques = pytest.importorskip("boutiques", reason="pip install boutiques")
     schema = f"{boutiques.__path__[0]}/schema/descriptor.schema.json"
     with open(schema) as file:
-        jsonschema.validate(descriptor(), json.load(file))
+        rules = json.load(file)
+    check = jsonschema.validators.validator_for(rules)(rules)
+    assert list(check.iter_errors(descriptor())) == []
+    assert list(check.iter_errors(descriptor() | {"inputs": "none"})) != []
 
 
 def test_the_command_that_bosh_makes_is_the_one_that_was_meant(written, tmp_path):

@@ -27,14 +27,9 @@ from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A network that was never trained, for the way things go, not for what it says."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model") / "raw"
-    write_bundle(
-        path, name="raw", net=build(NetSpec("dynunet", 43, 2, 8, {"widths": [8, 8, 8]})),
-        table=LabelTable.packaged("brainseg"), voxel_size_mm=1.5, patch_vox=(48, 48, 48),
-        contrasts=("T1w",), card="# raw\n", training={},
-    )  # fmt: skip
-    return path
+    return dataset.write_untrained_bundle(
+        tmp_path_factory.mktemp("model") / "raw", voxel_size_mm=1.5
+    )
 
 
 def run(model, folder, sizes, *more):

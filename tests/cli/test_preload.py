@@ -15,28 +15,19 @@ import time
 import numpy as np
 import psutil
 import pytest
-import torch
 
-from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.images import write_volume
-from brainseg_bids.nets.architectures import build
-from brainseg_bids.nets.bundle import write_bundle
-from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.programs.preload import SEGMENT, preloaded
+from tests.fakes import dataset
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A network that was never trained."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model") / "raw"
-    write_bundle(
-        path, name="raw", net=build(NetSpec("dynunet", 43, 2, 8, {"widths": [8, 8, 8]})),
-        table=LabelTable.packaged("brainseg"), voxel_size_mm=3.0, patch_vox=(48, 48, 48),
-        contrasts=("T1w",), card="# raw\n", training={},
-    )  # fmt: skip
-    return path
+    return dataset.write_untrained_bundle(
+        tmp_path_factory.mktemp("model") / "raw", voxel_size_mm=3.0
+    )
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,23 @@ def write_bundle(path: Path, *, table: LabelTable | None = None, name: str = "fa
     return path
 
 
+def write_untrained_bundle(path: Path, *, voxel_size_mm: float) -> Path:
+    """A real bundle of a small network that was never trained; its labels mean nothing."""
+    import torch
+
+    from brainseg_bids.nets import bundle
+    from brainseg_bids.nets.architectures import build
+    from brainseg_bids.nets.spec import NetSpec
+
+    torch.manual_seed(0)
+    bundle.write_bundle(
+        path, name="raw", net=build(NetSpec("dynunet", 43, 2, 8, {"widths": [8, 8, 8]})),
+        table=LabelTable.packaged("brainseg"), voxel_size_mm=voxel_size_mm,
+        patch_vox=(48, 48, 48), contrasts=("T1w",), card="# raw\n", training={},
+    )  # fmt: skip
+    return path
+
+
 def write_image(
     path: Path, *, shape: tuple[int, ...] = (24, 26, 22), voxel_size_mm: float = 4.0, seed: int = 0
 ) -> Path:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,14 +12,12 @@ import pytest
 import torch
 from monai.bundle import run, verify_metadata, verify_net_in_out
 
-from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.images import write_volume
-from brainseg_bids.nets.architectures import build
-from brainseg_bids.nets.bundle import DEFAULT_MODEL, read_models, write_bundle
-from brainseg_bids.nets.spec import NetSpec
+from brainseg_bids.nets.bundle import DEFAULT_MODEL, read_models
 from brainseg_bids.programs import bundle as program
 from brainseg_bids.programs import segment
 from brainseg_bids.programs.monai_bundle import export
+from tests.fakes import dataset
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
 SPECIFIED = {
@@ -45,14 +44,9 @@ def gradients():
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model") / "raw"
-    write_bundle(
-        path, name="raw", net=build(NetSpec("dynunet", 43, 2, 8, {"widths": [8, 8, 8]})),
-        table=LabelTable.packaged("brainseg"), voxel_size_mm=3.0, patch_vox=(48, 48, 48),
-        contrasts=("T1w",), card="# raw\n", training={},
-    )  # fmt: skip
-    return path
+    return dataset.write_untrained_bundle(
+        tmp_path_factory.mktemp("model") / "raw", voxel_size_mm=3.0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +64,12 @@ def configs(folder):
 def test_monai_verifies_metadata_and_network(exported, tmp_path):
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps(SPECIFIED))
-    verify_metadata(meta_file=configs(exported)["meta_file"], filepath=str(schema))
+    metadata = Path(configs(exported)["meta_file"])
+    verify_metadata(meta_file=str(metadata), filepath=str(schema))
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps(json.loads(metadata.read_text()) | {"version": 1}))
+    with pytest.raises(ValueError, match="schema"):
+        verify_metadata(meta_file=str(broken), filepath=str(schema))
     verify_net_in_out(
         net_id="network_def", **configs(exported), n=3, p=1, any=1, bundle_root=str(exported)
     )

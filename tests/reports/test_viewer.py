@@ -231,3 +231,4 @@ def test_a_browser_that_is_too_old_says_so(viewer, tmp_path):
         )
         tab.open(viewer)
         tab.until("document.getElementById('status').textContent.includes('too old')")
+        assert tab.js("document.getElementById('here').textContent") == ""
