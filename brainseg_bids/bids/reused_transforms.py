@@ -25,6 +25,11 @@ BESIDE = ("desc-preproc_T1w", "desc-brain_mask")
 """Images on the voxels that a transform was made with; the first one that is there is asked."""
 FIELD_TOLERANCE_MM = 4.0
 """How far a field may end from the template's border: two voxels of a coarse template."""
+STEPS = 17
+"""Points along each axis of an average at which it is compared with one of its images."""
+LEAST_SHARED = 0.4
+"""Of an average's field of view in each of its images: the average covers all of them, so that
+one may be smaller; moved to the border of its own field of view, a head could not be used."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class ReusedTransform:
     pipeline: str
     uri: str
     paths: tuple[Path, ...]
+
+    @property
+    def through_average(self) -> bool:
+        """Whether the image was one of several: its voxels could then not be compared."""
+        return len(self.paths) > 1
 
 
 def find_reused(
@@ -128,10 +138,10 @@ def _checked(
         ) from error
     name = without_extension(scan.path).removesuffix(scan.suffix)
     to_average = root / folder(scan) / f"{name}from-orig_to-{scan.suffix}_mode-image_xfm.txt"
-    if to_average.is_file():
-        check_present(to_average)
-        return path, to_average
     own, theirs = read_grid(scan.path), read_grid(made_with)
+    if to_average.is_file():
+        _check_meets(to_average, own, theirs, scan, pipeline)
+        return path, to_average
     if not own.to_ras().is_close(theirs.to_ras(), tolerance_mm=0.1):
         raise InputError(
             f"{path}: this is the transform of another image: {made_with.name} lies on other "
@@ -139,6 +149,33 @@ def _checked(
             f"-d {pipeline}, or give the derivative of this image."
         )
     return (path,)
+
+
+def _check_meets(to_average: Path, own: Grid, average: Grid, scan: Scan, pipeline: str) -> None:
+    """Refuse a transform that does not bring an image to where the average of several lies.
+
+    The average has voxels of its own, so that more cannot be compared.
+    """
+    import numpy as np
+
+    from brainseg_bids.images import check_present  # late: nibabel
+    from brainseg_bids.transforms import read_transform  # late: nitransforms
+
+    check_present(to_average)
+    # Points of the average's field of view, brought to the image.
+    steps = [np.linspace(0, size - 1, STEPS) for size in average.shape]
+    voxels = np.stack(np.meshgrid(*steps, indexing="ij")).reshape(3, -1)
+    points = voxels.T @ average.affine[:3, :3].T + average.affine[:3, 3]
+    to_own = np.linalg.inv(own.affine)
+    moved = read_transform(to_average).map(points)
+    places = moved @ to_own[:3, :3].T + to_own[:3, 3]
+    share = float(((places >= 0) & (places <= np.array(own.shape) - 1)).all(1).mean())
+    if not share >= LEAST_SHARED:
+        raise InputError(
+            f"{to_average}: this is the transform of another image: {scan.path} has {share:.0%} "
+            "of the field of view of the average that it was made with. Leave out "
+            f"-d {pipeline}, or give the derivative of this image."
+        )
 
 
 def _cover_the_same(one: Grid, other: Grid) -> bool:

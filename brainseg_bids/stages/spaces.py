@@ -12,7 +12,7 @@ from brainseg_bids.bids.description import raw_path
 from brainseg_bids.bids.names import OutputNames, Scan, folder, sidecar
 from brainseg_bids.bids.reused_transforms import PIPELINES, find_reused
 from brainseg_bids.bids.templates import SpaceNames, Template, fetch_command, transform_name
-from brainseg_bids.documents import read_object
+from brainseg_bids.documents import InputError, read_object
 from brainseg_bids.exit_codes import NO_PROGRAM
 from brainseg_bids.stages.base import (
     ExecutionOptions,
@@ -23,7 +23,7 @@ from brainseg_bids.stages.base import (
     Run,
 )
 from brainseg_bids.stages.exports import ExportOptions
-from brainseg_bids.stages.jobs import REUSE, SubjectPlan, is_unchanged, present
+from brainseg_bids.stages.jobs import REUSE, Faults, SubjectPlan, is_unchanged, present
 from brainseg_bids.stages.space_jobs import (
     DRIVING,
     KIND,
@@ -145,11 +145,26 @@ def _pipelines(settings: Settings) -> dict[str, Path]:
 
 
 def _check_reused(run: Run) -> None:
-    """Raise `InputError` if a transform that would be taken over belongs to another image."""
-    for subject in run.segmented() if _pipelines(run.settings) else ():
+    """Tell before anything runs which transforms cannot be taken over: their images fail later.
+
+    Raises
+    ------
+    InputError
+        If that is so for every image: the derivative belongs to another dataset.
+    """
+    given = _pipelines(run.settings)
+    faults, images = Faults(), set()
+    for subject in run.segmented() if given else ():
         for scan in subject.scans:
             for template in run.templates if scan.suffix in DRIVING else ():
-                find_reused(_pipelines(run.settings), scan, template)
+                title = f"{scan.title} in {template.space}"
+                images.add(title)
+                with faults.of(title, scan.path):
+                    find_reused(given, scan, template)
+    if faults and len(faults) == len(images):
+        raise InputError(next(iter(faults.values())))
+    for title, why in faults.items():
+        log.warning("%s will fail, the others go on: %s", title, why)
 
 
 def _note_registrations(plan: SubjectPlan, settings: Settings) -> None:
@@ -159,6 +174,13 @@ def _note_registrations(plan: SubjectPlan, settings: Settings) -> None:
         if given and not job.reused:
             flags = ", ".join(f"-d {name}" for name in given)
             log.warning("%s: %s has no transform for it: it is registered", job.title, flags)
+        if job.reused and job.reused.through_average:
+            log.warning(
+                "%s: several images were averaged, so of %s only the field of view was compared, "
+                "not the voxels. Look at the figure",
+                job.reused.paths[-1],
+                job.scan.path.name,
+            )
         home = settings.output_dir / folder(job.scan)
         own = home / transform_name(job.scan, job.templates[0])
         if job.reused and own.is_file():

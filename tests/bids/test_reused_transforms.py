@@ -80,7 +80,7 @@ def test_the_name_that_says_most_is_taken_and_two_alike_are_refused(scan, templa
 @pytest.mark.input(
     "metadata",
     "`-d fmriprep=` with the transform of an image of other voxels",
-    "refused, with both grids, before anything runs",
+    "refused, with both grids, before anything runs if no image has one that fits",
     2,
 )
 def test_a_transform_of_other_voxels_is_refused(scan, template):
@@ -89,12 +89,33 @@ def test_a_transform_of_other_voxels_is_refused(scan, template):
         find_reused({"fmriprep": root}, scan, template)
 
 
+def leave_average(scan, root, moved_mm=0.0, content=None):
+    """The transform of one of several images to their average."""
+    own = root / "sub-01/ses-A/anat/sub-01_ses-A_run-01_from-orig_to-T1w_mode-image_xfm.txt"
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_text(
+        content
+        or "#Insight Transform File V1.0\n#Transform 0\n"
+        "Transform: AffineTransform_double_3_3\n"
+        f"Parameters: 1 0 0 0 1 0 0 0 1 {moved_mm} 0 0\nFixedParameters: 0 0 0\n"
+    )
+    return own
+
+
 def test_one_of_several_images_goes_through_their_average(scan, template):
     root, path = leave(scan, template, "sub-01", folder="sub-01/anat", shift_mm=3)
-    own = root / "sub-01/ses-A/anat/sub-01_ses-A_run-01_from-orig_to-T1w_mode-image_xfm.txt"
-    own.parent.mkdir(parents=True)
-    own.write_text("#Insight Transform File V1.0\n")
-    assert find_reused({"fmriprep": root}, scan, template).paths == (path, own)
+    own = leave_average(scan, root, moved_mm=3)
+    found = find_reused({"fmriprep": root}, scan, template)
+    assert found.paths == (path, own)
+    assert found.through_average
+
+
+@pytest.mark.parametrize(("moved_mm", "content"), [(300, None), (0, "#Insight Transform File\n")])
+def test_a_transform_to_an_average_of_other_images_is_refused(scan, template, moved_mm, content):
+    root, _ = leave(scan, template, "sub-01", folder="sub-01/anat")
+    own = leave_average(scan, root, moved_mm, content)
+    with pytest.raises(InputError, match=own.name):
+        find_reused({"fmriprep": root}, scan, template)
 
 
 @pytest.mark.input(

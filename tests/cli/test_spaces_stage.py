@@ -160,20 +160,20 @@ def test_freesurfers_files_lie_in_a_dataset_of_their_own(in_mni):
     assert "recon-all" in (home / "README.md").read_text()
 
 
-def leave_transform(app, *, shift_mm=0.0):
-    """What fMRIPrep leaves of sub-01, 7 mm to the left of where the template is."""
-    anat = app.root / "fmriprep" / "sub-01" / "anat"
+def leave_transform(app, *, shift_mm=0.0, subject="sub-01"):
+    """What fMRIPrep leaves of a subject, 7 mm to the left of where the template is."""
+    anat = app.root / "fmriprep" / subject / "anat"
     affine = np.eye(4)
     affine[0, 3] = -7
     field = read_grid(next((app.root / "templates").rglob("*res-02_T1w.nii.gz")))
-    path = anat / f"sub-01_from-T1w_to-{MNI}_mode-image_xfm.h5"
+    path = anat / f"{subject}_from-T1w_to-{MNI}_mode-image_xfm.h5"
     write_composite(path, affine, field)
-    image = nib.load(app.root / "data" / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    image = nib.load(app.root / "data" / subject / "anat" / f"{subject}_T1w.nii.gz")
     affine = image.affine.copy()
     affine[2, 3] += shift_mm
     nib.save(
         nib.Nifti1Image(np.asanyarray(image.dataobj), affine),
-        anat / "sub-01_desc-preproc_T1w.nii.gz",
+        anat / f"{subject}_desc-preproc_T1w.nii.gz",
     )
     return path
 
@@ -224,6 +224,31 @@ def test_a_transform_of_another_image_ends_the_run_before_anything_is_segmented(
     assert done.code == 2
     assert path.name in done.said
     assert not list(done.output.rglob("*.nii.gz"))
+
+
+@pytest.mark.parametrize("fault", ["another image", "damaged"])
+@pytest.mark.input(
+    "metadata",
+    "`-d fmriprep=` with one image's transform damaged or of other voxels",
+    "a warning before anything runs; this image is not brought to the space, the others are",
+    1,
+)
+def test_one_wrong_transform_leaves_the_other_participants_alone(app, home, fault):
+    app.images("sub-01_T1w", "sub-02_T1w")
+    wrong = leave_transform(app, shift_mm=2 if fault == "another image" else 0)
+    leave_transform(app, subject="sub-02")
+    if fault == "damaged":
+        wrong.write_bytes(wrong.read_bytes()[: wrong.stat().st_size // 2])
+    given = ("--output-spaces", f"{MNI}:res-2", "-d", f"fmriprep={app.root / 'fmriprep'}")
+    done = app(*given, "--tool", "ants=false")  # a registration would fail
+    assert done.code == 1
+    assert str(wrong) in done.said
+    assert "1 of 2" in done.said
+    there = {path.parent.parent.name for path in done.output.rglob(f"*space-{MNI}*_dseg.nii.gz")}
+    assert there == {"sub-02"}
+    assert (done.output / "sub-01" / "anat" / "sub-01_seg-brainseg_dseg.nii.gz").is_file()
+    again = app(*given, "--tool", "ants=false")
+    assert again.code == 1
 
 
 def test_a_derivative_that_nothing_is_taken_from_is_refused(app, home):
