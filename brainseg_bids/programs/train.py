@@ -167,7 +167,7 @@ def _train(job: TrainingJob) -> int:
         torch.set_num_threads(job.threads)
     deadline = None
     if job.minutes is not None:
-        deadline = Deadline(job.minutes, job.began or time.time())
+        deadline = Deadline(job.minutes, job.began or time.time(), job.decay_share)
     plan = _read_plan(job.plan)
     generator = training.make_generator(plan)
     seen: set[str] = set()

@@ -52,6 +52,14 @@ class TrainingFlags(OptionGroup):
         metavar="SECONDS",
         help="of the epoch; default: now",
     )
+    decay_share: float = option(
+        "--decay-share",
+        default=0.0,
+        parse=float,
+        fits=Number(0, 1),
+        metavar="SHARE",
+        help="of the time of --minutes: its last part, in which the learning rate falls to zero",
+    )
     checkpoint_every: float = option(
         "--checkpoint-every", default=600.0, parse=float, metavar="SECONDS", help="at least"
     )

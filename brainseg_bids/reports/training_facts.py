@@ -91,7 +91,7 @@ def plan_facts(job: Job) -> dict[str, str]:
         "Patch": _shape(force.get("patch_vox") or plan.get("patch_vox")),
         "Pairs a step": _batch_words(plan) if plan else None,
         "Loss": _loss_words(plan),
-        "Learning rate": _rate_words(plan),
+        "Learning rate": _rate_words(plan, job.job),
         "Weight average": plan.get("ema_decay"),
         "Precision": force.get("precision") or plan.get("precision"),
         "Device": _device_words(job.memory),
@@ -136,13 +136,15 @@ def _loss_words(plan: Mapping) -> str | None:
     return f"{words}, soft Dice with weight {weight:g}" if weight else words
 
 
-def _rate_words(plan: Mapping) -> str | None:
+def _rate_words(plan: Mapping, said: Mapping) -> str | None:
     rate = _real(plan.get("learning_rate"))
     if rate is None:
         return None
     up, down = plan.get("warmup_steps"), plan.get("decay_steps")
     optimizer = plan.get("optimizer", "adamw")
-    return f"{rate:g} ({optimizer}), {up or 0} steps up, the last {down or 0} down"
+    share = _real(said.get("decay_share"))
+    fall = f"{share:.0%} of the time" if share else f"{down or 0}"
+    return f"{rate:g} ({optimizer}), {up or 0} steps up, the last {fall} down"
 
 
 def _validation_words(plan: Mapping) -> str | None:

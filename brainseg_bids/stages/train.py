@@ -76,8 +76,8 @@ class TrainOptions(OptionGroup):
         default=0.0,
         parse=_minutes,
         metavar="N",
-        help="end N minutes after the command began: constant rate, model bundled, page "
-        "written; the same command continues for N more",
+        help="end N minutes after the command began, the learning rate decayed as in the recipe, "
+        "model bundled, page written; the same command continues for N more",
     )
     start_from: str = option(
         "--start-from",

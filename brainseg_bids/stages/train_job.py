@@ -99,6 +99,15 @@ class JobPlan:
     def checkpoint(self) -> Path:
         return self.training / "last.ckpt"
 
+    def decay_share(self, settings: Settings) -> float:
+        """Last part of ``--minutes`` in which the rate falls: as large as of the recipe's steps.
+
+        With ``--steps``, too, nobody knows whether time or steps are over first: it stays flat.
+        """
+        if not settings.minutes or settings.steps or self.asked["decay_steps"] <= 1:
+            return 0.0
+        return self.asked["decay_steps"] / self.asked["total_steps"]
+
 
 # -- decide -------------------------------------------------------------------------------
 
@@ -299,6 +308,7 @@ def describe_job(job: JobPlan, settings: Settings) -> dict:
         "started": job.before.get("started") or now(),
         "seconds": job.before.get("seconds", 0.0),
         "minutes": settings.minutes,
+        "decay_share": job.decay_share(settings),
         "contrasts": list(job.spaces.contrasts),
         "voxel_size_mm": job.voxel_size_mm,
         "table": job.target.name,

@@ -245,6 +245,7 @@ def _argv(
         start_from=str(job.start_from.path) if job.start_from and not job.before else "",
         minutes=deadline.minutes if deadline else None,
         began=deadline.began_s if deadline else 0.0,
+        decay_share=job.decay_share(settings),
     )
     path = write_text(training / "run.toml", to_toml(given))
     argv = [sys.executable, "-m", "brainseg_bids.programs.train", "--job", str(path)]

@@ -251,6 +251,7 @@ class CheckpointCallback(Callback):
         self.path, self.settings, self.deadline = path, settings, deadline
         self.is_over = False
         self.validation_s: float | None = None
+        self.step_s = 0.0
         self.every_steps, self.every_s = every_steps, every_s
         self.begun = False
         self.signal_name = ""
@@ -309,12 +310,16 @@ class CheckpointCallback(Callback):
         """Whether another step and all that comes after it would outlast the deadline."""
         if self.deadline is None:
             return False
-        step_s = time.monotonic() - self.step_began_s
+        self.step_s = time.monotonic() - self.step_began_s
+        return self.deadline.left_s() < self.step_s + self.ending_s(trainer, plan)
+
+    def ending_s(self, trainer: Trainer, plan: TrainPlan) -> float:
+        """Time that what comes after the last step takes."""
         validation_s = self.validation_s
         if validation_s is None:  # a pair to look at takes no longer than one to learn from
-            pairs_s = step_s / (plan.batch * plan.accumulate)
+            pairs_s = self.step_s / (plan.batch * plan.accumulate)
             validation_s = math.ceil(plan.validation_pairs / trainer.world_size) * pairs_s
-        return self.deadline.left_s() < step_s + validation_s + ENDING_S
+        return validation_s + ENDING_S
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Save when a checkpoint is due, and end after a signal or when time runs out."""
@@ -355,6 +360,32 @@ class CheckpointCallback(Callback):
         checkpoint["loops"] = loops_at(
             checkpoint["loops"], checkpoint["global_step"], trainer.accumulate_grad_batches
         )
+
+
+class DecayByTime(Callback):
+    """Lets the learning rate fall to zero by the end of a run that has a deadline.
+
+    The clock decides, so such a run ends near rate zero however fast its steps are. One that goes
+    on afterwards does so at the full rate, until its own end is near.
+
+    Parameters
+    ----------
+    deadline : Deadline
+        With its ``decay_share``.
+    checkpoints : CheckpointCallback
+        Knows what time the end takes.
+    """
+
+    def __init__(self, deadline: Deadline, checkpoints: CheckpointCallback) -> None:
+        self.deadline, self.checkpoints = deadline, checkpoints
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.fall_s = self.deadline.decay_share * self.deadline.left_s()
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        left_s = self.deadline.left_s() - self.checkpoints.ending_s(trainer, module.plan)
+        share = min(1.0, max(0.0, left_s / self.fall_s))
+        module.rate_by_time = trainer.strategy.broadcast(share)  # clocks differ
 
 
 # -- gradients -------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ class Deadline:
         After the command began; the whole command shall have ended by then.
     began_s : float
         `time.time` when it did.
+    decay_share : float
+        Last part of the time for training in which the rate falls to zero.
 
     Raises
     ------
@@ -37,6 +39,7 @@ class Deadline:
 
     minutes: float
     began_s: float
+    decay_share: float = 0.0
 
     def __post_init__(self) -> None:
         check_minutes(self.minutes)

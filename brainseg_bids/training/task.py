@@ -40,6 +40,8 @@ class SegmentationTask(lightning.LightningModule):
     ----------
     losses : list of (list of int, Tensor)
         Sample indices and loss of each batch of the step in work.
+    rate_by_time : float
+        Share of the learning rate that a deadline leaves, see `callbacks.DecayByTime`.
     """
 
     def __init__(self, plan: TrainPlan, table: LabelTable) -> None:
@@ -49,6 +51,7 @@ class SegmentationTask(lightning.LightningModule):
         use_float32_when_thin(self.net)
         self.loss = loss_of(plan)
         self.losses: list[tuple[list[int], Tensor]] = []
+        self.rate_by_time = 1.0
         if plan.checkpointing:
             checkpointed(self.net.body)
 
@@ -79,11 +82,11 @@ class SegmentationTask(lightning.LightningModule):
         }
 
     def rate_at(self, step: int) -> float:
-        """Share of the learning rate at a step: up, flat, down (a trapezoid)."""
+        """Share of the learning rate at a step: up, flat, down (a trapezoid), and by time."""
         plan = self.plan
         up = min(1.0, (step + 1) / max(1, plan.warmup_steps))
         down = min(1.0, max(0.0, (plan.total_steps - step) / max(1, plan.decay_steps)))
-        return up * down
+        return up * down * self.rate_by_time
 
     def validation_step(self, batch: dict[str, Any]) -> Tensor:
         """Class indices found, (X, Y, Z) uint8; what they are worth is counted by a callback."""

@@ -22,7 +22,13 @@ from brainseg_bids.nets.memory_plan import MemoryPlan, TooLittleMemory
 from brainseg_bids.programs import train
 from brainseg_bids.synth.generator import Generator
 from brainseg_bids.training import task as tasks
-from brainseg_bids.training.callbacks import CheckpointCallback, GradientCheck, NotFinite, Stopped
+from brainseg_bids.training.callbacks import (
+    CheckpointCallback,
+    DecayByTime,
+    GradientCheck,
+    NotFinite,
+    Stopped,
+)
 from brainseg_bids.training.data import PairStream, pair_seed
 from brainseg_bids.training.deadline import MOST_STEPS, Deadline, TooShort
 from brainseg_bids.training.fit import PairData, fit, make_generator, make_task
@@ -478,3 +484,45 @@ def test_what_is_kept_at_the_end_has_been_judged(tmp_path):
     fit(replace(TINY, total_steps=3), *HEADS, tmp_path)
     assert [row["step"] for row in rows(tmp_path) if "dice_brain" in row] == [2, 3]
     assert (tmp_path / "samples" / "step-000003.npz").is_file()
+
+
+@dataclass(frozen=True)
+class Clock(Deadline):
+    """Says one after the other what time is left, the last one for ever."""
+
+    left: tuple[float, ...] = ()
+
+    def left_s(self) -> float:
+        now, *later = self.left
+        object.__setattr__(self, "left", tuple(later) or self.left)
+        return now
+
+
+def test_the_rate_falls_to_zero_over_the_last_part_of_the_time():
+    deadline = Clock(9.0, 0.0, 0.5, left=(1000.0, 900.0, 515.0, 265.0, 15.0, 1.0))
+    checkpoints = SimpleNamespace(ending_s=lambda *_: 15.0)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda one: one))
+    task = SimpleNamespace(plan=TINY)
+    decay = DecayByTime(deadline, checkpoints)
+    decay.on_train_start(trainer, task)
+    shares = []
+    for _ in range(5):
+        decay.on_train_batch_start(trainer, task)
+        shares.append(task.rate_by_time)
+    assert shares == [1.0, 1.0, 0.5, 0.0, 0.0]
+
+
+def test_a_run_by_time_whose_rate_fell_goes_on_at_the_full_rate(tmp_path):
+    plan = replace(TINY, total_steps=MOST_STEPS, decay_steps=1, validate_every=50, warmup_steps=1)
+
+    def rate_after(*left: float) -> float:
+        fit(plan, *HEADS, tmp_path, deadline=Clock(9.0, time.time(), 0.5, left=left))
+        saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+        return saved["lr_schedulers"][0]["_last_lr"][0]
+
+    # Is it too late; what falls; then before and after each step.
+    first = rate_after(1000.0, 1000.0, 900.0, 900.0, 265.0, 1.0)
+    assert first == pytest.approx(0.5 * plan.learning_rate, rel=0.02)  # ending takes 15 s
+    assert steps_done(tmp_path / "last.ckpt") == 2
+    assert rate_after(1000.0, 1000.0, 900.0, 1.0) == plan.learning_rate
+    assert steps_done(tmp_path / "last.ckpt") == 3
