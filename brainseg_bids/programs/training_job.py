@@ -58,7 +58,7 @@ class TrainingFlags(OptionGroup):
         parse=float,
         fits=Number(0, 1),
         metavar="SHARE",
-        help="of the time of --minutes: its last part, in which the learning rate falls to zero",
+        help="last part of --minutes, 0 to 1, in which the learning rate decays to zero",
     )
     checkpoint_every: float = option(
         "--checkpoint-every", default=600.0, parse=float, metavar="SECONDS", help="at least"

@@ -136,15 +136,15 @@ def _loss_words(plan: Mapping) -> str | None:
     return f"{words}, soft Dice with weight {weight:g}" if weight else words
 
 
-def _rate_words(plan: Mapping, said: Mapping) -> str | None:
+def _rate_words(plan: Mapping, job: Mapping) -> str | None:
     rate = _real(plan.get("learning_rate"))
     if rate is None:
         return None
     up, down = plan.get("warmup_steps"), plan.get("decay_steps")
     optimizer = plan.get("optimizer", "adamw")
-    share = _real(said.get("decay_share"))
-    fall = f"{share:.0%} of the time" if share else f"{down or 0}"
-    return f"{rate:g} ({optimizer}), {up or 0} steps up, the last {fall} down"
+    share = _real(job.get("decay_share"))
+    decay = f"{share:.0%} of the time" if share else f"{down or 0}"
+    return f"{rate:g} ({optimizer}), {up or 0} steps up, the last {decay} down"
 
 
 def _validation_words(plan: Mapping) -> str | None:

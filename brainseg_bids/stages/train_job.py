@@ -100,9 +100,9 @@ class JobPlan:
         return self.training / "last.ckpt"
 
     def decay_share(self, settings: Settings) -> float:
-        """Last part of ``--minutes`` in which the rate falls: as large as of the recipe's steps.
+        """Share of ``--minutes`` in which the rate decays: that of the recipe's steps.
 
-        With ``--steps``, too, nobody knows whether time or steps are over first: it stays flat.
+        It stays constant with ``--steps``: whether time or steps end first is not known.
         """
         if not settings.minutes or settings.steps or self.asked["decay_steps"] <= 1:
             return 0.0

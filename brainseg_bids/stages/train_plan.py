@@ -198,7 +198,7 @@ def expected_time(job: JobPlan, plan_path: Path, settings: Settings, *, done: in
     steps = planned_steps(plan["total_steps"])
     if steps is None:
         share = job.decay_share(settings)
-        rate = f"the rate falls over the last {share:.0%}" if share else "the rate stays flat"
+        rate = f"the rate decays over the last {share:.0%}" if share else "the rate stays constant"
         return f"time: it ends by itself after {settings.minutes:g} min (--minutes); {rate}"
     left = max(0, steps - done)
     step_s = _logged_s(job, plan) if done else None

@@ -314,7 +314,7 @@ class CheckpointCallback(Callback):
         return self.deadline.left_s() < self.step_s + self.ending_s(trainer, plan)
 
     def ending_s(self, trainer: Trainer, plan: TrainPlan) -> float:
-        """Time that what comes after the last step takes."""
+        """Seconds that validation, bundle and page after the last step take."""
         validation_s = self.validation_s
         if validation_s is None:  # a pair to look at takes no longer than one to learn from
             pairs_s = self.step_s / (plan.batch * plan.accumulate)
@@ -363,28 +363,30 @@ class CheckpointCallback(Callback):
 
 
 class DecayByTime(Callback):
-    """Lets the learning rate fall to zero by the end of a run that has a deadline.
+    """Decays the learning rate to zero by the end of a run that has a deadline.
 
-    The clock decides, so such a run ends near rate zero however fast its steps are. One that goes
-    on afterwards does so at the full rate, until its own end is near.
+    The clock decides, so such a run ends near rate zero however fast its steps are. A run that is
+    continued has the full rate again until its own end is near.
 
     Parameters
     ----------
     deadline : Deadline
         With its ``decay_share``.
     checkpoints : CheckpointCallback
-        Knows what time the end takes.
+        Estimates what time the end of the run takes.
     """
 
     def __init__(self, deadline: Deadline, checkpoints: CheckpointCallback) -> None:
         self.deadline, self.checkpoints = deadline, checkpoints
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.fall_s = self.deadline.decay_share * self.deadline.left_s()
+        """Note how long the decay takes, in seconds."""
+        self.decay_s = self.deadline.decay_share * self.deadline.left_s()
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Set the share of the learning rate for the step that begins."""
         left_s = self.deadline.left_s() - self.checkpoints.ending_s(trainer, module.plan)
-        share = min(1.0, max(0.0, left_s / self.fall_s))
+        share = min(1.0, max(0.0, left_s / self.decay_s))
         module.rate_by_time = trainer.strategy.broadcast(share)  # clocks differ
 
 

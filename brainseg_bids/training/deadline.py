@@ -29,7 +29,7 @@ class Deadline:
     began_s : float
         `time.time` when it did.
     decay_share : float
-        Last part of the time for training in which the rate falls to zero.
+        Last part of the time for training, 0 to 1, in which the learning rate decays to zero.
 
     Raises
     ------

@@ -355,7 +355,7 @@ def _trainer(
     plan: TrainPlan, run: TrainingRun, data: PairData, checkpoints: CheckpointCallback
 ) -> lightning.Trainer:
     version = f"log-from-{data.done}"
-    falls = run.deadline is not None and run.deadline.decay_share > 0
+    decays = run.deadline is not None and run.deadline.decay_share > 0
     return lightning.Trainer(
         max_steps=min(run.until_step or plan.total_steps, plan.total_steps),
         precision=_precision_of(plan),
@@ -378,7 +378,7 @@ def _trainer(
         enable_model_summary=False,
         # Their order matters: looked at is the average; saved is what has been averaged.
         callbacks=[
-            *([DecayByTime(run.deadline, checkpoints)] if falls else []),
+            *([DecayByTime(run.deadline, checkpoints)] if decays else []),
             GradientCheck(run.out_dir, data.stream, plan.to_json(), run.head_names),
             ValidationCallback(run.out_dir / "samples", run.real),
             EMACallback(plan.ema_decay),
