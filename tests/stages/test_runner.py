@@ -12,7 +12,8 @@ import pytest
 from nipype.pipeline import engine as pe
 from nipype.pipeline.plugins import base
 
-from brainseg_bids.runner import Crash, configure_nipype, run_workflow
+from brainseg_bids.runner import configure_nipype, run_workflow
+from brainseg_bids.workers import Crash
 from tests.stages.steps import Read, Step
 
 
@@ -182,7 +183,7 @@ def test_workers_start_where_temporary_files_have_long_names(tmp_path):
     long = tmp_path / ("long" * 25)
     long.mkdir()
     program = (
-        "import tempfile\nfrom brainseg_bids import runner\nrunner._start_server()\n"
+        "import tempfile\nfrom brainseg_bids import workers\nworkers._start_server()\n"
         "print(tempfile.gettempdir())"
     )
     done = subprocess.run(
