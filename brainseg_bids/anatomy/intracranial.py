@@ -65,6 +65,15 @@ class Intracranial:
         """Voxels inside of the skull, or None."""
         return None if self.why_none else sum(self.voxels.values())
 
+    def n_inside(self, code: int) -> int | None:
+        """Voxels of a label inside of the skull; None of labels that lie outside of it.
+
+        >>> head = Intracranial({2: 90, 515: 1}, inside_codes=frozenset({2, 24}))
+        >>> head.n_inside(2), head.n_inside(24), head.n_inside(515)
+        (90, 0, None)
+        """
+        return self.voxels.get(code, 0) if code in self.inside_codes else None
+
     def soft_voxels(self, soft: Mapping[int, float], counts: Mapping[int, int]) -> float | None:
         """The inside of the skull with its border voxels counted by their share, or None.
 

@@ -125,13 +125,14 @@ def write_volumes(
     soft = {int(code): voxels for code, voxels in told.get("soft_voxels", {}).items()}
 
     def row(index: object, name: str, side: str, n: int | None, soft_voxels: float | None) -> dict:
+        n_inside = inside.n_inside(index) if inside else None
         return {
             "index": index,
             "name": name,
             "hemisphere": side,
             "n_voxels": "n/a" if n is None else n,
             "volume_mm3": _product(n, voxel_mm3, 3),
-            "percent_of_intracranial": _product(n, percent, 4),
+            "percent_of_intracranial": _product(n_inside, percent, 4),
             "soft_volume_mm3": _product(soft_voxels, voxel_mm3, 3),
             **_confidence(confidence.get(index)),
             "note": "n/a",
@@ -145,7 +146,9 @@ def write_volumes(
     if inside:
         soft_inside = inside.soft_voxels(soft, counts) if soft else None
         last = row("n/a", INTRACRANIAL, "none", inside.n_voxels, soft_inside)
-        rows.append(last | {"note": inside.why_none or "n/a"})
+        of_itself = _product(inside.n_voxels, percent, 4)
+        note = inside.why_none or "n/a"
+        rows.append(last | {"percent_of_intracranial": of_itself, "note": note})
     left_out = (*(SEGMENTATION_COLUMNS * (report is None)), *(INSIDE_COLUMNS * (inside is None)))
     return write_rows(path, [name for name in rows[0] if name not in left_out], rows)
 

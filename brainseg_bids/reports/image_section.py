@@ -27,7 +27,7 @@ NO_ASYMMETRY = (
 """Whatever the side of the larger structure, it changes when the image is mirrored: it is the
 network's, not the head's."""
 
-OF_INSIDE = "% of intracranial"
+SHARE, OF_INSIDE = "percent_of_intracranial", "% of intracranial"
 TOTALS = ("Brain (ml)", "CSF (ml)", "Intracranial (ml)")
 """In the table at the top of a page."""
 
@@ -208,9 +208,10 @@ def volumes_block(
     total = pd.Series(totals_mm3(rows))
     totals = pd.DataFrame({"mm³": total.map(tables.mm3), "ml": total.map(tables.ml)})
     words = "Number of voxels times the volume of one."
-    if inside_mm3 := (intracranial or {}).get("volume_mm3"):
-        frame[OF_INSIDE] = [f"{100 * volume / inside_mm3:.2f}" for volume in found["volume_mm3"]]
-        totals[OF_INSIDE] = [f"{100 * volume / inside_mm3:.2f}" for volume in total]
+    if intracranial and intracranial["volume_mm3"] and SHARE in found:
+        shares = found[SHARE].astype(float)
+        frame[OF_INSIDE] = shares.map(_share)
+        totals[OF_INSIDE] = shares.groupby(found["group"]).sum(min_count=1).map(_share)
     if z is not None:
         frame["Robust z"] = [_far(z.get(index)) for index in found["index"]]
         totals["Robust z"] = ""
@@ -236,6 +237,10 @@ def volumes_block(
     if intracranial:
         words += f" {_inside_words(intracranial)}"
     return page.blocks(page.heading("Volumes"), table, page.text(words, faint=True))
+
+
+def _share(percent: float) -> Markup | str:
+    return f"{percent:.2f}" if percent == percent else tables.faint("n/a")
 
 
 def _inside_line(intracranial: Mapping | None, columns: Sequence[str]) -> list[list[str]]:

@@ -224,7 +224,7 @@ WIDE = {
     ),
     "shares": (
         "percent_of_intracranial",
-        "Volume of each structure in percent of the intracranial volume",
+        "Part of each structure inside of the skull in percent of the intracranial volume",
     ),
 }
 """Tables with a line per image and a column per structure: column of the participants' tables."""
@@ -242,7 +242,8 @@ def _write_tables(
     from brainseg_bids.reports.tables import write_tsv  # late: pandas
 
     for desc, (column, what) in WIDE.items():
-        found = [row for rows in volumes.values() for row in rows if row.get(column) is not None]
+        every = (row for rows in volumes.values() for row in rows)
+        found = {row["name"] for row in every if row.get(column) is not None}
         path = output_dir / f"{stem}-{desc}_morph.tsv"
         if not found:
             path.unlink(missing_ok=True)
@@ -253,7 +254,7 @@ def _write_tables(
             [
                 _about(image, to_look_at)
                 | _intracranial(inside.get(image), soft=desc == "softvolumes")
-                | {row["name"]: row.get(column) for row in rows}
+                | {row["name"]: row.get(column) for row in rows if row["name"] in found}
                 for image, rows in volumes.items()
             ],
         )

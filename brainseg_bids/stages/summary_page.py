@@ -203,7 +203,7 @@ def _volumes(
         _no_volume(intracranial, pages),
         _suspects(lines, volumes, pages),
         _differences(lines) if len(volumes) > 1 else "",
-        _shares(structures, intracranial),
+        _shares(structures, volumes),
         page.heading("Structures", level=2, stay=True),
         _structures(lines, pages),
         page.text("Robust z: 0.6745 · (volume − median) / median absolute deviation.", faint=True),
@@ -256,22 +256,20 @@ def _differences(lines: Sequence[Spread]) -> Markup:
     )
 
 
-def _shares(lines: Sequence[Spread], intracranial: Mapping[str, Mapping]) -> Markup:
+def _shares(lines: Sequence[Spread], volumes: Mapping[str, Sequence[dict]]) -> Markup:
     """The same as shares of the inside of the skull, which takes out how large a head is."""
-    inside_mm3 = {who: row["volume_mm3"] for who, row in intracranial.items() if row["volume_mm3"]}
-    if len(inside_mm3) < 2:
-        return Markup()
+    percents: dict[str, dict[str, float]] = {}
+    for who, rows in volumes.items():
+        for row in rows:
+            if (percent := row.get("percent_of_intracranial")) is not None:
+                percents.setdefault(row["name"], {})[who] = percent
     shared = [
-        _spread(line.name, line.group, line.color, shares)
+        _spread(line.name, line.group, line.color, percents[line.name])
         for line in lines
-        if (
-            shares := {
-                who: volume / inside_mm3[who]
-                for who, volume in line.volumes_mm3.items()
-                if who in inside_mm3
-            }
-        )
+        if len(percents.get(line.name, {})) > 1
     ]
+    if not shared:
+        return Markup()
     return page.blocks(
         page.heading("In percent of the intracranial volume"),
         _differences(shared),

@@ -32,7 +32,9 @@ HEAD_COLUMNS = VOLUMES_COLUMNS | {
         "begins."
     },
     "percent_of_intracranial": {
-        "Description": "Volume in percent of the intracranial volume; n/a if that is not known.",
+        "Description": "The structure's part inside of the skull in percent of the intracranial "
+        "volume; n/a if that is not known, and for structures outside of it (skin, bone, the "
+        "spinal cord, ...).",
         "Units": "percent",
     },
     "note": {"Description": "Why there is no intracranial volume; n/a if there is one."},

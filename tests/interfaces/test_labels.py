@@ -55,13 +55,26 @@ def test_volumes_add_up_to_all_that_is_not_background(segmented):
     rows, inside = rows_of(Volumes(**inputs))
     assert list(rows) == [c for c in labels.table.codes if c]
     assert sum(int(row["n_voxels"]) for row in rows.values()) == (labels.voxels > 0).sum()
+    assert float(inside["percent_of_intracranial"]) == 100
     inside_mm3 = float(inside["volume_mm3"])
     for row in rows.values():
         expected = int(row["n_voxels"]) * labels.grid.voxel_volume_mm3
         assert float(row["volume_mm3"]) == pytest.approx(expected)
-        share = float(row["percent_of_intracranial"])
-        assert share == pytest.approx(100 * expected / inside_mm3, abs=1e-4)
+        if labels.table[int(row["index"])].is_brain:
+            share = float(row["percent_of_intracranial"])
+            assert share == pytest.approx(100 * expected / inside_mm3, abs=1e-4)
         assert "soft_volume_mm3" not in row
+
+
+def test_what_lies_outside_of_the_skull_has_no_share_of_it(segmented):
+    labels, inputs = segmented
+    rows, _ = rows_of(Volumes(**inputs))
+    shares = {row["name"]: row["percent_of_intracranial"] for row in rows.values()}
+    outside = {name for name, share in shares.items() if share == "n/a"}
+    assert {"Skin", "Bone-Cortical", "Spinal-Cord"} <= outside
+    brain = {label.name for label in labels.table if label.is_brain or label.is_extracerebral_csf}
+    assert not outside & (brain | {"Artery", "Vein"})
+    assert sum(float(share) for share in shares.values() if share != "n/a") <= 100.01
 
 
 def test_the_inside_of_the_skull_has_a_row(segmented):

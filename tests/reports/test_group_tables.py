@@ -63,6 +63,8 @@ def test_shares_are_percent_of_the_covariate(derivative):
     expected = 100 * float(one["Left-Cerebral-Cortex"]) / float(one["intracranial_mm3"])
     assert share == pytest.approx(expected, abs=1e-3)
     assert shares["sub-bare"]["Left-Cerebral-Cortex"] == "n/a"
+    assert "Skin" in one
+    assert "Skin" not in shares["sub-01"]
 
 
 def test_soft_volumes_have_a_table(derivative):
