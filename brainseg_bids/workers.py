@@ -14,13 +14,15 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from multiprocessing import forkserver, resource_tracker
 from typing import NamedTuple
 
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer
 
+from brainseg_bids.files import read_ahead
 from brainseg_bids.interfaces.tools._process import end_children
 from brainseg_bids.standard_streams import protect
 
@@ -93,6 +95,8 @@ class SafeMultiProcPlugin(MultiProcPlugin):
         self._nodes: dict[int, tuple] = {}
         self._retried: set[int] = set()
         self._broken: set[int] = set()
+        self._order: list[int] = []
+        self._read: set[str] = set()
         self._lock = threading.Lock()
         self.crashes: dict[str, Crash] = {}
 
@@ -102,8 +106,7 @@ class SafeMultiProcPlugin(MultiProcPlugin):
 
     def _is_light(self, job: int) -> bool:
         """Whether a step is a small one that goes on with an image: volumes, a picture."""
-        node = self.procs[job]
-        return id(node) in self._follows and node.n_procs == 1
+        return not self._begins(job) and self.procs[job].n_procs == 1
 
     def _check_resources(self, running_tasks):
         """One small step runs beside those that take all processors, unless there is but one.
@@ -122,17 +125,41 @@ class SafeMultiProcPlugin(MultiProcPlugin):
     def _sort_jobs(self, jobids, scheduler="tsort"):
         """What goes on with an image first: it is done before another is begun; light ones first.
 
+        The order is kept for `_read_ahead`.
+
         Nipype's own ``mem_thread`` goes by memory alone, and a figure may take more than the
         network.
         """
 
         def order(job: int) -> tuple[bool, float, int]:
             node = self.procs[job]
-            return id(node) not in self._follows, node.mem_gb, node.n_procs
+            return self._begins(job), node.mem_gb, node.n_procs
 
-        if self._only_light:
-            jobids = [job for job in jobids if self._is_light(job)]
-        return sorted(jobids, key=order)
+        self._order = sorted(jobids, key=order)
+        return [job for job in self._order if self._is_light(job) or not self._only_light]
+
+    def _send_procs_to_workers(self, updatehash=False, graph=None):
+        super()._send_procs_to_workers(updatehash=updatehash, graph=graph)
+        self._read_ahead()
+
+    def _begins(self, job: int) -> bool:
+        """Whether a step is the first one of an image."""
+        return id(self.procs[job]) not in self._follows
+
+    def _read_ahead(self) -> None:
+        """Have the images read that come next, as many as are at work.
+
+        They then lie in the system's cache when their turn comes, on a file system of a cluster
+        too. What is wrong with one is told by the step that it is for.
+        """
+        at_work = sum(self._begins(job) for _, job in self.pending_tasks)
+        waiting = (job for job in self._order if not self.proc_done[job] and self._begins(job))
+        for job in islice(waiting, at_work):
+            image = getattr(self.procs[job].inputs, "image", None)
+            if isinstance(image, str) and image not in self._read:
+                self._read.add(image)
+                with suppress(RuntimeError):  # no thread can be started
+                    threading.Thread(target=read_ahead, args=[image], daemon=True).start()
 
     def _submit_job(self, node, updatehash=False):
         self._taskid += 1

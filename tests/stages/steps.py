@@ -17,6 +17,7 @@ from nipype.interfaces.base import (
 
 class _StepInputSpec(BaseInterfaceInputSpec):
     value = traits.Int(mandatory=True)
+    image = traits.Str(desc="what is said to be worked on")
     mark = traits.Str(mandatory=True, hash_files=False, desc="file that counts the tries")
     deaths = traits.Int(0, usedefault=True, desc="tries that end in SIGKILL")
     message = traits.Str("", usedefault=True, desc="to fail with")
@@ -29,7 +30,7 @@ class _StepOutputSpec(TraitedSpec):
 
 
 class _ReadInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True)
+    image = File(exists=True, mandatory=True)
 
 
 class _ReadOutputSpec(TraitedSpec):
@@ -43,7 +44,7 @@ class Read(SimpleInterface):
     output_spec = _ReadOutputSpec
 
     def _run_interface(self, runtime):
-        self._results["content"] = Path(self.inputs.in_file).read_text()
+        self._results["content"] = Path(self.inputs.image).read_text()
         return runtime
 
 

@@ -7,11 +7,15 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from nipype.pipeline import engine as pe
+from nipype.pipeline.engine.utils import load_resultfile
 from nipype.pipeline.plugins import base
 
+from brainseg_bids import workers
+from brainseg_bids.files import read_ahead
 from brainseg_bids.runner import configure_nipype, run_workflow
 from brainseg_bids.workers import Crash
 from tests.stages.steps import Read, Step
@@ -148,7 +152,7 @@ def test_a_file_of_the_same_size_and_time_is_read_again(tmp_path):
             crash_dir=tmp_path / "crash", stop_on_first_crash=False, resource_monitor=False
         )
         workflow = pe.Workflow(name="w", base_dir=str(tmp_path / "work"))
-        workflow.add_nodes([pe.Node(Read(in_file=path), name="read")])
+        workflow.add_nodes([pe.Node(Read(image=path), name="read")])
         graph = workflow.run(plugin="Linear")
         return next(iter(graph.nodes)).result.outputs.content
 
@@ -177,6 +181,79 @@ def test_a_small_step_runs_beside_the_next_images_big_one_and_no_second_big_one_
     )
     assert failures == {}
     assert frozenset({"big", "small"}) in seen
+
+
+# -- the next image -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Add a step for an image, in the order of their names; run them all."""
+    configure_nipype(
+        crash_dir=tmp_path / "crash", stop_on_first_crash=False, resource_monitor=False
+    )
+    workflow = pe.Workflow(name="w", base_dir=str(tmp_path / "work"))
+
+    def begin(name):
+        path = tmp_path / f"{name}.nii"
+        step = Step(value=1, image=str(path), mark=str(tmp_path / name), sleep_s=0.5)
+        first = pe.Node(step, name=name, mem_gb=ord(name) / 200)
+        then = pe.Node(Step(mark=str(tmp_path / f"{name}2"), image="another"), name=f"{name}2")
+        workflow.connect(first, "value", then, "value")
+        return path
+
+    def run(**options):
+        return run_workflow(workflow, memory_gb=4, crash_dir=tmp_path / "crash", **options)
+
+    return begin, run, workflow
+
+
+@pytest.mark.parametrize("nprocs", [1, 2])
+def test_the_next_images_are_read_once_while_those_before_are_at_work(images, nprocs, monkeypatch):
+    begin, run, _ = images
+    names = {str(begin(name)): name for name in "abcde"}
+    begun, read = [], []
+    monkeypatch.setattr(workers, "read_ahead", lambda path: read.append((names[path], len(begun))))
+
+    def on_step(name, status):
+        if status == "start" and len(name) == len("w.a"):
+            begun.append(name[-1])
+
+    assert run(nprocs=nprocs, on_step=on_step) == {}
+    assert begun == list("abcde")
+    assert [name for name, _ in read] == list("abcde")[nprocs:]
+    for name, n_begun in read:
+        assert n_begun <= begun.index(name) < n_begun + nprocs
+
+
+def test_an_image_that_changes_after_it_was_read_ahead_is_taken_as_it_is(
+    images, tmp_path, monkeypatch
+):
+    begin, run, workflow = images
+    path = begin("a").with_name("b.nii")
+    path.write_text("planned")
+    workflow.add_nodes([pe.Node(Read(image=path), name="b", mem_gb=1)])
+
+    def read_and_change(path):
+        read_ahead(path)
+        Path(path).write_text("changed")
+
+    monkeypatch.setattr(workers, "read_ahead", read_and_change)
+    assert run(nprocs=1) == {}
+    result = load_resultfile(str(tmp_path / "work" / "w" / "b" / "result_b.pklz"))
+    assert result.outputs.content == "changed"
+
+
+def test_an_image_that_cannot_be_read_ahead_is_nobodys_failure_before_its_turn(images, tmp_path):
+    begin, run, workflow = images
+    begin("a")
+    gone = tmp_path / "b.nii"
+    gone.write_text("planned")
+    workflow.add_nodes([pe.Node(Read(image=gone), name="b", mem_gb=1)])
+    begin("z")
+    gone.unlink()
+    read_ahead(gone)
+    assert list(run(nprocs=1)) == ["w.b"]
 
 
 def test_workers_start_where_temporary_files_have_long_names(tmp_path):
