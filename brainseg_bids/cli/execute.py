@@ -16,7 +16,7 @@ from brainseg_bids.bids.description import write_once
 from brainseg_bids.console import Progress, at_work, one_line
 from brainseg_bids.documents import InputError
 from brainseg_bids.exit_codes import DONE, NOT_BUILT
-from brainseg_bids.resources import memory_gib
+from brainseg_bids.resources import PROGRAM_GIB, memory_gib
 from brainseg_bids.scratch import explain, scratch_dir
 from brainseg_bids.settings import Settings
 from brainseg_bids.stages import PARTICIPANT
@@ -26,7 +26,8 @@ from brainseg_bids.stages.segment import SegmentJob
 
 log = logging.getLogger("brainseg")
 
-"""Exit codes; 126 and 127 (a licence, a program is missing) come with the error that has them."""
+LEAST_STEPS_GIB = 0.1
+"""Memory for steps where the process with the models leaves none: they run one at a time."""
 
 PASS_ON = ("inputnode", "outputnode")
 """Nodes that hand on what others have made; Nipype leaves them out when it runs."""
@@ -65,9 +66,9 @@ def run_plans(
             why = explain(str(error), settings.work_dir)
             return faults | {scan.title: why for plan in plans for scan in plan.to_run}, DONE
     with contextlib.ExitStack() as stack:
-        program = run.program
+        program, held_gib = run.program, 0.0
         if will_run and not program and settings.nipype_plugin_file is None:
-            program = stack.enter_context(_at_hand(plans))
+            program, held_gib = stack.enter_context(_at_hand(plans))
         try:
             workflow, description = _build(run, plans, so_far, tables, program)
         except Exception as error:  # whatever it is, it is ours to mend
@@ -85,7 +86,9 @@ def run_plans(
         if not will_run:
             return faults, DONE
         workflow.base_dir = str(scratch_dir(settings))
-        failures, code = _run_workflow(settings, workflow, plans, crash_dir, on_participant)
+        failures, code = _run_workflow(
+            settings, workflow, plans, crash_dir, _steps_gib(settings, held_gib), on_participant
+        )
     with contextlib.suppress(OSError, shutil.Error):
         if failures:
             shutil.copytree(crash_dir, run_dir / "crash", dirs_exist_ok=True)
@@ -110,17 +113,27 @@ def _prepare(settings: Settings, run_dir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _at_hand(plans: Sequence[SubjectPlan]) -> Iterator[tuple[str, ...]]:
-    """The program that segments, with the network loaded once if there are several images."""
+def _at_hand(plans: Sequence[SubjectPlan]) -> Iterator[tuple[tuple[str, ...], float]]:
+    """The program that segments, with the network loaded once if there are several images.
+
+    With it the memory that is held for it all the time, GiB. While an image is segmented most of
+    it is shared, but beside other steps it counts in full.
+    """
     jobs = [job for plan in plans for job in plan.to_run if isinstance(job, SegmentJob)]
     if len(jobs) < 2:
-        yield ()
+        yield (), 0.0
         return
-    from brainseg_bids.programs.preload import preloaded
+    from brainseg_bids.programs.preload import SEGMENT, preloaded
 
     models = {one.path: None for job in jobs for one in (job.model, *job.ensemble)}
     with preloaded(list(map(str, models))) as program:
-        yield program
+        yield program, 0.0 if program == SEGMENT else PROGRAM_GIB
+
+
+def _steps_gib(settings: Settings, held_gib: float) -> float:
+    """Memory for the steps of a workflow, beside what is held all the time."""
+    # Nipype's own guess does not know the limit of a container or a batch job.
+    return max((settings.memory_gb or 0.9 * memory_gib()) - held_gib, LEAST_STEPS_GIB)
 
 
 def _build(
@@ -220,6 +233,7 @@ def _run_workflow(
     workflow,
     plans: list[SubjectPlan],
     crash_dir: Path,
+    steps_gib: float,
     on_participant: Callable[[str], None],
 ) -> tuple[dict[str, str], int]:
     """Failures by title, and the exit code that their kind asks for, or 0."""
@@ -252,8 +266,7 @@ def _run_workflow(
         crashed = run_workflow(
             workflow,
             nprocs=settings.nprocs,
-            # Nipype's own guess does not know the limit of a container or a batch job.
-            memory_gb=settings.memory_gb or 0.9 * memory_gib(),
+            memory_gb=steps_gib,
             crash_dir=crash_dir,
             result_file=steps.result_file,
             plugin=read_plugin(settings.nipype_plugin_file),

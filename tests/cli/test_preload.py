@@ -16,8 +16,12 @@ import numpy as np
 import psutil
 import pytest
 
+from brainseg_bids import runner
+from brainseg_bids.cli.parser import parse
+from brainseg_bids.cli.run import run
 from brainseg_bids.images import write_volume
 from brainseg_bids.programs.preload import SEGMENT, preloaded
+from brainseg_bids.resources import PROGRAM_GIB
 from tests.fakes import dataset
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
@@ -192,6 +196,29 @@ def test_it_ends_with_the_block(model):
         assert len(children(os.getpid())) > len(before)
     assert set(children(os.getpid())) <= {*before}
     assert sys.executable == program[0]
+
+
+@pytest.mark.parametrize(("n_images", "held_gib"), [(1, 0), (2, PROGRAM_GIB)])
+def test_steps_are_planned_beside_the_memory_of_the_process(
+    model, tmp_path, monkeypatch, n_images, held_gib
+):
+    names = [f"sub-0{number}_T1w" for number in range(n_images)]
+    data = dataset.write_dataset(tmp_path / "data", *names)
+    planned = []
+    monkeypatch.setattr(
+        runner, "run_workflow", lambda *_, memory_gb, **__: planned.append(memory_gb) or {}
+    )
+    words = [data, tmp_path / "out", "participant", "-w", tmp_path / "work", "--model", model]
+    run(parse([*map(str, words), "--mem", "4G"]))
+    assert planned == [pytest.approx(4 - held_gib)]
+
+
+def test_the_process_takes_no_more_memory_than_is_planned(program, model, image, tmp_path):
+    process = start(program, model, image, tmp_path / "out")
+    process.communicate(timeout=120)  # it has answered, so all is imported
+    assert process.returncode == 0
+    resident_gib = psutil.Process(server_of(program)).memory_info().rss / 2**30
+    assert resident_gib == pytest.approx(PROGRAM_GIB, rel=0.25)
 
 
 def _wait_for(find, seconds=60.0):
