@@ -190,7 +190,8 @@ class SlurmOptions(OptionGroup):
     resubmit_failed: bool = option(
         "--resubmit-failed",
         default=False,
-        help="with --slurm: only participants that failed or were never started (brainseg status)",
+        help="with --slurm: only participants that failed, are outdated or were never started "
+        "(brainseg status)",
     )
 
 

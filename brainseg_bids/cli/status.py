@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 done: all results are there, of the images and with the models as they are now; failed: with the
-reason; running, queued: as locks and Slurm tell; unknown: begun where this cannot be seen from
-here; not started. The last command that was submitted or run decides what should be there.
+reason; running, queued: as locks and Slurm tell; unknown: submitted or begun where this cannot be
+seen from here; outdated: results are there, but of another image, model or option than the last
+command's; not started. The last command that was submitted or run decides what should be there.
 Exit codes: 0; 1 if any has failed; 2 if there is nothing to tell."""
 
 

@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from brainseg_bids.documents import InputError
+from brainseg_bids.hpc.schedulers import SCHEDULERS
 from brainseg_bids.locks import Lock, lock_byte
 from brainseg_bids.settings import Settings, SettingsError
 from brainseg_bids.stages.jobs import read_object
@@ -41,12 +43,15 @@ class PastRun:
         the file system cannot tell.
     where : str
         Computer, and the job of Slurm if it was one.
+    began_s : float
+        By the clock of the file system.
     """
 
     folder: Path
     settings: Settings
     state: str
     where: str
+    began_s: float
 
 
 @contextlib.contextmanager
@@ -82,13 +87,15 @@ def past_runs(output_dir: Path) -> list[PastRun]:
     """Runs of the participant level, the newest last."""
     found = []
     for record in sorted((output_dir / "logs").glob(f"*/{RECORD}")):
-        settings = read_settings(record.with_name("settings.toml"))
+        path = record.with_name("settings.toml")
+        settings = read_settings(path)
         if settings is None or settings.analysis_level != "participant":
             continue
         said = read_object(record)
         job = said.get("SlurmJob")
         where = f"job {job}" if job else f"process {said.get('Pid')} on {said.get('Host')}"
-        found.append(PastRun(record.parent, settings, _state(record, said), where))
+        state, began_s = _state(record, said), path.stat().st_mtime
+        found.append(PastRun(record.parent, settings, state, where, began_s))
     return found
 
 
@@ -118,17 +125,43 @@ def _own_task() -> str:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
-# -- Slurm --------------------------------------------------------------------------------
+# -- batch systems ------------------------------------------------------------------------
 
 
-def tasks(output_dir: Path) -> dict[str, list[str]]:
-    """Participants of each task of the arrays that were submitted, by ``JOB_TASK``."""
-    found = {}
-    for path in sorted((output_dir / "logs" / "slurm").glob("tasks_*.txt")):
-        job = path.stem.removeprefix("tasks_")
-        for index, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-            found[f"{job}_{index}"] = line.split()
-    return found
+class Task(NamedTuple):
+    """One task of an array that was submitted.
+
+    Parameters
+    ----------
+    name : str
+        ``JOB_TASK``.
+    scheduler : str
+        One of `SCHEDULERS`.
+    labels : tuple of str
+        Its participants.
+    listed : Path
+        File that names them.
+    submitted_s : float
+        By the clock of the file system.
+    """
+
+    name: str
+    scheduler: str
+    labels: tuple[str, ...]
+    listed: Path
+    submitted_s: float
+
+
+def tasks(output_dir: Path) -> list[Task]:
+    """Tasks of the arrays that were submitted to any batch system, the newest last."""
+    found = []
+    for scheduler in SCHEDULERS:
+        for path in (output_dir / "logs" / scheduler).glob("tasks_*.txt"):
+            job, submitted_s = path.stem.removeprefix("tasks_"), path.stat().st_mtime
+            for index, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+                labels = tuple(line.split())
+                found.append(Task(f"{job}_{index}", scheduler, labels, path, submitted_s))
+    return sorted(found, key=lambda task: task.submitted_s)
 
 
 def queue() -> dict[str, str] | None:

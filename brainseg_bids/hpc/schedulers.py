@@ -27,6 +27,8 @@ class Scheduler:
         Bash for a task's place in its array, from 0.
     after : str
         Options of ``submit`` for a job that waits until ``$jobs`` have ended.
+    asks : str
+        Program that lists what waits and runs.
     unknown : tuple of str
         Keys of a site's profile that it has no word for.
     """
@@ -36,6 +38,7 @@ class Scheduler:
     each: str
     index: str
     after: str
+    asks: str
     unknown: tuple[str, ...] = ()
 
     @property
@@ -51,6 +54,7 @@ SCHEDULERS = {
         ":$job",
         "SLURM_ARRAY_TASK_ID",
         '--dependency="afterany$jobs"',
+        "squeue",
         ("pe",),
     ),
     "pbs": Scheduler(
@@ -59,6 +63,7 @@ SCHEDULERS = {
         ":$job",
         "${PBS_ARRAY_INDEX:-0}",
         '-W depend="afterany$jobs"',
+        "qstat",
         ("qos", "constraint", "gres", "pe"),
     ),
     "lsf": Scheduler(
@@ -67,6 +72,7 @@ SCHEDULERS = {
         " && ended($job)",
         "LSB_JOBINDEX - 1",
         '-w "${jobs# && }"',
+        "bjobs",
         ("qos", "constraint", "gres", "pe"),
     ),
     "sge": Scheduler(
@@ -75,6 +81,7 @@ SCHEDULERS = {
         ",$job",
         "SGE_TASK_ID - 1",
         '-hold_jid "${jobs#,}"',
+        "qstat",
         ("qos", "constraint", "gres", "gpus"),
     ),
 }

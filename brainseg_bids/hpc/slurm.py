@@ -10,6 +10,7 @@ import argparse
 import math
 import os
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -203,7 +204,7 @@ def _to_resubmit(settings: Settings, labels: list[str]) -> list[str]:
     InputError
         If there is none.
     """
-    from brainseg_bids.hpc.status import TO_SUBMIT, counted, states_of  # late: nibabel
+    from brainseg_bids.hpc.status import TO_SUBMIT, UNKNOWN, counted, states_of  # late: nibabel
 
     states = states_of(replace(settings, participant_label=tuple(labels)))
     chosen = [one.participant.removeprefix("sub-") for one in states if one.state in TO_SUBMIT]
@@ -211,6 +212,13 @@ def _to_resubmit(settings: Settings, labels: list[str]) -> list[str]:
         raise InputError(
             f"--resubmit-failed: there is nobody to submit ({counted(states)}). brainseg status "
             f"{settings.output_dir} tells more."
+        )
+    unknown = [one for one in states if one.state == UNKNOWN]
+    if unknown:
+        print(
+            f"brainseg: WARNING: --resubmit-failed leaves out {len(unknown)} participant(s) whose "
+            f"jobs cannot be seen from here ({unknown[0].participant}: {unknown[0].reason}).",
+            file=sys.stderr,
         )
     return chosen
 

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING
 from brainseg_bids.bids.inputs import find_participants, label_error
 from brainseg_bids.documents import InputError
 from brainseg_bids.hpc import runs
+from brainseg_bids.hpc.schedulers import SCHEDULERS
 from brainseg_bids.settings import Settings
 
 if TYPE_CHECKING:
     from brainseg_bids.stages.jobs import SubjectPlan
 
 DONE, FAILED, RUNNING, QUEUED = "done", "failed", "running", "queued"
-UNKNOWN, NOT_STARTED, NOTHING = "unknown", "not started", "no image"
-STATES = (DONE, FAILED, RUNNING, QUEUED, UNKNOWN, NOT_STARTED, NOTHING)
+UNKNOWN, OUTDATED, NOT_STARTED, NOTHING = "unknown", "outdated", "not started", "no image"
+STATES = (DONE, FAILED, RUNNING, QUEUED, UNKNOWN, OUTDATED, NOT_STARTED, NOTHING)
 
-TO_SUBMIT = (FAILED, NOT_STARTED)
+TO_SUBMIT = (FAILED, OUTDATED, NOT_STARTED)
 """States of those whom ``--resubmit-failed`` submits."""
+SAME_TIME_S = 5.0
+"""A task may begin before the list of its array is written."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +53,49 @@ class State:
 
 
 def last_settings(output_dir: Path) -> Settings:
-    """What the output folder is for: the last command that was submitted, or run.
+    """What the output folder is for: the last command, whether it was submitted or run.
+
+    Participants are those of the last submission and of the runs since then; without a
+    submission all of them.
 
     Raises
     ------
     InputError
         If nothing has run there or was submitted.
     """
-    submitted = sorted(
-        (output_dir / "logs").glob("*/submitted.toml"), key=lambda path: path.stat().st_mtime
-    )
-    for path in reversed(submitted):
-        if settings := runs.read_settings(path):
-            return settings
-    past = runs.past_runs(output_dir)
-    if not past:
-        raise InputError(
-            f"{output_dir}: no run of the participant level has left its settings in logs. Give "
-            "the output folder of one."
-        )
-    # Runs of a few each, as other submitters start them, are runs of one dataset.
-    return replace(past[-1].settings, participant_label=())
+    past = [run for run in runs.past_runs(output_dir) if _makes_results(run.settings)]
+    submitted = _last_submission(output_dir)
+    if submitted is None:
+        if not past:
+            raise InputError(
+                f"{output_dir}: no run of the participant level has left its settings in logs. "
+                "Give the output folder of one."
+            )
+        # Runs of a few each, as other submitters start them, are runs of one dataset.
+        return replace(past[-1].settings, participant_label=())
+    settings, submitted_s = submitted
+    # A task may belong to an earlier submission.
+    tasks = {f"job {task.name}" for task in runs.tasks(output_dir)}
+    later = [run for run in past if run.began_s > submitted_s and run.where not in tasks]
+    commands = [settings, *(run.settings for run in later)]
+    labels = {label for one in commands for label in one.participant_label}
+    everyone = not all(one.participant_label for one in commands)
+    return replace(commands[-1], participant_label=() if everyone else tuple(sorted(labels)))
+
+
+def _makes_results(settings: Settings) -> bool:
+    return not (settings.reports_only or settings.boilerplate_only)
+
+
+def _last_submission(output_dir: Path) -> tuple[Settings, float] | None:
+    """Settings of the last submission, and its time by the clock of the file system."""
+    found = [
+        (path.stat().st_mtime, settings)
+        for path in (output_dir / "logs").glob("*/submitted.toml")
+        if (settings := runs.read_settings(path))
+    ]
+    submitted_s, settings = max(found, key=lambda one: one[0], default=(0.0, None))
+    return (settings, submitted_s) if settings else None
 
 
 def states_of(settings: Settings) -> list[State]:
@@ -134,25 +159,41 @@ class _Heard:
     def __init__(self, output_dir: Path) -> None:
         self.output_dir = output_dir
         self.past = runs.past_runs(output_dir)
-        self.tasks: dict[str, list[str]] = {}
-        for task, labels in runs.tasks(output_dir).items():
-            for label in labels:
+        self.tasks: dict[str, list[runs.Task]] = {}
+        for task in runs.tasks(output_dir):
+            for label in task.labels:
                 self.tasks.setdefault(label, []).append(task)
-        of_slurm = self.tasks or any(run.where.startswith("job") for run in self.past)
+        of_slurm = any(task.scheduler == "slurm" for own in self.tasks.values() for task in own)
+        of_slurm = of_slurm or any(run.where.startswith("job") for run in self.past)
         self.queue = runs.queue() if of_slurm else None
 
     def at_work(self, label: str) -> tuple[str, str] | None:
-        """State and reason if a task or a run has the participant in hand."""
-        for task in reversed(self.tasks.get(label, [])):
-            if said := (self.queue or {}).get(task):
-                return (QUEUED if said == "PENDING" else RUNNING), f"job {task}: {said.lower()}"
+        """State and reason if a task or a run has the participant in hand, or may have it."""
+        tasks = self.tasks.get(label, [])
+        for task in reversed(tasks):
+            if task.scheduler == "slurm" and (said := (self.queue or {}).get(task.name)):
+                return (
+                    QUEUED if said == "PENDING" else RUNNING
+                ), f"job {task.name}: {said.lower()}"
         for run in reversed(self._runs(label)):
             if run.state == runs.AT_WORK:
                 return RUNNING, run.where
             asked = self.queue is not None and run.where.startswith("job")
             if run.state == runs.UNKNOWN and not asked:
                 return UNKNOWN, f"{run.where} has not told its end"
+        if tasks and not self._has_begun(tasks[-1], label):
+            task, asks = tasks[-1], SCHEDULERS[tasks[-1].scheduler].asks
+            return UNKNOWN, (
+                f"job {task.name} has not begun; only {asks}, outside of a container, tells "
+                f"whether it waits. If it does not, remove {task.listed}"
+            )
         return None
+
+    def _has_begun(self, task: runs.Task, label: str) -> bool:
+        """Whether a task has begun with a participant, or is gone."""
+        if task.scheduler == "slurm" and self.queue is not None:
+            return True  # it would be in the queue
+        return any(run.began_s > task.submitted_s - SAME_TIME_S for run in self._runs(label))
 
     def lost(self, label: str) -> str:
         """Why the last run that had the participant in hand says nothing of it, if it was lost."""
@@ -194,7 +235,9 @@ def _state(
         return state(FAILED, (f"{title}: {why}" for title, why in failed.items()))
     if why := heard.lost(label):
         return state(FAILED, [why])
-    return state(NOT_STARTED, (f"{scan.title}: {scan.reason}" for scan in missing))
+    outdated = missing and all(scan.main.is_file() for scan in missing) and not waiting
+    reasons = (f"{scan.title}: {scan.reason}" for scan in missing)
+    return state(OUTDATED if outdated else NOT_STARTED, reasons)
 
 
 def counted(states: Sequence[State]) -> str:

@@ -17,7 +17,7 @@ from brainseg_bids.cli.parser import parse
 from brainseg_bids.cli.run import run
 from brainseg_bids.documents import InputError
 from brainseg_bids.hpc import runs
-from brainseg_bids.hpc.status import states_of
+from brainseg_bids.hpc.status import last_settings, states_of
 from brainseg_bids.locks import Lock
 from tests.fakes import dataset, templates
 
@@ -89,7 +89,59 @@ def test_an_image_that_has_changed_since_is_not_done(study):
     assert set(states(study).values()) == {"done"}
     shutil.copy(image(study, "01"), image(study, "03"))
     image(study, "03").write_bytes(image(study, "03").read_bytes() + b"\0")
-    assert states(study)["sub-03"] == "not started"
+    assert states(study)["sub-03"] == "outdated"
+
+
+def test_results_of_another_model_are_outdated_and_are_submitted_again(study, capsys):
+    assert run(settings(study, "--participant-label", "01"), program=dataset.PREDICT) == 0
+    shutil.rmtree(study.parent / "model")
+    dataset.write_bundle(study.parent / "model", name="other")
+    (first, second, _) = states_of(settings(study))
+    assert (first.state, second.state) == ("outdated", "not started")
+    assert "model" in first.reason
+    capsys.readouterr()
+    assert run(settings(study, "--slurm", "--resubmit-failed")) == 0
+    assert "01\n02\n03\n" in capsys.readouterr().out
+    assert main(["status", "out"]) == 0
+
+
+def test_a_run_after_a_submission_decides_what_should_be_there(study, capsys):
+    assert run(settings(study, "--slurm", "--participant-label", "01", "03")) == 0
+    submitted = study.parent / "out" / "logs" / "slurm" / "submitted.toml"
+    os.utime(submitted, (time.time() - 100,) * 2)
+    later = settings(study, "--participant-label", "01", "--probseg")
+    assert run(later, program=dataset.PREDICT) == 0
+    asked = last_settings(study.parent / "out")
+    assert asked.probseg
+    assert asked.participant_label == ("01", "03")
+    os.utime(submitted, (time.time() + 100,) * 2)
+    assert not last_settings(study.parent / "out").probseg
+
+
+@pytest.mark.parametrize("scheduler", ["pbs", "lsf", "sge", "slurm"])
+@pytest.mark.input(
+    "runs",
+    "`--resubmit-failed` where the queue cannot be asked (PBS, LSF, Grid Engine; no `squeue`)",
+    "submitted participants that have not begun are `unknown` and left out, with a warning",
+    0,
+)
+def test_what_may_wait_in_a_queue_that_cannot_be_asked_is_unknown(
+    study, monkeypatch, capsys, scheduler
+):
+    monkeypatch.setattr(runs, "queue", lambda: None)
+    tasks = study.parent / "out" / "logs" / scheduler / "tasks_9.txt"
+    tasks.parent.mkdir(parents=True)
+    tasks.write_text("01 02\n")
+    assert list(states(study).values()) == ["unknown", "unknown", "not started"]
+    assert str(tasks) in states_of(settings(study))[0].reason
+    assert run(settings(study, "--slurm", "--resubmit-failed")) == 0
+    said = capsys.readouterr()
+    assert "tasks=(\n03\n)" in said.out
+    assert str(tasks) in said.err
+    image(study, "02").write_bytes(b"no image")
+    os.utime(tasks, (time.time() - 100,) * 2)
+    assert run(settings(study, "--participant-label", "01", "02"), program=dataset.PREDICT) == 1
+    assert list(states(study).values()) == ["done", "failed", "not started"]
 
 
 def test_a_run_that_was_killed_has_failed_with_what_slurm_said(study):
