@@ -55,6 +55,8 @@ KINDS = {
 """Keys of a rating file, as `brainseg_bids.documents.check` takes them."""
 NEEDED = ("Segmentation", "LabelsSHA256", "Rating")
 PATTERN = "*_rating-*.json"
+NOBODY = "n/a"
+"""Rater of a file that names none."""
 
 
 def rating_form(labels: Path, segmentation: str) -> Markup:
@@ -163,7 +165,7 @@ def read_rating(path: Path, known: Mapping[str, Path]) -> dict:
         "rating": said["Rating"],
         "artefacts": "; ".join(map(_line, said.get("Artefacts", ()))),
         "comment": _line(said.get("Comment", "")),
-        "rater": _line(said.get("Rater", "")),
+        "rater": _line(said.get("Rater", "")) or NOBODY,
         "rated_on": _line(said.get("RatedOn", "")),
         "is_current": "yes" if sha256(labels) == said["LabelsSHA256"] else "no",
         "file": path.name,
@@ -178,15 +180,31 @@ def _line(text: str) -> str:
 def latest(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Rating of each image: of its raters' last current ones, the worst.
 
-    >>> row = {"image": "sub-01", "is_current": "yes"}
+    Whoever gives no name may be anyone: each file without one counts as a rater of its own.
+
+    >>> row = {"image": "sub-01", "is_current": "yes", "file": "1"}
     >>> latest([row | {"rater": who, "rating": what} for who, what in
     ...     (("a", "bad"), ("a", "good"), ("b", "usable"))])
     {'sub-01': 'usable'}
     """
     last = {
-        (row["image"], row["rater"]): row["rating"] for row in rows if row["is_current"] == "yes"
+        (row["image"], *_person(row)): row["rating"] for row in rows if row["is_current"] == "yes"
     }
     found: dict[str, str] = {}
-    for (image, _), rating in last.items():
+    for (image, *_), rating in last.items():
         found[image] = max(found.get(image, "good"), rating, key=list(RATINGS).index)
     return found
+
+
+def _person(row: Mapping[str, str]) -> tuple[str, str]:
+    """Name of a rater, or the file of one who gave none."""
+    return (row["rater"], row["file"] if row["rater"] == NOBODY else "")
+
+
+def nameless(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Current files without a rater, of images that have several ratings."""
+    current = [row for row in rows if row["is_current"] == "yes"]
+    images = [row["image"] for row in current]
+    return [
+        row["file"] for row in current if row["rater"] == NOBODY and images.count(row["image"]) > 1
+    ]

@@ -49,7 +49,11 @@ class Summary(GroupStage):
     options = SummaryOptions
 
     def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:
-        from brainseg_bids.reports.ratings import find_ratings, read_ratings  # late: jinja2
+        from brainseg_bids.reports.ratings import (  # late: jinja2
+            find_ratings,
+            nameless,
+            read_ratings,
+        )
 
         to_review: dict[str, None] = {}
         wanted = (settings.participant_label, settings.session_label)
@@ -57,6 +61,13 @@ class Summary(GroupStage):
         ratings, faults = read_ratings(found, settings.output_dir, *wanted)
         for fault in faults:
             log.warning("%s This rating is left out.", fault)
+        if unknown := nameless(ratings):
+            log.warning(
+                "%s: no rater is named, beside other ratings of the same image: each counts as "
+                "another person, and the worst rating counts. Remove what is outdated, or write "
+                "Rater into the file",
+                ", ".join(unknown),
+            )
         if ratings:
             log.info("%d rating%s taken", len(ratings), "s" * (len(ratings) != 1))
         with working("stage summary"):

@@ -174,7 +174,8 @@ def _ratings(rows: Sequence[Mapping[str, str]], pages: Collection[str]) -> Marku
         page.box("Rated bad", bad, kind="bad") if bad else "",
         page.fold("All ratings", tables.html_table(frame)),
         page.text(
-            "Of several raters the worst counts, of several ratings by one rater the last. "
+            "Of several raters the worst counts, of several ratings by one rater the last. Each "
+            "rating without a name counts as another rater. "
             + f"† {page.plural(outdated, 'rating')} of labels that have been made again since: "
             "not counted." * bool(outdated),
             faint=True,

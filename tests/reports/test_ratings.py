@@ -14,7 +14,13 @@ from brainseg_bids.documents import InputError
 from brainseg_bids.files import sha256
 from brainseg_bids.reports.image_section import image_section
 from brainseg_bids.reports.page import write_subject_page
-from brainseg_bids.reports.ratings import find_ratings, rating_form, read_ratings
+from brainseg_bids.reports.ratings import (
+    find_ratings,
+    latest,
+    nameless,
+    rating_form,
+    read_ratings,
+)
 from brainseg_bids.stages.summary import write_group
 from tests.reports.browser import Browser, needs_browser
 from tests.reports.reading import cells, read
@@ -68,6 +74,19 @@ def test_a_rating_becomes_a_row(out):
     assert read_ratings(find_ratings(out), out, ["02"]) == ([], [])
     assert read_ratings(find_ratings(out), out, sessions=["B"]) == ([], [])
     assert read_ratings(find_ratings(out), out, ["01"], ["A"]) == (rows, [])
+
+
+def test_raters_without_a_name_are_not_one_person(out):
+    save(out, "a", Rating="bad", Rater="", RatedOn="2026-11-30T10:00:00Z")
+    save(out, "b", Rating="good", Rater=None)
+    save(out, "c", Rating="usable", Rater="me")
+    rows, _ = read_ratings(find_ratings(out), out)
+    assert {row["rater"] for row in rows} == {"n/a", "me"}
+    assert latest(rows) == {"sub-01_ses-A": "bad"}
+    assert nameless(rows) == ["a_rating-1.json", "b_rating-1.json"]
+    assert nameless(rows[:1]) == []
+    named = [row | {"rater": "me"} for row in rows]
+    assert latest(named[:2]) == {"sub-01_ses-A": "good"}
 
 
 def test_a_rating_of_labels_that_were_made_again_says_so(out):
