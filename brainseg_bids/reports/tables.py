@@ -18,6 +18,9 @@ from brainseg_bids.files import whole_or_nothing
 def write_tsv(path: Path, rows: Sequence[Mapping]) -> Path:
     """Write a table whole or not at all; columns are those of all rows, in order.
 
+    Without rows there are no columns either: nothing is written, and a table of an earlier run is
+    removed.
+
     Parameters
     ----------
     path : Path
@@ -25,12 +28,12 @@ def write_tsv(path: Path, rows: Sequence[Mapping]) -> Path:
         Written as `cell_text`.
     """
     frame = pd.DataFrame(rows, dtype=object)
+    if frame.columns.empty:
+        path.unlink(missing_ok=True)
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_or_nothing(path) as temporary:
-        if frame.columns.empty:
-            temporary.write_text("", encoding="utf-8")
-        else:
-            write_rows(temporary, frame.columns, frame.map(cell_text))
+        write_rows(temporary, frame.columns, frame.map(cell_text))
     return path
 
 

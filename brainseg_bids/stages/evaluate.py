@@ -279,6 +279,14 @@ def _clear(output_dir: Path) -> None:
             path.unlink()
 
 
+WHY_EMPTY = {
+    "comparisons": "it compares raters in pairs, on the same images",
+    "ranks": "it ranks several raters on the same images",
+    "missing": "every label map has its counterpart",
+}
+"""Why an evaluation may have no line for a table."""
+
+
 def write_tables(
     settings: Settings, plan: EvaluationPlan, rows: list[dict], tables: Mapping[str, list[dict]]
 ) -> None:
@@ -289,6 +297,9 @@ def write_tables(
     folder = settings.output_dir / FOLDER
     for name, lines in every.items():
         write_tsv(folder / f"{name}.tsv", lines)
+        if not lines:
+            why = WHY_EMPTY.get(name, "no structure is in all label maps")
+            log.info("%s.tsv: not written, it would be empty (%s)", folder / name, why)
     write_text(folder / "evaluation.json", json.dumps(finite(every)) + "\n")
     write_json(
         folder / "settings.json",

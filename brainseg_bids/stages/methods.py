@@ -29,8 +29,10 @@ def of_results(jobs: Sequence[Job]) -> str:
     Parameters
     ----------
     jobs : sequence of Job
-        With results.
+        With results; without any there is nothing to tell.
     """
+    if not jobs:
+        return ""
     metadata = [read_object(sidecar(job.main)) for job in jobs]
     found = (one["BrainsegVersion"] for one in metadata if "BrainsegVersion" in one)
     versions = sorted(set(map(str, found)))

@@ -190,6 +190,7 @@ def write_group(
         If there are no volumes.
     """
     from brainseg_bids.anatomy.cohort import Cohort  # late: numpy
+    from brainseg_bids.reports.tables import write_tsv  # late: pandas
     from brainseg_bids.stages.summary_page import write_group_page
 
     wanted = (tuple(participants), tuple(sessions))
@@ -205,7 +206,7 @@ def write_group(
         rated = [row for row in ratings if row["seg"] == segmentation]
         if tables:
             _write_tables(output_dir, stem, volumes, inside, to_look_at)
-            _write_ratings(output_dir / f"{stem}-ratings_morph.tsv", rated)
+            write_tsv(output_dir / f"{stem}-ratings_morph.tsv", rated)
         if tables and cohort:
             _write_presence(output_dir / f"{stem}-presence_morph.tsv", cohort)
         written = write_group_page(
@@ -298,16 +299,6 @@ def _intracranial(row: Mapping | None, *, soft: bool) -> dict[str, object]:
         return {"intracranial_mm3": None, "intracranial_note": "made by an earlier version"}
     volume_mm3 = row["soft_volume_mm3" if soft else "volume_mm3"]
     return {"intracranial_mm3": volume_mm3, "intracranial_note": row["note"]}
-
-
-def _write_ratings(path: Path, ratings: Sequence[Mapping[str, str]]) -> None:
-    """One row for each rating file; the table of an earlier run goes if there is none now."""
-    from brainseg_bids.reports.tables import write_tsv  # late: pandas
-
-    if ratings:
-        write_tsv(path, ratings)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _write_presence(path: Path, cohort: Cohort) -> None:

@@ -127,6 +127,12 @@ def test_own_segmentations_are_judged_too(app):
     done = app("--stages", "evaluate", "--reference", f"manual={truth}", level="group")
     assert done.code == 0, done.log
     assert {row["rater"] for row in table(done, "agreement")} == {"fake"}
+    folder = done.output / "evaluation"
+    written = {path.stem for path in folder.glob("*.tsv")}
+    assert {"headline", "structures"} <= written
+    assert written.isdisjoint({"comparisons", "ranks", "missing"})
+    assert all(path.stat().st_size for path in folder.glob("*.tsv"))
+    assert f"{folder}/comparisons.tsv: not written" in done.log
     assert "trained on" in (done.output / "group_evaluation.html").read_text()
 
 

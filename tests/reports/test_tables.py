@@ -27,8 +27,11 @@ def test_cells_that_have_their_text_are_written_as_they_are(tmp_path):
     )
 
 
-def test_a_table_without_rows_is_an_empty_file(tmp_path):
-    assert write_tsv(tmp_path / "t.tsv", []).read_bytes() == b""
+def test_a_table_without_rows_is_not_written_and_an_earlier_one_goes(tmp_path):
+    path = write_tsv(tmp_path / "t.tsv", [{"a": 1}])
+    assert path.is_file()
+    assert not write_tsv(path, []).exists()
+    assert not write_tsv(tmp_path / "none" / "t.tsv", []).exists()
 
 
 def test_rows_of_a_group_stand_under_its_name_and_totals():

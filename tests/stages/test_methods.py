@@ -38,6 +38,10 @@ def test_an_ensemble_is_named_with_all_its_members(tmp_path):
     assert "averaged with those of *other* (`cccccccccccc`)" in text
 
 
+def test_without_results_nothing_was_made_with_anything():
+    assert methods.of_results([]) == ""
+
+
 def test_one_tool_is_not_merged_with_another():
     assert "merged" not in headlabels.methods_text(["samseg"])
     assert "*SAMSEG*" in headlabels.methods_text(["samseg", "synthseg"])
