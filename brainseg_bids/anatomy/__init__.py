@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a label is, and where: tables, grids, label maps, crosswalks."""
+"""Labels and their geometry: label tables, grids, label maps, crosswalks, merging, upsampling."""

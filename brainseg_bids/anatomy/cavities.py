@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cavities of a mask: connected pieces of nothing, and which of them have a way out of the box."""
+"""Cavities: background components, and which of them the foreground encloses completely."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from brainseg_bids.anatomy.cleaning import (
 
 
 def fill_cavities(mask: np.ndarray) -> np.ndarray:
-    """Mask with what it encloses (through faces of voxels), (X, Y, Z) bool.
+    """Mask with its enclosed cavities filled (6-connectivity), (X, Y, Z) bool.
 
     >>> ring = np.ones((3, 3, 3), bool); ring[1, 1, 1] = False
     >>> fill_cavities(ring).all()
@@ -36,14 +36,16 @@ def _touches_no_face(numbers: np.ndarray, n: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Hollows:
-    """Connected pieces of code 0 (through faces of voxels), and which have no way out of the box.
+    """6-connected components of code 0, and which of them do not reach the border of the image.
 
     Parameters
     ----------
     numbers : (X, Y, Z) uint32
-        Piece of each voxel; 0 is labelled.
+        Component of each voxel, from 1 to n; 0 where the voxel has a label.
     sizes : (n + 1,) int
+        Voxels of each component.
     enclosed : (n + 1,) bool
+        Whether a component does not reach the border of the image.
     """
 
     numbers: np.ndarray
@@ -52,15 +54,15 @@ class Hollows:
 
     @classmethod
     def of(cls, voxels: np.ndarray) -> Hollows:
-        """Find them all."""
+        """Components of code 0 in a label map, (X, Y, Z) int."""
         numbers, n = cc3d.connected_components(voxels == 0, connectivity=6, return_N=True)
         return cls(numbers, piece_sizes(numbers, n), _touches_no_face(numbers, n))
 
     @property
     def enclosed_voxels(self) -> int:
-        """Voxels of all enclosed pieces."""
+        """Number of voxels in all enclosed components."""
         return int(self.sizes[self.enclosed].sum())
 
     def at_enclosed(self) -> np.ndarray:
-        """Flat indices, ascending, of the voxels of all enclosed pieces."""
+        """Flat indices, ascending, of the voxels in all enclosed components, (m,) int."""
         return voxels_in(self.numbers, self.enclosed)

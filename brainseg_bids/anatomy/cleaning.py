@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cleaning of a label map: undecided codes, strays on the wrong side, islands.
+"""Cleaning of a label map: undecided codes, components on the wrong side, islands.
 
-Arrays are on axes towards R, A, S (`Grid.to_ras`), so that one head gives one result in any axis
-order; ties are settled by votes in whole numbers, so that a mirrored head gives a mirrored result.
+Arrays have RAS+ axis order (`Grid.to_ras`), so that the result does not depend on the axis order
+of the file. Votes are whole numbers, so that a mirrored head gives a mirrored result.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OPEN = -1  # a voxel that waits for its label
 
 
 def code_lookup(codes: frozenset[int] | set[int], table: LabelTable) -> np.ndarray:
-    """Lookup from code to membership of ``codes``, (largest code + 1,) bool."""
+    """Lookup table that is True at each of ``codes``, (largest code + 1,) bool."""
     lookup = np.zeros(int(table.codes[-1]) + 1, dtype=bool)
     lookup[list(codes)] = True
     return lookup
@@ -32,12 +32,13 @@ def code_lookup(codes: frozenset[int] | set[int], table: LabelTable) -> np.ndarr
 def fill_nearest(
     voxels: np.ndarray, at: np.ndarray, allowed: np.ndarray, grid: Grid, table: LabelTable
 ) -> int:
-    """Give voxels the label that reaches them first, in place.
+    """Fill voxels with the allowed label that grows into them first, in place.
 
-    Labels grow from all sides into the voxels asked for, one layer at a time; where several
-    arrive at once, the 26 neighbours vote with one over their distance; a tie goes to the lower
-    code, the right side counted by the left's codes, left before right. What no allowed label can
-    reach this way (others lie between) takes the nearest allowed label straight through.
+    Labels grow into the given voxels one layer at a time. Where several arrive in the same layer,
+    the 26 neighbours vote, each weighted by its inverse distance. Of labels with equal votes the
+    lower code wins; a right label is ranked by the code of its left counterpart, and after it.
+    Voxels that no allowed label can grow into, since other labels lie between, take the nearest
+    allowed label by Euclidean distance.
 
     Parameters
     ----------
@@ -48,14 +49,14 @@ def fill_nearest(
     allowed : (codes,) bool
         By code: labels that may grow.
     grid : Grid
-        For distances; axes as ``voxels``.
+        Grid of ``voxels``, for distances.
     table : LabelTable
         For the order of ties.
 
     Returns
     -------
     int
-        Voxels for which there is no allowed label at all; they keep their code.
+        Number of voxels that keep their code because the map has no allowed label at all.
 
     Examples
     --------
@@ -148,12 +149,12 @@ def _fill_straight(voxels: np.ndarray, at: np.ndarray, allowed: np.ndarray, grid
 def resolve(
     voxels: np.ndarray, line: Resolution, table: LabelTable, grid: Grid
 ) -> tuple[int, int]:
-    """Replace undecided codes by the nearest candidate, in place.
+    """Replace the undecided codes of one rule by the nearest candidate, in place.
 
     Returns
     -------
     changed, left : int
-        Voxels replaced, and voxels for which the map holds no candidate.
+        Number of voxels replaced, and of voxels that stay because the map has no candidate.
     """
     at = np.flatnonzero(code_lookup(line.codes, table)[voxels])
     left = (
@@ -166,14 +167,14 @@ def resolve(
 
 @dataclass(frozen=True)
 class SagittalPlane:
-    """The plane between left and right, as the labels themselves see it.
+    """Mid-sagittal plane, estimated from left and right labels.
 
     Parameters
     ----------
     normal : (3,) float
-        World direction from left to right, length 1.
+        Unit vector from left to right, in world coordinates.
     offset_mm : float
-        ``normal @ point`` of the plane's points.
+        ``normal @ point`` for every point of the plane.
     """
 
     normal: np.ndarray
@@ -181,21 +182,22 @@ class SagittalPlane:
 
     @property
     def tilt_deg(self) -> float:
-        """Angle between left→right of the labels and of the world; above 90 they are swapped."""
+        """Angle between the plane's normal and world right; above 90, sides are swapped."""
         return float(np.degrees(np.arccos(np.clip(self.normal[0], -1, 1))))
 
     def right_of_mm(self, points_mm: np.ndarray) -> np.ndarray:
-        """Signed distance of (n, 3) world points, positive on the labels' right."""
+        """Signed distance of (n, 3) world points from the plane, positive on the labels' right."""
         return points_mm @ self.normal - self.offset_mm
 
 
 def fit_sagittal_plane(
     voxels: np.ndarray, table: LabelTable, grid: Grid, *, smallest_mm3: float = 50.0
 ) -> SagittalPlane | None:
-    """Plane from the centres of paired labels; None with fewer than three pairs.
+    """Mid-sagittal plane from the centroids of paired labels, or None with fewer than three pairs.
 
-    The normal is the mean direction from left to right centres, weighted by distance and by the
-    root of the smaller volume; the offset is the weighted median of the midpoints.
+    Pairs with less than ``smallest_mm3`` on either side are left out. The normal is the mean
+    vector from left to right centroid, weighted by the square root of the smaller volume. The
+    offset is the median of the midpoints with the same weights.
     """
     sided = {label.index for label in table if label.hemisphere != "none"}
     at = np.flatnonzero(code_lookup(sided, table)[voxels]) if sided else np.zeros(0, int)
@@ -236,20 +238,20 @@ def _centres(
 
 
 def world(grid: Grid, place: np.ndarray) -> np.ndarray:
-    """World coordinates of (n, 3) voxel indices."""
+    """World coordinates in mm, (n, 3), of voxel indices (n, 3)."""
     return place @ grid.affine[:3, :3].T + grid.affine[:3, 3]
 
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """Connected pieces of all labels: voxels that share a face, edge or corner and a code.
+    """26-connected components of all labels.
 
     Parameters
     ----------
     numbers : (X, Y, Z) uint32
-        Piece of each voxel; 0 is code 0.
+        Component of each voxel, from 1 to n; 0 where the code is 0.
     codes, sizes : (n + 1,) int
-        Code and voxels of each piece.
+        Code and number of voxels of each component.
     """
 
     numbers: np.ndarray
@@ -258,7 +260,7 @@ class Pieces:
 
     @classmethod
     def of(cls, voxels: np.ndarray) -> Pieces:
-        """Find all pieces."""
+        """Components of a label map, (X, Y, Z) int."""
         numbers, n = cc3d.connected_components(
             voxels.astype(np.uint16, copy=False), connectivity=26, return_N=True
         )
@@ -268,18 +270,18 @@ class Pieces:
         return cls(numbers, codes, piece_sizes(numbers, n))
 
     def largest(self) -> np.ndarray:
-        """By code: size of its largest piece, (largest code + 1,)."""
+        """Number of voxels in the largest component of each code, (largest code + 1,) int."""
         sizes = np.zeros(int(self.codes.max()) + 1, dtype=np.int64)
         np.maximum.at(sizes, self.codes[1:], self.sizes[1:])
         return sizes
 
     def voxels_of(self, wanted: np.ndarray) -> np.ndarray:
-        """Flat indices of the voxels of pieces (n + 1,) bool."""
+        """Flat indices of the voxels in the components ``wanted``, (n + 1,) bool."""
         return voxels_in(self.numbers, wanted)
 
 
 def piece_sizes(numbers: np.ndarray, n: int) -> np.ndarray:
-    """Voxels of each of ``n`` pieces and, first, of what is none, (n + 1,) int."""
+    """Number of voxels in each of ``n`` components, and before them in none, (n + 1,) int."""
     # Plane by plane: bincount and indexing widen a whole volume to 8 bytes a voxel.
     counts = np.zeros(n + 1, dtype=np.int64)
     for plane in numbers:
@@ -288,7 +290,7 @@ def piece_sizes(numbers: np.ndarray, n: int) -> np.ndarray:
 
 
 def voxels_in(numbers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Flat indices, ascending, of the voxels of pieces ``wanted``, (n + 1,) bool."""
+    """Flat indices, ascending, of the voxels in the components ``wanted``, (n + 1,) bool."""
     if not wanted.any():
         return np.zeros(0, dtype=np.int64)
     size = numbers[0].size
@@ -304,17 +306,18 @@ def swap_strays(
     *,
     margin_mm: float = 3.0,
 ) -> tuple[int, list[str]]:
-    """Pieces of a sided label that lie wholly on the other side change sides, in place.
+    """Relabel components of left or right labels that lie wholly on the other side, in place.
 
-    A piece that is not its label's largest, and whose every voxel is more than ``margin_mm``
-    beyond the plane, becomes its mirror label where it touches that, else its surroundings.
+    Only components are relabelled of which every voxel is more than ``margin_mm`` beyond the
+    plane, and never the largest of a label. A component takes the label of the other side if it
+    touches it, otherwise the label around it.
 
     Returns
     -------
     changed : int
-        Voxels.
+        Number of voxels relabelled.
     wrong : list of str
-        Names of labels whose largest piece itself is on the other side; these are left.
+        Names of labels whose largest component is on the wrong side; these are not changed.
     """
     pieces = Pieces.of(voxels)
     sides = np.zeros(int(table.codes[-1]) + 1, dtype=np.int8)
@@ -396,14 +399,14 @@ def _main_distances_mm(
 def remove_islands(
     voxels: np.ndarray, rules: tuple[IslandRule, ...], table: LabelTable, grid: Grid
 ) -> list[int]:
-    """Pieces that a rule calls too small take the nearest surrounding label, in place.
+    """Replace components that are too small for a rule by the label around them, in place.
 
-    What surrounds them may be code 0: specks of skin in the air become air.
+    The surroundings may have code 0: specks of skin in air become air.
 
     Returns
     -------
     list of int
-        Voxels that each rule removed.
+        Number of voxels that each rule replaced.
     """
     at, by_rule = small_pieces(voxels, rules, table, grid)
     if len(at):
@@ -414,7 +417,7 @@ def remove_islands(
 def small_pieces(
     voxels: np.ndarray, rules: tuple[IslandRule, ...], table: LabelTable, grid: Grid
 ) -> tuple[np.ndarray, list[int]]:
-    """Flat indices of the voxels of pieces that a rule calls too small, and voxels by rule."""
+    """Flat indices of voxels in components too small for a rule, and their number by rule."""
     pieces = Pieces.of(voxels)
     largest = pieces.largest()
     gone = np.zeros(len(pieces.codes), dtype=bool)

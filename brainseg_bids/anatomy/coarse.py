@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels that one map does not tell apart, told apart by another map of the same head."""
+"""Ambiguous labels of one map, for instance without a side, resolved by a map of the same head."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def refine(
     grid: Grid,
     table: LabelTable,
 ) -> tuple[int, dict[int, int]]:
-    """Give coarse labels the code of the nearest of their candidates in a guide, in place.
+    """Replace ambiguous labels by one of their candidates, using a second map as guide, in place.
 
-    Where the guide has a candidate itself, that one is taken; elsewhere the one that reaches the
-    voxel first, as `fill_nearest` lets labels grow. If the guide has none of a label's candidates
-    (a small nucleus that it does not know), the side of the nearest label with a side decides.
+    If the guide has a candidate at the voxel, the voxel takes it. Otherwise it takes the candidate
+    that grows into it first, see `fill_nearest`. If the guide has none of the candidates (a small
+    nucleus that it does not label), the nearest left or right label determines the side.
 
     Parameters
     ----------
     voxels : (X, Y, Z) int16, C order
         Changed in place; axes towards R, A, S.
     coarse : mapping of int to frozenset of int
-        Codes in ``voxels`` to the codes that each may be.
+        Ambiguous code in ``voxels`` to the candidate codes.
     guide : (X, Y, Z) int16
         Map of the same head.
     grid : Grid
@@ -41,9 +41,9 @@ def refine(
     Returns
     -------
     changed : int
-        Voxels that got another code.
+        Number of voxels with a new code.
     left : dict of int to int
-        Voxels that could not be decided, by their code; they keep it.
+        Number of voxels that could not be decided and keep their code, by this code.
 
     Examples
     --------
@@ -76,7 +76,7 @@ def refine(
 
 
 def refined(labels: LabelMap, coarse: Mapping[int, frozenset[int]], guide: LabelMap) -> LabelMap:
-    """A label map whose coarse labels are told apart by a guide on the same grid, see `refine`."""
+    """Label map whose ambiguous labels are resolved by a guide on the same grid, see `refine`."""
     grid = labels.grid
     voxels, other = (
         np.array(grid.array_to_ras(one.voxels), dtype=np.int16, order="C")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Cohort``: which label is in whom, how large it is, and who is unlike the others.
+"""``Cohort``: missing labels and outlying volumes in the label maps of many heads.
 
-Label maps of many heads need not have the same labels: a lesion, an open cavum or a vein is in
-some only. What every head has is listed in ``data/labels/presence.tsv``. A head that lacks some
-of it, or is far from the others, is named; nothing is refused.
+Label maps of many heads need not have the same labels: only some heads have a lesion or a cavum.
+``data/labels/presence.tsv`` lists the structures that every head has. Heads that lack one of
+them, and outliers, are reported; no head is excluded.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ KINDS = ("core", "optional", "background")
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:
-    """Distance from the median in robust standard deviations, (n,) float.
+    """Modified z-score of each value, (n,) float (Iglewicz and Hoaglin 1993).
 
-    ``0.6745 (x - median) / MAD``. Where more than half of the values are equal the MAD is zero
-    and the mean absolute deviation takes its place: ``(x - median) / (1.2533 meanAD)``.
+    ``0.6745 (x - median) / MAD``. If more than half of the values are equal, the MAD is zero and
+    the mean absolute deviation is used instead: ``(x - median) / (1.2533 meanAD)``.
 
     >>> robust_z(np.array([1.0, 2, 3, 4, 100])).round(2).tolist()
     [-1.35, -0.67, 0.0, 0.67, 65.43]
@@ -47,18 +47,19 @@ def robust_z(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Structure:
-    """One thing that a head has or may lack, under one label or under one of several.
+    """A structure that a head has or may lack, with the codes that stand for it.
 
     Parameters
     ----------
     name : str
-        The label's, or the group's: bone is 165 to one tool, and 515 and 516 to another.
+        Name of the label, or of the group of labels: some tools label bone as 165, others as 515
+        and 516.
     codes : tuple of int
-        Any one of them is enough.
+        The structure is present if any of these codes is.
     core : bool
         Whether every head has it.
     reason : str
-        Why it may be absent, or under which code it goes.
+        Why it may be absent, or which code stands for it instead.
     """
 
     name: str
@@ -69,7 +70,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class Presence:
-    """In whom a structure is.
+    """The subjects that have a structure, and those that lack it.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ class Presence:
     has, lacks : tuple of str
         Subjects, in the order of the cohort.
     by_code : dict of int to int
-        How many subjects have each of the structure's codes.
+        Number of subjects that have each of the structure's codes.
     """
 
     structure: Structure
@@ -88,11 +89,12 @@ class Presence:
 
 @dataclass(frozen=True)
 class Outlier:
-    """A volume that is far from the others.
+    """A volume that is far from those of the other heads.
 
     Parameters
     ----------
     subject, name : str
+        Name is that of the label.
     code : int
     volume_mm3, median_mm3 : float
     z : float
@@ -109,22 +111,22 @@ class Outlier:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Label volumes of many heads, side by side; see `of`.
+    """Label volumes of many heads, with missing structures and outliers; see `of`.
 
     Parameters
     ----------
     table : LabelTable
     volumes_mm3 : dict of str to dict of int to float
-        Subject to code to volume, only what is there.
+        Volume by subject and code, without labels that are absent.
     presence : tuple of Presence
-        Every structure of ``table``, in order of its lowest code.
+        One for each structure of ``table``, ordered by lowest code.
     outliers : tuple of Outlier
-        Farthest first.
+        Most extreme first.
     z : dict of str to dict of int to float
-        Subject to code to robust z among the heads that have the label; labels that fewer than
-        `FEWEST` heads have are left out.
+        Modified z-score by subject and code, among the heads that have the label. Labels that
+        fewer than `FEWEST` heads have are left out.
     strange : dict of str to tuple of str
-        Subject to what in its volumes could not be used.
+        By subject, messages about volumes that could not be used.
     """
 
     table: LabelTable
@@ -138,19 +140,19 @@ class Cohort:
     def of(
         cls, volumes_mm3: Mapping[str, Mapping[int, float]], table: LabelTable | None = None
     ) -> Cohort:
-        """Compare the heads of a cohort. No head is refused.
+        """Cohort with missing structures and outliers, from the volumes of each head.
 
         Parameters
         ----------
         volumes_mm3 : dict of str to dict of int to float
-            Subject (or image) to code to mm³, as from `LabelMap.volumes_mm3`; zero is absent.
+            Volume by subject (or image) and code, as from `LabelMap.volumes_mm3`; zero is absent.
         table : LabelTable, optional
-            Of the codes; ``fullhead`` if not given.
+            Table of the codes; default: ``fullhead``.
 
         Raises
         ------
         ValueError
-            If ``presence.tsv`` does not say of a label of ``table`` whether a head may lack it.
+            If ``presence.tsv`` has no line for a label of ``table``.
 
         Examples
         --------
@@ -173,7 +175,7 @@ class Cohort:
     def from_rows(
         cls, rows: Mapping[str, Iterable[Mapping[str, Any]]], table: LabelTable | None = None
     ) -> Cohort:
-        """The same from rows of volumes tables, with columns ``index`` and ``volume_mm3``.
+        """Cohort from the rows of volume tables with columns ``index`` and ``volume_mm3``.
 
         >>> rows = {"sub-01": [{"index": "16", "volume_mm3": "21000.0"}]}
         >>> Cohort.from_rows(rows).volumes_mm3
@@ -204,12 +206,12 @@ class Cohort:
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """All of them, in the given order."""
+        """All subjects, in the given order."""
         return tuple(self.volumes_mm3)
 
     @property
     def missing(self) -> dict[str, tuple[str, ...]]:
-        """Subjects to the core structures that they lack; only subjects that lack any."""
+        """Core structures that each subject lacks, for subjects that lack any."""
         lacking: dict[str, list[str]] = {}
         for line in self.presence:
             for subject in line.lacks if line.structure.core else ():
@@ -218,7 +220,7 @@ class Cohort:
 
 
 def structures(table: LabelTable) -> tuple[Structure, ...]:
-    """What a head labelled by ``table`` has or may lack, in order of the lowest code.
+    """Structures that a head with labels of ``table`` has or may lack, ordered by lowest code.
 
     Raises
     ------

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Completion: what is 0 inside the head becomes tissue, air or the label around it.
+"""Completion: unlabelled voxels inside the head become tissue, air or the label around them.
 
-In SAMSEG's maps 0 means outside air, air inside the head, and head beyond its atlas; CHARM leaves
-pinholes. The head's outline is found on a coarse grid, then each unlabelled voxel within is
-decided by the image where there is one, else by the labels around it. Arrays are on axes towards
-R, A, S.
+In SAMSEG's maps, code 0 stands for air outside of the head, air inside, and head beyond the
+atlas; CHARM leaves pinholes. The outline of the head is found on a coarse grid. Each unlabelled
+voxel within it is then labelled from the image if there is one, otherwise from the labels around
+it. Arrays have RAS+ axis order.
 """
 
 from __future__ import annotations
@@ -32,15 +32,17 @@ from brainseg_bids.anatomy.rules import MergeRules
 
 @dataclass
 class Completed:
-    """What `complete` did.
+    """Changes made by `complete`.
 
     Parameters
     ----------
     tissue, air, nearest : int
-        Voxels that became tissue, air, or the label around them.
+        Number of voxels that became tissue, air, or the label around them.
     holes_before, holes_after : int
-        0-voxels with no way out of the box (through faces of voxels).
+        Number of enclosed voxels without a label: their 6-connected component does not reach the
+        border of the image.
     flags : list of str
+        Sentences about what a person should check.
     """
 
     tissue: int = 0
@@ -59,17 +61,17 @@ def complete(
     image: np.ndarray | None = None,
     settings: CompletionSettings | None = None,
 ) -> Completed:
-    """Leave no 0-voxel inside the head, in place.
+    """Label every unlabelled voxel inside the head, in place.
 
     Parameters
     ----------
-    voxels : (X, Y, Z) int16, C order, axes towards R, A, S
+    voxels : (X, Y, Z) int16, C order, RAS+ axis order
         Changed in place.
     grid : Grid
-        Of ``voxels``.
+        Grid of ``voxels``.
     rules : MergeRules
     image : (X, Y, Z) float, optional
-        Same grid; any contrast in which tissue is brighter than air.
+        Image on the same grid, of any contrast in which tissue is brighter than air.
     settings : CompletionSettings, optional
     """
     settings = settings or CompletionSettings()
@@ -166,7 +168,7 @@ def _in_brain(
 
 
 def fill_enclosed(voxels: np.ndarray, grid: Grid, rules: MergeRules) -> int:
-    """Enclosed voxels without a label take the one around them, in place; how many there were."""
+    """Fill enclosed unlabelled voxels with the label around them, in place; returns the count."""
     at = Hollows.of(voxels).at_enclosed()
     _fill_at(voxels, at, rules, grid)
     return len(at)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Crosswalk``: one table's codes in terms of another's, total and checked."""
+"""``Crosswalk``: checked translation of the codes of one label table into those of another."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ class Crosswalk:
     pairs : dict of int to int
         Source code to target code.
     target : LabelTable
-        Table that every target code must be in.
+        Table with every target code.
     reasons : dict of int to str, optional
-        Why, per source code.
+        Reason for the translation of each source code.
     names : dict of int to str, optional
-        What the source calls each of its codes.
+        Name of each source code in the source's own table.
     among : dict of int to frozenset of int, optional
-        Target codes that a source code may stand for, where the source does not tell them apart;
-        its pair is one of them.
+        All target codes that an ambiguous source code may stand for, including the one in
+        ``pairs``.
     name : str
-        Named in messages.
+        Name of the crosswalk in messages.
 
     Raises
     ------
     UnknownLabelError
         If a target code is not in ``target``.
     ValueError
-        If a target code is exact for one source code and not for another.
+        If ``among`` lacks the target code of ``pairs``, or two source codes with the same target
+        differ in ``among``.
 
     Examples
     --------
@@ -81,13 +82,13 @@ class Crosswalk:
     def read(cls, path: str | Path, target: LabelTable, *, name: str | None = None) -> Crosswalk:
         """Read a TSV with columns ``source``, ``target`` and ``reason``.
 
-        It may have two more: ``name``, the source's own; ``among``, all target codes that the
-        source code may stand for, or ``n/a``.
+        Two columns are optional: ``name``, the name in the source's own table; and ``among``, all
+        target codes that an ambiguous source code may stand for, or ``n/a``.
 
         Raises
         ------
         ValueError
-            If a column is missing or a source code is there twice.
+            If a column is missing or a source code is listed twice.
         """
         path = Path(path)
         pairs: dict[int, int] = {}
@@ -116,7 +117,13 @@ class Crosswalk:
 
     @classmethod
     def packaged(cls, source: str, target: str) -> Crosswalk:
-        """Crosswalk that comes with the package, e.g. ``("fullhead", "brainseg")``."""
+        """Crosswalk of the package, e.g. ``("fullhead", "brainseg")``.
+
+        Raises
+        ------
+        ValueError
+            If the package has no such crosswalk.
+        """
         name = f"{source}_to_{target}"
         path = resources.files("brainseg_bids") / "data" / "crosswalks" / f"{name}.tsv"
         if not path.is_file():
@@ -126,15 +133,14 @@ class Crosswalk:
 
     @property
     def coarse(self) -> dict[int, frozenset[int]]:
-        """What a target code may really be, where the source does not tell."""
+        """Target codes that are ambiguous, each with all codes that it may stand for."""
         return {self.pairs[source]: codes for source, codes in self.among.items()}
 
     def source_table(self) -> LabelTable:
-        """The source's own codes as a table: the only codes it may have.
+        """Label table of the source: every code that a map of the source may have.
 
-        Names are the source's own where the crosswalk has them; colour, side and tissue are
-        those of the target. Two labels are each other's mirror if their names and their targets
-        are.
+        Names are those of the source if the crosswalk has them; colour, side and tissue are those
+        of the target. Two labels are counterparts if their names and their targets are.
 
         Examples
         --------
@@ -174,12 +180,12 @@ class Crosswalk:
         return self.names.get(code, plain)
 
     def codes(self, codes: np.ndarray, *, what: str = "label map") -> np.ndarray:
-        """Translate an array of codes; shape is kept, type is int16.
+        """Array of the same shape in the target's codes, int16.
 
         Raises
         ------
         UnknownLabelError
-            Naming each code without a translation, and how many voxels have it.
+            If a code has no translation; the message lists these codes with their voxel counts.
         """
         present = count_codes(codes)
         unknown = {code: n for code, n in present.items() if code not in self.pairs}
@@ -199,7 +205,13 @@ class Crosswalk:
         return lookup[np.asarray(codes) - low]
 
     def translate(self, labels: LabelMap, *, what: str = "label map") -> LabelMap:
-        """The same label map in the target's codes."""
+        """Label map in the target's codes.
+
+        Raises
+        ------
+        UnknownLabelError
+            If a code has no translation.
+        """
         return LabelMap(self.codes(labels.voxels, what=what), labels.grid, self.target)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in an image's array without being image: fill values, voxels that are no numbers.
+"""Voxels without image data: fill values, NaN and infinity.
 
-Padding, masks and corrections of distortion leave voxels at one constant value. Where that is
-the image's zero, nothing has to be done. Where it is not (-32768, -1024, the type's maximum, the
-grey middle of a masked UNI image), quantiles and the search for the head would follow it.
+Padding, masks and distortion correction leave voxels at one constant value. If it is zero,
+nothing has to be done. Other values (-32768, -1024, the maximum of the data type, the grey
+middle of a masked UNI image) would distort quantiles and the outline of the head.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ MOST_SAMPLED = 300_000
 
 @dataclass(frozen=True)
 class Fill:
-    """A value that stands for "no image here".
+    """A value that marks voxels without image data.
 
     Parameters
     ----------
     value : float
     share : float
-        Of all voxels.
+        Fraction of all voxels that have it.
     """
 
     value: float
@@ -67,7 +67,7 @@ class Fill:
 
 
 def without_fill(image: np.ndarray) -> tuple[np.ndarray, list[Fill]]:
-    """Set voxels that hold a fill value to the level of the background.
+    """Image with its fill values replaced by the background level, and the fill values found.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def without_fill(image: np.ndarray) -> tuple[np.ndarray, list[Fill]]:
     Returns
     -------
     image : (X, Y, Z) float
-        The same array where nothing was found.
+        The same array if there are no fill values.
     fills : list of Fill
 
     Examples
@@ -109,9 +109,10 @@ def without_fill(image: np.ndarray) -> tuple[np.ndarray, list[Fill]]:
 
 
 def background_level(image: np.ndarray, gone: np.ndarray) -> float:
-    """Intensity of air: zero, as in magnitude images, or the darkest of the voxels that are left.
+    """Intensity of air, from the voxels outside of ``gone``, (X, Y, Z) bool.
 
-    The latter where they have negative values, or are all far from zero.
+    Zero, as in magnitude images. If the image has negative values, or all values are far from
+    zero, the low end of their range instead.
     """
     left = ~(gone | _rim(gone, gone)) if _is_in_blocks(gone) else ~gone
     window = _range(_sampled(image[left]))
@@ -297,17 +298,17 @@ was moved."""
 
 
 def wrapped_share(image: np.ndarray) -> float:
-    """Share of voxels that look like bright ones stored in too few bits; 0 if it is no such image.
+    """Fraction of voxels with integer overflow; 0 if the image shows no sign of it.
 
-    A bright voxel that did not fit became negative, by nearly as much as the brightest are
-    positive: most negative voxels are far below zero, and beside them intensities jump by more
-    than half of all there is. Where negative values are usual (UNI images, standard scores,
-    ringing), most are near zero and intensities pass through it.
+    A bright voxel that exceeds the data type wraps around to a large negative value. Then most
+    negative voxels are far below zero, and intensities change by more than half of their range
+    between such a voxel and its neighbours. If negative values are normal (UNI images, z-scores,
+    ringing), most of them are close to zero and intensities change gradually.
 
     Parameters
     ----------
     image : (X, Y, Z) float
-        Without fill values.
+        Image without fill values.
     """
     low, high = float(image.min()), float(image.max())
     if low >= 0 or high < -low / 2:
@@ -330,10 +331,10 @@ def wrapped_share(image: np.ndarray) -> float:
 
 
 def with_finite_background(image: np.ndarray) -> np.ndarray:
-    """Set NaN and infinite voxels outside the head to the level of the background.
+    """Image whose NaN and infinite voxels outside the head are set to the background level.
 
-    Outside is what reaches the border of the image through such voxels, unless it is a whole
-    plane with head on both sides; and what lies within air.
+    Such voxels are outside the head if they are connected to the border of the image through
+    others of their kind, or lie within air. A whole plane of them with head on both sides is not.
 
     Parameters
     ----------
@@ -347,7 +348,7 @@ def with_finite_background(image: np.ndarray) -> np.ndarray:
     Raises
     ------
     ValueError
-        If there are such voxels inside the head; the message says how many.
+        If there are such voxels inside the head; the message gives their number.
 
     Examples
     --------

@@ -18,30 +18,36 @@ T = TypeVar("T")
 
 
 def triple(values: Iterable[T]) -> tuple[T, T, T]:
-    """One value for each axis, of a type that says so."""
+    """Tuple of the three values, one for each axis.
+
+    Raises
+    ------
+    ValueError
+        If there are not three values.
+    """
     x, y, z = values
     return x, y, z
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Where voxels are.
+    """Shape and affine of an image.
 
     Parameters
     ----------
     shape : tuple of 3 int
         Voxels along each axis, (X, Y, Z).
     affine : (4, 4) float
-        Voxel index to RAS+ world coordinates in mm; a voxel's index is its centre.
+        Voxel index to RAS+ world coordinates in mm. Integer indices are voxel centres.
     file_unit : {"mm", "meter", "micron"}
-        Unit of length of the file that the grid was read from, and of files written on it; the
-        affine is in mm all the same. Two grids are equal whatever their files' units.
+        Unit of length in the file that the grid was read from, and in files written from it. The
+        affine is always in mm; grids are compared without their unit.
 
     Raises
     ------
     ValueError
-        If the shape has not three positive sizes, the affine is not an invertible (4, 4), or the
-        unit is not in `MM_PER_UNIT`.
+        If the shape does not have three positive sizes, the affine is not an invertible (4, 4)
+        matrix, or the unit is not in `MM_PER_UNIT`.
 
     Examples
     --------
@@ -82,18 +88,18 @@ class Grid:
 
     @property
     def voxel_size_mm(self) -> tuple[float, float, float]:
-        """Edge lengths of a voxel."""
+        """Edge lengths of a voxel in mm."""
         return triple(float(size) for size in _lengths(self.affine))
 
     @property
     def voxel_volume_mm3(self) -> float:
-        """Volume of a voxel (right for sheared affines too)."""
+        """Volume of a voxel in mm³, correct for sheared affines too."""
         # Rounded at 1e-9 mm3: the determinant of diag(2, 2, 2) is otherwise 7.999999999999998.
         return round(float(abs(np.linalg.det(self.affine[:3, :3]))), 9)
 
     @property
     def is_sheared(self) -> bool:
-        """Whether axes are not at right angles, by more than a thousandth.
+        """Whether the axes deviate from right angles, by more than 0.001 in the cosine.
 
         >>> tilted = np.eye(4); tilted[0, 1] = 0.1
         >>> Grid((2, 2, 2), np.eye(4)).is_sheared, Grid((2, 2, 2), tilted).is_sheared
@@ -104,17 +110,17 @@ class Grid:
 
     @property
     def extent_mm(self) -> tuple[float, float, float]:
-        """Edge lengths of the whole box, voxel borders included."""
+        """Edge lengths of the whole field of view in mm, voxel borders included."""
         return triple(n * size for n, size in zip(self.shape, self.voxel_size_mm, strict=True))
 
     @property
     def center_mm(self) -> np.ndarray:
-        """World position of the box's centre, (3,)."""
+        """World coordinates of the centre of the field of view in mm, (3,) float."""
         middle = (np.array(self.shape) - 1) / 2
         return self.affine[:3, :3] @ middle + self.affine[:3, 3]
 
     def is_close(self, other: Grid, *, tolerance_mm: float = 1e-3) -> bool:
-        """Same shape, and no corner further apart than ``tolerance_mm``."""
+        """Whether the shapes are equal and no two corners are more than ``tolerance_mm`` apart."""
         if self.shape != other.shape:
             return False
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape])).reshape(3, -1)
@@ -122,7 +128,7 @@ class Grid:
         return bool(np.abs((self.affine - other.affine) @ corners).max() <= tolerance_mm)
 
     def covers(self, other: Grid) -> np.ndarray:
-        """Which voxels of another grid have their centre in this one's box, (X, Y, Z) bool.
+        """Mask of the other grid's voxels whose centre lies in this field of view, (X, Y, Z) bool.
 
         >>> Grid((2, 1, 1), np.eye(4)).covers(Grid((3, 1, 1), np.eye(4))).ravel().tolist()
         [True, True, False]
@@ -139,9 +145,9 @@ class Grid:
         return inside
 
     def orientation(self) -> tuple[tuple[int, int], ...]:
-        """For each world axis R, A, S: the voxel axis nearest to it, and the sign.
+        """Nearest voxel axis and its sign, for each world axis R, A, S.
 
-        Ties (45 degrees) are settled so that every voxel axis is used once.
+        Every voxel axis is used once, also if an axis is at 45 degrees to two world axes.
 
         >>> Grid((4, 5, 6), np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])
         ... ).orientation()
@@ -152,7 +158,7 @@ class Grid:
         return tuple((int(a), 1 if cosines[w, a] >= 0 else -1) for w, a in enumerate(axes))
 
     def to_ras(self) -> Grid:
-        """Grid of the same voxels with axes permuted and flipped towards R, A, S."""
+        """Grid of the same voxels in RAS+ axis order."""
         order = self.orientation()
         turn = np.zeros((4, 4))
         turn[3, 3] = 1
@@ -164,13 +170,13 @@ class Grid:
         return replace(self, shape=shape, affine=self.affine @ turn)
 
     def array_to_ras(self, array: np.ndarray) -> np.ndarray:
-        """View of ``array`` (X, Y, Z, ... on this grid) on `to_ras`'s axes; nothing is copied."""
+        """View of ``array``, (X, Y, Z) and further axes, in the axis order of `to_ras`."""
         order = self.orientation()
         turned = array.transpose([old for old, _ in order] + list(range(3, array.ndim)))
         return turned[tuple(slice(None, None, sign) for _, sign in order)]
 
     def array_from_ras(self, array: np.ndarray) -> np.ndarray:
-        """Undo `array_to_ras`: view of an array on `to_ras`'s axes, back on this grid's."""
+        """View of an array in the axis order of this grid; undoes `array_to_ras`."""
         order = self.orientation()
         turned = array[tuple(slice(None, None, sign) for _, sign in order)]
         return turned.transpose(
@@ -178,10 +184,17 @@ class Grid:
         )
 
     def with_voxel_size(self, voxel_size_mm: float | tuple[float, float, float]) -> Grid:
-        """Grid over the same box, centred on it, with voxels of another size.
+        """Grid with the same centre and axes, and voxels of another size.
 
-        The number of voxels is rounded up, so that the box is covered.
+        The number of voxels is rounded up, so that the whole field of view is covered.
 
+        Raises
+        ------
+        ValueError
+            If a voxel size is not positive.
+
+        Examples
+        --------
         >>> finer = Grid((10, 10, 10), np.eye(4)).with_voxel_size(0.5)
         >>> finer.shape, finer.affine[:3, 3].tolist()
         ((20, 20, 20), [-0.25, -0.25, -0.25])
@@ -200,7 +213,7 @@ class Grid:
         return replace(self, shape=triple(shape), affine=affine)
 
     def crop(self, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Grid:
-        """Grid of the box that begins at voxel ``start``; it may reach outside."""
+        """Grid of the box of ``shape`` that begins at voxel ``start``; it may extend outside."""
         affine = self.affine.copy()
         affine[:3, 3] = self.affine[:3, :3] @ np.asarray(start) + self.affine[:3, 3]
         return replace(self, shape=triple(shape), affine=affine)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The head's outline on a coarse grid, from labels and from what the image shows of the head."""
+"""Outline of the head on a coarse grid, from labels and image."""
 
 from __future__ import annotations
 
@@ -15,33 +15,36 @@ from brainseg_bids.anatomy.grid import Grid, triple
 
 @dataclass(frozen=True)
 class CompletionSettings:
-    """Numbers of the completion; docs/explanation/merging.md says how they were chosen.
+    """Parameters of the completion; docs/explanation/merging.md says how they were chosen.
 
     Parameters
     ----------
     coarse_mm : float
-        Voxel size of the grid on which the head's outline is found.
+        Voxel size of the grid on which the outline of the head is found.
     closing_mm : float
-        Openings of the outline up to twice this wide are closed (nostrils, ear canals).
+        Radius of the morphological closing of the outline (nostrils, ear canals).
     rim_mm : float
-        Unlabelled voxels open to the outside count as inside the head only deeper than this.
+        Depth below the outline from which unlabelled voxels that are open to the outside count as
+        inside the head.
     tissue_frac : float
-        Tissue is brighter than this share of the way from background to Otsu's threshold.
+        Threshold of tissue, as a fraction of the way from background to Otsu's threshold.
     far_frac : float
-        Beyond the labels tissue has at least this share of the labelled head's usual
-        brightness: ghosts of the head have less.
+        Threshold of tissue beyond the labels, as a fraction of the way from background to the
+        median of the labelled head: ghosts of the head are darker.
     hollow_frac : float
-        As ``tissue_frac``, for hollows that labels enclose.
+        As ``tissue_frac``, for cavities that labels enclose.
     smooth_mm : float
-        Standard deviation of the smoothing before the image is asked.
+        Standard deviation of the Gaussian smoothing before thresholds are applied.
     rind_mm : float
-        Bright layers along the wall of a hollow that are thinner than this are partial volume.
+        Bright layers along the wall of a cavity that are thinner than this are partial volume.
     tiny_mm3 : float
-        Smaller enclosed holes take the nearest label.
+        Enclosed holes smaller than this take the nearest label.
     smallest_air_mm3 : float
-        Smaller dark spots in tissue that no tool labelled are tissue (noise, vessels, tendons).
+        Dark spots smaller than this, in tissue that no tool labelled, are tissue (noise, vessels,
+        tendons).
     swallowed_share : float
-        A head outline that holds more of the box's unlabelled edges than this is not believed.
+        The outline from the image is rejected if it contains more than this fraction of the
+        unlabelled voxels on the border of the image.
     """
 
     coarse_mm: float = 2.5
@@ -59,10 +62,17 @@ class CompletionSettings:
 
 @dataclass(frozen=True, eq=False)
 class CoarseGrid:
-    """Cells over the same box as a grid's voxels; none is finer than a voxel.
+    """Coarse cells over the field of view of a grid, none smaller than a voxel.
 
-    Along each axis there is an odd number of cells (or as many as voxels), so that no voxel's
-    centre lies on a border between cells and a mirrored head has mirrored cells.
+    Along each axis the number of cells is odd, or that of the voxels. So no voxel centre lies on
+    a border between cells, and a mirrored head has mirrored cells.
+
+    Parameters
+    ----------
+    fine, shape : tuple of 3 int
+        Number of voxels and of cells along each axis.
+    cell_mm : tuple of 3 float
+        Edge lengths of a cell.
 
     Examples
     --------
@@ -77,7 +87,7 @@ class CoarseGrid:
 
     @classmethod
     def of(cls, grid: Grid, coarse_mm: float) -> CoarseGrid:
-        """Cells of at most ``coarse_mm``, or a voxel where that is larger."""
+        """Coarse grid with cells of at most ``coarse_mm``, or of one voxel if that is larger."""
         shape = []
         for n, size in zip(grid.shape, grid.voxel_size_mm, strict=True):
             cells = int(np.ceil(n * size / coarse_mm - 1e-6))
@@ -86,7 +96,10 @@ class CoarseGrid:
         return cls(grid.shape, triple(shape), cell)
 
     def mean(self, array: np.ndarray) -> np.ndarray:
-        """Mean over each cell, voxels on its border counted by their share, float32."""
+        """Mean of an array (X, Y, Z) over each cell, (cells) float32.
+
+        A voxel on the border of cells counts for each by the part that lies in it.
+        """
         out = array.astype(np.float32)
         for axis, (n, cells) in enumerate(zip(self.fine, self.shape, strict=True)):
             if n != cells:
@@ -99,33 +112,34 @@ class CoarseGrid:
         return np.ascontiguousarray(out)
 
     def cells_of(self, axis: int, start: int, stop: int) -> np.ndarray:
-        """Cell of each voxel start..stop along an axis."""
+        """Cell index of each voxel from ``start`` to ``stop - 1`` along an axis, (n,) int."""
         voxel = np.arange(start, stop)
         return (2 * voxel + 1) * self.shape[axis] // (2 * self.fine[axis])
 
     def spread(self, cells: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
-        """Each voxel of a box gets its cell's value."""
+        """Values of the cells at the voxels of a box, in the shape of the box."""
         index = [self.cells_of(axis, b.start, b.stop) for axis, b in enumerate(box)]
         return cells[np.ix_(*index)]
 
 
 @dataclass(frozen=True, eq=False)
 class Outline:
-    """The head on the coarse grid.
+    """Outline of the head on the coarse grid, and intensity thresholds of tissue.
 
     Parameters
     ----------
     head : (cells) bool
-        Head with everything in it.
+        The head, without holes.
     deep : (cells) bool
-        The head without its outermost millimetres.
+        The head, eroded by the depth of its rim.
     unlabelled : (cells) bool
-        Around bright cells that no label is near: head beyond the labels.
+        Head beyond the labels: around bright cells that are not near a label.
     level : (cells) float32 or None
-        What is brighter than this is tissue; None where the image does not tell.
+        Intensity threshold of tissue; None if the image cannot be used.
     dark, far : float
-        The background, and what tissue beyond the labels is brighter than.
+        Intensity of the background, and threshold of tissue beyond the labels.
     flags : list of str
+        Sentences about what a person should check.
     """
 
     head: np.ndarray
@@ -138,7 +152,7 @@ class Outline:
 
     @property
     def lit(self) -> bool:
-        """Whether the image tells tissue from air."""
+        """Whether tissue and air can be distinguished in the image."""
         return self.level is not None
 
     def at_voxels(
@@ -148,8 +162,10 @@ class Outline:
         image: np.ndarray | None,
         settings: CompletionSettings,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Whether each voxel of a box is deep in the head, bright, plainly bright, and bright
-        head beyond the labels.
+        """Four masks of a box's voxels, each bool and in the shape of the box.
+
+        In order: deep in the head; above the threshold of tissue; above that of enclosed cavities;
+        tissue beyond the labels.
         """
         deep = coarse.spread(self.deep, box)
         if self.level is None or image is None:
@@ -176,10 +192,10 @@ def find_outline(
     image: np.ndarray | None,
     settings: CompletionSettings,
 ) -> Outline:
-    """Head on the coarse grid: labels, joined with what the image shows of the head.
+    """Outline of the head: union of the labels and the largest bright component of the image.
 
-    An image whose bright part fills the box, or whose background is as bright as its head (the
-    ratio noise of MP2RAGE), is not asked; a flag says so.
+    The image is not used if its bright part fills the field of view, or if its background is as
+    bright as the head (the noise of MP2RAGE's UNI images); a flag reports this.
     """
     labelled = coarse.mean(voxels != 0) > 0.4999
     flags: list[str] = []
@@ -188,8 +204,8 @@ def find_outline(
         level, dark, far, seen = _seen(coarse.mean(_finite(image)), labelled, coarse, settings)
         if level is None:
             flags.append(
-                "the image does not tell head from background: unlabelled voxels were decided by "
-                "the labels alone"
+                "head and background cannot be distinguished in the image: unlabelled voxels were "
+                "filled from the labels alone"
             )
     near = _grow(labelled, 1.01 * max(coarse.cell_mm), coarse.cell_mm)
     unlabelled = _grow(seen & ~near, 2.51 * max(coarse.cell_mm), coarse.cell_mm)
@@ -239,7 +255,7 @@ def _seen(
 
 
 def otsu_threshold(image: np.ndarray) -> float:
-    """Value that parts dark from bright with the largest variance between them (Otsu 1979).
+    """Threshold with the largest variance between dark and bright values (Otsu 1979).
 
     >>> 1 < otsu_threshold(np.array([0.0, 0, 1, 9, 10, 10])) < 9
     True

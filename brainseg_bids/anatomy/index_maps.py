@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the voxels of one grid to those of another: parallel axes, whole steps, copies."""
+"""Voxel indices of one grid as indices of another; copies where no interpolation is needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARALLEL_TOLERANCE = 0.01
 
 
 def index_map(source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Matrix (3, 3) and shift (3,) from target index to source index."""
+    """Matrix (3, 3) and shift (3,) that map a target voxel index to a source voxel index."""
     affine = np.linalg.inv(source.affine) @ target.affine
     return np.ascontiguousarray(affine[:3, :3]), np.ascontiguousarray(affine[:3, 3])
 
@@ -24,7 +24,7 @@ def index_map(source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
 def parallel_axes(
     matrix: np.ndarray, shape: tuple[int, int, int]
 ) -> tuple[list[int], list[int]] | None:
-    """For each target axis its source axis and sign; None if axes are not parallel."""
+    """Source axis and sign for each target axis, or None if axes are not parallel."""
     order = np.abs(matrix).argmax(0)
     if sorted(order) != [0, 1, 2]:
         return None
@@ -38,7 +38,10 @@ def parallel_axes(
 def whole_steps(
     matrix: np.ndarray, shift: np.ndarray, shape: tuple[int, int, int]
 ) -> tuple[list[int], list[int], list[int]] | None:
-    """For each target axis its source axis, sign and first source index; None if not whole."""
+    """Source axis, sign and first source index for each target axis.
+
+    None unless the grids differ by permuted or flipped axes and shifts by whole voxels only.
+    """
     turn = np.rint(matrix)
     if not (np.abs(turn).sum(0) == 1).all() or not (np.abs(turn).sum(1) == 1).all():
         return None
@@ -57,7 +60,15 @@ def copy_turned(
     signs: Sequence[int],
     first: Sequence[int],
 ) -> None:
-    """Copy what lies inside, along turned axes."""
+    """Copy ``source`` into ``out`` where they overlap, along permuted and flipped axes.
+
+    Parameters
+    ----------
+    source, out : (X, Y, Z), (X', Y', Z')
+        ``out`` is changed in place; voxels outside of the source keep their value.
+    axes, signs, first : three of int
+        From `whole_steps`.
+    """
     source = source.transpose(axes)
     here, there = [], []
     for n, size, sign, start in zip(out.shape, source.shape, signs, first, strict=True):

@@ -24,18 +24,18 @@ MOST_SAMPLED = 4_000_000
 
 
 class IntensityRange(NamedTuple):
-    """Intensities that become 0 and 1."""
+    """The intensities that normalisation maps to 0 and to 1."""
 
     low: float
     high: float
 
     @property
     def span(self) -> float:
-        """Between the two, rounded as float32; 1 where there is none."""
+        """Difference between the two, rounded to float32; 1 if they are equal."""
         return float(np.float32(self.high) - np.float32(self.low)) if self.high > self.low else 1.0
 
     def scaled(self, image: Any) -> Any:
-        """Intensities as 0..1, clipped.
+        """Image scaled so that the range becomes 0 to 1, and clipped to it.
 
         >>> IntensityRange(10.0, 20.0).scaled(np.float32([0, 10, 15, 30])).tolist()
         [0.0, 0.0, 0.5, 1.0]
@@ -43,19 +43,19 @@ class IntensityRange(NamedTuple):
         return ((image - self.low) / self.span).clip(0, 1)
 
     def level(self, value: float) -> float:
-        """Where a value lies: 0 at the low end, 1 at the high one, not clipped."""
+        """A value on this scale, not clipped: 0 at the low end of the range, 1 at the high end."""
         return (value - self.low) / self.span
 
 
 def quantiles(image: Any, *wanted: float) -> list[float]:
-    """Quantiles of a sample of an image's voxels, float32.
+    """Quantiles of an image, from a regular sample of its voxels, with float32 precision.
 
     Parameters
     ----------
     image : (X, Y, Z) or (X, Y) float
         Array, or tensor on any device.
     wanted : float
-        0..1.
+        Quantiles between 0 and 1.
     """
     stride = next(step for step in STRIDES if image.shape[-1] % step)
     sample = image.reshape(-1)[::stride][:MOST_SAMPLED]
@@ -66,12 +66,12 @@ def quantiles(image: Any, *wanted: float) -> list[float]:
 
 
 def intensity_range(image: Any) -> IntensityRange:
-    """0.5th and 99.5th percentile of an image."""
+    """Range between the 0.5th and the 99.5th percentile of an image, see `quantiles`."""
     return IntensityRange(*quantiles(image, LOW, HIGH))
 
 
 def rescale(image: Any) -> Any:
-    """Intensities to 0..1 between the 0.5th and 99.5th percentile, clipped: what networks see.
+    """Image as networks get it: 0.5th and 99.5th percentile become 0 and 1, and it is clipped.
 
     >>> rescale(np.arange(1001.0, dtype=np.float32)[:, None, None])[[5, 500, 995], 0, 0].round(2)
     array([0.  , 0.51, 1.  ], dtype=float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interpolation kernels: weight as a function of distance in source voxels."""
+"""Interpolation kernels: weights as functions of the distance in source voxels."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Profile = Callable[[np.ndarray], np.ndarray]
 
 
 def linear_profile(distance: np.ndarray) -> np.ndarray:
-    """Triangle: trilinear interpolation in three dimensions."""
+    """Weights of linear interpolation, in the shape of ``distance``."""
     return np.maximum(0, 1 - distance)
 
 
 def cubic_profile(distance: np.ndarray) -> np.ndarray:
-    """Cubic convolution over four points (Keys 1981)."""
+    """Weights of cubic convolution over four points (Keys 1981), in the shape of ``distance``."""
     a = CUBIC
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
@@ -34,13 +34,21 @@ def cubic_profile(distance: np.ndarray) -> np.ndarray:
 
 
 def lanczos_profile(distance: np.ndarray) -> np.ndarray:
-    """Lanczos window of three lobes (Duchon 1979)."""
+    """Weights of the three-lobed Lanczos kernel (Duchon 1979), in the shape of ``distance``."""
     return np.where(distance < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
 
 
 @cache
 def fitted_kernels() -> tuple[np.ndarray, np.ndarray]:
-    """Factors, (n,), and weights at 0, 0.5, ..., 2.5 source voxels, (n, 6), of the package."""
+    """Kernels of the package that were fitted to upsampled anatomy.
+
+    Returns
+    -------
+    factors : (n,) float
+        Upsampling factor of each kernel.
+    weights : (n, 6) float
+        Weights at distances from 0 to 2.5 source voxels in steps of 0.5.
+    """
     source = resources.files("brainseg_bids") / "data" / "upsampling_kernels.tsv"
     with source.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
@@ -50,23 +58,29 @@ def fitted_kernels() -> tuple[np.ndarray, np.ndarray]:
 
 
 def fitted_profile(factor: float) -> Profile:
-    """Fitted kernel of the nearest factors, in between by interpolation."""
+    """Fitted kernel for an upsampling factor, interpolated between the two nearest factors."""
     factors, weights = fitted_kernels()
     knots = [np.interp(factor, factors, column) for column in weights.T]
     return lambda distance: np.interp(distance, np.arange(len(knots)) / 2, knots)
 
 
 def kernel_profile(kernel: str, step: float, sigma: float) -> tuple[Profile, int]:
-    """Weight as a function of distance in source voxels, and how many voxels it reaches.
+    """Kernel as a function of distance in source voxels, and its radius in source voxels.
 
     Parameters
     ----------
     kernel : str
         One of `KERNELS`.
     step : float
-        Target voxel in source voxels; above 1, the overlap with the target voxel is taken.
+        Size of a target voxel in source voxels. Above 1, weights are the overlap with the target
+        voxel.
     sigma : float
-        Of a Gaussian on top, in source voxels.
+        Standard deviation of an additional Gaussian, in source voxels.
+
+    Raises
+    ------
+    ValueError
+        If the smoothing needs a larger radius than upsampling supports.
     """
     if step > 1 + 1e-3:
         support = step / 2 + 0.5

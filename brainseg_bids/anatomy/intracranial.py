@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intracranial volume: all that lies inside of the inner skull, counted from labels.
+"""Intracranial volume: everything inside of the inner skull, counted from labels.
 
-It is what a head had room for, whatever the brain has lost since: fluid that takes the place of
-tissue changes nothing. Where the skull is not there, or the field of view ends inside of it, there
-is no such volume, and a sentence says why.
+It does not change with atrophy, since fluid that replaces tissue counts as well. Without a skull,
+or if the field of view ends inside of it, there is no such volume, and a sentence says why.
 """
 
 from __future__ import annotations
@@ -44,14 +43,14 @@ TISSUE, FLUID, VESSEL, CORD_KIND, BONE = 1, 2, 3, 4, 5
 
 @dataclass(frozen=True)
 class Intracranial:
-    """The inside of the skull of one head.
+    """Voxels inside of the skull of one head.
 
     Parameters
     ----------
     voxels : dict of int to int
-        How many voxels inside of the skull have which code; empty if there is no volume.
+        Number of voxels inside of the skull by code; empty if there is no intracranial volume.
     why_none : str
-        Why there is no volume; empty if there is one.
+        Reason why there is no intracranial volume; empty if there is one.
     inside_codes : frozenset of int
         Codes of brain, ventricles, fluid and vessels.
     """
@@ -62,7 +61,7 @@ class Intracranial:
 
     @property
     def n_voxels(self) -> int | None:
-        """Voxels inside of the skull, or None."""
+        """Number of voxels inside of the skull, or None without intracranial volume."""
         return None if self.why_none else sum(self.voxels.values())
 
     def n_inside(self, code: int) -> int | None:
@@ -75,17 +74,17 @@ class Intracranial:
         return self.voxels.get(code, 0) if code in self.inside_codes else None
 
     def soft_voxels(self, soft: Mapping[int, float], counts: Mapping[int, int]) -> float | None:
-        """The inside of the skull with its border voxels counted by their share, or None.
+        """Intracranial volume in voxels from probabilities, or None without intracranial volume.
 
-        The probabilities of brain, fluid and vessels are summed over the image, less their voxels
-        that lie outside of the skull; of what they enclose voxels count.
+        It is the sum of the probabilities of brain, fluid and vessels over the image, minus the
+        number of their voxels outside of the skull, plus that of other voxels that they enclose.
 
         Parameters
         ----------
         soft : mapping of int to float
             Sum of the probability of each code over all voxels of the image.
         counts : mapping of int to int
-            Voxels of each code in the label map.
+            Number of voxels of each code in the label map.
 
         Examples
         --------
@@ -104,17 +103,17 @@ class Intracranial:
 def intracranial(
     labels: LabelMap, image: np.ndarray | None = None, *, stripped: bool = False
 ) -> Intracranial:
-    """What lies inside of the skull: brain, ventricles, fluid, vessels, and what these enclose.
+    """Voxels inside of the skull: brain, ventricles, fluid, vessels, and what these enclose.
 
     Parameters
     ----------
     labels : LabelMap
-        A table without bone gives no volume.
+        There is no volume if its table has no bone.
     image : (X, Y, Z) float, optional
-        That was labelled. It tells whether the skull was removed, and where the field of view
-        ends inside a padded box.
+        The segmented image, to find out whether it is skull-stripped and whether padding hides
+        the end of the field of view.
     stripped : bool
-        Whether the skull was removed by what else is known of the image.
+        Whether the image is known to be skull-stripped, for instance from its metadata.
 
     Examples
     --------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``LabelMap``: voxels, grid and table that never part."""
+"""``LabelMap``: the voxels of a label map together with their grid and label table."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from brainseg_bids.anatomy.labels import LabelTable, count_codes
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """Integer voxels with their place and their meaning.
+    """Label map: integer codes of voxels, with grid and label table.
 
     Parameters
     ----------
     voxels : (X, Y, Z) int
-        Codes of ``table``.
+        Codes, all of them in ``table``.
     grid : Grid
     table : LabelTable
 
@@ -28,7 +28,7 @@ class LabelMap:
     ValueError
         If shape and grid differ, or the voxels are not integers.
     UnknownLabelError
-        If there is a code that the table does not know.
+        If a code is not in the table.
 
     Examples
     --------
@@ -51,23 +51,23 @@ class LabelMap:
         self.table.check(self.voxels)
 
     def volumes_mm3(self) -> dict[int, float]:
-        """Volume of each label of the table, zero where it is absent."""
+        """Volume in mm³ of each code of the table; zero for labels that are absent."""
         counts = count_codes(self.voxels)
         volume = self.grid.voxel_volume_mm3
         return {label.index: counts.get(label.index, 0) * volume for label in self.table}
 
     def brain_mask(self) -> np.ndarray:
-        """Brain with its ventricles and what they enclose, without the CSF around. (X, Y, Z) bool.
+        """Mask of the brain and its ventricles, without the CSF around, (X, Y, Z) bool.
 
-        Enclosed cavities are filled; a sulcus that is open to the outside stays open.
+        Enclosed cavities are filled; sulci that are open to the outside stay open.
         """
         brain = [label.index for label in self.table if label.is_brain]
         return ndimage.binary_fill_holes(np.isin(self.voxels, brain))
 
     def mirrored(self) -> LabelMap:
-        """The same head seen in a mirror: first RAS axis flipped, left and right swapped.
+        """Mirrored label map: flipped along the left-right axis, left and right labels swapped.
 
-        The grid stays; a head that is symmetric about the middle of its box is unchanged.
+        The grid is unchanged. A head that is symmetric about the centre of its grid is unchanged.
         """
         lookup = np.zeros(int(self.table.codes[-1]) + 1, dtype=self.voxels.dtype)
         for label in self.table:

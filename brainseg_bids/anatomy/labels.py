@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Label`` and ``LabelTable``: the one place where a code gets its meaning."""
+"""``Label`` and ``LabelTable``: the meaning of codes."""
 
 from __future__ import annotations
 
@@ -20,28 +20,33 @@ EXTRACEREBRAL_CSF = frozenset({"CSF", "Extra-Cerebral-CSF", "Cortical-CSF"})
 
 
 class UnknownLabelError(ValueError):
-    """A label code that the table at hand does not know."""
+    """A code or name that is not in the label table."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """One structure.
+    """One line of a label table.
 
     Parameters
     ----------
     index : int
-        Code in the voxels.
+        Code in label maps.
     name : str
-        FreeSurfer's name where FreeSurfer has one.
+        FreeSurfer's name if FreeSurfer has this label.
     color : str
         ``#rrggbb``.
     mapping : int
         Code in the BIDS standard label table (0-11).
     hemisphere : {"left", "right", "none"}
     mirror : int
-        Code of the counterpart on the other side; its own code on the midline.
+        Code of the counterpart on the other side; its own code if it has none.
     notes : str
-        What is merged into it and why, or ``n/a``.
+        Structures that are merged into it, and the reason, or ``n/a``.
+
+    Raises
+    ------
+    ValueError
+        If the hemisphere is not one of these three.
     """
 
     index: int
@@ -62,35 +67,36 @@ class Label:
 
     @property
     def is_extracerebral_csf(self) -> bool:
-        """Whether it is the CSF around the brain, which BIDS' standard codes do not tell apart."""
+        """Whether it is CSF around the brain: BIDS has one code for all CSF."""
         return self.name in EXTRACEREBRAL_CSF
 
     @property
     def is_brain(self) -> bool:
-        """Whether a skull-stripped image still shows it: brain and ventricles."""
+        """Whether it is brain or ventricle."""
         return self.mapping in BRAIN_MAPPINGS and not self.is_extracerebral_csf
 
     @property
     def rgb(self) -> tuple[float, float, float]:
-        """Colour as three numbers in 0..1."""
+        """Red, green and blue, each between 0 and 1."""
         value = int(self.color.lstrip("#"), 16)
         return ((value >> 16) / 255, (value >> 8 & 255) / 255, (value & 255) / 255)
 
 
 class LabelTable:
-    """An ontology: labels looked up by code or by name, never by position.
+    """Label table: labels looked up by code or by name.
 
     Parameters
     ----------
     labels : iterable of Label
-        Codes and names must be unique, and mirrors must point at each other.
+        Codes and names are unique, and each counterpart names the other as its own.
     name : str
-        What the table is called in messages and file names.
+        Name of the table in messages and file names.
 
     Raises
     ------
     ValueError
-        If codes or names repeat, or a mirror is missing or not mutual.
+        If codes or names repeat, a code is outside 0 to 32767, or the counterpart of a label is
+        missing or has another counterpart.
 
     Examples
     --------
@@ -121,12 +127,12 @@ class LabelTable:
 
     @classmethod
     def read(cls, path: str | Path, *, name: str | None = None) -> LabelTable:
-        """Read a BIDS ``dseg.tsv``; further columns are the fields of `Label`.
+        """Label table from a BIDS ``dseg.tsv``, whose columns are the fields of `Label`.
 
         Raises
         ------
         ValueError
-            If the file is no such table; the message names file and line.
+            If the file is not a label table; the message names file and line.
         """
         path = Path(path)
         with path.open(newline="", encoding="utf-8") as file:
@@ -146,7 +152,13 @@ class LabelTable:
 
     @classmethod
     def packaged(cls, name: str) -> LabelTable:
-        """Table that comes with the package: ``brainseg``, ``fullhead`` or ``tissue``."""
+        """Label table of the package: ``brainseg``, ``fullhead`` or ``tissue``.
+
+        Raises
+        ------
+        ValueError
+            If the package has no such table.
+        """
         source = resources.files("brainseg_bids") / "data" / "labels" / f"{name}.tsv"
         with resources.as_file(source) as path:
             if not path.exists():
@@ -154,7 +166,7 @@ class LabelTable:
             return cls.read(path, name=name)
 
     def write(self, path: str | Path) -> Path:
-        """Write as BIDS ``dseg.tsv``; reading it back gives an equal table."""
+        """Write a BIDS ``dseg.tsv`` and return its path; `read` gives an equal table."""
         path = Path(path)
         with path.open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file, delimiter="\t", lineterminator="\n")
@@ -189,13 +201,13 @@ class LabelTable:
 
     @property
     def codes(self) -> np.ndarray:
-        """All codes, ascending, (n,) int32."""
+        """All codes in ascending order, (n,) int32."""
         return np.array([label.index for label in self], dtype=np.int32)
 
     def positions(self) -> np.ndarray:
-        """Lookup from code to class index among `codes`, -1 where there is no such code.
+        """Class index of each code (its position in `codes`), -1 for codes not in the table.
 
-        Networks and lookup tensors count 0..n-1; this is the only bridge to codes.
+        Networks predict class indices from 0 to n - 1.
 
         Returns
         -------
@@ -207,7 +219,7 @@ class LabelTable:
         return lookup
 
     def mirrors(self) -> np.ndarray:
-        """Class index of each label's counterpart on the other side, or its own, (n,) int32.
+        """Class index of the counterpart of each label, or its own if it has none, (n,) int32.
 
         >>> sides = [Label(2, "Left", mirror=5), Label(5, "Right", mirror=2)]
         >>> LabelTable([Label(0, "Background"), *sides]).mirrors()
@@ -216,7 +228,13 @@ class LabelTable:
         return self.positions()[[label.mirror for label in self]]
 
     def subset(self, codes: Iterable[int], *, name: str | None = None) -> LabelTable:
-        """Table of the given codes only; a counterpart that is left out is replaced by itself."""
+        """Table of the given codes only; a label whose counterpart is left out becomes its own.
+
+        Raises
+        ------
+        UnknownLabelError
+            If a code is not in the table.
+        """
         kept = {int(code) for code in codes}
         labels = [self[code] for code in sorted(kept)]
         return LabelTable(
@@ -232,13 +250,18 @@ class LabelTable:
         )
 
     def check(self, codes: np.ndarray, *, what: str = "label map") -> None:
-        """Raise `UnknownLabelError` naming every code that is not in the table and its voxels.
+        """Raise an error if there are codes that are not in the table.
 
         Parameters
         ----------
         codes : (X, Y, Z) or (n,) int
         what : str
-            File or object named in the message.
+            Name of the file or object in the message.
+
+        Raises
+        ------
+        UnknownLabelError
+            If a code is not in the table; the message lists these codes with their voxel counts.
 
         Examples
         --------
@@ -258,7 +281,7 @@ class LabelTable:
 
 
 def count_codes(codes: np.ndarray) -> dict[int, int]:
-    """Voxels per code present.
+    """Number of voxels of each code that is present.
 
     >>> count_codes(np.array([[3, 3], [0, -1]]))
     {-1: 1, 0: 1, 3: 2}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``merge``: a full-head map and a brain map become one label map, by tables of rules.
+"""``merge``: combine a full-head map and a brain map into one label map, by tables of rules.
 
-Precedence, undecided codes, sides, islands, completion, flags: the steps in their order. Every
-step is counted in a `MergeReport`. The rules are in ``data/merge``; why they are as they are is in
-``docs/explanation/merging.md``.
+The steps in their order: precedence, undecided codes, sides, islands, completion, flags. A
+`MergeReport` counts the changes of each step. The rules are in ``data/merge``, and
+``docs/explanation/merging.md`` gives the reasons for them.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ STRAY_MARGIN_MM = 3.0
 
 @dataclass(frozen=True)
 class Source:
-    """One tool's map, already in codes of ``fullhead`` and on the image's grid.
+    """Label map of one tool, in codes of ``fullhead`` and on the grid of the image.
 
     Parameters
     ----------
     name : str
-        Tool, named in the report and in messages.
+        Name of the tool in the report and in messages.
     labels : LabelMap
     posteriors : TopPosteriors, optional
-        Posteriors of the tool, compressed.
+        Top-k posteriors of the tool.
     seen : (X, Y, Z) bool, optional
-        Where the tool's own grid covers the image's; everywhere if not given. Elsewhere the tool
-        has not looked, and its 0 says nothing.
+        Voxels within the field of view of the tool's own grid; default: all. Code 0 outside of it
+        means unknown, not background.
     coarse : mapping of int to frozenset of int
-        Of a brain map: codes that may be any of several, since its tool does not tell those apart
-        (left and right, say); the head map tells.
+        Ambiguous codes of a brain map, for instance of a tool without left and right, and the
+        codes that each may stand for. The head map decides between them.
     """
 
     name: str
@@ -69,14 +69,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Merged:
-    """The merged map.
+    """Result of `merge`.
 
     Parameters
     ----------
     labels : LabelMap
-        Codes of ``fullhead``, int16, on the head source's grid.
+        Codes of ``fullhead``, int16, on the grid of the head map.
     posteriors : TopPosteriors or None
-        Where any source had one: its own where its most probable label won, else certain.
+        None if no source has posteriors. Those of the source whose most probable label was taken;
+        certain (probability 1) in all other voxels.
     report : MergeReport
     """
 
@@ -92,26 +93,27 @@ def merge(
     image: np.ndarray | None = None,
     rules: MergeRules | None = None,
 ) -> Merged:
-    """One label map of the whole head, without holes, with all that was done to it.
+    """Label map of the whole head without holes, and a report of all changes.
 
     Parameters
     ----------
     head : Source
-        Full head, or whatever is the only map.
+        Map of the full head, or the only map.
     brain : Source, optional
-        Brain map on the same grid; a map without brain is left aside and flagged.
+        Map of the brain on the same grid. A map without any brain is ignored, with a flag.
     image : (X, Y, Z) float, optional
-        On the same grid; tells tissue from air where no tool labelled. Defaced images and images
-        with a noisy background are allowed for.
+        Image on the same grid, to separate tissue from air where no tool gives a label. It may be
+        defaced or have a noisy background.
     rules : MergeRules, optional
-        The packaged ones if not given.
+        Default: the rules of the package.
 
     Raises
     ------
     ValueError
         If grids or shapes differ; the message names the source.
     UnknownLabelError
-        If a source has codes that the rules' table does not know; the message names the source.
+        If a source has codes that are not in the label table of the rules; the message names the
+        source.
 
     Examples
     --------
@@ -207,7 +209,8 @@ def _refine(
     for code, voxels in left.items():
         name = rules.table[code].name
         report.flags.append(
-            f"{source.name}: {voxels} voxels are {name} or another; {report.head} does not tell"
+            f"{source.name}: {voxels} voxels of {name} are ambiguous and keep this label: "
+            f"{report.head} has none of the candidates"
         )
 
 
@@ -293,7 +296,9 @@ def _clean(whole: np.ndarray, whole_grid: Grid, rules: MergeRules, report: Merge
         report.count(line.rule, changed, line.reason)
         if left:
             names = ", ".join(table[code].name for code in sorted(line.codes))
-            report.flags.append(f"{names}: {left} voxels stay, nothing near could replace them")
+            report.flags.append(
+                f"{names}: {left} voxels keep this code, since no candidate is in the map"
+            )
     plane = fit_sagittal_plane(voxels, table, grid)
     changed = 0
     wrong: list[str] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a human should look at in two sources and in their merged map."""
+"""Flags of a merge: what a person should check in the two sources and in the merged map."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COUNTERPART_MM3 = 50.0
 def flag_sides(
     name: str, voxels: np.ndarray, grid: Grid, rules: MergeRules, report: MergeReport
 ) -> None:
-    """Report a source whose left labels lie on the right of the world, or whose axis is turned."""
+    """Flag a source whose left and right are swapped or rotated against the world axes."""
     plane: SagittalPlane | None = fit_sagittal_plane(voxels, rules.table, grid)
     if plane is None:
         return
@@ -46,13 +46,13 @@ def flag_sides(
         )
     elif plane.tilt_deg > 45:
         report.flags.append(
-            f"{name}: left to right of its labels is turned by {plane.tilt_deg:.0f} degrees "
-            "against the world; check the image's orientation"
+            f"{name}: the left-right axis of its labels is {plane.tilt_deg:.0f} degrees away from "
+            "that of the world; check the image's orientation"
         )
 
 
 def flag_disagreement(report: MergeReport) -> None:
-    """Report two tools whose whole-brain Dice is below `LEAST_BRAIN_DICE`."""
+    """Flag two sources whose whole-brain Dice is below `LEAST_BRAIN_DICE`."""
     dice = report.conflicts[0].dice
     if dice is not None and report.conflicts[0].head_mm3 and dice < LEAST_BRAIN_DICE:
         report.flags.append(
@@ -66,7 +66,7 @@ def flag_unseen(
     voxels: tuple[np.ndarray, np.ndarray],
     seen: list[np.ndarray | None],
 ) -> None:
-    """Brain that one tool labels where the other has not looked."""
+    """Flag brain labels of one source outside of the field of view of the other."""
     names = (report.head, report.brain)
     for number, mask in enumerate(seen):
         if mask is None:
@@ -87,7 +87,7 @@ def flag_result(
     rules: MergeRules,
     report: MergeReport,
 ) -> None:
-    """What a human should look at in the finished map."""
+    """Flag what a person should check in the merged map: skull, air, counterparts, cut edges."""
     counts = count_codes(voxels)
     volume = {code: n * grid.voxel_volume_mm3 for code, n in counts.items()}
     brain_ml = sum(volume.get(code, 0) for code in rules.groups["brain"]) / 1000
@@ -103,7 +103,7 @@ def flag_result(
         lone = volume.get(label.index, 0) >= COUNTERPART_MM3 and label.mirror not in counts
         if lone and label.index not in rules.groups["one_sided"]:
             missing = rules.table[label.mirror].name
-            report.flags.append(f"{label.name} is there and {missing} is not")
+            report.flags.append(f"{label.name} is present, but {missing} is missing")
     report.flags += _cuts(voxels, grid, code_lookup(rules.groups["brain"], rules.table))
 
 

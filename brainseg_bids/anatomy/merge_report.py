@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a merge did, for a human and for JSON: rules and their counts, conflicts, holes, flags."""
+"""Report of a merge: changes of each rule, disagreement of the sources, holes, flags."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RuleCount:
-    """How much one rule did.
+    """Number of voxels that one rule changed.
 
     Parameters
     ----------
     rule : str
     voxels : int
-        For precedence: voxels that the rule decided and in which the sources differ. For all
-        others: voxels that it changed.
+        For rules of precedence, voxels that the rule decided and in which the sources differ. For
+        other rules, voxels that it changed.
     volume_mm3 : float
+        Volume of these voxels.
     reason : str
+        Reason of the rule, from its table.
     """
 
     rule: str
@@ -29,8 +31,16 @@ class RuleCount:
 
 @dataclass(frozen=True)
 class Conflict:
-    """One structure as both tools see it, where both have looked; ``dice`` is None where neither
-    has a voxel of it."""
+    """Agreement of both sources on one structure, within both fields of view.
+
+    Parameters
+    ----------
+    structure : str
+    head_mm3, brain_mm3 : float
+        Volume in each source.
+    dice : float or None
+        None if neither source has the structure.
+    """
 
     structure: str
     head_mm3: float
@@ -40,23 +50,24 @@ class Conflict:
 
 @dataclass
 class MergeReport:
-    """What the merge did, for a human and for JSON.
+    """Report of a merge.
 
     Parameters
     ----------
     head, brain : str
-        Names of the sources; ``brain`` is None with one tool.
+        Names of the sources; ``brain`` is None if there is one source only.
     voxel_volume_mm3 : float
     rules : list of RuleCount
-        Every rule and every cleaning step, in order, those that did nothing too.
+        Every rule and every cleaning step in order, also those that changed nothing.
     conflicts : list of Conflict
-        The brain as a whole and each structure both know; empty with one tool.
+        Whole brain first, then each structure of both sources; empty if there is one source only.
     holes : dict
-        ``before_voxels``, ``before_mm3`` and ``after_voxels``: 0-voxels enclosed by the head.
+        ``before_voxels``, ``before_mm3`` and ``after_voxels``: unlabelled voxels that the head
+        encloses, before and after completion.
     flags : list of str
-        Sentences for a human.
+        Sentences about what a person should check.
     implausible : list of str
-        What cannot be right about the result, see `brainseg_bids.anatomy.plausibility`.
+        Implausible properties of the result, see `brainseg_bids.anatomy.plausibility`.
 
     Examples
     --------
@@ -77,17 +88,17 @@ class MergeReport:
     implausible: list[str] = field(default_factory=list)
 
     def count(self, rule: str, voxels: int, reason: str) -> None:
-        """Add a rule at the end."""
+        """Append the count of a rule to `rules`."""
         volume = round(int(voxels) * self.voxel_volume_mm3, 3)
         self.rules.append(RuleCount(rule, int(voxels), volume, reason))
 
     def to_json(self) -> dict[str, Any]:
-        """As plain types."""
+        """Report as a dictionary of JSON types."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> MergeReport:
-        """Undo `to_json`."""
+        """Report from the dictionary of `to_json`."""
         return cls(
             **facts
             | {

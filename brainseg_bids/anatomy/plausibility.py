@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cannot be right about a label map: volumes, sides and shares that nobody has.
+"""Plausibility of a label map: volumes, side ratios and fractions outside of known limits.
 
-Limits stand in ``data/labels/plausible.tsv``, each with its source. They are wide: what is beyond
-them is a failure of the segmentation far more often than a person. A brain that the field of view
-cuts is reported once and not compared with whole ones.
+Limits are in ``data/labels/plausible.tsv``, each with its source. They are wide: a value beyond
+them is almost always a failed segmentation. A brain that is cut by the field of view is reported
+once, and its volumes are not checked.
 """
 
 from __future__ import annotations
@@ -34,16 +34,19 @@ from which the brain is cut: the pole of a whole brain of 70 mm radius has 440 m
 
 @dataclass(frozen=True)
 class Limit:
-    """A line of ``plausible.tsv``.
+    """One line of ``plausible.tsv``.
 
     Parameters
     ----------
     structure : str
-        Without its side; or what else is measured.
+        Name of the structure without its side, or of another quantity.
     measure : {"ml", "share", "ratio", "dice", "count"}
-        Volume of one side; share of the labelled head; larger over smaller side; overlap; number.
+        Volume of one side in ml; fraction of the labelled head; larger side divided by smaller
+        side; Dice; number.
     low, high : float
+        Smallest and largest plausible value.
     source : str
+        Publication or data of the limits.
     """
 
     structure: str
@@ -53,13 +56,13 @@ class Limit:
     source: str
 
     def holds(self, value: float) -> bool:
-        """Whether a value is within the limits."""
+        """Whether a value lies within the limits."""
         return self.low <= value <= self.high
 
 
 @cache
 def limits() -> dict[tuple[str, str], Limit]:
-    """The table, by structure and measure.
+    """All limits by structure and measure.
 
     >>> limits()["Hippocampus", "ml"].holds(3.2)
     True
@@ -75,16 +78,16 @@ def limits() -> dict[tuple[str, str], Limit]:
 
 
 def implausible(labels: LabelMap, image: np.ndarray | None = None) -> list[str]:
-    """What a person should look at before the labels are used; one sentence per kind of fault.
+    """Sentences about implausible properties of a label map; empty if there are none.
 
     Parameters
     ----------
     labels : LabelMap
-        Any table; labels that the packaged ones do not know are not judged.
+        With any label table; labels that are not in the package's tables are not checked.
     image : (X, Y, Z) float, optional
-        That was labelled. It tells whether the brain was taken out of its head, and where the
-        field of view ends inside a padded box. Without it, a map without any bone and soft tissue
-        is taken for one of the brain alone.
+        The segmented image, to find out whether it is skull-stripped and whether padding hides
+        the end of the field of view. Without it, a map without bone and soft tissue counts as
+        skull-stripped.
 
     Examples
     --------
@@ -141,8 +144,8 @@ def _head_of_stripped(volume_ml: dict[int, float], table: LabelTable) -> Iterato
         most = sorted((name for name in parts if parts[name] > 0), key=lambda name: -parts[name])
         shown = listed([f"{name} {volume_words(parts[name])}" for name in most])
         yield (
-            f"the image is skull-stripped, and {volume_words(total_ml)} of it are labelled as "
-            f"head: {shown}. Leave these out"
+            f"the image is skull-stripped, but {volume_words(total_ml)} are labelled as head: "
+            f"{shown}. Do not use these labels"
         )
 
 
@@ -157,19 +160,33 @@ def _cut(labels: LabelMap, image: np.ndarray | None, table: LabelTable) -> str:
             here = np.isin(np.take(labels.voxels, plane, axis), codes)
             if np.count_nonzero(here) * pixel_mm2 >= least_mm2:
                 return (
-                    "the brain is cut by the edge of the image, so its volumes are no whole ones "
-                    "and were not compared with those of others"
+                    "the brain is cut by the edge of the image: its volumes are incomplete and "
+                    "were not checked"
                 )
     return ""
 
 
 def cut_mm2(thickness_mm: float) -> float:
-    """Area on a plane of this thickness from which what lies there is cut."""
+    """Area in mm² on the first or last plane of an image from which a structure counts as cut.
+
+    Parameters
+    ----------
+    thickness_mm : float
+        Voxel size across the plane.
+    """
     return max(CUT_MM2, CUT_PER_MM * thickness_mm)
 
 
 def ends_of(image: np.ndarray | None, shape: tuple[int, ...], axis: int) -> tuple[int, int]:
-    """First and last plane along an axis; of an image, that are not one constant."""
+    """Index of the first and last plane along an axis, without constant planes of the image.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float or None
+        None: all planes count.
+    shape : tuple of 3 int
+    axis : int
+    """
     if image is None:
         return 0, shape[axis] - 1
     others = tuple(a for a in range(3) if a != axis)
@@ -180,15 +197,15 @@ def ends_of(image: np.ndarray | None, shape: tuple[int, ...], axis: int) -> tupl
 def implausible_volumes(
     volume_ml: Mapping[int, float], table: LabelTable, *, whole_head: bool
 ) -> list[str]:
-    """Sentences about volumes, missing structures and sides of a head that nothing cuts.
+    """Sentences about implausible volumes, missing structures and unequal sides of a whole brain.
 
     Parameters
     ----------
     volume_ml : mapping of int to float
-        By code of ``table``; what is not there has none.
+        Volume by code of ``table``; codes that are left out have volume 0.
     table : LabelTable
     whole_head : bool
-        Whether bone and soft tissue are to be there.
+        Whether bone and soft tissue are expected.
     """
     volume_ml = {label.index: volume_ml.get(label.index, 0.0) for label in table}
     brain_ml = sum(volume_ml[label.index] for label in table if label.is_brain)
@@ -199,8 +216,8 @@ def implausible_volumes(
     share = limits()["Brain in head", "share"]
     if whole_head and head_ml and not share.holds(brain_ml / (brain_ml + head_ml)):
         found.append(
-            f"brain and the head around it do not fit: {volume_words(brain_ml)} and "
-            f"{volume_words(head_ml)}. Is a part of the head missing, or taken for brain?"
+            f"brain ({volume_words(brain_ml)}) and the head around it ({volume_words(head_ml)}) "
+            "do not fit in size. Is a part of the head missing, or labelled as brain?"
         )
     missing, beyond = [], []
     by_side: dict[str, list[float]] = {}
@@ -228,7 +245,7 @@ def implausible_volumes(
     ]
     kinds = {
         "missing": missing,
-        "volumes that nobody has": beyond,
+        "implausible volumes (expected range)": beyond,
         "left and right too different": unlike,
     }
     return found + [f"{what}: {listed(names)}" for what, names in kinds.items() if names]
@@ -241,14 +258,15 @@ def _brain_size(brain_ml: float) -> str:
 
 
 def implausible_model(brain_dice: float | None, n_maps: int | None) -> list[str]:
-    """What a person should look at before a trained model is used.
+    """Sentences about why a trained model cannot be relied on; empty if there is no reason.
 
     Parameters
     ----------
     brain_dice : float or None
-        Mean over brain structures on pairs of held-out maps; None or NaN if nothing was judged.
+        Mean Dice over brain structures on synthetic pairs of held-out maps; None or NaN if it was
+        not measured.
     n_maps : int or None
-        Label maps that were learned from; None if that is not known.
+        Number of label maps of the training; None if it is not known.
 
     Examples
     --------
@@ -266,14 +284,14 @@ def implausible_model(brain_dice: float | None, n_maps: int | None) -> list[str]
         found.append(f"held-out Dice of the brain is {brain_dice:.3f}: it has learned nothing")
     if n_maps is not None and not maps.holds(n_maps):
         found.append(
-            f"learned from {n_maps} label map{'s' * (n_maps != 1)}, fewer than {maps.low:g}: it "
-            "knows the heads of too few people"
+            f"trained on {n_maps} label map{'s' * (n_maps != 1)}, fewer than {maps.low:g}: it may "
+            "not generalise to other heads"
         )
     return found
 
 
 def volume_words(volume: float) -> str:
-    """Volume for the eye.
+    """Volume in ml as text, with two digits below 100 ml.
 
     >>> volume_words(0.0644), volume_words(15.32), volume_words(1263.2)
     ('0.064 ml', '15 ml', '1263 ml')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``TopPosteriors``: the k most probable labels of each voxel, which is what upsampling needs."""
+"""``TopPosteriors``: the k most probable labels of each voxel, and their probabilities."""
 
 from __future__ import annotations
 
@@ -19,25 +19,24 @@ FINE = 257  # 65535 / 255: running weights are finer than kept ones, so that rou
 
 @dataclass(frozen=True, eq=False)
 class TopPosteriors:
-    """Compressed posteriors: of each voxel the k most probable labels, and how probable.
+    """The k most probable labels of each voxel, and their probabilities.
 
     44 float32 volumes of 256³ voxels take 2.9 GiB, the four most probable labels 0.2 GiB.
-    Weights are the posteriors themselves: what lies beyond rank k is left out, nothing is
-    rescaled.
+    Probabilities are not rescaled after the others have been left out.
 
     Parameters
     ----------
     codes : (k, X, Y, Z) int16
-        By descending weight; code 0 where the weight is 0 and the rank above 0.
+        In order of descending probability; code 0 where fewer than k labels are possible.
     weights : (k, X, Y, Z) uint8
-        255 is certain. The first is never 0.
+        Probability times 255. That of the first label is never 0.
     grid : Grid
     table : LabelTable
 
     Raises
     ------
     ValueError
-        If shapes, types and grid do not fit together.
+        If shapes or data types are wrong, or do not fit the grid.
 
     Examples
     --------
@@ -72,7 +71,7 @@ class TopPosteriors:
 
     @property
     def k(self) -> int:
-        """Labels kept for each voxel."""
+        """Number of labels kept for each voxel."""
         return len(self.codes)
 
     @classmethod
@@ -84,10 +83,10 @@ class TopPosteriors:
         *,
         k: int = 4,
     ) -> TopPosteriors:
-        """Keep the k largest of any number of posterior volumes.
+        """Top-k posteriors from the posterior volumes of all labels, read one at a time.
 
-        One volume is held at a time, beside k running arrays; a tie goes to the lower code. A
-        voxel that no volume speaks of is code 0 for certain.
+        Of equal probabilities the lower code comes first. Voxels in which all are zero get code 0
+        with probability 1.
 
         Parameters
         ----------
@@ -100,8 +99,8 @@ class TopPosteriors:
         Raises
         ------
         ValueError
-            If a volume has another shape or numbers that are no probabilities, or a code comes
-            twice.
+            If a volume has another shape or values outside 0 to 1, a code occurs twice, or k is
+            below 1.
         UnknownLabelError
             If a code is not in the table.
         """
@@ -129,7 +128,7 @@ class TopPosteriors:
 
     @classmethod
     def certain(cls, labels: LabelMap, *, k: int = 1) -> TopPosteriors:
-        """Every voxel belongs to its label and to no other."""
+        """Top-k posteriors in which the label of each voxel has probability 1."""
         codes = np.zeros((k, *labels.grid.shape), dtype=np.int16)
         weights = np.zeros(codes.shape, dtype=np.uint8)
         codes[0], weights[0] = labels.voxels, CERTAIN
@@ -140,15 +139,15 @@ class TopPosteriors:
         return LabelMap(self.codes[0].copy(), self.grid, self.table)
 
     def translate(self, crosswalk: Crosswalk) -> TopPosteriors:
-        """The same in the target's codes; codes that become the same code add up.
+        """Top-k posteriors in the target's codes; probabilities of merged codes are added.
 
-        So the most probable label may change where one was split: half putamen and half small
-        vessel against caudate becomes putamen.
+        The most probable label may change. For instance, putamen 0.3, small vessel 0.3 and caudate
+        0.4 become putamen 0.6 if small vessel is translated into putamen.
 
         Raises
         ------
         UnknownLabelError
-            Naming each code without a translation.
+            If a code has no translation; the message lists these codes.
         """
         # An empty rank repeats the first code, so that its padding needs no translation.
         asked = np.where(self.weights > 0, self.codes, self.codes[:1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Precedence of two sources: where a voxel lies, and which rule decides it."""
+"""Precedence of two sources: location of each voxel, and the rule that decides it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ lie between frontal and temporal lobe, are wider and stay outside."""
 
 
 def occupied_box(*arrays: np.ndarray) -> tuple[slice, ...] | None:
-    """Box around all that is not 0, with a margin of one voxel; None if all is 0."""
+    """Bounding box of the nonzero voxels with a margin of one voxel; None if all are 0."""
     box = []
     for axis, n in enumerate(arrays[0].shape):
         others = tuple(a for a in range(3) if a != axis)
@@ -31,15 +31,15 @@ def occupied_box(*arrays: np.ndarray) -> tuple[slice, ...] | None:
 
 
 def places(brain: np.ndarray, grid: Grid) -> np.ndarray:
-    """Where each voxel lies as seen from the brain tool's brain: index in `rules.PLACES`.
+    """Location of each voxel relative to the brain, as an index in `rules.PLACES`.
 
-    The brain's largest piece counts. Its hull is closed over sulci and filled. Where the tool has
-    not looked (``unseen``) is not known here.
+    The hull is the largest component of the brain, closed over sulci and filled. ``unseen`` is
+    not assigned here.
 
     Parameters
     ----------
     brain : (X, Y, Z) bool
-        With at least one voxel.
+        Brain of the brain tool, with at least one voxel.
     grid : Grid
 
     Returns
@@ -82,7 +82,7 @@ def _close_by_box(mask: np.ndarray, reach_mm: float, grid: Grid) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class CompiledPrecedence:
-    """All lines of the precedence table as lookups, so that merging is one gather.
+    """The precedence table as lookup arrays.
 
     Parameters
     ----------
@@ -91,8 +91,8 @@ class CompiledPrecedence:
     codes : (n,) int
         Code of each class index.
     line, result, origin : (places, n, n) int
-        By place, class index of the brain's code and of the head's: the line that decides, the
-        code that it gives, and whose it is (0 head, 1 brain, 2 neither).
+        Number of the deciding line, resulting code, and its origin (0 head, 1 brain, 2 neither),
+        by location, class index of the brain source and class index of the head source.
     """
 
     indices: np.ndarray
@@ -103,7 +103,7 @@ class CompiledPrecedence:
 
     @classmethod
     def of(cls, rules: MergeRules) -> CompiledPrecedence:
-        """Write the lines out, the last first, so that the first that fits stands."""
+        """Lookup arrays of a set of rules; the first line that fits decides."""
         codes, indices = rules.table.codes, rules.table.positions()
         shape = (len(PLACES), len(codes), len(codes))
         line, result = np.zeros(shape, np.int16), np.zeros(shape, np.int16)
@@ -126,7 +126,13 @@ class CompiledPrecedence:
         return cls(indices, codes, line, result, origin)
 
     def index(self, place: np.ndarray, brain: np.ndarray, head: np.ndarray) -> np.ndarray:
-        """Flat index into the lookups for each voxel, in the smallest type that holds it."""
+        """Flat index into the lookup arrays for each voxel, in the smallest sufficient data type.
+
+        Parameters
+        ----------
+        place, brain, head : (X, Y, Z) int
+            Location from `places`, code of the brain source and code of the head source.
+        """
         small = np.promote_types(np.uint16, np.min_scalar_type(self.line.size - 1))
         n, indices = small.type(len(self.codes)), self.indices.astype(small)
         index = indices[brain]
@@ -136,7 +142,7 @@ class CompiledPrecedence:
         return index
 
     def counts(self, index: np.ndarray) -> np.ndarray:
-        """Voxels by place, brain's and head's class index."""
+        """Number of voxels by location and class indices of both sources, (places, n, n) int."""
         # Slab by slab: bincount widens its input to 8 bytes.
         size = self.line.size
         found = np.zeros(size, dtype=np.int64)
@@ -145,7 +151,7 @@ class CompiledPrecedence:
         return found.reshape(self.line.shape)
 
     def decided(self, counts: np.ndarray) -> np.ndarray:
-        """For each line the voxels that it decided and in which the sources differ."""
+        """Number of voxels that each line decided where the sources differ, (lines,) int."""
         differ = ~np.eye(len(self.codes), dtype=bool)
         n_lines = int(self.line.max()) + 1
         return np.bincount(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels and images resampled to another grid, wherever a transform says that voxels come from.
+"""Labels and images resampled to another grid through a transform.
 
-Labels are resampled once and through probabilities: each label's share at a place is the linear
-interpolation of its own 0/1 map (or of its probabilities), and the largest share wins. That is
-what smoothing each label and taking the most probable one is, without a volume per label.
+Labels are resampled once: the mask of each label (or its probability) is interpolated linearly,
+and the label with the largest value is taken. This is equal to one-hot interpolation followed by
+arg-max, but needs no volume per label.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ SLAB_VOXELS = 1 << 19
 
 
 def resample_labels(labels: LabelMap, places: np.ndarray, grid: Grid) -> LabelMap:
-    """Label map on another grid, by each label's linearly interpolated share.
+    """Label map on another grid, by linear interpolation of the mask of each label.
 
     Parameters
     ----------
     labels : LabelMap
         Source.
     places : (3, X, Y, Z) float
-        For each voxel of ``grid`` its place in the source, in the source's voxels. A voxel whose
-        place is outside the source's box (more than half a voxel off) gets code 0.
+        Position of each voxel of ``grid`` in the source, in voxel indices of the source. Voxels
+        whose position is more than half a voxel outside of the source get code 0.
     grid : Grid
         Target.
 
     Returns
     -------
     LabelMap
-        Of equal shares the voxel next to the place decides, then the lower code.
+        Of labels with equal values, that of the nearest source voxel is taken, then the lower
+        code.
 
     Raises
     ------
     ValueError
-        If places and grid differ in shape.
+        If ``places`` and ``grid`` differ in shape.
 
     Examples
     --------
@@ -78,16 +79,16 @@ def resample_probabilities(
     Parameters
     ----------
     posteriors : iterable of (code, (X', Y', Z') float)
-        Of the source, code 0 among them; see `brainseg_bids.images.read_posteriors`.
+        Probabilities of each label in the source, including code 0.
     places, grid
         As in `resample_labels`.
     table : LabelTable
-        Of the codes.
+        Table with all codes.
 
     Returns
     -------
     LabelMap
-        Of equal probabilities the first code wins; code 0 where all are 0.
+        Of equal probabilities the first code is taken; code 0 where all are 0.
     """
     _check(places, grid)
     best, resampled = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.int16)
@@ -105,7 +106,7 @@ def resample_image(image: np.ndarray, places: np.ndarray, grid: Grid) -> np.ndar
     ----------
     image : (X', Y', Z')
     places, grid
-        As in `resample_labels`; outside the image's box it is 0.
+        As in `resample_labels`; outside of the source the result is 0.
 
     Returns
     -------

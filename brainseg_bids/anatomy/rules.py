@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``MergeRules``: who wins where, as tables with a reason in each line."""
+"""``MergeRules``: the rules of the merge, read from tables with a reason in each line."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ TAKES = ("brain", "head")
 
 
 class RuleError(ValueError):
-    """A rule table that cannot be used; the message names file, line and fault."""
+    """A rule table with an error; the message names file, line and error."""
 
 
 @dataclass(frozen=True)
 class Precedence:
-    """One line of ``precedence.tsv``: the first line that fits decides a voxel.
+    """One line of ``precedence.tsv``: the first line that fits a voxel decides its code.
 
     Parameters
     ----------
     rule : str
     where : str
-        Key of `WHERE`.
+        Location, a key of `WHERE`.
     brain, head : frozenset of int
-        Codes of the brain and of the head source for which the line holds.
+        Codes of the brain source and of the head source to which the line applies.
     take : str or int
         ``"brain"`` or ``"head"`` (the source's own code), or a code.
     reason : str
@@ -64,7 +64,7 @@ class Precedence:
 
 @dataclass(frozen=True)
 class Resolution:
-    """One line of ``resolve.tsv``: codes that become the nearest of some candidates."""
+    """One line of ``resolve.tsv``: undecided codes, replaced by the nearest of the candidates."""
 
     rule: str
     codes: frozenset[int]
@@ -74,10 +74,10 @@ class Resolution:
 
 @dataclass(frozen=True)
 class IslandRule:
-    """One line of ``islands.tsv``: pieces too small to be kept.
+    """One line of ``islands.tsv``: connected components that are too small to be kept.
 
-    A piece goes if it is smaller than ``smallest_mm3`` or than ``smallest_share`` of the label's
-    largest piece; the largest piece always stays.
+    A component is replaced if it is smaller than ``smallest_mm3``, or than ``smallest_share`` of
+    the largest component of its label. The largest component is always kept.
     """
 
     rule: str
@@ -99,14 +99,15 @@ class FillRule:
 
 @dataclass(frozen=True, eq=False)
 class MergeRules:
-    """All tables of the merge, with groups of labels already written out as codes.
+    """All tables of the merge, with groups of labels expanded to codes.
 
     Parameters
     ----------
     table : LabelTable
     groups : dict of str to frozenset of int
+        Codes of each group of labels, by its name.
     precedence, resolve, islands, completion : tuple
-        Lines in the order of their files.
+        Lines of each table in the order of its file.
 
     Examples
     --------
@@ -126,22 +127,22 @@ class MergeRules:
 
     @classmethod
     def packaged(cls) -> MergeRules:
-        """The rules that come with the package, for table ``fullhead``."""
+        """Rules of the package, for the label table ``fullhead``."""
         return _packaged()
 
     @classmethod
     def read(cls, folder: str | Path, table: LabelTable) -> MergeRules:
-        """Read the five tables of a folder.
+        """Rules from the five tables of a folder.
 
-        Members of a group and the columns that name labels are words divided by spaces: a
-        label's name, a pattern (``*-Thalamus``), a group defined above, ``is_brain`` or
-        ``hemisphere=left``; with ``!`` in front the word takes away.
+        Labels are listed as words separated by spaces: the name of a label, a pattern
+        (``*-Thalamus``), a group from an earlier line, ``is_brain`` or ``hemisphere=left``. A word
+        with ``!`` in front removes labels.
 
         Raises
         ------
         RuleError
-            If a column is missing, a word fits no label, a place or number is none, or a pair of
-            codes is left without a rule.
+            If a column is missing, a word matches no label, a location or number is invalid, or a
+            pair of codes has no rule.
         """
         folder = Path(folder)
         groups: dict[str, frozenset[int]] = {}
@@ -188,8 +189,23 @@ class MergeRules:
 def codes_of(
     words: str, table: LabelTable, groups: dict[str, frozenset[int]], *, at: str = "rules"
 ) -> frozenset[int]:
-    """Codes that a list of words stands for, as `MergeRules.read` explains them.
+    """Codes of a list of words, in the syntax of `MergeRules.read`.
 
+    Parameters
+    ----------
+    words : str
+    table : LabelTable
+    groups : dict of str to frozenset of int
+    at : str
+        File and line in the message of an error.
+
+    Raises
+    ------
+    RuleError
+        If a word matches no label or group, or no label is left.
+
+    Examples
+    --------
     >>> table = LabelTable.packaged("fullhead")
     >>> sorted(codes_of("*-Thalamus !hemisphere=right Vein", table, {}))
     [10, 514]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an image shows a brain without its head: only a constant lies around the brain."""
+"""Skull-stripped images: the background around the brain is constant."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ LEAST_BRAIN_ML = 20.0
 def is_stripped(image: np.ndarray, brain: np.ndarray, grid: Grid) -> bool:
     """Whether the image is skull-stripped.
 
-    Its background is one value, and hardly anything else lies further than `BEYOND_MM` from the
-    brain. Noise around the head, a head whose background was set to zero, and a defaced head
-    are no stripped brain.
+    It is if its background has one value, and almost no other voxel lies further than
+    `BEYOND_MM` from the brain. Images with noise around the head, with a background set to zero,
+    and defaced images are not skull-stripped.
 
     Parameters
     ----------
     image : (X, Y, Z) float
-        Any contrast; fill values, and what is not finite, are background.
+        Image of any contrast; fill values, NaN and infinity count as background.
     brain : (X, Y, Z) bool
         Brain with the fluid in and around it, see `brain_and_fluid`; its border may be wrong by
         some millimetres.
     grid : Grid
-        Of both.
+        Grid of both.
 
     Examples
     --------
@@ -69,16 +69,16 @@ def is_stripped(image: np.ndarray, brain: np.ndarray, grid: Grid) -> bool:
 
 
 def brain_and_fluid(labels: LabelMap) -> np.ndarray:
-    """Where a map has brain, ventricles, or CSF around the brain, (X, Y, Z) bool."""
+    """Mask of brain, ventricles and CSF around the brain, (X, Y, Z) bool."""
     return np.isin(
         labels.voxels, [lab.index for lab in labels.table if lab.mapping in BRAIN_MAPPINGS]
     )
 
 
 def brain_alone(labels: LabelMap) -> LabelMap:
-    """The map with brain and ventricles only: what a skull-stripped image can tell of.
+    """Label map with brain and ventricles only, for skull-stripped images.
 
-    The fluid around the brain goes too: where the mask runs through it, it is half background.
+    The fluid around the brain is left out as well, since the mask of the skull-stripping cuts it.
     """
     codes = [label.index for label in labels.table if label.is_brain]
     voxels = np.where(np.isin(labels.voxels, codes), labels.voxels, 0)
@@ -86,10 +86,12 @@ def brain_alone(labels: LabelMap) -> LabelMap:
 
 
 def background_of(image: np.ndarray) -> tuple[float | None, float]:
-    """The one value that the background has, or None, and the range of the other values.
+    """Constant value of the background, or None if it is not constant, and the range of the image.
 
-    Where the background is not finite, the lowest value stands for it.
+    NaN and infinite voxels are background, with the lowest finite value.
 
+    Examples
+    --------
     >>> background, span = background_of(np.array([7.0, 7, 7, 9, 10]))
     >>> background, round(span)
     (7.0, 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Topology of labels: connected pieces and Euler numbers."""
+"""Topology of labels: connected components and Euler numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONNECTIVITY: Final = 26
 
 
 def components(mask: np.ndarray) -> int:
-    """Number of 26-connected pieces of a mask.
+    """Number of 26-connected components of a mask, (X, Y, Z) bool.
 
     Examples
     --------
@@ -29,12 +29,12 @@ def components(mask: np.ndarray) -> int:
 
 
 def euler_numbers(codes: np.ndarray) -> dict[int, int]:
-    """Euler number of each label: pieces + cavities - tunnels, voxels joined at corners too.
+    """Euler number of each label with 26-connectivity: components + cavities - tunnels.
 
     Parameters
     ----------
     codes : (X, Y, Z) int
-        0..32767.
+        Between 0 and 32767.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label maps on another grid: no label is invented, none moves.
+"""Label maps on another grid, by one-hot interpolation and arg-max near label boundaries.
 
-`regrid` for any grid, `upsample` for a finer one with the best kernel, `upsample_posteriors` from
-kept posteriors. All are one-hot interpolation and arg-max, done only where labels meet.
+`regrid` is for any grid, `upsample` for finer grids, with a better kernel, and
+`upsample_posteriors` for top-k posteriors. No label is added, and none is shifted.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ THIN_FACTOR = 1.6
 
 
 def regrid(labels: LabelMap, grid: Grid) -> LabelMap:
-    """Label map on another grid, by the affines in world space.
+    """Label map on another grid with the same world space.
 
-    Where the grids differ by axis turns and whole voxels only, voxels are copied. Elsewhere a
-    voxel gets the label with the largest trilinear weight; where the target is coarser, the label
-    that fills most of it. Outside the source: code 0.
+    If the grids differ by permuted or flipped axes and shifts by whole voxels only, voxels are
+    copied. Otherwise a voxel gets the label with the largest trilinear weight or, along axes on
+    which the target is coarser, the label that fills most of it. Voxels outside of the source get
+    code 0.
 
     Parameters
     ----------
@@ -63,12 +64,13 @@ def regrid(labels: LabelMap, grid: Grid) -> LabelMap:
     Returns
     -------
     LabelMap
-        On ``grid``, same table, same integer type.
+        On ``grid``, with the same table and integer type.
 
     Notes
     -----
-    Of labels with equal weight the lowest code wins, in odd target voxels midway between source
-    voxels the highest: no label grows at the cost of another.
+    Of labels with equal weights the lowest code is taken. At positions midway between two source
+    voxels, target voxels with an odd index take the highest code instead: no label grows at the
+    cost of another.
 
     Examples
     --------
@@ -102,42 +104,43 @@ def upsample(
     threads: int | None = None,
     engine: Engine | None = None,
 ) -> LabelMap:
-    """Label map on a finer grid, as true to the anatomy as hard labels allow.
+    """Label map on a finer grid.
 
-    Along axes that become coarser, a voxel's label is the one that fills most of it.
+    Along axes on which the target is coarser, a voxel gets the label that fills most of it.
 
     Parameters
     ----------
     labels : LabelMap
     grid : Grid, or voxel size in mm
-        A size means the same box and axes.
+        A voxel size stands for the same field of view and axes.
     kernel : {"fitted", "linear", "lossless"}
         See `KERNELS`.
     smoothing_mm : float
-        Standard deviation of a Gaussian over the labels' masks; eats thin structures.
+        Standard deviation of Gaussian smoothing of the masks of labels; removes thin structures.
     keep_thin : bool, optional
-        Voxels that are in no 2x2x2 block of their label keep the majority of their own volume.
-        By default so for ``fitted`` without smoothing, where the axes are the same and each
-        becomes at least 1.6 times finer.
+        Whether source voxels that belong to no 2x2x2 block of their label keep the majority of
+        their volume. Default: True for ``fitted`` without smoothing, if the axes are the same and
+        the voxel size becomes at least 1.6 times smaller along each.
     progress : callable, optional
-        Called with parts done and parts in all. The first call of all compiles for a minute.
+        Called with the number of parts done and of all parts. The first call in an environment
+        compiles for about a minute.
     threads : int, optional
-        By default one for each core.
+        Default: one for each core.
     engine : Engine, optional
-        By default `Processor`, with ``threads``; on a GPU, that of `inference.upsample_device`.
+        Default: `Processor` with ``threads``. For GPUs, see `inference.upsample_device`.
 
     Returns
     -------
     LabelMap
-        int16, same table.
+        int16, with the same table.
 
     Raises
     ------
     ValueError
-        If there is no such kernel, smoothing is negative or too wide, or ``lossless`` or
-        ``keep_thin`` is asked for on a coarser grid or one with other axes.
+        If the kernel does not exist, the smoothing is negative or too wide, or ``lossless`` or
+        ``keep_thin`` is given for a coarser grid or one with other axes.
     MemoryError
-        If the target needs more memory than is free; says how much, before anything is done.
+        If the target needs more memory than is free. The message gives the amount.
     """
     _check_options(kernel, smoothing_mm)
     if not isinstance(grid, Grid):
@@ -191,14 +194,14 @@ def _check_options(kernel: str, smoothing_mm: float) -> None:
 
 
 def regrid_posteriors(posteriors: TopPosteriors, grid: Grid) -> TopPosteriors:
-    """Top-k posteriors on another grid: as `regrid`, with the labels' weights interpolated.
+    """Top-k posteriors on another grid: as `regrid`, with interpolated probabilities.
 
-    Outside the source: code 0, certain.
+    Voxels outside of the source get code 0 with probability 1.
 
     Returns
     -------
     TopPosteriors
-        On ``grid``, with as many labels a voxel as the input.
+        On ``grid``, with the same number of labels for each voxel.
     """
     matrix, shift = index_map(posteriors.grid, grid)
     keep = len(posteriors.codes)
@@ -226,29 +229,29 @@ def upsample_posteriors(
     threads: int | None = None,
     engine: Engine | None = None,
 ) -> LabelMap:
-    """Label map on a finer grid from kept partial volumes: far closer to the truth than labels.
+    """Label map on a finer grid from top-k posteriors: more accurate than from labels alone.
 
     Parameters
     ----------
     posteriors : TopPosteriors
     grid : Grid, or voxel size in mm
     order : {"cubic", "linear"}
-        Of the interpolation of the weights; cubic is Keys' with lobes that undo part of the
-        averaging over a voxel.
+        Interpolation of the probabilities. Cubic convolution (Keys 1981) has negative lobes,
+        which undo part of the averaging over a voxel.
     progress, threads, engine
         As for `upsample`.
 
     Returns
     -------
     LabelMap
-        int16, same table. Outside the source: code 0.
+        int16, with the same table; code 0 outside of the source.
 
     Raises
     ------
     ValueError
-        If there is no such order.
+        If the order does not exist.
     MemoryError
-        As `upsample`.
+        If the target needs more memory than is free.
     """
     if order not in ORDERS:
         raise ValueError(f"no interpolation order {order!r}; known: {', '.join(ORDERS)}")
@@ -267,7 +270,7 @@ def upsample_posteriors(
 
 
 def needed_gib(grid: Grid, source: Grid | None = None) -> float:
-    """Memory that upsampling to ``grid`` takes at its peak, the result included.
+    """Predicted peak memory of upsampling to ``grid`` in GiB, including the result.
 
     Examples
     --------
@@ -281,7 +284,12 @@ def needed_gib(grid: Grid, source: Grid | None = None) -> float:
 
 
 def check_memory(grid: Grid, source: Grid | None = None) -> None:
-    """Raise `MemoryError` if `needed_gib` is more than is free.
+    """Raise an error if upsampling to ``grid`` needs more memory than is free.
+
+    Raises
+    ------
+    MemoryError
+        If `needed_gib` is more than is free.
 
     Examples
     --------

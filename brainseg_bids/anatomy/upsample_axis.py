@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One axis of a finer grid: who owns which target voxel, and how far a label is sure."""
+"""Interpolation weights along one axis of a finer grid, and where labels cannot change."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ class Axis:
     Parameters
     ----------
     first : (n_source + 1,) int64
-        Source voxel ``s`` owns target voxels ``first[s]`` to ``first[s + 1] - 1``.
+        The centres of target voxels ``first[s]`` to ``first[s + 1] - 1`` lie in source voxel
+        ``s``, which is called their owner.
     weights : (n_target, 2 * reach + 1) int32
-        Of the source voxels around the owner; each row sums to ``one``.
+        Fixed-point weights of the source voxels around the owner; each row sums to ``one``.
     midway : (n_target,) uint8
-        1 where the index is odd and the centre lies midway between two source voxels.
+        1 if the index is odd and the centre lies midway between two source voxels.
     one : int
-        Weight 1.
+        Fixed-point value of weight 1.
     """
 
     first: np.ndarray
@@ -32,11 +33,19 @@ class Axis:
 
     @property
     def reach(self) -> int:
-        """Source voxels to each side of the owner."""
+        """Number of source voxels with a weight, on each side of the owner."""
         return self.weights.shape[1] // 2
 
     def by_owner(self, pad: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Weights (most owned, taps, n_source + pad) and `midway` in the same order, (.., ..)."""
+        """The same weights, ordered by owner.
+
+        Returns
+        -------
+        weights : (m, 2 * reach + 1, n_source + pad) int32
+            m is the largest number of target voxels with one owner. Entries without a target voxel
+            are 0.
+        midway : (m, n_source + pad) uint8
+        """
         owned = np.diff(self.first)
         most = max(1, int(owned.max()))
         weights = np.zeros((most, self.weights.shape[1], len(owned) + pad), np.int32)
@@ -49,13 +58,13 @@ class Axis:
 
 
 class Side(NamedTuple):
-    """One axis of the target, as the loops take it.
+    """The arrays of one `Axis`, in the form that compiled functions need.
 
     Parameters
     ----------
     first : (n_source + 1,) int64
     weights, midway
-        Fields of `Axis`; of the last axis those of `Axis.by_owner`.
+        Fields of `Axis`, or results of `Axis.by_owner` for the last axis.
     """
 
     first: np.ndarray
@@ -67,12 +76,12 @@ Sides = tuple[Side, Side, Side]
 
 
 def sure_radius(axes: tuple[Axis, Axis, Axis]) -> int:
-    """Smallest radius such that a voxel with one label within it is sure to keep its label.
+    """Radius in source voxels such that a voxel with one label within it keeps its label.
 
-    The own label has at least ``I - N``, any other at most ``P``, where I is the sum of the
-    weights in the box and N and P are those of the negative and positive ones outside. ``N + P``
-    is what all absolute weights W exceed those in the box by, at most ``W - I``; so ``W < 2 I``
-    is enough, and both are products over the axes.
+    Let I be the sum of the weights within the radius, and N and P the sums of the absolute
+    negative and positive weights outside. The voxel's own label scores at least ``I - N``, any
+    other at most ``P``, so ``N + P < I`` is sufficient. Since ``N + P <= W - I``, where W is the
+    sum of all absolute weights, ``W < 2 I`` is sufficient too; W and I are products over the axes.
     """
     reach = axes[0].reach
     for radius in range(1, reach):
@@ -83,7 +92,13 @@ def sure_radius(axes: tuple[Axis, Axis, Axis]) -> int:
 
 
 def is_sure(parts: list[tuple[np.ndarray, np.ndarray]]) -> bool:
-    """Whether inner weights outweigh the rest; (inner, all) of each axis, a row for each place."""
+    """Whether the inner weights exceed the sum of all others at every position, see `sure_radius`.
+
+    Parameters
+    ----------
+    parts : list of ((n, m), (n, k)) arrays
+        Inner weights and all weights of each axis, with one row per position.
+    """
     ratio = 1.0
     for inner, whole in parts:
         if inner.sum(1).min() <= 0:

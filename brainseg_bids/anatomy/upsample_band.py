@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finer labels on parallel axes: only voxels near a boundary are worked on.
+"""Upsampling of labels if the axes are parallel: only voxels near a boundary are interpolated.
 
-Each source voxel owns the target voxels whose centres lie in it. A voxel with one label around it
-copies; in the others every label around gets a score for each owned target voxel,
+Each source voxel owns the target voxels whose centres lie in it. If all labels around it are
+equal, they get this label. Otherwise every label around it gets a score in each of them,
 
     score(label) = sum of wx * wy * wz over the source voxels that have the label,
 
-and the highest wins. There is no one-hot volume: sixteen columns of voxels along the last axis are
-in work at a time, and only labels seen there. Weights are whole numbers, so sums are exact.
+and the label with the highest score is taken. No one-hot volume is needed: sixteen columns of
+voxels along the last axis are processed at a time, with the labels that occur there. Weights are
+whole numbers, so that sums are exact.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ FREE, THIN, ALL = 0, 1, 2
 
 
 class Work(NamedTuple):
-    """Work space of one thread, filled and read again for every sixteen columns.
+    """Buffers of one thread, reused for every sixteen columns.
 
-    Lanes are the target indices of the first two axes that one source row owns; ``g`` is a lane
-    and a target index of the last axis.
+    Lanes are the target indices of the first two axes that belong to one source row; ``g`` stands
+    for a lane and a target index of the last axis.
     """
 
     across: np.ndarray
@@ -453,21 +454,21 @@ def _fill_row(padded: np.ndarray, x: int, y: int, one: int, hold: int, sides: Si
 @jit
 def fill_planes(padded: np.ndarray, one: int, radius: int, hold: int, sides: Sides, start: int,
                 stop: int, out: np.ndarray) -> None:  # fmt: skip
-    """Target voxels owned by the source planes ``start`` to ``stop``.
+    """Compute the target voxels whose centres lie in the source planes ``start`` to ``stop - 1``.
 
     Parameters
     ----------
     padded : (X + 2 reach, Y + 2 reach, Z + 2 reach + 16) int16
         Source with its edges repeated.
     one : int
-        Weight 1 of an axis.
+        Fixed-point value of weight 1, see `Axis`.
     radius : int
-        Of `sure_radius`.
+        From `sure_radius`.
     hold : {0, 1, 2}
-        Which source voxels keep the majority of what they own: none, thin ones, all.
+        Source voxels that keep the majority of their target voxels: none, thin ones, all.
     sides : three of `Side`
     out : (X', Y', Z') int16
-        Filled in; voxels outside are left as they are.
+        Changed in place; other voxels keep their value.
     """
     along_x, along_y, along_z = sides
     first_x, first_y, first_z = along_x.first, along_y.first, along_z.first

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The merge's promises, kept on a finer grid: no hole inside the head, no piece that is too small.
+"""Cleaning of an upsampled map: no hole inside the head, no component that is too small.
 
-Interpolation makes both anew: between two voxels of a thin wall another label may have the most
-weight. What is wrong takes the label of the source voxel that it lies in, which is right by the
-merge; what is still wrong then, the label around it.
+The merge removes both, but interpolation can create them again, since another label may have the
+largest weight between two voxels of a thin wall. Such voxels take the label of the source voxel
+around them, and if this does not suffice, the label around them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from brainseg_bids.anatomy.rules import MergeRules
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What `clean_upsampled` did, in voxels of the finer map.
+    """Changes made by `clean_upsampled`, in voxels of the finer map.
 
     Parameters
     ----------
     holes, islands : int
-        Voxels without a label that the head encloses, and voxels of pieces that are too small.
+        Unlabelled voxels that the head encloses, and voxels of components that are too small.
     enclosed_after : int
-        Voxels without a label that the head still encloses.
+        Unlabelled voxels that the head still encloses afterwards.
     """
 
     holes: int = 0
@@ -41,21 +41,22 @@ class Cleaned:
 def clean_upsampled(
     source: LabelMap, finer: LabelMap, rules: MergeRules | None = None
 ) -> tuple[LabelMap, Cleaned]:
-    """Finer map without enclosed holes and without pieces that the merge would have removed.
+    """Finer map without enclosed holes and without components that the merge would remove.
 
     Parameters
     ----------
     source : LabelMap
-        What was upsampled.
+        Map before upsampling.
     finer : LabelMap
-        Over the same box or a part of it.
+        Map after upsampling, over the same field of view or a part of it.
     rules : MergeRules, optional
-        The packaged ones if not given. A map with codes that they do not know is left as it is.
+        Default: the rules of the package. A map with codes that are not in their table is
+        returned unchanged.
 
     Returns
     -------
     LabelMap, Cleaned
-        int16. A label keeps its largest piece, so none is lost.
+        int16. Every label keeps its largest component, so no label is lost.
 
     Examples
     --------

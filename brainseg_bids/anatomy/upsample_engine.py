@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine that upsamples on processors, with numba's loops, and what every engine offers."""
+"""Engines of upsampling: their common interface, and the one for CPUs, with numba."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """What is interpolated, and where: what `upsample_kernels.resample` needs.
+    """Source and positions of an interpolation, for `upsample_kernels.resample`.
 
     Parameters
     ----------
     codes : (k, X, Y, Z) int16
     weights : (k, X, Y, Z) uint8, or None if every label is certain
     tables : (3, 4096, taps) int64
-        Of `upsample_kernels.weight_table`.
+        From `upsample_kernels.weight_table`, for each source axis.
     matrix, shift : (3, 3), (3,) float
-        Target index to source index.
+        Map target indices to source indices.
     points : (n, 3) float
-        Where in a target voxel the source is looked at.
+        Positions within a target voxel at which the source is interpolated, in target voxels
+        relative to the centre.
     sure : bool
-        Whether eight voxels around a place that agree settle its label.
+        Whether a position takes the label of the eight source voxels around it without
+        interpolation if they agree.
     """
 
     codes: np.ndarray
@@ -55,7 +57,7 @@ class Lookup:
 
 
 class Engine(Protocol):
-    """What does the sums. All engines give the same labels, to the last voxel."""
+    """Interface of an engine. All engines give identical labels."""
 
     def fill(
         self,
@@ -65,20 +67,33 @@ class Engine(Protocol):
         out: np.ndarray,
         progress: Progress | None,
     ) -> None:
-        """Fill ``out``, (X', Y', Z') int16 zeros, from ``source``, a view on the same axes."""
+        """Compute an upsampled map on parallel axes.
+
+        Parameters
+        ----------
+        source : (X, Y, Z) int
+            With the axis order of ``out``.
+        axes : three of `Axis`
+        hold : {0, 1, 2}
+            See `upsample_band.fill_planes`.
+        out : (X', Y', Z') int16
+            Zeros, changed in place.
+        progress : callable or None
+            Called with the number of parts done and of all parts.
+        """
 
     def resample(self, lookup: Lookup, out: np.ndarray, progress: Progress | None) -> None:
-        """Fill ``out``, (X', Y', Z') int16, with the most probable label of each voxel."""
+        """Write the most probable label of each voxel to ``out``, (X', Y', Z') int16."""
 
 
 @dataclass(frozen=True)
 class Processor:
-    """The engine for processors, with numba.
+    """Engine for CPUs, with numba.
 
     Parameters
     ----------
     threads : int, optional
-        By default one for each core.
+        Default: one for each core.
     """
 
     threads: int | None = None
@@ -91,7 +106,7 @@ class Processor:
         out: np.ndarray,
         progress: Progress | None,
     ) -> None:
-        """As `Engine.fill`."""
+        """Compute an upsampled map on parallel axes, see `Engine.fill`."""
         x, y, z = axes
         edges = [(x.reach, x.reach), (x.reach, x.reach), (x.reach, x.reach + band.WIDTH)]
         # Codes fit int16; padding a narrower copy keeps the peak low.
@@ -113,7 +128,7 @@ class Processor:
         self._in_threads(work, range(0, source.shape[0], BAND_PLANES), progress)
 
     def resample(self, lookup: Lookup, out: np.ndarray, progress: Progress | None) -> None:
-        """As `Engine.resample`."""
+        """Write the most probable label of each voxel, see `Engine.resample`."""
         self.resample_weights(lookup, out[None], None, progress)
 
     def resample_weights(
@@ -123,7 +138,7 @@ class Processor:
         weights: np.ndarray | None,
         progress: Progress | None = None,
     ) -> None:
-        """Fill ``codes`` and ``weights``, (k, X', Y', Z'), with the k most probable labels."""
+        """Write the k most probable labels to ``codes`` and ``weights``, (k, X', Y', Z')."""
         soft = lookup.weights is not None
         given = lookup.weights if soft else np.zeros((1, 1, 1, 1), np.uint8)
         size = max(1, SLAB_VOXELS // (codes.shape[2] * codes.shape[3]))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels at any place of a source: inner loops for grids that are turned against each other.
+"""Compiled interpolation of labels at arbitrary positions, for grids rotated to each other.
 
-Positions are rounded to 1/4096 of a source voxel and weights are whole numbers, so sums are exact:
-the result depends neither on the order of axes nor on threads, and the engine for accelerators
-(`inference.upsample_device`) agrees to the last voxel.
+Positions are rounded to 1/4096 of a source voxel and weights are whole numbers, so that sums are
+exact. The result depends neither on the order of axes nor on the number of threads, and is
+identical to that of the engine for GPUs (`inference.upsample_device`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CERTAIN = 255
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile with numba, without the GIL, cached on disk where there is a place for it."""
+    """Function compiled with numba, without the GIL, and cached on disk if that is possible."""
     try:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # no folder that can be written to, as in a read-only container
@@ -30,18 +30,18 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_compiled(function: Callable[..., Any]) -> bool:
-    """Whether a function of `jit` has been compiled, or read from the cache, in this process."""
+    """Whether a function of `jit` is compiled, or was read from the cache, in this process."""
     return bool(getattr(function, "signatures", True))
 
 
 def weight_table(profile: Callable[[np.ndarray], np.ndarray], reach: int) -> np.ndarray:
-    """Weights of the source voxels around a place, for each fraction of a voxel.
+    """Fixed-point weights of the source voxels around a position, for 4096 fractions of a voxel.
 
     Parameters
     ----------
     profile : function of distance in source voxels
     reach : int
-        Voxels below the place; as many are above.
+        Number of source voxels on each side of the position.
 
     Returns
     -------
@@ -154,27 +154,29 @@ def _gather(codes: np.ndarray, weights: np.ndarray, soft: bool, tables: np.ndarr
 def resample(codes: np.ndarray, weights: np.ndarray, soft: bool, tables: np.ndarray, sure: bool,
              matrix: np.ndarray, shift: np.ndarray, points: np.ndarray, start: int,
              out_codes: np.ndarray, out_weights: np.ndarray) -> None:  # fmt: skip
-    """The most probable labels of some planes of a target.
+    """Compute the most probable labels of some planes of the target.
 
     Parameters
     ----------
     codes : (k, X, Y, Z) int16
     weights : (k, X, Y, Z) uint8, or (1, 1, 1, 1) if not ``soft``
-        255 is certain.
+        Probability times 255.
     soft : bool
-        Whether there are weights; without, ``k`` is 1 and every label is certain.
+        Whether there are probabilities. Otherwise ``k`` is 1 and all probabilities are 1.
     tables : (3, 4096, taps) int64
         `weight_table` of each source axis.
     sure : bool
-        Whether eight voxels around a place that agree settle its label.
+        Whether a position takes the label of the eight source voxels around it without
+        interpolation if they agree.
     matrix, shift : (3, 3), (3,) float
-        Target index to source index.
+        Map target indices to source indices.
     points : (n, 3) float
-        Where in a target voxel the source is looked at, in target voxels around its centre.
+        Positions within a target voxel at which the source is interpolated, in target voxels
+        relative to the centre.
     start : int
         Target index of the first plane.
     out_codes, out_weights : (m, planes, Y', Z') int16, uint8
-        Filled in, descending weight.
+        Changed in place: the m most probable labels in descending order.
     """
     sizes = np.array(codes.shape[1:])
     low, frac = np.zeros(3, np.int64), np.zeros(3, np.int64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What upsampling did to every label: a quality report to lie beside the map."""
+"""Upsampling quality report: volume, position and topology of each label before and after."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def upsampling_report(source: LabelMap, result: LabelMap) -> dict[str, Any]:
     Parameters
     ----------
     source, result : LabelMap
-        Same table.
+        With the same label table.
 
     Returns
     -------
     dict
-        Plain types, ready for JSON: voxel sizes; mean Dice and share of equal voxels after going
-        down again with `regrid`; labels lost (they were there and are no longer) and invented
-        (always empty for results of `upsample`); and for each label of the source its round-trip
-        Dice (null where it was lost on the way down and up), volumes in mm3, relative volume
-        change, shift of the centroid in mm, components and Euler number before and after.
+        JSON types: voxel sizes; mean Dice and fraction of equal voxels after the result was
+        downsampled again with `regrid`; labels lost and labels added (never by `upsample`); and
+        for each label of the source its Dice after downsampling (null if it was lost), volumes in
+        mm³, relative change of volume, shift of the centroid in mm, components and Euler number
+        before and after.
 
     Raises
     ------
@@ -46,8 +46,8 @@ def upsampling_report(source: LabelMap, result: LabelMap) -> dict[str, Any]:
     Notes
     -----
     Components are 26-connected. The Euler number is that of the union of closed voxels,
-    vertices - edges + faces - voxels, which goes with 26-connectivity (Toriwaki and Yonekura,
-    Forma 17, 2002): pieces + cavities - tunnels.
+    vertices - edges + faces - voxels, which corresponds to 26-connectivity (Toriwaki and
+    Yonekura, Forma 17, 2002): components + cavities - tunnels.
 
     Examples
     --------
@@ -84,11 +84,11 @@ def upsampling_report(source: LabelMap, result: LabelMap) -> dict[str, Any]:
 
 
 def upsampling_warnings(report: dict[str, Any]) -> list[str]:
-    """What a person should look at in an upsampled map, from its `upsampling_report`.
+    """Sentences about what a person should check in an upsampled map, from its report.
 
-    Labels in more pieces than `PIECES` allows, labels lost, and labels whose volume changed by
-    more than `VOLUME_CHANGE`; thin vessels and nerves come apart at any factor, so a few more
-    pieces are no fault.
+    These are labels lost, labels whose volume changed by more than `VOLUME_CHANGE`, and labels
+    with more components than `PIECES` allows. A few more components are normal in thin vessels
+    and nerves.
 
     Examples
     --------

@@ -421,7 +421,7 @@ def test_the_page_opens_offline_with_its_warnings_and_pictures(tmp_path, head, h
             ),
         ),
         pytest.param(
-            0.8, 3, "learned from 3 label maps",
+            0.8, 3, "3 label maps",
             marks=pytest.mark.input(
                 "results", "a model that was trained on fewer than five label maps",
                 "log, page and card say so; the last line says 1 to look at", 0,
