@@ -216,8 +216,8 @@ def implausible_volumes(
     share = limits()["Brain in head", "share"]
     if whole_head and head_ml and not share.holds(brain_ml / (brain_ml + head_ml)):
         found.append(
-            f"brain ({volume_words(brain_ml)}) and the head around it ({volume_words(head_ml)}) "
-            "do not fit in size. Is a part of the head missing, or labelled as brain?"
+            f"brain and the head around it do not fit in size: {volume_words(brain_ml)} and "
+            f"{volume_words(head_ml)}. Is a part of the head missing, or labelled as brain?"
         )
     missing, beyond = [], []
     by_side: dict[str, list[float]] = {}

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each label looks like in real images."""
+"""Contrast of real images: intensities of each label, noise, bias field and resolution."""

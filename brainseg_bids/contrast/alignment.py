@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Intensities of many images in common units.
 
-Magnitude images have arbitrary units: each is multiplied by one factor, so its zero stays zero.
-The factor is the one at which its labels agree best with everybody's, which leaves the
-differences between labels to the contrast and takes only the common gain away; a percentile of
-the image would follow fat, vessels and the field of view instead. MP2RAGE's UNI has units:
-a ratio of -0.5 to +0.5, whatever whole numbers a scanner stores it as.
+Magnitude images have arbitrary units. Each is multiplied by the factor at which its labels agree
+best with those of the other images: this removes the gain and keeps the contrast between labels.
+A percentile of the image would depend on fat, vessels and the field of view. MP2RAGE's UNI image
+is a ratio from -0.5 to +0.5, which scanners store as whole numbers.
 """
 
 from __future__ import annotations
@@ -48,29 +47,31 @@ def gains(
 ) -> np.ndarray:
     """Factor of each image that brings magnitude images to common units.
 
-    Log locations are the sum of an image's gain, a label's usual level and a rest. Median polish
-    (Tukey 1977, *Exploratory Data Analysis*) gives a start that half of an image's labels being
-    wrong cannot spoil; Huber's M-estimator (1981, *Robust Statistics*) from there. Medians alone
-    jump where white matter goes one way and grey the other. Labels weigh by inverse variance:
-    their own over images and the error of the location in this image. The common factor puts
-    the median 99.5th percentile of the heads at `TOP`.
+    The logarithm of a location is modelled as the gain of the image, plus the level of the label,
+    plus a residual. Median polish (Tukey 1977, *Exploratory Data Analysis*) gives an initial
+    estimate that is robust if up to half of the labels of an image are wrong. Huber's M-estimator
+    (1981, *Robust Statistics*) refines it, since medians are unstable where white and grey matter
+    differ in opposite directions. Labels are weighted by inverse variance, that over images plus
+    the squared error in this image. The factors are scaled so that the median 99.5th percentile
+    of the heads is `TOP`.
 
     Parameters
     ----------
     locations : (n, p) float
-        Of images and labels, in units of each image; NaN where it was not measured.
+        Location of p labels in n images, in units of each image; NaN if it was not measured.
     errors : (n, p) float
-        Standard error of the locations, same units.
+        Standard error of the locations, in the same units.
     brain : (p,) bool
+        Whether a label belongs to the brain.
     head_high : (n,) float
-        99.5th percentile of the head's voxels.
+        99.5th percentile of the voxels of each head.
     weights : (n,) float
-        Subjects that an image stands for.
+        Number of subjects that an image stands for.
 
     Returns
     -------
     (n,) float
-        Positive.
+        Positive factors.
 
     Examples
     --------
@@ -137,11 +138,12 @@ def _logarithms(
 
 
 def ratio_range(low: float, high: float) -> tuple[float, float]:
-    """What ratios of -0.5 and +0.5 are stored as, in an image with values ``low`` to ``high``.
+    """Stored values of the ratios -0.5 and +0.5, for an image with values ``low`` to ``high``.
 
-    The narrowest of `RATIO_RANGES` that holds them (`RANGE_SLACK` aside) and both halves of
-    which are used, the one that starts higher where two are as narrow; the values themselves
-    where there is none. Every head has CSF in the lower half and white matter in the upper.
+    The narrowest of `RATIO_RANGES` that contains the values, with a tolerance of `RANGE_SLACK`,
+    and of which both halves occur; of two equally narrow ones, that with the higher start. If
+    there is none, the values themselves. In every head, CSF is in the lower half and white matter
+    in the upper half.
 
     Examples
     --------

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Smooth field that multiplies an image, from labels that should each be of one brightness.
+"""Bias field of an image, estimated within labels.
 
-Means of the labels and cosine coefficients of the logarithm of the field are estimated together
-by penalised least squares, with weights that make wrong labels harmless (iterated, biweight). The
-model is that of Ashburner and Friston 2005 (NeuroImage 26:839), with labels given.
+The mean of each label and the cosine coefficients of the logarithm of the field are estimated
+together by penalised least squares, iteratively reweighted (Tukey's biweight) against wrong
+labels. The model is that of Ashburner and Friston 2005 (NeuroImage 26:839), with given labels.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ ROUNDS = 12
 
 @dataclass(frozen=True)
 class LogField:
-    """Sum of cosines over a box, in voxels of the array that it was fitted in.
+    """Logarithm of a bias field: a sum of cosines over a box.
 
     Parameters
     ----------
     coefficients : (kx, ky, kz) float
     start, length : (3,) float
-        The box, in voxels. Beyond it the field stays as it is at the box's faces.
+        Position and size of the box, in voxels. Outside, the field has the value at the nearest
+        face of the box.
     """
 
     coefficients: np.ndarray
@@ -60,31 +61,31 @@ class LogField:
     length: np.ndarray
 
     def matrix(self, axis: int, positions: np.ndarray) -> np.ndarray:
-        """Cosines at voxel positions along one axis, (n, k)."""
+        """Cosines at voxel positions (n,) along one axis, (n, k) float."""
         at = np.clip((positions - self.start[axis]) / self.length[axis], 0, 1)
         orders = np.arange(self.coefficients.shape[axis])
         return np.cos(np.pi * orders * at[:, None])
 
     def on_grid(self, *positions: np.ndarray) -> np.ndarray:
-        """Log field where three axes of voxel positions cross, (X, Y, Z) float32."""
+        """Log field on the grid of three axes of voxel positions, (X, Y, Z) float32."""
         mx, my, mz = (self.matrix(a, np.asarray(p)) for a, p in enumerate(positions))
         field = np.einsum("xi,yj,ijk->xyk", mx, my, self.coefficients, optimize=True)
         return (field.astype(np.float32)) @ mz.T.astype(np.float32)
 
     def at_voxels(self, places: np.ndarray) -> np.ndarray:
-        """Log field at voxels (n, 3), (n,) float64."""
+        """Log field at voxel positions (n, 3), (n,) float64."""
         mx, my, mz = (self.matrix(a, places[:, a]) for a in range(3))
         return np.einsum("ni,nj,nk,ijk->n", mx, my, mz, self.coefficients, optimize=True)
 
     def shifted(self, by: float) -> LogField:
-        """The field less a constant."""
+        """Log field minus a constant."""
         coefficients = self.coefficients.copy()
         coefficients[0, 0, 0] -= by
         return LogField(coefficients, self.start, self.length)
 
 
 def flat_field() -> LogField:
-    """No field: 0 everywhere."""
+    """Log field that is 0 everywhere."""
     return LogField(np.zeros((1, 1, 1)), np.zeros(3), np.ones(3))
 
 
@@ -97,25 +98,25 @@ def fit_field(
     head: tuple[slice, slice, slice],
     rng: np.random.Generator,
 ) -> LogField:
-    """Fit means of groups of voxels and a smooth log field together.
+    """Smooth log field, fitted together with the mean of each group of voxels.
 
     Parameters
     ----------
     values : (n,) float
-        Positive intensities of trusted voxels, group after group.
+        Positive intensities of reliable voxels, ordered by group.
     places : (n, 3) int
-        Their voxels.
+        Voxel indices of ``values``.
     starts : (groups + 1,) int
         Group g is ``starts[g]:starts[g + 1]``: a label, or a left-right pair of labels.
     head : three slices
-        Box of the head in voxels.
+        Bounding box of the head in voxels.
     rng : numpy.random.Generator
-        Chooses samples of large groups.
+        Draws samples of large groups.
 
     Returns
     -------
     LogField
-        Its mean is arbitrary.
+        With an arbitrary mean.
     """
     size = np.asarray(voxel_size_mm)
     margin = MARGIN_MM / size
@@ -204,18 +205,18 @@ def summarise(
     voxel_size_mm: tuple[float, float, float],
     head_places: np.ndarray,
 ) -> BiasField:
-    """The field on a coarse grid over the whole image, its strength and its smoothness.
+    """Bias field on a coarse grid over the whole image, with its strength and smoothness.
 
     Parameters
     ----------
     field : LogField
-        Mean 0 in the head.
+        With mean 0 in the head.
     offset : (3,) float
-        Voxel of the field's array at which the image begins.
+        Position of the image's first voxel, in voxels of the array that the field was fitted in.
     shape : tuple of 3 int
-        Of the image, RAS axes.
+        Shape of the image in RAS+ axis order.
     head_places : (n, 3) float
-        Some voxels of the head.
+        Voxel indices of a sample of the head.
     """
     size = np.asarray(voxel_size_mm)
     extent = (np.array(shape) - 1) * size
@@ -235,10 +236,17 @@ def summarise(
 def smoothness_mm(
     field: LogField, places: np.ndarray, voxel_size_mm: tuple[float, float, float]
 ) -> float:
-    """Spacing of the nodes of random B-spline fields that are as steep for their strength.
+    """Node spacing in mm of random B-spline fields with the same smoothness.
 
-    The ratio of slope and spread depends on the head's size, too, as its mean is taken out: it is
-    looked up among random fields seen at the same places.
+    Smoothness is the root mean square gradient divided by the standard deviation. Since this
+    ratio also depends on the size of the head, it is compared with that of random fields at the
+    same voxels.
+
+    Parameters
+    ----------
+    field : LogField
+    places : (n, 3) float
+        Voxel indices of a sample of the head.
     """
     size = np.asarray(voxel_size_mm)
     places = places[:: max(1, len(places) // 1500)].astype(float)

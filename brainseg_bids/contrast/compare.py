@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the intensities of a label in a synthetic image are from those in a real one."""
+"""Distance between the intensities of a label in a synthetic and in a real image."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Counts between edges; within a bin intensities are taken to be spread evenly.
+    """Histogram of intensities, with a uniform distribution within each bin.
 
     Parameters
     ----------
     edges : (n + 1,) float
         Ascending.
     counts : (n,) float
+        Not negative, and not all zero.
+
+    Raises
+    ------
+    ValueError
+        If edges or counts are invalid.
     """
 
     edges: np.ndarray
@@ -45,14 +51,14 @@ def energy_distance(real: Intensities, synthetic: Intensities) -> float:
     """Energy distance of two distributions of intensity, ``2 E|X-Y| - E|X-X'| - E|Y-Y'|``.
 
     In one dimension it is exactly twice the integral of the squared difference of the cumulative
-    distributions (Székely and Rizzo 2013, J. Stat. Plan. Inference 143). Zero if and only if
-    the two are equal; in the units of the intensities. (``scipy.stats.energy_distance`` is its
-    square root, and takes samples only.)
+    distributions (Székely and Rizzo 2013, J. Stat. Plan. Inference 143). It has the units of the
+    intensities, and is zero if and only if the distributions are equal.
+    ``scipy.stats.energy_distance`` is its square root, and accepts samples only.
 
     Parameters
     ----------
     real, synthetic : (n,) float or Histogram
-        Not empty; one may be samples and the other a histogram.
+        Samples, not empty, or a histogram.
 
     Returns
     -------

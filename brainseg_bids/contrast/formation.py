@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an image was formed: its field, its noise and its point spread."""
+"""Image formation: bias field, noise and point spread of an image."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logarithm spreads no more than this."""
 
 
 def fit_scene_field(scene: Scene, interior: Interior, rng: np.random.Generator) -> LogField:
-    """The field in labels that are bright and even; a label and its mirror are one."""
+    """Log bias field, fitted in bright and homogeneous labels; left and right are one group."""
     flat_image = scene.image.reshape(-1)
     head = flat_image[interior.flat[:: max(1, len(interior.flat) // 200_000)]]
     if len(head) == 0:
@@ -66,7 +66,7 @@ def fit_scene_field(scene: Scene, interior: Interior, rng: np.random.Generator) 
 
 
 def field_free(scene: Scene, interior: Interior, field: LogField) -> np.ndarray:
-    """Interior voxels, the field divided out, (n,) float32."""
+    """Intensities of the interior voxels, divided by the bias field, (n,) float32."""
     values = scene.image.reshape(-1)[interior.flat]
     if not field.coefficients.any():
         return values
@@ -94,10 +94,27 @@ def tissue_noise(
     described: list[LabelStatistics],
     span: tuple[float, float] | None,
 ) -> tuple[float, float, int]:
-    """Noise in the evenest of the large labels: sigma, its location, its class index (-1: none).
+    """Noise within tissue, from the most homogeneous of the large bright labels.
 
-    Structure adds to noise, never takes from it: the labels' lower quartile by voxels is taken.
-    ``span`` is a ratio's, see `ratio_span`.
+    Structure within a label adds to the measured noise. Therefore the lower quartile of the
+    labels, weighted by their voxels, is taken.
+
+    Parameters
+    ----------
+    level : (X, Y, Z) uint8
+        See `interior.border_depth`.
+    described : list of LabelStatistics
+        By class index.
+    span : (float, float) or None
+        For ratio images, see `noise.ratio_span`.
+
+    Returns
+    -------
+    sigma, location : float
+        Standard deviation of the noise, and location of the label that was taken; 0 if there is
+        none.
+    index : int
+        Class index of this label; -1 if there is none.
     """
     zero = 0.0 if span is None else span[0]
     seen = []
@@ -122,7 +139,16 @@ def tissue_noise(
 def noise_law(
     scene: Scene, behind: Background, in_tissue: float, span: tuple[float, float] | None
 ) -> NoiseLaw:
-    """The law; ``span`` is a ratio's, see `ratio_span`."""
+    """Noise distribution of an image, from its background or from within tissue.
+
+    Parameters
+    ----------
+    behind : Background
+    in_tissue : float
+        Standard deviation of the noise within tissue, see `tissue_noise`.
+    span : (float, float) or None
+        For ratio images, see `noise.ratio_span`.
+    """
     if span is not None:
         low, high = span
         fit = 0.0
@@ -151,7 +177,19 @@ def point_spread(
     even_index: int,
     rng: np.random.Generator,
 ) -> tuple[tuple[float, float, float], str]:
-    """Width of the point spread per axis, and how it was found."""
+    """Full width at half maximum of the point spread in mm per axis, and the method.
+
+    The method is one of those of `ContrastStatistics.fwhm_method`.
+
+    Parameters
+    ----------
+    described : list of LabelStatistics
+        By class index.
+    noise_sd : float
+        Standard deviation of the noise.
+    even_index : int
+        Class index of a homogeneous label, see `tissue_noise`; -1 if there is none.
+    """
     locations = np.array([d.location for d in described])
     edges = edge_fwhm_mm(
         scene.image, scene.indices, locations, noise_sd, scene.voxel_size_mm, rng=rng

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imputation of labels that were not measured, from similar classes.
+"""Imputation of labels that were not measured, from similar labels.
 
-Mirror image, class, nearest tissue: within an image (`impute`), or over many (`imputations`).
+The donor is the counterpart on the other side, or else a label of the same class or of a similar
+tissue. `impute` works within one image, `imputations` over many.
 """
 
 from __future__ import annotations
@@ -51,14 +52,14 @@ NO_CLASS = 6
 
 @dataclass(frozen=True)
 class Imputation:
-    """Where a label's statistics come from.
+    """Donor of the statistics of a label that was not measured.
 
     Parameters
     ----------
     donor : str
-        A label that was measured.
+        Name of a measured label.
     likeness : float
-        Correlation of the recipient's location with the donor's.
+        Correlation of the label's location with that of the donor.
     widen : float
         Factor on the donor's spread over images.
     """
@@ -73,17 +74,18 @@ MIRROR, CLASS, KIND = (0.95, 1.0), (0.8, 1.5), (0.6, 2.0)
 
 
 def imputations(table: LabelTable, images: Mapping[str, int]) -> dict[str, Imputation]:
-    """Donor of every label of ``table`` that was not measured.
+    """Donor of every label of ``table`` that was not measured, by name.
 
-    Its mirror image; or one that is known to be `LIKE` it; or of its class in the BIDS standard
-    table the label whose name begins alike or has most words in common, then of its side, then
-    the one that most images have; or the like of the nearest class (`NEAREST`).
+    The donor is, in this order: the counterpart on the other side; a label that is listed as
+    similar in `LIKE`; a label of the same class in the BIDS standard table; a label of the nearest
+    class (`NEAREST`). Within a class it is the label with the most similar name, then of the same
+    side, then the one measured in most images.
 
     Parameters
     ----------
     table : LabelTable
     images : mapping of str to int
-        Number of images that each measured label is in.
+        Number of images in which each measured label was found.
 
     Examples
     --------
@@ -144,13 +146,16 @@ def _words(name: str) -> list[str]:
 def impute(
     named: dict[str, LabelStatistics], table: LabelTable
 ) -> tuple[dict[str, LabelStatistics], list[str]]:
-    """What could not be measured, from the mirror or the most similar of the same tissue.
+    """Statistics of all labels of an image; those that were not measured come from a donor.
+
+    The donor is the counterpart on the other side, or else the label of the same class in the
+    BIDS standard table with the most similar median.
 
     Returns
     -------
     labels : dict of str to LabelStatistics
     alone : list of str
-        Labels that found no donor; they keep the median and MAD of all their voxels.
+        Labels without a donor: median and MAD of all their voxels are used.
     """
     measured = {name for name, s in named.items() if math.isfinite(s.location)}
     out: dict[str, LabelStatistics] = {}

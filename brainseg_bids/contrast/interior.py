@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interior: voxels of a label away from its borders, where no other tissue shares the voxel."""
+"""Interior of labels: voxels away from borders, without partial volume."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ FEWEST_VOXELS = 30
 
 @dataclass(frozen=True)
 class Interior:
-    """Voxels to be trusted, label by label.
+    """Interior voxels of all labels.
 
     Parameters
     ----------
     flat : (n,) int32 or int64
-        C-order indices, label after label, ascending within each.
+        Flat indices in C order, ordered by label, then ascending.
     starts : (labels + 1,) int
-        Those of the label of class index r are ``flat[starts[r]:starts[r + 1]]``.
+        Voxels of class index r are ``flat[starts[r]:starts[r + 1]]``.
     weights : (n,) float32
-        Trust, 0..1: depth below the border.
+        Weight of each voxel between 0 and 1, from its depth below the border.
     """
 
     flat: np.ndarray
@@ -40,24 +40,25 @@ class Interior:
     weights: np.ndarray
 
     def of(self, index: int) -> slice:
-        """Where the voxels of one label are."""
+        """Slice of `flat` and `weights` with the voxels of one class index."""
         return slice(int(self.starts[index]), int(self.starts[index + 1]))
 
     def counts(self) -> np.ndarray:
-        """Voxels of each label, (labels,) int."""
+        """Number of interior voxels of each label, (labels,) int."""
         return np.diff(self.starts)
 
     def indices(self) -> np.ndarray:
-        """Rank of the label of each voxel, (n,) int."""
+        """Class index of each voxel, (n,) int."""
         return np.repeat(np.arange(len(self.starts) - 1), self.counts())
 
 
 def steps_around(
     voxel_size_mm: tuple[float, float, float], reach_mm: float
 ) -> dict[float, list[tuple[int, int, int]]]:
-    """Voxel steps within reach by their length in mm, ascending; one of each pair of opposites.
+    """Offsets to neighbouring voxels within ``reach_mm``, by their length in mm, ascending.
 
-    The six nearest neighbours are always among them, and in voxels coarser than 1.3 mm all 26.
+    Of two opposite offsets only one is listed. The 6-neighbourhood is always included, and the
+    26-neighbourhood if voxels are larger than 1.3 mm.
 
     >>> {d: len(steps) for d, steps in steps_around((1.0, 1.0, 1.0), 2.0).items()}
     {1.0: 3, 1.414: 6, 1.732: 4, 2.0: 3}
@@ -77,20 +78,21 @@ def steps_around(
 def border_depth(
     indices: np.ndarray, voxel_size_mm: tuple[float, float, float], *, reach_mm: float = DEPTH_MM
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How far from each voxel everything has the voxel's label.
+    """Distance of each voxel to the nearest voxel of another label.
 
-    The box's own edge is no border.
+    The edge of the array does not count as a border.
 
     Parameters
     ----------
     indices : (X, Y, Z) uint8 or uint16
+        Class indices.
 
     Returns
     -------
     level : (X, Y, Z) uint8
-        Number of distances that were passed; 0: a neighbour has another label.
+        Index into ``depth_mm``; 0 if a neighbour has another label.
     depth_mm : (levels,) float
-        Distance that belongs to each level.
+        Radius around the voxel within which all voxels have its label.
 
     Examples
     --------
@@ -127,18 +129,18 @@ def find_interior(
     usable: np.ndarray | None = None,
     partners: np.ndarray | None = None,
 ) -> tuple[Interior, np.ndarray]:
-    """The innermost voxels of every label but that of class index 0.
+    """Interior voxels of every label except class index 0.
 
-    Thick labels keep what lies deep; a thin one keeps the deepest layer that still holds
-    enough of it (`ENOUGH_SHARE`), else the deepest with `FEWEST_VOXELS`. Voxels at
-    the border itself are never taken. Trust grows with the square of the depth.
+    The minimum depth of each label is the largest one that keeps a share of `ENOUGH_SHARE` of its
+    voxels, or else the largest one that keeps `FEWEST_VOXELS`. Voxels next to another label are
+    never interior. Weights grow with the square of the depth.
 
     Parameters
     ----------
     indices : (X, Y, Z) uint8 or uint16
-        0..n_labels-1; class index 0 is what is not of interest.
+        Class indices below ``n_labels``; 0 is background.
     usable : (X, Y, Z) bool, optional
-        Voxels with a number in them.
+        Voxels with a finite intensity.
     partners : (labels,) int, optional
         Class index of each label's counterpart on the other side, its own if there is none.
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joint law of the labels' locations over images: means, spreads, correlations.
+"""Joint distribution of the locations of labels over images: means, spreads, correlations.
 
-Spreads and correlations are estimated apart (Barnard, McCulloch and Meng 2000, Statistica Sinica
-10), each drawn towards what is known beforehand by as much as the data leave open. One subject
-is enough, several images of one subject count as one, and gaps shift nothing but themselves.
+Spreads and correlations are estimated separately (Barnard, McCulloch and Meng 2000, Statistica
+Sinica 10), each with shrinkage towards a prior value. One subject is sufficient, and several
+images of one subject count as one. A missing location does not affect the estimates of other
+labels.
 """
 
 from __future__ import annotations
@@ -52,18 +53,19 @@ TISSUES = {1: "grey", 8: "grey", 9: "grey", 11: "grey", 2: "white", 10: "white",
 
 @dataclass(frozen=True)
 class Joint:
-    """Law of the locations of p labels.
+    """Joint distribution of the locations of p labels, estimated from n images.
 
     Parameters
     ----------
     mean, sd : (p,) float
+        Mean and standard deviation over images.
     correlation : (p, p) float
         Positive definite.
     outlyingness : (n,) float
-        Mean distance of each image's labels from the others' in robust standard deviations; 1
-        is usual.
+        Mean distance of an image's labels from those of other images, in robust standard
+        deviations; 1 is expected.
     weights : (n,) float
-        Subjects that each image stands for, less where it is far from the others.
+        Number of subjects that an image stands for, reduced for outliers.
     """
 
     mean: np.ndarray
@@ -74,7 +76,7 @@ class Joint:
 
 
 def usual_sd(mean: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Spread over images before more than one subject was measured, in units of 255.
+    """Prior standard deviation over images for each mean, in the units of the prior, (p,) float.
 
     >>> usual_sd(np.array([160.0, 44.0, 8.0]), np.array([False, False, True])).round(1).tolist()
     [19.8, 7.3, 2.0]
@@ -85,11 +87,11 @@ def usual_sd(mean: np.ndarray, background: np.ndarray) -> np.ndarray:
 
 
 def usual_correlation(labels: Sequence[Label]) -> np.ndarray:
-    """Correlation of locations before anything was measured, (p, p).
+    """Prior correlation of the locations of labels, (p, p) float.
 
-    A sum of variance components (`SHARED`), so it is positive definite: 0.95 for mirror images,
-    0.8 within a tissue, 0.6 within the brain, 0.2 between brain and the rest of the head. Air
-    goes with nothing.
+    It is a sum of variance components (`SHARED`), and therefore positive definite: 0.95 between
+    counterparts, 0.8 within a tissue, 0.6 within the brain, 0.2 between brain and the rest of the
+    head, 0 with air.
 
     Examples
     --------
@@ -117,25 +119,26 @@ def usual_correlation(labels: Sequence[Label]) -> np.ndarray:
 
 
 def is_background(label: Label) -> bool:
-    """Whether it is air or what lies outside: BIDS standard code 0."""
+    """Whether a label is air or background: code 0 of the BIDS standard table."""
     return label.mapping == 0
 
 
 def fit(
     values: np.ndarray, subjects: np.ndarray, *, labels: Sequence[Label], target: np.ndarray
 ) -> Joint:
-    """Robust joint law of the columns of ``values``.
+    """Robust joint distribution of the columns of ``values``.
 
     Parameters
     ----------
     values : (n, p) float
-        Locations of p labels in n images, in units of 255; NaN where they were not measured.
-        Every column has at least one.
+        Locations of p labels in n images, in the units of the prior; NaN if not measured. Every
+        column has at least one value.
     subjects : (n,) float
-        Subjects that an image stands for: 1 over the number of images of its subject.
+        Number of subjects that an image stands for: 1 divided by the number of images of its
+        subject.
     labels : sequence of p Label
     target : (p, p) float
-        Correlation to draw towards, see `usual_correlation`.
+        Target of the shrinkage of correlations, see `usual_correlation`.
 
     Returns
     -------

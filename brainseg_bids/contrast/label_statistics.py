@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each label looks like: distribution, correlated texture, spill of its neighbours."""
+"""Intensities of each label: distribution, correlated texture, spill-in from neighbours."""
 
 from __future__ import annotations
 
@@ -39,7 +39,23 @@ def describe_all(
     *,
     threads: int,
 ) -> list[LabelStatistics]:
-    """Statistics by class index; a label with too few interior voxels has a location of NaN."""
+    """Statistics of each label, ordered by class index.
+
+    Parameters
+    ----------
+    values : (n,) float
+        Intensities of the interior voxels without bias field, see `formation.field_free`.
+    edges : (bins + 1,) float
+        Edges of the histograms.
+    behind : Background
+    threads : int
+        Number of labels that are processed at the same time.
+
+    Returns
+    -------
+    list of LabelStatistics
+        The location is NaN if a label has too few interior voxels.
+    """
     raw = _by_label(scene)
 
     def one(index: int) -> LabelStatistics:
@@ -119,7 +135,19 @@ def without_spill(
     fwhm_mm: tuple[float, float, float],
     rng: np.random.Generator,
 ) -> list[LabelStatistics]:
-    """Locations of thin labels without their neighbours' share; by one scale at most."""
+    """Statistics with locations corrected for spill-in from neighbours, by at most one scale.
+
+    Parameters
+    ----------
+    described : list of LabelStatistics
+        By class index.
+    fwhm_mm : tuple of 3 float
+        Full width at half maximum of the point spread.
+
+    Returns
+    -------
+    list of LabelStatistics
+    """
     locations = np.array([known.location for known in described])
     fwhm_vox = triple(w / s for w, s in zip(fwhm_mm, scene.voxel_size_mm, strict=True))
     off = spilled_in(scene.indices, interior, locations, fwhm_vox, rng=rng)
@@ -142,7 +170,21 @@ def with_texture(
     described: list[LabelStatistics],
     rng: np.random.Generator,
 ) -> list[LabelStatistics]:
-    """Statistics with the correlated texture of each label, from its residuals (n_voxels,)."""
+    """Statistics with the correlated texture of each label added.
+
+    Parameters
+    ----------
+    values : (n,) float
+        Intensities of the interior voxels without bias field.
+    fwhm_mm : tuple of 3 float
+        Full width at half maximum of the point spread.
+    described : list of LabelStatistics
+        By class index.
+
+    Returns
+    -------
+    list of LabelStatistics
+    """
     location = np.array([d.location for d in described], dtype=np.float32)
     scale = np.array([d.scale for d in described], dtype=np.float32)
     indices = interior.indices()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ContrastStatistics``: what one image looks like, label by label."""
+"""``ContrastStatistics``: intensities of each label in one image, noise, field and resolution."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from brainseg_bids.documents import parse_json
 
 @dataclass(frozen=True)
 class Component:
-    """One of the Gaussians that make up a label's intensities."""
+    """One Gaussian of the mixture that describes the intensities of a label."""
 
     weight: float
     mean: float
@@ -24,34 +24,34 @@ class Component:
 
 @dataclass(frozen=True)
 class LabelStatistics:
-    """Intensities of one label in one image, in the image's own units.
+    """Intensities of one label in one image, in the units of the image.
 
     Parameters
     ----------
     voxels : int
-        Of the label.
+        Number of voxels of the label.
     interior_voxels : int
-        That the estimate rests on: away from borders.
+        Number of voxels away from borders, which the estimates are based on.
     location, scale : float
-        Robust mean and standard deviation at the middle of the head's field (bias removed); the
-        scale holds the image's noise, too.
+        Robust mean and standard deviation after division by the bias field, whose mean logarithm
+        in the head is 0. The scale includes the noise.
     median, mad : float
-        Of all voxels as they are; ``mad`` is 1.4826 times the median absolute deviation.
+        Median of all voxels without any correction, and 1.4826 times their median absolute
+        deviation.
     components : tuple of Component
-        Mixture that fits better than one Gaussian; a single one where it does not.
+        Gaussian mixture; one component if a mixture does not fit better.
     grain_mm : float or None
-        Distance at which the autocorrelation within the label has fallen to one half; None where
-        it could not be measured.
+        Correlation length of the texture: the distance at which the autocorrelation has fallen to
+        one half. None if it could not be measured.
     grain_frac : float
-        Share of the variance that neighbouring voxels have in common beyond the image's
-        resolution.
+        Fraction of the variance that is correlated texture, which is coarser than the resolution
+        of the image.
     fit : float
-        Largest distance between the cumulative histograms of data and components
-        (Kolmogorov-Smirnov), 0..1.
+        Kolmogorov-Smirnov distance of data and components, between 0 and 1.
     source : str
-        ``measured``, or ``imputed from NAME`` where there were too few voxels.
+        ``measured``, or ``imputed from NAME`` if there were too few voxels.
     histogram : tuple of int
-        Interior voxels, bias removed, between the image's ``edges``.
+        Number of interior voxels, without bias field, in each bin of the image's ``edges``.
     """
 
     voxels: int
@@ -74,27 +74,26 @@ MASKED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class NoiseLaw:
-    """Noise of an image, from its background.
+    """Noise distribution of an image.
 
     Parameters
     ----------
     kind : {"rician", "chi", "gaussian", "ratio", "none"}
-        ``ratio``: MP2RAGE's UNI; ``none``: the background was set to a constant.
+        ``ratio``: MP2RAGE's UNI image. ``none``: neither background nor tissue has noise.
     sigma : float
-        Standard deviation of each channel's real and imaginary part, in units of the image; for
-        ``ratio`` that of UNI (-0.5..0.5) in white matter.
+        Standard deviation of the real and of the imaginary part of each channel, in units of the
+        image. For ``ratio``, that of UNI (from -0.5 to 0.5) in tissue.
     channels : float
-        Effective channels of non-central chi; 1: Rician.
+        Effective number of channels of a non-central chi distribution; 1 is Rician.
     voxels : int
-        Of background that it was measured in.
+        Number of background voxels that it was measured in; 0 if it was measured in tissue.
     fit : float
-        As of `LabelStatistics`.
+        Kolmogorov-Smirnov distance of data and distribution.
     masked_share : float
-        Of the air, how much is constant; for ``ratio`` how much is not filled by noise, as in
-        denoised images, too.
+        Fraction of the air that is constant. For ``ratio``, the fraction without the noise that
+        fills the range of unmasked UNI images.
     low, high : float
-        For ``ratio``: values of the image that stand for UNI of -0.5 and +0.5. Equal where
-        not stated.
+        For ``ratio``: values of the image that stand for UNI of -0.5 and +0.5; equal if unknown.
     """
 
     kind: str
@@ -118,20 +117,20 @@ class NoiseLaw:
 
 @dataclass(frozen=True)
 class BiasField:
-    """Smooth logarithmic field over the head.
+    """Bias field of an image.
 
     Parameters
     ----------
     log_sd : float
-        Spread of its logarithm within the head.
+        Standard deviation of the log field within the head.
     smoothness_mm : float
-        Distance between nodes of a B-spline field of the same spatial spectrum.
+        Node spacing of B-spline fields with the same smoothness, see `bias.smoothness_mm`.
     nodes : tuple (nested), (nx, ny, nz)
-        Log field on a coarse grid over the image's box, RAS axes; its mean in the head is 0.
+        Log field on a coarse grid over the image, in RAS+ axis order; its mean in the head is 0.
     node_spacing_mm : tuple of 3 float
-        Distance between those nodes; the outermost lie on the box's outermost voxels.
+        Distance between these nodes. The outermost nodes are on the outermost voxels of the image.
     spectrum : tuple of (float, float)
-        Wavelength in mm and share of the log field's power.
+        Wavelengths in mm, each with its fraction of the power of the log field.
     """
 
     log_sd: float
@@ -141,37 +140,37 @@ class BiasField:
     spectrum: tuple[tuple[float, float], ...] = ()
 
     def array(self) -> np.ndarray:
-        """The nodes as (nx, ny, nz) float32."""
+        """Nodes as an array, (nx, ny, nz) float32."""
         return np.asarray(self.nodes, dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class ContrastStatistics:
-    """What one image looks like.
+    """Statistics of one image: intensities of each label, noise, bias field, resolution.
 
     Parameters
     ----------
     table : str
-        Label table that the names belong to.
+        Name of the label table.
     labels : dict of str to LabelStatistics
-        By name; labels that the map lacks are absent.
+        By name, without labels that are not in the label map.
     noise : NoiseLaw
     bias : BiasField
     fwhm_mm : tuple of 3 float
-        Effective resolution per RAS axis: full width at half maximum of the point spread.
+        Effective resolution along each RAS axis: full width at half maximum of the point spread.
     voxel_size_mm : tuple of 3 float
-        RAS axes.
+        Along each RAS axis.
     head_low, head_high : float
-        0.5th and 99.5th percentile of the head's voxels, in units of the image.
+        0.5th and 99.5th percentile of the voxels of the head, in units of the image.
     edges : tuple of float
-        Edges of the histograms' bins, in units of the image.
+        Edges of the histograms, in units of the image.
     warnings : tuple of str
-        One sentence each, for people.
+        Quality warnings, one sentence each.
     fwhm_method : str
-        What ``fwhm_mm`` was measured from: ``edges``, ``edges and noise``, ``noise``, or
-        ``voxel size`` where neither served.
+        Basis of ``fwhm_mm``: ``edges``, ``edges and noise``, ``noise``, or ``voxel size`` if
+        neither could be used.
     stripped : bool
-        Whether the image is skull-stripped; ``labels`` are then those of the brain alone.
+        Whether the image is skull-stripped; then ``labels`` has labels of the brain only.
     """
 
     table: str
@@ -191,17 +190,17 @@ class ContrastStatistics:
         return self.labels[name]
 
     def to_json(self) -> str:
-        """Text that `from_json` turns into an equal object."""
+        """Statistics as JSON text; `from_json` returns an equal object."""
         return json.dumps(asdict(self), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> ContrastStatistics:
-        """Read `to_json`'s text.
+        """Statistics from the JSON text of `to_json`.
 
         Raises
         ------
         ValueError
-            If it is something else.
+            If the text is not of this kind.
         """
         try:
             raw = {name: _tuples(value) for name, value in parse_json(text, "Statistics").items()}
@@ -215,7 +214,13 @@ class ContrastStatistics:
 
     @classmethod
     def read(cls, path: str | Path) -> ContrastStatistics:
-        """Read a file of `to_json`'s text; ``ValueError`` names it if it is something else."""
+        """Statistics from a file with the JSON text of `to_json`.
+
+        Raises
+        ------
+        ValueError
+            If the file is not of this kind; the message names the file.
+        """
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:

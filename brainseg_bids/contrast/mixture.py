@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mixture of one to three Gaussians for a label's intensities, on binned data."""
+"""Mixture of one to three Gaussians for the intensities of a label, fitted to binned data."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ INDEPENDENT_VOXELS = 2000
 
 @dataclass(frozen=True)
 class Shape:
-    """How a label's intensities are distributed.
+    """Distribution of the intensities of a label.
 
     Parameters
     ----------
     location, scale : float
-        Mean and standard deviation of the components together.
+        Mean and standard deviation of the whole mixture.
     components : tuple of Component
-        Weights add up to 1.
+        Gaussians whose weights add up to 1.
     fit : float
-        Kolmogorov-Smirnov distance of data and components, 0..1.
+        Kolmogorov-Smirnov distance of data and mixture, between 0 and 1.
     """
 
     location: float
@@ -47,18 +47,17 @@ class Shape:
 
 
 def describe(values: np.ndarray, weights: np.ndarray | None = None) -> Shape:
-    """Robust location and scale, and a mixture where one Gaussian does not fit.
+    """Robust location and scale, and a Gaussian mixture if one Gaussian does not fit.
 
-    The number of components is the one with the lowest BIC (Schwarz 1978, Annals of Statistics
-    6:461), counted as if at most `INDEPENDENT_VOXELS` had been seen. A uniform component takes
-    up outliers while fitting; it and components below `SMALLEST_SHARE` are left out of the
-    result.
+    The number of components is that with the lowest BIC (Schwarz 1978, Annals of Statistics
+    6:461), with a sample size of at most `INDEPENDENT_VOXELS`. During the fit, a uniform component
+    models outliers. The result does not contain it, nor components below `SMALLEST_SHARE`.
 
     Parameters
     ----------
     values : (n,) float
     weights : (n,) float, optional
-        Trust in each value.
+        Weight of each value.
 
     Examples
     --------
@@ -90,7 +89,13 @@ def describe(values: np.ndarray, weights: np.ndarray | None = None) -> Shape:
 def ks_distance(
     values: np.ndarray, weights: np.ndarray, components: tuple[Component, ...]
 ) -> float:
-    """Largest distance between cumulative histogram and cumulative components."""
+    """Kolmogorov-Smirnov distance of weighted values and a Gaussian mixture, between 0 and 1.
+
+    Parameters
+    ----------
+    values, weights : (n,) float
+    components : tuple of Component
+    """
     order = np.argsort(values, kind="stable")
     ordered, share = values[order], np.cumsum(weights[order])
     share /= share[-1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise law of an image: from the air around the head, else from within the tissue."""
+"""Noise distribution of an image, from the air around the head or from within tissue."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ BAD_FIT = 0.12
 
 @dataclass(frozen=True)
 class Background:
-    """Air far from the head.
+    """Blocks of air far from the head.
 
     Parameters
     ----------
     values : (n,) float32
-        Of blocks of one quiet noise level; empty if there are too few.
+        Intensities of blocks with the lowest noise level; empty if there are too few.
     everywhere : (m,) float32
-        Of all blocks of air, masked ones too.
+        Intensities of all blocks of air, including masked ones.
     masked_share : float
-        Of those blocks, how many are constant.
+        Fraction of blocks that are constant.
     spread_share : float
-        Median standard deviation within a block, as a share of the image's range.
+        Median standard deviation within a block, as a fraction of the intensity range of the
+        image.
     negative_share : float
-        Values below zero in ``values``.
+        Fraction of ``values`` below zero.
     quiet_share : float
-        Blocks that are constant or spread less than noise that fills the image's range; see
-        `RATIO_SPREAD`.
+        Fraction of blocks with less noise than in unmasked UNI images, see `RATIO_SPREAD`.
     """
 
     values: np.ndarray
@@ -66,17 +66,17 @@ def find_background(
     *,
     rng: np.random.Generator,
 ) -> Background:
-    """Values of the air, block by block.
+    """Intensities of the air, measured in blocks.
 
-    Blocks that hold or touch anything but air are left out. Of the rest, constant ones (masked,
-    defaced, outside the field of view) are counted, and those about as bright as the darker of
-    the others are taken: ghosts, and heads without labels, are brighter than the noise.
+    Blocks that contain or touch anything except air are left out. Constant blocks (masked,
+    defaced, outside of the field of view) are only counted. Of the others the darker ones are
+    used, since ghosts and parts of the head without labels are brighter than noise.
 
     Parameters
     ----------
     image : (X, Y, Z) float
     air : (X, Y, Z) bool
-        Where no head is.
+        Voxels outside of the head.
     """
     block = [max(2, round(BLOCK_MM / s)) for s in voxel_size_mm]
     counts = [n // b for n, b in zip(image.shape, block, strict=True)]
@@ -133,12 +133,12 @@ def _range(image: np.ndarray) -> float:
 
 
 def is_ratio(background: Background) -> bool:
-    """Whether noise fills the image's range: MP2RAGE's UNI without masking or denoising."""
+    """Whether the noise fills the range of the image: a UNI image without masking or denoising."""
     return background.spread_share > RATIO_SPREAD and background.masked_share < 0.9
 
 
 def ratio_span(image: np.ndarray) -> tuple[float, float]:
-    """Values that stand for UNI of -0.5 and +0.5, see `alignment.ratio_range`.
+    """Values of an image that stand for UNI of -0.5 and +0.5, see `alignment.ratio_range`.
 
     >>> ratio_span(np.array([-0.49, 0.1, 0.5])), ratio_span(np.array([0, 1000, 4094.0]))
     ((-0.5, 0.5), (0.0, 4095.0))
@@ -148,17 +148,17 @@ def ratio_span(image: np.ndarray) -> tuple[float, float]:
 
 
 def magnitude_law(values: np.ndarray) -> NoiseLaw:
-    """Rician or non-central chi noise where there is no signal.
+    """Rician or non-central chi noise, fitted to intensities of air.
 
-    Maximum likelihood on binned values up to their 99th percentile (integers get bins of their
-    own); zeros are left out, as scanners and defacing set voxels to them. Without signal, the
-    root of the sum of squares of n channels' real and imaginary parts follows a chi distribution
-    of 2n degrees of freedom (Constantinides et al. 1997, MRM 38:852).
+    Maximum likelihood on binned values up to their 99th percentile; each integer has its own bin.
+    Zeros are left out, since scanners and defacing set voxels to zero. Without signal, the root of
+    the sum of squares of the real and imaginary parts of n channels follows a chi distribution
+    with 2n degrees of freedom (Constantinides et al. 1997, MRM 38:852).
 
     Parameters
     ----------
     values : (n,) float
-        Of the air; not all the same.
+        Intensities of air, not all equal.
 
     Examples
     --------
@@ -219,18 +219,21 @@ def _fit_chi(
 def tissue_sigma(
     image: np.ndarray, flat: np.ndarray, level: np.ndarray, *, most: int = 60_000
 ) -> float:
-    """Standard deviation of what differs from the mean of a voxel's six neighbours.
+    """Standard deviation of the noise within a label.
 
-    Neighbours must have the voxel's label, too (``level`` above 0). White noise of standard
-    deviation s differs by s sqrt(7/6).
+    It is estimated from the difference of each voxel and the mean of its six neighbours, divided
+    by sqrt(7/6), the factor for white noise. Only voxels are used whose neighbours have the same
+    label (``level`` above 0).
 
     Parameters
     ----------
     image : (X, Y, Z) float, C order
     flat : (n,) int
-        Voxels of one label.
+        Flat indices of voxels of one label.
     level : (X, Y, Z) uint8
-        See `border_depth`.
+        See `interior.border_depth`.
+    most : int
+        Largest number of voxels that are used.
     """
     places = np.stack(np.unravel_index(flat[:: max(1, len(flat) // most)], image.shape))
     edge = np.array(image.shape)[:, None] - 1
@@ -250,10 +253,17 @@ def tissue_sigma(
 
 
 def rician_corrected(sigma: float, location: float) -> float:
-    """Standard deviation of the real part, from that of the magnitude at a mean of ``location``.
+    """Standard deviation of the real part of Rician noise, from that of the magnitude.
 
-    Koay and Basser 2006 (JMR 179:317): the correction factor by fixed-point iteration.
+    Uses the correction factor of Koay and Basser 2006 (JMR 179:317), by fixed-point iteration.
 
+    Parameters
+    ----------
+    sigma, location : float
+        Standard deviation and mean of the magnitude.
+
+    Examples
+    --------
     >>> round(rician_corrected(0.655, 1.2533), 1), round(rician_corrected(5.0, 500.0), 1)
     (1.0, 5.0)
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Partial volume in thin labels: what neighbours shine into even their innermost voxels."""
+"""Partial volume in thin labels: spill-in from neighbouring labels."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ def spilled_in(
     *,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """How far each label's location is off because of its neighbours' brightness.
+    """Bias of the location of each label by spill-in from its neighbours.
 
-    What a voxel shows is the blurred labels' mixture of locations; solved for each label in
-    turn, as in the geometric transfer matrix (Rousset et al. 1998, J Nucl Med 39:904).
+    A voxel's intensity is modelled as the mean of the labels' locations, weighted by the blurred
+    masks of the labels. The model is solved for one label after the other, as with the geometric
+    transfer matrix (Rousset et al. 1998, J Nucl Med 39:904).
 
     Parameters
     ----------
     indices : (X, Y, Z) uint8 or uint16
     interior : Interior
     locations : (labels,) float
-        As measured; NaN where it is not known.
+        Measured locations; NaN if unknown.
     fwhm_vox : (3,) float
-        Point spread in voxels, voxel included.
+        Full width at half maximum of the point spread in voxels, including the voxel itself.
 
     Returns
     -------
     (labels,) float
-        To be taken away; 0 for thick labels and those that are too thin.
+        Bias, to be subtracted; 0 for thick labels, and for labels that are too thin to correct.
 
     Examples
     --------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of many images -> one `ContrastPrior`."""
+"""``pool``: statistics of many images of one contrast become one `ContrastPrior`."""
 
 from __future__ import annotations
 
@@ -81,23 +81,23 @@ def pool(
     metadata: dict[str, Any] | None = None,
     images: Sequence[dict[str, Any]] = (),
 ) -> ContrastPrior:
-    """What images of one contrast look like, from what each of them looks like.
+    """Contrast prior from the statistics of images of one contrast.
 
     Parameters
     ----------
     statistics : mapping of str to ContrastStatistics
-        By image. Their order does not matter.
+        Statistics by image, in any order.
     name : str
-        Of the contrast.
+        Name of the contrast.
     table : LabelTable
-        The one that the statistics' names belong to.
+        Label table of the statistics.
     subjects : mapping of str to str
         Subject of each image. Several images of a subject count as one.
     metadata : dict, optional
-        What the contrast is.
+        BIDS metadata that define the contrast.
     images : sequence of dict
-        Provenance, see `ContrastPrior`; image and subject if not given. ``name`` (or ``image``
-        without it) is the key in ``statistics``: images that are left out are left out here.
+        Provenance, see `ContrastPrior`; default: image and subject. ``name`` (or ``image`` without
+        a name) is the key in ``statistics``. Images that are excluded are removed.
 
     Returns
     -------
@@ -107,15 +107,15 @@ def pool(
     Raises
     ------
     ValueError
-        If there are no statistics, they are of another label table, an image has no subject or
-        no label, as many images are ratios as are not, or every magnitude image has labels of
-        the brain below zero. One line.
+        If there are no statistics, they are of another label table, an image has no subject or no
+        measured label, there are as many ratio images as other images, or all magnitude images
+        have brain labels below zero. The message is one line.
 
     Notes
     -----
     Magnitude images are brought to common units by one factor each (`alignment.gains`), ratio
-    images by their range (`alignment.ratio_range`). Locations get a joint law (`joint.fit`),
-    everything that is positive a median and a spread of its logarithm (`weighted.log_spread`).
+    images by their range (`alignment.ratio_range`). The locations of labels have a joint normal
+    distribution (`joint.fit`). Positive quantities are lognormal (`weighted.log_spread`).
     ``docs/explanation/contrast.md`` has the formulas.
     """
     check_statistics(statistics, table, subjects)
@@ -195,12 +195,12 @@ def _with_air(image: ContrastStatistics, table: LabelTable) -> dict[str, LabelSt
 
 
 def air(noise: NoiseLaw) -> tuple[float, float]:
-    """Mean and standard deviation of voxels without signal.
+    """Mean and standard deviation of the intensity of voxels without signal.
 
-    Magnitudes of n channels of complex noise are chi with 2 n degrees of freedom (Constantinides
-    et al. 1997, Magn. Reson. Med. 38). UNI of two inversions that are noise alone, as loud as
-    each other, is uniform on -0.5..0.5: it is half the difference of the two shares of a
-    chi-square power that splits uniformly.
+    The magnitude of n channels of complex noise has a chi distribution with 2n degrees of freedom
+    (Constantinides et al. 1997, Magn. Reson. Med. 38). UNI is uniform between -0.5 and 0.5 if both
+    inversion images are noise of the same standard deviation: it is half the difference of their
+    fractions of the total power, and these are uniform.
 
     Examples
     --------
@@ -222,7 +222,7 @@ def air(noise: NoiseLaw) -> tuple[float, float]:
 def range_of(image: ContrastStatistics) -> tuple[float, float]:
     """Values of a ratio image that stand for -0.5 and +0.5.
 
-    Those that were measured; from what else is known where that is missing.
+    They are taken from the statistics or, if missing there, from the range of intensities.
     """
     if image.noise.low < image.noise.high:
         return image.noise.low, image.noise.high

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that can be pooled into one prior: of one kind, with a zero, like each other."""
+"""Checks of images before they are pooled into one prior: same kind, meaningful zero, outliers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ and interpolation bring dark ones a little below it."""
 def check_statistics(
     statistics: Mapping[str, ContrastStatistics], table: LabelTable, subjects: Mapping[str, str]
 ) -> None:
-    """Raise ``ValueError`` for images that cannot be pooled."""
+    """Raise an error if images cannot be pooled.
+
+    Raises
+    ------
+    ValueError
+        If there are no images, or an image has another label table, no subject, or no measured
+        label.
+    """
     if not statistics:
         raise ValueError("there are no images to pool. Run --stages contrast first.")
     for image in sorted(statistics):
@@ -43,7 +50,13 @@ def check_statistics(
 def of_one_kind(
     statistics: dict[str, ContrastStatistics], name: str
 ) -> tuple[dict[str, ContrastStatistics], list[str]]:
-    """Images of the more frequent kind, ratio or magnitude, and a sentence on the others."""
+    """Images of the more frequent kind, ratio or magnitude, and a warning for each other image.
+
+    Raises
+    ------
+    ValueError
+        If there are as many ratio images as magnitude images.
+    """
     ratio = [image for image, found in statistics.items() if is_ratio_image(found)]
     if 2 * len(ratio) == len(statistics):
         raise ValueError(
@@ -66,7 +79,15 @@ def of_one_kind(
 def with_a_zero(
     chosen: dict[str, ContrastStatistics], table: LabelTable
 ) -> tuple[dict[str, ContrastStatistics], list[str]]:
-    """Images whose zero is no signal, and a sentence on each of the others."""
+    """Images without negative brain labels, and a warning for each other image.
+
+    A negative magnitude means that zero does not stand for the absence of signal.
+
+    Raises
+    ------
+    ValueError
+        If no image is left.
+    """
     below = {image: lowest for image, found in chosen.items() if (lowest := _below(found, table))}
     if not below:
         return chosen, []
@@ -74,8 +95,8 @@ def with_a_zero(
     if len(below) == len(chosen):
         image, label = next(iter(below.items()))
         raise ValueError(
-            f"{image}: {label} is below zero on average, as after subtraction of a mean, so its "
-            f"zero means nothing{' (all other images alike)' if len(chosen) > 1 else ''}. {remedy}"
+            f"{image}: {label} is below zero on average, as after subtraction of a mean"
+            f"{' (also in all other images)' if len(chosen) > 1 else ''}. {remedy}"
         )
     left = [
         f"{image} was left out: {label} is below zero on average, as after subtraction of a mean. "
@@ -102,29 +123,38 @@ def _below(image: ContrastStatistics, table: LabelTable) -> str:
 
 
 def is_ratio_image(image: ContrastStatistics) -> bool:
-    """Whether an image is a ratio, as MP2RAGE's UNI."""
+    """Whether an image is a ratio of two inversion images, as MP2RAGE's UNI."""
     return image.noise.kind == "ratio"
 
 
 def few_labels(images: Iterable[str], labels: Sequence[Label], location: np.ndarray) -> list[str]:
-    """Warnings of images in which few labels of the brain were measured; location (n, p)."""
+    """Warnings about images in which fewer than `FEWEST` brain labels were measured.
+
+    Parameters
+    ----------
+    images : iterable of n str
+    labels : sequence of p Label
+    location : (n, p) float
+        NaN if not measured.
+    """
     brain = [label.is_brain for label in labels]
     counts = np.isfinite(location[:, brain]).sum(axis=1)
     return [
-        f"{image}: only {count} labels of the brain were measured, so its brightness is less "
-        "certain. Check its label map."
+        f"{image}: only {count} labels of the brain were measured, so its gain is uncertain. "
+        "Check its label map."
         for image, count in zip(images, counts, strict=True)
         if count < FEWEST and len(counts) > 1
     ]
 
 
 def outliers(images: list[str], law: joint.Joint) -> list[str]:
-    """Warnings of images whose labels are unlike those of the others."""
+    """Warnings about images whose locations are outliers, if there are at least three images."""
     if len(images) < 3:
         return []
     return [
-        f"{image}: intensities of its labels are {far:.1f} times as far from the other images' "
-        f"as is usual, so it counts {(joint.FAR / far) ** 2:.2f}. Look at its segmentation."
+        f"{image}: the intensities of its labels are {far:.1f} times as far from those of the "
+        f"other images as expected, so its weight is {(joint.FAR / far) ** 2:.2f}. Check its "
+        "segmentation."
         for image, far in zip(images, law.outlyingness, strict=True)
         if far > joint.OUTLYING
     ]

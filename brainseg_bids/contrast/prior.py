@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ContrastPrior``: what images of one contrast look like, pooled over subjects."""
+"""``ContrastPrior``: statistics of images of one contrast, pooled over subjects."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.measured import Component
 from brainseg_bids.documents import parse_list, read_json
 from brainseg_bids.files import whole_or_nothing
+from brainseg_bids.units import listed
 
 VERSION = 1
 """Of the files; a reader of another version refuses them."""
@@ -37,7 +38,7 @@ AGAIN = "Pool the contrast again (--stages priors)."
 
 @dataclass(frozen=True)
 class Spread:
-    """A positive quantity over images: its logarithm is normal.
+    """Lognormal distribution of a positive quantity over images.
 
     Parameters
     ----------
@@ -52,29 +53,28 @@ class Spread:
 
 @dataclass(frozen=True)
 class LabelPrior:
-    """One label over images, in the prior's units.
+    """Intensities of one label over images, in the units of the prior.
 
     Parameters
     ----------
     mean, mean_sd : float
-        Location over images; how locations of different labels go together is in the prior's
-        ``correlation``.
+        Mean and standard deviation of the location over images. ``ContrastPrior.correlation`` has
+        the correlations between labels.
     sd : Spread
-        Of the scale within one image.
+        Scale within one image, including noise.
     components : tuple of Component
-        The usual mixture: weights, means as offsets from ``mean`` and sds, both as shares of the
-        label's scale. One of weight 1, mean 0 and sd 1 where a Gaussian does.
+        Typical Gaussian mixture. Means are offsets from ``mean``; means and standard deviations
+        are in units of the label's scale. A single Gaussian has weight 1, mean 0 and sd 1.
     grain_mm, grain_frac : float
-        As of `LabelStatistics`.
+        Correlated texture, as in `LabelStatistics`.
     images : int
-        That it was measured in.
+        Number of images in which the label was measured.
     source : str
-        ``measured``, ``imputed from NAME``, or ``noise law`` for air that no map has as a label.
+        ``measured``, ``imputed from NAME``, or ``noise law`` for air if no map labels it.
     index : int
         Code in the label table.
     tissue_sd : Spread or None
-        Of the scale within one image without the image's noise; ``sd`` holds both. None: as
-        ``sd``.
+        Scale within one image without noise; None: same as ``sd``.
     """
 
     mean: float
@@ -91,11 +91,20 @@ class LabelPrior:
 
 @dataclass(frozen=True)
 class NoisePrior:
-    """Noise over images: ``sigma`` in the prior's units (``ratio``: of UNI, -0.5..0.5).
+    """Noise over images.
 
-    ``kinds`` maps each kind of `NoiseLaw` to its share of the images. ``masked`` is the share of
-    images whose air is constant, ``masked_level`` that constant in the prior's units (0 for
-    magnitude images).
+    Parameters
+    ----------
+    kinds : dict of str to float
+        Fraction of images with each kind of `NoiseLaw`.
+    sigma : Spread
+        Standard deviation in the units of the prior; for ``ratio``, that of UNI (-0.5 to 0.5).
+    channels : float
+        Effective number of channels of a non-central chi distribution.
+    masked : float
+        Fraction of images with constant air.
+    masked_level : float
+        This constant in the units of the prior; 0 for magnitude images.
     """
 
     kinds: dict[str, float]
@@ -107,35 +116,35 @@ class NoisePrior:
 
 @dataclass(frozen=True, eq=False)
 class ContrastPrior:
-    """What images of one contrast look like.
+    """Statistics of images of one contrast, pooled over subjects.
 
-    Intensities are in units in which 0 is the image's zero (``ratio`` images: UNI of -0.5) and
-    255 the 99.5th percentile of a head's voxels in a usual image (``ratio``: UNI of +0.5).
+    Intensities are in units in which 0 is zero intensity, and 255 is the median over images of the
+    99.5th percentile of the head. For ``ratio`` images these are UNI of -0.5 and of +0.5.
 
     Parameters
     ----------
     name : str
-        What the contrast is called, such as ``T1w``.
+        Name of the contrast, such as ``T1w``.
     table : str
-        Label table that the names belong to.
+        Name of the label table.
     labels : dict of str to LabelPrior
-        Every label of the table, imputed where no image has it.
+        Every label of the table; imputed if no image has it.
     correlation : (n, n) float
-        Of the labels' locations over images, in the order of ``labels``.
+        Correlation of the locations of labels over images, in the order of ``labels``.
     noise : NoisePrior
     bias_log_sd, bias_smoothness_mm : Spread
     fwhm_mm : tuple of 3 Spread
     voxel_size_mm : tuple of 3 float
-        Median over images, RAS axes.
+        Median over images, along each RAS axis.
     head_low : float
-        Median 0.5th percentile of the head.
+        Median over images of the 0.5th percentile of the head.
     n_images, n_subjects : int
     images : tuple of dict
-        Where it comes from: ``image`` (BIDS URI), ``sha256``, ``subject``.
+        Provenance: ``image`` (BIDS URI), ``sha256`` and ``subject`` of each image.
     metadata : dict
-        What BIDS metadata say the contrast is: suffix, field strength, sequence, ...
+        BIDS metadata that define the contrast, such as suffix, field strength and sequence.
     warnings : tuple of str
-        One sentence each, for people: images that are unlike the others, ...
+        Quality warnings, one sentence each, for instance about images that are outliers.
     """
 
     name: str
@@ -166,8 +175,9 @@ class ContrastPrior:
     def digest(self) -> str:
         """SHA-256 of everything that synthetic images depend on, as 64 hexadecimal digits.
 
-        Numbers count with nine digits, so neither the file's formatting nor the last bits of a
-        platform's arithmetic matter; provenance and warnings do not count.
+        Numbers are rounded to nine digits, so that the digest does not depend on the formatting
+        of the file or on rounding errors of the platform. Provenance and warnings are not
+        included.
         """
         content = {"labels": [_line(name, label) for name, label in self.labels.items()]}
         content |= {key: value for key, value in _rest(self).items() if key not in _PROVENANCE}
@@ -175,32 +185,38 @@ class ContrastPrior:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def check_table(self, table: LabelTable) -> None:
-        """Raise ``ValueError`` unless the prior has exactly the labels of ``table``."""
+        """Raise an error unless the prior has exactly the labels of ``table``.
+
+        Raises
+        ------
+        ValueError
+            If labels or codes differ; the message lists them.
+        """
         mine = {name: label.index for name, label in self.labels.items()}
         theirs = {label.name: label.index for label in table}
         odd = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
         if odd:
             raise ValueError(
                 f"contrast {self.name}: prior for another label table ({self.table}, not "
-                f"{table.name}; they differ in {', '.join(odd[:3])}{', ...' if odd[3:] else ''}). "
+                f"{table.name}; they differ in {listed(odd, 3)}). "
                 f"Pool statistics of maps with labels of {table.name} (--stages contrast priors)."
             )
 
     def write(self, folder: str | Path, *, brainseg_version: str = "n/a") -> Path:
-        """Write ``contrast-NAME_prior.tsv``, a row a label, and ``.json``, all the rest.
+        """Write ``contrast-NAME_prior.tsv``, with one row per label, and ``.json``, with the rest.
 
-        Each file is written whole or not at all.
+        Both files are written atomically.
 
         Returns
         -------
         Path
-            Of the JSON file, which `read` takes.
+            Path of the JSON file, for `read`.
 
         Raises
         ------
         ValueError
-            If the name has other characters than letters, digits and plus, which BIDS does not
-            allow.
+            If the name has characters other than letters, digits and plus, since BIDS allows no
+            others.
         """
         if not re.fullmatch("[0-9A-Za-z+]+", self.name):
             raise ValueError(
@@ -225,12 +241,13 @@ class ContrastPrior:
 
     @classmethod
     def read(cls, path: str | Path) -> ContrastPrior:
-        """Read what `write` wrote; ``path`` is the JSON file, the TSV lies beside it.
+        """Contrast prior from its JSON file and the TSV file beside it; see `write`.
 
         Raises
         ------
         ValueError
-            If a file is missing, of another version, damaged, or changed since; one line.
+            If a file is missing, damaged, of another version, or was changed after it was
+            written. The message is one line.
         """
         path = Path(path)
         try:

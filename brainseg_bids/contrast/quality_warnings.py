@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is doubtful about an image, its labels and what was measured, in sentences."""
+"""Quality warnings about an image, its label map and its noise, as sentences."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EMPTY_SHARE = 0.3
 
 
 def of_image(image: np.ndarray) -> Iterator[str]:
-    """Warnings about the voxels' values.
+    """Warnings about the intensities of an image.
 
     Parameters
     ----------
@@ -53,10 +53,13 @@ def of_image(image: np.ndarray) -> Iterator[str]:
     top = np.count_nonzero(image == high) / image.size
     whole = bool((values == np.rint(values)).all())
     if whole and high in INTEGER_LIMITS and top > 1e-5:
-        yield f"The highest value is {high:g}, the limit of its integers: brighter ones were lost."
+        yield (
+            f"The highest value is {high:g}, the maximum of an integer type: brighter voxels may "
+            "have been clipped."
+        )
     elif top > SPIKE_SHARE and len(values) > 2:
         share = f"{100 * top:.1f} %"
-        yield f"{share} of the voxels have the highest value, {high:g}: it was cut there."
+        yield f"{share} of the voxels have the highest value, {high:g}: the image was clipped."
     if whole and low <= -32767:
         yield f"The lowest value is {low:g}: integers have overflowed."
     if len(values) < FEW_VALUES:
@@ -64,16 +67,16 @@ def of_image(image: np.ndarray) -> Iterator[str]:
 
 
 def of_stripped(labels: LabelMap, stated: bool | None, *, seen: bool) -> Iterator[str]:
-    """What is left out of a skull-stripped image, and whether its metadata say otherwise.
+    """Warnings about a skull-stripped image: labels left out, and wrong metadata.
 
     Parameters
     ----------
     labels : LabelMap
-        With all that was labelled.
+        All labels, including those outside of the brain.
     stated : bool or None
         ``SkullStripped`` of the metadata.
     seen : bool
-        Whether the image shows it.
+        Whether the intensities show that the image is skull-stripped.
     """
     left_out = [
         f"{labels.table[code].name} ({volume_words(mm3 / 1000)})"
@@ -96,17 +99,17 @@ def of_labels(
     *,
     brain_alone: bool = False,
 ) -> Iterator[str]:
-    """Warnings about the label map and how it lies on the image.
+    """Warnings about the label map and its position on the image.
 
     Parameters
     ----------
     table : LabelTable
     described : dict of str to LabelStatistics
-        Labels that are there.
+        Labels of the label map.
     image, indices : (X, Y, Z)
-        Crop around the head; class index 0 is air.
+        Image and class indices, cropped to the head; class index 0 is air.
     brain_alone : bool
-        Whether nothing else is to be there.
+        Whether only labels of the brain are expected.
     """
     present = {table[name].index for name in described if name in table}
     present = {code for code in present if described[table[code].name].voxels > 0}
@@ -143,7 +146,7 @@ def of_labels(
 def of_noise(
     noise: NoiseLaw, in_tissue: float, *, ratio: bool, masked_share: float
 ) -> Iterator[str]:
-    """Warnings about the noise.
+    """Warnings about the noise of an image.
 
     Parameters
     ----------
@@ -151,19 +154,19 @@ def of_noise(
     in_tissue : float
         Standard deviation of the noise within tissue, in units of the image.
     ratio : bool
-        Whether the image is a ratio.
+        Whether the image is a ratio, as MP2RAGE's UNI.
     masked_share : float
-        Share of the background that is constant.
+        Fraction of the background that is constant.
     """
     if ratio:
         if (noise.low, noise.high) not in RATIO_RANGES:
             yield (
-                f"Its values, {noise.low:g} to {noise.high:g}, are no usual range of a ratio: "
-                "they were taken for UNI of -0.5 to +0.5. Convert it to 0..4095 or -0.5..0.5."
+                f"Its values, {noise.low:g} to {noise.high:g}, are an unusual range of a ratio, "
+                "and were taken for UNI of -0.5 to +0.5. Convert it to 0 to 4095 or -0.5 to 0.5."
             )
         return
     if noise.voxels == 0:
-        why = "is constant" if masked_share > MASKED_SHARE else "does not serve"
+        why = "is constant" if masked_share > MASKED_SHARE else "cannot be used"
         yield f"The background {why}: noise was measured within tissue."
     elif in_tissue > 0 and not 1 / 3 < noise.sigma / in_tissue < 3:
         yield (

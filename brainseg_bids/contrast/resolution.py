@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Effective resolution: how wide the sharpest strong borders are along each axis.
+"""Effective resolution of an image along each axis, from the sharpest edges.
 
-Profiles across borders of strong contrast are fitted by an edge spread function, as for a knife
-edge (ISO 12233). Where borders do not serve, the noise's own autocorrelation does.
+An edge spread function is fitted to profiles across borders of strong contrast, as in the
+slanted-edge method (ISO 12233). The alternative is the autocorrelation of the noise.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ SDS_VOX = np.linspace(0.05, 3.0, 60)
 
 @dataclass(frozen=True)
 class Profiles:
-    """Intensities across borders along one axis.
+    """Profiles of intensity across borders, along one axis.
 
     Parameters
     ----------
     values : (n, 2 * HALF_VOX) float
-        The border lies in the middle, give or take a voxel.
+        Intensities; the border is within one voxel of the centre.
     expected : (n, 2 * HALF_VOX) float
-        Locations of the labels there.
+        Location of the label of each voxel.
     slant : (n,) float
-        Cosine of the angle between axis and the border's normal.
+        Cosine of the angle between the axis and the normal of the border.
     """
 
     values: np.ndarray
@@ -64,14 +64,17 @@ def edge_fwhm_mm(
     *,
     rng: np.random.Generator,
 ) -> tuple[float | None, float | None, float | None]:
-    """Full width at half maximum of the point spread along each axis; None: no borders serve.
+    """Full width at half maximum of the point spread along each axis, from label borders.
+
+    The width is None along axes without suitable borders.
 
     Parameters
     ----------
     image : (X, Y, Z) float, C order
     indices : (X, Y, Z) uint8 or uint16
+        Class indices.
     locations : (labels,) float
-        Brightness of each label, NaN where it is not known.
+        Location of each label; NaN if unknown.
     noise_sd : float
         Standard deviation of the noise.
     """
@@ -208,10 +211,10 @@ def _edge_spread(scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def point_spread_fwhm(edge_sd_vox: float) -> float:
-    """Full width at half maximum of point spread and voxel together, in voxels.
+    """Full width at half maximum of the point spread including the voxel, in voxels.
 
-    The edge's variance is that of the blur and of the voxel's own width (1/12); the width of a
-    Gaussian blur over a box is nearly the third root of the sum of third powers of theirs.
+    The variance of the edge spread is that of the blur plus that of a voxel (1/12). The width of a
+    Gaussian convolved with a box is approximately the cube root of the sum of their cubed widths.
 
     >>> round(point_spread_fwhm(0.2887), 2), round(point_spread_fwhm(1.0), 2)
     (1.0, 2.32)
@@ -223,17 +226,20 @@ def point_spread_fwhm(edge_sd_vox: float) -> float:
 def noise_correlation(
     image: np.ndarray, indices: np.ndarray, flat: np.ndarray, *, most: int = 60_000
 ) -> tuple[float, float, float]:
-    """Correlation of the noise of next neighbours along each axis, within one label.
+    """Correlation r of the noise of adjacent voxels along each axis, within one label.
 
-    From differences to the next voxel and to the one after it, whose variances go as 1 - r and
-    1 - r^4 for a Gaussian blur; what varies more slowly drops out.
+    It is estimated from the differences between voxels at distance 1 and 2, whose variances are
+    proportional to 1 - r and 1 - r^4 for Gaussian blur. Slower variation cancels out.
 
     Parameters
     ----------
     image : (X, Y, Z) float, C order
     indices : (X, Y, Z) uint8 or uint16
+        Class indices.
     flat : (n,) int
-        Voxels of one label.
+        Flat indices of voxels of one label.
+    most : int
+        Largest number of voxels that are used.
     """
     places = np.stack(np.unravel_index(flat[:: max(1, len(flat) // most)], image.shape))
     own = indices[tuple(places)]
@@ -256,7 +262,7 @@ def noise_correlation(
 def noise_fwhm_mm(
     correlation: tuple[float, float, float], voxel_size_mm: tuple[float, float, float]
 ) -> tuple[float, float, float]:
-    """Width of the blur that gives white noise a correlation of next neighbours.
+    """Full width at half maximum of the Gaussian that gives white noise this correlation.
 
     Noise blurred by a Gaussian of standard deviation s has an autocorrelation of
     exp(-d^2 / (4 s^2)) at distance d.

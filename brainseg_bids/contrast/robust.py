@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Location and scale that a share of wrong voxels cannot move."""
+"""Robust location and scale."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def median_mad(values: np.ndarray) -> tuple[float, float]:
 
 
 def kept_variance(cut_sd: float) -> float:
-    """Variance of a standard normal distribution cut at ``cut_sd`` on both sides.
+    """Variance of a standard normal distribution truncated at ``cut_sd`` on both sides.
 
     >>> round(kept_variance(2.5), 3)
     0.911
@@ -44,18 +44,19 @@ def kept_variance(cut_sd: float) -> float:
 def location_scale(
     values: np.ndarray, weights: np.ndarray | None = None, *, cut_sd: float = CUT_SD
 ) -> tuple[float, float]:
-    """Mean and standard deviation without outliers.
+    """Robust mean and standard deviation, by iterated trimming from median and MAD.
 
-    Trimming, iterated to its fixed point from median and MAD: what lies further than ``cut_sd``
-    scales from the location is left out, and the standard deviation of the rest is divided by
-    what the cut takes from a normal distribution's. Unbiased there. A redescending estimator:
-    gross outliers have no influence at all (Maronna et al. 2019, *Robust Statistics*, 2.8).
+    In each step, values further than ``cut_sd`` scales from the location are left out, and the
+    standard deviation of the rest is corrected for the truncation. The estimate is unbiased for
+    normal distributions. It is redescending: gross outliers have no influence (Maronna et al.
+    2019, *Robust Statistics*, 2.8).
 
     Parameters
     ----------
     values : (n,) float
     weights : (n,) float, optional
-        Trust in each value.
+        Weight of each value.
+    cut_sd : float
 
     Returns
     -------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image and its labels made ready: cropped to the head, on axes towards R, A, S."""
+"""``Scene``: an image and its labels, cropped to the head and in RAS+ axis order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MARGIN_MM = 12.0
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and its labels, cropped to the head, on axes towards R, A, S.
+    """An image and its labels, cropped to the head and in RAS+ axis order.
 
     Parameters
     ----------
@@ -26,9 +26,14 @@ class Scene:
     indices : (X, Y, Z) uint8 or uint16
         Class index among ``labels``; 0 is air.
     labels : tuple of Label
-        What is there; the first is the table's background.
+        Labels of the map; the first is background.
     offset : tuple of 3 int
         Voxel of the whole image at which the crop begins.
+    head : tuple of 3 slices
+        Bounding box of the head within the crop.
+    voxel_size_mm : tuple of 3 float
+    whole_shape : tuple of 3 int
+        Shape of the whole image.
     """
 
     image: np.ndarray
@@ -55,7 +60,15 @@ def _indexed(voxels: np.ndarray, table: LabelTable) -> tuple[np.ndarray, list[La
 
 
 def crop_scene(image: np.ndarray, voxels: np.ndarray, labels: LabelMap) -> Scene:
-    """The head with some air around; arrays are on RAS axes."""
+    """Image and labels, cropped to the head with a margin of air.
+
+    Parameters
+    ----------
+    image, voxels : (X, Y, Z)
+        Intensities and codes in RAS+ axis order.
+    labels : LabelMap
+        For its grid and label table.
+    """
     order = labels.grid.to_ras()
     size = order.voxel_size_mm
     taken = voxels != 0
@@ -79,13 +92,13 @@ def crop_scene(image: np.ndarray, voxels: np.ndarray, labels: LabelMap) -> Scene
 
 
 def partners(labels: tuple[Label, ...]) -> np.ndarray:
-    """Class index of each label's mirror, (labels,) int; its own where the mirror is not there."""
+    """Class index of each label's counterpart, or its own if that is absent, (labels,) int."""
     index_of = {label.index: index for index, label in enumerate(labels)}
     return np.array([index_of.get(label.mirror, index) for index, label in enumerate(labels)])
 
 
 def head_places(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Some voxels of the head, (n, 3) int."""
+    """Voxel indices of a random sample of the head, (n, 3) int."""
     flat = np.flatnonzero(scene.indices)
     flat = flat if len(flat) <= 20_000 else rng.choice(flat, 20_000, replace=False)
     return np.stack(np.unravel_index(flat, scene.indices.shape), -1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``measure``: one image and its label map to `ContrastStatistics`."""
+"""``measure``: `ContrastStatistics` from an image and its label map."""
 
 from __future__ import annotations
 
@@ -52,35 +52,35 @@ def measure(
     threads: int = 1,
     stripped: bool | None = None,
 ) -> ContrastStatistics:
-    """Measure what each label looks like, and how the image was formed.
+    """Statistics of an image: intensities of each label, noise, bias field and resolution.
 
     Parameters
     ----------
     image : (X, Y, Z) float
-        On the grid of ``labels``, axes as on disk.
+        On the grid of ``labels``, in the axis order of the file.
     labels : LabelMap
-        Rough borders do no harm: only voxels away from them are used.
+        Inaccurate borders have little effect, since only voxels away from them are used.
     background : (X, Y, Z) bool, optional
-        Where noise may be looked for; by default far from everything labelled.
+        Voxels in which noise may be measured; default: far from all labels.
     kind : {"auto", "magnitude", "ratio"}
-        ``ratio``: MP2RAGE's UNI, which has no receive field; ``auto`` tells it by noise that
-        fills the image's range.
+        ``ratio`` is MP2RAGE's UNI image, which has no receive field. ``auto`` recognises it by
+        noise that fills the range of the image.
     threads : int
-        Labels that are described at the same time.
+        Number of labels that are processed at the same time.
     stripped : bool, optional
-        Whether metadata call the image skull-stripped. One that shows a brain without its head is
-        taken for stripped whatever they say; of a stripped one only the brain is measured.
+        ``SkullStripped`` of the metadata. An image that shows a brain without a head counts as
+        skull-stripped in any case. In a skull-stripped image only the brain is measured.
 
     Returns
     -------
     ContrastStatistics
-        What is doubtful is in ``warnings``.
+        With quality warnings in ``warnings``.
 
     Raises
     ------
     ValueError
-        If shapes differ, the image has no finite or no differing voxels, there is no such kind,
-        no voxel is labelled, or a magnitude image has nothing above zero in the head.
+        If shapes differ, the image is constant or has no finite voxel, ``kind`` does not exist, no
+        voxel has a label, or the head of a magnitude image has no intensity above zero.
 
     Examples
     --------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grain: structure within a label that is coarser than the noise and the image's resolution."""
+"""Correlated texture: variation within a label that is coarser than the resolution."""
 
 from __future__ import annotations
 
@@ -30,22 +30,25 @@ def autocorrelation(
     *,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean product of pairs along the axes; both voxels, and all between, in one label.
+    """Autocovariance of each label along the axes, from pairs of voxels within it.
+
+    Pairs are used only if all voxels between the two have the same label.
 
     Parameters
     ----------
     residual : (X, Y, Z) float32, C order
-        Deviation from the label's location in units of its scale; NaN where not to be used.
+        Deviation from the label's location in units of its scale; NaN for voxels not to be used.
     indices : (X, Y, Z) uint8 or uint16
+        Class indices.
     interior : Interior
 
     Returns
     -------
     distance_mm : (lags,) float
     product : (labels, lags) float
-        NaN where there are too few pairs.
+        Mean product of the two residuals; NaN if there are too few pairs.
     spread : (labels,) float
-        Mean square of the anchors, cut as the products are.
+        Mean square of the residuals, truncated like the products.
     """
     n_labels = len(interior.starts) - 1
     anchors = _anchors(interior, rng)
@@ -94,10 +97,10 @@ def _mean_by(label: np.ndarray, values: np.ndarray, good: np.ndarray, n: int) ->
 def correlated_texture(
     distance_mm: np.ndarray, product: np.ndarray, spread: float, *, resolution_mm: float
 ) -> tuple[float | None, float]:
-    """Distance at which the texture's autocorrelation has fallen to one half, and its share.
+    """Correlation length of the texture of a label, and its fraction of the variance.
 
-    Pairs closer than the resolution have noise in common and are left out; what the others have
-    in common is fitted by ``share * 2 ** -(distance / grain_mm) ** 2``.
+    ``share * 2 ** -(distance / grain_mm) ** 2`` is fitted to the autocovariance. Pairs closer than
+    the resolution are left out, since their noise is correlated.
 
     Parameters
     ----------
@@ -111,9 +114,9 @@ def correlated_texture(
     Returns
     -------
     grain_mm : float or None
-        None where it could not be measured.
+        Distance at which the autocorrelation has fallen to one half; None if not measurable.
     grain_frac : float
-        0..1.
+        Fraction of the variance, between 0 and 1.
 
     Examples
     --------

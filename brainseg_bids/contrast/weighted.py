@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Medians of columns with weights and gaps, and lognormal spreads from them."""
+"""Weighted medians of columns with missing values, and lognormal spreads from them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ NORMAL_MAD = 1.4826
 
 
 def weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Median of each column; NaN are gaps, a column of gaps only gives NaN.
+    """Weighted median of each column; NaN values are missing.
 
     Parameters
     ----------
-    values : (n, ...) float
+    values : (n,) or (n, p) float
     weights : broadcast to ``values``
         Not negative.
 
     Returns
     -------
-    (...) float
-        Midway between the two neighbours where the weights below and above are equal.
+    () or (p,) float
+        The mean of two values if the weights below and above are equal; NaN if all values of a
+        column are missing.
 
     Examples
     --------
@@ -53,7 +54,7 @@ def weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def weighted_deviation(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`NORMAL_MAD` times the median absolute deviation of each column, as `weighted_median`."""
+    """`NORMAL_MAD` times the weighted median absolute deviation of each column."""
     apart = np.abs(values - weighted_median(values, weights))
     return NORMAL_MAD * weighted_median(apart, weights)
 
@@ -61,7 +62,7 @@ def weighted_deviation(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def shrunk_deviation(
     deviation: np.ndarray, before: np.ndarray | float, subjects: np.ndarray | float
 ) -> np.ndarray:
-    """Standard deviation of ``subjects`` drawn towards what was known ``before``.
+    """Standard deviation shrunk towards the prior value ``before``, the more the fewer subjects.
 
     >>> shrunk_deviation(0.1, 0.3, 1.0).item(), round(shrunk_deviation(0.1, 0.3, 1e6).item(), 3)
     (0.3, 0.1)
@@ -77,23 +78,23 @@ def shrunk_deviation(
 def log_spread(
     values: np.ndarray, weights: np.ndarray, *, before: float, least: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Median and standard deviation of the logarithm of positive quantities, per column.
+    """Median and standard deviation of the logarithm of positive quantities, for each column.
 
     Parameters
     ----------
-    values : (n, ...) float
-        NaN, zero and negative values are gaps.
+    values : (n,) or (n, p) float
+        NaN, zero and negative values count as missing.
     weights : (n,) float
-        Subjects that an image stands for; they add up to the number of subjects.
+        Number of subjects that an image stands for; the sum is the number of subjects.
     before : float
-        Standard deviation of the logarithm if there is one subject, see `PSEUDO_SUBJECTS`.
+        Prior standard deviation of the logarithm, see `PSEUDO_SUBJECTS`.
     least : float
-        The result is not below.
+        Smallest result for the standard deviation.
 
     Returns
     -------
-    median, log_sd : (...) float
-        A column of gaps only gives NaN and ``before``.
+    median, log_sd : () or (p,) float
+        NaN and ``before`` if all values of a column are missing.
 
     Examples
     --------

@@ -199,7 +199,7 @@ def test_an_image_without_noise_is_said_to_have_none(head):
     [
         (lambda image: image - 60, "% of the voxels are negative"),
         (lambda image: np.minimum(image, 120), "have the highest value, 120"),
-        (lambda image: np.where(image > 140, 32767, np.rint(image)), "limit of its integers"),
+        (lambda image: np.where(image > 140, 32767, np.rint(image)), "maximum of an integer type"),
         (lambda image: np.rint(image / 40), "different values"),
         (lambda image: np.where(image > 150, np.nan, image), "NaN or infinite"),
         (lambda image: np.roll(np.where(image > 12, image, 0), 24, 0), "partly outside"),
@@ -352,7 +352,7 @@ def test_a_ratio_is_the_same_however_it_is_stored(head, uni, low, high):
 def test_an_unusual_range_of_a_ratio_is_told(head, uni):
     found = measure(1500 * (uni + 0.5), head, kind="ratio")
     assert found.noise.high == pytest.approx(1500, rel=0.01)
-    assert any("no usual range" in warning for warning in found.warnings)
+    assert any("unusual range" in warning for warning in found.warnings)
 
 
 def test_noise_of_a_ratio_is_not_taken_for_a_magnitudes():
