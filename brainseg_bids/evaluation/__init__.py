@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far two label maps agree."""
+"""Agreement of label maps: overlap, volumes, surface distances, and their statistics."""

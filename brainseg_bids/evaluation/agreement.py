@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far two label maps agree: one row for each label or group of labels.
+"""Agreement of two label maps, with one row for each label or group of labels.
 
 >>> from brainseg_bids.anatomy.grid import Grid
 >>> from brainseg_bids.anatomy.labels import Label, LabelTable
@@ -33,40 +33,42 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Agreement:
-    """One structure in two label maps.
+    """Agreement of two label maps on one structure.
 
-    Nothing is infinite and nothing is averaged over structures. What the numbers are when one map
-    has not the structure:
+    No value is infinite. Values if a map does not have the structure:
 
-    ================  ==================  ===================  =======
-    status            dice, iou, nsd      volumes              mm
-    ================  ==================  ===================  =======
+    ================  ==================  ===================  =========
+    status            dice, iou, nsd      volumes              distances
+    ================  ==================  ===================  =========
     both              0..1                both above 0         numbers
     reference only    0                   predicted is 0       NaN
     prediction only   0                   reference is 0       NaN
     neither           NaN                 0                    NaN
-    ================  ==================  ===================  =======
+    ================  ==================  ===================  =========
 
     Parameters
     ----------
     index : int or None
-        Code; None for a group.
+        Code; None for a group of labels.
     name : str
     status : {"both", "reference only", "prediction only", "neither"}
+        Maps that have the structure.
     definition : {"surface", "voxel"}
-        What distances and NSD are of, see `evaluation.surface`.
+        Definition of surfaces for distances and NSD, see `evaluation.surface`.
     dice, iou : float
+        Dice and intersection over union.
     reference_mm3, predicted_mm3 : float
+        Volume in each map.
     assd_mm : float
-        Mean distance over both surfaces together.
+        Average symmetric surface distance: mean distance over both surfaces.
     reference_to_prediction_mm, prediction_to_reference_mm : float
         Mean distance from one surface to the other.
     hd95_mm, hd100_mm : float
-        The larger of the two directed percentiles.
+        Hausdorff distance: the larger of the two directed percentiles.
     nsd : tuple of (float, float)
-        Tolerance in mm, and share of both surfaces within it.
+        Normalised surface Dice: tolerance in mm, and fraction of both surfaces within it.
     reference_topology, predicted_topology : Topology or None
-        None unless asked for.
+        None unless `compare` is called with ``with_topology``.
     """
 
     index: int | None
@@ -88,20 +90,26 @@ class Agreement:
 
     @property
     def volume_error_mm3(self) -> float:
-        """Predicted - reference."""
+        """Predicted minus reference volume in mm³."""
         return self.predicted_mm3 - self.reference_mm3
 
     @property
     def volume_error(self) -> float:
-        """(predicted - reference) / reference; NaN where the reference has none of it."""
+        """Relative volume error, (predicted - reference) / reference; NaN for reference 0."""
         return self.volume_error_mm3 / self.reference_mm3 if self.reference_mm3 else NAN
 
     def nsd_at(self, tolerance_mm: float) -> float:
-        """NSD at one of the tolerances that were asked for; another raises `KeyError`."""
+        """NSD at one of the tolerances given to `compare`.
+
+        Raises
+        ------
+        KeyError
+            If it was not computed at this tolerance.
+        """
         return dict(self.nsd)[tolerance_mm]
 
     def row(self) -> dict[str, int | float | str | None]:
-        """Flat, plain types, a fixed order of keys: a line of a table."""
+        """Row of a table: values by column, in a fixed order."""
         row = {
             "index": self.index,
             "name": self.name,
@@ -140,27 +148,28 @@ def compare(
     definition: str = "surface",
     with_topology: bool = False,
 ) -> list[Agreement]:
-    """Agreement of every structure that the reference knows.
+    """Agreement of two label maps on every structure of the reference's label table.
 
     Parameters
     ----------
     prediction, reference : LabelMap
-        On the same grid. Tables may differ: what only the prediction's table has is nothing here,
-        and a label that only the reference's table has is a label that the prediction missed.
+        On the same grid. Label tables may differ: labels that only the prediction's table has
+        count as background, labels that only the reference's table has are missed by the
+        prediction.
     labels : iterable of int or str, optional
-        Codes or names; by default every label of the reference's table but the background.
+        Codes or names; default: every label of the reference's table except the background.
     groups : mapping of name to codes or names, optional
-        Labels that are judged as one beside the single ones, such as
+        Groups of labels to be compared as one structure, in addition to single labels, such as
         ``{"Cerebral-GM": ("Left-Cerebral-Cortex", "Right-Cerebral-Cortex")}``.
     within : (X, Y, Z) bool, optional
-        Voxels that count; by default all. Where a structure is cut by it, the cut is surface in
-        both maps.
+        Voxels that count; default: all. If its border cuts a structure, the cut is part of the
+        surface in both maps.
     tolerances_mm : sequence of float
-        For NSD.
+        Tolerances of NSD.
     definition : {"surface", "voxel"}
-        Of surfaces, see `evaluation.surface`: numbers of the two must not be mixed.
+        Definition of surfaces, see `evaluation.surface`. Values of the two are not comparable.
     with_topology : bool
-        Whether to count components and Euler numbers too.
+        Whether components and Euler numbers are computed.
 
     Returns
     -------
@@ -170,10 +179,10 @@ def compare(
     Raises
     ------
     ValueError
-        If the grids differ by more than 0.001 mm, tables contradict each other, a tolerance is
-        not positive, or there is no such definition.
+        If the grids differ by more than 0.001 mm, the tables contradict each other, a tolerance is
+        not positive, or the definition does not exist.
     UnknownLabelError
-        If the reference's table has not a label that is asked for.
+        If a requested label is not in the reference's table.
     """
     if strange := [tolerance for tolerance in tolerances_mm if not 0 < tolerance < np.inf]:
         raise ValueError(f"a tolerance for NSD is a positive number of mm, got {strange[0]}")
@@ -229,7 +238,7 @@ def _agreement(
 
 
 def mean_dice(agreements: Iterable[Agreement], codes: Iterable[int]) -> float:
-    """Mean over the given codes; labels that are in neither map are left out.
+    """Mean Dice over the given codes, without labels that are in neither map.
 
     Raises
     ------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far volumes of a rater lie from the reference's: bias and limits of agreement."""
+"""Bland-Altman analysis of volumes: bias of a rater and limits of agreement."""
 
 from __future__ import annotations
 
@@ -21,34 +21,39 @@ FEWEST_FOR_SLOPE = 3
 
 @dataclass(frozen=True)
 class BlandAltman(TableLine):
-    """Predicted less reference volume of one structure (Bland and Altman, Lancet 327, 1986).
+    """Predicted minus reference volume of one structure (Bland and Altman, Lancet 327, 1986).
 
     Parameters
     ----------
     reference, rater, stratum, name : str
     unit : {"mm3", "percent"}
-        Percent of the mean of both volumes.
+        ``percent`` is relative to the mean of both volumes.
     n_subjects, n_images : int
-        Only images in which both maps have the structure.
+        Number of subjects and images in which both maps have the structure.
     n_reference_only, n_prediction_only, n_neither : int
-        Images that are left out: a volume of 0 has no place among normal differences.
+        Number of images that are left out, since their differences are not normally distributed.
     bias : float or None
         Mean over subjects; None if no image is left.
     bias_low, bias_high : float or None
-        95 % interval by Student's t; None, as the following, with fewer than two subjects.
+        95 % confidence interval by Student's t. This and all following values are None with fewer
+        than two subjects.
     sd : float or None
-        Of a single difference. With several images of a subject it adds the variance between and
-        within subjects (Bland and Altman, Journal of Biopharmaceutical Statistics 17, 2007).
+        Standard deviation of a single difference. With several images per subject, it combines the
+        variance between and within subjects (Bland and Altman, Journal of Biopharmaceutical
+        Statistics 17, 2007).
     lower, upper : float or None
-        Limits of agreement, bias -+ 1.96 sd.
+        Limits of agreement, bias - 1.96 sd and bias + 1.96 sd.
     lower_low, lower_high, upper_low, upper_high : float or None
-        Their 95 % intervals.
+        Ends of their 95 % confidence intervals.
     slope, slope_low, slope_high, slope_p : float or None
-        Of subjects' mean differences over their mean volumes in mm3: proportional bias (Bland and
-        Altman, Lancet 346, 1995). None with fewer than three subjects or equal volumes.
+        Proportional bias: slope of the subjects' mean differences over their mean volumes in mm³,
+        with its interval and p (Bland and Altman, Lancet 346, 1995). None with fewer than three
+        subjects or equal volumes.
     note : str
+        Reason why values are missing.
     points : tuple of (str, float, float)
-        Image, mean of both volumes in mm3, difference in ``unit``: the plot. Not in `row`.
+        Points of the plot: image, mean of both volumes in mm³, difference in ``unit``. Not part of
+        `row`.
     """
 
     reference: str
@@ -79,22 +84,22 @@ class BlandAltman(TableLine):
     points: tuple[tuple[str, float, float], ...]
 
     def row(self) -> dict[str, int | float | str | None]:
-        """A line of a table: all but the points."""
+        """Row of a table: values by column, without the points."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "points"}
 
 
 def limits_of_agreement(rows: Sequence[Row]) -> list[BlandAltman]:
-    """Bias and limits for each rater, structure and stratum, in mm3 and in per cent.
+    """Bias and limits of agreement for each rater, structure and stratum, in mm³ and in percent.
 
     Parameters
     ----------
     rows : sequence of mapping
-        See `scores.read_scores`; with ``reference_mm3`` and ``predicted_mm3``.
+        See `scores.read_scores`; ``reference_mm3`` and ``predicted_mm3`` are needed.
 
     Raises
     ------
     ValueError
-        If rows have no volumes, or contradict each other.
+        If rows have no volumes or contradict each other.
     """
     result = []
     for scores in read_scores(rows):
@@ -167,7 +172,8 @@ def single_sd(difference: np.ndarray, subjects: Sequence[str]) -> float:
     ----------
     difference : (n,) float
     subjects : (n,) sequence
-        At least two different ones. With one value each it is the ordinary one.
+        At least two different subjects. With one value for each subject, the result is the sample
+        standard deviation.
 
     Examples
     --------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intervals of a mean over subjects, by drawing subjects again and again."""
+"""Bootstrap confidence intervals of a mean over subjects."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made.
+    """Settings of bootstrap intervals.
 
     Parameters
     ----------
     n_draws : int
+        Number of bootstrap samples.
     seed : int
-        The same seed gives the same intervals, whatever else is in the table.
+        The same seed gives the same intervals, independent of other rows of the table.
     level : float
-        Share of intervals that should hold the truth.
+        Nominal coverage.
     method : {"bca", "percentile"}
-        Bias-corrected and accelerated, or plain quantiles (Efron and Tibshirani, An Introduction
-        to the Bootstrap, 1993, chapters 13 and 14).
+        Bias-corrected and accelerated, or percentile intervals (Efron and Tibshirani, An
+        Introduction to the Bootstrap, 1993, chapters 13 and 14).
     expand : bool
-        Whether quantiles lie further out, as Student's t and the bias of the sample's variance
-        ask for (Hesterberg, The American Statistician 69, 2015). Without, 95 % intervals of eight
-        subjects cover less than 87 %.
+        Whether intervals are expanded for small samples, as by Student's t and the bias of the
+        sample variance (Hesterberg, The American Statistician 69, 2015). Without this, 95 %
+        intervals of eight subjects cover less than 87 %.
 
     Raises
     ------
     ValueError
-        If the level is not between 0 and 1, there are fewer than 100 draws, or there is no such
-        method.
+        If the level is not between 0 and 1, there are fewer than 100 draws, or the method does not
+        exist.
     """
 
     n_draws: int = 10_000
@@ -61,7 +62,7 @@ class Bootstrap:
 
     @property
     def description(self) -> str:
-        """For tables and methods texts.
+        """Description of the intervals for tables and methods texts.
 
         >>> Bootstrap().description
         '95 % bootstrap interval (BCa, expanded, 10000 draws, seed 0)'
@@ -76,7 +77,7 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Interval:
-    """Two ends, or none and the reason in ``note``."""
+    """Confidence interval; both ends are None if there is none, and ``note`` has the reason."""
 
     low: float | None
     high: float | None
@@ -84,13 +85,13 @@ class Interval:
 
 
 class Sortable(Hashable, Protocol):
-    """What names a subject: a text or a number."""
+    """Identifier of a subject: a text or a number."""
 
     def __lt__(self, other: Any, /) -> bool: ...
 
 
 class Draws:
-    """Weights of images in each draw, made once for each shape of sample.
+    """Weights of images in each bootstrap sample, computed once for each structure of the sample.
 
     Parameters
     ----------
@@ -102,21 +103,21 @@ class Draws:
         self._kept: dict[tuple[int, ...], np.ndarray] = {}
 
     def weights(self, subjects: Sequence[Sortable]) -> np.ndarray:
-        """What each image weighs in the mean over subjects, draw by draw.
+        """Weight of each image in the mean over subjects, for each bootstrap sample.
 
-        Subjects are drawn with replacement, then as many of a drawn subject's images as it has,
-        anew each time that it was drawn; images of a subject are averaged first (Davison and
-        Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
+        Subjects are drawn with replacement. For each drawn subject, its images are drawn with
+        replacement as well, and averaged (Davison and Hinkley, Bootstrap Methods and their
+        Application, 1997, section 3.8).
 
         Parameters
         ----------
         subjects : (n,) sequence
-            Of each image.
+            Subject of each image.
 
         Returns
         -------
         (n_draws, n) float
-            Each line adds up to 1.
+            Each row sums to 1.
         """
         numbers, sizes = number_subjects(subjects)
         key = tuple(sizes.tolist())
@@ -146,7 +147,7 @@ class Draws:
 
 
 def number_subjects(subjects: Sequence[Sortable]) -> tuple[np.ndarray, np.ndarray]:
-    """Number of each image's subject in ascending order, and how many images a subject has.
+    """Index of each image's subject, and the number of images of each subject.
 
     Examples
     --------
@@ -176,21 +177,21 @@ def subject_means(values: np.ndarray, subjects: Sequence[Sortable]) -> np.ndarra
 
 
 def mean_interval(values: np.ndarray, subjects: Sequence[Sortable], draws: Draws) -> Interval:
-    """Interval of the mean over subjects.
+    """Bootstrap interval of the mean over subjects.
 
     Parameters
     ----------
     values : (n,) float
         Finite.
     subjects : (n,) sequence
-        Of each value; several values of a subject are averaged first.
+        Subject of each value; several values of a subject are averaged first.
     draws : Draws
 
     Returns
     -------
     Interval
-        None with a reason if there are fewer than two subjects. With fewer than ten it says that
-        it is likely too narrow.
+        Without ends if there are fewer than two subjects. With fewer than ten subjects, ``note``
+        says that the interval is likely too narrow.
 
     Examples
     --------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether posteriors mean what they say: of voxels called 80 % certain, 80 % should be right."""
+"""Calibration of posteriors: of voxels with probability 0.8, 80 % should be correct."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ SLAB_VOXELS = 2**21
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """Confidence and truth, bin by bin.
+    """Reliability diagram: mean probability and accuracy in each bin of probability.
 
     Parameters
     ----------
     edges : (n + 1,) float
-        0 to 1, equal steps. A bin holds its upper edge, the first one 0 too.
+        From 0 to 1 in equal steps. A bin includes its upper edge, the first one 0 as well.
     voxels : (n,) int64
+        Number of voxels in each bin.
     confidence : (n,) float
-        Mean posterior of the bin's voxels; NaN where there are none.
+        Mean posterior of the voxels of each bin; NaN if there are none.
     accuracy : (n,) float
-        Share of them that has the label; NaN where there are none.
+        Fraction of these voxels that have the label; NaN if there are none.
     """
 
     edges: np.ndarray
@@ -38,9 +39,9 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: mean gap, each bin weighted by its voxels; NaN if none.
+        """Expected calibration error: mean difference of confidence and accuracy over voxels.
 
-        Naeini, Cooper and Hauskrecht, AAAI 2015; Guo et al., ICML 2017.
+        NaN without voxels (Naeini, Cooper and Hauskrecht, AAAI 2015; Guo et al., ICML 2017).
         """
         used = self.voxels > 0
         if not used.any():
@@ -50,7 +51,7 @@ class Reliability:
 
     @property
     def largest_gap(self) -> float:
-        """Largest gap of any bin that has voxels; NaN if none has."""
+        """Maximum calibration error: largest difference in a bin; NaN without voxels."""
         used = self.voxels > 0
         gaps = np.abs(self.accuracy[used] - self.confidence[used])
         return float(gaps.max()) if used.any() else float("nan")
@@ -63,11 +64,12 @@ class Calibration:
     Parameters
     ----------
     winners : Reliability
-        Of the most probable label of each voxel: the usual expected calibration error.
+        Reliability of the most probable label of each voxel, for the usual expected calibration
+        error.
     labels : dict of int to Reliability
-        Of each label's posterior, over all voxels that count. Far away from a label it is right
-        about nothing being there, which makes small labels look good: choose the voxels that
-        count near the label, or read the bins rather than the error.
+        Reliability of each label's posterior, by code. The many voxels far away from a small label
+        have the correct probability 0, and make its calibration error small. Restrict the voxels
+        to the surroundings of the label, or use the bins instead of the error.
     """
 
     winners: Reliability
@@ -106,16 +108,16 @@ def calibrate(
     within: np.ndarray | None = None,
     n_bins: int = BINS,
 ) -> Calibration:
-    """Compare posteriors with a reference, one volume at a time.
+    """Calibration of posteriors, from a comparison with a reference label map.
 
     Parameters
     ----------
     posteriors : iterable of (code, (X, Y, Z) float in 0..1 or uint8 in 0..255)
-        Each code once, background too if there is a posterior of it. A generator that reads one
-        file after the other holds one volume in memory.
+        Each code once, including the background if it has a posterior. With a generator, only one
+        volume is in memory at a time.
     reference : LabelMap
     within : (X, Y, Z) bool, optional
-        Voxels that count; by default all.
+        Voxels that count; default: all.
     n_bins : int
 
     Returns
@@ -125,15 +127,15 @@ def calibrate(
     Raises
     ------
     ValueError
-        If there are no posteriors, or a volume has another shape, a code comes twice, or numbers
-        are no probabilities.
+        If there are no posteriors, a volume has another shape or values outside 0 to 1, a code
+        occurs twice, or ``n_bins`` is below 1.
     UnknownLabelError
-        If the reference's table has not a code.
+        If a code is not in the reference's table.
 
     Notes
     -----
-    Beside the volume in hand, the winners take 6 bytes for each voxel that counts. A tie goes to
-    the label that came first.
+    In addition to one volume, 6 bytes are needed for each voxel that counts. Of equal
+    probabilities the first label is taken.
 
     Examples
     --------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two raters against each other: the same structures of the same images, subject by subject."""
+"""Paired comparison of two raters, on the same structures of the same images."""
 
 from __future__ import annotations
 
@@ -26,34 +26,37 @@ from brainseg_bids.evaluation.statistics import hodges_lehmann, holm, signed_ran
 
 @dataclass(frozen=True)
 class Comparison(TableLine):
-    """Paired differences of two raters, first less second.
+    """Paired differences of two raters, first minus second.
 
     Parameters
     ----------
     reference, stratum, name, metric, first, second : str
-        Metrics that are best at 0 are compared by their size: ``|volume_error_frac|``.
+        Metrics that are best at 0 are compared by absolute value: ``|volume_error_frac|``.
     n_subjects, n_images : int
-        Images with a number of both raters.
+        Number of subjects and images with values of both raters.
     n_left_out : int
-        Structures in images of which at least one of the raters has a row but not both a number.
+        Number of structures in images that are left out: only one rater has a value.
     n_zero : int
-        Subjects without a difference.
+        Number of subjects without a difference.
     mean_difference : float or None
-        Over subjects, with its bootstrap interval ``low``, ``high``.
+        Mean over subjects, with its bootstrap interval ``low``, ``high``.
     median_difference : float or None
     hodges_lehmann, hodges_lehmann_low, hodges_lehmann_high : float or None
-        Shift and interval that belong to the signed-rank test.
+        Hodges-Lehmann estimate of the shift, and its interval, which match the signed-rank test.
     rank_biserial : float or None
-        From -1 to 1; the sign is that of the difference.
+        Effect size from -1 to 1, with the sign of the difference.
     p, p_holm : float or None
-        Wilcoxon's signed-rank test, exact, two-sided; and adjusted within its family.
+        p of Wilcoxon's signed-rank test, exact and two-sided; the same, corrected by Holm's method
+        within its family.
     family : str
-        What was tested together; ``n_tests`` had a p.
+        Family of tests that are corrected together.
+    n_tests : int
+        Number of tests with a p in this family.
     favours : str
-        Rater whose metric is better by the Hodges-Lehmann shift, significant or not; empty if
-        neither.
+        Rater with the better metric by the Hodges-Lehmann estimate, whether significant or not;
+        empty if neither.
     note : str
-        Why numbers are not there.
+        Reason why values are missing.
     """
 
     reference: str
@@ -91,10 +94,10 @@ def compare_raters(
     known: Mapping[str, Collection[str]] | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> list[Comparison]:
-    """Compare raters in pairs, by their mean over structures and structure by structure.
+    """Paired comparisons of raters, for the mean over structures and for each structure.
 
-    Holm's correction is over all pairs and structures of a reference, metric and stratum; means
-    over structures are a family of their own, since they are what is asked first.
+    Holm's correction is over all pairs and structures of a reference, metric and stratum. Means
+    over structures are a family of their own, since they are the primary outcome.
 
     Parameters
     ----------
@@ -102,16 +105,16 @@ def compare_raters(
         See `scores.read_scores`.
     metrics : collection of str
     pairs : sequence of (str, str), optional
-        By default each rater with each, in order of their names.
+        Default: all pairs, in order of names.
     structures, known
-        Of the mean over structures, see `scores.judge`; single structures are compared wherever
-        both raters have them.
+        Structures of the mean, see `scores.judge`. Single structures are compared if both raters
+        have them.
     bootstrap : Bootstrap, optional
 
     Raises
     ------
     ValueError
-        If rows contradict each other, or a pair names a rater that is nowhere.
+        If rows contradict each other, or a pair names a rater without rows.
     """
     draws = Draws(bootstrap or Bootstrap())
     every = read_scores(rows)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far each structure of a segmentation is to be trusted, from its probabilities alone.
+"""Confidence: expected Dice of each structure of a segmentation, from its probabilities.
 
-The **expected Dice** of a structure is twice the voxels that segmentation and truth are expected
-to share, over the voxels that the two are expected to have. The network's probabilities say how
-many those are. A `ConfidenceCalibration`, fitted on images whose truth is known, says how many of
-the voxels that a network calls 80 % certain are right, and how much of a structure it misses.
+The **expected Dice** is twice the expected overlap of segmentation and truth, divided by the sum
+of their expected sizes. Both expectations are computed from the probabilities of the network. A
+`ConfidenceCalibration`, fitted on images with known truth, corrects them: it has the accuracy of
+voxels by probability, and the fraction of each structure that is missed.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ PRIOR_VOXELS = 200.0
 
 @dataclass(frozen=True, eq=False)
 class ProbabilitySums:
-    """Sums over the voxels of a segmentation, by class index.
+    """Sums of probabilities over the voxels of a segmentation, by class index.
 
     Parameters
     ----------
     voxels : (n_labels, BINS) int64
-        Voxels of each label, by the probability of that label; bins as in
+        Number of voxels of each label in each bin of its probability; bins as in
         `evaluation.calibration.Reliability`.
     inside : (n_labels,) float
-        Sum of each label's probability over its own voxels.
+        Sum of each label's probability over the voxels of this label.
     total : (n_labels,) float
-        The same over all voxels.
+        Sum of each label's probability over all voxels.
     """
 
     voxels: np.ndarray
@@ -52,16 +52,16 @@ class ProbabilitySums:
 
     @property
     def n_voxels(self) -> np.ndarray:
-        """Voxels of each label."""
+        """Number of voxels of each label, (n_labels,) int."""
         return self.voxels.sum(1)
 
     @property
     def outside(self) -> np.ndarray:
-        """Sum of each label's probability over the voxels of other labels."""
+        """Sum of each label's probability over the voxels of other labels, (n_labels,) float."""
         return np.maximum(self.total - self.inside, 0)
 
     def expected_dice(self) -> np.ndarray:
-        """Expected Dice if probabilities are taken at their word; NaN of labels without voxels.
+        """Expected Dice of each label without calibration; NaN for labels without voxels.
 
         >>> voxels = np.eye(2, BINS, dtype=np.int64) * 10
         >>> sums = ProbabilitySums(voxels, np.array([8.0, 10.0]), np.array([10.0, 10.0]))
@@ -80,15 +80,15 @@ def _dice(n_voxels: np.ndarray, shared: np.ndarray, expected: np.ndarray) -> np.
 
 @dataclass(frozen=True, eq=False)
 class KnownTruth:
-    """A segmentation beside the truth, by class index.
+    """Comparison of a segmentation with the truth, by class index.
 
     Parameters
     ----------
     sums : ProbabilitySums
     right : (n_labels, BINS) float
-        Of ``sums.voxels`` those that the truth gives the same label.
+        Number of those ``sums.voxels`` that have the same label in the truth.
     truth : (n_labels,) int64
-        Voxels of each label in the truth.
+        Number of voxels of each label in the truth.
     """
 
     sums: ProbabilitySums
@@ -99,15 +99,15 @@ class KnownTruth:
     def of(
         cls, sums: ProbabilitySums, labels: LabelMap, probability: np.ndarray, truth: LabelMap
     ) -> KnownTruth:
-        """Compare a segmentation with the truth.
+        """Comparison of a segmentation with the truth.
 
         Parameters
         ----------
         sums : ProbabilitySums
         labels, truth : LabelMap
-            On one grid, with one table.
+            Segmentation and truth, on the same grid and with the same table.
         probability : (X, Y, Z) float
-            Of the label of each voxel.
+            Probability of each voxel's label.
         """
         n_labels = len(labels.table)
         right = np.zeros((n_labels, BINS))
@@ -121,27 +121,27 @@ class KnownTruth:
         return cls(sums, right, np.bincount(indices.ravel(), minlength=n_labels))
 
     def dice(self) -> np.ndarray:
-        """Dice of each label; NaN of labels without voxels in the segmentation."""
+        """Dice of each label; NaN for labels without voxels in the segmentation."""
         return _dice(self.sums.n_voxels, self.right.sum(1), self.truth)
 
 
 @dataclass(frozen=True, eq=False)
 class ConfidenceCalibration:
-    """How far a model's probabilities are to be believed, by class index.
+    """Calibration of a model's probabilities, by class index.
 
     Parameters
     ----------
     accuracy : (n_labels, BINS) float
-        Share of right ones among the voxels of a label, by their probability.
+        Fraction of correct voxels among those of a label, by bin of probability.
     missed : (n_labels,) float
-        Voxels of a label that the segmentation misses, for each unit of probability that the
-        label has elsewhere.
+        Number of voxels of a label that the segmentation misses, divided by the sum of the label's
+        probability over the voxels of other labels.
     threshold : (n_labels,) float
         Expected Dice below which a structure is flagged.
     usual_dice : (n_labels,) float
-        Mean Dice of the images that it was fitted on; 0 of labels that none of them has.
+        Mean Dice over the images of the calibration; 0 for labels that none of them has.
     about : mapping
-        What it was fitted on.
+        Description of these images.
     """
 
     accuracy: np.ndarray
@@ -151,16 +151,16 @@ class ConfidenceCalibration:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def expected_dice(self, sums: ProbabilitySums) -> np.ndarray:
-        """Expected Dice of each label; NaN of labels without voxels."""
+        """Calibrated expected Dice of each label, (n_labels,); NaN for labels without voxels."""
         shared = (sums.voxels * self.accuracy).sum(1)
         return _dice(sums.n_voxels, shared, shared + self.missed * sums.outside)
 
     def flagged(self, sums: ProbabilitySums) -> np.ndarray:
-        """Whether each label's expected Dice lies below its threshold, (n_labels,) bool."""
+        """Whether the expected Dice of each label is below its threshold, (n_labels,) bool."""
         return self.expected_dice(sums) < self.threshold
 
     def to_json(self, table: LabelTable) -> str:
-        """As a bundle keeps it, one line a label."""
+        """Calibration as JSON text for a bundle, with one line per label."""
         rows = [
             f"  {json.dumps(str(label.index))}: "
             + json.dumps(
@@ -180,12 +180,19 @@ class ConfidenceCalibration:
 
     @classmethod
     def from_json(cls, text: str, table: LabelTable, *, what: str) -> ConfidenceCalibration:
-        """Read what `to_json` wrote.
+        """Calibration from the JSON text of `to_json`.
+
+        Parameters
+        ----------
+        text : str
+        table : LabelTable
+        what : str
+            Name of the file in messages.
 
         Raises
         ------
         InputError
-            If it is of another format, lacks a label of the table, or a number is none.
+            If the text has another format, lacks a label of the table, or has an invalid number.
         """
         document = parse_json(text, what)
         if document.get("format") != FORMAT:
@@ -217,16 +224,17 @@ _KINDS: dict[str, Kind] = {
 def fit_calibration(
     images: Sequence[KnownTruth], table: LabelTable, *, about: Mapping[str, Any] | None = None
 ) -> ConfidenceCalibration:
-    """Fit how far probabilities are to be believed, and what is flagged.
+    """Calibration of probabilities, and thresholds of flags, from images with known truth.
 
-    A label and its mirror are taken together. Where a label has few voxels, all labels decide.
-    Flagged is an expected Dice below `LOW_DICE`, or further below what the images have than they
-    differ from each other: `USUAL_SPREAD` standard deviations, and `LEAST_MARGIN` at least.
+    Left and right labels are pooled. Labels with few voxels are shrunk towards the mean over all
+    labels. The threshold is `LOW_DICE` or, if that is higher, the mean expected Dice of the images
+    minus the larger of `USUAL_SPREAD` standard deviations and `LEAST_MARGIN`. The expected Dice of
+    each image is computed from a calibration on the others.
 
     Raises
     ------
     ValueError
-        If there are fewer than two images: how much they differ is part of it.
+        If there are fewer than two images, since the standard deviation is needed.
     """
     if len(images) < 2:
         raise ValueError(f"give two images or more, got {len(images)}")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule of the prior-weight experiment, written down before it was run."""
+"""Decision rule of the prior-weight experiment, fixed before the experiment is run."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,31 +16,35 @@ FEWEST_SEEDS = 5
 """Drawing again from four numbers misses the truth more than one time in ten."""
 
 RULE = (
-    "Two settings of the dial are trained from the same seeds; the difference of their mean "
-    "accuracy (higher is better), setting less baseline, is taken seed by seed, on images of the "
-    "contrast and on images of others. Better: the whole interval on the contrast lies above the "
-    "margin, and the whole interval off it above minus the margin. Worse: either interval lies "
-    "wholly below minus the margin. Anything else, and fewer than five seeds: no difference "
-    "shown. The margin is the smallest difference that matters, chosen before the run."
+    "Two prior weights are trained with the same seeds. For each seed, the difference of their "
+    "mean accuracy (higher is better), setting minus baseline, is computed on images of the "
+    "contrast and on images of other contrasts. Better: the whole interval on the contrast lies "
+    "above the margin, and the whole interval off the contrast lies above minus the margin. "
+    "Worse: one of the intervals lies wholly below minus the margin. In all other cases, and with "
+    "fewer than five seeds: no difference shown. The margin is the smallest difference that "
+    "matters, chosen before the run."
 )
+EARLIER_WORDINGS = frozenset({"569f8904ca63f819f1d5f9efae7e9f0cde2d96310dcf35b4e4f2299c92f7b2c6"})
+"""SHA-256 of earlier wordings of `RULE`, all of the same rule."""
 
 
 @dataclass(frozen=True)
 class Decision(TableLine):
-    """What an experiment showed.
+    """Result of the decision rule.
 
     Parameters
     ----------
     verdict : {"better", "worse", "no difference shown"}
     reason : str
     margin : float
+        Smallest difference that matters.
     n_seeds : int
     on_mean, off_mean : float or None
         Mean paired difference on and off the contrast, higher is better; None if not measured.
     on_low, on_high, off_low, off_high : float or None
         Bootstrap intervals over seeds.
     rule, interval : str
-        In words.
+        Description of the rule and of the intervals.
     """
 
     verdict: str
@@ -63,14 +68,14 @@ def decide(
     margin: float,
     bootstrap: Bootstrap | None = None,
 ) -> Decision:
-    """Apply `RULE` to paired differences.
+    """Decision by `RULE` from paired differences.
 
     Parameters
     ----------
     on_contrast, off_contrast : (seeds,) or (seeds, subjects) float
-        Setting less baseline of an accuracy of which more is better, such as the headline Dice;
-        subjects are averaged, because seeds are what is sampled. ``off_contrast`` may be None if
-        there are no other contrasts: then only the first half of the rule holds.
+        Setting minus baseline of an accuracy such as the mean Dice. It is averaged over subjects,
+        because seeds are the sampling unit. ``off_contrast`` may be None if there are no other
+        contrasts: then only the first half of the rule is applied.
     margin : float
         Smallest difference that matters, above 0, in the units of the differences.
     bootstrap : Bootstrap, optional
@@ -118,6 +123,15 @@ def decide(
     )
 
 
+def is_rule(text: str) -> bool:
+    """Whether a text is `RULE`, in the present or in an earlier wording.
+
+    >>> is_rule(RULE), is_rule("Always better.")
+    (True, False)
+    """
+    return text == RULE or hashlib.sha256(text.encode()).hexdigest() in EARLIER_WORDINGS
+
+
 def _by_seed(differences: Sequence[float] | np.ndarray, where: str) -> np.ndarray:
     """(seeds,) float: subjects averaged."""
     values = np.asarray(differences, dtype=float)
@@ -127,7 +141,7 @@ def _by_seed(differences: Sequence[float] | np.ndarray, where: str) -> np.ndarra
 
 
 def _verdict(on: Interval, off: Interval | None, margin: float, n_seeds: int) -> tuple[str, str]:
-    """`RULE` in code."""
+    """Verdict and reason by `RULE`."""
     if n_seeds < FEWEST_SEEDS:
         reason = f"{n_seeds} seeds: fewer than {FEWEST_SEEDS} show nothing"
         return "no difference shown", reason

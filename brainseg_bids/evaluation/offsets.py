@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the surface of a prediction lies from the reference's, voxel by voxel, with a sign."""
+"""Signed distance of the surface of a prediction from that of the reference, for each voxel."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 def surface_offsets_mm(
     prediction: LabelMap, reference: LabelMap, wanted: np.ndarray | None = None
 ) -> np.ndarray:
-    """How far the prediction's surface lies from the reference's, structure by structure.
+    """Signed distance of the prediction's surface from the reference's, for each structure.
 
-    A surface is the voxels that lack one of six neighbours of their structure. Structures that
-    one map lacks have no distance.
+    The surface is the voxels of which one of the six neighbours has another label. Structures
+    that are in one map only have no distance.
 
     Parameters
     ----------
     prediction, reference : LabelMap
-        On one grid, in one table; 0 is no structure.
+        On the same grid and with the same table; code 0 is not a structure.
     wanted : (X, Y, Z) bool, optional
-        Voxels that a distance is asked for.
+        Voxels for which a distance is computed; default: all.
 
     Returns
     -------
     (X, Y, Z) float32
-        mm at voxels of the prediction's surface, NaN elsewhere; negative within the reference.
+        Distance in mm at voxels of the prediction's surface, negative within the reference; NaN
+        elsewhere.
 
     Examples
     --------
@@ -58,7 +59,7 @@ def surface_offsets_mm(
 
 
 def edge_voxels(codes: np.ndarray) -> np.ndarray:
-    """Voxels of a structure that lack one of six neighbours of it, (X, Y, Z) bool."""
+    """Mask of labelled voxels of which a face neighbour has another code, (X, Y, Z) bool."""
     edge = np.zeros(codes.shape, bool)
     for axis in range(3):
         turned, out = np.moveaxis(codes, axis, 0), np.moveaxis(edge, axis, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes, Dice and IoU of every structure from one table of voxel counts."""
+"""Volumes, Dice and IoU of every structure, from one confusion matrix."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class Overlap:
-    """Voxels of one structure in two maps.
+    """Voxel counts of one structure in two maps.
 
     Parameters
     ----------
     reference_vox, predicted_vox, common_vox : int
+        Number of voxels in the reference, in the prediction and in both.
     voxel_mm3 : float
+        Volume of a voxel.
     """
 
     reference_vox: int
@@ -35,7 +37,7 @@ class Overlap:
 
     @property
     def status(self) -> str:
-        """In which maps it is: one of `STATUSES`."""
+        """Which maps have the structure: one of `STATUSES`."""
         return STATUSES[(not self.reference_vox) * 2 + (not self.predicted_vox)]
 
     @property
@@ -52,27 +54,28 @@ class Overlap:
 
     @property
     def reference_mm3(self) -> float:
-        """Volume in the reference."""
+        """Volume in the reference in mm³."""
         return self.reference_vox * self.voxel_mm3
 
     @property
     def predicted_mm3(self) -> float:
-        """Volume in the prediction."""
+        """Volume in the prediction in mm³."""
         return self.predicted_vox * self.voxel_mm3
 
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """Voxels of each pair of codes and the box of each code, from one pass.
+    """Confusion matrix of two maps, and the bounding box of each code.
 
     Parameters
     ----------
     codes : (n,) int
     counts : (n, n) int64
-        Row: code in the reference; column: code in the prediction.
+        Number of voxels by code in the reference (rows) and in the prediction (columns).
     low, high : (2, n, 3) int64
-        First voxel and one past the last of each code; of the reference, of the prediction.
+        First voxel of each code, and last voxel plus one, in the reference and in the prediction.
     voxel_mm3 : float
+        Volume of a voxel.
     """
 
     codes: np.ndarray
@@ -82,7 +85,7 @@ class Tally:
     voxel_mm3: float
 
     def overlap(self, structure: Structure) -> Overlap:
-        """Voxels of a structure."""
+        """Voxel counts of a structure."""
         indices = np.flatnonzero(np.isin(self.codes, structure.codes))
         return Overlap(
             int(self.counts[indices].sum()),
@@ -92,7 +95,7 @@ class Tally:
         )
 
     def box(self, structures: Sequence[Structure]) -> Box:
-        """Smallest box around structures in both maps; of size zero if they are in neither."""
+        """Bounding box of structures in both maps; of size zero if they are in neither."""
         wanted = sorted({code for structure in structures for code in structure.codes})
         indices = np.flatnonzero(np.isin(self.codes, wanted))
         low, high = self.low[:, indices].reshape(-1, 3), self.high[:, indices].reshape(-1, 3)
@@ -104,17 +107,22 @@ class Tally:
 
 
 def confusion(reference: np.ndarray, predicted: np.ndarray, n_labels: int) -> np.ndarray:
-    """Voxels for each pair of class indices.
+    """Confusion matrix of two arrays of class indices.
 
     Parameters
     ----------
-    reference, predicted : (X, ...) int
-        Ranks, 0..n_labels - 1.
+    reference, predicted : int arrays of the same shape
+        Class indices below ``n_labels``.
 
     Returns
     -------
     (n_labels, n_labels) int64
-        Row: class index in the reference; column: that in the prediction.
+        Number of voxels by class index in the reference (rows) and in the prediction (columns).
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
 
     Examples
     --------
@@ -133,7 +141,7 @@ def confusion(reference: np.ndarray, predicted: np.ndarray, n_labels: int) -> np
 
 
 def dice_from(counts: np.ndarray) -> np.ndarray:
-    """Dice of every label of a `confusion` table, (n_labels,); NaN where it is in neither map."""
+    """Dice of every label of a `confusion` matrix, (n_labels,); NaN if it is in neither map."""
     total = counts.sum(0) + counts.sum(1)
     return np.divide(
         2.0 * np.diag(counts), total, out=np.full(len(counts), np.nan), where=total > 0
@@ -141,7 +149,7 @@ def dice_from(counts: np.ndarray) -> np.ndarray:
 
 
 def tally(pair: Pair) -> Tally:
-    """Count voxels for each pair of codes, and find the box of each code, in one pass."""
+    """Confusion matrix and bounding boxes of a pair of maps, computed in one pass."""
     n = len(pair.codes)
     indices = pair.lookup({int(code): index for index, code in enumerate(pair.codes)}, n, np.int64)
     counts = np.zeros((n + 1, n + 1), np.int64)  # the last one is of voxels that do not count

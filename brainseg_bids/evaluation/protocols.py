@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of two raters' label maps can be judged, and how: two protocols."""
+"""Protocols of comparison: which labels and voxels of two raters' label maps are compared."""
 
 from __future__ import annotations
 
@@ -31,16 +31,19 @@ LEFT_OUT, CORTEX = HIPPOCAMPUS = ("left out", "cortex")
 
 @dataclass(frozen=True)
 class Scope:
-    """What a reference can be a reference for.
+    """The labels for which a rater can serve as reference.
 
     Parameters
     ----------
     name : str
+        Name of the reference.
     evaluable : tuple of str, or None
-        Labels of ``fullhead`` that others are judged on; None: all that the rater has.
+        Labels of ``fullhead`` that other raters are evaluated on; None: all labels of the
+        reference.
     unlabelled : tuple of str
-        Tissue that the rater left at 0 though others may rightly label it.
+        Tissue with code 0 in the reference, which other raters may label correctly.
     hippocampus_amygdala : {"left out", "cortex"}
+        Whether hippocampus and amygdala are excluded, or counted as cortex.
     """
 
     name: str
@@ -51,21 +54,21 @@ class Scope:
 
 @dataclass(frozen=True, eq=False)
 class JudgedMaps:
-    """Two label maps that can be judged, and what of them: arguments of `agreement.compare`.
+    """Two label maps prepared for comparison: arguments of `agreement.compare`.
 
     Parameters
     ----------
     prediction, reference : LabelMap
-        On one grid, in one table, with nothing in it but what is judged.
+        On the same grid and with the same table, which has the labels to be compared only.
     within : (X, Y, Z) bool or None
         Voxels that count; None: all.
     groups : mapping of str to tuple of str
-        Structures of several labels, by the names of ``structures.tsv``.
+        Structures of several labels, named as in ``structures.tsv``.
     protocol : {"label-restricted", "within-evaluable"}
     excluded_mm3 : float
-        Volume that does not count.
+        Volume of the voxels that do not count.
     notes : tuple of str
-        What is not judged, and how hippocampus and amygdala were taken.
+        Sentences about labels that are not compared, and about hippocampus and amygdala.
     """
 
     prediction: LabelMap
@@ -80,20 +83,19 @@ class JudgedMaps:
 def within_evaluable(
     reference: LabelMap, predictions: Sequence[LabelMap], unlabelled: Iterable[str]
 ) -> np.ndarray:
-    """Voxels that count under the protocol ``within-evaluable``.
+    """Mask of the voxels that count under the protocol ``within-evaluable``.
 
-    A voxel does not count if the reference leaves it at 0 and any of the predictions calls it one
-    of the structures that the reference does not label. With all raters' predictions the mask
-    is the same for all of them, which a fair comparison needs. With the judged prediction alone
-    it changes no row: where that prediction says cerebellum, it has no cortex to be wrong about.
+    A voxel does not count if the reference has code 0 and any of the predictions has one of the
+    structures that the reference does not label. For a fair comparison, give the predictions of
+    all raters, so that all have the same mask.
 
     Parameters
     ----------
     reference : LabelMap
     predictions : sequence of LabelMap
-        On the same grid, codes of ``fullhead`` or of `merge_sides`.
+        On the same grid, with codes of ``fullhead`` or of `merge_sides`.
     unlabelled : iterable of str
-        Names of ``fullhead``.
+        Names of labels of ``fullhead``.
 
     Returns
     -------
@@ -116,26 +118,28 @@ def comparison(
     protocol: str = "label-restricted",
     others: Sequence[Rating] = (),
 ) -> JudgedMaps:
-    """What of two ratings is judged, and how.
+    """Label maps of two ratings, reduced to the labels and voxels that can be compared.
 
     Parameters
     ----------
     reference, rater : Rating
-        On one grid. Voxels that are void to the reference do not count; those that are void to
-        the rater are wrong where the reference has a label.
+        On the same grid. Void voxels of the reference do not count; void voxels of the rater are
+        wrong if the reference has a label there.
     scope : Scope
-        Of the reference.
+        Scope of the reference.
     name : str
-        Of the rater, for notes.
+        Name of the rater in notes.
     protocol : {"label-restricted", "within-evaluable"}
     others : sequence of Rating
-        All raters of this image, for ``within-evaluable``; see there.
+        All raters of this image, for the mask of `within_evaluable`.
 
     Raises
     ------
+    ValueError
+        If the protocol does not exist.
     InputError
-        If the reference knows no unlabelled tissue, so that ``within-evaluable`` means nothing, or
-        the two have no label in common.
+        If the two have no label in common, or the protocol is ``within-evaluable`` and the scope
+        has no unlabelled tissue.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}")

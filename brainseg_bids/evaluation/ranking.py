@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a league table would look the same with other subjects."""
+"""Stability of a ranking of raters, by bootstrap over subjects."""
 
 from __future__ import annotations
 
@@ -27,29 +27,31 @@ DECIMALS = 12
 
 @dataclass(frozen=True)
 class Rank(TableLine):
-    """Place of one rater by its mean, and how firm it is.
+    """Rank of one rater by its mean, and the stability of this rank.
 
     Parameters
     ----------
     reference, stratum, name, metric, rater : str
     n_raters, n_subjects, n_images : int
-        Images that all raters have a number of.
+        Number of raters, and of the subjects and images for which all raters have a value.
     n_left_out : int
-        Structures in images that at least one rater has a row of, but not all a number.
+        Number of structures in images that are left out: not all raters have a value.
     mean : float
-        Over subjects.
+        Mean over subjects.
     rank : int
-        1 is best; raters that are tied share the better rank.
+        1 is best; tied raters share the better rank.
     chances : tuple of float or None
-        Share of draws in which the rater has rank 1, 2, ...; None with fewer than two subjects.
+        Fraction of bootstrap samples in which the rater has each rank, from rank 1; None with
+        fewer than two subjects.
     mean_rank : float or None
-        Over draws.
+        Mean over bootstrap samples.
     kendall_tau : float or None
-        Mean over draws of tau-b between the ranking of the draw and that of all subjects; the
-        same for all raters. None too if all raters are tied.
+        Mean over bootstrap samples of tau-b between the ranking of the sample and that of all
+        subjects; the same for all raters. Also None if all raters are tied.
     same_winner, same_order : float or None
-        Share of draws with the same best raters, and with the same ranks of all.
+        Fraction of bootstrap samples with the same best raters, and with the same ranks of all.
     note : str
+        Reason why values are missing.
     """
 
     reference: str
@@ -71,7 +73,7 @@ class Rank(TableLine):
     note: str
 
     def row(self) -> dict[str, int | float | str | None]:
-        """A line of a table: chances in columns ``p_rank_1``, ``p_rank_2``, ..."""
+        """Row of a table: values by column, with chances in ``p_rank_1`` and following."""
         row = dict(vars(self))
         chances = row.pop("chances") or (None,) * self.n_raters
         return row | {f"p_rank_{k + 1}": chance for k, chance in enumerate(chances)}
@@ -85,11 +87,11 @@ def rank_stability(
     known: Mapping[str, Collection[str]] | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> list[Rank]:
-    """Rank raters by their mean in each draw of subjects.
+    """Ranks of raters by their mean, with their stability over bootstrap samples of subjects.
 
-    Raters are judged on the images and structures that all have a number of, and on the same
-    subjects in each draw (Wiesenfarth et al., Scientific Reports 11, 2021). Distances say nothing
-    of structures that were missed: rank by an overlap or NSD too.
+    Raters are compared on images and structures for which all have a value, and on the same
+    subjects in each sample (Wiesenfarth et al., Scientific Reports 11, 2021). Distances ignore
+    structures that were missed: rank by overlap or NSD as well.
 
     Parameters
     ----------
@@ -97,13 +99,13 @@ def rank_stability(
         See `scores.read_scores`.
     metrics : collection of str
     structures, known
-        Of the mean over structures, see `scores.judge`; each structure is ranked too.
+        Structures of the mean, see `scores.judge`. Each single structure is ranked as well.
     bootstrap : Bootstrap, optional
 
     Returns
     -------
     list of Rank
-        Best first; nothing where fewer than two raters have a structure, or none in common.
+        Best first. Structures are left out that fewer than two raters have, or none in common.
     """
     draws, result = Draws(bootstrap or Bootstrap()), []
     wanted_metrics = [metric(name) for name in metrics]
@@ -172,7 +174,7 @@ def _firmness(
 
 
 def ranks_of(costs: np.ndarray) -> np.ndarray:
-    """Rank along the last axis: one more than there are lower costs.
+    """Ranks along the last axis, (draws, raters) int: 1 plus the number of lower costs.
 
     Parameters
     ----------
@@ -188,7 +190,7 @@ def ranks_of(costs: np.ndarray) -> np.ndarray:
 
 
 def kendall_taus(drawn: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b of each line with one ranking (Biometrika 33, 1945).
+    """Kendall's tau-b of each row with one ranking (Biometrika 33, 1945).
 
     Parameters
     ----------
@@ -198,7 +200,7 @@ def kendall_taus(drawn: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     Returns
     -------
     (draws,) float
-        NaN where all are tied.
+        NaN if all raters are tied.
 
     Examples
     --------

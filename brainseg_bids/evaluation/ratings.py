@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Rating``: what one rater says about one image, in the labels that raters have in common."""
+"""``Rating``: the label map of one image by one rater, in the labels of ``fullhead``."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ MARGIN_VOX = 8
 
 @cache
 def fullhead() -> LabelTable:
-    """The table that all labels are brought to."""
+    """Label table of all ratings."""
     return LabelTable.packaged("fullhead")
 
 
 @dataclass(frozen=True)
 class NamedStructure:
-    """Labels that are judged as one.
+    """A group of labels that is evaluated as one structure.
 
     Parameters
     ----------
     name : str
     members : tuple of str
-        Names of ``fullhead``.
+        Names of labels of ``fullhead``.
     group : str
         ``tissue``, ``subcortical``, ``head`` and so on.
     reason : str
@@ -57,7 +57,7 @@ class NamedStructure:
 
 @cache
 def named_structures() -> dict[str, NamedStructure]:
-    """Structures of ``data/references/structures.tsv``, by name, in the table's order.
+    """Structures of ``data/references/structures.tsv`` by name, in the order of the table.
 
     >>> named_structures()["Cerebral-GM"].members
     ('Left-Cerebral-Cortex', 'Right-Cerebral-Cortex')
@@ -78,18 +78,17 @@ def named_structures() -> dict[str, NamedStructure]:
 
 @dataclass(frozen=True, eq=False)
 class Rating:
-    """What one rater says about one image.
+    """Label map of one image by one rater, in common labels.
 
     Parameters
     ----------
     labels : LabelMap
-        Codes of ``fullhead``; its table holds what the rater can say. A rater without sides has
-        the table of `merge_sides`.
+        In codes of ``fullhead``; its table has the labels of this rater only. A rater without left
+        and right has the table of `merge_sides`.
     void : (X, Y, Z) bool or None
-        Where the rater's labels mean nothing that others have; 0 in ``labels``.
+        Voxels whose label has no counterpart in ``fullhead``; their code is 0.
     raw_hash : str
-        Hash of the codes in the file, before anything was done to them; empty if
-        it was not read from one.
+        Hash of the codes in the file; empty if the map was not read from a file.
     """
 
     labels: LabelMap
@@ -98,7 +97,7 @@ class Rating:
 
     @property
     def has_sides(self) -> bool:
-        """Whether left and right are told apart."""
+        """Whether left and right have labels of their own."""
         return self.labels.table.name != MERGED
 
 
@@ -106,14 +105,14 @@ class Rating:
 
 
 def recoded(labels: LabelMap, codes: Mapping[int, int], table: LabelTable) -> LabelMap:
-    """A label map in other codes; what is not among ``codes`` becomes background."""
+    """Label map in other codes; codes that are not in ``codes`` become background."""
     lookup = np.zeros(int(labels.table.codes[-1]) + 1, dtype=labels.voxels.dtype)
     lookup[list(codes)] = list(codes.values())
     return LabelMap(lookup[labels.voxels], labels.grid, table)
 
 
 def reoriented(rating: Rating, grid: Grid) -> Rating:
-    """The same voxels with their axes in the order of another grid."""
+    """Rating with the axis order of another grid, without interpolation."""
     source = rating.labels.grid
 
     def turn(array: np.ndarray) -> np.ndarray:
@@ -127,7 +126,7 @@ def reoriented(rating: Rating, grid: Grid) -> Rating:
 
 
 def resampled(rating: Rating, grid: Grid) -> Rating:
-    """The same on another grid: the label with the largest trilinear weight."""
+    """Rating on another grid: each voxel gets the label with the largest trilinear weight."""
     void = None
     if rating.void is not None:
         table = LabelTable([Label(0, "No"), Label(1, "Yes")])
@@ -139,21 +138,23 @@ def resampled(rating: Rating, grid: Grid) -> Rating:
 def translate(
     codes: np.ndarray, grid: Grid, meaning: Mapping[int, Targets]
 ) -> tuple[LabelMap, np.ndarray | None]:
-    """Codes of a rater in those of ``fullhead``.
+    """Label map of a rater in codes of ``fullhead``.
 
     Parameters
     ----------
     codes : (X, Y, Z) int
-        All of them in ``meaning``.
+        Codes of the rater, all of them in ``meaning``.
     grid : Grid
     meaning : mapping of int to tuple of int
-        One code: that label; several: the nearest voxel's of these; none: void.
+        Codes of ``fullhead`` for each code of the rater. If there are several, the nearest voxel
+        with one of them decides; if there are none, the voxel is void.
 
     Returns
     -------
     labels : LabelMap
-        Its table holds the labels that ``meaning`` can give.
+        With a table of the labels in ``meaning``.
     void : (X, Y, Z) bool or None
+        Voxels without a label of ``fullhead``; None if there are no such codes.
 
     Examples
     --------
@@ -192,7 +193,7 @@ def nearest_labels(
     wanted: Sequence[int],
     voxel_size_mm: tuple[float, float, float],
 ) -> np.ndarray | None:
-    """Label of the nearest voxel that has one of the wanted labels.
+    """Label of the nearest voxel with one of the wanted labels.
 
     Parameters
     ----------
@@ -201,17 +202,17 @@ def nearest_labels(
         Voxels that need a label.
     wanted : sequence of int
     voxel_size_mm : tuple of 3 float
-        Distances are along the voxels' axes: on a sheared grid they are not exact.
+        Axes are taken to be orthogonal: on sheared grids distances are not exact.
 
     Returns
     -------
     (n,) int or None
-        In the order of ``labels[where]``; None if no voxel has any of them.
+        In the order of ``labels[where]``; None if no voxel has any of the wanted labels.
 
     Notes
     -----
     Exact Euclidean distance transform (Maurer, Qi and Raghavan 2003, as in scipy) in a box around
-    ``where``. A box is large enough if no distance found in it exceeds the way out of it.
+    ``where``, which is enlarged until no distance exceeds that to its border.
     """
     if not where.any():
         return labels[where]
@@ -240,9 +241,9 @@ def nearest_labels(
 
 
 def merge_sides(rating: Rating) -> Rating:
-    """The same with left and right as one, under the code of the left.
+    """Rating whose left and right labels are merged, with the code of the left label.
 
-    Labels are named as in ``structures.tsv`` where the two sides are a structure there.
+    If both sides are a structure in ``structures.tsv``, the label gets its name.
 
     Examples
     --------
@@ -279,12 +280,12 @@ def _without_side(name: str) -> str:
 
 
 def left_of(name: str) -> str:
-    """Name of the same label on the left."""
+    """Name of the left counterpart of a label; its own name if it has none."""
     return name.replace("Right-", "Left-", 1) if name.startswith("Right-") else name
 
 
 def merged_name(name: str) -> str:
-    """What a label and its counterpart are called together."""
+    """Name of a label that is merged with its counterpart."""
     if not name.startswith("Left-"):
         return name
     pair = {name, name.replace("Left-", "Right-", 1)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of agreements as arrays: what counts, what is left out, and who is judged on what."""
+"""Rows of agreements as arrays, and the structures on which raters are compared."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ KEYS = ("reference", "rater", "image", "subject", "name", "status")
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the rows, and what it is where a structure is in one map only.
+    """A metric, and its handling of structures that are in one map only.
 
     Parameters
     ----------
     name : str
+        Name of its column.
     better : {"higher", "lower", "nearer 0"}
     counts : tuple of str
-        Statuses at which it is a number; at others it is left out.
+        Statuses for which it is defined; for others it is left out.
     """
 
     name: str
@@ -36,16 +37,16 @@ class Metric:
     counts: tuple[str, ...]
 
     def cost(self, values: np.ndarray) -> np.ndarray:
-        """Lower is better, whatever the metric."""
+        """Values transformed so that lower is better for every metric."""
         return -values if self.better == "higher" else self.size(values)
 
     def size(self, values: np.ndarray) -> np.ndarray:
-        """Values that raters are compared by: without sign where 0 is best."""
+        """Values for comparing raters: absolute values if 0 is best."""
         return np.abs(values) if self.better == "nearer 0" else values
 
     @property
     def compared_name(self) -> str:
-        """Name of what raters are compared by.
+        """Name of the values for comparing raters.
 
         >>> metric("volume_error_frac").compared_name
         '|volume_error_frac|'
@@ -64,15 +65,15 @@ _DISTANCES = (
 
 
 def metric(name: str) -> Metric:
-    """How a column is treated.
+    """Metric of a column.
 
-    Overlaps and NSD are 0 where one map alone has the structure, distances are numbers only where
-    both have it, volume errors need a volume of the reference (their share) or of either.
+    Overlaps and NSD are 0 if one map only has the structure. Distances are defined if both maps
+    have it, relative volume errors if the reference has it, volume errors if either has it.
 
     Raises
     ------
     ValueError
-        If no rule is known for it.
+        If there is no such metric.
 
     Examples
     --------
@@ -91,22 +92,23 @@ def metric(name: str) -> Metric:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Rows of one reference.
+    """Rows of one reference as arrays.
 
     Parameters
     ----------
     reference : str
     raters, images, names : tuple of str
-        In an order that does not depend on that of the rows.
+        Raters, images and structures, in an order that does not depend on that of the rows.
     subjects, strata : (images,) tuple of str
+        Subject and stratum of each image.
     single : (names,) tuple of bool
-        Whether it is one label (its row has a code), not a group of labels.
+        Whether a structure is one label (its row has a code), not a group of labels.
     status : (raters, images, names) int8
-        Rank in `STATUSES`, or `NO_ROW`.
+        Index in `STATUSES`, or `NO_ROW`.
     columns : dict of str to (raters, images, names) float
-        NaN where there is no number.
+        NaN if a row has no value.
     kept : dict of str to array
-        `values` that were asked for before.
+        Cache of `values`.
     """
 
     reference: str
@@ -122,16 +124,16 @@ class Scores:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Columns that there is a rule for."""
+        """Columns that are metrics."""
         return tuple(name for name in self.columns if _has_rule(name))
 
     def values(self, wanted: Metric) -> np.ndarray:
-        """(raters, images, names) float: NaN where the metric is left out, and only there.
+        """Values of a metric, (raters, images, names) float; NaN only where it is not defined.
 
         Raises
         ------
         ValueError
-            If there is no such column, or a number is missing where the status asks for one.
+            If there is no such column, or a value is missing although it is defined.
         """
         if wanted.name in self.kept:
             return self.kept[wanted.name]
@@ -151,7 +153,7 @@ class Scores:
         return values
 
     def of_stratum(self, stratum: str) -> Scores:
-        """Images of one stratum; `ALL` keeps all."""
+        """Scores of the images of one stratum, or of all images for `ALL`."""
         if stratum == ALL:
             return self
         keep = [k for k, name in enumerate(self.strata) if name == stratum]
@@ -166,20 +168,20 @@ class Scores:
         )
 
     def by_stratum(self) -> list[tuple[str, Scores]]:
-        """All strata together, then each one that has a name."""
+        """Scores of all images, then those of each named stratum."""
         named = sorted(set(self.strata) - {""})
         return [(stratum, self.of_stratum(stratum)) for stratum in (ALL, *named)]
 
     def places(self, names: Iterable[str]) -> list[int]:
-        """Where structures stand along the last axis."""
+        """Index of structures along the last axis."""
         return [self.names.index(name) for name in names]
 
 
 class TableLine:
-    """Base of dataclasses that are lines of a table: their fields are its columns."""
+    """Base of dataclasses that are rows of a table: their fields are its columns."""
 
     def row(self) -> dict[str, Any]:
-        """Cells by column."""
+        """Row of a table: values by column."""
         return dict(vars(self))
 
 
@@ -192,20 +194,20 @@ def _has_rule(name: str) -> bool:
 
 
 def read_scores(rows: Sequence[Row]) -> list[Scores]:
-    """Rows of agreements, one `Scores` for each reference.
+    """Scores from rows of agreements, one for each reference.
 
     Parameters
     ----------
     rows : sequence of mapping
-        `Agreement.row()` and ``reference``, ``rater``, ``image``, ``subject``, ``stratum`` (empty
-        or absent if there are none). Their order does not matter.
+        `Agreement.row()` with ``reference``, ``rater``, ``image``, ``subject`` and ``stratum``
+        (empty or absent if there are none), in any order.
 
     Raises
     ------
     ValueError
-        If a row has not these keys or no known status, two rows are of the same thing, an image
-        has two subjects or strata, a stratum is called "all", or one reference's rows mix two
-        definitions of surfaces.
+        If a row lacks one of these keys or has an unknown status, two rows have the same
+        reference, rater, image and structure, an image has two subjects or strata, a stratum is
+        called "all", or a reference has rows with both definitions of surfaces.
     """
     by_reference: dict[str, dict[tuple[str, str, str], Row]] = {}
     for row in rows:
@@ -297,7 +299,7 @@ class Judged(TableLine):
     reference, name : str
     used : bool
     reason : str
-        Why not; empty if it is used.
+        Reason why it is not used; empty if it is.
     """
 
     reference: str
@@ -312,26 +314,27 @@ def judge(
     structures: Collection[str] | None = None,
     known: Mapping[str, Collection[str]] | None = None,
 ) -> list[Judged]:
-    """Structures that the reference and all raters know, and why others are left out.
+    """Structures of the mean over structures: those of the reference and of all raters.
 
     Parameters
     ----------
     scores : Scores
     structures : collection of str, optional
-        Names to choose among; by default single labels, since groups would count them twice, or
-        all if there are only groups.
+        Names to choose from. Default: single labels, since groups would count them twice, or
+        groups if there are no single labels.
     known : mapping of rater to names, optional
-        What a rater's table has. Without it, a structure that a rater never labels counts as
-        missed each time, because rows alone cannot tell the two apart.
+        Structures in the label table of each rater. Without it, a structure that a rater never
+        labels counts as missed in every image.
 
     Returns
     -------
     list of Judged
-        All structures that have rows, then those that were asked for in vain.
+        All structures with rows, then requested structures without rows.
 
     Examples
     --------
-    What somebody does not know was not left out by choice:
+    If a rater does not know a structure, this is the reason, rather than that it was not
+    requested:
 
     >>> whole = {"reference": "manual", "image": "sub-1", "subject": "1", "status": "both"}
     >>> rows = [whole | {"rater": rater, "name": name, "index": index, "dice": 0.9}

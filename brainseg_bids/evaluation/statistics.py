@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paired differences: signed ranks, their effect sizes, and Holm's correction."""
+"""Tests of paired differences: Wilcoxon's signed ranks, effect sizes, Holm's correction."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ DECIMALS = 12
 
 @dataclass(frozen=True)
 class SignedRank:
-    """Wilcoxon's test of paired differences.
+    """Result of Wilcoxon's signed-rank test.
 
     Parameters
     ----------
     n, n_zero : int
-        Pairs, and those among them without a difference.
+        Number of pairs, and of pairs without a difference.
     positive, negative : float
         Sums of ranks of the positive and negative differences.
     p : float or None
         Two-sided, exact; None if there are too few pairs.
     rank_biserial : float
-        (positive - negative) / (positive + negative), from -1 to 1: the share of evidence for a
-        positive difference less that for a negative one (Kerby, Comprehensive Psychology 3,
-        2014). 0 if no difference is left.
+        Matched-pairs rank-biserial correlation, (positive - negative) / (positive + negative),
+        from -1 to 1 (Kerby, Comprehensive Psychology 3, 2014). 0 if all differences are zero.
     note : str
-        Why there is no p.
+        Reason why there is no p.
     """
 
     n: int
@@ -50,14 +49,14 @@ def signed_rank(differences: np.ndarray) -> SignedRank:
     """Wilcoxon's signed-rank test (Biometrics Bulletin 1, 1945).
 
     Differences of zero are ranked with the others and then dropped (Pratt, Journal of the
-    American Statistical Association 54, 1959); tied ones share the mean of their ranks. p comes
-    from all ways to give signs to the ranks that are there, counted, so it is exact with ties
-    and zeros too and for any number of pairs.
+    American Statistical Association 54, 1959). Ties get the mean of their ranks. p is computed
+    from the distribution over all assignments of signs to these ranks. It is exact for any number
+    of pairs, also with ties and zeros.
 
     Parameters
     ----------
     differences : (n,) float
-        Independent: one for each subject.
+        Independent differences, one for each subject.
 
     Examples
     --------
@@ -83,17 +82,17 @@ def signed_rank(differences: np.ndarray) -> SignedRank:
 
 
 def sign_chances(ranks: np.ndarray) -> np.ndarray:
-    """Chance of each sum of positive ranks if every sign is a fair coin's.
+    """Distribution of the sum of positive ranks if both signs are equally probable.
 
     Parameters
     ----------
     ranks : (n,) float
-        Whole or half.
+        Multiples of one half.
 
     Returns
     -------
     (2 * sum + 1,) float
-        Element k belongs to the sum k / 2.
+        Element k is the probability of the sum k / 2.
 
     Examples
     --------
@@ -111,12 +110,12 @@ def sign_chances(ranks: np.ndarray) -> np.ndarray:
 
 
 def hodges_lehmann(differences: np.ndarray, level: float = 0.95) -> tuple[float, Interval]:
-    """Median of the means of all pairs of differences, and its distribution-free interval.
+    """Hodges-Lehmann estimate of a shift, and its distribution-free interval.
 
-    The interval holds the shifts that the signed-rank test does not reject at ``1 - level``
-    (Hodges and Lehmann, Annals of Mathematical Statistics 34, 1963; Hollander, Wolfe and
-    Chicken, Nonparametric Statistical Methods, 3rd edition, 2014, section 3.3). It covers at
-    least ``level``; exactly so without ties.
+    The estimate is the median of the means of all pairs of differences. The interval contains the
+    shifts that the signed-rank test does not reject at ``1 - level`` (Hodges and Lehmann, Annals
+    of Mathematical Statistics 34, 1963; Hollander, Wolfe and Chicken, Nonparametric Statistical
+    Methods, 3rd edition, 2014, section 3.3). Its coverage is at least ``level``.
 
     Parameters
     ----------
@@ -142,9 +141,9 @@ def hodges_lehmann(differences: np.ndarray, level: float = 0.95) -> tuple[float,
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjusted p: below a level where Holm's step-down procedure rejects at it.
+    """p values corrected by Holm's step-down procedure; tests without a p are not counted.
 
-    Holm, Scandinavian Journal of Statistics 6, 1979. Tests without a p are not counted.
+    Holm, Scandinavian Journal of Statistics 6, 1979.
 
     Examples
     --------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Structure``: a label or several that are judged as one; ``Pair``: two maps side by side."""
+"""``Structure``: one or several labels that are evaluated as one; ``Pair``: two maps."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SQUARE = 1e-5
 
 @dataclass(frozen=True)
 class Structure:
-    """One label, or several that are judged as one.
+    """One label, or several labels that are evaluated as one.
 
     Parameters
     ----------
     name : str
     codes : tuple of int
-        In both maps; a map may lack some or all of them.
+        The same codes in both maps; a map may lack some or all of them.
     index : int or None
         Code of a label; None for a group.
     """
@@ -43,23 +43,23 @@ def choose_structures(
     labels: Iterable[int | str] | None = None,
     groups: Mapping[str, Iterable[int | str]] | None = None,
 ) -> list[Structure]:
-    """Structures that the reference knows: its labels in order of code, then groups as given.
+    """Structures of the reference: its labels in order of code, then groups as given.
 
     Parameters
     ----------
     reference, prediction : LabelTable
-        A code that both have must have the same name in both.
+        A code that is in both tables must have the same name in both.
     labels : iterable of int or str, optional
-        Codes or names; by default every label of the reference's table but the background.
+        Codes or names; default: every label of the reference's table except the background.
     groups : mapping of name to codes or names, optional
         Groups may overlap.
 
     Raises
     ------
     ValueError
-        If the tables contradict each other, or a group's name is taken.
+        If the tables contradict each other, or a group is empty or has the name of a label.
     UnknownLabelError
-        If the reference does not know a label that is asked for.
+        If a requested label is not in the reference's table.
 
     Examples
     --------
@@ -100,19 +100,20 @@ def choose_structures(
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two maps on one grid, with their axes in the order in which the reference lies in memory.
+    """Two maps on the same grid, in the axis order of the reference's memory layout.
 
-    Results do not depend on the order of axes, but walking along memory is ten times faster.
+    Results do not depend on the order of axes, but contiguous access is ten times faster.
 
     Parameters
     ----------
     reference, prediction : (X, Y, Z) int
+        Codes of both maps.
     within : (X, Y, Z) bool or None
-        Voxels that count; the others are nothing in both maps, not even background.
+        Voxels that count; all others have code `void` in both maps.
     axes_mm : (3, 3) float
-        A column for each axis: a step of one voxel.
+        One column for each axis: the world vector of a step of one voxel.
     codes : (n,) int
-        All codes that there may be, ascending.
+        All possible codes, ascending.
     """
 
     reference: np.ndarray
@@ -125,7 +126,7 @@ class Pair:
     def of(
         cls, reference: LabelMap, prediction: LabelMap, within: np.ndarray | None = None
     ) -> Pair:
-        """Pair two label maps.
+        """Pair of two label maps.
 
         Raises
         ------
@@ -158,46 +159,55 @@ class Pair:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Voxels along each axis."""
+        """Number of voxels along each axis."""
         return self.reference.shape
 
     @property
     def void(self) -> int:
-        """Code of voxels that do not count: the lowest that no label has."""
+        """Code of voxels that do not count: the lowest code that no label has."""
         return int(np.setdiff1d(np.arange(len(self.codes) + 1), self.codes)[0])
 
     @property
     def voxel_mm3(self) -> float:
-        """Volume of a voxel; rounded as `Grid.voxel_volume_mm3` is."""
+        """Volume of a voxel in mm³, rounded as `Grid.voxel_volume_mm3`."""
         return round(float(abs(np.linalg.det(self.axes_mm))), 9)
 
     @property
     def voxel_size_mm(self) -> np.ndarray:
-        """Length of a step along each axis, (3,)."""
+        """Edge length of a voxel in mm along each axis, (3,) float."""
         return np.linalg.norm(self.axes_mm, axis=0)
 
     @property
     def is_sheared(self) -> bool:
-        """Whether voxels are no boxes. Grids that are only turned are not sheared."""
+        """Whether the axes are not at right angles; rotated grids are not sheared."""
         cosines = (self.axes_mm / self.voxel_size_mm).T @ (self.axes_mm / self.voxel_size_mm)
         return bool(np.abs(cosines - np.diag(np.diag(cosines))).max() > SQUARE)
 
     @property
     def metric_mm2(self) -> np.ndarray:
-        """Squared length of a step is ``step @ metric_mm2 @ step``, (3, 3)."""
+        """Metric tensor, (3, 3): ``step @ metric_mm2 @ step`` is a squared length in mm²."""
         if self.is_sheared:
             return self.axes_mm.T @ self.axes_mm
         return np.diag(self.voxel_size_mm**2)
 
     def lookup(self, values: Mapping[int, int], otherwise: int, dtype: type) -> np.ndarray:
-        """Table from code, `void` included, to a number."""
+        """Lookup array from code (including `void`) to a number.
+
+        Parameters
+        ----------
+        values : mapping of int to int
+            Number of each code.
+        otherwise : int
+            Number of all other codes.
+        dtype : type
+        """
         table: np.ndarray = np.full(max(int(self.codes[-1]), self.void) + 1, otherwise, dtype)
         for code, value in values.items():
             table[code] = value
         return table
 
     def part(self, which: str, box: tuple[slice, slice, slice]) -> np.ndarray:
-        """Codes in a box, contiguous, (x, y, z) int16.
+        """Codes of one map in a box, contiguous, (x, y, z) int16.
 
         Parameters
         ----------
@@ -209,7 +219,7 @@ class Pair:
         return np.where(self.within[box], codes, np.int16(self.void))
 
     def blocks(self, box: tuple[slice, slice, slice] | None = None) -> Iterator[Any]:
-        """Cut a box, by default the whole, into boxes of some planes."""
+        """Boxes of a few planes that together cover a box; default: the whole grid."""
         x, y, z = box or tuple(slice(0, n) for n in self.shape)
         area = max(1, (y.stop - y.start) * (z.stop - z.start))
         step = max(1, BLOCK_VOXELS // area)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows over subjects and raters to tables: every number with its n, nothing averaged silently.
+"""Summary tables over subjects and raters, in which every value has its sample size.
 
-Subjects are what is sampled: several images of one are averaged first, and counted. What the
-choices here are and why is in `docs/explanation/evaluation.md`; they follow Metrics Reloaded
-(Maier-Hein, Reinke et al., Nature Methods 21, 2024).
+Subjects are the sampling unit: several images of a subject are averaged first. The methods follow
+Metrics Reloaded (Maier-Hein, Reinke et al., Nature Methods 21, 2024);
+`docs/explanation/evaluation.md` gives the reasons.
 """
 
 from __future__ import annotations
@@ -45,28 +45,30 @@ HEADLINE_METRICS = ("dice", "assd_mm", "hd95_mm")
 
 @dataclass(frozen=True)
 class Summary(TableLine):
-    """One metric of one rater, over subjects.
+    """One metric of one rater, summarised over subjects.
 
     Parameters
     ----------
     reference, rater, stratum, name, metric : str
-        ``stratum`` is "all" for all together; ``name`` of the headline is "mean of n structures".
+        ``stratum`` is "all" for all images. ``name`` is a structure, or "mean of n structures".
     n_structures, n_subjects, n_images : int
-        Images that a number came from.
+        Number of structures, subjects and images with a value.
     n_both, n_reference_only, n_prediction_only, n_neither, n_no_row : int
-        Structures in images by status, of all images that the rater has.
+        Number of structures in images by status, over all images of the rater.
     n_left_out : int
-        Those among them whose metric is no number: it is the mean of the others.
+        Number of these for which the metric is not defined; they are not part of the mean.
     mean : float or None
-        Over subjects; None, as the following, if nothing is left.
+        Mean over subjects. This and all following values are None if there is no value.
     low, high : float or None
         Interval of the mean; None with a reason in ``note``.
     median, q1, q3 : float or None
-        Over subjects.
+        Median and quartiles over subjects.
     worst : float or None
+        Worst value of an image.
     worst_image : str
-        The first one in order of subjects if several are as bad.
+        Image with the worst value; of several, the first in order of subjects.
     note : str
+        Reason why values are missing.
     """
 
     reference: str
@@ -100,20 +102,20 @@ def summarise(
     metrics: Collection[str] | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> list[Summary]:
-    """Each rater, structure, metric and stratum.
+    """Summary over subjects for each rater, structure, metric and stratum.
 
     Parameters
     ----------
     rows : sequence of mapping
         See `scores.read_scores`.
     metrics : collection of str, optional
-        By default all columns that there is a rule for.
+        Default: all columns that are metrics.
     bootstrap : Bootstrap, optional
 
     Raises
     ------
     ValueError
-        If rows contradict each other or lack a number that they should have.
+        If rows contradict each other, or a value is missing although it is defined.
 
     Examples
     --------
@@ -146,11 +148,12 @@ def headline(
     known: Mapping[str, Collection[str]] | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> list[Summary]:
-    """Mean over structures in each image, then over a subject's images, then over subjects.
+    """Mean over structures in each image, then over the images of a subject, then over subjects.
 
-    Only structures that the reference and all raters know, see `judged`. Each rater has all its
-    images here: numbers of raters with other images are not to be held against each other, which
-    `comparison.compare_raters` and `ranking.rank_stability` do on common ones.
+    Only structures that the reference and all raters have are used, see `judged`. Each rater is
+    summarised over all of its images, so values of raters with different images are not
+    comparable. To compare raters on common images, use `comparison.compare_raters` and
+    `ranking.rank_stability`.
 
     Parameters
     ----------
@@ -180,7 +183,7 @@ def judged(
     structures: Collection[str] | None = None,
     known: Mapping[str, Collection[str]] | None = None,
 ) -> list[Judged]:
-    """Structures of the headline, and why others are none; see `scores.judge`."""
+    """Structures of the mean over structures, with reasons for exclusion; see `scores.judge`."""
     return [
         one
         for scores in read_scores(rows)
@@ -245,7 +248,7 @@ def _spread(
 
 @dataclass(frozen=True)
 class Missing(TableLine):
-    """Something that could not be compared.
+    """An image or structure that could not be compared.
 
     Parameters
     ----------
@@ -254,7 +257,7 @@ class Missing(TableLine):
         structure".
     reference, rater, image : str
     name : str
-        Structure; empty if the whole image is meant.
+        Structure; empty for a whole image.
     """
 
     kind: str
@@ -270,15 +273,15 @@ def find_missing(
     references: Mapping[str, Collection[str]] | None = None,
     raters: Mapping[str, Collection[str]] | None = None,
 ) -> list[Missing]:
-    """Images that one side has and the other has not, and structures without a row.
+    """Images that only the reference or only a rater has, and structures without a row.
 
     Parameters
     ----------
     rows : sequence of mapping
     references, raters : mapping of name to images, optional
-        What was found on disk. Without ``references``, a reference has the images that any rater
-        was compared on; without ``raters``, a rater has those that it has rows for, so that
-        predictions without reference cannot show.
+        Images of each reference and each rater. Default for ``references``: the images on which
+        any rater was compared. Default for ``raters``: the images with rows, so that predictions
+        without reference are not found.
 
     Examples
     --------
@@ -342,7 +345,7 @@ def tables(
     raters: Mapping[str, Collection[str]] | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """All tables of an evaluation, ready to be written.
+    """All tables of an evaluation as lists of rows.
 
     Parameters
     ----------
@@ -352,8 +355,8 @@ def tables(
     Returns
     -------
     dict of str to list of dict
-        ``headline``, ``structures``, ``judged``, ``comparisons``, ``ranks``, ``bland_altman`` and
-        ``missing``. None is written n/a in TSV.
+        Rows of ``headline``, ``structures``, ``judged``, ``comparisons``, ``ranks``,
+        ``bland_altman`` and ``missing``.
     """
     draw = bootstrap or Bootstrap()
     by_reference = [set(scores.metrics) for scores in read_scores(rows)]
@@ -377,9 +380,16 @@ def tables(
 
 
 def common_structures(rows: Sequence[Row], sideless: Collection[str]) -> set[str] | None:
-    """Structures to average over beside raters without sides; None: single labels.
+    """Structures to average over if some raters have no sides; None (single labels) otherwise.
 
-    A rater without sides has ``Thalamus`` as a label, one with sides as a group of two.
+    ``Thalamus`` is a label of raters without sides, and a group of two labels of raters with
+    sides.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+    sideless : collection of str
+        Raters without left and right labels.
     """
     every: dict[str, set[str]] = {}
     merged: set[str] = set()

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the surfaces of two label maps are from each other, all structures in one pass.
+"""Distances between the surfaces of two label maps, for all structures in one pass.
 
-Two definitions, which give different numbers and must not be mixed:
+There are two definitions of surfaces, whose values are not comparable:
 
 ``surface``
-    That of DeepMind's surface-distance (Nikolov et al., arXiv 1809.04430): the surface passes
-    through the corners of voxels, each corner stands for an area, and means, percentiles and
-    shares are of area. The default.
+    The default, as in DeepMind's surface-distance (Nikolov et al., arXiv 1809.04430). The surface
+    passes through corners of voxels. Each corner is weighted by an area in means, percentiles and
+    fractions.
 ``voxel``
-    That of MONAI: a surface is the voxels that lack one of six neighbours, and each counts as one.
+    As in MONAI. The surface is the voxels of which one of the six neighbours is outside of the
+    structure. All have the same weight.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Directed:
     distance_mm : (n,) float
         Ascending.
     weight : (n,) float
-        Area in mm2, or number of edge voxels.
+        Area in mm², or number of surface voxels.
     """
 
     distance_mm: np.ndarray
@@ -48,32 +49,32 @@ class Directed:
 
     @property
     def total(self) -> float:
-        """Area or number of the whole surface."""
+        """Area in mm² or number of voxels of the whole surface."""
         return float(self.weight.sum())
 
     @property
     def sum(self) -> float:
-        """Distances times weights."""
+        """Sum of distances times weights."""
         return float(self.distance_mm @ self.weight)
 
     @property
     def mean_mm(self) -> float:
-        """Mean distance."""
+        """Weighted mean distance in mm."""
         return self.sum / self.total
 
     def within(self, tolerance_mm: float) -> float:
-        """Area or number that is at most so far away."""
+        """Area or number of voxels at a distance of at most ``tolerance_mm``."""
         return float(self.weight[self.distance_mm <= tolerance_mm + SLACK_MM].sum())
 
     def area_percentile_mm(self, percent: float) -> float:
-        """Smallest distance within which at least so much of the area lies."""
+        """Percentile of the distance, weighted by area."""
         share = np.cumsum(self.weight)
         # A part in 10^12: sums of areas are rounded, and 19 of 20 equal ones are 95 %.
         at = np.searchsorted(share, share[-1] * percent / 100 * (1 - 1e-12))
         return float(self.distance_mm[min(at, len(share) - 1)])
 
     def count_percentile_mm(self, percent: float) -> float:
-        """Percentile of single distances, linear between neighbours in rank."""
+        """Percentile of the distances of single voxels, with linear interpolation."""
         last = np.cumsum(self.weight)
         rank = (last[-1] - 1) * percent / 100
         low, high = np.searchsorted(last, [np.floor(rank), np.ceil(rank)], side="right")
@@ -83,7 +84,7 @@ class Directed:
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
-    """Distances of one structure's surfaces, both ways.
+    """Distances between the two surfaces of a structure, in both directions.
 
     Parameters
     ----------
@@ -105,19 +106,19 @@ class SurfaceDistances:
 
     @property
     def assd_mm(self) -> float:
-        """Mean distance over both surfaces together: average symmetric surface distance."""
+        """Average symmetric surface distance: mean distance over both surfaces."""
         both = self.from_reference, self.from_prediction
         return sum(one.sum for one in both) / sum(one.total for one in both)
 
     def hausdorff_mm(self, percent: float = 100) -> float:
-        """The larger of the two directed percentiles."""
+        """Hausdorff distance: the larger of the two directed percentiles."""
         both = self.from_reference, self.from_prediction
         if self.definition == "surface":
             return max(one.area_percentile_mm(percent) for one in both)
         return max(one.count_percentile_mm(percent) for one in both)
 
     def nsd(self, tolerance_mm: float) -> float:
-        """Share of both surfaces that is near the other: normalised surface Dice."""
+        """Normalised surface Dice: fraction of both surfaces within the tolerance of the other."""
         both = self.from_reference, self.from_prediction
         return sum(one.within(tolerance_mm) for one in both) / sum(one.total for one in both)
 
@@ -130,28 +131,28 @@ def surface_distances(
     Parameters
     ----------
     pair, tally, definition
-        As of `surface_search.Batch`.
+        As for `surface_search.Batch`.
     structures : sequence of Structure
-        Any number of them, in one map, both or none.
+        Any number of structures, which may be absent from one or both maps.
 
     Returns
     -------
     list of SurfaceDistances or None
-        None for structures that one of the maps has not.
+        None for structures that are absent from one of the maps.
 
     Raises
     ------
     ValueError
-        If there is no such definition.
+        If the definition does not exist.
 
     Notes
     -----
-    Around each site the places nearest in mm are probed until a site of the same structure in
-    the other map is found. The few sites without one are compared with all sites of the other
-    map. Where there are many of them, the structure gets an exact distance transform in its box:
-    a bad pair shows after a tenth of its time. What lies outside the maps, or does not
-    count, is outside of every structure. Sheared voxels (gantry tilt) are searched in true mm;
-    instead of the transform, they get a search tree. Turned grids are not sheared.
+    Around each surface point, positions are searched in order of distance until a point of the
+    same structure in the other map is found. Points without a near neighbour are compared with all
+    points of the other map. If there are many of them, an exact distance transform in the bounding
+    box is used instead. Voxels outside of the maps, and voxels that do not count, are outside of
+    every structure. On sheared grids (gantry tilt), distances are exact as well, and a k-d tree
+    replaces the distance transform.
     """
     if definition not in DEFINITIONS:
         raise ValueError(f"no surface definition {definition!r}; known: {', '.join(DEFINITIONS)}")
@@ -197,12 +198,12 @@ def _site_codes_of(batch: Batch, which: str, n: int) -> np.ndarray:
 
 
 def site_codes(inside: np.ndarray, definition: str) -> np.ndarray:
-    """Codes of places: of the eight voxels around a corner, or 1 for an edge voxel.
+    """Code of each position: pattern of the eight voxels around a corner, or 1 for an edge voxel.
 
     Parameters
     ----------
     inside : (x + 2, y + 2, z + 2) uint8
-        1 inside, with a margin of zeros.
+        1 inside of the structure, with a margin of zeros.
     definition : {"surface", "voxel"}
 
     Returns

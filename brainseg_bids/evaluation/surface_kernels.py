@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inner loops of surface distances: one bit of a 64-bit number for each structure.
+"""Compiled functions for surface distances of up to 62 structures at a time.
 
-A *site* is a place that a surface passes through: a corner of voxels or an edge voxel. A site may
-belong to several structures at once, so sites carry sets, and one search serves a whole set.
+A *site* is a point of a surface: a corner of voxels or an edge voxel. A site may belong to several
+structures, so each has a set of structures, stored as the bits of a 64-bit integer. One search
+finds the neighbours for all of them.
 """
 
 from __future__ import annotations
@@ -25,13 +26,22 @@ for _bit in range(64):
 
 @jit
 def lowest(bits: int) -> int:
-    """Number of the lowest bit that is set (Leiserson, Prokop and Randall, 1998)."""
+    """Index of the lowest bit that is set (Leiserson, Prokop and Randall, 1998)."""
     return ORDER[(((bits & -bits) * DE_BRUIJN) >> 58) & 63]
 
 
 @jit
 def fill_sets(codes: np.ndarray, lookup: np.ndarray, sets: np.ndarray) -> None:
-    """Sets of a plane of voxels; ``sets`` has a margin of one."""
+    """Write the set of structures of each voxel of a plane.
+
+    Parameters
+    ----------
+    codes : (y, z) int
+    lookup : (codes,) int64
+        Set of structures of each code.
+    sets : (y + 2, z + 2) int64
+        Changed in place, except for its margin.
+    """
     for y in range(codes.shape[0]):
         row, out = codes[y], sets[y + 1]
         for z in range(codes.shape[1]):
@@ -40,7 +50,15 @@ def fill_sets(codes: np.ndarray, lookup: np.ndarray, sets: np.ndarray) -> None:
 
 @jit
 def corner_sites(before: np.ndarray, here: np.ndarray, sites: np.ndarray) -> None:
-    """Structures of which a corner has some of its eight voxels, but not all."""
+    """Write the sites of a plane of corners: structures with some but not all of the eight voxels.
+
+    Parameters
+    ----------
+    before, here : (y + 2, z + 2) int64
+        Sets of the planes of voxels on both sides.
+    sites : (y + 1, z + 1) int64
+        Changed in place.
+    """
     for y in range(sites.shape[0]):
         a, b, c, d = before[y], before[y + 1], here[y], here[y + 1]
         row = sites[y]
@@ -52,7 +70,15 @@ def corner_sites(before: np.ndarray, here: np.ndarray, sites: np.ndarray) -> Non
 
 @jit
 def edge_sites(before: np.ndarray, here: np.ndarray, after: np.ndarray, sites: np.ndarray) -> None:
-    """Structures of a voxel that at least one of its six neighbours has not."""
+    """Write the sites of a plane of voxels: structures that one of six neighbours does not have.
+
+    Parameters
+    ----------
+    before, here, after : (y + 2, z + 2) int64
+        Sets of three successive planes of voxels.
+    sites : (y, z) int64
+        Changed in place.
+    """
     for y in range(sites.shape[0]):
         a, b, c = before[y + 1], here[y + 1], after[y + 1]
         up, down, row = here[y], here[y + 2], sites[y]
@@ -142,7 +168,7 @@ def probe_plane(own: np.ndarray, other: np.ndarray, places: np.ndarray, steps: n
                 areas: np.ndarray, x: int, weights: np.ndarray, counts: np.ndarray,
                 state: np.ndarray, spent: np.ndarray, limits: np.ndarray, queue: np.ndarray,
                 queue_weights: np.ndarray) -> None:  # fmt: skip
-    """For each site of a plane, the nearest site of each of its structures in the other map.
+    """Find the nearest site of the same structure in the other map, for each site of a plane.
 
     Parameters
     ----------
@@ -151,26 +177,26 @@ def probe_plane(own: np.ndarray, other: np.ndarray, places: np.ndarray, steps: n
     other : (planes * Y * Z,) int64
         Sites of the other map in the planes around, with the same margin.
     places : (n,) int64
-        Where to probe ``other``, relative to the index in the plane, nearest first.
+        Positions in ``other`` to be searched, relative to the index in the plane, nearest first.
     steps : (n,) int64
-        Number of each one's distance, in ascending order.
+        Index of the distance of each position, ascending.
     near : int
-        Probes that cost next to nothing.
+        Number of first positions that are not counted in ``spent``.
     margin : (2,) int64
     before, here : (y, z) int64
-        Sets of voxels around the plane's corners.
+        Sets of the planes of voxels on both sides of the corners.
     areas : (256,) float, or (0,)
-        None where each site counts as one.
+        Area for each pattern of eight voxels; empty if each site has weight 1.
     x : int
-        Number of the plane.
+        Index of the plane.
     weights, counts : (62, distances) float, (62,) int64
-        Filled in: area for each distance; sites that were found.
+        Changed in place: sum of areas at each distance, and number of sites with a neighbour.
     state : (2,) int64
-        Structures that are searched for; length of the queue.
+        Set of structures that are still searched, and length of the queue.
     spent, limits : (62,) int64
-        Probes beyond ``near``.
+        Number of positions searched beyond ``near`` for each structure, and its limit.
     queue, queue_weights : (m, 4) int32, (m,) float
-        Sites that nothing was found for: place and structure.
+        Position and structure of the sites without a neighbour, and their areas.
     """
     around = np.zeros(8, np.int64)
     for y in range(own.shape[0] - 2 * margin[0]):
@@ -207,19 +233,23 @@ def nearest_in_plane(
     metric: np.ndarray,
     best: np.ndarray,
 ) -> None:
-    """Compare queued sites, in order of structure, with each site of a plane.
+    """Update the distance of queued sites by comparing them with each site of a plane.
 
     Parameters
     ----------
     sites : (Y, Z) int64
+        Sites of the plane, with a margin.
+    margin : (2,) int64
+    x : int
+        Index of the plane.
     wanted : int64
-        Structures that have any in the queue.
+        Set of structures in the queue.
     first : (63,) int64
-        Where each structure begins in ``queue``.
+        Index of the first site of each structure in ``queue``, which is sorted by structure.
     metric : (3, 3) float
-        Squared length of a step, mm2.
+        Metric tensor in mm², see `structures.Pair.metric_mm2`.
     best : (m,) float
-        Squared distance so far, mm2.
+        Smallest squared distance in mm², changed in place.
     """
     for y in range(sites.shape[0] - 2 * margin[0]):
         for z in range(sites.shape[1] - 2 * margin[1]):
@@ -238,7 +268,7 @@ def nearest_in_plane(
 
 @jit
 def corner_codes(inside: np.ndarray, codes: np.ndarray) -> None:
-    """Code of the eight voxels around each corner; ``inside`` has a margin of one."""
+    """Write the pattern of the eight voxels around each corner; ``inside`` has a margin of one."""
     for x in range(codes.shape[0]):
         for y in range(codes.shape[1]):
             a, b = inside[x, y], inside[x, y + 1]
@@ -253,7 +283,7 @@ def corner_codes(inside: np.ndarray, codes: np.ndarray) -> None:
 
 @jit
 def edge_codes(inside: np.ndarray, codes: np.ndarray) -> None:
-    """1 for voxels that lack one of six neighbours, 0 elsewhere."""
+    """Write 1 for voxels inside of which one of the six neighbours is outside, 0 elsewhere."""
     for x in range(codes.shape[0]):
         for y in range(codes.shape[1]):
             a, b, c = inside[x, y + 1], inside[x + 1, y + 1], inside[x + 2, y + 1]
@@ -265,7 +295,7 @@ def edge_codes(inside: np.ndarray, codes: np.ndarray) -> None:
 
 @jit
 def row_distances(codes: np.ndarray, steps: np.ndarray) -> None:
-    """Voxels along the last axis to the nearest site of the row, or `FAR`."""
+    """Write the distance in voxels along the last axis to the nearest site, or `FAR` if none."""
     for x in range(codes.shape[0]):
         for y in range(codes.shape[1]):
             row, out = codes[x, y], steps[x, y]
@@ -340,28 +370,29 @@ def box_distances(
     codes_out: np.ndarray,
     n_filled: int,
 ) -> int:
-    """Squared distance of the sites in some columns to the nearest one of the other map.
+    """Append the squared distances of sites to the nearest site of the other map.
 
     Parameters
     ----------
     codes : (x, y, z) uint8
-        Own sites: neither 0 nor 255.
+        Codes of the sites; 0 and 255 are not sites.
     steps : (x, y, z) int16
         `row_distances` of the other map.
     size : (3,) float
-        Voxel, mm.
+        Voxel size in mm.
     start, stop : int
-        Range along the last axis.
+        Range of sites along the last axis.
     height : (y, stop - start, x) float
-        Working memory.
+        Buffer.
     distances, codes_out : (m,) float, (m,) uint8
-        Filled in: mm2, and codes.
+        Changed in place: squared distances in mm², and codes of the sites.
     n_filled : int
+        Number of entries before.
 
     Returns
     -------
     int
-        ``n_filled`` and what was added.
+        Number of entries after.
     """
     n_x, n_y, _ = codes.shape
     room = max(n_x, n_y)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For each place that a surface passes through, the nearest such place in the other map.
+"""Search for the nearest surface point in the other map, for each surface point of a map.
 
-A *site* is a corner of voxels or an edge voxel; see `surface_kernels`. The places around each
-site are probed, nearest first; what is not near is compared with all sites of the other map.
+A *site* is a corner of voxels or an edge voxel, see `surface_kernels`. Positions around each site
+are searched in order of distance. Sites without a near neighbour are compared with all sites of
+the other map.
 """
 
 from __future__ import annotations
@@ -33,15 +34,16 @@ MAPS = ("reference", "prediction")
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhood:
-    """Places around a site, nearest first.
+    """Positions around a site in order of distance.
 
     Parameters
     ----------
     offsets : (n, 3) int64
+        In voxels, nearest first.
     steps : (n,) int64
-        Rank of the distance.
+        Index of each offset's distance in ``distance_mm``.
     distance_mm : (m,) float
-        For each rank.
+        Different distances, ascending.
     """
 
     offsets: np.ndarray
@@ -50,7 +52,13 @@ class Neighbourhood:
 
     @classmethod
     def of(cls, metric_mm2: np.ndarray, n: int = PROBES) -> Neighbourhood:
-        """All places in a ball that holds about ``n``.
+        """All positions in a ball that contains about ``n`` of them.
+
+        Parameters
+        ----------
+        metric_mm2 : (3, 3) float
+            See `structures.Pair.metric_mm2`.
+        n : int
 
         Examples
         --------
@@ -73,18 +81,18 @@ class Neighbourhood:
 
     @property
     def reach(self) -> np.ndarray:
-        """Largest offset along each axis, (3,)."""
+        """Largest offset along each axis, (3,) int."""
         return self.offsets.max(0)
 
 
 class Batch:
-    """As many structures as fit into one set.
+    """Structures that are searched together: at most as many as bits in a set.
 
     Parameters
     ----------
     pair : Pair
     tally : Tally
-        Of this pair.
+        Tally of this pair.
     structures : sequence of Structure
         At most `surface_kernels.MOST`, each in both maps.
     definition : {"surface", "voxel"}
@@ -173,7 +181,11 @@ class _Sites:
 
 
 class Search:
-    """Searching around all sites of both maps, a plane at a time."""
+    """Search around all sites of both maps, one plane at a time.
+
+    In all methods, ``direction`` 0 is from the reference to the prediction, 1 the reverse, and
+    ``n`` is the index of a structure in the batch.
+    """
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -198,11 +210,11 @@ class Search:
         self.best = [np.zeros(0), np.zeros(0)]
 
     def gave_up(self, direction: int, n: int) -> bool:
-        """Whether the search for a structure was broken off."""
+        """Whether the search for a structure was stopped because it exceeded its limit."""
         return not (int(self.state[direction, 0]) >> n) & 1
 
     def result(self, direction: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Distances in mm, ascending, and their weights, of a structure that was not given up."""
+        """Distances in mm, ascending, and their weights, unless the search `gave_up`."""
         late = self.queue[direction, :, 3] == n
         weights = self.weights[direction, n]
         seen = weights > 0
@@ -214,7 +226,7 @@ class Search:
         return distance[order], weight[order]
 
     def run(self) -> None:
-        """Search around every site, then settle the queue."""
+        """Search around every site, then compare queued sites with all sites of the other map."""
         box = self.batch.box
         maps = [_Sites(self.batch, which, self.around.reach, box) for which in MAPS]
         reach = int(self.around.reach[0])

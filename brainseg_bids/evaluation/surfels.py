@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Area of the surface through eight voxels, for each way in which some of them are inside.
+"""Area of the surface between eight voxels, for each pattern of voxels inside and outside.
 
-Marching cubes (Lorensen and Cline, Computer Graphics 21, 1987) with the surface half way between
-voxel centres has 14 ways up to turning, mirroring and swapping inside and outside. The areas are
-those of DeepMind's surface-distance (Nikolov et al., arXiv 1809.04430), which some ways
-triangulate in their own fashion.
+Marching cubes (Lorensen and Cline, Computer Graphics 21, 1987), with the surface halfway between
+voxel centres, has 14 patterns up to rotation, reflection and exchange of inside and outside. The
+areas are those of DeepMind's surface-distance (Nikolov et al., arXiv 1809.04430), which
+triangulates some patterns differently.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ CASES = {  # voxels that are inside: area vectors of the facets, in 1/8 of a vox
 
 
 def surfel_areas_mm2(axes_mm: np.ndarray) -> np.ndarray:
-    """Area for each code of a neighbourhood.
+    """Area in mm² for each pattern of eight voxels.
 
     Parameters
     ----------
     axes_mm : (3, 3) float
-        A column for each axis: a step of one voxel. Sheared voxels are allowed: area vectors
-        turn with the cofactors of ``axes_mm``.
+        One column for each axis: the world vector of a step of one voxel. It may be sheared: area
+        vectors are transformed by the cofactor matrix of ``axes_mm``.
 
     Returns
     -------
     (256,) float
-        0 where none or all of the eight voxels are inside.
+        0 if none or all of the eight voxels are inside.
 
     Examples
     --------

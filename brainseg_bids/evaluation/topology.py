@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In how many pieces a structure comes, and how many holes go through it."""
+"""Topology of structures: connected components and Euler numbers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from brainseg_bids.evaluation.structures import Pair, Structure
 
 @dataclass(frozen=True)
 class Topology:
-    """Shape of one structure in one map, as far as rubber sheets go.
+    """Topology of one structure in one map.
 
     Parameters
     ----------
     components : int
-        26-connected pieces; 0 if it is absent.
+        Number of 26-connected components; 0 if the structure is absent.
     euler : int
-        Pieces + cavities - tunnels, voxels joined at corners too.
+        Euler number with 26-connectivity: components + cavities - tunnels.
     """
 
     components: int
@@ -37,13 +37,13 @@ def topology(
     Parameters
     ----------
     pair, tally, structures
-        As of `surface_search.Batch`.
+        As for `surface_search.Batch`.
     which : {"reference", "prediction"}
 
     Notes
     -----
-    The same numbers as in the report on upsampling, `anatomy.upsampling_report`; for groups, of
-    their union.
+    Values are defined as in the upsampling quality report, `anatomy.upsampling_report`. For groups
+    they are those of the union of labels.
     """
     lookups = [
         pair.lookup(dict.fromkeys(structure.codes, 1), 0, np.uint8) for structure in structures

@@ -20,7 +20,7 @@ import numpy as np
 
 from brainseg_bids.documents import InputError, parse_json
 from brainseg_bids.evaluation.bootstrap import Bootstrap, Draws, mean_interval
-from brainseg_bids.evaluation.decision import FEWEST_SEEDS, RULE, Decision, decide
+from brainseg_bids.evaluation.decision import FEWEST_SEEDS, RULE, Decision, decide, is_rule
 from brainseg_bids.training.overlap import Score
 from brainseg_bids.training.plan import TrainPlan
 
@@ -185,6 +185,12 @@ class ExperimentPlan:
             "are shown, not judged. Nothing is judged before every run is finished."
         )
 
+    def has_rule(self, text: str) -> bool:
+        """Whether a text is `rule`, with `RULE` in the present or in an earlier wording."""
+        before, after = self.rule.split(RULE)
+        middle = text.removeprefix(before).removesuffix(after)
+        return text == before + middle + after and is_rule(middle)
+
     @property
     def digest(self) -> str:
         """SHA-256 of everything but date and version."""
@@ -240,7 +246,7 @@ class ExperimentPlan:
             plan = cls(**raw)
         except (AttributeError, InputError, KeyError, TypeError) as error:
             raise ValueError(f"this is no plan of an experiment ({error})") from error
-        if plan.digest != digest or plan.rule != decision["rule"]:
+        if plan.digest != digest or not plan.has_rule(decision["rule"]):
             raise ValueError("the plan was changed after it was made, or is of another version")
         return plan
 

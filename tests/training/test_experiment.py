@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.evaluation.decision import RULE
 from brainseg_bids.reports import experiment
 from brainseg_bids.reports.experiment import experiment_page, verdict
 from brainseg_bids.training.experiment import (
@@ -24,6 +25,16 @@ from brainseg_bids.training.overlap import Overlap, Score
 from brainseg_bids.training.plan import TrainPlan
 from tests.training.test_training import PLAN
 
+EARLIER_RULE = (
+    "Two settings of the dial are trained from the same seeds; the difference of their mean "
+    "accuracy (higher is better), setting less baseline, is taken seed by seed, on images of "
+    "the contrast and on images of others. Better: the whole interval on the contrast lies "
+    "above the margin, and the whole interval off it above minus the margin. Worse: either "
+    "interval lies wholly below minus the margin. Anything else, and fewer than five seeds: "
+    "no difference shown. The margin is the smallest difference that matters, chosen before "
+    "the run."
+)
+"""Of plans made until November 2026."""
 BRAIN, HEAD = "Left-Thalamus", "Skin"
 SEEDS = (1, 2, 3, 4, 5)
 JITTER = dict(zip(SEEDS, (0.001, -0.001, 0.002, 0.0, -0.002), strict=True))
@@ -120,6 +131,18 @@ def test_a_plan_survives_json_and_a_changed_one_is_refused():
         ExperimentPlan.from_json(json.dumps(raw | {"decision": eased}))
     with pytest.raises(ValueError, match="no plan"):
         ExperimentPlan.from_json("[1]")
+
+
+def test_a_plan_with_the_earlier_wording_of_the_rule_is_read():
+    plan = make_plan()
+    raw = json.loads(plan.to_json())
+    earlier = plan.rule.replace(RULE, EARLIER_RULE)
+    raw["decision"]["rule"] = earlier
+    assert ExperimentPlan.from_json(json.dumps(raw)) == plan
+    for changed in (earlier.replace("five", "two"), earlier.replace("0.01", "0.001")):
+        raw["decision"]["rule"] = changed
+        with pytest.raises(ValueError, match="changed"):
+            ExperimentPlan.from_json(json.dumps(raw))
 
 
 def test_date_and_version_do_not_make_another_experiment_and_anything_else_does():
