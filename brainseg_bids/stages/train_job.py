@@ -28,6 +28,7 @@ from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.nets.devices import has_accelerator
 from brainseg_bids.options import declared, to_arguments
 from brainseg_bids.programs.map_cache import cache_folder, read_facts
+from brainseg_bids.programs.map_cache_pruning import prune
 from brainseg_bids.stages.pooling import read_priors
 from brainseg_bids.training.job_changes import NOT_SAID, differences
 from brainseg_bids.training.recipe import BY_STEPS, TrainRecipe
@@ -259,6 +260,7 @@ def _check_maps(
             f"{len(faults)} of {len(chosen)} label maps cannot be used; nothing was trained. "
             "Mend them, or choose others with --participant-label."
         )
+    prune(cache, settings.bids_dir, [one.path for one in chosen])
     heads = tuple(one for one in chosen if one.subject not in held)
     held_out = tuple(one for one in chosen if one.subject in held)
     if absent := _absent(heads, facts, target):

@@ -7,18 +7,21 @@ import json
 import logging
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.head_maps import HeadMap
 from brainseg_bids.documents import InputError
 from brainseg_bids.images import write_label_map
 from brainseg_bids.programs import map_cache
 from brainseg_bids.programs.map_cache import cache_folder, read_checked_map, read_facts
+from brainseg_bids.programs.map_cache_pruning import prune
 from brainseg_bids.training.probe_cache import probe_once
 from tests.phantom.head import phantom_head
 
@@ -293,3 +296,75 @@ def test_a_damaged_probe_is_named_and_measured_anew(tmp_path, text, caplog):
         assert probe_once(tmp_path, {}, lambda: 1.7) == (1.7, False)
     assert str(path) in caplog.text
     assert probe_once(tmp_path, {}, lambda: 1.9) == (1.7, True)
+
+
+# -- pruning ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_maps(tmp_path):
+    """Label maps of two people in a dataset, both kept."""
+    paths = []
+    for number in (1, 2):
+        voxels = np.roll(SMALL.voxels, number, axis=0)
+        path = tmp_path / f"sub-0{number}" / "anat" / f"sub-0{number}_seg-fullhead_dseg.nii"
+        path.parent.mkdir(parents=True)
+        write_label_map(LabelMap(voxels, SMALL.grid, SMALL.table), path)
+        read_checked_map(path, tmp_path / "cache")
+        paths.append(path)
+    return tmp_path, paths
+
+
+def sources(cache):
+    """Whose maps are kept."""
+    return sorted(json.loads(path.read_text())["source"][:6] for path in cache.glob("*.json"))
+
+
+def test_entries_go_with_their_label_map(two_maps):
+    root, (first, second) = two_maps
+    assert prune(root / "cache", root, [first, second]) == 0
+    assert prune(root / "cache", root, [first]) == 0  # another run's participant
+    second.unlink()
+    assert prune(root / "cache", root, [first]) == 1
+    assert sources(root / "cache") == ["sub-01"]
+    assert len(list((root / "cache").iterdir())) == 3
+
+
+def test_entries_of_an_earlier_content_go(two_maps):
+    root, (first, second) = two_maps
+    first.unlink()
+    write_label_map(SMALL, first)
+    read_checked_map(first, root / "cache")
+    assert sources(root / "cache") == ["sub-01", "sub-01", "sub-02"]
+    assert prune(root / "cache", root, [second]) == 0  # not read: content is not known
+    assert prune(root / "cache", root, [first, second]) == 1
+    assert sources(root / "cache") == ["sub-01", "sub-02"]
+    assert read_checked_map(first, root / "cache").facts == read_checked_map(first).facts
+
+
+def test_a_link_without_content_and_a_copy_keep_what_belongs_to_them(two_maps):
+    root, (first, second) = two_maps
+    second.unlink()
+    second.symlink_to("content/that/git-annex/has/elsewhere")
+    assert prune(root / "cache", root, [first]) == 0
+    renamed = first.rename(first.with_name("sub-03_seg-fullhead_dseg.nii"))
+    assert prune(root / "cache", root, [renamed]) == 0
+
+
+def test_what_other_code_made_and_halves_of_entries_go_when_they_are_old(two_maps, monkeypatch):
+    root, (first, second) = two_maps
+    (root / "cache" / "probe_abc.json").write_text(json.dumps({"peak_gib": 1}))
+    half = root / "cache" / f"{'0' * 32}_indices.npy"
+    half.write_bytes(b"half")
+    monkeypatch.setattr(map_cache, "code_digest", lambda makers: "other code")
+    read_checked_map(first, root / "cache")
+    assert prune(root / "cache", root, [first, second]) == 0
+    assert half.exists()
+    long_ago = time.time() - 40 * 86400
+    newest = max(root.glob("cache/*.json"), key=lambda path: path.stat().st_mtime_ns)
+    for path in root.glob("cache/*"):
+        if not path.name.startswith(newest.stem):
+            os.utime(path, (long_ago, long_ago))
+    assert prune(root / "cache", root, [first, second]) == 1
+    assert not half.exists()
+    assert (root / "cache" / "probe_abc.json").exists()
