@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from brainseg_bids import __version__
-from brainseg_bids.bids.description import json_text, raw_uri, write_once
+from brainseg_bids.bids.description import (
+    BIDS_VERSION,
+    json_text,
+    made_by,
+    raw_uri,
+    write_once,
+)
 from brainseg_bids.bids.names import OutputNames, Scan, folder, sidecar, stem
 from brainseg_bids.documents import read_object
 from brainseg_bids.options import OptionGroup, option
@@ -268,19 +274,18 @@ def export_metadata(plan: FreeSurferJob | PrecomputedJob) -> dict[str, dict]:
     return {name: said | {"Sources": [own]} | facts for name, said in what.items()}
 
 
-def _write_smriprep_home(home: Path) -> None:
-    """Files that the root of the dataset for sMRIPrep has to hold."""
+def _write_home(home: Path, name: str, *, ignored: str, readme: str) -> None:
+    """Files that the root of a dataset has to hold; ``ignored`` has no name in BIDS."""
     content = {
-        "Name": "Brain masks and tissues by brainseg-bids for sMRIPrep and fMRIPrep",
-        "BIDSVersion": "1.10.1",
+        "Name": name,
+        "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "brainseg-bids", "Version": __version__}],
+        "GeneratedBy": [made_by()],
         "DatasetLinks": {"brainseg": "../.."},
     }
-    write_once(home / ".bidsignore", "*_xfm.*\n")
+    write_once(home / ".bidsignore", f"{ignored}\n")
     write_once(home / "dataset_description.json", json_text(content))
-    text = "Give this folder to fMRIPrep or sMRIPrep as a derivative (`-d`).\n"
-    write_once(home / "README.md", text)
+    write_once(home / "README.md", readme)
 
 
 def _saved(
@@ -332,7 +337,12 @@ class FreeSurferExport(ParticipantStage):
     def plan(self, run: Run) -> list[SubjectPlan]:
         settings = run.settings
         if not settings.reports_only:
-            write_once(settings.output_dir / FREESURFER / "README.md", README)
+            _write_home(
+                settings.output_dir / FREESURFER,
+                "Labels by brainseg-bids for FreeSurfer's programs",
+                ignored="sub-*",
+                readme=README,
+            )
         where = {"bids_dir": settings.bids_dir, "output_dir": settings.output_dir}
         return [
             plan_freesurfer(subject, **where, excluded=run.failed) for subject in run.segmented()
@@ -362,7 +372,12 @@ class PrecomputedExport(ParticipantStage):
     def plan(self, run: Run) -> list[SubjectPlan]:
         settings = run.settings
         if not settings.reports_only:
-            _write_smriprep_home(settings.output_dir / SMRIPREP)
+            _write_home(
+                settings.output_dir / SMRIPREP,
+                "Brain masks and tissues by brainseg-bids for sMRIPrep and fMRIPrep",
+                ignored="*_xfm.*",
+                readme="Give this folder to fMRIPrep or sMRIPrep as a derivative (`-d`).\n",
+            )
         where = {"bids_dir": settings.bids_dir, "output_dir": settings.output_dir}
         plans = []
         for subject in run.segmented():

@@ -158,6 +158,9 @@ def test_freesurfers_files_lie_in_a_dataset_of_their_own(in_mni):
     head = nib.load(home / "sub-01" / "mri" / "head.mgz")
     assert np.array_equal(np.asanyarray(head.dataobj), np.asanyarray(own.dataobj))
     assert "recon-all" in (home / "README.md").read_text()
+    described = json.loads((home / "dataset_description.json").read_text())
+    assert described["DatasetLinks"] == {"brainseg": "../.."}
+    dataset.assert_valid_bids(home)
 
 
 def leave_transform(app, *, shift_mm=0.0, subject="sub-01"):
