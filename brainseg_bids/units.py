@@ -34,3 +34,13 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     """
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def in_words(names: Sequence[str]) -> str:
+    """All names in a sentence, each once; empty if there are none.
+
+    >>> in_words(["T1w", "FLAIR", "T1w"]), in_words(["T1w", "T2w", "FLAIR"])
+    ('T1w and FLAIR', 'T1w, T2w and FLAIR')
+    """
+    *first, last = dict.fromkeys(names) or [""]
+    return f"{', '.join(first)} and {last}" if first else last

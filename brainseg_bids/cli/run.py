@@ -26,6 +26,7 @@ from brainseg_bids.settings import Settings
 from brainseg_bids.stages import passes
 from brainseg_bids.stages.base import Refused, Run
 from brainseg_bids.stages.jobs import SubjectPlan, image_of, joined, to_look_at
+from brainseg_bids.units import listed
 
 log = logging.getLogger("brainseg")
 
@@ -137,7 +138,24 @@ def _plan_and_run(settings: Settings, run_dir: Path, program: Sequence[str] | No
                 break
     finally:
         failures |= pages.write_rest(plans, failures)
+    if not settings.boilerplate_only:
+        _say_outdated(settings, plans)
     return _conclude(settings, plans, failures, code)
+
+
+def _say_outdated(settings: Settings, plans: Sequence[SubjectPlan]) -> None:
+    """Name results of earlier runs that do not belong to the labels that are there now."""
+    from brainseg_bids.stages.pages import of_other_labels  # late: jinja2, nipype
+
+    for plan in plans:
+        names = of_other_labels(plan.label, settings.output_dir) if is_label(plan.label) else ()
+        if names:
+            log.warning(
+                "sub-%s: made from labels that have been replaced since: %s. Make them again with "
+                "the stages or flags that made them, or remove them",
+                plan.label,
+                listed(names),
+            )
 
 
 def _conclude(

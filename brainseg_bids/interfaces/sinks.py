@@ -40,6 +40,7 @@ class _SaveDerivativeInputSpec(BaseInterfaceInputSpec):
     outdated = traits.List(
         traits.Str(), hash_files=False, desc="files of an earlier run that go, with their JSON"
     )
+    after = File(hash_files=False, desc="what is saved before it; nothing is done with it")
 
 
 class _SaveDerivativeOutputSpec(TraitedSpec):
@@ -52,8 +53,8 @@ class SaveDerivative(SimpleInterface):
     niworkflows' DerivativesDataSink copies straight to the final name, so a full disk or a kill
     leaves half a file that the next run takes for a result; it also builds names from a pattern
     file that has no ``seg-``. Here names are decided before (`brainseg_bids.bids.names`), and a
-    file gets its name only when its last byte is written. The JSON comes last: a result without
-    it does not count as done.
+    file gets its name only when its last byte is written. The JSON comes last, and that of an
+    earlier run goes first: a result without it does not count as done.
     """
 
     input_spec = _SaveDerivativeInputSpec
@@ -68,9 +69,12 @@ class SaveDerivative(SimpleInterface):
             for old in map(Path, self.inputs.outdated or ()):
                 old.unlink(missing_ok=True)
                 sidecar(old).unlink(missing_ok=True)
+            with_json = isinstance(self.inputs.metadata, dict)
             with whole_or_nothing(path) as temporary:
                 shutil.copyfile(source, temporary)
-            if isinstance(self.inputs.metadata, dict):
+                if with_json:
+                    sidecar(path).unlink(missing_ok=True)
+            if with_json:
                 write_json(sidecar(path), self.inputs.metadata | self._result())
         except OSError as error:
             raise SaveError(save_fault(path, error)) from error

@@ -247,6 +247,31 @@ def present(names: object, output_dir: Path) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if path.is_file()}
 
 
+def outdated(
+    there: Mapping[str, Path],
+    outputs: Mapping[str, Path],
+    provenance: Mapping,
+    changes: Mapping[str, str],
+) -> tuple[Path, ...]:
+    """Of files that earlier runs left, those that are not made this time and belong to others.
+
+    Parameters
+    ----------
+    there : mapping of str to Path
+        Of files with a JSON, and of viewers. A viewer does not say what it shows, so it goes.
+    outputs : mapping of str to Path
+        What is made this time, by the same names.
+    provenance, changes
+        As of `why_run`.
+    """
+    return tuple(
+        path
+        for name, path in there.items()
+        if name not in outputs
+        and (path.suffix == ".html" or why_run({name: path}, provenance, changes))
+    )
+
+
 def decided(reason: str) -> tuple[str, str]:
     """A job's action and reason: run if there is a reason to."""
     return (RUN, reason) if reason else (REUSE, "results are there already")

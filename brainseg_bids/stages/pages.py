@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.cohort import Cohort
 from brainseg_bids.bids.description import write_json
+from brainseg_bids.files import sha256
 from brainseg_bids.reports import page
 from brainseg_bids.stages import PARTICIPANT, methods
 from brainseg_bids.stages.base import Folders
@@ -171,6 +173,32 @@ def noted_failures(label: str, *, output_dir: Path) -> dict[str, str]:
 
 def _note(output_dir: Path, title: str) -> Path:
     return output_dir / FAILED / (re.sub(r"[^0-9A-Za-z+.-]+", "_", title).strip("_") + ".json")
+
+
+OWN = ("bids::", "bids:brainseg:")
+"""How JSON files name a file of this derivative."""
+MADE_OF = ("LabelsOf", "LabelsSHA256")
+"""Keys of the label map that results were made of; with neither it is their ``Input``."""
+
+
+def of_other_labels(label: str, output_dir: Path) -> list[str]:
+    """What was made from label maps of a participant that have been replaced since.
+
+    Of whichever stage or flag: it is not made again unless that is asked for.
+    """
+    digest = functools.cache(sha256)
+    homes = (output_dir, *(output_dir / "derivatives").glob("*/"))
+    found = []
+    for path in sorted(path for home in homes for path in home.glob(f"sub-{label}*/**/*.json")):
+        said = read_object(path)
+        of, was = MADE_OF if MADE_OF[0] in said else ("Input", "InputSHA256")
+        uri = str(said.get(of))
+        inside = next((uri.removeprefix(start) for start in OWN if uri.startswith(start)), "")
+        labels = output_dir / inside
+        own = inside.startswith(f"sub-{label}/") and labels.is_file()
+        if own and digest(labels) != said.get(was):
+            found.append(path.with_suffix("").relative_to(output_dir).as_posix())
+    return found
 
 
 def _find(label: str, folders: Folders) -> list[Job]:

@@ -23,10 +23,14 @@ def init_ds_scan_wf(
 ) -> Workflow:
     """Save the results of one image under their final names.
 
+    The first output is saved first of those that have no JSON to say what they were made of, such
+    as figures, and with it those of an earlier run go: none is ever taken for one of results that
+    it does not show.
+
     Parameters
     ----------
     outputs : dict of str to str
-        What to save (``labels``, ``tissue``, ...) and where.
+        What to save (``labels``, ``tissue``, ...) and where; the first one has a JSON.
     metadata : dict of str to dict
         JSON beside each; what is not named there gets none.
     with_result : collection of str, optional
@@ -35,7 +39,7 @@ def init_ds_scan_wf(
     own_result : collection of str
         Outputs whose JSON also has what the step that made them has found.
     outdated : collection of str
-        Files of an earlier run that go when the labels are saved.
+        Further files of an earlier run that go when the first output is saved.
 
     Inputs
     ------
@@ -48,14 +52,19 @@ def init_ds_scan_wf(
     result = ["result"] if with_result is None or with_result else []
     fields = [*result, *outputs, *(f"{output}_result" for output in own_result)]
     inputnode = pe.Node(IdentityInterface(fields=fields), name="inputnode")
+    first = None
     for output, path in outputs.items():
         save = pe.Node(
             SaveDerivative(path=path), name=f"ds_{output}", mem_gb=0.2, run_without_submitting=True
         )
         workflow.connect(inputnode, output, save, "in_file")
-        if output == "labels":
-            save.inputs.outdated = list(outdated)
-        if output in metadata:
+        if first is None:
+            first = save
+            without_json = (path for name, path in outputs.items() if name not in metadata)
+            save.inputs.outdated = [*outdated, *without_json]
+        if output not in metadata:
+            workflow.connect(first, "out_file", save, "after")
+        else:
             save.inputs.metadata = metadata[output]
             if with_result is None or output in with_result:
                 workflow.connect(inputnode, "result", save, "result")

@@ -30,6 +30,7 @@ from brainseg_bids.stages.jobs import (
     decided,
     fingerprint,
     is_current,
+    outdated,
     present,
     why_run,
 )
@@ -51,6 +52,7 @@ from brainseg_bids.stages.volumes import (
     SEGMENTATION_COLUMNS,
     no_intracranial_volume,
 )
+from brainseg_bids.units import in_words
 
 if TYPE_CHECKING:
     from nipype.pipeline.engine import Node
@@ -131,6 +133,8 @@ class SegmentJob(Job):
         Predicted peak of the segmentation.
     images : str
         Which images got this model, of several; empty: all.
+    outdated : tuple of Path
+        Files of an earlier run that this one does not make, and that would belong to other labels.
     """
 
     model: Model | None = None
@@ -138,6 +142,7 @@ class SegmentJob(Job):
     flips: bool = False
     mem_gib: float = SEGMENT_GIB
     images: str = ""
+    outdated: tuple[Path, ...] = ()
 
     stage: ClassVar[str] = "segment"
     verb: ClassVar[str] = "to be segmented"
@@ -199,6 +204,7 @@ def plan_segment(
                     flips,
                     mem_gib,
                     images=images_of(model, scan.suffix, models),
+                    outdated=outdated(present(names, output_dir), outputs, provenance, CHANGES),
                 )
             )
     return SubjectPlan(subject.label, tuple(plans), faults)
@@ -310,16 +316,6 @@ def _network(facts: dict) -> tuple[Named, tuple[Named, ...], bool]:
     return first, tuple(others), bool(facts.get("TestTimeFlips"))
 
 
-def _listed(words: Sequence[str]) -> str:
-    """Words in a sentence, each once.
-
-    >>> _listed(["T1w", "FLAIR", "T1w"]), _listed(["T1w", "T2w", "FLAIR"])
-    ('T1w and FLAIR', 'T1w, T2w and FLAIR')
-    """
-    *first, last = dict.fromkeys(words)
-    return f"{', '.join(first)} and {last}" if first else last
-
-
 def _init_network_node(job: SegmentJob, execution: ExecutionOptions) -> Node:
     """The step that segments: the network, in a process of its own."""
     from nipype.pipeline import engine as pe
@@ -375,6 +371,10 @@ class Segment(ParticipantStage):
             for subject in run.subjects(STRUCTURAL)
         ]
         for job in (job for plan in plans for job in plan.to_run):
+            soft = in_words([path.name for path in job.outdated if path.suffix == ".gz"])
+            if soft:
+                text = "%s: %s will be removed, for new labels; --probseg makes new ones of them"
+                log.warning(text, job.title, soft)
             model = job.model
             if model.contrasts and job.scan.suffix not in model.contrasts:
                 log.warning(
@@ -414,16 +414,13 @@ class Segment(ParticipantStage):
             mem_gb=1.0,
         )
         drawn = [pe.Node(DrawLabels(table=table), name="figure", mem_gb=1.0)]
-        outdated = []
         if "viewer" in job.outputs:
             drawn.append(viewer_node(job, table, execution.output_dir))
-        else:  # one that an earlier run left would show other labels
-            outdated.append(str(job.outputs["figure"].with_suffix(".html")))
         ds_scan_wf = init_ds_scan_wf(
             {output: str(path) for output, path in job.outputs.items()},
             metadata(job, output_dir=execution.output_dir),
             own_result=("volumes",),
-            outdated=outdated,
+            outdated=[str(path) for path in job.outdated],
         )
         direct = ["labels", *(["probseg", "entropy"] * job.with_probseg)]
         workflow.connect([
@@ -478,7 +475,7 @@ class Segment(ParticipantStage):
             metadata = read_object(sidecar(job.main))
             suffixes.setdefault(_network(metadata), []).append(job.scan.suffix)
         return [
-            methods_text(f"{_listed(found)} images", model, ensemble=ensemble, flips=flips)
+            methods_text(f"{in_words(found)} images", model, ensemble=ensemble, flips=flips)
             for (model, ensemble, flips), found in suffixes.items()
         ]
 

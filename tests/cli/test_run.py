@@ -19,6 +19,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from brainseg_bids.bids.names import sidecar
+from brainseg_bids.files import sha256
 from tests.fakes import dataset
 
 GOLDEN = Path(__file__).parents[1] / "outputs" / "segment.txt"
@@ -182,6 +184,42 @@ def test_results_of_another_model_are_replaced_if_labels_agree(app):
     assert "another model" in again.log
     beside = again.output / "sub-01" / "anat" / "sub-01_seg-brainseg_dseg.json"
     assert json.loads(beside.read_text())["ModelName"] == "newer"
+
+
+@pytest.mark.input(
+    "runs",
+    "labels that are made anew without the flags of an earlier run (`--probseg`, exports)",
+    "earlier probabilities are removed, with a warning; other results of the earlier labels are "
+    "named",
+    0,
+)
+def test_what_other_labels_left_is_removed_or_named(app):
+    app.images("sub-01_T1w")
+    assert app("--probseg", "--freesurfer-export").code == 0
+    anat = app.root / "out" / "sub-01" / "anat"
+    soft = [f"sub-01_seg-brainseg{desc}_probseg.nii.gz" for desc in ("", "_desc-entropy")]
+    exported = "derivatives/freesurfer-labels/sub-01/mri/aseg"
+    (anat.parent / "figures" / "sub-01_seg-brainseg_dseg.png").unlink()
+    same = app()
+    assert same.code == 0
+    assert all((anat / name).is_file() for name in soft)  # of the same labels
+    assert not any(text in same.log for text in (soft[0], exported))
+
+    labels = anat / "sub-01_seg-brainseg_dseg.nii.gz"
+    before = sha256(labels)
+    shutil.rmtree(app.model)
+    dataset.write_bundle(app.model, name="newer")
+    dataset.write_image(app.root / "data/sub-01/anat/sub-01_T1w.nii.gz", shape=(26, 26, 24))
+    newer = app()
+    assert newer.code == 0
+    assert sha256(labels) != before
+    for name in soft:
+        assert name in newer.log
+        assert not (anat / name).exists()
+        assert not sidecar(anat / name).exists()
+    assert exported in newer.log
+    assert exported in app().log  # until something is done about it
+    assert exported not in app("--freesurfer-export").log
 
 
 def test_a_derivative_inside_the_dataset_names_it_by_a_relative_link(app):

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from brainseg_bids.files import sha256
+from brainseg_bids.interfaces import sinks
 from brainseg_bids.interfaces.sinks import SaveDerivative, SaveError
 
 
@@ -88,3 +89,28 @@ def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(source, tmp_path, m
         SaveDerivative(in_file=source, path=str(path), metadata={}).run()
     assert [p.name for p in path.parent.iterdir()] == ["sub-01_dseg.nii.gz"]
     assert path.read_bytes() == b"from an earlier run"
+
+
+def test_the_json_of_an_earlier_run_never_stands_beside_a_newer_file(
+    source, tmp_path, monkeypatch
+):
+    path = tmp_path / "out" / "sub-01_dseg.nii.gz"
+    beside = path.with_name("sub-01_dseg.json")
+    path.parent.mkdir()
+    path.write_bytes(b"from an earlier run")
+    beside.write_text("{}")
+    copy = shutil.copyfile
+
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    with pytest.raises(SaveError):
+        SaveDerivative(in_file=source, path=str(path), metadata={}).run()
+    assert beside.exists()  # it is that of the file which is still there
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    monkeypatch.setattr(sinks, "write_json", fill)  # or the process is killed there
+    with pytest.raises(SaveError):
+        SaveDerivative(in_file=source, path=str(path), metadata={}).run()
+    assert path.read_bytes() == source.read_bytes()
+    assert not beside.exists()

@@ -22,11 +22,13 @@ class _StepInputSpec(BaseInterfaceInputSpec):
     deaths = traits.Int(0, usedefault=True, desc="tries that end in SIGKILL")
     message = traits.Str("", usedefault=True, desc="to fail with")
     sleep_s = traits.Float(0.0, usedefault=True)
+    passes = traits.Str("", usedefault=True, desc="file that it hands on")
     in_the_way = traits.Str("", usedefault=True, desc="folder made where Nipype writes a file")
 
 
 class _StepOutputSpec(TraitedSpec):
     value = traits.Int()
+    passes = traits.Str()
 
 
 class _ReadInputSpec(BaseInterfaceInputSpec):
@@ -66,4 +68,5 @@ class Step(SimpleInterface):
         if self.inputs.message:
             raise ValueError(self.inputs.message)
         self._results["value"] = self.inputs.value
+        self._results["passes"] = self.inputs.passes
         return runtime

@@ -17,6 +17,7 @@ from nipype.pipeline.plugins import base
 from brainseg_bids import workers
 from brainseg_bids.files import read_ahead
 from brainseg_bids.runner import configure_nipype, run_workflow
+from brainseg_bids.stages.saving import init_ds_scan_wf
 from brainseg_bids.workers import Crash
 from tests.stages.steps import Read, Step
 
@@ -181,6 +182,38 @@ def test_a_small_step_runs_beside_the_next_images_big_one_and_no_second_big_one_
     )
     assert failures == {}
     assert frozenset({"big", "small"}) in seen
+
+
+# -- what is saved ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_figure_is_that_of_the_labels_beside_it_or_there_is_none(tmp_path, drawn):
+    made, out = tmp_path / "made", tmp_path / "out"
+    for folder, content in ((made, "new"), (out, "old")):
+        folder.mkdir()
+        for name in ("labels", "figure"):
+            (folder / name).write_text(content)
+    configure_nipype(
+        crash_dir=tmp_path / "crash", stop_on_first_crash=False, resource_monitor=False
+    )
+    workflow = pe.Workflow(name="w", base_dir=str(tmp_path / "work"))
+    save = init_ds_scan_wf(
+        {name: str(out / name) for name in ("labels", "figure")}, {"labels": {}}, with_result=()
+    )
+    # Labels come late, so that a figure that did not wait for them would go with the old one.
+    for name, late_s in (("labels", 0.5), ("figure", 0.0)):
+        message = "" if drawn or name == "labels" else "the disk is full"
+        step = Step(
+            value=1, mark=str(tmp_path / name), passes=str(made / name), sleep_s=late_s,
+            message=message,
+        )  # fmt: skip
+        workflow.connect(pe.Node(step, name=name), "passes", save, f"inputnode.{name}")
+    failures = run_workflow(workflow, nprocs=2, memory_gb=4, crash_dir=tmp_path / "crash")
+    assert bool(failures) == (not drawn)
+    assert (out / "labels").read_text() == "new"
+    assert (out / "figure").exists() == drawn
+    assert not drawn or (out / "figure").read_text() == "new"
 
 
 # -- the next image -----------------------------------------------------------------------
