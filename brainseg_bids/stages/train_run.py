@@ -36,6 +36,7 @@ from brainseg_bids.stages.train_plan import expected_time, make_plan
 from brainseg_bids.stages.train_process import Ended, Tasks, alone, find_tasks, launcher, watch
 from brainseg_bids.stages.train_real import check_real, write_real
 from brainseg_bids.training.deadline import Deadline, planned_steps
+from brainseg_bids.training.job_changes import same_validation
 from brainseg_bids.training.resume import MAY_CHANGE, steps_done
 
 if TYPE_CHECKING:
@@ -187,7 +188,11 @@ def _run_unless_done(
     wanted, before = read_object(plan), read_object(job.training / "plan.json")
     total, done = wanted["total_steps"], steps_behind(job.checkpoint)
     changed = {key for key, value in wanted.items() if before.get(key) != value}
-    if done == total and changed <= set(MAY_CHANGE) - {"total_steps"}:
+    # That spaces have the same content was checked; their files may have moved.
+    ignored = set(MAY_CHANGE) - {"total_steps"} | {"spaces"}
+    if same_validation(job.before, read_object(job.training / "job.json")):
+        ignored.add("validation_space")
+    if done == total and changed <= ignored:
         log.info("all %d steps are done already", done)
         return DONE
     if done:

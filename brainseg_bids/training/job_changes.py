@@ -74,13 +74,35 @@ def _changed_maps(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 
 
 def _changed_spaces(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Content decides: files of recipe spaces may have moved."""
+
+    def by_content(spaces: Mapping[str, Any]) -> list[tuple[str, float]]:
+        return sorted((space["digest"], space["share"]) for space in spaces.values())
+
     def shown(spaces: Mapping[str, Any]) -> str:
         return ", ".join(f"{name} {space['share']:g}" for name, space in spaces.items())
 
+    if by_content(before) == by_content(now):
+        return []
     if shown(before) != shown(now):
         return [f"recipe spaces {shown(before)} (now {shown(now)})"]
     changed = [name for name in before if before[name]["digest"] != now[name]["digest"]]
-    return [f"content of recipe space {', '.join(changed)}"] if changed else []
+    return [f"content of recipe space {', '.join(changed)}"]
+
+
+def same_validation(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether pairs for validation are drawn from a space of the same content, if that is known.
+
+    >>> spaces = [{"a/own.toml": {"digest": "1"}}, {"b/own.toml": {"digest": "1"}}]
+    >>> before, now = ({"spaces": one, "validation_space": next(iter(one))} for one in spaces)
+    >>> same_validation(before, now), same_validation(before, now | {"validation_space": "t1w"})
+    (True, False)
+    """
+    one, other = (
+        job.get("spaces", {}).get(job.get("validation_space"), {}).get("digest")
+        for job in (before, now)
+    )
+    return one is not None and one == other
 
 
 def _shown(value: object) -> str:

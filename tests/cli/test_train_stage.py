@@ -240,6 +240,31 @@ def test_other_steps_are_reckoned_from_what_was_asked_for(stage):
     assert planned("--steps", "2") == short
 
 
+@pytest.mark.input(
+    "training",
+    "a run continued after its recipe and the recipe spaces beside it moved",
+    "it goes on: content decides; a space of another content is refused by name",
+    0,
+)
+def test_a_run_goes_on_after_its_recipe_has_moved(stage):
+    before, after = stage.root / "before", stage.root / "after"
+    before.mkdir()
+    (before / "tiny.toml").write_text(f'{TINY}[spaces]\nt1w = 1.0\n"own.toml" = 2.0\n')
+    (before / "own.toml").write_text('base = "t1w"\nflip_p = 0.25\n')
+    code, log = stage("--recipe", before / "tiny.toml", "--plan-only")
+    assert code == 0, log
+    write_checkpoint(stage.training / "last.ckpt", step=1)
+    before.rename(after)
+    code, log = stage("--recipe", after / "tiny.toml", "--plan-only")
+    assert code == 0, log
+    plan = json.loads((stage.training / "plan-wanted.json").read_text())
+    assert plan["spaces"] == {"t1w": 1.0, str(after / "own.toml"): 2.0}
+    (after / "own.toml").write_text('base = "t1w"\nflip_p = 0.75\n')
+    code, log = stage("--recipe", after / "tiny.toml", "--plan-only")
+    assert code == 2
+    assert f"content of recipe space {after / 'own.toml'}" in log
+
+
 def test_a_run_by_time_has_no_last_step_and_without_it_the_recipe_counts_again(stage):
     def planned(*arguments) -> tuple[int, int]:
         code, log = stage("--plan-only", *arguments)
