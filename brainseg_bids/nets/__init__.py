@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Architectures by name, and the bundle that makes weights usable."""
+"""Network architectures, model bundles, and the memory of a training step."""

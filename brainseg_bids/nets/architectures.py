@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``NetSpec``, ``ARCHITECTURES``, ``build``: networks from well-kept libraries, by name.
+"""``ARCHITECTURES`` and ``build``: networks from maintained libraries, by name.
 
-Each body sees the image space-to-depth, as blocks of ``block_size`` voxels per edge, and gives
-features per block; one linear head turns features into label scores of every voxel in the block.
-No convolution runs at full resolution. Since the head is linear, windows may be
-stitched as features, and a training step may ask for the scores of chosen voxels only.
+The input of each body is the image after space-to-depth: blocks of ``block_size`` voxels per edge.
+The body computes features of each block, and one linear head turns them into label scores of
+every voxel in the block. No convolution runs at full resolution. Since the head is linear, windows
+can be stitched as features, and a training step can compute scores of a sample of voxels only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def segresnet(
     width: int = 32,
     blocks_down: tuple[int, ...] = (1, 2, 2, 4),
 ) -> nn.Module:
-    """SegResNet (Myronenko, BrainLes 2018), MONAI's."""
+    """SegResNet (Myronenko, BrainLes 2018), from MONAI."""
     from monai.networks.nets import SegResNet
 
     return SegResNet(
@@ -42,7 +42,7 @@ def segresnet(
 def dynunet(
     in_channels: int, out_channels: int, *, widths: tuple[int, ...] = (32, 64, 128, 192)
 ) -> nn.Module:
-    """DynUNet (nnU-Net's plain U-Net: Isensee et al., Nature Methods 2021), MONAI's."""
+    """DynUNet, the plain U-Net of nnU-Net (Isensee et al., Nature Methods 2021), from MONAI."""
     from monai.networks.nets import DynUNet
 
     n = len(widths)
@@ -64,7 +64,7 @@ def unet(
     widths: tuple[int, ...] = (32, 64, 128, 192),
     residual_units: int = 2,
 ) -> nn.Module:
-    """Residual U-Net (Kerfoot et al., STACOM 2018), MONAI's."""
+    """Residual U-Net (Kerfoot et al., STACOM 2018), from MONAI."""
     from monai.networks.nets import UNet
 
     return UNet(
@@ -84,7 +84,13 @@ def resenc_unet(
     widths: tuple[int, ...] = (32, 64, 128, 192),
     blocks: tuple[int, ...] = (1, 2, 2, 2),
 ) -> nn.Module:
-    """Residual-encoder U-Net (Isensee et al., MICCAI 2024), dynamic-network-architectures'."""
+    """Residual-encoder U-Net (Isensee et al., MICCAI 2024), from dynamic-network-architectures.
+
+    Raises
+    ------
+    ImportError
+        If the library is not installed; the message has the command.
+    """
     try:
         from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
     except ImportError as error:
@@ -124,10 +130,10 @@ def mednext(
     blocks: tuple[int, ...] = (2, 2, 2, 2, 2),
     expansion: tuple[int, ...] = (2, 2, 2, 2, 2),
 ) -> nn.Module:
-    """MedNeXt (Roy et al., MICCAI 2023), MONAI's, with 3x3x3 kernels.
+    """MedNeXt (Roy et al., MICCAI 2023) with 3x3x3 kernels, from MONAI.
 
-    ``blocks`` and ``expansion`` have a number per level, the deepest last; the way up mirrors
-    the way down. The width doubles at every level.
+    ``blocks`` and ``expansion`` have one number per level of the encoder, the deepest last; the
+    decoder is symmetric to it. The width doubles at every level.
     """
     from monai.networks.nets import MedNeXt
 
@@ -155,9 +161,14 @@ def swin_unetr(
     depths: tuple[int, ...] = (2, 2, 2, 2),
     heads: tuple[int, ...] = (2, 4, 8, 16),
 ) -> nn.Module:
-    """Swin UNETR (Hatamizadeh et al., BrainLes 2021), MONAI's.
+    """Swin UNETR (Hatamizadeh et al., BrainLes 2021), from MONAI.
 
-    It always halves its input five times. ``width`` is a multiple of 12.
+    It always has five levels of downsampling. ``width`` is a multiple of 12.
+
+    Raises
+    ------
+    ImportError
+        If einops is not installed; the message has the command.
     """
     from importlib.util import find_spec
 
@@ -208,7 +219,7 @@ def meshnet(
     width: int = 24,
     dilations: tuple[int, ...] = (1, 2, 4, 8, 4, 2, 1),
 ) -> nn.Module:
-    """MeshNet (Fedorov et al., IJCNN 2017), our own."""
+    """MeshNet (Fedorov et al., IJCNN 2017), see `brainseg_bids.nets.meshnet`."""
     return MeshNet(in_channels, out_channels, width=width, dilations=dilations)
 
 
@@ -224,12 +235,12 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 
 def find_architecture(name: str) -> Callable[..., nn.Module]:
-    """Function that makes the bodies of an architecture.
+    """Function that builds the body of an architecture.
 
     Raises
     ------
     ValueError
-        Unknown architecture; the message lists the known ones.
+        If the architecture is unknown; the message lists the known ones.
     """
     if name not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
@@ -238,7 +249,7 @@ def find_architecture(name: str) -> Callable[..., nn.Module]:
 
 
 class PackedNet(nn.Module):
-    """A body over blocks and a linear head over their voxels.
+    """Network of a body, which works on blocks of voxels, and a linear head.
 
     Parameters
     ----------
@@ -253,21 +264,21 @@ class PackedNet(nn.Module):
         self.head = nn.Conv3d(spec.features, spec.n_labels * spec.block_size**3, kernel_size=1)
 
     def features(self, image: Tensor) -> Tensor:
-        """Image (B, 1, X, Y, Z) to features (B, F, X/block_size, Y/block_size, Z/block_size)."""
+        """Features (B, F, X/block_size, Y/block_size, Z/block_size) of an image (B, 1, X, Y, Z)."""
         return self.body(space_to_depth(image, self.spec.block_size))
 
     def scores(self, features: Tensor) -> Tensor:
-        """Features of whole blocks to label scores (B, n_labels, X, Y, Z)."""
+        """Label scores (B, n_labels, X, Y, Z) from features of blocks."""
         return depth_to_space(self.head(features), self.spec.block_size)
 
     def scores_at(self, features: Tensor, voxels: Tensor) -> Tensor:
-        """Scores of chosen voxels only.
+        """Label scores of a sample of voxels only.
 
         Parameters
         ----------
         features : (1, F, x, y, z)
         voxels : (n, 3) int
-            Fine voxel indices.
+            Voxel indices at full resolution.
 
         Returns
         -------
@@ -289,19 +300,19 @@ class PackedNet(nn.Module):
         return scores
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers, each once: some libraries register a layer under two names."""
+        """Parameters and buffers by name, each once: some libraries register a layer twice."""
         return {
             name: tensor.detach()
             for name, tensor in [*self.named_parameters(), *self.named_buffers()]
         }
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Take over what `weights` gave.
+        """Load parameters and buffers from the result of `weights`.
 
         Raises
         ------
         ValueError
-            If names or shapes are not this network's.
+            If names or shapes differ from those of this network.
         """
         own = self.weights()
         if set(own) != set(weights):
@@ -319,14 +330,14 @@ class PackedNet(nn.Module):
                 tensor.copy_(weights[name])
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image (B, 1, X, Y, Z) to label scores (B, n_labels, X, Y, Z)."""
+        """Label scores (B, n_labels, X, Y, Z) of an image (B, 1, X, Y, Z)."""
         return self.scores(self.features(image))
 
 
 def space_to_depth(image: Tensor, block_size: int) -> Tensor:
-    """Voxels of a block become channels.
+    """Rearrange the voxels of each block into channels.
 
-    (B, C, X, Y, Z) to (B, C * size³, X / size, Y / size, Z / size).
+    (B, C, X, Y, Z) becomes (B, C * size³, X / size, Y / size, Z / size).
 
     >>> space_to_depth(torch.arange(8.).view(1, 1, 2, 2, 2), 2).flatten().tolist()
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
@@ -343,7 +354,7 @@ def space_to_depth(image: Tensor, block_size: int) -> Tensor:
 
 
 def depth_to_space(blocks: Tensor, block_size: int) -> Tensor:
-    """Undo `space_to_depth`."""
+    """Rearrange channels into the voxels of blocks; the inverse of `space_to_depth`."""
     if block_size == 1:
         return blocks
     b, c, x, y, z = blocks.shape
@@ -355,11 +366,13 @@ def depth_to_space(blocks: Tensor, block_size: int) -> Tensor:
 
 
 def build(spec: NetSpec) -> PackedNet:
-    """Network of a spec.
+    """Network of a specification, with random weights.
 
     Raises
     ------
     ValueError
-        Unknown architecture; the message lists the known ones.
+        If the architecture is unknown; the message lists the known ones.
+    ImportError
+        If the library of the architecture is not installed.
     """
     return PackedNet(spec)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ModelBundle``: weights with all that is needed to use them honestly.
+"""``ModelBundle``: a trained model as a folder, with label table, model card and digests.
 
-A bundle is a folder: ``weights.safetensors``, ``labels.tsv``, ``README.md`` (the model card)
+A bundle has the files ``weights.safetensors``, ``labels.tsv``, ``README.md`` (the model card)
 and ``bundle.json``, which holds the SHA-256 of the others. The SHA-256 of ``bundle.json`` is
-therefore the digest of the whole. ``confidence.json`` may be there, too: how far the model's
-probabilities are to be believed, see `brainseg_bids.evaluation.confidence`.
+therefore the digest of the whole bundle. ``confidence.json`` is optional: the calibration of the
+model's probabilities, see `brainseg_bids.evaluation.confidence`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CONFIDENCE = "confidence.json"
 
 
 class BundleError(ValueError):
-    """A model bundle that cannot be used; the message says why and what to do."""
+    """A model bundle that cannot be used; the message gives reason and remedy."""
 
 
 _KINDS: dict[str, Kind] = {
@@ -75,7 +75,7 @@ LARGEST_WINDOW_VOX = 400**3
 
 
 def packaged_models() -> dict[str, Path]:
-    """Models that come with the package, by name."""
+    """Folders of the models of the package, by name."""
     folder = Path(str(resources.files("brainseg_bids"))) / "data" / "models"
     if not folder.is_dir():
         return {}
@@ -83,12 +83,12 @@ def packaged_models() -> dict[str, Path]:
 
 
 def find_bundle(name_or_path: str | Path) -> Path:
-    """Folder of a bundle, from a packaged model's name or from a path.
+    """Folder of a bundle, from the name of a packaged model or from a path.
 
     Raises
     ------
     BundleError
-        If there is neither.
+        If there is no such model or bundle.
     """
     # A packaged name comes first: a folder that happens to have it is given as ./NAME.
     packaged = packaged_models()
@@ -106,29 +106,29 @@ def find_bundle(name_or_path: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A model as it lies on disk.
+    """A trained model on disk.
 
     Parameters
     ----------
     path : Path
     name : str
     digest : str
-        SHA-256 of ``bundle.json``, hex.
+        SHA-256 of ``bundle.json`` as hexadecimal digits.
     table : LabelTable
-        What the network says; channel order is the order of codes.
+        Labels of the network; channels are in the order of codes.
     voxel_size_mm : float
-        Of the grid that the network works on.
+        Voxel size of the grid that the network works on.
     patch_vox : tuple of 3 int
-        Window it was trained with.
+        Patch size of the training.
     contrasts : tuple of str
-        BIDS suffixes that it was made for.
+        BIDS suffixes that the model is meant for.
     net : dict
-        `brainseg_bids.nets.architectures.NetSpec` as a dict.
+        `brainseg_bids.nets.spec.NetSpec` as a dictionary.
     card : str
         Text of the model card.
     seen : frozenset of str or None
-        `images.voxel_hash` of every image and label map that it was trained or fitted on; None:
-        it does not say.
+        `images.voxel_hash` of every image and label map used in training or calibration; None if
+        unknown.
     confidence : str
         Text of ``confidence.json``; empty if there is none.
     """
@@ -147,12 +147,12 @@ class ModelBundle:
 
     @classmethod
     def read(cls, path: str | Path) -> ModelBundle:
-        """Read and check a bundle; weights stay on disk until `load`.
+        """Bundle from its folder, after checks of all files; weights are read by `load`.
 
         Raises
         ------
         BundleError
-            If files are missing, of a newer format, or not those the manifest was made for.
+            If files are missing, were changed, or are of another format.
         """
         path = Path(path)
         try:
@@ -198,7 +198,13 @@ class ModelBundle:
         )
 
     def load(self, device: str = "cpu") -> PackedNet:
-        """Network with its weights, in evaluation mode, float32."""
+        """Network with its weights, in evaluation mode and float32.
+
+        Raises
+        ------
+        BundleError
+            If the weights are not those of the network.
+        """
         from safetensors.torch import load_file
 
         net = self._build()
@@ -209,9 +215,14 @@ class ModelBundle:
         return net.eval().to(device)
 
     def check_network(self) -> None:
-        """Raise `BundleError` unless network, weights and window belong together.
+        """Raise an error unless network, weights and patch size are consistent.
 
-        No weight is read, but PyTorch is imported.
+        Only shapes of weights are read, but PyTorch is imported.
+
+        Raises
+        ------
+        BundleError
+            If weights have other names or shapes, or the patch size does not fit the network.
         """
         import torch
         from safetensors import safe_open
@@ -313,19 +324,21 @@ def write_bundle(
     training: dict[str, Any],
     seen: Collection[str] | None = None,
 ) -> ModelBundle:
-    """Write a bundle; weights are stored as float16.
+    """Write a bundle and return it; weights are stored as float16.
 
     Parameters
     ----------
-    seen : collection of str
-        As of `ModelBundle`.
+    path : path
+        Folder of the bundle.
+    name, net, table, voxel_size_mm, patch_vox, contrasts, card, seen
+        As in `ModelBundle`.
     training : dict
-        How it came to be (plan, steps, label maps by name): kept in the manifest.
+        Description of the training for the manifest: plan, steps, names of label maps.
 
     Raises
     ------
     BundleError
-        If a weight is not a number or too large for float16; nothing is written then.
+        If a weight is NaN, infinite or too large for float16; nothing is written then.
     """
     from safetensors.torch import save
 
@@ -355,9 +368,9 @@ def write_bundle(
 
 
 def add_confidence(path: str | Path, text: str) -> ModelBundle:
-    """Put ``confidence.json`` into a bundle, instead of what is there; its digest changes.
+    """Write or replace ``confidence.json`` of a bundle, which changes its digest.
 
-    Interrupted, it leaves a sound bundle, at worst one without.
+    If this is interrupted, the bundle remains valid, possibly without ``confidence.json``.
     """
     path = Path(path)
     ModelBundle.read(path)
@@ -396,12 +409,12 @@ def _sha256(data: bytes) -> str:
 
 
 def read_models(names: Sequence[str | Path]) -> list[ModelBundle]:
-    """Bundles whose probabilities can be averaged, in the order given.
+    """Bundles of an ensemble, whose probabilities can be averaged, in the given order.
 
     Raises
     ------
     BundleError
-        If one cannot be read, is given twice, or has other labels than the first.
+        If a bundle cannot be read, is given twice, or has other labels than the first.
     """
     bundles = [ModelBundle.read(find_bundle(name)) for name in names]
     first, *others = bundles

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``checkpointed``: a body that forgets what its blocks computed and computes it again.
+"""``checkpointed``: activation checkpointing of a body (Chen et al., arXiv:1604.06174).
 
-Activation checkpointing (Chen et al., arXiv:1604.06174): each block keeps its input only; the
-backward pass computes the rest again, which costs about one more forward pass.
+Each block stores its input only. The backward pass recomputes the other activations, which costs
+about one more forward pass.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ one block's insides are in memory while it is computed again."""
 
 
 def checkpointed(body: nn.Module) -> None:
-    """Make each block of a body a checkpoint, in place.
+    """Checkpoint the activations of each block of a body, in place.
 
-    A block is a largest part with at most `LAYERS_PER_BLOCK` weighted layers, and at least one.
-    Names in ``state_dict``, values and gradients stay what they were; running statistics of batch
-    norms are updated once; dropout drops the same again. Doing it twice changes nothing.
+    A block is the largest submodule with one to `LAYERS_PER_BLOCK` layers with weights. Names in
+    ``state_dict``, values and gradients do not change. Running statistics of batch norms are
+    updated once, and dropout uses the same mask again. A second call has no effect.
 
     Parameters
     ----------
     body : nn.Module
-        Of any architecture. Blocks must not change their input in place.
+        Body of any architecture. Blocks must not change their input in place.
 
+    Examples
+    --------
     >>> body = nn.Sequential(nn.Conv3d(1, 2, 1), nn.Conv3d(2, 1, 1))
     >>> checkpointed(body)
     >>> list(body.state_dict())
@@ -48,7 +50,7 @@ def checkpointed(body: nn.Module) -> None:
 
 
 def blocks(body: nn.Module) -> list[nn.Module]:
-    """Parts that `checkpointed` wraps: none lies within another, each once.
+    """Submodules that `checkpointed` wraps; they do not overlap, and none occurs twice.
 
     >>> [type(block).__name__ for block in blocks(nn.ModuleList([nn.Conv3d(1, 2, 1)] * 2))]
     ['Conv3d']

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``find_device``, ``MemoryMeter``: what there is to train on, and how much of it is taken."""
+"""``find_device`` and ``MemoryMeter``: the device of the training, and memory in use."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def find_device(wanted: str = "auto", *, host_free_gib: float | None = None) -> 
     wanted : {"auto", "cpu", "cuda", "mps"}
         "auto" takes a GPU if there is one.
     host_free_gib : float, optional
-        What a batch job or container allows this process; the machine may have more.
+        Limit of memory of a batch job or container, if it is less than that of the machine.
 
     Raises
     ------
     ValueError
-        Unknown device, or one that this machine or this build of PyTorch does not have.
+        If the device is unknown, or not available on this machine or in this build of PyTorch.
     """
     there = {
         "cuda": torch.cuda.is_available(),  # also for AMD's GPUs
@@ -53,7 +53,7 @@ def find_device(wanted: str = "auto", *, host_free_gib: float | None = None) -> 
 
 
 def has_accelerator(device: str) -> bool:
-    """Whether there is one and it may be used; asking takes none of its memory."""
+    """Whether there is a GPU that ``device`` allows; the check takes no GPU memory."""
     wanted = {"auto": ("cuda", "mps"), "cpu": ()}.get(device, (device,))
     there: dict[str, Callable[[], bool]] = {
         "cuda": torch.cuda.is_available,
@@ -63,7 +63,7 @@ def has_accelerator(device: str) -> bool:
 
 
 def cuda_devices(device: str) -> int:
-    """How many accelerators of CUDA or ROCm may be used; 0 where another device is wanted."""
+    """Number of CUDA or ROCm GPUs that can be used; 0 if ``device`` is another one."""
     may_be_used = device in ("auto", "cuda") and torch.cuda.is_available()
     return torch.cuda.device_count() if may_be_used else 0
 
@@ -88,7 +88,7 @@ def _cuda_device(host_free_gib: float) -> Device:
 
 
 def has_fast_bf16(kind: str) -> bool:
-    """Whether a kind of device has instructions for bfloat16; elsewhere it is slower."""
+    """Whether a kind of device has bfloat16 instructions; otherwise bfloat16 is slower."""
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", None)  # since PyTorch 2.11
@@ -98,7 +98,7 @@ def has_fast_bf16(kind: str) -> bool:
 
 
 class MemoryMeter:
-    """Most memory that training has taken: the accelerator's, or the process's since now.
+    """Peak memory of training: that of the GPU, or of the process on CPUs.
 
     Parameters
     ----------
@@ -115,13 +115,13 @@ class MemoryMeter:
         self.before_gib = resident_gib("VmRSS")
 
     def peak_gib(self) -> float:
-        """In use at most so far, GiB."""
+        """Largest amount of memory in use since the start, in GiB."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / GIB
         return max(0.0, resident_gib("VmHWM") - self.before_gib)
 
     def peak_reserved_gib(self) -> float:
-        """Taken from the device at most so far, GiB: allocators keep more than is in use."""
+        """Largest amount of memory reserved by the allocator, in GiB: more than is in use."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_reserved(self.device) / GIB
         if self.device.type == "mps":

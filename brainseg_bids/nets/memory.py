@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``plan_memory``: the best training step that fits a device.
+"""``plan_memory``: the best training step that fits the memory of a device.
 
-Chosen in this order: bfloat16 where the device computes in it; the largest patch without memory
-saving; if that patch is poor (an edge below `POOR_MM` that does not hold the whole head), the
-first of `SAVINGS` whose patch is not poor, or else the one whose patch is largest; then as many of
-the wanted pairs at a time as fit, and the rest accumulated.
+Choices are made in this order. Precision: bfloat16 if the device supports it. Patch: the largest
+one without memory saving. If this patch is poor (an edge is shorter than `POOR_MM` and than the
+head), the first of `SAVINGS` whose patch is not poor, or else the one with the largest patch.
+Batch: as many pairs at a time as fit; gradients of the others are accumulated.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class _Search:
 
 @dataclass(frozen=True)
 class MemorySaving:
-    """Ways to need less memory, at the price of time."""
+    """Options that need less memory but more time, see `MemoryPlan`."""
 
     checkpointing: bool = False
     offload: bool = False
@@ -118,22 +118,25 @@ def plan_memory(
     batch_wanted: int = 1,
     voxel_size_mm: float = 1.0,
 ) -> MemoryPlan:
-    """The best step that fits, see above.
+    """Memory plan with the best step that fits, in the order of choices given above.
 
     Parameters
     ----------
+    spec : NetSpec
     loss : callable
         As in `predict_gib`.
+    device : Device
     budget_gib : float, optional
-        Of the device, all included; by default `budget_of`.
+        Limit of the device's memory, everything included; default: `budget_of`.
     precision : {"", "bf16-mixed", "32-true"}
-        Empty: what suits the device.
+        Empty: chosen by the device.
     largest_vox : (int, int, int), optional
-        What holds a whole head; larger patches would see nothing more.
+        Patch that contains a whole head; larger patches are not tried.
     multiple : int, optional
-        Edges are multiples of it; by default `patch_multiple` of the network.
+        Edges are multiples of this; default: `patch_multiple` of the network.
     batch_wanted : int
-        Pairs per change of weights.
+        Pairs per update of the weights.
+    voxel_size_mm : float
 
     Raises
     ------
@@ -169,9 +172,10 @@ def plan_memory(
 
 
 def patches_of(multiple: int, largest_vox: tuple[int, int, int]) -> list[tuple[int, int, int]]:
-    """Patches to try, ever larger: cubes, cut to what holds a head.
+    """Patch sizes to be tried in ascending order: cubes, limited to the size of a head.
 
-    The smallest has two multiples along an axis, for nothing can be normalised over one block.
+    The smallest has at least two multiples along an axis, since a single block at the deepest
+    level cannot be normalised.
 
     >>> patches_of(32, (96, 128, 90))
     [(64, 64, 64), (96, 96, 96), (96, 128, 96)]
@@ -219,7 +223,7 @@ def _reason(
     how = [name for name, used in asdict(saving).items() if used]
     if not how:
         return what
-    return f"{what}; {' and '.join(how)}, for without the patch would be below {POOR_MM:g} mm"
+    return f"{what}; {' and '.join(how)}: otherwise the patch would be below {POOR_MM:g} mm"
 
 
 def _what_would_fit(
@@ -229,20 +233,21 @@ def _what_would_fit(
     need_gib += ALLOWANCES[search.kind].context_gib
     return (
         f"{search.spec.architecture} with {search.spec.n_labels} labels needs "
-        f"{math.ceil(need_gib * 10) / 10:g} GiB for its smallest patch, {by_edges(patch)}, and "
-        f"may take {budget_gib:.1f}: raise --memory-budget or choose a smaller --net-size"
+        f"{math.ceil(need_gib * 10) / 10:g} GiB for its smallest patch, {by_edges(patch)}, but "
+        f"may use {budget_gib:.1f} GiB: raise --memory-budget or choose a smaller --net-size"
     )
 
 
 def smaller(plan: MemoryPlan, spec: NetSpec, *, loss: LossOf) -> MemoryPlan:
-    """What to try when a plan was too large: the next that needs clearly less.
+    """Memory plan that needs clearly less, for use when a plan did not fit.
 
-    First fewer pairs at a time, more often; then leaner settings; then smaller patches.
+    First the batch is reduced and more gradients are accumulated, then memory is saved at the
+    price of time, then the patch is reduced.
 
     Raises
     ------
     TooLittleMemory
-        If there is none.
+        If there is no such plan.
     """
     search = _Search(spec, loss, plan.precision, plan.device, plan.shared, plan.accumulate)
     for change in _smaller_steps(plan, patch_multiple(spec)):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Device``, ``MemoryPlan``: what there is to train on, and how a step is run so that it fits.
+"""``Device`` and ``MemoryPlan``: the device of the training, and how a step fits its memory.
 
-Nothing heavy is imported here.
+No heavy library is imported here.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ PRECISIONS = ("bf16-mixed", "32-true")
 
 @dataclass(frozen=True)
 class Allowance:
-    """What a device kind takes beyond tensors.
+    """Memory that a kind of device needs in addition to tensors.
 
     Parameters
     ----------
     kernel : float
-        Memory that a convolution works in, as a share of its largest tensors: libraries change
-        the layout of what they are given.
+        Workspace of a convolution, as a fraction of its largest tensors: libraries change the
+        memory layout of their input.
     heap : float
-        What a heap keeps of freed blocks for reuse, in the same measure, but of each tensor no
-        more than `HEAP_BLOCK_BYTES`: larger blocks go back at once.
+        Freed memory that the heap keeps for reuse, in the same unit, but at most
+        `HEAP_BLOCK_BYTES` of each tensor: larger blocks are returned at once.
     rounding : float
-        Share of all that allocators lose between blocks.
+        Fraction of the memory that allocators lose between blocks.
     fixed_gib : float
-        Compiled kernels and small things, whatever the patch.
+        Compiled kernels and small objects, independent of the patch.
     context_gib : float
-        Of a process before it has a tensor. Not part of a prediction; a plan leaves it free.
+        Memory of a process without any tensor. It is not part of a prediction; a plan leaves it
+        free.
     free_share : float
-        Share of the free memory that a plan takes if no budget is given.
+        Fraction of the free memory that a plan uses if no budget is given.
     """
 
     kernel: float
@@ -59,23 +60,23 @@ SHARED_FREE_SHARE = 0.7
 
 
 class TooLittleMemory(ValueError):
-    """Nothing fits; the message says what would."""
+    """No training step fits the memory; the message says what would."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a network is trained on.
+    """Device that a network is trained on.
 
     Parameters
     ----------
     kind : {"cpu", "cuda", "mps"}
-        AMD's GPUs are "cuda", too: PyTorch's ROCm builds call them so.
+        AMD's GPUs are "cuda" as well, as in ROCm builds of PyTorch.
     name : str
     total_gib, free_gib : float
     shared : bool
-        CPU and GPU have one memory.
+        Whether CPU and GPU share one memory.
     bf16 : bool
-        Computes in bfloat16 at a gain.
+        Whether bfloat16 is faster than float32.
     """
 
     kind: str
@@ -91,7 +92,7 @@ class Device:
 
 
 def budget_of(device: Device) -> float:
-    """GiB that a plan takes if nobody says: a share of what is free, see `Allowance`.
+    """Default memory budget in GiB: a fraction of the free memory, see `Allowance`.
 
     >>> round(budget_of(Device("cuda", "a card", 24.0, 20.0, shared=False, bf16=True)), 3)
     18.0
@@ -104,24 +105,26 @@ def budget_of(device: Device) -> float:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How a step is run so that it fits.
+    """Settings with which a training step fits the memory of a device.
 
     Parameters
     ----------
     patch_vox : (int, int, int)
     batch, accumulate : int
-        Pairs at a time, and times before weights change.
+        Pairs at a time, and number of these before weights are updated.
     precision : {"bf16-mixed", "32-true"}
     checkpointing, offload, compile : bool
-        Activations computed again, or kept in the host's memory; compiled network.
+        Whether activations are recomputed, or moved to the host's memory; whether the network is
+        compiled.
     budget_gib, predicted_gib : float
+        Limit of memory, and predicted peak.
     device : {"cpu", "cuda", "mps"}
     reason : str
-        Why this and nothing larger.
+        Reason for this patch size.
     probed_gib, used_gib : float, optional
-        Measured on one step before training, and in training.
+        Measured peak of one step before training, and of the training.
     shared : bool
-        CPU and GPU have one memory.
+        Whether CPU and GPU share one memory.
     """
 
     patch_vox: tuple[int, int, int]
@@ -145,7 +148,7 @@ class MemoryPlan:
 
     @classmethod
     def from_json(cls, text: str) -> MemoryPlan:
-        """The plan that `to_json` wrote."""
+        """Memory plan from the JSON text of `to_json`."""
         raw = json.loads(text)
         return cls(**raw | {"patch_vox": tuple(raw["patch_vox"])})
 

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``predict_gib``: what a training step needs.
+"""``predict_gib``: predicted memory of a training step.
 
-The prediction is a real step on tensors that have shapes and no values: every operation of
-forward pass, loss, backward pass and optimiser is dispatched, storages are counted as they come
-and go, and nothing is computed. What kernels take beside their tensors is added from a measured
-table (`ALLOWANCES`).
+The prediction runs a real step on tensors with shapes but without values. Every operation of
+forward pass, loss, backward pass and optimiser is dispatched, and storages are counted when they
+are allocated and freed, but nothing is computed. Memory of kernels in addition to tensors is added
+from a measured table (`ALLOWANCES`).
 
-A module of PyTorch is used that its documentation describes and its name calls private:
-``torch._subclasses.fake_tensor``.
+It uses ``torch._subclasses.fake_tensor``, which is documented although its name is private.
 """
 
 from __future__ import annotations
@@ -36,11 +35,21 @@ _HERE = contextlib.nullcontext()
 
 @dataclass(frozen=True)
 class Prediction:
-    """Peak of a training step, in GiB.
+    """Predicted peak memory of a training step, in GiB.
 
-    ``activations`` is everything else that is alive at the peak: what the backward pass needs,
-    the pair, and temporaries; ``kernels`` the allowance. ``host`` are activations moved to the
-    host's memory; they are in ``total`` only where that is the same memory.
+    Parameters
+    ----------
+    weights, gradients, optimiser : float
+    average : float
+        Moving average of the weights.
+    activations : float
+        Everything else at the peak: activations for the backward pass, the pair, and temporaries.
+    kernels : float
+        Memory in addition to tensors, see `Allowance`.
+    host : float
+        Activations moved to the host's memory. They are part of ``total`` only if the device
+        shares this memory.
+    total : float
     """
 
     weights: float
@@ -75,13 +84,13 @@ def _float32(argument: Any) -> Any:
 
 @dataclass(frozen=True)
 class Step:
-    """One training step in all that takes memory: run it for real, or on tensors without values.
+    """A training step with everything that takes memory, for tensors with or without values.
 
     Parameters
     ----------
     net : PackedNet
     average : list of Tensor
-        Moving average of its weights.
+        Moving average of the weights.
     optimiser : torch.optim.Optimizer
     loss : callable
         See `LossOf`.
@@ -98,7 +107,7 @@ class Step:
     def of(
         cls, net: PackedNet, loss: LossOf, *, precision: str, checkpointing: bool, many: bool
     ) -> Step:
-        """Step of a network as training runs it; ``many``: weights are updated many at once."""
+        """Step of a network as in training; ``many``: the optimiser updates tensors together."""
         if checkpointing:
             checkpointed(net.body)
         optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4, foreach=many)
@@ -106,7 +115,7 @@ class Step:
         return cls(net, average, optimiser, loss, precision)
 
     def run(self, image: Tensor, labels: Tensor) -> None:
-        """A whole step."""
+        """Run a whole step: gradients, then new weights."""
         self.learn(image, labels)
         self.update()
 
@@ -118,16 +127,16 @@ class Step:
         keep_gradients: bool = False,
         offloaded: contextlib.AbstractContextManager[object] = _HERE,
     ) -> None:
-        """Gradients, in the order of Lightning's Trainer: old ones go after the forward pass.
+        """Compute gradients; as in Lightning, previous ones are freed after the forward pass.
 
         Parameters
         ----------
         image : (B, 1, X, Y, Z) float32
         labels : (B, X, Y, Z) uint8
         keep_gradients : bool
-            As in all but the first of accumulated steps.
+            Whether gradients are added to previous ones, as in gradient accumulation.
         offloaded : context manager
-            Around the body, whose activations it may take elsewhere.
+            Context of the body's forward pass, which may move activations to other memory.
         """
         mixed = self.precision == "bf16-mixed"
         with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=mixed):
@@ -140,7 +149,7 @@ class Step:
         loss.backward()
 
     def update(self) -> None:
-        """New weights and their average."""
+        """Update weights and their moving average."""
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimiser.step()
         with torch.no_grad():
@@ -170,19 +179,19 @@ def predict_gib(
     patch_vox : (int, int, int)
         Multiples of `patch_multiple`.
     loss : callable
-        `training.losses.loss_of(plan).symbolic`, or any `LossOf` that does not look at values.
+        `training.losses.loss_of(plan).symbolic`, or any `LossOf` that does not depend on values.
     batch, accumulate : int
     precision : {"bf16-mixed", "32-true"}
     checkpointing, offload : bool
         As in `MemoryPlan`.
     device_kind : {"cpu", "cuda", "mps"}
     shared : bool
-        Device and host have one memory.
+        Whether device and host share one memory.
 
     Raises
     ------
     ValueError
-        Unknown precision or device kind.
+        If precision or device kind is unknown.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")

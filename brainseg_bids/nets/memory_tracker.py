@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``MemoryTracker``: bytes of all storages that come and go while code runs.
+"""``MemoryTracker``: peak memory of all tensors that are allocated while code runs.
 
-It uses a module of PyTorch that its documentation describes and its names call private:
-``torch.utils._python_dispatch``.
+It uses ``torch.utils._python_dispatch``, which is documented although its name is private.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ M_MMAP_THRESHOLD)."""
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Counts the bytes of all storages that come and go, and keeps the highest sum.
+    """Context in which the bytes of all new storages, and their highest sum, are counted.
 
-    Works on tensors with and without values. Storages that were there before are not counted
-    unless handed to `enter`.
+    It works with tensors with and without values. Storages that existed before are counted only if
+    they are given to `enter`.
 
     Parameters
     ----------
@@ -61,7 +60,7 @@ class MemoryTracker(TorchDispatchMode):
         return out
 
     def enter(self, tensors: Iterable[Tensor]) -> None:
-        """Count the storages of tensors, each once, until they are freed."""
+        """Count the storages of given tensors, each once, until they are freed."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key = storage._cdata
@@ -74,7 +73,7 @@ class MemoryTracker(TorchDispatchMode):
 
     @contextlib.contextmanager
     def on_host(self) -> Iterator[None]:
-        """What is made meanwhile lies in the host's memory."""
+        """Context in which new storages count as host memory."""
         self.pool = "host"
         try:
             yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``MeshNet``: dilated convolutions only, few weights."""
+"""``MeshNet``: a small network of dilated convolutions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 class MeshNet(nn.Module):
-    """Dilated 3x3x3 convolutions, each at the input's own resolution.
+    """Network of dilated 3x3x3 convolutions, all at the resolution of the input.
 
-    After Fedorov et al., IJCNN 2017 (arXiv:1612.00940), with dilations that rise and fall as in
-    the models of brainchop (Masoud et al., JOSS 2023). Theirs normalise over the batch; ours,
-    trained with a batch of one, over each image.
+    After Fedorov et al., IJCNN 2017 (arXiv:1612.00940), with rising and falling dilations as in
+    the models of brainchop (Masoud et al., JOSS 2023). It uses instance instead of batch
+    normalisation, since the batch size is one.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ class MeshNet(nn.Module):
     width : int
         Channels of each layer.
     dilations : sequence of int
-        One layer each, in voxels of the input. A layer reaches its dilation to every side.
+        Dilation of each layer in voxels of the input.
 
     Examples
     --------
@@ -42,7 +42,7 @@ class MeshNet(nn.Module):
         self.last = nn.Conv3d(width, out_channels, kernel_size=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, in_channels, X, Y, Z) to (B, out_channels, X, Y, Z)."""
+        """Output (B, out_channels, X, Y, Z) for an input (B, in_channels, X, Y, Z)."""
         return self.last(self.blocks(image))
 
 

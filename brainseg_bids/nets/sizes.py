@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``SIZES``, ``default_spec``: a network that suits a voxel size and a memory, by two words.
+"""``SIZES`` and ``default_spec``: a network of an architecture and a size, for a voxel size.
 
-Two rules make depth and reach follow the voxel size, so that a network sees the same millimetres
-whatever the grid:
+Two rules adapt a network to the voxel size, so that its receptive field in mm is the same:
 
-- *Block size.* Medium networks work on blocks of two voxels up to 1 mm, small ones up to 1.5 mm (a
-  CPU cannot afford more), large ones on voxels.
-- *Levels.* Each level doubles the edge of a block; there are as many as bring the deepest block
-  nearest to 18 mm (13 to 25 mm). Half the voxel size is one level more. In a MeshNet the largest
-  dilation stands for the deepest block.
+- *Block size.* Blocks have an edge of two voxels in medium networks for voxels up to 1 mm, and in
+  small networks up to 1.5 mm (a limit of CPUs). In all other networks it is one voxel.
+- *Levels.* Each level doubles the edge of a block. The number of levels is that for which the
+  deepest block is nearest to 18 mm (13 to 25 mm). Half the voxel size gives one more level. For a
+  MeshNet this rule applies to the largest dilation.
 
-Pairs are made with one voxel size in all directions, so every kernel is 3x3x3.
+Pairs have isotropic voxels, so every kernel is 3x3x3.
 """
 
 from __future__ import annotations
@@ -112,14 +111,14 @@ def default_spec(architecture: str, size: str, *, n_labels: int, voxel_size_mm: 
         Key of `brainseg_bids.nets.architectures.ARCHITECTURES`.
     size : {"small", "medium", "large"}
     n_labels : int
-        Labels with background.
+        Number of labels, including background.
     voxel_size_mm : float
-        Of the grid that the network works on, the same in all directions.
+        Voxel size of the grid that the network works on, isotropic.
 
     Raises
     ------
     ValueError
-        Unknown architecture or size, or a voxel size that is none.
+        If architecture or size is unknown, or the voxel size is not positive.
 
     Examples
     --------
@@ -133,7 +132,7 @@ def default_spec(architecture: str, size: str, *, n_labels: int, voxel_size_mm: 
     if size not in SIZES:
         raise ValueError(f"unknown network size {size!r}; known: {', '.join(SIZES)}")
     if not 0 < voxel_size_mm < math.inf:
-        raise ValueError(f"a voxel size of {voxel_size_mm:g} mm is none; give e.g. 0.8")
+        raise ValueError(f"voxel size {voxel_size_mm:g} mm is not positive; give e.g. 0.8")
     block_size = _block_size(architecture, size, voxel_size_mm)
     n_levels = _levels(architecture, voxel_size_mm * block_size)
     options = _options(architecture, SCALES[architecture][size], n_levels)
@@ -141,10 +140,10 @@ def default_spec(architecture: str, size: str, *, n_labels: int, voxel_size_mm: 
 
 
 def patch_multiple(spec: NetSpec) -> int:
-    """Number of voxels that every edge of a patch is a multiple of, the block size included.
+    """Number of voxels of which every edge of a patch must be a multiple.
 
-    A patch of exactly one multiple along all three axes is one block at the deepest level, which
-    nothing can be normalised over: at least one edge has two.
+    A patch with one multiple along all axes is a single block at the deepest level, which cannot
+    be normalised. Therefore at least one edge needs two multiples.
 
     Examples
     --------

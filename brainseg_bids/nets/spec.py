@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``NetSpec``: architecture and options of a network. Nothing heavy is imported here."""
+"""``NetSpec``: architecture and options of a network. No heavy library is imported here."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NetSpec:
-    """Architecture name and options; JSON there and back.
+    """Architecture and options of a network, with conversion to and from JSON.
 
     Parameters
     ----------
     architecture : str
         Key of `ARCHITECTURES`.
     n_labels : int
-        Labels with background.
+        Number of labels, including background.
     block_size : int
-        Edge, in voxels, of the blocks that become channels (space-to-depth); 1 means none do.
-        Files call it ``stem``.
+        Edge in voxels of the blocks that become channels (space-to-depth); 1: no blocks. In files
+        it is called ``stem``.
     features : int
-        Features per block that the body gives.
+        Number of features that the body computes for each block.
     options : dict
         Passed to the architecture.
     """
@@ -35,7 +35,7 @@ class NetSpec:
     options: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As files have it.
+        """Specification as a dictionary, with the keys of files.
 
         >>> NetSpec("unet", 5).to_dict()
         {'architecture': 'unet', 'n_labels': 5, 'stem': 2, 'features': 32, 'options': {}}
@@ -44,12 +44,12 @@ class NetSpec:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> NetSpec:
-        """What `to_dict` gave.
+        """Specification from the dictionary of `to_dict`.
 
         Raises
         ------
         TypeError
-            If it is none, or a key is missing or not known.
+            If it is not a dictionary, or a key is missing or unknown.
         """
         if not isinstance(content, Mapping):
             raise TypeError(f"a network is an object of several keys, not {content!r}")
@@ -61,5 +61,5 @@ class NetSpec:
 
     @classmethod
     def from_json(cls, text: str) -> NetSpec:
-        """The specification that `to_json` wrote."""
+        """Specification from the JSON text of `to_json`."""
         return cls.from_dict(json.loads(text))

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions whose gradients are right on volumes smaller than their kernels, too.
+"""Convolutions with correct gradients on volumes that are smaller than their kernels.
 
-On CPUs with bfloat16 instructions, PyTorch 2.13 computes wrong gradients of a Conv3d's weights
-where the volume is thinner than the kernel along an axis: they are made of what memory happens to
-hold, up to infinity (seen with kernels of 3 and 5; values and gradients of the input are right).
-The deepest levels of a U-Net are as thin as that when a patch is one or two of its multiples.
+On CPUs with bfloat16 instructions, PyTorch 2.13 computes wrong gradients of the weights of a
+Conv3d if the volume is thinner than the kernel along an axis. They depend on uninitialised memory
+and may be infinite (observed with kernels of 3 and 5; the output and the gradients of the input
+are correct). This concerns the deepest levels of a U-Net if a patch has one or two multiples along
+an axis.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 
 class ThinSafeConv3d(nn.Conv3d):
-    """A Conv3d that works in float32 where bfloat16 would go wrong."""
+    """Conv3d that uses float32 where bfloat16 would give wrong gradients."""
 
     def forward(self, volume: Tensor) -> Tensor:
-        """Convolve (n, channels, X, Y, Z), in float32 where that is thinner than the kernel."""
+        """Convolution of (n, channels, X, Y, Z), in float32 if it is thinner than the kernel."""
         thin = any(n < k for n, k in zip(volume.shape[2:], self.kernel_size, strict=True))
         if not (thin and volume.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
             return super().forward(volume)
@@ -27,7 +28,7 @@ class ThinSafeConv3d(nn.Conv3d):
 
 
 def use_float32_when_thin(body: nn.Module) -> None:
-    """Make each Conv3d of a body a `ThinSafeConv3d`, in place; names and weights stay.
+    """Replace each Conv3d of a body by a `ThinSafeConv3d`, in place; names and weights stay.
 
     >>> body = nn.Sequential(nn.Conv3d(1, 2, 3), nn.ReLU())
     >>> use_float32_when_thin(body)

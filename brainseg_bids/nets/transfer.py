@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``transfer``: begin from another network's weights, even if its labels are others."""
+"""``transfer``: initial weights from another network, which may have other labels."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a network took over, and what it has to learn anew.
+    """Weights that a network took from another one, and weights that keep their initialisation.
 
     Parameters
     ----------
     taken : int
-        Tensors of the body that were taken.
+        Number of tensors of the body that were taken.
     fresh : tuple of str
-        Tensors of the body that keep their initialisation.
+        Names of tensors of the body that keep their initialisation.
     labels_taken, labels_fresh : tuple of str
-        Names of labels whose rows of the head were taken, and those that start anew.
+        Names of labels whose rows of the head were taken, and of those that were not.
     """
 
     taken: int
@@ -38,7 +38,7 @@ class Transfer:
     labels_fresh: tuple[str, ...]
 
     def describe(self) -> str:
-        """One line for the log.
+        """Summary in one line, for the log.
 
         >>> Transfer(9, ("body.in.weight",), ("Background", "Skin"), ("Eye",)).describe()
         '9 of 10 tensors and 2 of 3 labels taken; new labels: Eye'
@@ -57,24 +57,26 @@ class Transfer:
 def transfer(
     net: PackedNet, table: LabelTable, source: PackedNet, source_table: LabelTable
 ) -> Transfer:
-    """Copy into ``net`` what fits of ``source``, in place.
+    """Copy all weights of ``source`` that fit into ``net``, in place.
 
-    Tensors of the body are taken where name and shape agree; with another block size the first
-    layers stay fresh. Rows of the head are taken by the label's name (the background's by its
-    code, 0), and only if the blocks and the features are the same.
+    Tensors of the body are taken if name and shape agree; with another block size, the first
+    layers are not. Rows of the head are taken by the name of the label (for background, by code
+    0), if block size and number of features are the same.
 
     Parameters
     ----------
     net : PackedNet
-        Freshly initialised.
+        Network with initialised weights.
+    source : PackedNet
+        Network to take weights from.
     table, source_table : LabelTable
-        What their heads say; channels are in the order of codes.
+        Label tables of both networks; channels are in the order of codes.
 
     Raises
     ------
     ValueError
-        If a table is not that of its network, or (almost) no weight of the body fits. ``net`` is
-        unchanged then.
+        If a table does not belong to its network, or (almost) no weight of the body fits. Then
+        ``net`` is not changed.
     """
     _check_table(net, table)
     _check_table(source, source_table)
