@@ -264,7 +264,12 @@ class PackedNet(nn.Module):
         self.head = nn.Conv3d(spec.features, spec.n_labels * spec.block_size**3, kernel_size=1)
 
     def features(self, image: Tensor) -> Tensor:
-        """Features (B, F, X/block_size, Y/block_size, Z/block_size) of an image (B, 1, X, Y, Z)."""
+        """Features of the blocks of an image, (B, 1, X, Y, Z).
+
+        Returns
+        -------
+        (B, F, X / block_size, Y / block_size, Z / block_size)
+        """
         return self.body(space_to_depth(image, self.spec.block_size))
 
     def scores(self, features: Tensor) -> Tensor:

@@ -170,7 +170,8 @@ class MemoryPlan:
 
 
 def by_edges(patch_vox: tuple[int, ...]) -> str:
-    """
+    """Edge lengths of a patch as text.
+
     >>> by_edges((96, 128, 96))
     '96 x 128 x 96'
     """

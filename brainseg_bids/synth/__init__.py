@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label maps in, image-label pairs out: draw a ``Recipe``, then render it."""
+"""Synthetic image-label pairs from label maps: draw a ``Recipe``, then render it."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simulated atrophy (``ageing`` in recipes): other ventricles, thin or thick cortex, lesions.
+"""Simulated atrophy (``ageing`` in recipes): size of ventricles, thickness of cortex, lesions.
 
-Other than what is done to the image, this changes labels, before anything is painted. The forms
-are our own choice: what ageing brains have in common (larger ventricles, cortex that gives way
-to fluid, bright or dark spots in white matter) without a claim to its statistics.
+It changes the labels before intensities are generated. It simulates what ageing brains have in
+common (larger ventricles, thinner cortex, bright or dark lesions in white matter), without
+modelling its statistics.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ SIDES = ("Left", "Right")
 
 @dataclass(frozen=True)
 class Walls:
-    """Which way the walls of the ventricles lie, over a label map.
+    """Vector field that points towards the ventricles, on a coarse grid over a label map.
 
     Parameters
     ----------
     towards : (3, x, y, z) float32
-        Towards the nearest ventricle, at nodes; at most 1 long.
+        Direction of the nearest ventricle at each node, with a length of at most 1.
     spacing_vox : tuple of 3 float
-        Source voxels between nodes; the first lies on voxel 0.
+        Distance of nodes in source voxels.
     """
 
     towards: Tensor
@@ -56,7 +56,7 @@ class Walls:
     def of(
         cls, indices: np.ndarray, table: LabelTable, voxel_size_mm: tuple[float, float, float]
     ) -> Walls | None:
-        """Walls of class indices (X, Y, Z) uint8; ``None`` if there are no ventricles."""
+        """Vector field of class indices, (X, Y, Z) uint8; None if there are no ventricles."""
         chosen = np.array([label.name.endswith(VENTRICLES) for label in table])
         steps = [max(1, round(NODES_MM / size)) for size in voxel_size_mm]
         inside = _block_means(chosen[indices], steps)
@@ -69,11 +69,11 @@ class Walls:
         return cls(torch.from_numpy(slope / longest), triple(float(step) for step in steps))
 
     def to(self, device: torch.device | str) -> Walls:
-        """The same on another device."""
+        """Vector field on another device."""
         return Walls(self.towards.to(device), self.spacing_vox)
 
     def at(self, where_vox: Tensor) -> Tensor:
-        """The field at source voxels (3, x, y, z); nothing beyond the map."""
+        """Vectors at source voxels, (3, x, y, z); zero outside of the map."""
         sizes = torch.tensor(self.towards.shape[1:], device=where_vox.device)
         spacing = torch.tensor(self.spacing_vox, device=where_vox.device)
         # Node i is the mean of voxels i * step to i * step + step - 1: its place is their middle.
@@ -96,21 +96,21 @@ def _block_means(mask: np.ndarray, steps: list[int]) -> np.ndarray:
 def widen_ventricles(
     where_vox: Tensor, walls: Walls | None, atrophy: Atrophy, voxel_size_mm: Sequence[float]
 ) -> Tensor:
-    """Places to look up, so that the ventricles' walls lie further out.
+    """Coordinate map with wider (or narrower) ventricles.
 
     Parameters
     ----------
     where_vox : (3, x, y, z) float32
-        Source voxel of each node of a pair.
+        Source voxel coordinates of each node of a pair.
     walls : Walls or None
     atrophy : Atrophy
     voxel_size_mm : tuple of 3 float
-        Of the source.
+        Voxel size of the source.
 
     Returns
     -------
     (3, x, y, z) float32
-        Each node looks that far towards the ventricle; further in, for narrower ones.
+        Coordinates shifted by ``ventricles_mm`` towards the ventricles, which widens them.
     """
     if walls is None or atrophy.ventricles_mm == 0:
         return where_vox
@@ -122,11 +122,19 @@ def widen_ventricles(
 def atrophied(
     indices: Tensor, atrophy: Atrophy, table: LabelTable, *, voxel_size_mm: float
 ) -> Tensor:
-    """Thin (or thicken) the cortex and place lesions: class indices of ``table``, (X, Y, Z) uint8.
+    """Class indices with thinner (or thicker) cortex and with lesions, (X, Y, Z) uint8.
 
-    Cortex that touches fluid gives way to it where a smooth random field is high, or fluid that
-    touches the cortex of one side to that; white matter becomes lesion where another field is
-    high. With a label that the table lacks nothing is done.
+    Where a smooth random field is high, cortex next to fluid becomes fluid, or (for thicker
+    cortex) fluid next to the cortex of one side becomes cortex. Where another random field is
+    high, white matter becomes lesion. An effect is left out if its labels are not in the table.
+
+    Parameters
+    ----------
+    indices : (X, Y, Z) uint8
+        Class indices of ``table``.
+    atrophy : Atrophy
+    table : LabelTable
+    voxel_size_mm : float
     """
     if atrophy.thinning_frac != 0:
         indices = _thin(indices, atrophy, table, voxel_size_mm)

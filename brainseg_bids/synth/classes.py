@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes of labels that look alike: where their intensities come from, and how they are drawn."""
+"""Classes of labels with common intensities, and how these are drawn."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ MEAN_LIMITS = (0.0, 300.0)
 
 @dataclass(frozen=True)
 class TissueSpace:
-    """Where the intensities of one class come from.
+    """Distribution of the intensities of one class of labels.
 
-    ``mean`` is (centre, spread); normal draws for ``law = "normal"``, centre ± spread
-    uniformly for ``"uniform"``; ``sd`` likewise. ``components`` Gaussians are drawn,
-    ``component_spread`` apart.
+    Parameters
+    ----------
+    labels : tuple of str
+        Names of the labels of this class.
+    mean, sd : (float, float)
+        Centre and spread of the mean and of the standard deviation. They are drawn from a normal
+        distribution, or uniformly from centre - spread to centre + spread, see `ClassSpace.law`.
+    components : int
+        Number of Gaussians of a mixture.
+    component_spread : float
+        Largest distance of a component's mean from that of the class.
     """
 
     labels: tuple[str, ...]
@@ -33,7 +41,23 @@ class TissueSpace:
 
 @dataclass(frozen=True)
 class ClassSpace:
-    """Where the intensities of all classes come from: the first part of a `space.RecipeSpace`."""
+    """Distribution of the intensities of all classes; a part of `space.RecipeSpace`.
+
+    Parameters
+    ----------
+    tissues : tuple of TissueSpace
+    law : {"uniform", "normal"}
+        Distribution of means and standard deviations.
+    widen : float
+        Factor of the spread of means, for the normal distribution.
+    shared_frac : float
+        Correlation of the means: weight of a random number that all classes have in common.
+    sd_frac : (float, float)
+        Range of a factor of all standard deviations.
+    background_dark_p : float
+        Probability that the background is like other classes; otherwise its mean and standard
+        deviation are drawn from ``background_noisy_mean`` and ``background_noisy_sd``.
+    """
 
     tissues: tuple[TissueSpace, ...]
     law: str = "uniform"
@@ -47,19 +71,20 @@ class ClassSpace:
 
 @dataclass(frozen=True)
 class ClassDraw:
-    """Random numbers that decide the tissues of one recipe, per class of its space.
+    """Random numbers that determine the tissues of one recipe.
 
     Parameters
     ----------
     space : ClassSpace
     location, spread : (n_classes,) float
-        Standard normals; a class's mean and sd are quantiles at these.
+        Standard normal numbers, which determine the mean and the standard deviation of each class
+        as quantiles of their distributions.
     sd_frac : float
-        Factor of all spreads.
+        Factor of all standard deviations.
     is_dark : bool
-        Whether the background is.
+        Whether the background is dark.
     offsets : tuple of tuple of float
-        Of a class's components from its mean.
+        Offset of each component of each class from the mean of the class.
     """
 
     space: ClassSpace
@@ -71,7 +96,7 @@ class ClassDraw:
 
     @classmethod
     def of(cls, space: ClassSpace, streams: Streams) -> ClassDraw:
-        """Draw them."""
+        """Random numbers for one recipe, drawn from its streams."""
         n = len(space.tissues)
         location = streams.normals("means", n)
         if space.law == "normal":
@@ -90,7 +115,15 @@ class ClassDraw:
         )
 
     def tissue(self, index: int, location: float) -> Tissue:
-        """Tissue of a class whose mean is the quantile at this standard normal."""
+        """Tissue of one class.
+
+        Parameters
+        ----------
+        index : int
+            Index of the class.
+        location : float
+            Standard normal number that determines the mean, as in `location`.
+        """
         space, tissue, spread = self.space, self.space.tissues[index], float(self.spread[index])
         if "Background" in tissue.labels and not self.is_dark:
             mean = within(space.background_noisy_mean, phi(location))
@@ -123,5 +156,5 @@ def _draw_offsets(space: ClassSpace, streams: Streams) -> tuple[tuple[float, ...
 
 
 def clip_mean(mean: float) -> float:
-    """Into `MEAN_LIMITS`."""
+    """Mean, clipped to `MEAN_LIMITS`."""
     return float(min(max(mean, MEAN_LIMITS[0]), MEAN_LIMITS[1]))

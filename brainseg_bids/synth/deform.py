@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anatomy moves: where each voxel of the pair is looked up in the source label map."""
+"""Spatial deformation: source coordinates of each voxel of a pair."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SQUARINGS = 5
 
 
 def node_stride(voxel_size_mm: float) -> int:
-    """Voxels between the nodes of the coordinate map."""
+    """Distance between the nodes of the coordinate map, in voxels."""
     return max(1, round(NODES_MM / voxel_size_mm))
 
 
 def rotation(angles_deg: Triple) -> np.ndarray:
-    """Rotation about z, then y, then x: (3, 3).
+    """Rotation matrix (3, 3): about z first, then y, then x.
 
     >>> rotation((0.0, 0.0, 90.0)).round(3) + 0.0
     array([[ 0., -1.,  0.],
@@ -39,7 +39,7 @@ def rotation(angles_deg: Triple) -> np.ndarray:
 
 
 def linear_part(deformation: Deformation) -> np.ndarray:
-    """Rotation x shear x scaling, (3, 3); maps offsets in the pair to offsets in the source."""
+    """Matrix (3, 3), rotation x shear x scaling: offsets in the pair to offsets in the source."""
     shear = np.eye(3)
     shear[0, 1], shear[0, 2], shear[1, 2] = deformation.shearing
     return (
@@ -59,8 +59,22 @@ def coordinate_nodes(
 ) -> Tensor:
     """Source voxel coordinates at every ``node_stride``-th voxel of the pair.
 
-    The warp is the flow of a stationary velocity field (scaling and squaring, Arsigny et al.,
-    MICCAI 2006), so it can be undone and never folds at the default ranges.
+    The nonlinear part is the flow of a stationary velocity field (scaling and squaring, Arsigny et
+    al., MICCAI 2006). It is invertible and has no folds at the default ranges.
+
+    Parameters
+    ----------
+    deformation : Deformation
+    shape : tuple of 3 int
+        Voxels of the pair.
+    voxel_size_mm : float
+        Voxel size of the pair, isotropic.
+    source_voxel_size_mm : tuple of 3 float
+    source_center_vox : (3,) float
+        Source voxel at the centre of the pair.
+    flip : bool
+        Whether the pair is mirrored.
+    device : torch.device
 
     Returns
     -------
@@ -96,7 +110,7 @@ def coordinate_nodes(
 
 
 def flow(velocity_mm: Tensor, *, spacing_mm: float) -> Tensor:
-    """Displacement after following ``velocity_mm`` for unit time, (3, x, y, z), both in mm."""
+    """Displacement in mm, (3, x, y, z): the flow of a velocity field after unit time."""
     sizes = velocity_mm.shape[1:]
     identity = torch.stack(
         torch.meshgrid(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ranges of each effect of a recipe, and what their fields may be."""
+"""Ranges of the parameters of each effect of a recipe, and checks of their values."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ TISSUE_KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class AtrophySpace:
-    """How often and how far brains differ from those of the label maps; see `Atrophy`."""
+    """Probability and ranges of simulated atrophy, see `Atrophy`."""
 
     p: float = 0.0
     ventricles_mm: Range = (0.0, 0.0)
@@ -111,9 +111,9 @@ class AtrophySpace:
 
 @dataclass(frozen=True)
 class TransmitSpace:
-    """How often and how strongly the transmit field B1+ shows; see `Transmit`.
+    """Probability and ranges of the effect of the transmit field B1+, see `Transmit`.
 
-    Ratio images take ``mp2rage`` whatever ``sequences`` says; other images one of these.
+    Ratio images always have the sequence ``mp2rage``, other images one of ``sequences``.
     """
 
     p: float = 0.0
@@ -127,7 +127,7 @@ class TransmitSpace:
 
 @dataclass(frozen=True)
 class RatioSpace:
-    """How often an image is MP2RAGE's ratio of two inversions, and how noisy; see `Ratio`."""
+    """Probability and noise of MP2RAGE's UNI images, see `Ratio`."""
 
     p: float = 0.0
     noise_frac: Range = (0.01, 0.08)
@@ -137,7 +137,7 @@ class RatioSpace:
 
 @dataclass(frozen=True)
 class SusceptibilitySpace:
-    """How often signal is lost near air, and at which echo times; see `Susceptibility`."""
+    """Probability and echo times of signal loss near air, see `Susceptibility`."""
 
     p: float = 0.0
     echo_time_ms: Range = (2.0, 5.0)
@@ -146,9 +146,10 @@ class SusceptibilitySpace:
 
 @dataclass(frozen=True)
 class MotionSpace:
-    """How often, how many times and how far a head moves; see `Motion`.
+    """Probability and ranges of motion, see `Motion`.
 
-    ``translation_mm`` and ``rotation_deg`` are per axis, ``moves`` is (fewest, most).
+    ``translation_mm`` and ``rotation_deg`` are for each axis; ``moves`` is the smallest and the
+    largest number of movements.
     """
 
     p: float = 0.0
@@ -159,7 +160,7 @@ class MotionSpace:
 
 @dataclass(frozen=True)
 class GibbsSpace:
-    """How often an image rings, and the share of k-space that was read; see `Gibbs`."""
+    """Probability of Gibbs ringing, and fraction of k-space that is acquired, see `Gibbs`."""
 
     p: float = 0.0
     kept_frac: Range = (0.6, 1.0)
@@ -167,10 +168,10 @@ class GibbsSpace:
 
 @dataclass(frozen=True)
 class FieldOfViewSpace:
-    """How often the field of view ends within the head.
+    """Probability that the field of view ends within the head.
 
-    ``half_mm``: distance of each of the two faces, along one axis drawn by chance, from the
-    middle of the head.
+    ``half_mm`` is the distance of both ends of the field of view from the centre of the head,
+    along one random axis.
     """
 
     p: float = 0.0

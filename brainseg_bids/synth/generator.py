@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Generator``: from a label map and a recipe to an image-label pair."""
+"""``Generator``: synthetic image-label pair from a label map and a recipe."""
 
 from __future__ import annotations
 
@@ -33,7 +33,15 @@ from brainseg_bids.synth.view import Box, Crop, field_of_view, masked, out_of_vi
 
 @dataclass(frozen=True)
 class SynthPair:
-    """Image (1, X, Y, Z) float32 in 0..1; labels (X, Y, Z) uint8, class indices of the target."""
+    """Synthetic image with its labels.
+
+    Parameters
+    ----------
+    image : (1, X, Y, Z) float32
+        Between 0 and 1.
+    labels : (X, Y, Z) uint8
+        Class indices of the labels that a network learns.
+    """
 
     image: Tensor
     labels: Tensor
@@ -41,17 +49,17 @@ class SynthPair:
 
 @dataclass(frozen=True)
 class LabelVolume:
-    """A label map to make pairs from: class indices instead of codes, background around.
+    """A label map prepared for the generator: class indices, with a margin of background.
 
     Parameters
     ----------
     indices : (X + 2, Y + 2, Z + 2) uint8
-        Class index of each voxel's code in the source table, RAS+ axes.
+        Class index of each voxel in the source table, in RAS+ axis order.
     voxel_size_mm : tuple of 3 float
     box_vox, brain_box_vox : (2, 3) float
-        First and last voxel in ``indices`` of the head, and of the brain.
+        First and last voxel of the head, and of the brain, in ``indices``.
     walls : Walls, optional
-        Of the ventricles, if there are any.
+        Vector field towards the ventricles, if there are any.
     """
 
     indices: Tensor
@@ -62,7 +70,13 @@ class LabelVolume:
 
     @classmethod
     def from_label_map(cls, labels: LabelMap) -> LabelVolume:
-        """Turn towards RAS, turn codes into class indices, find the head."""
+        """Label volume of a label map.
+
+        Raises
+        ------
+        ValueError
+            If the label map is empty.
+        """
         grid = labels.grid.to_ras()
         codes = labels.grid.array_to_ras(labels.voxels)
         # Codes without a position are not in a label map, so a byte holds all.
@@ -77,24 +91,29 @@ class LabelVolume:
         return cls(torch.from_numpy(indices), grid.voxel_size_mm, box, brain_box, walls)
 
     def to(self, device: torch.device | str) -> LabelVolume:
-        """The same head on another device."""
+        """Label volume on another device."""
         walls = self.walls and self.walls.to(device)
         return replace(self, indices=self.indices.to(device), walls=walls)
 
 
 class Generator:
-    """Renders recipes.
+    """Renders recipes as synthetic pairs.
 
     Parameters
     ----------
     crosswalk : Crosswalk
-        From the codes of the label maps to those that a network shall learn.
+        Translation of the codes of label maps into those that a network learns.
     source : LabelTable
-        Table of the label maps.
+        Label table of the label maps.
     shape : tuple of 3 int
         Voxels of a pair.
     voxel_size_mm : float
-        Of a pair; isotropic.
+        Voxel size of a pair, isotropic.
+
+    Raises
+    ------
+    ValueError
+        If code 0 is not background in both tables, or a table has more than 255 labels.
     """
 
     def __init__(
@@ -119,11 +138,11 @@ class Generator:
             )
 
     def render(self, head: LabelVolume, recipe: Recipe) -> SynthPair:
-        """Make the pair that ``recipe`` describes; what it does not say is not done.
+        """Synthetic pair of a label volume and a recipe.
 
-        Same recipe and head give the same pair, bit for bit on one kind of device; labels are
-        the same on all of them up to rounding at borders. Nothing that is done to the image
-        changes the labels.
+        The same recipe and label volume give the same pair, bit for bit on one kind of device. On
+        different kinds of device, labels are equal except for rounding at borders. Effects on the
+        image do not change the labels.
         """
         crop = self._crop(head, recipe)
         indices = self._deform(head, recipe)  # anatomy moves; labels stay labels
@@ -290,7 +309,19 @@ class Generator:
         return flip_angles(recipe.transmit, recipe.ratio, self.source, crop, brain_mm=brain_mm)
 
     def check_codes(self, codes: np.ndarray, *, what: str = "label map") -> None:
-        """Refuse codes of the source table that have no translation."""
+        """Raise an error if codes have no translation in the crosswalk.
+
+        Parameters
+        ----------
+        codes : int array
+        what : str
+            Name of the label map in the message.
+
+        Raises
+        ------
+        UnknownLabelError
+            If a code has no translation.
+        """
         Crosswalk(self._to_target, self.target, name="to the network's labels").codes(
             codes, what=what
         )

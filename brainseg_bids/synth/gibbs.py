@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gibbs ringing: what is left of an image when the outer part of k-space was not read."""
+"""Gibbs ringing: truncation of the outer part of k-space."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ ALL_READ = Gibbs()
 
 
 def truncate(image: Tensor, gibbs: Gibbs) -> Tensor:
-    """Image without the spatial frequencies beyond ``gibbs.kept_frac`` of the highest, per axis.
+    """Image without spatial frequencies above a fraction of the highest one along each axis.
 
-    An edge then overshoots by 9 % of its height (Wilbraham 1848; Gibbs, Nature 59, 1899) and
-    rings with a period of ``2 / kept_frac`` voxels.
+    The fraction is ``gibbs.kept_frac``. Edges overshoot by 9 % of their height (Wilbraham 1848;
+    Gibbs, Nature 59, 1899), with a period of ``2 / kept_frac`` voxels.
 
     Parameters
     ----------
     image : (X, Y, Z) float
+    gibbs : Gibbs
+
+    Raises
+    ------
+    ValueError
+        If a fraction is outside 0 to 1.
     """
     for axis, kept_frac in enumerate(gibbs.kept_frac):
         if not 0 < kept_frac <= 1:
@@ -32,12 +38,11 @@ def truncate(image: Tensor, gibbs: Gibbs) -> Tensor:
 
 
 def truncation_matrix(n: int, kept_frac: float) -> Tensor:
-    """Matrix that keeps the lowest ``kept_frac`` of the frequencies of ``n`` samples, (n, n).
+    """Matrix (n, n) that keeps the lowest ``kept_frac`` of the frequencies of ``n`` samples.
 
-    The samples are continued by their mirror image, since a head does not end where a crop
-    does: with the Dirichlet kernel of ``n`` periodic samples the crop's ends would ring at each
-    other. So this is the kernel of ``2 n`` samples, folded at both ends; in the basis of the
-    cosine transform it keeps the first ``kept_frac * n`` waves.
+    The samples are extended by reflection: periodic extension would cause ringing between opposite
+    ends of a crop. This is the Dirichlet kernel of ``2 n`` samples, folded at both ends. In the
+    basis of the cosine transform it keeps the first ``kept_frac * n`` coefficients.
 
     Examples
     --------

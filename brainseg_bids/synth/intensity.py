@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intensities of tissues: one table lookup per voxel, whatever the number of labels."""
+"""Intensities of tissues, by one table lookup per voxel."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ LEVELS_PER_SD = 32
 
 
 def tissue_lookup(recipe: Recipe, table: LabelTable) -> tuple[Tensor, int]:
-    """Mean and sd for (class index x level of the texture), packed as one complex number each.
+    """Mean and standard deviation of each class index and level of the texture.
 
-    A label's components take the levels in turn, each as many as has its weight of a standard
-    normal field; so one lookup serves labels of one component and of five.
+    Both are packed into one complex number. The levels of the texture are quantiles of a random
+    field. They are divided among the components of a label in proportion to their weights.
 
     Returns
     -------
     (n_labels * levels,) complex64, levels : int
-        One level if no label has more than one component.
+        Number of levels: 1 if no label has more than one component.
 
     Raises
     ------
@@ -75,13 +75,22 @@ def tissues(
     noise: Callable[[int, int], Tensor],
     device: torch.device,
 ) -> Layer:
-    """Layer that gives each voxel its label's mean and spread.
+    """Layer that draws the intensity of each voxel from the distribution of its label.
 
     Parameters
     ----------
-    level : callable (start, stop) -> int
-        Of the texture, see `texture.patches`; not asked for labels of one component.
-    noise : callable (start, stop) -> standard normal
+    recipe : Recipe
+    table : LabelTable
+    level : callable (start, stop) -> int, or None
+        Levels of the texture, see `texture.patches`. None if all labels have one component.
+    noise : callable (start, stop) -> float
+        Standard normal numbers.
+    device : torch.device
+
+    Raises
+    ------
+    ValueError
+        If a label has several components and ``level`` is None.
     """
     lookup, levels = tissue_lookup(recipe, table)
     lookup = lookup.to(device)
@@ -100,7 +109,7 @@ def tissues(
 
 
 def one_value(values: Tensor) -> Layer:
-    """Layer that gives each voxel its label's value, (n_labels,) float."""
+    """Layer that gives each voxel the value of its label, from (n_labels,) float."""
 
     def paint_values(painted: Tensor, indices: Tensor, start: int, stop: int) -> None:
         torch.index_select(values, 0, indices.flatten(), out=painted.view(-1))
@@ -109,14 +118,16 @@ def one_value(values: Tensor) -> Layer:
 
 
 def paint(indices: Tensor, layers: Iterable[Layer | None]) -> Tensor:
-    """Image of a label map: layer upon layer, a slab at a time; never below zero.
+    """Image of a label map, (X, Y, Z) float32: the layers are applied in order, slab by slab.
+
+    Negative intensities become 0.
 
     Parameters
     ----------
     indices : (X, Y, Z) uint8
-        Class index of each voxel's label in the table that the layers know.
+        Class index of each voxel, in the table of the layers.
     layers : iterable of Layer or None
-        ``None`` is a layer that is switched off.
+        Layers that are None are skipped.
     """
     used = [layer for layer in layers if layer is not None]
     image = torch.zeros(indices.shape, device=indices.device)
@@ -131,10 +142,10 @@ def paint(indices: Tensor, layers: Iterable[Layer | None]) -> Tensor:
 def draw_noise(
     shape: tuple[int, int, int], seed: int, device: torch.device
 ) -> Callable[[int, int], Tensor]:
-    """Standard normal noise over a volume, as a function of a slab (first plane, stop plane).
+    """Function (start, stop) that returns standard normal noise for a slab of a volume.
 
-    The stream belongs to the kind of device. On the CPU 16 random bits choose one of the
-    normal's quantiles, which costs a third of ``torch.randn``.
+    The noise depends on the seed and on the kind of device. On CPUs, 16 random bits select a
+    quantile of the normal distribution, which takes a third of the time of ``torch.randn``.
     """
     if device.type != "cpu":
         noise = torch.randn(
@@ -147,12 +158,16 @@ def draw_noise(
 def draw_quantiles(
     quantiles: Tensor, shape: tuple[int, int, int], seed: int, device: torch.device
 ) -> Callable[[int, int], Tensor]:
-    """Random numbers of the law that 65,536 equally probable quantiles stand for, by slabs.
+    """Function (start, stop) that returns random numbers of any distribution for a slab.
 
     Parameters
     ----------
     quantiles : (65536,) float
-        In any order.
+        Equally probable quantiles of the distribution, in any order.
+    shape : tuple of 3 int
+        Shape of the whole volume.
+    seed : int
+    device : torch.device
     """
     n = int(np.prod(shape))
     if device.type == "cpu":

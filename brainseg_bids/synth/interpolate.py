@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Coarse fields to fine ones, as one matrix product per axis."""
+"""Interpolation of coarse fields, by one matrix product per axis."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SLAB = 8
 
 
 def slabs(n: int) -> list[tuple[int, int]]:
-    """Start and stop of each slab of ``n`` planes; the last one may overlap the one before.
+    """Start and stop of each slab of ``n`` planes; the last two slabs may overlap.
 
-    All slabs are equally thick, because MKL's products of 5, 6 or 7 rows are not the same with
-    one thread as with two.
+    All slabs have the same thickness, because MKL's matrix products with 5, 6 or 7 rows depend on
+    the number of threads.
 
     >>> slabs(20)
     [(0, 8), (8, 16), (12, 20)]
@@ -26,13 +26,13 @@ def slabs(n: int) -> list[tuple[int, int]]:
 
 
 class BandedProduct:
-    """``matrix @ values``, a few rows at a time, without the zeros beside the matrix's band.
+    """``matrix @ values`` for a range of rows, for banded matrices.
 
     Parameters
     ----------
     matrix : (n_fine, n_coarse) float, on the CPU
-        Its band goes down and to the right: first and last nonzero columns never move back.
-    values : (n_coarse, ...) float
+        Banded: the first and the last nonzero column do not decrease from row to row.
+    values : (n_coarse,) float, with any further axes
 
     Examples
     --------
@@ -50,7 +50,7 @@ class BandedProduct:
         self.shape = values.shape[1:]
 
     def columns(self, start: int, stop: int) -> slice:
-        """Rows of ``values`` that the given rows of the product depend on."""
+        """Slice of the rows of ``values`` that rows ``start`` to ``stop - 1`` depend on."""
         return slice(self.first[start], self.last[stop - 1])
 
     def __call__(self, start: int, stop: int) -> Tensor:
@@ -66,8 +66,8 @@ def linear_matrix(n_fine: int, n_coarse: int, *, positions: Tensor | None = None
     Parameters
     ----------
     positions : (n_fine,) float, optional
-        Where the fine samples lie, in units of coarse samples; by default the ends of both
-        meet. Positions outside take the end value.
+        Positions of the fine samples, in units of coarse samples; default: both have the same
+        ends. Positions outside take the value at the end.
 
     Examples
     --------
@@ -87,7 +87,7 @@ def linear_matrix(n_fine: int, n_coarse: int, *, positions: Tensor | None = None
 
 
 def linear_weights(positions: Tensor, n_coarse: int) -> tuple[Tensor, Tensor]:
-    """Sample before each position, and the weight of the one after it.
+    """Index of the sample before each position, and weight of the sample after it.
 
     >>> linear_weights(torch.tensor([-1.0, 1.25]), 3)
     (tensor([0, 1]), tensor([0.0000, 0.2500], dtype=torch.float64))
@@ -98,9 +98,9 @@ def linear_weights(positions: Tensor, n_coarse: int) -> tuple[Tensor, Tensor]:
 
 
 def cubic_matrix(n_fine: int, n_coarse: int, *, positions: Tensor) -> Tensor:
-    """Matrix of uniform cubic B-spline synthesis, (n_fine, n_coarse), C2-smooth.
+    """Matrix (n_fine, n_coarse) from coefficients of uniform cubic B-splines to values.
 
-    Coefficients beyond the ends repeat the end coefficient.
+    Coefficients beyond the ends are equal to the last one.
     """
     positions = positions.double().clamp(0, n_coarse - 1)
     base = positions.floor().long()
@@ -123,7 +123,7 @@ def cubic_matrix(n_fine: int, n_coarse: int, *, positions: Tensor) -> Tensor:
 
 
 def along_axes(field: Tensor, matrices: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Apply one matrix per spatial axis: (..., x, y, z) to (..., X, Y, Z)."""
+    """Field (..., X, Y, Z): product of a field (..., x, y, z) with one matrix per spatial axis."""
     mx, my, mz = matrices
     field = field @ mz.T
     field = my @ field
@@ -141,15 +141,16 @@ def smooth_noise(
     channels: int = 1,
     stride: int = 1,
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Random B-spline field over a box: its nodes and the matrices that make it fine.
+    """Random B-spline field over a box, as nodes and interpolation matrices.
 
-    Nodes are drawn on the CPU, so that every device sees the same field.
+    Nodes are drawn on the CPU, so that the field is the same on every device.
 
     Returns
     -------
     nodes : (channels, nx, ny, nz) float
         Standard normal.
-    matrices : three (ceil((shape - 1) / stride) + 1, n) float
+    matrices : three of (ceil((shape - 1) / stride) + 1, n) float
+        From nodes to every ``stride``-th voxel along each axis.
     """
     generator = torch.Generator().manual_seed(seed)
     sizes, matrices = [], []
@@ -172,14 +173,17 @@ def smooth_field(
     device: torch.device,
     spread: float = 1.0,
 ) -> BandedProduct:
-    """Random B-spline field over a box, by slabs of its first axis; same spread in every voxel.
+    """Random B-spline field over a box, computed in slabs along the first axis.
 
     Parameters
     ----------
-    node_spacing_mm : float
-        Distance between the nodes of the field.
+    shape : tuple of 3 int
+    voxel_size_mm, node_spacing_mm : float
+        Voxel size of the box, and distance of the nodes.
+    seed : int
+    device : torch.device
     spread : float
-        Standard deviation of each voxel.
+        Standard deviation, the same in every voxel.
     """
     nodes, matrices = smooth_noise(
         shape, voxel_size_mm=voxel_size_mm, node_spacing_mm=node_spacing_mm, seed=seed

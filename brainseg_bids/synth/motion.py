@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Motion: lines of k-space that were read while the head lay elsewhere."""
+"""Motion artefacts: lines of k-space that are acquired in different poses of the head."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from brainseg_bids.synth.view import Crop
 
 @dataclass(frozen=True)
 class Shear:
-    """Each line along ``axis`` is moved by ``slope @ place + shift_vox``.
+    """Shear along one axis: each line is shifted by ``slope @ position + shift_vox`` voxels.
 
-    ``slope`` (3,) is zero along ``axis`` itself; places are voxels from the middle of the head.
+    Positions are in voxels from the centre of the head; ``slope`` is zero along ``axis``.
     """
 
     axis: int
@@ -30,28 +30,29 @@ class Shear:
 
 
 def move(image: Tensor, motion: Motion, crop: Crop) -> Tensor:
-    """Magnitude of the image whose k-space was read while the head moved.
+    """Magnitude image with motion artefacts.
 
-    Lines are read from one end of k-space to the other along ``motion.axis``. Labels stay with
-    the pose that the centre of k-space was read in, which decides where the head seems to be;
-    the other poses are relative to that one. The crop is continued periodically, as a field of
-    view is, so that ghosts wrap round.
+    Lines of k-space are acquired from one end to the other along ``motion.axis``. The labels
+    belong to the pose in which the centre of k-space is acquired, since this pose determines the
+    position of the head in the image; other poses are relative to it. The crop is periodic, as a
+    field of view, so that ghosts wrap around.
 
-    A pose is three shears by Fourier shift (as in Eddy et al., Magn Reson Med 36, 1996): phases
-    in k-space, which neither blur nor lose energy; exact for shifts, and for rotations up to a
-    strain of the squared angle (0.3 % at 3 degrees, 0.2 mm at the scalp).
+    A pose is applied as three shears by Fourier shift (Eddy et al., Magn Reson Med 36, 1996):
+    phase changes in k-space, without blur or loss of energy. It is exact for translations. For
+    rotations, the strain is of the order of the squared angle (0.3 % at 3 degrees, 0.2 mm at the
+    scalp).
 
     Parameters
     ----------
     image : (X, Y, Z) float
     motion : Motion
-        Rotations are about the middle of the head, about z first and x last.
+        Rotations are about the centre of the head, about z first and x last.
     crop : Crop
 
     Raises
     ------
     ValueError
-        If times, translations and rotations do not belong together.
+        If the numbers of times, translations and rotations differ, or times do not increase.
     """
     _check(motion)
     axis, n = motion.axis, image.shape[motion.axis]

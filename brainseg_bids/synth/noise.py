@@ -17,20 +17,28 @@ from brainseg_bids.synth.recipe import Noise
 
 
 def magnitude(image: Tensor, noise: Noise, *, scale: float) -> Tensor:
-    """Root of the sum of squares over channels with noise in their real and imaginary parts.
+    """Magnitude image with Rician or non-central chi noise, (X, Y, Z) float32.
 
-    Of the ``2 channels`` noisy parts only one, along the signal, has to be added to it; the sum
-    of the others' squares is chi-square with ``2 channels - 1`` degrees of freedom and drawn as
-    one number. So the law is exact whatever the number of channels (Gudbjartsson and Patz, Magn
-    Reson Med 34, 1995; Constantinides et al., Magn Reson Med 38, 1997), up to its tables of
-    65,536 quantiles, and without signal it is Rayleigh's, or the central chi's.
+    It is the root of the sum of squares over channels with Gaussian noise in their real and
+    imaginary parts. Of these ``2 channels`` parts, the one along the signal is added to it. The
+    sum of squares of the others has a chi-square distribution with ``2 channels - 1`` degrees of
+    freedom, and is drawn as one number. The distribution is exact for any number of channels,
+    except for the discretisation to 65,536 quantiles (Gudbjartsson and Patz, Magn Reson Med 34,
+    1995; Constantinides et al., Magn Reson Med 38, 1997). Without signal it is a Rayleigh or
+    central chi distribution.
 
     Parameters
     ----------
     image : (X, Y, Z) float
-        Signal: root of the sum of the channels' squares, without noise.
+        Magnitude without noise.
+    noise : Noise
     scale : float
-        Intensity that ``noise.sd_frac`` is a share of.
+        Intensity that ``noise.sd_frac`` is relative to.
+
+    Raises
+    ------
+    ValueError
+        If the number of channels is below 1.
     """
     if noise.channels < 1:
         raise ValueError(f"noise needs one channel or more, not {noise.channels}")
@@ -51,7 +59,7 @@ def magnitude(image: Tensor, noise: Noise, *, scale: float) -> Tensor:
 
 @lru_cache(maxsize=8)
 def chi_square(degrees: int) -> Tensor:
-    """65,536 equally probable quantiles of the chi-square law, (65536,) float.
+    """Equally probable quantiles of the chi-square distribution, (65536,) float.
 
     >>> round(float(chi_square(7).mean()), 2)
     7.0

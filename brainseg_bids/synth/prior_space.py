@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``PriorSpace``: recipes between any contrast and a measured one.
+"""``PriorSpace``: recipe space between an agnostic space and the prior of a contrast.
 
-Every number of a recipe is a quantile of its law. The prior weight w moves the quantiles: a
-number is ``(1 - w)`` times the agnostic law's quantile plus ``w`` times the prior's at
-the same probability (displacement interpolation: McCann, Advances in Mathematics 128, 1997).
-The law at 0 is exactly the agnostic one, at 1 the prior's, and between them it moves straight
-from the one to the other instead of mixing images of both.
+Every number of a recipe is a quantile of its distribution. With prior weight w it is ``(1 - w)``
+times the quantile of the agnostic distribution plus ``w`` times the quantile of the prior at the
+same probability (displacement interpolation: McCann, Advances in Mathematics 128, 1997). The
+distribution is the agnostic one at weight 0 and that of the prior at 1. In between, it is an
+intermediate distribution, not a mixture of both.
 """
 
 from __future__ import annotations
@@ -57,32 +57,32 @@ WHITE_SIGNAL = 1.1
 
 @dataclass(frozen=True, eq=False)
 class PriorSpace:
-    """Recipes between an agnostic space and a prior.
+    """Recipe space between an agnostic space and a contrast prior.
 
-    What a prior does not measure comes from the agnostic space whatever its weight: geometry,
+    Parameters that a prior does not have come from the agnostic space for every weight: geometry,
     field of view, motion, Gibbs ringing, susceptibility, and the size of patches of components.
-    The transmit field fades with the weight: in a prior it is part of the measured field. Air is
-    masked as often as the weight times the prior's share.
+    The effect of the transmit field decreases with the weight, since it is part of the measured
+    bias field. The probability of masked air is the weight times that of the prior.
 
     Parameters
     ----------
     agnostic : RecipeSpace
     prior : ContrastPrior
     prior_weight : float
-        Prior weight: 0 the agnostic space, 1 the prior.
+        0: the agnostic space; 1: the prior.
     name : str
-        ``PRIOR-kappaK`` unless given.
+        Default: ``PRIOR-kappaK``.
     off : tuple of str
         Effects of `space.EFFECTS` that are switched off; see `without`.
     voxel_size_mm : float
-        Of the pairs; the spread that their blur takes is painted on top. See `at`.
+        Voxel size of the pairs, see `at`.
 
     Raises
     ------
     ValueError
-        If the weight is outside 0..1, the prior's correlation is no matrix of its labels, its
-        metadata's ``SkullStripped`` is no share, or the agnostic space lacks one of the prior's
-        labels.
+        If the weight is outside 0 to 1, the correlation of the prior is not a matrix of its
+        labels, ``SkullStripped`` of its metadata is invalid, or the agnostic space lacks one of
+        the prior's labels.
     """
 
     agnostic: RecipeSpace
@@ -114,14 +114,14 @@ class PriorSpace:
 
     @classmethod
     def read(cls, path: str | Path) -> PriorSpace:
-        """Read a TOML file with the keys ``prior``, ``kappa`` (the weight) and ``agnostic``.
+        """Recipe space from a TOML file with the keys ``prior``, ``kappa`` and ``agnostic``.
 
-        Paths are relative to the file; other keys change the agnostic space.
+        Paths are relative to the file. Other keys change the agnostic space.
 
         Raises
         ------
         ValueError
-            Naming the file, if it or the prior cannot be used.
+            If the file or the prior cannot be used; the message names the file.
         """
         path = Path(path)
         raw = read_toml(path)
@@ -142,7 +142,7 @@ class PriorSpace:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the agnostic space, the prior and its weight; the name does not matter."""
+        """SHA-256 of the agnostic space, the prior and its weight, without the name."""
         return digest_of(
             {
                 "agnostic": self.agnostic.digest,
@@ -154,28 +154,35 @@ class PriorSpace:
         )
 
     def covers(self, table: LabelTable) -> None:
-        """Raise ``ValueError`` if the prior is for another table or lacks labels of it."""
+        """Raise an error unless the prior has exactly the labels of ``table``.
+
+        Raises
+        ------
+        ValueError
+            If labels or codes differ.
+        """
         self.prior.check_table(table)
         self.agnostic.covers(table)
 
     def without(self, *effects: str) -> PriorSpace:
-        """The same space with effects of `space.EFFECTS` switched off.
+        """Recipe space with some effects of `space.EFFECTS` switched off.
 
-        Without ``noise``, the spreads of labels keep the noise that was measured with them.
+        Without ``noise``, the standard deviations of labels include the measured noise.
         """
         check_effects(effects)
         return replace(self, agnostic=self.agnostic.without(*effects), off=(*self.off, *effects))
 
     def at(self, voxel_size_mm: float) -> PriorSpace:
-        """The same space for pairs of another voxel size.
+        """Recipe space for pairs of another voxel size.
 
-        Spreads are measured in images that are as sharp as they are; what is painted is blurred
-        afterwards, the more, the smaller a pair's voxels. So more is painted.
+        The standard deviations of a prior are those of acquired images, but a pair is blurred to
+        the acquired resolution after intensities are drawn. Therefore larger standard deviations
+        are drawn, the more so, the smaller the voxels of the pair.
         """
         return replace(self, voxel_size_mm=float(voxel_size_mm))
 
     def draw(self, rng: np.random.Generator) -> Recipe:
-        """Draw one recipe; all randomness of a pair comes from ``rng`` here."""
+        """Random recipe, which determines everything random about a pair."""
         streams = Streams.draw(rng)
         # Numbers of the agnostic law; those of the prior are drawn from the same streams.
         recipe = self._base.draw_rest(streams, {})
@@ -374,12 +381,12 @@ class PriorSpace:
 
 
 def stripped_share(prior: ContrastPrior) -> float | None:
-    """Share of a prior's images that show the brain alone, 0..1; ``None`` if not known.
+    """Fraction of a prior's images that are skull-stripped; None if unknown.
 
     Raises
     ------
     ValueError
-        If ``SkullStripped`` of its metadata is something else.
+        If ``SkullStripped`` of the prior's metadata is neither boolean nor from 0 to 1.
     """
     stripped = (prior.metadata or {}).get("SkullStripped")
     if stripped is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tissues that a prior has, less the noise that they were measured with."""
+"""Tissues of a contrast prior, without the noise that was measured with them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ MOST_VARIANCE_LOST = 36.0
 
 @dataclass(frozen=True)
 class MeasuredNoise:
-    """Noise that the spreads of a prior hold, to be taken out of them.
+    """Noise that is part of the standard deviations of a prior, for its removal.
 
     Parameters
     ----------
     sigma : float
-        Of magnitude images, in the prior's units.
+        Standard deviation of the noise of magnitude images, in the units of the prior.
     channels : int
     inversions_frac : float
-        Of a ratio's inversions, as of `Ratio`.
+        For ratio images, noise of the two inversion images, as ``Ratio.noise_frac``.
     """
 
     sigma: float = 0.0
@@ -43,20 +43,23 @@ class MeasuredNoise:
     inversions_frac: float = 0.0
 
     def variance(self, mean: float) -> float:
-        """Of the noise in a label of this mean."""
+        """Variance of the noise in a label with this mean."""
         slope = ratio_slope(mean / UNITS - 0.5)
         return self.sigma**2 + (UNITS * self.inversions_frac * slope) ** 2
 
     def removed(self, mean: float, sd: float, variance: float) -> tuple[float, float]:
-        """Mean and spread of the signal under noise, which was measured with this mean and spread.
+        """Mean and standard deviation of the signal without noise, from the measured ones.
 
-        The second moment of non-central chi is that of the signal plus ``2 channels sigma^2``
-        (Koay and Basser, Journal of Magnetic Resonance 179, 2006).
+        The second moment of a non-central chi distribution is that of the signal plus
+        ``2 channels sigma^2`` (Koay and Basser, Journal of Magnetic Resonance 179, 2006).
 
         Parameters
         ----------
+        mean, sd : float
+            Measured mean and standard deviation of a label.
         variance : float
-            Of the noise; a share of the spread stays whatever it is, see `LEAST_SD_FRAC`.
+            Variance of the noise. A fraction of the standard deviation always remains, see
+            `LEAST_SD_FRAC`.
 
         Examples
         --------
@@ -78,14 +81,16 @@ class MeasuredNoise:
 
 
 def variance_lost(resolution: Resolution, voxel_size_mm: float) -> float:
-    """Variance of white noise in a pair's voxels over what is left of it in the acquired ones.
+    """Factor by which acquisition reduces the variance of white noise in a pair.
 
-    At most `MOST_VARIANCE_LOST`.
+    It is the variance in the voxels of the pair, divided by that in the acquired voxels, and at
+    most `MOST_VARIANCE_LOST`.
 
     Parameters
     ----------
+    resolution : Resolution
     voxel_size_mm : float
-        Of the pair.
+        Voxel size of the pair.
 
     Examples
     --------
@@ -109,15 +114,20 @@ def fitted_tissue(
     gain: float,
     order: Sequence[int],
 ) -> Tissue:
-    """Tissue that a prior has at two standard normals, less the noise that it was measured with.
+    """Tissue of a prior without the measured noise.
 
     Parameters
     ----------
+    prior : LabelPrior
+    location, spread : float
+        Standard normal numbers, which determine mean and standard deviation as quantiles.
+    noise : MeasuredNoise
     gain : float
-        Spread that is painted over the spread that blurring leaves of it.
+        Factor of the standard deviation that compensates later blur, see `PriorSpace.at`.
     order : sequence of int
-        Which component comes first: neighbours in it touch in the image. If there is one place
-        only, one component of the same mean and spread stands for all.
+        Order of the components; patches of successive components are adjacent in the image. If it
+        has one entry only, one Gaussian of the same mean and standard deviation replaces the
+        mixture.
     """
     mean = prior.mean + prior.mean_sd * location
     sd = prior.sd.median * math.exp(prior.sd.log_sd * spread)
@@ -140,10 +150,10 @@ def fitted_tissue(
 
 
 def between_tissues(agnostic: Tissue, fitted: Tissue, prior_weight: float) -> Tissue:
-    """Tissue between two: darker components move to darker ones, brighter to brighter.
+    """Tissue between an agnostic one and that of a prior, by prior weight.
 
-    The two mixtures are cut into the fewest parts that have one component of each; every part
-    moves straight from the one to the other.
+    Components of both mixtures are paired in the order of their means, with as many parts as
+    necessary. Each part is interpolated linearly.
 
     Examples
     --------
@@ -184,7 +194,7 @@ def _by_brightness(tissue: Tissue) -> list[tuple[float, int]]:
 
 
 def quantile(spread: Spread, u: float) -> float:
-    """Quantile of a positive quantity whose logarithm is normal.
+    """Quantile of a lognormal distribution at probability ``u``.
 
     >>> quantile(Spread(2.0, 0.3), 0.5)
     2.0
@@ -193,15 +203,15 @@ def quantile(spread: Spread, u: float) -> float:
 
 
 def ratio_slope(uni: float) -> float:
-    """Noise of MP2RAGE's ratio over the noise of its inversions, where the signal is 1.
+    """Factor from the noise of the inversion images to that of UNI, for a signal of 1.
 
-    With ``t`` the ratio of the two inversions, UNI is ``t / (1 + t^2)`` (Marques et al.,
-    NeuroImage 49, 2010) and small noise grows by ``(1 - t^2) / (1 + t^2)^1.5``.
+    If ``t`` is the ratio of the two inversion images, UNI is ``t / (1 + t^2)`` (Marques et al.,
+    NeuroImage 49, 2010), and the factor for small noise is ``(1 - t^2) / (1 + t^2)^1.5``.
 
     Parameters
     ----------
     uni : float
-        -0.5..0.5.
+        Between -0.5 and 0.5.
 
     Examples
     --------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups of ranges and probabilities: read, changed, checked, and named by their digest."""
+"""Groups of settings of recipe spaces: changes, checks and digests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from brainseg_bids.documents import Kind
 
 
 def digest_of(values: dict[str, Any]) -> str:
-    """SHA-256 of numbers and names in a canonical form, in which 1 is 1.0.
+    """SHA-256 of numbers and names in a canonical form, in which 1 and 1.0 are equal.
 
     >>> digest_of({"p": 1, "q": [2]}) == digest_of({"q": (2.0,), "p": 1.0})
     True
@@ -30,12 +30,18 @@ def digest_of(values: dict[str, Any]) -> str:
 
 
 def tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """TOML's lists as tuples."""
+    """Copy of values read from TOML, with tuples instead of lists."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def changed(group: Any, values: dict[str, Any], prefix: str = "") -> Any:
-    """Copy of a dataclass with other values, groups within it likewise."""
+    """Copy of a dataclass with other values, also in nested dataclasses.
+
+    Raises
+    ------
+    ValueError
+        If a key is unknown, or a group is not given as a table.
+    """
     known = {f.name: getattr(group, f.name) for f in fields(group)}
     new = {}
     for key, value in tuples(values).items():
@@ -52,14 +58,19 @@ def changed(group: Any, values: dict[str, Any], prefix: str = "") -> Any:
 
 
 def check_ranges(group: Any, kinds: Mapping[str, Kind], prefix: str = "") -> None:
-    """Raise ``ValueError`` for the first field whose value is not of its kind.
+    """Raise an error for the first field with an invalid value.
 
     Parameters
     ----------
     group : dataclass
-        Groups within it are checked, too.
+        Nested dataclasses are checked as well.
     kinds : mapping of str to Kind
-        By field; those of a group by ``group.field``.
+        Kind of each field; fields of nested dataclasses are named ``group.field``.
+
+    Raises
+    ------
+    ValueError
+        If a value is not of its kind.
     """
     for item in fields(group):
         name, value = prefix + item.name, getattr(group, item.name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MP2RAGE's UNI image: the ratio of two noisy inversions, and the noise that it is in air."""
+"""MP2RAGE's UNI image: the ratio of two noisy inversion images, with its noise in air."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from brainseg_bids.synth.transmit import MP2RAGE, train_signals
 
 
 def second_inversion(table: LabelTable, field_t: float = 7.0) -> Tensor:
-    """Magnitude of the second inversion, (n_labels,) float32, relative to cortical grey matter.
+    """Magnitude of the second inversion image for each label, (n_labels,) float32.
 
-    Proton density x |GRE(TI2)| x exp(-TE / T2*) with the times of ``data/relaxation.tsv`` and
-    the protocol `transmit.MP2RAGE`.
+    Relative to cortical grey matter: proton density x |GRE(TI2)| x exp(-TE / T2*), with the
+    relaxation times of ``data/relaxation.tsv`` and the protocol `transmit.MP2RAGE`.
 
     Examples
     --------
@@ -39,29 +39,30 @@ def _magnitude(tissue: Relaxation) -> np.ndarray:
 
 
 def take_ratio(painted: Tensor, second: Tensor, ratio: Ratio) -> Tensor:
-    """The UNI image that two noisy inversions give, where ``painted`` is the one without noise.
+    """UNI image of two noisy inversion images, from the UNI image without noise.
 
-    UNI = Re(S1* S2) / (|S1|^2 + |S2|^2). A painted value u stands for S1 = r S2 with
-    u = r / (1 + r^2), |r| <= 1; complex Gaussian noise is added to both inversions.
+    UNI = Re(S1* S2) / (|S1|^2 + |S2|^2). A value u without noise corresponds to S1 = r S2 with
+    u = r / (1 + r^2), |r| <= 1. Complex Gaussian noise is added to both inversion images.
 
-    Without signal, sum and difference of S1 and S2 are independent and have the same spread, and
-    UNI + 0.5 = |S1 + S2|^2 / (|S1 + S2|^2 + |S1 - S2|^2): chi-squared with 2 n degrees of freedom
-    over the sum of two, which is Beta(n, n) for n coil channels that are summed before the
-    division. For one complex image it is Beta(1, 1): air is uniform between low and high,
-    whatever the noise. (Images without imaginary part, n = 1/2, would make it U-shaped.)
+    Without signal, S1 + S2 and S1 - S2 are independent with the same standard deviation, and
+    UNI + 0.5 = |S1 + S2|^2 / (|S1 + S2|^2 + |S1 - S2|^2). This is one chi-square variable with 2n
+    degrees of freedom, divided by the sum of two: Beta(n, n) for n coil channels that are summed
+    before the division. For one complex image it is Beta(1, 1): air is uniform between ``low`` and
+    ``high``, independent of the noise.
 
     Parameters
     ----------
     painted : (X, Y, Z) float
-        UNI in painted units: ``ratio.low``..``ratio.high`` is -0.5..+0.5; beyond it is cut off.
+        UNI image without noise; ``ratio.low`` to ``ratio.high`` stands for -0.5 to +0.5. Values
+        outside are clipped.
     second : (X, Y, Z) float
-        Magnitude of the second inversion, grey matter 1.
+        Magnitude of the second inversion image, relative to grey matter.
     ratio : Ratio
 
     Returns
     -------
     (X, Y, Z) float32
-        In painted units; ``painted`` itself if ``noise_frac`` is 0.
+        In the units of ``painted``; ``painted`` itself if ``noise_frac`` is 0.
 
     Raises
     ------

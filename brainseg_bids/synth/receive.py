@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Receive field B1-: how well the coils hear each place."""
+"""Receive field B1-: sensitivity of the receive coils."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from brainseg_bids.synth.view import Crop
 
 
 def receive(bias: Bias, crop: Crop) -> Layer | None:
-    """Layer that multiplies by exp of a smooth field with a spread of ``bias.log_sd``."""
+    """Layer that multiplies by exp of a smooth random field with SD ``bias.log_sd``, or None."""
     if bias.log_sd == 0:
         return None
     field = smooth_field(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Recipe``: every number that makes one synthetic pair. `RecipeSpace.draw` draws them."""
+"""``Recipe``: all parameters of one synthetic pair, drawn by `RecipeSpace.draw`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Tissue:
-    """Intensities of one label: components told apart by a smooth random field.
+    """Intensities of one label: one or several Gaussians, in patches given by a random field.
 
     Parameters
     ----------
     mean, sd : tuple of float
-        Of each component, in the units of the recipe space (255: bright).
+        Mean and standard deviation of each component, in the units of the recipe space (255 is
+        bright).
     weight : tuple of float
-        Share of the label's voxels that each component has; equal shares if empty.
+        Fraction of the label's voxels with each component; empty: equal fractions.
     """
 
     mean: tuple[float, ...]
@@ -32,18 +33,20 @@ class Tissue:
 
 @dataclass(frozen=True)
 class Texture:
-    """Structure within a label.
+    """Texture within labels: patches of components, and correlated texture.
 
     Parameters
     ----------
     scale_mm : float
-        Distance between the nodes of the field that chooses among a tissue's components.
+        Node spacing of the random field that selects the component of each voxel.
     seed : int
+        Seed of this field.
     grain_mm : float
-        Distance between the nodes of a second field, the tissue's correlated texture.
+        Node spacing of the random field of the correlated texture.
     grain_frac : float
-        Share of a component's variance that is correlated, not white noise; 0: none.
+        Fraction of a component's variance that is correlated texture instead of white noise.
     grain_seed : int
+        Seed of the correlated texture.
     """
 
     scale_mm: float = 12.0
@@ -55,7 +58,18 @@ class Texture:
 
 @dataclass(frozen=True)
 class Deformation:
-    """How the anatomy moves: affine about the crop's centre, then a smooth invertible warp."""
+    """Spatial deformation: an affine transform about the centre of the crop and a smooth warp.
+
+    Parameters
+    ----------
+    rotation_deg, scaling, shearing : (3,) float
+        For each axis.
+    center_frac : (3,) float
+        Position of the crop within the range in which it can lie, from 0 to 1 for each axis.
+    velocity_sd_mm, node_spacing_mm : float
+        Standard deviation and node spacing of the velocity field of the warp.
+    seed : int
+    """
 
     rotation_deg: Triple = (0.0, 0.0, 0.0)
     scaling: Triple = (1.0, 1.0, 1.0)
@@ -68,17 +82,17 @@ class Deformation:
 
 @dataclass(frozen=True)
 class Atrophy:
-    """What the brain has lost, or has too much of; see `synth.atrophy`. Recipes say ``ageing``.
+    """Simulated atrophy, see `synth.atrophy`; ``ageing`` in recipe files.
 
     Parameters
     ----------
     ventricles_mm : float
-        How far the walls of the ventricles have moved outwards; negative: inwards.
+        Outward shift of the walls of the ventricles; negative: inward.
     thinning_frac : float
-        Share of the cortex's surface whose outermost voxels have become fluid; negative: where
-        fluid beside it has become cortex.
+        Fraction of the surface of the cortex whose outermost voxels become fluid; negative: fluid
+        next to it becomes cortex.
     lesion_frac : float
-        Share of the white matter that is lesion.
+        Fraction of the white matter that becomes lesion.
     seed : int
     """
 
@@ -90,7 +104,7 @@ class Atrophy:
 
 @dataclass(frozen=True)
 class Bias:
-    """Receive field B1-: exp of a smooth field with the given spread."""
+    """Receive field B1-: exp of a smooth random field with standard deviation ``log_sd``."""
 
     log_sd: float = 0.0
     node_spacing_mm: float = 60.0
@@ -99,18 +113,18 @@ class Bias:
 
 @dataclass(frozen=True)
 class Transmit:
-    """Transmit field B1+: the flip angle reached, relative to the one that was asked for.
+    """Transmit field B1+: actual flip angle relative to the nominal one.
 
     Parameters
     ----------
     sequence : {"none", "mprage", "mp2rage"}
-        How the field shows in the image; ``none``: not at all.
+        Sequence, which determines the effect on the image; ``none``: no effect.
     center, edge : float
-        Relative field in the middle of the head and at the temporal lobes and cerebellum.
+        Relative field in the centre of the brain, and at the temporal lobes and cerebellum.
     log_sd, node_spacing_mm, seed
-        A smooth random field on top, as of `Bias`.
+        An additional smooth random field, as in `Bias`.
     field_t : float
-        Field strength that the relaxation times belong to.
+        Field strength in tesla, for relaxation times.
     """
 
     sequence: str = "none"
@@ -124,15 +138,15 @@ class Transmit:
 
 @dataclass(frozen=True)
 class Ratio:
-    """MP2RAGE's UNI image: the ratio of two noisy inversions.
+    """MP2RAGE's UNI image: the ratio of two noisy inversion images.
 
     Parameters
     ----------
     noise_frac : float
-        Noise of each inversion's real and imaginary part, as a share of the second inversion's
-        signal in grey matter; 0: no ratio is taken.
+        Standard deviation of the noise in the real and imaginary parts, as a fraction of the
+        signal of grey matter in the second inversion image; 0: the image is not a ratio.
     low, high : float
-        Painted intensities that stand for ratios of -0.5 and +0.5.
+        Intensities that stand for ratios of -0.5 and +0.5.
     seed : int
     """
 
@@ -144,13 +158,14 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Susceptibility:
-    """Signal lost to field gradients near air in the head.
+    """Signal loss by susceptibility gradients near air.
 
     Parameters
     ----------
     echo_time_ms : float
-        0: nothing is lost.
+        0: no loss.
     field_t : float
+        Field strength in tesla.
     """
 
     echo_time_ms: float = 0.0
@@ -159,14 +174,14 @@ class Susceptibility:
 
 @dataclass(frozen=True)
 class Motion:
-    """Moves of the head while k-space was filled along one axis.
+    """Movements of the head during the acquisition of k-space along one axis.
 
     Parameters
     ----------
     times_frac : tuple of float
-        When it moved, as a share of the lines that were read; empty: it lay still.
+        Time of each movement, as a fraction of the acquired lines; empty: no motion.
     translations_mm, rotations_deg : tuple of (3,) float
-        Pose after each move.
+        Pose after each movement.
     axis : int
         Slow phase-encoding axis.
     """
@@ -179,14 +194,14 @@ class Motion:
 
 @dataclass(frozen=True)
 class Gibbs:
-    """Ringing: share of k-space that was read along each axis, the rest is zero; 1: all of it."""
+    """Gibbs ringing: fraction of k-space that is acquired along each axis; 1: no ringing."""
 
     kept_frac: Triple = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """Voxel size and slice thickness that the scanner had, per axis in mm."""
+    """Acquired voxel size and slice thickness along each axis."""
 
     voxel_size_mm: Triple = (1.0, 1.0, 1.0)
     thickness_mm: Triple = (1.0, 1.0, 1.0)
@@ -199,12 +214,13 @@ class Noise:
     Parameters
     ----------
     sd_frac : float
-        Of each channel's real and imaginary part, as a share of the image's 99th percentile.
+        Standard deviation of the real and imaginary part of each channel, as a fraction of the
+        99th percentile of the image.
     seed : int
     channels : int
         1: Rician; more: root of the sum of squares over channels, non-central chi.
     sd : float
-        As ``sd_frac``, in painted units; the two add up.
+        Standard deviation in the units of intensities, added to that of ``sd_frac``.
     """
 
     sd_frac: float = 0.0
@@ -215,21 +231,21 @@ class Noise:
 
 @dataclass(frozen=True)
 class View:
-    """What of the head is in the image.
+    """Parts of the head that the image shows: brain extraction, defacing, field of view.
 
     Parameters
     ----------
     kept : {"head", "brain", "brain+csf"}
     cut_normal, cut_mm : (3,) float, float
-        The normal points away from what is kept (RAS); voxels further along it than ``cut_mm``
-        from the middle of the head are gone, as after defacing. A zero normal cuts nothing.
+        Plane of defacing: voxels further than ``cut_mm`` from the centre of the head along the
+        normal (RAS) are removed. A zero normal removes nothing.
     low_mm, high_mm : (3,) float
-        Field of view about the middle of the head (RAS); what lies outside is gone.
+        Ends of the field of view, relative to the centre of the head (RAS).
     air_masked : bool
-        Whether what is outside the head, and tissues that are not kept, were set to a constant
-        after the image was acquired.
+        Whether voxels outside of the head or of the kept tissues are set to a constant after
+        acquisition.
     air_level : float
-        That constant, in painted units.
+        This constant, in the units of intensities.
     """
 
     kept: str = "head"
@@ -243,9 +259,9 @@ class View:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number that makes one pair. Same recipe, same labels: same pair.
+    """All parameters of one synthetic pair: the same recipe and label map give the same pair.
 
-    What is not given is switched off.
+    Effects that are not given are switched off.
 
     Examples
     --------
@@ -273,17 +289,17 @@ class Recipe:
     space: str = "by hand"
 
     def to_json(self) -> str:
-        """The recipe as JSON text."""
+        """Recipe as JSON text."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        """Read `to_json`'s text.
+        """Recipe from the JSON text of `to_json`.
 
         Raises
         ------
         ValueError
-            If it is something else; names the part that cannot be used.
+            If it cannot be used; the message names the part with the error.
         """
         raw = parse_json(text, "recipe")
         tissues = raw.pop("tissues", {})

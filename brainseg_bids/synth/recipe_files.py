@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipe files: any space of recipes by its name or its file, and files of spaces from a prior."""
+"""Files of recipe spaces: reading any of them, and writing those from a prior."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from brainseg_bids.synth.space import RecipeSpace
 
 
 def read_space(name_or_path: str) -> RecipeSpace | PriorSpace:
-    """Recipe space by the name of a packaged one, or from a TOML file.
+    """Recipe space of the package, by its name, or from a TOML file.
 
     A file with the key ``prior`` gives a `PriorSpace`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such space, or the file cannot be used.
     """
     if name_or_path.endswith(".toml") and "prior" in read_toml(Path(name_or_path)):
         return PriorSpace.read(name_or_path)
@@ -25,19 +30,22 @@ def read_space(name_or_path: str) -> RecipeSpace | PriorSpace:
 def write_prior_space(
     path: str | Path, prior_path: str | Path, kappa: float, agnostic: str = "agnostic"
 ) -> Path:
-    """Write a recipe file that `read_space` turns into a `PriorSpace`.
+    """Write the file of a `PriorSpace` for `read_space`, and return its path.
 
     Parameters
     ----------
+    path : path
     prior_path : path
-        JSON of the prior; written relative to ``path``.
+        JSON file of the prior; the file has its path relative to ``path``.
+    kappa : float
+        Prior weight.
     agnostic : str
-        Packaged recipe space or TOML file.
+        Recipe space of the package, or TOML file.
 
     Raises
     ------
     ValueError
-        If ``kappa`` is outside 0..1.
+        If ``kappa`` is outside 0 to 1.
     """
     if not 0 <= kappa <= 1:
         raise ValueError(f"kappa is {kappa!r}: choose a number from 0 (any contrast) to 1")

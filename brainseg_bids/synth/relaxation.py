@@ -29,14 +29,14 @@ blood, white and grey matter in Rooney et al., MRM 2007); R2* grows linearly (Li
 
 @dataclass(frozen=True)
 class Relaxation:
-    """Numbers that decide a tissue's signal; each a float or (n_labels,) float.
+    """Relaxation times and proton density of one tissue or of n_labels tissues.
 
     Parameters
     ----------
     t1_s : float or ndarray
         Longitudinal relaxation time.
     proton_density : float or ndarray
-        Of water and fat that can be seen, as a share of water's.
+        Density of MR-visible water and fat, relative to water.
     t2star_ms : float or ndarray
         Effective transverse relaxation time.
     """
@@ -56,16 +56,16 @@ class _Row:
 
 @lru_cache(maxsize=1024)  # the same few labels and fields for every pair
 def relaxation_of(name: str, field_t: float) -> Relaxation:
-    """Relaxation of one label, by its name in any of the packaged label tables.
+    """Relaxation of one label, by its name in any label table of the package.
 
-    The first line of ``data/relaxation.tsv`` with a fitting pattern counts. Between two field
-    strengths of the table, and beyond the last of them, times follow the power of B0 that joins
-    the nearest two that were measured; where only one was, see `LONE_EXPONENT`.
+    The first line of ``data/relaxation.tsv`` with a matching pattern is used. Times are
+    interpolated and extrapolated by a power of B0 through the nearest two measured field
+    strengths; if there is only one, see `LONE_EXPONENT`.
 
     Raises
     ------
     UnknownLabelError
-        If no line fits the name.
+        If no line matches the name.
     ValueError
         If the field strength is outside of 1 to 12 T.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scanner resolved: slice profile, voxel size, and back to the pair's grid."""
+"""Acquired resolution: slice profile, voxel size, and resampling to the grid of the pair."""
 
 from __future__ import annotations
 
@@ -35,13 +35,20 @@ def acquire(
     scale: float,
     gibbs: Gibbs = ALL_READ,
 ) -> Tensor:
-    """Magnitude image: sampled at the acquired voxels, with their ringing and noise, and back.
+    """Magnitude image as acquired, resampled to the grid of the pair, (X, Y, Z) float.
+
+    The image is sampled at the acquired voxels, where Gibbs ringing and noise are added.
 
     Parameters
     ----------
     image : (X, Y, Z) float
+    resolution : Resolution
+    noise : Noise
+    voxel_size_mm : float
+        Voxel size of ``image``, isotropic.
     scale : float
-        Intensity that ``noise.sd_frac`` is a share of.
+        Intensity that ``noise.sd_frac`` is relative to.
+    gibbs : Gibbs
     """
     voxels = AcquiredVoxels.of(triple(image.shape), resolution, voxel_size_mm=voxel_size_mm)
     acquired = truncate(voxels.sample(image), gibbs)
@@ -50,12 +57,12 @@ def acquire(
 
 @dataclass(frozen=True)
 class AcquiredVoxels:
-    """The way from a pair's voxels to those that the scanner had, and back.
+    """Sampling of a pair at the acquired voxels, and resampling to its grid.
 
     Parameters
     ----------
     samplings : three of (profile matrix, positions) or None
-        As `_sampling` gives them; ``None`` where nothing changes.
+        From `_sampling`, for each axis; None for axes without change.
     """
 
     samplings: tuple[tuple[Tensor, Tensor] | None, ...]
@@ -64,7 +71,7 @@ class AcquiredVoxels:
     def of(
         cls, shape: tuple[int, int, int], resolution: Resolution, *, voxel_size_mm: float
     ) -> AcquiredVoxels:
-        """For a pair of this shape and isotropic voxel size."""
+        """Sampling of a pair with this shape and isotropic voxel size."""
         return cls(
             tuple(
                 _sampling(n, voxel_size_mm, size, thickness)
@@ -75,10 +82,10 @@ class AcquiredVoxels:
         )
 
     def sample(self, image: Tensor) -> Tensor:
-        """Blur by the slice profile and take the acquired voxels.
+        """Image at the acquired voxels, after blurring by the slice profile.
 
-        The profile is a Gaussian whose full width at half maximum is the slice thickness, less
-        the width that the voxels of ``image`` already have.
+        The profile is a Gaussian whose full width at half maximum is the slice thickness, reduced
+        by the width that the voxels of ``image`` already have.
         """
         for axis, sampling in enumerate(self.samplings):
             if sampling is not None:
@@ -86,7 +93,7 @@ class AcquiredVoxels:
         return image
 
     def resample(self, acquired: Tensor) -> Tensor:
-        """Linear interpolation of the acquired voxels at those of the pair."""
+        """Image on the grid of the pair, by linear interpolation of the acquired voxels."""
         # The last axis first, while the volume is small: it is the dearest to interpolate along.
         for axis, sampling in reversed(list(enumerate(self.samplings))):
             if sampling is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that fields lay over the tissues: flip angles reached, signal lost near air."""
+"""Layers for effects of fields: flip angles, and signal loss near air."""
 
 from __future__ import annotations
 
@@ -23,14 +23,22 @@ CELL_MM = 3.0
 def flip_angles(
     transmit: Transmit, ratio: Ratio, table: LabelTable, crop: Crop, *, brain_mm: Triple
 ) -> Layer | None:
-    """Layer of B1+: a factor for MPRAGE, a term for MP2RAGE, each label answering in its way.
+    """Layer of the effect of B1+ on each label: a factor for MPRAGE, an offset for MP2RAGE.
 
     Parameters
     ----------
+    transmit : Transmit
     ratio : Ratio
-        ``low`` and ``high`` say what a term of one UNI is in painted intensities.
+        ``high - low`` is the range of UNI in intensities.
+    table : LabelTable
+    crop : Crop
     brain_mm : (3,) float
-        From the middle of the crop to the middle of the brain, RAS.
+        Vector from the centre of the crop to the centre of the brain, RAS.
+
+    Returns
+    -------
+    Layer or None
+        None if the sequence is ``none``.
     """
     if transmit.sequence == "none":
         return None
@@ -66,12 +74,15 @@ def flip_angles(
 def air_loss(
     susceptibility: Susceptibility, indices: Tensor, table: LabelTable, crop: Crop
 ) -> Layer | None:
-    """Layer that multiplies by the share of the signal that is left near air.
+    """Layer that multiplies by the fraction of signal that remains near air, or None.
 
     Parameters
     ----------
+    susceptibility : Susceptibility
     indices : (X, Y, Z) uint8
-        Class index of each voxel's label in ``table``; air is what has no protons.
+        Class indices of ``table``; labels without protons are air.
+    table : LabelTable
+    crop : Crop
     """
     if susceptibility.echo_time_ms <= 0:
         return None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``RecipeSpace``: the ranges that recipes are drawn from; every random number is drawn here.
+"""``RecipeSpace``: the distributions that recipes are drawn from.
 
-The ranges follow SynthSeg (Billot et al., Medical Image Analysis 86, 2023) unless a recipe
-file says otherwise; each file in ``data/recipes`` names the source of its numbers.
+Defaults follow SynthSeg (Billot et al., Medical Image Analysis 86, 2023). Each file in
+``data/recipes`` names the source of its numbers.
 """
 
 from __future__ import annotations
@@ -75,18 +75,19 @@ DRAWING = 2
 
 @dataclass(frozen=True)
 class RecipeSpace(ClassSpace):
-    """The ranges that one may draw from. One field per number of a recipe.
+    """Distributions of the parameters of a recipe.
 
-    Ranges are (low, high) and uniform unless the name says ``_sd`` (normal about no change)
-    or ``_p`` (probability). Lengths in mm, angles in degrees.
+    A range (low, high) stands for a uniform distribution. A number whose name ends in ``_sd`` is
+    the standard deviation of a normal distribution about no change, one that ends in ``_p`` is a
+    probability. Lengths are in mm, angles in degrees.
 
-    Each part of a recipe is drawn from a stream of its own, so that switching one effect off
-    leaves every other number of the recipe as it was.
+    Each part of a recipe has its own random stream: if one effect is switched off, all other
+    numbers of the recipe stay the same.
 
     Raises
     ------
     ValueError
-        If a probability is outside 0..1 or a range runs backwards.
+        If a probability is outside 0 to 1, or the low end of a range is above the high end.
 
     Examples
     --------
@@ -138,15 +139,21 @@ class RecipeSpace(ClassSpace):
 
     @classmethod
     def read(cls, path: str | Path, above: tuple[Path, ...] = ()) -> RecipeSpace:
-        """Read a TOML recipe file.
+        """Recipe space from a TOML file.
 
-        ``base`` names a packaged space, or a file beside this one, that it differs from.
-        ``above`` are the files that name this one so.
+        The key ``base`` names a recipe space of the package, or a file in the same folder, from
+        which other values are taken.
+
+        Parameters
+        ----------
+        path : path
+        above : tuple of Path
+            Files whose ``base`` led to this one.
 
         Raises
         ------
         ValueError
-            If it is no such file or a key is not known; the message lists the known ones.
+            If the file cannot be used or a key is unknown; the message lists the known keys.
         """
         path = Path(path)
         raw = read_toml(path)
@@ -169,14 +176,20 @@ class RecipeSpace(ClassSpace):
     def named(
         cls, name_or_path: str, folder: Path = Path(), above: tuple[Path, ...] = ()
     ) -> RecipeSpace:
-        """A packaged space, or one from a TOML file whose path starts at ``folder``."""
+        """Recipe space of the package, by its name, or from a TOML file relative to ``folder``."""
         if name_or_path.endswith(".toml"):
             return cls.read(folder / name_or_path, above)
         return cls.packaged(name_or_path)
 
     @classmethod
     def packaged(cls, name: str) -> RecipeSpace:
-        """Recipe space that comes with the package, e.g. ``agnostic`` or ``t1w``."""
+        """Recipe space of the package, e.g. ``agnostic`` or ``t1w``.
+
+        Raises
+        ------
+        ValueError
+            If there is no such space; the message lists the known ones.
+        """
         folder = resources.files("brainseg_bids") / "data" / "recipes"
         file = folder / f"{name}.toml"
         if not file.is_file():
@@ -188,17 +201,17 @@ class RecipeSpace(ClassSpace):
             return cls.read(path)
 
     def changed(self, values: dict[str, Any]) -> RecipeSpace:
-        """The same space with other values, as a recipe file gives them.
+        """Recipe space with some values changed.
 
         Parameters
         ----------
         values : dict
-            By field; those of a group such as ``transmit`` in a dict of their own.
+            Values by field, as in a recipe file; a group such as ``transmit`` is a dictionary.
 
         Raises
         ------
         ValueError
-            If a key is not known; the message lists the known ones.
+            If a key is unknown; the message lists the known keys.
 
         Examples
         --------
@@ -209,7 +222,13 @@ class RecipeSpace(ClassSpace):
         return changed(self, values)
 
     def without(self, *effects: str) -> RecipeSpace:
-        """The same space with effects of `EFFECTS` switched off."""
+        """Recipe space with some effects of `EFFECTS` switched off.
+
+        Raises
+        ------
+        ValueError
+            If there is no such effect.
+        """
         check_effects(effects)
         space = self
         for effect in effects:
@@ -222,25 +241,31 @@ class RecipeSpace(ClassSpace):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of every number in it and of how they are drawn; the name does not matter.
+        """SHA-256 of all values and of the method of drawing, without the name.
 
-        The digest, a seed and an index make a pair again.
+        Digest, seed and index identify a pair.
         """
         return digest_of(asdict(self) | {"name": "", "drawing": DRAWING})
 
     def at(self, voxel_size_mm: float) -> RecipeSpace:
-        """The same space: its spreads are painted whatever the pair's voxels, as in SynthSeg."""
+        """This space: its standard deviations do not depend on the voxel size, as in SynthSeg."""
         return self
 
     def covers(self, table: LabelTable) -> None:
-        """Raise ``ValueError`` naming the labels of ``table`` for which there is no intensity."""
+        """Raise an error unless all labels of ``table`` have intensities.
+
+        Raises
+        ------
+        ValueError
+            If labels are missing; the message lists them.
+        """
         given = {label for tissue in self.tissues for label in tissue.labels}
         missing = [label.name for label in table if label.name not in given]
         if missing:
             raise ValueError(f"recipe space {self.name} says nothing about: {', '.join(missing)}")
 
     def draw(self, rng: np.random.Generator) -> Recipe:
-        """Draw one recipe; all randomness of a pair comes from ``rng`` here."""
+        """Random recipe, which determines everything random about a pair."""
         streams = Streams.draw(rng)
         classes = ClassDraw.of(self, streams)
         tissues = {
@@ -251,7 +276,7 @@ class RecipeSpace(ClassSpace):
         return self.draw_rest(streams, tissues)
 
     def draw_rest(self, streams: Streams, tissues: dict[str, Tissue]) -> Recipe:
-        """Everything but the tissues."""
+        """Random recipe with the given tissues."""
         ratio = self._draw_ratio(streams)
         return Recipe(
             tissues=tissues,
@@ -420,7 +445,13 @@ def _tissues(classes: object) -> tuple[TissueSpace, ...]:
 
 
 def check_effects(effects: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` for a name that is not in `EFFECTS`."""
+    """Raise an error for a name that is not in `EFFECTS`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such effect; the message lists the known ones.
+    """
     for effect in effects:
         if effect not in EFFECTS:
             raise ValueError(f"no effect {effect!r}; known: {', '.join(EFFECTS)}")

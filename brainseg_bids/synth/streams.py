@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random numbers of a recipe: a stream for each part, and quantiles of simple laws."""
+"""Random streams of a recipe, one for each part, and quantiles of simple distributions."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Range = tuple[float, float]
 class Streams:
     """Independent streams of random numbers, one for each name.
 
-    The numbers of a name do not depend on what is drawn under another, nor on how many are
-    drawn.
+    The numbers of one stream do not depend on what is drawn from others, and every call starts at
+    the beginning of its stream.
 
     Examples
     --------
@@ -30,23 +30,23 @@ class Streams:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Streams:
-        """All streams of one recipe."""
+        """Streams of one recipe, with entropy from ``rng``."""
         return cls(int(rng.integers(2**63)))
 
     def generator(self, name: str) -> np.random.Generator:
-        """The stream from its beginning."""
+        """Generator at the beginning of a stream."""
         return np.random.default_rng([self.entropy, zlib.crc32(name.encode())])
 
     def uniforms(self, name: str, n: int) -> list[float]:
-        """The first ``n`` numbers in 0..1."""
+        """First ``n`` numbers of a stream, uniform between 0 and 1."""
         return self.generator(name).random(n).tolist()
 
     def uniform(self, name: str) -> float:
-        """The first number in 0..1."""
+        """First number of a stream, uniform between 0 and 1."""
         return self.uniforms(name, 1)[0]
 
     def normals(self, name: str, n: int) -> np.ndarray:
-        """The first ``n`` standard normal numbers."""
+        """First ``n`` standard normal numbers of a stream."""
         return self.generator(f"normal {name}").standard_normal(n)
 
     def seed(self, name: str) -> int:
@@ -55,7 +55,7 @@ class Streams:
 
 
 def within(bounds: Range, u: float) -> float:
-    """Quantile of the uniform distribution between two bounds."""
+    """Quantile of the uniform distribution between two bounds at probability ``u``."""
     return bounds[0] + (bounds[1] - bounds[0]) * u
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signal lost near air: its susceptibility bends the field, and spins in a voxel fall apart."""
+"""Signal loss near air: susceptibility gradients dephase the spins within a voxel."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def signal_left(
     spacing_mm: float,
     voxel_size_mm: float = 1.0,
 ) -> Tensor:
-    """Share of the signal that a gradient echo keeps, (nx, ny, nz) float32 in 0..1.
+    """Fraction of signal that remains in a gradient echo, (nx, ny, nz) float32 between 0 and 1.
 
-    |sinc| of the cycles that the field's slope puts across a voxel until the echo, along each
-    axis: exact for a box-shaped voxel and a straight slope. Shifts of k-space and of positions
-    are left out.
+    Along each axis it is |sinc| of the number of phase cycles across a voxel at the echo time.
+    This is exact for a box-shaped voxel and a linear field. Shifts in k-space and geometric
+    distortion are not modelled.
 
     Parameters
     ----------
     air : (nx, ny, nz) float
-        Share of air in each cell, inside and outside of the head, RAS; 0: tissue.
+        Fraction of air in each cell, inside and outside of the head, in RAS+ axis order.
     susceptibility : Susceptibility
     spacing_mm : float
-        Size of a cell. What is finer than a cell is averaged, so that losses within a cell of a
-        border are too small rather than too large.
+        Size of a cell. Since finer structure is averaged, losses within one cell of a border tend
+        to be underestimated.
     voxel_size_mm : float
-        Of the scan, isotropic.
+        Voxel size of the scan, isotropic.
 
     Examples
     --------
@@ -68,16 +68,16 @@ def signal_left(
 
 
 def field_shift_ppm(air: Tensor) -> Tensor:
-    """Change of the main field by air in tissue, (nx, ny, nz) float32, in ppm of B0, which is S.
+    """Shift of the main field by air in tissue in ppm, (nx, ny, nz) float32; B0 is along S.
 
-    Dipole kernel 1/3 - kz^2 / k^2 in k-space (Salomir et al., Concepts Magn Reson B 2003;
-    Marques and Bowtell, same, 2005), with the sphere of Lorentz. Beyond the box goes on what is
-    at its faces. Its mean is arbitrary.
+    Computed with the dipole kernel 1/3 - kz^2 / k^2 in k-space (Salomir et al., Concepts Magn
+    Reson B 2003; Marques and Bowtell, same journal, 2005), with the Lorentz sphere. The array is
+    extended by its border values. The mean is arbitrary.
 
     Parameters
     ----------
     air : (nx, ny, nz) float
-        Share of air in each cell; cells are cubes of any size.
+        Fraction of air in each cell; cells are cubes of any size.
     """
     pads = [_pad(n) for n in air.shape]
     around = [side for pad in reversed(pads) for side in pad]

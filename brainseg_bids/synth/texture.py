@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structure within a label: patches of its components, and correlated texture in its noise.
+"""Texture within labels: patches of components, and correlated texture.
 
-Both are random fields of cubic B-splines, with a spread of one in every voxel.
+Both are random fields of cubic B-splines with a standard deviation of 1 in every voxel.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ BySlab = Callable[[int, int], Tensor]
 
 
 def patches(texture: Texture, crop: Crop) -> BySlab:
-    """Function of a slab: level of the field that chooses among components, int32.
+    """Function (start, stop) that returns the levels of the texture for a slab.
 
     Returns
     -------
-    callable (start, stop) -> (stop - start, Y, Z) int32 in 0..LEVELS - 1
-        `intensity.tissue_lookup` knows which component each level means for each label.
+    callable (start, stop) -> (stop - start, Y, Z) int32
+        Levels below `LEVELS`; `intensity.tissue_lookup` has the component of each label and level.
     """
     field = smooth_field(
         crop.shape,
@@ -42,15 +42,22 @@ def patches(texture: Texture, crop: Crop) -> BySlab:
 
 
 def correlated_noise(texture: Texture, crop: Crop, seed: int) -> BySlab:
-    """Function of a slab: standard normal noise of which a share is smooth.
+    """Function (start, stop) that returns standard normal noise, a part of it smooth, for a slab.
 
-    ``sqrt(1 - f) white + sqrt(f) smooth`` with ``f = texture.grain_frac``, so that the spread is
-    one whatever the share, and a voxel's correlation with another ``f`` times the smooth one's.
+    ``sqrt(1 - f) white + sqrt(f) smooth`` with ``f = texture.grain_frac``: the standard deviation
+    is always 1, and the correlation of two voxels is ``f`` times that of the smooth part.
 
     Parameters
     ----------
+    texture : Texture
+    crop : Crop
     seed : int
-        Of the white part.
+        Seed of the white part.
+
+    Raises
+    ------
+    ValueError
+        If ``texture.grain_frac`` is outside 0 to 1.
     """
     if not 0 <= texture.grain_frac <= 1:
         raise ValueError(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transmit field B1+: where the flip angle is not the one asked for, and what it does.
+"""Transmit field B1+: deviation of the flip angle from the nominal one, and its effect.
 
-MPRAGE turns it into shading and into false contrast. MP2RAGE, the ratio of two inversions, loses
-the shading and keeps a little of the contrast.
+In MPRAGE images it causes shading and changes of contrast. In MP2RAGE's UNI images the shading
+cancels out, and small changes of contrast remain.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ A smooth spline goes near them, within 0.015 of the field.
 
 @dataclass(frozen=True)
 class Shade:
-    """A place where the transmit field is weak.
+    """A region with a weak transmit field.
 
     Parameters
     ----------
     center_mm : (3,) float
-        From the middle of the brain, RAS; off the midline there is another on the left.
+        Position relative to the centre of the brain, RAS; if it is off the midline, there is
+        another region on the other side.
     sd_mm : (3,) float
-        How far it reaches: standard deviations of a Gaussian.
+        Standard deviations of its Gaussian profile.
     depth : float
-        1: ``Transmit.edge`` is reached in its middle.
+        At 1, the field at the centre of the region is ``Transmit.edge``.
     """
 
     center_mm: Triple
@@ -69,14 +70,14 @@ def transmit_field(
     center_mm: Triple,
     device: torch.device,
 ) -> BandedProduct:
-    """Relative B1+ over a crop.
+    """Relative B1+ over a crop, computed in slabs.
 
-    ``center`` in the middle of the brain, falling off towards the rim and to ``edge`` in the
-    temporal lobes, the cerebellum and the neck, the same on both sides; times exp of a random
-    field. A model of our own after published maps of birdcage coils in their circular mode at
-    7 T, where waves add up in the middle and cancel where the head is wide and low (Vaughan et
-    al., MRM 2001; Van de Moortele et al., MRM 2005; over whole brains: Marques et al.,
-    NeuroImage 2010; Haast et al., HBM 2018).
+    The field is ``center`` in the centre of the brain. It decreases towards the periphery, and to
+    ``edge`` in the temporal lobes, the cerebellum and the neck, symmetrically on both sides. It is
+    multiplied by exp of a random field. This is an own model of published maps of birdcage coils
+    in circular mode at 7 T, where waves interfere constructively in the centre and destructively
+    at the periphery (Vaughan et al., MRM 2001; Van de Moortele et al., MRM 2005; over whole
+    brains: Marques et al., NeuroImage 2010; Haast et al., HBM 2018).
 
     Parameters
     ----------
@@ -84,13 +85,12 @@ def transmit_field(
     shape : (X, Y, Z)
     voxel_size_mm : float
     center_mm : (3,) float
-        From the middle of the crop to the middle of the box around the brain, RAS.
+        Vector from the centre of the crop to the centre of the bounding box of the brain, RAS.
     device : torch.device
 
     Returns
     -------
-    callable
-        Of (start, stop): (stop - start, Y, Z) float32.
+    callable (start, stop) -> (stop - start, Y, Z) float32
 
     Examples
     --------
@@ -160,22 +160,22 @@ def _bump(axes: list[Tensor], center_mm: Triple, sd_mm: Triple) -> Tensor:
 
 @dataclass(frozen=True)
 class Cycle:
-    """What a scanner repeats: an inversion, then one or more trains of low flip angles.
+    """Protocol of an inversion-recovery sequence: an inversion, then one or more readout trains.
 
     Parameters
     ----------
     tr_s : float
-        From one inversion to the next.
+        Time between inversions.
     ti_s : tuple of float
-        From the inversion to the centre of k-space of each train.
+        Inversion time of each train, at the centre of k-space.
     flip_deg : tuple of float
-        Flip angle of each train that is asked for.
+        Nominal flip angle of each train.
     echo_spacing_s : float
-        Between the pulses of a train.
+        Time between the pulses of a train.
     before, after : int
-        Pulses of a train before the centre of k-space, and from it on.
+        Number of pulses of a train before the centre of k-space, and from it on.
     efficiency : float
-        Of the inversion, which is adiabatic: B1+ does not matter to it.
+        Efficiency of the inversion. It does not depend on B1+, since the pulse is adiabatic.
     echo_time_ms : float
     """
 
@@ -199,17 +199,17 @@ MPRAGE = Cycle(2.53, (1.1,), (7.0,), 0.0098, before=88, after=88)
 
 
 def train_signals(t1_s: ArrayLike, b: ArrayLike = 1.0, *, cycle: Cycle) -> list[np.ndarray]:
-    """Signal at the centre of k-space of each train, in the steady state, M0 = 1.
+    """Steady-state signal at the centre of k-space of each train, for M0 = 1.
 
-    Every piece of the cycle maps Mz to ``gain * Mz + offset``; so does the whole cycle, and its
-    fixed point is the steady state (Mugler and Brookeman, MRM 1990; Marques et al., NeuroImage
-    2010, appendix). Transverse magnetisation is spoiled, T2* left out.
+    Each part of the cycle maps Mz to ``gain * Mz + offset``, and so does the whole cycle. The
+    steady state is its fixed point (Mugler and Brookeman, MRM 1990; Marques et al., NeuroImage
+    2010, appendix). Transverse magnetisation is spoiled; T2* is not included.
 
     Parameters
     ----------
     t1_s : float or array
     b : float or array
-        Flip angles reached, relative to those asked for; broadcast against ``t1_s``.
+        Flip angles relative to nominal ones; broadcast against ``t1_s``.
     cycle : Cycle
 
     Returns
@@ -220,7 +220,7 @@ def train_signals(t1_s: ArrayLike, b: ArrayLike = 1.0, *, cycle: Cycle) -> list[
     Raises
     ------
     ValueError
-        If the trains of the cycle do not fit into its times.
+        If the trains of the cycle overlap.
     """
     t1_s, b = np.broadcast_arrays(np.asarray(t1_s, float), np.asarray(b, float))
     pieces, reads, now_s = [(-cycle.efficiency, 0.0)], [], 0.0
@@ -270,7 +270,7 @@ def _joined(pieces: list[tuple[Any, ...]]) -> tuple[Any, ...]:
 
 
 def mprage_signal(t1_s: ArrayLike, b: ArrayLike = 1.0, *, cycle: Cycle = MPRAGE) -> np.ndarray:
-    """Magnitude of MPRAGE for a proton density of one, without T2*.
+    """Magnitude of MPRAGE for a proton density of 1, without T2*; see `train_signals`.
 
     Examples
     --------
@@ -282,9 +282,9 @@ def mprage_signal(t1_s: ArrayLike, b: ArrayLike = 1.0, *, cycle: Cycle = MPRAGE)
 
 
 def uni_of_t1(t1_s: ArrayLike, b: ArrayLike = 1.0, *, cycle: Cycle = MP2RAGE) -> np.ndarray:
-    """MP2RAGE's UNI, S1 S2 / (S1^2 + S2^2): -0.5..0.5, whatever proton density, T2* and B1-.
+    """UNI of MP2RAGE, S1 S2 / (S1^2 + S2^2), between -0.5 and 0.5.
 
-    Marques et al., NeuroImage 49:1271 (2010).
+    It does not depend on proton density, T2* and B1- (Marques et al., NeuroImage 49:1271, 2010).
 
     Examples
     --------
@@ -303,20 +303,22 @@ NULL_FRAC = 0.5
 
 
 def transmit_response(transmit: Transmit, table: LabelTable) -> Tensor:
-    """How each label answers B1+: a0 + a1 (b - 1) + a2 (b - 1)^2, (n_labels, 3) float32.
+    """Coefficients of the effect of B1+ on each label, (n_labels, 3) float32.
 
-    Least squares over `FIT_RANGE` to the exact signal equations; a0 is exact.
+    The effect of a relative field b is a0 + a1 (b - 1) + a2 (b - 1)^2, fitted by least squares
+    over `FIT_RANGE` to the exact signal equations; a0 is exact.
 
-    - ``mprage``: a factor, S(T1, b) / S(T1, 1), a0 = 1. What inversion has all but nulled has no
-      useful factor; its change counts relative to `NULL_FRAC` of grey matter's signal.
-    - ``mp2rage``: a term, UNI(T1, b) - UNI(T1, 1), a0 = 0, in units of UNI (-0.5..0.5).
+    - ``mprage``: a factor, S(T1, b) / S(T1, 1), with a0 = 1. For labels whose signal is almost
+    nulled
+      by the inversion, the change is taken relative to `NULL_FRAC` of the signal of grey matter.
+    - ``mp2rage``: an offset, UNI(T1, b) - UNI(T1, 1), with a0 = 0, in units of UNI (-0.5 to 0.5).
 
-    Labels without protons answer nothing.
+    Labels without protons have no effect.
 
     Raises
     ------
     ValueError
-        If the sequence is neither.
+        If the sequence is neither of these.
     """
     tissue = relaxation(table, transmit.field_t)
     b = np.linspace(*FIT_RANGE, 111)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of the head is in the image: kept tissues, cut plane, field of view.
+"""Parts of the head that the image shows: kept tissues, plane of defacing, field of view.
 
-What is not there is background in the labels and zero in the image; what is masked has the
-mask's level instead. It is taken away after the
-image was acquired, as brain extraction, defacing and cropping do, so nothing is blurred into it.
+Other voxels are background in the labels, and zero (or the level of the mask) in the image. As in
+brain extraction, defacing and cropping, they are removed after acquisition, without blur.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class Crop:
-    """The voxels of a pair, and where the head is from there.
+    """Grid of a pair, and position of the head relative to it.
 
     Parameters
     ----------
@@ -31,7 +30,7 @@ class Crop:
     voxel_size_mm : float
         Isotropic.
     center_mm : (3,) float
-        RAS, from the middle of the crop to the middle of the head.
+        Vector from the centre of the crop to the centre of the head, RAS.
     device : torch.device
     """
 
@@ -41,7 +40,7 @@ class Crop:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def axes_mm(self) -> list[Tensor]:
-        """Three axes of the voxels' places, RAS mm from the middle of the head."""
+        """Coordinates of the voxels along each RAS axis, in mm from the centre of the head."""
         return [
             (torch.arange(n, dtype=torch.float64) - (n - 1) / 2) * self.voxel_size_mm - center
             for n, center in zip(self.shape, self.center_mm, strict=True)
@@ -49,14 +48,14 @@ class Crop:
 
 
 def is_visible(label: Label, view: View) -> bool:
-    """Whether a label is still in the image under this view."""
+    """Whether a label is among the kept tissues of a view."""
     if view.kept == "head" or label.is_brain:
         return True
     return label.is_extracerebral_csf and view.kept == "brain+csf"
 
 
 def field_of_view(view: View, crop: Crop) -> Box:
-    """Voxels of the crop that lie within the field of view; along each axis at least one.
+    """Slices of the voxels of the crop within the field of view, at least one along each axis.
 
     Examples
     --------
@@ -76,17 +75,19 @@ def field_of_view(view: View, crop: Crop) -> Box:
 
 
 def is_outside(label: Label) -> bool:
-    """Whether a label is air around the head: code 0, and a tool's own name for it."""
+    """Whether a label is air around the head: code 0, or a label of a tool for it."""
     return label.index == 0 or label.name == "Background"
 
 
 def masked(view: View, indices: Tensor, table: LabelTable) -> Tensor | None:
-    """Voxels that were set to ``view.air_level``, (X, Y, Z) bool; ``None`` if none were.
+    """Mask of the voxels that are set to ``view.air_level``, (X, Y, Z) bool, or None if none are.
 
     Parameters
     ----------
+    view : View
     indices : (X, Y, Z) uint8
-        Class index of each voxel's label in ``table``.
+        Class indices of ``table``.
+    table : LabelTable
 
     Examples
     --------
@@ -101,18 +102,21 @@ def masked(view: View, indices: Tensor, table: LabelTable) -> Tensor | None:
 
 
 def voxels_of(indices: Tensor, chosen: list[bool]) -> Tensor:
-    """Voxels of the chosen labels, (X, Y, Z) bool; ``chosen`` says so for each class index."""
+    """Mask of the voxels with chosen labels, (X, Y, Z) bool; ``chosen`` is by class index."""
     lookup = torch.tensor(chosen, device=indices.device)
     return lookup.index_select(0, indices.flatten().int()).view(indices.shape)
 
 
 def out_of_view(view: View, indices: Tensor, table: LabelTable, crop: Crop) -> Tensor | None:
-    """Voxels that are not in the image, (X, Y, Z) bool; ``None`` if all are.
+    """Mask of the voxels that the image does not show, (X, Y, Z) bool, or None if it shows all.
 
     Parameters
     ----------
+    view : View
     indices : (X, Y, Z) uint8
-        Class index of each voxel's label in ``table``.
+        Class indices of ``table``.
+    table : LabelTable
+    crop : Crop
     """
     gone = None
     if view.kept != "head":
