@@ -18,6 +18,8 @@ usage: continue.sh --work FOLDER [options] [-- FLAGS OF brainseg]
   --confidence-pairs N     pairs per held-out map and recipe for the calibration of confidence; default: 2
   --score-pairs N          pairs per held-out map and recipe space for the scores; default: 1
   --log FILE               default: log.tsv beside this script
+  --train-only             end with the bundle; for a machine that is lent for a short time, see pack.sh
+  --score-only             score and log the bundle of --name, which was trained elsewhere
   --dry-run                print the commands, do nothing
 
 The run has the lowest priority. Flags after -- go to `brainseg … --stages train`, e.g. -- --devices 2.
@@ -35,10 +37,12 @@ python=$root/.venv/bin/python
 [ -x "$python" ] || python=python
 python=${PYTHON:-$python}
 work='' labels='' minutes=600 start='' name='' recipe=$here/t1w_long.toml voxel=1.0 maps_voxel=0.7
-level=16 confidence=2 pairs=1 log=$here/log.tsv dry=''
+level=16 confidence=2 pairs=1 log=$here/log.tsv dry='' train=yes score=yes
 while [ $# -gt 0 ]; do
   case $1 in
     --dry-run) dry=yes && shift && continue ;;
+    --train-only) score='' && shift && continue ;;
+    --score-only) train='' && shift && continue ;;
     --help) usage && exit 0 ;;
     --) shift && break ;;
     --*) [ $# -gt 1 ] || fail "$1: needs a value" ;;
@@ -62,11 +66,16 @@ while [ $# -gt 0 ]; do
   shift 2
 done
 [ -n "$work" ] || fail "say where the scratch folder is: --work FOLDER"
-labels=${labels:-${BRAINSEG_SHARED_DATA:+$BRAINSEG_SHARED_DATA/synthseg_training_labels}}
-[ -n "$labels" ] || fail "say where SynthSeg's training maps are: --labels FOLDER, or BRAINSEG_SHARED_DATA"
-for n in $(seq -w 1 16); do
-  [ -f "$labels/training_seg_$n.nii.gz" ] || fail "$labels/training_seg_$n.nii.gz: there is no such file"
-done
+[ -n "$train$score" ] || fail "--train-only and --score-only exclude each other"
+[ -n "$train" ] || [ -n "$name" ] || fail "say which bundle is scored: --name NAME"
+maps=$work/maps-$maps_voxel
+if [ -n "$score" ] || [ ! -d "$maps" ]; then
+  labels=${labels:-${BRAINSEG_SHARED_DATA:+$BRAINSEG_SHARED_DATA/synthseg_training_labels}}
+  [ -n "$labels" ] || fail "say where SynthSeg's training maps are: --labels FOLDER, or BRAINSEG_SHARED_DATA"
+  for n in $(seq -w 1 16); do
+    [ -f "$labels/training_seg_$n.nii.gz" ] || fail "$labels/training_seg_$n.nii.gz: there is no such file"
+  done
+fi
 [ -f "$recipe" ] || fail "$recipe: there is no such file"
 [ -n "$dry" ] || mkdir -p "$work"
 name=${name:-t1w-$(date -u +%Y%m%d-%H%M%S)}
@@ -82,8 +91,7 @@ brainseg() {
 }
 
 # 1. Label maps as a derivative, then finer; a folder with the finer ones alone, there when it is whole.
-maps=$work/maps-$maps_voxel
-if [ ! -d "$maps" ]; then
+if [ -n "$train" ] && [ ! -d "$maps" ]; then
   coarse=$work/maps fine=$work/upsampled-$maps_voxel
   for folder in "$coarse" "$fine"; do
     run mkdir -p "$folder"
@@ -106,45 +114,63 @@ END
   run mv "$maps.part" "$maps"
 fi
 
-# 2. Train, or go on with a run of that name.
 bundles=$work/bundles out=$work/out
 training=$out/derivatives/model-$name/training
-began=$work/runs/$name.start used=$work/runs/$name.used
-before=0
-given=$start
-if [ -z "$start" ]; then
-  start=$("$python" -m benchmarks.released_log start --log "$log" --bundles "$bundles")
-fi
-from=(--start-from "$start")
-if [ -f "$training/last.ckpt" ]; then
-  before=$("$python" -m benchmarks.released_log steps --run "$training")
-  from=()
-  if [ -f "$began" ]; then
-    start=$(cat "$began")
-  elif [ -z "$given" ]; then
-    fail "$training: goes on, but nothing says from which model it began: add --start-from MODEL, for the log"
-  fi
-elif [ -z "$dry" ]; then
-  mkdir -p "$work/runs"
-  printf '%s\n' "$start" > "$began"
-fi
-[ -z "$dry" ] || used=/dev/null
-TIMEFORMAT='%R %U %S'
-code=0
-{ time brainseg "$maps" "$out" group --stages train --target-voxel-size "$voxel" --name "$name" "${from[@]}" \
-  --recipe "$recipe" --minutes "$minutes" --validation-label 15 16 "$@" 2>&3 || code=$?; } 3>&2 2> "$used"
-[ "$code" = 0 ] || exit "$code"
+began=$work/runs/$name.start earlier=$work/runs/$name.before used=$work/runs/$name.used
 
-# 3. Bundle, volumes leveled; a bundle is called by its digest.
-run mkdir -p "$bundles"
-run "$python" -m brainseg_bids.programs.bundle --run "$training" --out "$bundles/$name" --level-volumes "$level"
-# 4. Calibrate the confidence of structures on label maps 15 and 16, then score on other pairs of them.
-run "$python" -m brainseg_bids.programs.confidence --model "$bundles/$name" --spaces t1w "$here/t1w_sharp.toml" \
-  --label-maps "$labels/training_seg_15.nii.gz" "$labels/training_seg_16.nii.gz" --pairs "$confidence"
-run "$python" -m benchmarks.released_model --work "$work/scores" --models "$bundles/$name" --parts heldout \
-  --labels "$labels" --spaces t1w "$here/t1w_sharp.toml" --pairs "$pairs" --tsv "$work/scores/$name.tsv"
-# 5. Log, and put the bundle where the next run finds it.
-read -r -a seconds < "$used" || true
-run "$python" -m benchmarks.released_log add --log "$log" --run "$training" --bundle "$bundles/$name" --start "$start" \
-  --steps-before "$before" --used "${seconds[@]:-0}" --recipe "$recipe" --scores "$work/scores/$name.tsv"
-[ -n "$dry" ] || mv "$bundles/$name" "$bundles/$(tail -n 1 "$log" | cut -f 4)"
+# 2. Train, or continue a run of that name.
+train() {
+  local given=$start from code=0 before=0
+  if [ -z "$start" ]; then
+    start=$("$python" -m benchmarks.released_log start --log "$log" --bundles "$bundles")
+  fi
+  from=(--start-from "$start")
+  if [ -f "$training/last.ckpt" ]; then
+    before=$("$python" -m benchmarks.released_log steps --run "$training")
+    from=()
+    [ -f "$began" ] || [ -n "$given" ] ||
+      fail "$training: is continued, but nothing says from which model it began: add --start-from MODEL, for the log"
+  fi
+  if [ -z "$dry" ]; then
+    mkdir -p "$work/runs"
+    [ -f "$began" ] || printf '%s\n' "$start" > "$began"
+    printf '%s\n' "$before" > "$earlier"
+  else
+    used=/dev/null
+  fi
+  TIMEFORMAT='%R %U %S'
+  { time brainseg "$maps" "$out" group --stages train --target-voxel-size "$voxel" --name "$name" "${from[@]}" \
+    --recipe "$recipe" --minutes "$minutes" --validation-label 15 16 "$@" 2>&3 || code=$?; } 3>&2 2> "$used"
+  [ "$code" = 0 ] || exit "$code"
+  # 3. Bundle with calibrated volumes.
+  run mkdir -p "$bundles"
+  run "$python" -m brainseg_bids.programs.bundle --run "$training" --out "$bundles/$name" --level-volumes "$level"
+}
+
+score() {
+  local seconds
+  # 4. Calibrate the confidence of structures on label maps 15 and 16, then score on other pairs of them.
+  run "$python" -m brainseg_bids.programs.confidence --model "$bundles/$name" --spaces t1w "$here/t1w_sharp.toml" \
+    --label-maps "$labels/training_seg_15.nii.gz" "$labels/training_seg_16.nii.gz" --pairs "$confidence"
+  run "$python" -m benchmarks.released_model --work "$work/scores" --models "$bundles/$name" --parts heldout \
+    --labels "$labels" --spaces t1w "$here/t1w_sharp.toml" --pairs "$pairs" --tsv "$work/scores/$name.tsv"
+  # 5. Log, and put the bundle, called by its digest, where the next run finds it.
+  if [ -z "$dry" ]; then
+    read -r -a seconds < "$used" || true
+    start=${start:-$(cat "$began")} before=$(cat "$earlier")
+    # A run from elsewhere began from a bundle that has another path here.
+    [ -d "$start" ] || [ "$start" = "${start##*/}" ] || start=$bundles/${start##*/}
+  fi
+  run "$python" -m benchmarks.released_log add --log "$log" --run "$training" --bundle "$bundles/$name" --start "$start" \
+    --steps-before "${before:-0}" --used "${seconds[@]:-0}" --recipe "$recipe" --scores "$work/scores/$name.tsv"
+  [ -n "$dry" ] || mv "$bundles/$name" "$bundles/$(tail -n 1 "$log" | cut -f 4)"
+}
+
+[ -z "$train" ] || train "$@"
+if [ -n "$score" ]; then
+  score
+else
+  # What --score-only needs on another machine.
+  run tar -cf "$work/$name.tar" -C "$work" "bundles/$name" "runs/$name.start" "runs/$name.before" "runs/$name.used" \
+    "out/derivatives/model-$name/training/memory.json"
+fi
