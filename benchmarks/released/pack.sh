@@ -4,17 +4,17 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-usage: pack.sh --work FOLDER --out FOLDER [options] [PACKAGE …]
+usage: pack.sh --work FOLDER --out FILE.tar.xz [options] [PACKAGE …]
 
   --work FOLDER     scratch folder of continue.sh, with its label maps
-  --out FOLDER      what is copied to the other machine; must be new
+  --out FILE        archive for the other machine; must be new
   --start-from DIR  bundle to start from; default: the last of the log in the scratch folder, else head-1mm
   --log FILE        default: log.tsv beside this script
   --python VERSION  of the other machine, for the wheels; default: 3.12
   PACKAGE …         downloaded as wheels, exactly these (pip download --no-deps)
 
-There, `bash FOLDER/train.sh --minutes N [-- FLAGS OF brainseg]` trains and leaves FOLDER/work/lent.tar. Back here, unpack it in the scratch
-folder (tar -xf lent.tar -C SCRATCH) and run continue.sh --work SCRATCH --name lent --score-only.
+There, unpack it; `bash carried/train.sh --minutes N [-- FLAGS OF brainseg]` trains and leaves carried/work/lent.tar. Back here, unpack that in
+the scratch folder (tar -xf lent.tar -C SCRATCH) and run continue.sh --work SCRATCH --name lent --score-only.
 END
 }
 
@@ -46,38 +46,47 @@ while [ $# -gt 0 ]; do
   shift 2
 done
 [ -n "$work" ] || fail "say where the scratch folder of continue.sh is: --work FOLDER"
-[ -n "$out" ] || fail "say where to pack: --out FOLDER"
-[ ! -e "$out" ] || fail "$out: is there already; name a new folder"
+[ -n "$out" ] || fail "say what to write: --out FILE.tar.xz"
+[ ! -e "$out" ] || fail "$out: is there already; name a new file"
 [ -d "$work/maps-0.7" ] || fail "$work/maps-0.7: there are no label maps; run continue.sh --work $work once (--minutes 1 is enough)"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 start=${start:-$("$python" -m benchmarks.released_log start --log "$log" --bundles "$work/bundles")}
 
-mkdir -p "$out/code" "$out/work/bundles" "$out/wheels"
-git -C "$root" archive HEAD brainseg_bids benchmarks pyproject.toml | tar -x -C "$out/code"
-# The cache beside the maps is large and is made anew there.
-tar -c -C "$work" --exclude=.brainseg-cache maps-0.7 | tar -x -C "$out/work"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+carried=$scratch/carried
+mkdir -p "$carried/code" "$carried/work/bundles" "$carried/wheels"
+git -C "$root" archive HEAD brainseg_bids benchmarks pyproject.toml | tar -x -C "$carried/code"
+# The cache beside the maps is large and is made anew there. Maps without gzip are a third in the archive.
+tar -c -C "$work" --exclude=.brainseg-cache maps-0.7 | tar -x -C "$carried/work"
+find "$carried/work/maps-0.7" -name '*.nii.gz' -exec gunzip {} +
 if [ -d "$start" ]; then
-  cp -r "$start" "$out/work/bundles/"
+  cp -rL "$start" "$carried/work/bundles/"
   start=work/bundles/$(basename "$start")
 fi
+for model in "$carried"/code/brainseg_bids/data/models/*/; do
+  [ "$(basename "$model")" = "$start" ] || rm -r "$model"
+done
 if [ $# -gt 0 ]; then
   platforms=()
   for name in manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014 manylinux1; do
     platforms+=(--platform "${name}_x86_64")
   done
   "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version "$version" --implementation cp \
-    "${platforms[@]}" --dest "$out/wheels" "$@"
+    "${platforms[@]}" --dest "$carried/wheels" "$@"
 fi
-cat > "$out/train.sh" <<END
+cat > "$carried/train.sh" <<END
 #!/usr/bin/env bash
 # Continue the training here: train.sh --minutes N [-- FLAGS OF brainseg]. Leaves work/lent.tar.
 set -euo pipefail
 cd "\$(dirname "\${BASH_SOURCE[0]}")"
+export PYTHON=\${PYTHON:-python3}
 if compgen -G 'wheels/*.whl' > /dev/null; then
-  \${PYTHON:-python3} -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target site wheels/*.whl
+  "\$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target site wheels/*.whl
   export PYTHONPATH="\$PWD/site\${PYTHONPATH:+:\$PYTHONPATH}"
 fi
-export PYTHON=\${PYTHON:-python3}
 exec bash code/benchmarks/released/continue.sh --work "\$PWD/work" --name lent --train-only --start-from "$start" "\$@"
 END
-du -sh "$out" >&2
+tar -c -C "$scratch" carried | xz -2 > "$out.part"
+mv "$out.part" "$out"
+du -h "$out" >&2

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -142,18 +144,21 @@ def test_training_and_scores_can_be_had_on_different_machines(tmp_path, labels, 
 
 
 def test_what_is_carried_needs_neither_internet_nor_the_original_maps(tmp_path, bundles):
-    work, out = tmp_path, tmp_path / "carried"
+    work, archive = tmp_path, tmp_path / "carried.tar.xz"
     maps = work / "maps-0.7"
     (maps / ".brainseg-cache").mkdir(parents=True)
     (maps / "dataset_description.json").write_text("{}")
+    (maps / "a_dseg.nii.gz").write_bytes(gzip.compress(b"labels"))
     environment = os.environ | {"PYTHON": sys.executable}
-    command = ["bash", str(PACK), "--work", str(work), "--out", str(out)]
+    command = ["bash", str(PACK), "--work", str(work), "--out", str(archive)]
     command += ["--log", str(tmp_path / "log.tsv")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in (out / "work" / "maps-0.7").iterdir()] == [
-        "dataset_description.json"
-    ]
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path / "there", filter="data")
+    out = tmp_path / "there" / "carried"
+    carried = sorted(path.name for path in (out / "work" / "maps-0.7").iterdir())
+    assert carried == ["a_dseg.nii", "dataset_description.json"]
     command = [
         "bash",
         str(out / "train.sh"),
