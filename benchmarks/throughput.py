@@ -88,6 +88,7 @@ def _run_all(how: str, groups: list[list[str]], options: argparse.Namespace) -> 
         words = [str(options.bids_dir), str(options.work / how), "participant", "-w", str(work)]
         words += ["--participant-label", *labels, "--nprocs", str(options.nprocs)]
         costs.append(measured([sys.executable, "-m", "brainseg_bids", *words, *options.flags]))
+        print(f"{how} {index}: {costs[-1].cpu_s:.1f} CPU-s", file=sys.stderr)
     return Cost(*map(sum, zip(*costs, strict=True)))
 
 

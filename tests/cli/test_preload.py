@@ -112,6 +112,21 @@ def test_a_killed_copy_is_one_failed_image_and_the_next_goes_on(program, model, 
     assert process.returncode == 0
 
 
+def test_when_the_process_is_killed_no_image_fails(model, image, tmp_path):
+    before = set(children(os.getpid()))
+    with preloaded([str(model)]) as program:
+        (server,) = set(children(os.getpid())) - before
+        process = start(program, model, image, tmp_path / "at_work")
+        _wait_for(lambda: [n for one in children(server) for n in children(one)], seconds=240)
+        os.kill(server, signal.SIGKILL)
+        further = start(program, model, image, tmp_path / "next")
+        for one in (process, further):
+            said = one.communicate(timeout=120)[1]
+            assert one.returncode == 0, said
+    labels = [tmp_path / name / "dseg.nii.gz" for name in ("at_work", "next")]
+    assert labels[0].read_bytes() == labels[1].read_bytes()
+
+
 def test_a_copy_ends_with_whoever_has_asked_for_it(program, model, image, tmp_path):
     server = server_of(program)
     process = start(program, model, image, tmp_path / "left")
