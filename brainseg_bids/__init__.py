@@ -3,9 +3,9 @@
 
 Inside (arrays, tables, numbers)    ``anatomy`` → ``evaluation`` · ``nets`` →
                                     ``synth`` · ``inference`` → ``training``
-The door for images                 ``volumes``
-Outside (files, programs, pages)    ``bids`` · ``reports`` · ``interfaces`` · ``settings`` ·
-                                    ``workflows`` · ``cli``
+The door for images                 ``images``
+Outside (files, programs, pages)    ``bids`` · ``reports`` · ``interfaces`` · ``programs`` ·
+                                    ``stages`` · ``settings`` · ``hpc`` · ``cli``
 The outside calls the inside, never the reverse (``tests/test_layers.py``).
 """
 

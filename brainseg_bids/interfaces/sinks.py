@@ -66,20 +66,23 @@ class SaveDerivative(SimpleInterface):
         self._check_source()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            for old in map(Path, self.inputs.outdated or ()):
-                old.unlink(missing_ok=True)
-                sidecar(old).unlink(missing_ok=True)
-            with_json = isinstance(self.inputs.metadata, dict)
             with whole_or_nothing(path) as temporary:
                 shutil.copyfile(source, temporary)
-                if with_json:
-                    sidecar(path).unlink(missing_ok=True)
-            if with_json:
+                self._remove_earlier(path)
+            if isinstance(self.inputs.metadata, dict):
                 write_json(sidecar(path), self.inputs.metadata | self._result())
         except OSError as error:
             raise SaveError(save_fault(path, error)) from error
         self._results["out_file"] = str(path)
         return runtime
+
+    def _remove_earlier(self, path: Path) -> None:
+        """Remove what an earlier run left beside the file that is about to be replaced."""
+        for old in map(Path, self.inputs.outdated or ()):
+            old.unlink(missing_ok=True)
+            sidecar(old).unlink(missing_ok=True)
+        if isinstance(self.inputs.metadata, dict):
+            sidecar(path).unlink(missing_ok=True)
 
     def _check_source(self) -> None:
         """Results bear the SHA-256 that the plan knew; they are of the content that was read."""

@@ -91,9 +91,7 @@ def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(source, tmp_path, m
     assert path.read_bytes() == b"from an earlier run"
 
 
-def test_the_json_of_an_earlier_run_never_stands_beside_a_newer_file(
-    source, tmp_path, monkeypatch
-):
+def test_nothing_of_an_earlier_run_stands_beside_a_newer_file(source, tmp_path, monkeypatch):
     path = tmp_path / "out" / "sub-01_dseg.nii.gz"
     beside = path.with_name("sub-01_dseg.json")
     path.parent.mkdir()
@@ -105,12 +103,17 @@ def test_the_json_of_an_earlier_run_never_stands_beside_a_newer_file(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfile", fill)
+    figure = path.with_name("figure.png")
+    figure.write_bytes(b"of the earlier run")
+    save = SaveDerivative(in_file=source, path=str(path), metadata={}, outdated=[str(figure)])
     with pytest.raises(SaveError):
-        SaveDerivative(in_file=source, path=str(path), metadata={}).run()
-    assert beside.exists()  # it is that of the file which is still there
+        save.run()
+    assert beside.exists()  # what belongs to the file that is still there
+    assert figure.exists()
     monkeypatch.setattr(shutil, "copyfile", copy)
     monkeypatch.setattr(sinks, "write_json", fill)  # or the process is killed there
     with pytest.raises(SaveError):
-        SaveDerivative(in_file=source, path=str(path), metadata={}).run()
+        save.run()
     assert path.read_bytes() == source.read_bytes()
     assert not beside.exists()
+    assert not figure.exists()
