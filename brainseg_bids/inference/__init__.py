@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image and bundle in, labels on the image's own grid out."""
+"""Segmentation of an image with one or several networks, on the grid of the image."""

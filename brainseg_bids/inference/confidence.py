@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums of probabilities that are made while planes are labelled, so that no volume is kept."""
+"""Sums of probabilities for the confidence, and entropy, computed plane by plane."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from brainseg_bids.evaluation.confidence import ProbabilitySums
 
 
 class Accumulator:
-    """`ProbabilitySums` of an image, plane by plane.
+    """Accumulates the `ProbabilitySums` of an image from its planes.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ class Accumulator:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all planes: the image is labelled anew."""
+        """Remove all planes, since the segmentation starts again."""
         self.voxels = torch.zeros(self.n_labels * BINS, dtype=torch.int64)
         self.inside = torch.zeros(self.n_labels, dtype=torch.float64)
         self.total = torch.zeros(self.n_labels, dtype=torch.float64)
@@ -48,13 +48,13 @@ class Accumulator:
         self.total += probabilities.sum((1, 2)).cpu().double()
 
     def sums(self) -> ProbabilitySums:
-        """Of all planes so far."""
+        """Sums over all planes so far."""
         voxels = self.voxels.reshape(self.n_labels, BINS)
         return ProbabilitySums(voxels.numpy(), self.inside.numpy(), self.total.numpy())
 
 
 def entropy_bits(probabilities: Tensor) -> Tensor:
-    """Entropy of (n_labels, rows, columns) probabilities at each voxel, in bits.
+    """Entropy in bits of probabilities (n_labels, rows, columns), (rows, columns) float.
 
     >>> entropy_bits(torch.tensor([[[1.0, 0.5]], [[0.0, 0.5]]])).tolist()
     [[0.0, 1.0]]

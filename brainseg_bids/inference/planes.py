@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probabilities of networks' voxels, brought to the planes of the image, and their average."""
+"""Probabilities of several networks, interpolated to the planes of the image and averaged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ Plane = tuple[int, slice, slice, Tensor]
 
 
 def averaged(streams: Sequence[Iterator[Plane]]) -> Iterator[Plane]:
-    """Mean probabilities of all streams, plane by plane; background where one has none."""
+    """Planes with the mean probabilities of all streams.
+
+    A stream that does not cover a voxel counts as background there.
+
+    Parameters
+    ----------
+    streams : sequence of iterator
+        One for each network or mirrored view, see `planes_of`.
+    """
     if len(streams) == 1:
         yield from streams[0]
         return
@@ -52,8 +60,16 @@ def _mean_plane(planes: Sequence[Plane], n_views: int) -> Plane:
 
 
 def most_probable(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Class index of the largest of (n, rows, columns), uint8, the first of equals; and that.
+    """Class index of the most probable label, (rows, columns) uint8, and its probability.
 
+    Of equal probabilities the first label is taken.
+
+    Parameters
+    ----------
+    probabilities : (n_labels, rows, columns) float
+
+    Examples
+    --------
     >>> index, largest = most_probable(torch.tensor([[[0.25, 0.5]], [[0.75, 0.5]]]))
     >>> index.tolist(), largest.tolist()
     ([[1, 0]], [[0.75, 0.5]])
@@ -70,7 +86,23 @@ def most_probable(probabilities: Tensor) -> tuple[Tensor, Tensor]:
 def planes_of(
     view: View, slabs: Iterator[Tensor], shape: tuple[int, ...], device: str
 ) -> Iterator[Plane]:
-    """Probabilities plane by plane of the image's own voxels."""
+    """Planes of the image with probabilities, interpolated from the voxels of a network.
+
+    Parameters
+    ----------
+    view : View
+    slabs : iterator of Tensor
+        Features from `windows.stitched_rows`.
+    shape : tuple of 3 int
+        Shape of the image in RAS+ axis order.
+    device : str
+
+    Yields
+    ------
+    Plane
+        Index of the plane, slices of rows and columns, and probabilities (n_labels, rows,
+        columns).
+    """
     taps = taps_of(view, shape, device)
     if taps is None:
         return
@@ -105,8 +137,14 @@ def planes_of(
 def taps_of(
     view: View, shape: tuple[int, ...], device: str
 ) -> list[tuple[slice, Tensor, Tensor]] | None:
-    """Per axis: voxels of the image within the box, the voxel of ``seen`` below each, and the
-    weight of the one above. None if no voxel is within."""
+    """Linear interpolation from the voxels of a view to those of the image, for each axis.
+
+    Returns
+    -------
+    list of (slice, Tensor, Tensor), or None
+        For each axis: voxels of the image within the box of the view, index of the voxel of
+        ``view.seen`` below each, and weight of the voxel above. None if no voxel is within the
+        box."""
     taps = []
     for axis in range(3):
         start, step = view.offset[axis]

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``segment``: an image and a network in, labels on the image's own grid out.
+"""``segment``: label map of an image on its own grid, from one or several networks.
 
-The image is turned towards RAS (axes permuted and flipped, nothing interpolated), brought to the
-network's voxel size axis by axis, and labelled window by window. Probabilities, never labels, are
-interpolated back to the image's voxels; one plane is arg-maxed at a time, as soon as the windows
-that show it are done. Copies of an image in other axis orders give the same result, turned.
+The image is brought to RAS+ axis order without interpolation, resampled to the voxel size of the
+network axis by axis, and segmented with a sliding window. Probabilities, not labels, are
+interpolated back to the voxels of the image. The arg-max is taken plane by plane, as soon as all
+windows of a plane are done. The result does not depend on the axis order of the image.
 
-Several networks, and each network's view of the mirrored image, are averaged as probabilities,
-plane by plane. Where a view shows air only, it says background. Fill values count as background.
+Probabilities of several networks, and of the mirrored image, are averaged plane by plane. Regions
+outside of the head count as background, and so do fill values.
 
-Where an accelerator's memory runs out, windows become smaller, then sums are kept in main memory;
-only then it is an error.
+If the memory of a GPU is not sufficient, windows are reduced first, then sums are kept in main
+memory. If this does not help, an error is raised.
 """
 
 from __future__ import annotations
@@ -64,33 +64,35 @@ def segment(
     confidence: Accumulator | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> LabelMap:
-    """Label every voxel of an image; the module says how.
+    """Label map of an image, by the method described for this module.
 
     Parameters
     ----------
     image : (X, Y, Z) float
     grid : Grid
-        Any axis order, oblique, anisotropic.
+        Grid of the image, with any axis order, oblique or anisotropic.
     net, voxel_size_mm, window_vox
-        A network, as in `views.Member`.
+        The first network, as in `views.Member`.
     table : LabelTable
-        Labels in the order of the channels of all networks; its mirrors say what changes sides.
+        Labels in the order of the channels of all networks; its counterparts are exchanged in
+        mirrored images.
     others : sequence of Member
-        Further networks with the same labels, to be averaged with the first.
+        Further networks with the same labels, whose probabilities are averaged with the first.
     flips : bool
         Flip augmentation at test time, see `views.flipped`.
     device : str
     overlap_frac : float
-        Of neighbouring windows.
+        Overlap of neighbouring windows, as a fraction of a window.
     progress : callable
-        Called after each window and each plane with the seconds that are likely left.
+        Called after each window and each plane with the estimated remaining time in seconds.
     on_probabilities : callable, optional
-        Called for each plane of the image in RAS with its index, the rows and columns that were
-        worked on, and probabilities (n_labels, rows, columns). Elsewhere all is background.
+        Called for each plane of the image in RAS+ axis order with its index, slices of rows and
+        columns, and probabilities (n_labels, rows, columns). All other voxels are background.
     confidence : Accumulator, optional
-        Sums of probabilities are added to it.
+        Accumulates sums of probabilities.
     note : callable
-        Called with a line on what had to be done otherwise, or is wrong with intensities.
+        Called with a line of text about unusual intensities, or about changes due to lack of
+        memory.
 
     Returns
     -------

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upsampling of label maps on a GPU: the labels of `anatomy.upsample`, to the last voxel.
+"""Upsampling of label maps on a GPU, with results identical to those of `anatomy.upsample`.
 
-What is interpolated where, and with which weights, is decided there; here is another engine for
-the sums. All of them are sums of whole numbers, in types that hold them exactly, so the order in
-which a device adds is of no account.
+This is another engine for the same interpolation with the same weights. All sums are sums of whole
+numbers in types that represent them exactly, so the result does not depend on the order of
+additions.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ def upsample_on(
     keep_thin: bool | None = None,
     progress: Progress | None = None,
 ) -> LabelMap:
-    """As `anatomy.upsample.upsample`, with the sums on a device.
+    """Label map on a finer grid, computed on a device; otherwise as `anatomy.upsample.upsample`.
 
-    Memory on the device: the source, a slab, and about a quarter of a GB for work. What
-    ``lossless`` puts back at broken factors is put back by the processor.
+    The device needs memory for the source, a slab, and buffers of about 0.25 GB. With ``lossless``
+    and a factor that is not a whole number, the last step is done by the CPU.
 
     Parameters
     ----------
     labels, grid, kernel, smoothing_mm, keep_thin, progress
-        As there.
+        As in `anatomy.upsample.upsample`.
     device : str
         ``cuda``, ``cuda:1``, or ``cpu``.
 
     Returns
     -------
     LabelMap
-        int16, same table; the same labels.
+        int16, with the same table; identical to that of the CPU.
 
     Raises
     ------
     ValueError
-        If the device is not there or of another kind; else as there.
+        If the device is not available or not supported, or as in `anatomy.upsample.upsample`.
     MemoryError
-        If the device's memory ran out; else as there.
+        If the device's or the main memory is not sufficient.
 
     Examples
     --------
@@ -95,7 +95,11 @@ def upsample_posteriors_on(
     order: str = "cubic",
     progress: Progress | None = None,
 ) -> LabelMap:
-    """As `anatomy.upsample.upsample_posteriors`, with the sums on a device; see `upsample_on`."""
+    """Label map on a finer grid from top-k posteriors, computed on a device.
+
+    Parameters, results and errors are those of `anatomy.upsample.upsample_posteriors` and
+    `upsample_on`.
+    """
     with _device(device) as engine:
         return on_processor.upsample_posteriors(
             posteriors, grid, order=order, progress=progress, engine=engine
@@ -103,7 +107,7 @@ def upsample_posteriors_on(
 
 
 def has_cuda() -> bool:
-    """Whether PyTorch sees a GPU."""
+    """Whether PyTorch finds a CUDA or ROCm GPU."""
     return torch.cuda.is_available()
 
 
@@ -130,7 +134,7 @@ def _device(name: str) -> Iterator[TorchEngine]:
 
 @dataclass(frozen=True)
 class TorchEngine:
-    """An `anatomy.upsample_engine.Engine` for a device of PyTorch's.
+    """Engine for a PyTorch device, see `anatomy.upsample_engine.Engine`.
 
     Parameters
     ----------
@@ -147,7 +151,7 @@ class TorchEngine:
         out: np.ndarray,
         progress: Progress | None,
     ) -> None:
-        """As `Engine.fill`: slab by slab of source planes, and there only voxels near a border."""
+        """Compute an upsampled map on parallel axes, slab by slab; see `Engine.fill`."""
         reach, first = axes[0].reach, axes[0].first
         padded = np.pad(source.astype(np.int16, copy=False), reach, mode="edge")
         band_ = _Band.of(torch.from_numpy(padded).to(self.device), axes, hold)
@@ -159,7 +163,7 @@ class TorchEngine:
                 out[first[start] : first[stop]] = band_.slab(start, stop, out.shape).cpu().numpy()
 
     def resample(self, lookup: Lookup, out: np.ndarray, progress: Progress | None) -> None:
-        """As `Engine.resample`: what neighbours do not settle is weighed."""
+        """Write the most probable label of each voxel, see `Engine.resample`."""
         places = Places.of(lookup, self.device)
         planes = max(1, PLACES // (out.shape[1] * out.shape[2]))
         for start in _reported(range(0, out.shape[0], planes), progress):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels at any place of a source, on a device: grids at any angle, and posteriors."""
+"""Interpolation of labels at arbitrary positions on a device, for rotated grids and posteriors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NONE = 32767
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """A `Lookup` on a device."""
+    """Source and positions of an interpolation on a device, see `Lookup`."""
 
     codes: Tensor
     weights: Tensor | None
@@ -30,7 +30,7 @@ class Places:
 
     @classmethod
     def of(cls, lookup: Lookup, device: torch.device) -> Places:
-        """The lookup of a turned grid, on a device."""
+        """Copy of a `Lookup` on a device."""
         weights = None if lookup.weights is None else torch.from_numpy(lookup.weights).to(device)
         codes, tables = (
             torch.from_numpy(array).to(device) for array in (lookup.codes, lookup.tables)
@@ -38,7 +38,15 @@ class Places:
         return cls(codes, weights, tables, lookup)
 
     def labels(self, start: int, shape: tuple[int, int, int]) -> Tensor:
-        """Most probable labels of some target planes, (voxels,) int16."""
+        """Most probable labels of a block of target planes, flattened to (voxels,) int16.
+
+        Parameters
+        ----------
+        start : int
+            Target index of the first plane.
+        shape : tuple of 3 int
+            Shape of the block.
+        """
         along = [
             torch.arange(n, device=self.codes.device).view(
                 [-1 if a == axis else 1 for a in range(3)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What networks see of an image: at their voxel size, around the head, mirrored or not."""
+"""Input of networks: the image at their voxel size, cropped to the head, mirrored or not."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ CHUNK = 2**20
 
 @dataclass(frozen=True)
 class Member:
-    """A network, and how it wants to see an image.
+    """A network, with its voxel size and window.
 
     Parameters
     ----------
     net : PackedNet
     voxel_size_mm : float
-        That it was trained at.
+        Voxel size of its training.
     window_vox : tuple of 3 int
+        Size of a window.
     """
 
     net: PackedNet
@@ -41,21 +42,21 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What one network sees of an image.
+    """Input of one network.
 
     Parameters
     ----------
     member : Member
     seen : (X, Y, Z) float
-        At the network's voxel size, cropped to the head.
+        Image at the network's voxel size, cropped to the head.
     box : tuple of 3 slice
-        Where that is.
+        Position of the crop in the resampled image.
     offset : list of (float, float)
-        Per axis, as `axis_offsets` gives it.
+        From `axis_offsets`, for each axis.
     mirrored : (n_labels,) int or None
-        Class index of each label's counterpart on the other side, if windows are mirrored.
+        Class index of each label's counterpart if windows are mirrored, otherwise None.
     lead : int
-        Voxels of ``seen`` that lie before the box along each axis.
+        Number of voxels of padding before the box along each axis.
     """
 
     member: Member
@@ -66,7 +67,7 @@ class View:
     lead: int = 0
 
     def forward(self, window: Tensor) -> Tensor:
-        """Features of a window: one forward pass."""
+        """Features of a window (1, 1, X, Y, Z), from one forward pass."""
         kind = window.device.type
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=has_fast_bf16(kind)):
             if self.mirrored is None:
@@ -74,7 +75,7 @@ class View:
             return self.member.net.features(window.flip(2)).flip(2)
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """Of rows of features (F, rows, y, z): (n_labels, X, Y, Z) of their voxels."""
+        """Probabilities (n_labels, X, Y, Z) from features of rows of blocks, (F, rows, y, z)."""
         net, made = self.member.net, []
         rows = max(
             1, CHUNK // (net.spec.n_labels * net.spec.block_size**3 * features[0, :, 0].numel())
@@ -91,7 +92,17 @@ class View:
 
 
 def view_of(turned: Tensor, ras: Grid, member: Member, device: str) -> View:
-    """What a network sees of an image (X, Y, Z) that is turned towards RAS."""
+    """Input of a network from an image.
+
+    Parameters
+    ----------
+    turned : (X, Y, Z) float
+        Image in RAS+ axis order.
+    ras : Grid
+        Grid of ``turned``.
+    member : Member
+    device : str
+    """
     work = ras.with_voxel_size(member.voxel_size_mm)
     offset = axis_offsets(ras, work)
     small = turned
@@ -104,9 +115,9 @@ def view_of(turned: Tensor, ras: Grid, member: Member, device: str) -> View:
 
 
 def flipped(view: View, mirrors: Tensor) -> View:
-    """The same mirrored, in blocks that begin half a block earlier along each axis.
+    """Input for a mirrored forward pass, with blocks shifted by half a block along each axis.
 
-    What depends on where blocks happen to lie is averaged out with, at no cost.
+    The shift reduces, without additional cost, errors that depend on the position of blocks.
     """
     block_size = view.member.net.spec.block_size
     early = block_size // 2
@@ -128,10 +139,17 @@ def _whole_blocks(image: Tensor, block_size: int) -> Tensor:
 
 
 def head_box(image: Tensor, *, voxel_size_mm: float, multiple: int) -> tuple[slice, slice, slice]:
-    """Box around what is brighter than air, with a margin, its edges multiples of ``multiple``.
+    """Bounding box of voxels brighter than air, with a margin and edges of whole multiples.
 
-    Cells of about 4 mm are averaged first, so that noise in air does not count. An image
-    without dark surroundings gives the whole image. Edges of ``image`` are multiples, too.
+    Intensities are averaged over cells of about 4 mm to reduce noise in air. If an image has no
+    dark background, the box is the whole image.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float
+        With edges that are multiples of ``multiple``.
+    voxel_size_mm : float
+    multiple : int
     """
     cell = max(1, round(4 / voxel_size_mm))
     cells = [min(cell, n) for n in image.shape]
@@ -152,14 +170,26 @@ def head_box(image: Tensor, *, voxel_size_mm: float, multiple: int) -> tuple[sli
 
 
 def axis_offsets(ras: Grid, work: Grid) -> list[tuple[float, float]]:
-    """Per axis: position of the work grid's first voxel in image voxels, and voxels per step."""
+    """Position of the first voxel of ``work`` in voxels of ``ras``, and step, for each axis."""
     start = np.linalg.inv(ras.affine) @ work.affine[:, 3]
     steps = np.array(work.voxel_size_mm) / np.array(ras.voxel_size_mm)
     return [(float(start[axis]), float(steps[axis])) for axis in range(3)]
 
 
 def resample_axis(image: Tensor, axis: int, count: int, start: float, step: float) -> Tensor:
-    """Linear along one axis; where the new voxels are larger, a triangle of their width."""
+    """Image resampled along one axis, by linear interpolation.
+
+    For larger voxels the triangular kernel has their width.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float
+    axis : int
+    count : int
+        Number of voxels of the result.
+    start, step : float
+        Position of the first voxel and distance of voxels, in voxels of ``image``.
+    """
     size = image.shape[axis]
     if count == size and abs(start) < 1e-6 and abs(step - 1) < 1e-6:
         return image

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where windows go, and how what the network says in them is blended."""
+"""Sliding windows: their positions, and blending of overlapping predictions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Triple = tuple[int, int, int]
 
 
 def window_starts(size: int, window: int, *, overlap_frac: float, step: int = 1) -> list[int]:
-    """Starts of the fewest windows that cover ``size`` with at least the given overlap.
+    """Starts of the smallest number of windows that cover ``size`` with the given overlap.
 
-    They are spread evenly, so that the overlap that is left over is shared by all.
+    Windows are distributed evenly, so the actual overlap may be larger.
 
     Parameters
     ----------
     size, window : int
         In voxels, ``window <= size``.
     overlap_frac : float
-        Of a window, shared with its neighbour, in [0, 1).
+        Smallest overlap of neighbouring windows as a fraction of a window, in [0, 1).
     step : int
-        Starts are multiples of it; ``size`` and ``window`` have to be, too.
+        Starts are multiples of this; ``size`` and ``window`` must be as well.
 
     Examples
     --------
@@ -44,9 +44,9 @@ def window_starts(size: int, window: int, *, overlap_frac: float, step: int = 1)
 
 
 def window_weights(shape: Triple, *, sd_frac: float = 0.25) -> Tensor:
-    """Gaussian over a window, (x, y, z), largest in its middle, never below 1e-3 of that.
+    """Gaussian weights of a window, (x, y, z), at least 1e-3 of the maximum in the centre.
 
-    Voxels near a window's border are seen with less context, so they count less.
+    Voxels near the border of a window have less context, and therefore smaller weights.
     """
     axes = []
     for n in shape:
@@ -59,7 +59,7 @@ def window_weights(shape: Triple, *, sd_frac: float = 0.25) -> Tensor:
 def count_windows(
     shape: Triple, window: Triple, *, block_size: int, overlap_frac: float = 0.25
 ) -> int:
-    """How many forward passes `stitched_rows` makes.
+    """Number of forward passes of `stitched_rows`.
 
     >>> count_windows((352, 352, 256), (96, 128, 112), block_size=2)
     60
@@ -90,33 +90,37 @@ def stitched_rows(
     largest_bytes: int = 2**30,
     progress: Callable[[], None] = lambda: None,
 ) -> Iterator[Tensor]:
-    """Features of a whole image, some rows at a time, from a network that sees windows.
+    """Features of a whole image, blended from sliding windows, a few rows of blocks at a time.
 
-    What no later window can reach is handed on and forgotten, so that memory is that of one
-    window's depth. Weighted means of features equal those of label scores, because the head that
-    turns one into the other is linear: memory does not grow with the number of labels either.
+    Rows that no later window covers are yielded and freed, so memory depends on the depth of one
+    window only. Since the head is linear, weighted means of features are equivalent to those of
+    label scores, and memory does not depend on the number of labels.
 
     Parameters
     ----------
     forward : callable
-        (1, 1, *window) to features (1, F, *window / block_size).
+        Function from a window (1, 1, *window) to features (1, F, *window / block_size).
     image : (X, Y, Z) float
-        Each edge a multiple of ``block_size``; axes shorter than the window are padded with zeros.
+        With edges that are multiples of ``block_size``; axes shorter than the window are padded
+        with zeros.
     window : tuple of 3 int
         Multiples of ``block_size``.
+    block_size : int
     rows : int
-        Handed on at once, in blocks.
+        Number of rows of blocks that are yielded at a time.
     overlap_frac : float
+        See `window_starts`.
     keep_on : device, optional
-        Where sums are kept; by default where the image is.
+        Device of the sums; default: that of the image.
     largest_bytes : int
-        Sums that would take more are kept in float16, which features in bfloat16 hardly feel.
-    progress : callable, after each window
+        Sums that need more memory are stored in float16.
+    progress : callable
+        Called after each window.
 
     Yields
     ------
     (F, rows, Y/block_size, Z/block_size) float32
-        From the first to the last along the first axis; the last may have fewer rows.
+        In order along the first axis; the last may have fewer rows.
     """
     shape = tuple(image.shape)
     image, low = _padded(image, window, block_size)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks learn from pairs made on the way."""
+"""Training of networks on synthetic pairs that are generated during the training."""

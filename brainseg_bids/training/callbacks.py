@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens beside a step: average of the weights, checkpoints, signals, gradients."""
+"""Callbacks: moving average of the weights, checkpoints, signals, gradient check."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ LARGEST_NORM = 1.0
 
 
 class Stopped(SystemExit):
-    """A signal ended the run after the step in work was finished and saved.
+    """A signal ended the run; the current step was completed and saved.
 
-    It leaves a program with code `SAVED` unless it is caught.
+    If it is not caught, the program exits with code `SAVED`.
     """
 
     def __init__(self, step: int, signal_name: str) -> None:
@@ -51,23 +51,29 @@ class Stopped(SystemExit):
 
 
 class NotFinite(FloatingPointError):
-    """A loss or a gradient that is no number; the message names the file to replay it from."""
+    """A loss or gradient is NaN or infinite; the message names a file to reproduce it."""
 
 
 class CannotSave(OSError):
-    """A checkpoint could not be written; the one before it is as it was."""
+    """A checkpoint could not be written; the previous one is unchanged."""
 
 
 # -- checkpoints -----------------------------------------------------------------------------
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside the old one and renames it when it is whole and on disk."""
+    """Writes checkpoints atomically: a new one replaces the old one when it is complete."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint, whole or not at all."""
+        """Write a checkpoint atomically.
+
+        Raises
+        ------
+        CannotSave
+            If it could not be written, for instance because the disk is full.
+        """
         path = Path(path)
         beside = path.with_name(path.name + ".part")
         try:
@@ -99,15 +105,16 @@ def _why(error: BaseException) -> str:
 
 
 class EMACallback(Callback):
-    """Moving average of the weights (Polyak and Juditsky, 1992), which validation looks at.
+    """Exponential moving average of the weights (Polyak and Juditsky, 1992), used in validation.
 
-    Works on whatever part of the weights a process holds. In checkpoints the average is
-    ``state_dict`` and the weights themselves are ``current_model_state``, as Lightning's own
-    callback has it. When training ends the module has the average.
+    It also works if a process has a part of the weights only. In checkpoints, ``state_dict`` is
+    the average and ``current_model_state`` the weights, as in Lightning's own callback. After
+    training, the module has the average.
 
     Parameters
     ----------
     decay : float
+        Weight of the previous average.
     """
 
     def __init__(self, decay: float) -> None:
@@ -125,13 +132,13 @@ class EMACallback(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the average from a checkpoint."""
+        """Restore the average from a checkpoint."""
         self.updates = int(checkpoint["averaging_state"]["n_averaged"])
         self.loaded = checkpoint["current_model_state"]
 
     @torch.no_grad()
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Begin the average with the weights, or with the average of a checkpoint."""
+        """Initialise the average with the weights, or with the average of a checkpoint."""
         # Here weights are where they stay, in the pieces they stay in. After a checkpoint was
         # read they are the average.
         self.average = [one.clone() for one in self._own(module)]
@@ -145,7 +152,7 @@ class EMACallback(Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        """Add the weights of a completed step to the average."""
+        """Update the average with the weights of a completed step."""
         if trainer.global_step == self.step:
             return  # gradients are still being gathered
         self.step = trainer.global_step
@@ -166,12 +173,12 @@ class EMACallback(Callback):
             mean.copy_(kept)
 
     def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Validate the average instead of the weights."""
+        """Use the average for validation."""
         if self.average:
             self.swap(module)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Put the weights back after validation."""
+        """Restore the weights after validation."""
         if self.average:
             self.swap(module)
 
@@ -194,7 +201,7 @@ class EMACallback(Callback):
 
     @torch.no_grad()
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Leave the average in the network."""
+        """Replace the weights of the network by the average."""
         for mean, one in zip(self.average, self._own(module), strict=True):
             one.copy_(mean)
 
@@ -213,27 +220,28 @@ def _storage_key(tensor: Tensor) -> tuple[Any, ...]:
 
 
 class CheckpointCallback(Callback):
-    """Saves at intervals of steps and of time, and when told to stop; then ends the run.
+    """Saves checkpoints at intervals of steps and time, and at the end of a run.
 
-    All processes decide together. Signals that ask for an end: `SIGNALS`; heard while the block
-    of `listening` lasts.
+    A signal (`SIGNALS`) or a deadline ends the run after a checkpoint. Signals are handled within
+    the context `listening`. All processes of a run decide together.
 
     Parameters
     ----------
     path : Path
+        File of the checkpoint.
     settings : dict
-        Of `resume.settings_of`, kept in the checkpoint.
+        Result of `resume.settings_of`, stored in the checkpoint.
     done : int
-        Steps that were done before.
+        Number of steps done before.
     every_steps : int
     every_s : float
     deadline : Deadline, optional
-        When to end as if the last step were done.
+        Time at which the run ends as after its last step.
 
     Attributes
     ----------
     is_over : bool
-        Whether the run ends for its time.
+        Whether the run ends because of the deadline.
     """
 
     SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
@@ -260,9 +268,10 @@ class CheckpointCallback(Callback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear signals; afterwards they are handled as before, however the block ends.
+        """Context in which signals end the run after a checkpoint; previous handlers are restored.
 
-        Lightning puts back what it finds when it begins, but not if that was changed meanwhile.
+        Lightning restores the handlers that it found, but not if they were changed in the
+        meantime.
         """
         if threading.current_thread() is not threading.main_thread():
             yield  # signals are heard in the main thread only
@@ -287,7 +296,7 @@ class CheckpointCallback(Callback):
             raise Stopped(self.step, self.signal_name)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Refuse a deadline that has passed; signals end the run with a checkpoint now."""
+        """Install signal handlers, and raise an error if the deadline has passed."""
         is_late = self.deadline is not None and self.deadline.left_s() <= 0
         if any_process(trainer, is_late)[0] and self.deadline is not None:
             raise self.deadline.too_short()
@@ -297,12 +306,12 @@ class CheckpointCallback(Callback):
         self._listen()  # instead of Lightning's handler, which would end the run without saving
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Handle signals during validation, and begin to measure how long it takes."""
+        """Handle signals during validation, and start to measure its duration."""
         self._listen()  # the one after the last step comes with a handler of its own
         self.validation_began_s = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Note how long validation took."""
+        """Store the duration of validation."""
         self.step_began_s = time.monotonic()
         self.validation_s = self.step_began_s - self.validation_began_s
 
@@ -322,7 +331,7 @@ class CheckpointCallback(Callback):
         return validation_s + ENDING_S
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        """Save when a checkpoint is due, and end after a signal or when time runs out."""
+        """Save a checkpoint if one is due, and end the run after a signal or at the deadline."""
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step
@@ -356,7 +365,7 @@ class CheckpointCallback(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the state of this callback from a checkpoint."""
+        """Restore the state of this callback from a checkpoint."""
         checkpoint["loops"] = loops_at(
             checkpoint["loops"], checkpoint["global_step"], trainer.accumulate_grad_batches
         )
@@ -394,9 +403,10 @@ class DecayByTime(Callback):
 
 
 class GradientCheck(Callback):
-    """Clips gradients, and stops before a step that would spoil the weights.
+    """Clips gradients, and ends the run before a step with a gradient that is not finite.
 
-    Leaves ``bad-step-NNNNNN.json`` with all that is needed to make the pairs again.
+    In this case it writes ``bad-step-NNNNNN.json``, from which the pairs of the step can be
+    reproduced.
 
     Parameters
     ----------
@@ -404,7 +414,7 @@ class GradientCheck(Callback):
     stream : PairStream
     plan_json : str
     head_names : sequence of str
-        Files of the heads, if they have any.
+        Files of the label maps; may be empty.
     """
 
     def __init__(
@@ -416,7 +426,13 @@ class GradientCheck(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: Any
     ) -> None:
-        """Clip gradients; stop the run before a step with a gradient that is not a number."""
+        """Clip gradients.
+
+        Raises
+        ------
+        NotFinite
+            If a loss or a gradient is NaN or infinite.
+        """
         if is_sharded(trainer):
             norm = _sharded_model(trainer).clip_grad_norm_(LARGEST_NORM)
         else:
@@ -461,7 +477,10 @@ class GradientCheck(Callback):
 
 
 def losses_by_index(trainer: Trainer, module: LightningModule) -> Tensor:
-    """Losses of the step in work, of all processes; pairs of one batch have its mean."""
+    """Losses of the current step from all processes, by sample index.
+
+    Pairs of the same batch have the mean loss of this batch.
+    """
     task = task_of(module)
     n_pairs = task.plan.batch * task.plan.accumulate * trainer.world_size
     losses = torch.zeros(n_pairs, device=module.device)

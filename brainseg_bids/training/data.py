@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs, fresh from the generator, in an order that a restart repeats."""
+"""Synthetic pairs for training and validation, reproducible after a restart."""
 
 from __future__ import annotations
 
@@ -28,47 +28,47 @@ INDEX_STRIDE = 1_000_003
 
 
 class Space(Protocol):
-    """What recipes are drawn from: a `RecipeSpace` or a `PriorSpace`."""
+    """Interface of recipe spaces: `RecipeSpace` or `PriorSpace`."""
 
     @property
     def name(self) -> str:
-        """Of the contrast."""
+        """Name of the recipe space."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of every number in it."""
+        """SHA-256 of all values of the recipe space."""
 
     def at(self, voxel_size_mm: float) -> Space:
-        """The space for pairs of this voxel size."""
+        """Recipe space for pairs of this voxel size."""
 
     def covers(self, table: LabelTable) -> None:
-        """Raise ``ValueError`` unless every label of the table has intensities."""
+        """Raise an error (`ValueError`) unless every label of the table has intensities."""
 
     def draw(self, rng: np.random.Generator) -> Recipe:
-        """One recipe; all its randomness comes from ``rng``."""
+        """Random recipe, which depends on ``rng`` only."""
 
 
 class PairStream(IterableDataset[dict[str, Tensor]]):
-    """Pairs by step and sample index; one depends on heads, spaces, seed, step and index only.
+    """Stream of synthetic pairs, identified by training step and sample index.
 
-    A step learns from several pairs; a sample's index counts from 0 within its step. Neither the
-    number of processes nor the order and the names of the spaces matter, so a pair can be made
-    again from (digests of the spaces, seed, step, index) with `draw`.
+    A training step uses several pairs, whose sample indices count from 0. A pair depends on label
+    volumes, recipe spaces, seed, step and index only, not on the number of processes or on the
+    order and names of the recipe spaces. It can be reproduced with `draw`.
 
-    Iterating gives the pairs at one index, step by step, without end; workers of a ``DataLoader``
-    take turns at the steps.
+    Iteration yields the pairs with one sample index for successive steps. Workers of a
+    ``DataLoader`` share the steps.
 
     Parameters
     ----------
     heads : sequence of LabelVolume
     spaces : sequence of (RecipeSpace or PriorSpace, float)
-        Recipe spaces and how often each is drawn from.
+        Recipe spaces with their weights.
     generator : Generator
     seed : int
     index, start_step : int
-        What iterating gives, and from where on.
+        Sample index and first step of the iteration.
     stop_step : int, optional
-        Step before which to end; by default never.
+        Step at which the iteration ends (exclusive); default: none.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class PairStream(IterableDataset[dict[str, Tensor]]):
         self.start_step, self.stop_step = start_step, stop_step
 
     def draw(self, step: int, index: int = 0) -> tuple[int, Recipe]:
-        """Which head, and the recipe, of one sample of a step."""
+        """Index of the label volume, and recipe, of one sample of a step."""
         rng = np.random.default_rng([self.seed, index, step])
         which = int(rng.integers(len(self.heads)))
         shares = np.array([share for _, share in self.spaces], dtype=float)
@@ -113,16 +113,16 @@ class PairStream(IterableDataset[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class Shard:
-    """Which pairs of a step one process makes.
+    """The pairs of a step that one process generates.
 
     Parameters
     ----------
     batch : int
-        Pairs that go through the network together.
+        Pairs of one forward pass.
     accumulate : int
         Batches of a process in one step.
     rank, world : int
-        Number of the process, and of how many.
+        Rank of the process, and number of processes.
     """
 
     batch: int = 1
@@ -131,7 +131,7 @@ class Shard:
     world: int = 1
 
     def indices(self, turn: int) -> list[int]:
-        """Places of this process's batch number ``turn`` of a step.
+        """Sample indices of batch number ``turn`` of this process within a step.
 
         >>> [Shard(batch=2, accumulate=2, rank=rank, world=2).indices(1) for rank in (0, 1)]
         [[4, 5], [6, 7]]
@@ -141,7 +141,7 @@ class Shard:
 
 
 def pair_seed(step: int, index: int) -> int:
-    """Seed of what a sample chooses besides its recipe: the voxels to learn from.
+    """Seed for the random sample of voxels of a pair.
 
     >>> pair_seed(7, 0)
     7
@@ -150,10 +150,10 @@ def pair_seed(step: int, index: int) -> int:
 
 
 class PairLoader:
-    """Batches of one process, made on its device.
+    """Loader of the training batches of one process, generated on its device.
 
-    On an accelerator the next batch is made while the network works on the last, on a stream of
-    its own. A CPU has nothing to gain from that: there a batch is made when it is asked for.
+    On a GPU, the next batch is generated in a separate CUDA stream during the training step. On a
+    CPU this would not be faster: a batch is generated when it is needed.
 
     Parameters
     ----------
@@ -161,12 +161,12 @@ class PairLoader:
     shard : Shard
     device : torch.device
     first_step, stop_step : int
-        The length counts from step 0, as Lightning does; batches begin at ``first_step``.
+        Batches begin at ``first_step``. The length counts from step 0, as in Lightning.
 
     Attributes
     ----------
     waited_s : float
-        Time in which there was nothing to learn from.
+        Time spent waiting for batches.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class PairLoader:
                 yield batch
 
     def make(self, step: int, turn: int) -> dict[str, Any]:
-        """One batch: image (B, 1, X, Y, Z) float32, labels (B, X, Y, Z) uint8, and whose."""
+        """Batch: image (B, 1, X, Y, Z) float32, labels (B, X, Y, Z) uint8, sample indices."""
         indices = self.shard.indices(turn)
         pairs = [render(self.stream, self.heads, step, index, self.device) for index in indices]
         return {
@@ -240,16 +240,18 @@ class PairLoader:
 
 
 class ValidationLoader:
-    """Validation pairs of one process; every process gives equally many.
+    """Loader of the validation pairs of one process.
 
-    Processes have to stay in step, so one that is left over repeats a pair, ``counted`` False.
+    All processes have the same number of pairs. If the pairs cannot be divided equally, some
+    processes repeat a pair, with ``counted`` False.
 
     Parameters
     ----------
     stream : PairStream
     pairs : int
-        Of all processes.
+        Number of pairs of all processes together.
     rank, world : int
+        Rank of the process, and number of processes.
     device : torch.device
     """
 
@@ -280,7 +282,7 @@ class ValidationLoader:
 def render(
     stream: PairStream, heads: Sequence[LabelVolume], step: int, index: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Image (1, X, Y, Z) and labels (X, Y, Z) of one sample of a step, on the device."""
+    """Image (1, X, Y, Z) float32 and labels (X, Y, Z) uint8 of one sample, on the device."""
     which, recipe = stream.draw(step, index)
     pair = stream.generator.render(heads[which].to(_workshop(device)), recipe)
     return pair.image.to(device), pair.labels.to(device)
@@ -292,7 +294,7 @@ def _workshop(device: torch.device) -> torch.device:
 
 
 def heads_on(heads: Sequence[LabelVolume], device: torch.device) -> Sequence[LabelVolume]:
-    """Heads where pairs are made, once and for all if they fit there."""
+    """Label volumes, copied to the device that generates pairs if they fit into its memory."""
     if _workshop(device).type == "cpu":
         return heads
     needed = sum(head.indices.numel() for head in heads)

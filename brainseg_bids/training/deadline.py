@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Deadline``: when a training run ends by itself. Nothing heavy is imported here."""
+"""``Deadline``: time limit of a training run. No heavy library is imported here."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ ENDING_S = 15.0
 
 
 class TooShort(ValueError):
-    """The time is over before a step is done; the message says what would do."""
+    """The time limit ends before a step is done; the message gives the remedy."""
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """When a run ends by itself.
+    """Time limit of a training run.
 
     Parameters
     ----------
     minutes : float
-        After the command began; the whole command shall have ended by then.
+        Duration of the whole command.
     began_s : float
-        `time.time` when it did.
+        `time.time` at the start of the command.
     decay_share : float
         Last part of the time for training, 0 to 1, in which the learning rate decays to zero.
 
@@ -45,11 +45,11 @@ class Deadline:
         check_minutes(self.minutes)
 
     def left_s(self) -> float:
-        """Time that is left, negative if none is."""
+        """Remaining time in seconds; negative after the deadline."""
         return self.began_s + 60 * self.minutes - time.time()
 
     def too_short(self) -> TooShort:
-        """What to raise where a step should begin and no time is left."""
+        """Error for a run without time for a step, to be raised by the caller."""
         took_s = time.time() - self.began_s
         enough = math.ceil(1.2 * (took_s + 2 * ENDING_S) / 60) + 1
         return TooShort(
@@ -59,12 +59,12 @@ class Deadline:
 
 
 def check_minutes(minutes: float) -> float:
-    """The same number if a run can be that long.
+    """``minutes``, unchanged, if it is a valid duration of a run.
 
     Raises
     ------
     ValueError
-        If it is not above 0 (as not a number is not), or more than `MOST_MINUTES`.
+        If it is NaN, not above 0, or more than `MOST_MINUTES`.
     """
     if not 0 < minutes <= MOST_MINUTES:
         raise ValueError(f"--minutes {minutes:g}: give a number above 0, at most {MOST_MINUTES}.")
@@ -72,7 +72,7 @@ def check_minutes(minutes: float) -> float:
 
 
 def planned_steps(total_steps: int | None) -> int | None:
-    """Steps of a plan, None if its end is a time.
+    """Number of steps of a plan, or None if it ends at a deadline.
 
     >>> planned_steps(800), planned_steps(MOST_STEPS)
     (800, None)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prior-weight experiment: does training for one contrast beat training for any?
+"""Prior-weight experiment: is training for one contrast better than training for any contrast?
 
-The same label maps, seeds and steps; only the prior weight ``kappa`` differs between
-the runs of a seed.
-Every run is then measured on the same images. What is compared, by which rule, is part of the
-plan, which is written before anything is run.
+Runs with the same seed differ in the prior weight ``kappa`` only. All runs are evaluated on the
+same images. The comparison and the decision rule are part of the plan, which is written before
+the first run.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ SCORE_FORMAT = 1
 
 @dataclass(frozen=True)
 class Pinned:
-    """A file and the SHA-256 of what was in it when the experiment was planned."""
+    """A file, with the SHA-256 of its content at the time of planning."""
 
     path: str
     sha256: str
@@ -48,7 +47,7 @@ class Pinned:
 
 @dataclass(frozen=True)
 class RealImage:
-    """A real image with reference labels; ``seen`` if the prior was measured in it, too."""
+    """A real image with reference labels; ``seen``: it is one of the images of the prior."""
 
     image: Pinned
     labels: Pinned
@@ -65,7 +64,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder.
+        """Name of its folder.
 
         >>> Run(0, 0.25, 3).name
         'kappa-0.25_seed-3'
@@ -75,34 +74,34 @@ class Run:
 
 @dataclass(frozen=True)
 class ExperimentPlan:
-    """Everything that decides what an experiment shows, and how it will be judged.
+    """Plan of an experiment: everything that determines its result, and the decision rule.
 
     Parameters
     ----------
     contrast : str
         Name of the prior.
     version, planned : str
-        Of the program; date and time, ISO 8601.
+        Version of the program; date and time (ISO 8601).
     prior : Pinned
-        JSON of the prior; the digest is the prior's own, which covers its table.
+        JSON file of the prior, with the digest of the prior, which includes its table.
     agnostic : str
         Recipe space at ``kappa = 0``.
     training : dict
-        A `TrainPlan`, but for seed and spaces, which each run has its own.
+        A `TrainPlan` without seed and recipe spaces, which differ between runs.
     kappas : tuple of float
-        0 and at least one other.
+        Prior weights: 0 and at least one other.
     seeds : tuple of int
     maps, validation : tuple of Pinned
-        Label maps to learn from, and held out.
+        Label maps for training, and held-out label maps.
     images : tuple of RealImage
     on_space : str
-        Digest of the prior's space at ``kappa = 1``.
+        Digest of the recipe space of the prior at ``kappa = 1``.
     off_spaces : dict of str to str
-        Other recipe spaces to their digests.
+        Digests of other recipe spaces, by name.
     dials : dict of str to str
-        Each ``kappa`` to the digest of its space.
+        Digest of the recipe space of each ``kappa``.
     pairs_per_map : int
-        Pairs of each held-out map and space that accuracy is measured on.
+        Number of evaluation pairs for each held-out map and recipe space.
     margin : float
         Smallest difference of mean Dice that matters.
     bootstrap : Bootstrap
@@ -111,8 +110,8 @@ class ExperimentPlan:
     Raises
     ------
     ValueError
-        If it could not be judged: no ``kappa`` of 0, something twice, no held-out map, a map
-        both to learn from and held out.
+        If the experiment could not be decided: no ``kappa`` of 0, a value given twice, no held-out
+        map, or a map both for training and held out.
     """
 
     contrast: str
@@ -148,33 +147,37 @@ class ExperimentPlan:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """Seed by seed, so that what is finished early can be compared."""
+        """All runs, ordered by seed, so that completed seeds can be compared early."""
         each = [(kappa, seed) for seed in self.seeds for kappa in self.kappas]
         return tuple(Run(index, *one) for index, one in enumerate(each))
 
     @property
     def judged_kappa(self) -> float:
-        """The prior weight that is judged against the baseline: the nearest to the contrast."""
+        """Prior weight that is compared with the baseline by the rule: the largest."""
         return max(self.kappas)
 
     @property
     def judged_where(self) -> str:
-        """Real images if there are any; pairs are drawn from what the judged runs learned from."""
+        """Kind of images for the decision: real images if there are any, else synthetic pairs.
+
+        Real images are preferred because synthetic pairs come from the distribution of the
+        training.
+        """
         return REAL if self.images else ON
 
     @property
     def steps(self) -> int:
-        """Of each run."""
+        """Number of training steps of each run."""
         return int(self.training["total_steps"])
 
     @property
     def thesis(self) -> str:
-        """What is to be shown."""
+        """Hypothesis of the experiment, as a sentence."""
         return f"Training for contrast {self.contrast} beats training for any contrast on it."
 
     @property
     def rule(self) -> str:
-        """The decision rule, in words."""
+        """Decision rule as text, with the settings of this experiment."""
         return (
             f"{self.thesis} Setting: kappa {self.judged_kappa:g}; baseline: kappa {BASELINE:g}. "
             "Accuracy: the mean Dice of the brain's structures that the reference has. On the "
@@ -193,12 +196,12 @@ class ExperimentPlan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything but date and version."""
+        """SHA-256 of the plan without date and version."""
         content = asdict(replace(self, version="", planned=""))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def train_plan(self, run: Run, space: str, validation_space: str) -> TrainPlan:
-        """What one run trains by; ``space`` is its recipe file."""
+        """Training plan of one run; ``space`` and ``validation_space`` are recipe files."""
         own = {
             "seed": run.seed,
             "spaces": {space: 1.0},
@@ -207,7 +210,7 @@ class ExperimentPlan:
         return TrainPlan.from_dict(self.training | own)
 
     def to_json(self) -> str:
-        """The plan with its rule in words and numbers, for files."""
+        """Plan as JSON text, with the decision rule."""
         decision = {
             "thesis": self.thesis,
             "rule": self.rule,
@@ -223,12 +226,12 @@ class ExperimentPlan:
 
     @classmethod
     def from_json(cls, text: str) -> ExperimentPlan:
-        """What `to_json` wrote.
+        """Plan from the JSON text of `to_json`.
 
         Raises
         ------
         ValueError
-            If it is something else, or was changed since.
+            If the text is not a plan, was changed, or is of another version.
         """
         try:
             raw = parse_json(text, "plan")
@@ -254,7 +257,14 @@ class ExperimentPlan:
 def check_settings(
     kappas: Sequence[float], seeds: Sequence[int], margin: float, pairs_per_map: int
 ) -> None:
-    """Raise ``ValueError`` unless runs of these settings can be compared."""
+    """Raise an error unless runs with these settings can be compared.
+
+    Raises
+    ------
+    ValueError
+        If a prior weight, seed, margin or number of pairs is invalid, weight 0 is missing, or a
+        value is given twice.
+    """
     for kappa in kappas:
         if not 0 <= kappa <= 1:
             raise ValueError(
@@ -274,12 +284,12 @@ def check_settings(
 
 
 def with_steps(plan: TrainPlan, steps: int) -> TrainPlan:
-    """The same plan with other steps: warming up and slowing down take the same share of them.
+    """Training plan with another number of steps, and warm-up and decay in proportion.
 
     Raises
     ------
     ValueError
-        If there are no steps.
+        If ``steps`` is below 1.
     """
     if steps < 1:
         raise ValueError(f"a run takes at least one step, got {steps}")
@@ -298,7 +308,7 @@ def with_steps(plan: TrainPlan, steps: int) -> TrainPlan:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one finished run showed; ``experiment`` is the digest of its plan."""
+    """Scores of one completed run; ``experiment`` is the digest of its plan."""
 
     experiment: str
     run: Run
@@ -307,7 +317,14 @@ class RunResult:
     version: str = ""
 
     def accuracy(self, where: str, space: str | None = None) -> float | None:
-        """Mean over the heads of each space, then over spaces; None if not measured."""
+        """Mean accuracy over the images of each space, then over spaces; None if not measured.
+
+        Parameters
+        ----------
+        where : {"on", "off", "real"}
+        space : str, optional
+            Default: all spaces.
+        """
         by_space: dict[str, list[float]] = {}
         for score in self.scores:
             if score.where == where and space in (None, score.space):
@@ -322,12 +339,12 @@ class RunResult:
 
     @classmethod
     def from_json(cls, text: str) -> RunResult:
-        """What `to_json` wrote.
+        """Scores from the JSON text of `to_json`.
 
         Raises
         ------
         ValueError
-            If it is something else.
+            If the text is not of this kind.
         """
         try:
             raw = json.loads(text)
@@ -344,7 +361,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds.
+    """Mean over seeds of the accuracy, or of its difference from the baseline.
 
     Parameters
     ----------
@@ -353,7 +370,7 @@ class Estimate:
     space : str
         "all" for the mean over the spaces of ``where``.
     values : dict of int to float
-        By seed: accuracy, or its difference to the baseline.
+        Value by seed.
     mean : float
     low, high : float or None
         Interval over seeds; None with a reason in ``note``.
@@ -370,7 +387,7 @@ class Estimate:
     note: str = ""
 
     def row(self) -> dict[str, str | float | int | None]:
-        """A line of a table."""
+        """Row of a table: values by column."""
         shown = {key: value for key, value in vars(self).items() if key != "values"}
         return shown | {
             "n_seeds": len(self.values),
@@ -381,16 +398,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Findings:
-    """Accuracy by prior weight, differences to the baseline, and what the rule says.
+    """Results of an experiment: accuracy by prior weight, differences, and decisions.
 
     Parameters
     ----------
     accuracy, differences : tuple of Estimate
+        Accuracy, and its difference from the baseline.
     missing : tuple of Run
-        Not finished; then nothing is judged.
+        Runs that are not completed; if there are any, there is no decision.
     thesis, without_loss : Decision or None
-        On images of the contrast alone; and the whole rule. None before all is finished; the
-        second also if there are no other contrasts.
+        Decision from images of the contrast only, and by the whole rule. The latter is also None
+        if there are no other contrasts.
     """
 
     accuracy: tuple[Estimate, ...]
@@ -401,7 +419,7 @@ class Findings:
 
 
 def find(plan: ExperimentPlan, results: Sequence[RunResult]) -> Findings:
-    """Put finished runs together and judge by the plan's rule.
+    """Results of an experiment from its completed runs, with decisions by the rule of the plan.
 
     Raises
     ------

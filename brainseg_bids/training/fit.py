@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a ``TrainPlan`` to weights: builds Lightning's Trainer and lets it run."""
+"""``fit``: training by a ``TrainPlan`` with Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -64,18 +64,18 @@ VALIDATION_SEED = 1_000_003
 
 
 def make_task(plan: TrainPlan) -> SegmentationTask:
-    """Network and learning rule of a plan, not yet trained."""
+    """Untrained network, loss and optimiser of a plan, as a Lightning module."""
     return SegmentationTask(plan, LabelTable.packaged(plan.target_table))
 
 
 def fresh_net(plan: TrainPlan) -> PackedNet:
-    """Network of a plan, initialised as its seed has it."""
+    """Network of a plan, initialised with its seed."""
     lightning.seed_everything(plan.seed, verbose=False)
     return build(plan.net)
 
 
 def make_generator(plan: TrainPlan) -> Generator:
-    """Generator of a plan's pairs."""
+    """Generator of the pairs of a plan."""
     return Generator(
         Crosswalk.packaged(plan.source_table, plan.target_table),
         LabelTable.packaged(plan.source_table),
@@ -94,7 +94,7 @@ def _less(plan: TrainPlan, book: MemoryBook) -> TrainPlan:
 
 
 class PairData(lightning.LightningDataModule):
-    """Pairs of this process, made on its device, which is known when training begins."""
+    """Data module of this process; pairs are generated on its device."""
 
     def __init__(self, stream: PairStream, held_out: PairStream, plan: TrainPlan, done: int):
         super().__init__()
@@ -108,13 +108,13 @@ class PairData(lightning.LightningDataModule):
         return self.trainer
 
     def loader_in_use(self) -> PairLoader:
-        """The last that `train_dataloader` made."""
+        """Last result of `train_dataloader`."""
         if self.loader is None:
             raise RuntimeError("no loader was made yet")
         return self.loader
 
     def train_dataloader(self) -> PairLoader:
-        """Pairs of this process, from the step where training stands."""
+        """Training pairs of this process, from the current step on."""
         plan, trainer = self.plan, self._training()
         shard = Shard(plan.batch, plan.accumulate, trainer.global_rank, trainer.world_size)
         device = trainer.strategy.root_device
@@ -137,28 +137,28 @@ class PairData(lightning.LightningDataModule):
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What `fit` is given beside its plan.
+    """Arguments of `fit` in addition to the plan.
 
     Parameters
     ----------
     train_heads, validation_heads : sequence of LabelVolume
     out_dir : Path
     until_step : int, optional
-        Stop here, before the plan's end, to go on later.
+        Step at which to stop before the end of the plan, to be resumed later.
     start_from : PackedNet, optional
-        Network of the same spec whose weights to begin from, when there is nothing to resume.
+        Network of the same specification, whose weights are used unless a checkpoint is resumed.
     real : sequence of RealImage
-        Real images to look at in each validation.
+        Real images for validation.
     memory : path, optional
-        ``memory.json``; its last plan is in force. When memory runs out, a smaller plan is added
-        to it, and training goes on from the last checkpoint.
+        ``memory.json``, whose last plan is used. If memory is not sufficient, a smaller plan is
+        added, and training is resumed from the last checkpoint.
     head_names : sequence of str
         Files of ``train_heads``, for messages.
     checkpoint_every_s : float
-        Longest time between checkpoints, which are made before each validation, too.
+        Longest time between checkpoints. A checkpoint is also written before each validation.
     deadline : Deadline, optional
-        When to end, with a validation, before the plan's last step. ``plan.json`` then says how
-        many steps there were.
+        Time at which the run ends, after a validation. Then ``plan.json`` has the actual number of
+        steps.
     """
 
     train_heads: Sequence[LabelVolume]
@@ -174,12 +174,12 @@ class TrainingRun:
 
     @property
     def last(self) -> Path:
-        """The checkpoint."""
+        """Path of the checkpoint."""
         return self.out_dir / LAST
 
     @property
     def book(self) -> MemoryBook | None:
-        """Memory plans, if any were made."""
+        """Memory plans of the run, or None if ``memory`` is not given."""
         return MemoryBook(Path(self.memory)) if self.memory else None
 
 
@@ -190,14 +190,18 @@ def fit(
     out_dir: str | Path,
     **options: Any,
 ) -> SegmentationTask:
-    """Train, or go on training.
+    """Train a network, or resume a training run.
 
-    Leaves ``last.ckpt`` (weights, average, optimiser, schedule, settings), ``plan.json``, logs and
-    ``samples/`` in ``out_dir``. An interrupted run goes on from ``last.ckpt`` with the same pairs
-    a straight run would have seen; on a CPU its weights are the same to the last bit.
+    Writes ``last.ckpt`` (weights, average, optimiser, schedule, settings), ``plan.json``, logs and
+    ``samples/`` to ``out_dir``. An interrupted run is resumed from ``last.ckpt``, with the same
+    pairs as without the interruption. On a CPU, the weights are identical as well.
 
     Parameters
     ----------
+    plan : TrainPlan
+    train_heads, validation_heads : sequence of LabelVolume
+        Label volumes for training and validation.
+    out_dir : path
     **options
         Further fields of `TrainingRun`.
 
@@ -209,17 +213,18 @@ def fit(
     Raises
     ------
     ValueError
-        If the plan cannot run here, or memory is too little for the smallest plan.
+        If the plan cannot run on this machine, or the memory is not sufficient for the smallest
+        plan.
     ChangedSettings
-        If the run was begun with other settings.
+        If the run was started with other settings.
     NotFinite
-        A loss or a gradient is no number; its pairs are in ``bad-step-NNNNNN.json``.
+        If a loss or a gradient is NaN or infinite; its pairs are in ``bad-step-NNNNNN.json``.
     TooShort
-        The time of ``deadline`` is over before a step has begun.
+        If ``deadline`` has passed before the first step.
     CannotSave
-        The disk is full; the checkpoint before is as it was.
+        If a checkpoint cannot be written; the previous one is unchanged.
     Stopped
-        SIGTERM, SIGUSR1 or SIGINT came; the step was finished and saved.
+        If SIGTERM, SIGUSR1 or SIGINT was received; the current step was completed and saved.
     """
     quieten()
     run = TrainingRun(train_heads, validation_heads, Path(out_dir), **options)
@@ -253,7 +258,7 @@ def check_run(
     *,
     memory: str | Path | None = None,
 ) -> None:
-    """Raise what `fit` would raise before it writes anything; arguments as there."""
+    """Raise the errors that `fit` would raise before it writes a file; arguments as in `fit`."""
     if memory:
         plan = with_memory(plan, MemoryBook(Path(memory)).plan())
     check_hardware(plan)
@@ -393,7 +398,7 @@ def _trainer(
 
 
 def averaged_net(plan: TrainPlan, checkpoint: str | Path) -> PackedNet:
-    """Network with the averaged weights of a checkpoint that `fit` left."""
+    """Network with the averaged weights of a checkpoint of `fit`."""
     task = make_task(plan)
     task.load_state_dict(read_checkpoint(Path(checkpoint))["state_dict"])
     return task.net

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a training job has changed since it was begun."""
+"""Changes of a training job since its start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOT_SAID = {"optimizer": "adamw"}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of two descriptions of a job differs, a few words each; names of files stay short.
+    """Differences of two descriptions of a job, as short texts.
 
     Examples
     --------

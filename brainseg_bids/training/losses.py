@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses over chosen voxels, where rare labels are seen as often as common ones, and over all.
+"""Losses over a class-balanced sample of voxels, or over all voxels.
 
-Neither ever holds the scores of all labels at all voxels.
+Neither needs memory for the scores of all labels at all voxels.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ caches of a CPU, large enough for a GPU."""
 def choose_voxels(
     labels: Tensor, *, n_labels: int, per_label: int, anywhere: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Voxels to learn from: some anywhere, and up to ``per_label`` of each label.
+    """Random sample of voxels: ``anywhere`` of all, and up to ``per_label`` of each label.
 
     Parameters
     ----------
     labels : (X, Y, Z) uint8
+        Class indices.
+    n_labels, per_label, anywhere, seed : int
 
     Returns
     -------
     voxels : (n, 3) int64
     log_odds : (n_labels,) float32
-        Log of how much more often a label was chosen than it occurs. Added to the scores
-        while learning, it leaves the bare scores calibrated to the true frequencies (logit
-        adjustment: Menon et al., ICLR 2021).
+        Logarithm of the frequency of each label in the sample, relative to that in the pair. It is
+        added to the scores in training, so that the scores themselves are calibrated to the true
+        frequencies (logit adjustment: Menon et al., ICLR 2021).
     """
     generator = torch.Generator().manual_seed(seed)
     flat = labels.flatten()
@@ -64,7 +66,7 @@ def choose_voxels(
 
 
 def chosen_cross_entropy(scores: Tensor, labels: Tensor, log_odds: Tensor) -> Tensor:
-    """Mean cross-entropy of chosen voxels.
+    """Mean cross-entropy of a sample of voxels.
 
     Parameters
     ----------
@@ -77,10 +79,10 @@ def chosen_cross_entropy(scores: Tensor, labels: Tensor, log_odds: Tensor) -> Te
 
 
 def chosen_dice_loss(scores: Tensor, labels: Tensor, log_odds: Tensor) -> Tensor:
-    """One minus the mean soft Dice of the labels present, estimated from chosen voxels.
+    """One minus the mean soft Dice of the labels present, estimated from a sample of voxels.
 
-    Each voxel stands for ``exp(-log_odds)`` of its label's voxels, so the sums estimate those
-    over the whole image; with all voxels chosen it is the usual soft Dice.
+    Each voxel has the weight ``exp(-log_odds)`` of its label, so that sums are estimates of those
+    over the whole image. With all voxels it is the usual soft Dice.
 
     Parameters
     ----------
@@ -110,26 +112,27 @@ def dense_loss(
     chunk_blocks: int | None = None,
     most_chunks: int | None = None,
 ) -> Tensor:
-    """Cross-entropy and soft Dice (Milletari et al., 3DV 2016) over all voxels, exact.
+    """Cross-entropy and soft Dice loss (Milletari et al., 3DV 2016) over all voxels.
 
-    Scores are made, used and dropped chunk by chunk, and made again for the gradient: memory
-    does not grow with labels x voxels. Mean over pairs of each pair's loss; Dice is the mean over
-    the labels that a pair has.
+    Scores are computed and freed in chunks, and recomputed for the gradient, so that memory does
+    not grow with labels x voxels. The result is the mean over pairs. Dice is the mean over the
+    labels of a pair.
 
     Parameters
     ----------
     net : PackedNet
         Only its head is used.
     features : (B, F, x, y, z)
-        Of the blocks.
+        Features of blocks.
     labels : (B, X, Y, Z) uint8
         Class indices.
     dice_weight : float
-        Of one minus Dice beside cross-entropy.
+        Weight of the Dice loss relative to cross-entropy.
     chunk_blocks : int, optional
-        Blocks at a time; by default as many as have `CHUNK_SCORES` scores.
+        Blocks in a chunk; default: as many as have `CHUNK_SCORES` scores.
     most_chunks : int, optional
-        Leave out what comes after so many of a pair: for symbolic runs, where chunks are alike.
+        Largest number of chunks of a pair. It saves time in symbolic runs, where all chunks need
+        the same memory.
 
     Returns
     -------
@@ -138,7 +141,7 @@ def dense_loss(
     Raises
     ------
     ValueError
-        If labels and blocks are not of the same voxels.
+        If the shapes of labels and features do not match.
     """
     block_size, n_labels = net.spec.block_size, net.spec.n_labels
     shape = (len(features), *(edge * block_size for edge in features.shape[2:]))
@@ -159,7 +162,7 @@ def dense_loss(
 
 
 class LossPlan(Protocol):
-    """What a plan of training says about its loss; a frozen dataclass will do."""
+    """Fields of a training plan that define the loss."""
 
     @property
     def loss(self) -> str:
@@ -167,20 +170,20 @@ class LossPlan(Protocol):
 
     @property
     def per_label(self) -> int:
-        """Voxels chosen of each label."""
+        """Largest number of sampled voxels of each label."""
 
     @property
     def anywhere(self) -> int:
-        """Voxels chosen anywhere."""
+        """Number of voxels sampled from the whole pair."""
 
     @property
     def dice_weight(self) -> float:
-        """Weight of soft Dice beside cross-entropy."""
+        """Weight of the Dice loss relative to cross-entropy."""
 
 
 @dataclass(frozen=True)
 class ChosenLoss:
-    """Loss over chosen voxels; mean over pairs. Fields as in `choose_voxels`."""
+    """Loss over a sample of voxels, mean over pairs; fields as in `choose_voxels`."""
 
     per_label: int
     anywhere: int
@@ -206,9 +209,9 @@ class ChosenLoss:
         return torch.stack(losses).mean()
 
     def symbolic(self, net: PackedNet, features: Tensor, labels: Tensor) -> Tensor:
-        """The same memory without a look at the labels: for tensors that have no values.
+        """Loss with the same memory for tensors without values.
 
-        As many voxels are chosen as can be; where they are does not matter.
+        The sample has the largest possible number of voxels, at arbitrary positions.
         """
         losses = []
         with torch.autocast(features.device.type, enabled=False):
@@ -253,19 +256,19 @@ class DenseLoss:
         return dense_loss(net, features, labels, dice_weight=self.dice_weight)
 
     def symbolic(self, net: PackedNet, features: Tensor, labels: Tensor) -> Tensor:
-        """The same memory for tensors that have no values."""
+        """Loss with the same memory for tensors without values."""
         return dense_loss(net, features, labels, dice_weight=self.dice_weight, most_chunks=3)
 
 
 def loss_of(plan: LossPlan) -> ChosenLoss | DenseLoss:
-    """Loss of a plan: call it with (net, features, labels, seeds).
+    """Loss function of a plan, with arguments (net, features, labels, seeds).
 
-    Its ``symbolic`` is what `nets.memory_prediction.predict_gib` takes.
+    Its ``symbolic`` is the loss for `nets.memory_prediction.predict_gib`.
 
     Raises
     ------
     ValueError
-        Unknown loss; the message lists the known ones.
+        If the loss is unknown; the message lists the known ones.
     """
     if plan.loss == "chosen":
         return ChosenLoss(plan.per_label, plan.anywhere, plan.dice_weight)

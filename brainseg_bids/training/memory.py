@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of a training run: the plans in force, and when it ran out."""
+"""Memory of a training run: its memory plans, and detection of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from brainseg_bids.nets.memory_plan import MemoryPlan
 
 @dataclass(frozen=True)
 class MemoryBook:
-    """``memory.json``: memory plans of a run, the last one in force.
+    """``memory.json``: all memory plans of a run, of which the last is used.
 
     Parameters
     ----------
@@ -26,12 +26,12 @@ class MemoryBook:
     path: Path
 
     def plan(self) -> MemoryPlan:
-        """The one in force.
+        """Current memory plan.
 
         Raises
         ------
         ValueError
-            If there is none.
+            If the file has none.
         """
         try:
             return MemoryPlan.from_json(json.dumps(self._read()["plans"][-1]))
@@ -39,13 +39,13 @@ class MemoryBook:
             raise ValueError(f"{self.path}: holds no memory plan") from error
 
     def add(self, plan: MemoryPlan) -> None:
-        """Put another in force."""
+        """Append a memory plan, which becomes the current one."""
         book = self._read()
         book["plans"].append(json.loads(plan.to_json()))
         self._write(book)
 
     def note_used(self, used_gib: float) -> None:
-        """What was measured under the plan in force."""
+        """Store the measured peak memory of the current plan."""
         book = self._read()
         before = book["plans"][-1].get("used_gib")
         if before is None or used_gib > 1.01 * before:
@@ -60,7 +60,7 @@ class MemoryBook:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; devices and PyTorch's versions differ."""
+    """Whether an error is an out-of-memory error of any device or version of PyTorch."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     words = ("out of memory", "can't allocate memory")

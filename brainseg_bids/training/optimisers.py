@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``OPTIMISERS``: rules by which weights follow gradients, by name."""
+"""``OPTIMISERS``: optimisers by name."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ RMS_OF_ADAM = 0.2
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for the kernels of convolutions, AdamW for all else, as one optimiser.
+    """Muon for convolution kernels and AdamW for all other weights, as one optimiser.
 
-    Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon) replaces a matrix's
-    averaged gradient by the nearest orthogonal matrix, so that all directions are learned at the
-    same pace. A kernel is the matrix (out, in * k * k * k). Steps are scaled to the size of
-    AdamW's (Liu et al., 2025, arXiv:2502.16982), so both share one learning rate.
+    Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon) replaces the averaged
+    gradient of a matrix by the nearest orthogonal matrix, so that updates have the same size in
+    all directions. A kernel is treated as a matrix (out, in * k * k * k). Updates are scaled to
+    the size of those of AdamW (Liu et al., 2025, arXiv:2502.16982), so that both share one
+    learning rate.
 
-    Why not ``torch.optim.Muon``: it refuses kernels, and Lightning steps one optimiser only.
+    ``torch.optim.Muon`` is not used because it does not accept kernels, and because Lightning
+    supports one optimiser only.
 
     Parameters
     ----------
     kernels, others : iterable of Tensor
-        What is learned by Muon, and by AdamW.
+        Weights that are updated by Muon, and by AdamW.
     lr, weight_decay : float
     """
 
@@ -55,7 +57,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the weights; returns what the closure returns."""
+        """Update the weights; returns the result of the closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -86,7 +88,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest matrix with singular values of one, by Newton-Schulz iteration.
+    """Approximately the nearest orthogonal matrix, by Newton-Schulz iteration.
 
     Parameters
     ----------
@@ -95,6 +97,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     Returns
     -------
     (n, m) float32
+        With singular values close to 1.
 
     Examples
     --------
@@ -118,10 +121,10 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def kernels_of(net: PackedNet) -> list[Tensor]:
-    """Kernels between a network's first layer and its head, but those of depthwise convolutions.
+    """Convolution kernels of a network for `Muon`, without first layer, head and depthwise ones.
 
-    First and last layers are left to AdamW, as Muon's author advises; a depthwise convolution
-    mixes no channels, so its kernel is no matrix.
+    The author of Muon recommends AdamW for the first and last layers. A depthwise convolution does
+    not mix channels, so its kernel is not a matrix.
     """
     kinds = (nn.Conv3d, nn.ConvTranspose3d)
     convolutions = [module for module in net.body.modules() if isinstance(module, kinds)]
@@ -129,12 +132,12 @@ def kernels_of(net: PackedNet) -> list[Tensor]:
 
 
 def adamw(net: PackedNet, learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, ICLR 2019) for all weights."""
+    """AdamW optimiser (Loshchilov and Hutter, ICLR 2019) of all weights."""
     return torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
 
 
 def muon(net: PackedNet, learning_rate: float) -> torch.optim.Optimizer:
-    """`Muon` for the kernels of `kernels_of`."""
+    """`Muon` optimiser, with the kernels of `kernels_of`."""
     kernels = kernels_of(net)
     own = set(map(id, kernels))
     others = [weight for weight in net.parameters() if id(weight) not in own]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agreement of networks with label maps: counts over images, and accuracy on fresh pairs."""
+"""Dice of networks: counts over images, and accuracy on new synthetic pairs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # late: torch, which reports do without
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy of one run on images of one head and space.
+    """Accuracy of one run on images of one label map and recipe space.
 
     Parameters
     ----------
@@ -29,9 +29,9 @@ class Score:
     case : str
         Label map or image.
     accuracy : float
-        Mean Dice of the brain's structures.
+        Mean Dice of brain structures.
     dice : dict of str to float
-        Of each structure that the reference has.
+        Dice of each structure that the reference has.
     """
 
     where: str
@@ -42,12 +42,12 @@ class Score:
 
 
 class Overlap:
-    """Counts of labels in the prediction, in the truth, and in both, over images.
+    """Voxel counts of each label in the prediction, in the truth and in both, over images.
 
     Parameters
     ----------
     table : LabelTable
-        Images hold class indices in it.
+        Table of the class indices.
 
     Examples
     --------
@@ -63,17 +63,17 @@ class Overlap:
         self.counts = np.zeros((3, len(table)), dtype=np.int64)
 
     def add(self, predicted: np.ndarray, truth: np.ndarray) -> None:
-        """Count one image: class indices, of one shape."""
+        """Add the counts of one image, from class indices of the same shape."""
         predicted, truth = predicted.ravel(), truth.ravel()
         both = predicted[predicted == truth]
         for row, indices in enumerate((both, predicted, truth)):
             self.counts[row] += np.bincount(indices, minlength=len(self.table))
 
     def dice(self) -> dict[str, float]:
-        """Of each label that the truth has, background left out.
+        """Dice of each label that the truth has, without background.
 
-        Labels that are only found are not in it, so that all runs are measured by the same
-        structures; their voxels are missing in others.
+        Labels that are in the prediction only are left out, so that all runs are compared on the
+        same structures. Their voxels reduce the Dice of other labels.
         """
         both, predicted, truth = self.counts
         return {
@@ -83,12 +83,12 @@ class Overlap:
         }
 
     def score(self, where: str, space: str, case: str) -> Score:
-        """What was counted.
+        """Score from all counts; arguments as in `Score`.
 
         Raises
         ------
         ValueError
-            If the truth has no structure of the brain.
+            If the truth has no brain structure.
         """
         dice = self.dice()
         brain = [value for name, value in dice.items() if self.table[name].is_brain]
@@ -107,18 +107,22 @@ def score_pairs(
     seed: int,
     device: str = "cpu",
 ) -> list[Score]:
-    """Accuracy on fresh pairs; the same pairs for every network.
+    """Accuracy on new synthetic pairs, which are the same for every network.
 
-    Dice is of the voxels of all pairs of one head and space together, because a crop holds only
-    some voxels of a structure.
+    Dice is computed over all pairs of one label map and recipe space together, because a crop
+    contains a part of a structure only.
 
     Parameters
     ----------
+    net : PackedNet
+    generator : Generator
     heads : mapping of str to LabelVolume
-        Held out.
+        Held-out label volumes by name.
     spaces : iterable of (where, name, Space)
     pairs : int
-        Of each head and space.
+        Number of pairs for each label volume and recipe space.
+    seed : int
+    device : str
     """
     import torch
 

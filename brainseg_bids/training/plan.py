@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``TrainPlan``: everything that decides the outcome of a training run."""
+"""``TrainPlan``: all settings that determine the result of a training run."""
 
 from __future__ import annotations
 
@@ -29,25 +29,52 @@ MEMORY_FIELDS = (
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Everything that decides the outcome of a training run, but the label maps.
+    """All settings that determine the result of a training run, except the label maps.
 
     Parameters
     ----------
     net : NetSpec
     spaces : dict of str to float
-        Recipe spaces (packaged name or TOML file) to how often they are drawn.
-    batch, accumulate, devices, nodes : int
-        Pairs that go through a network together, how often before the weights change, and on how
-        many accelerators (on CPU: processes) of how many nodes. A step learns from the product
-        of the four, and which pairs these are depends on the product alone.
-    checkpointing, offload, compile : bool
-        Activations computed again, or kept in the host's memory; compiled network.
-    loss : {"chosen", "dense"}
+        Recipe spaces (name in the package, or TOML file) with their weights.
+    source_table, target_table : str
+        Label tables of the label maps, and of the network.
+    patch_vox : tuple of 3 int
+    voxel_size_mm : float
+        Voxel size of the pairs, isotropic.
     optimizer : {"adamw", "muon"}
         See `training.optimisers`.
+    learning_rate : float
+    warmup_steps, total_steps, decay_steps : int
+        The learning rate rises over the first and falls over the last of these.
+    per_label, anywhere : int
+        Sample of voxels for the loss ``chosen``, see `losses.choose_voxels`.
+    dice_weight : float
+        Weight of the Dice loss relative to cross-entropy.
+    ema_decay : float
+        Decay of the moving average of the weights.
+    precision : {"bf16-mixed", "32-true"}
+    seed : int
+    validate_every, validation_pairs : int
+        Steps between validations, and number of their pairs.
+    validation_space : str
+        Recipe space of validation pairs.
+    batch, accumulate, devices, nodes : int
+        Pairs of a forward pass, batches per update of the weights, GPUs (on CPUs: processes) of a
+        node, and nodes. The number of pairs per step is the product of the four, and the pairs
+        themselves depend on this product only.
+    checkpointing, offload, compile : bool
+        Whether activations are recomputed, or moved to the host's memory; whether the network is
+        compiled.
+    loss : {"chosen", "dense"}
+        Loss over a sample of voxels, or over all voxels.
     strategy : {"auto", "ddp", "fsdp"}
-        ``auto`` is ``ddp`` where there are several processes. With ``fsdp`` weights, gradients
-        and optimiser are shared out among GPUs; nobody has tried that yet.
+        ``auto`` is ``ddp`` for several processes. With ``fsdp``, weights, gradients and optimiser
+        are sharded among GPUs; this is not tested.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown, below its minimum, or cannot be combined with another one.
     """
 
     net: NetSpec
@@ -97,16 +124,16 @@ class TrainPlan:
 
     @property
     def world(self) -> int:
-        """Processes."""
+        """Number of processes."""
         return self.devices * self.nodes
 
     @property
     def pairs_per_step(self) -> int:
-        """Pairs that one change of the weights learns from."""
+        """Number of pairs per update of the weights."""
         return self.batch * self.accumulate * self.world
 
     def to_dict(self) -> dict[str, Any]:
-        """As files have it."""
+        """Plan as a dictionary, with the keys of files."""
         return asdict(self) | {"net": self.net.to_dict()}
 
     def to_json(self) -> str:
@@ -115,16 +142,16 @@ class TrainPlan:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> TrainPlan:
-        """What `to_dict` gave."""
+        """Plan from the dictionary of `to_dict`."""
         own = {"net": NetSpec.from_dict(content["net"]), "patch_vox": tuple(content["patch_vox"])}
         return cls(**{**content, **own})
 
     @classmethod
     def from_json(cls, text: str) -> TrainPlan:
-        """The plan that `to_json` wrote."""
+        """Plan from the JSON text of `to_json`."""
         return cls.from_dict(json.loads(text))
 
 
 def with_memory(plan: TrainPlan, memory: MemoryPlan) -> TrainPlan:
-    """The same plan, run in the memory of a `MemoryPlan`."""
+    """Training plan with the settings of a memory plan."""
     return replace(plan, **{name: getattr(memory, name) for name in MEMORY_FIELDS})

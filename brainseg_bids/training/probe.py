@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``probe_step``: what a training step really takes, measured in a process of its own.
+"""``probe_step``: time and memory of a training step, measured in a separate process.
 
-A process that is killed for its memory, or crashes in a driver, leaves its parent unharmed: that
-is an answer, too.
+If this process is killed for lack of memory, or crashes in a driver, the parent is not affected.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ WARM_UP = NetSpec("unet", 2, 1, 8, {"widths": [8, 16, 32]})
 
 
 class ProbeFailed(RuntimeError):
-    """The probe ended, but not for want of memory: its last line of output."""
+    """The probe failed for another reason than memory; the message is its last line of output."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,10 @@ class _Loss:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step took: time, with its pairs there already, and peak memory.
+    """Time and peak memory of a training step.
 
-    Memory is what PyTorch reserved on a GPU, or resident memory beyond that of an idle process on
-    a CPU.
+    The time does not include the generation of pairs. Memory is that reserved by PyTorch on a GPU,
+    or the resident memory on a CPU minus that of an idle process.
     """
 
     seconds: float
@@ -71,30 +70,30 @@ def probe_step(
     limit_s: float = 600.0,
     threads: int | None = None,
 ) -> StepCost | None:
-    """Run real steps by a plan, on its device.
+    """Measured time and peak memory of training steps by a memory plan, on its device.
 
     Parameters
     ----------
     spec : NetSpec
     plan : MemoryPlan
     loss : LossPlan
-        A `TrainPlan`, or anything with its four fields on the loss.
+        A `TrainPlan`, or an object with its four fields of the loss.
     limit_s : float
-        Time that the steps may take; two of a CPU may need minutes.
+        Time limit; two steps on a CPU may need minutes.
     threads : int, optional
-        Of a CPU; by default as many as this process has.
+        Threads of a CPU; default: those of this process.
 
     Returns
     -------
     StepCost or None
-        None if memory was not enough.
+        None if the memory was not sufficient.
 
     Raises
     ------
     TimeoutError
-        If the steps took too long.
+        If the steps exceed the time limit.
     ProbeFailed
-        If they failed in another way.
+        If they fail for another reason.
     """
     try:
         done = subprocess.run(
@@ -120,7 +119,7 @@ def probe_step(
 
 
 def task_of(spec: NetSpec, plan: MemoryPlan, loss: LossPlan, *, threads: int) -> str:
-    """What the process reads, as JSON."""
+    """Input of the probing process, as JSON text."""
     task = {
         "spec": spec.to_dict(),
         "plan": asdict(plan),
@@ -131,7 +130,7 @@ def task_of(spec: NetSpec, plan: MemoryPlan, loss: LossPlan, *, threads: int) ->
 
 
 def measure(spec: NetSpec, plan: MemoryPlan, loss: LossPlan) -> StepCost:
-    """Run the steps here and now; see `probe_step`, which does so in another process."""
+    """Measured time and peak memory of training steps, run in this process; see `probe_step`."""
     _steps(WARM_UP, plan, loss, (32, 32, 32))  # loads libraries
     meter = MemoryMeter(torch.device(plan.device))
     seconds = _steps(spec, plan, loss, plan.patch_vox)
@@ -177,7 +176,7 @@ def _be_killed_first() -> None:
 
 
 def main() -> int:
-    """Read a task from standard input, write seconds and GiB to standard output."""
+    """Read the task from standard input, and write seconds and GiB to standard output."""
     task = json.loads(sys.stdin.read())
     _be_killed_first()
     torch.set_num_threads(task["threads"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probes of memory, kept: one is repeated only when what decides it has changed."""
+"""Cache of memory measurements; they are repeated only if their conditions have changed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALLOCATORS = (
 
 @functools.cache
 def code_digest(modules: Iterable[str]) -> str:
-    """SHA-256 over modules and packages of this package, named by their paths in it."""
+    """SHA-256 of the source code of modules or packages, given by paths within this package."""
     root = Path(brainseg_bids.__file__).parent
     digest = hashlib.sha256()
     for name in modules:
@@ -43,30 +43,32 @@ def code_digest(modules: Iterable[str]) -> str:
 
 
 def digest_of(content: object) -> str:
-    """SHA-256 of a value of JSON types."""
+    """SHA-256 of a value that consists of JSON types."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def probe_once(
     cache: Path, decides: Mapping[str, object], probe: Callable[[], float | None]
 ) -> tuple[float | None, bool]:
-    """What a probe measured when all that decides it was the same, else what it measures now.
+    """Result of a memory measurement, from the cache if the conditions are the same.
 
-    That a step did not fit is not kept: other programs may have had the memory.
+    The result that a step did not fit is not stored, since other programs may have used the
+    memory.
 
     Parameters
     ----------
     cache : Path
+        JSON file.
     decides : mapping
-        JSON types: all that decides what is measured, but this code and the environment.
+        Conditions of the measurement as JSON types. Source code and environment are added here.
     probe : callable
-        Gives GiB, or None if the step did not fit.
+        Returns GiB, or None if the step did not fit.
 
     Returns
     -------
     gib : float or None
     is_kept : bool
-        Whether it was measured before.
+        Whether it comes from the cache.
     """
     decides = json.loads(json.dumps(dict(decides))) | {
         "code": code_digest(PROBED),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where training runs: devices, and the processes that train together."""
+"""Devices and processes of a training run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 
 def launched_by(world: int, environ: Mapping[str, str]) -> str:
-    """Who starts the processes: nobody has to ("one"), "slurm", "torchrun", or we do ("own").
+    """How the processes of a run are started: "one", "slurm", "torchrun" or "own".
+
+    "one" is a single process; "own" means that this program starts them.
 
     >>> launched_by(1, {"SLURM_STEP_NUM_TASKS": "8"})
     'one'
@@ -49,12 +51,12 @@ def launched_by(world: int, environ: Mapping[str, str]) -> str:
 
 
 def cluster_environment(plan: TrainPlan) -> ClusterEnvironment:
-    """How Lightning learns of the other processes: from Slurm, from torchrun, or by starting them.
+    """Lightning's environment of the processes: Slurm, torchrun, or started by this program.
 
     Raises
     ------
     ValueError
-        If there are several nodes and nothing has started the processes on them.
+        If there are several nodes, but neither Slurm nor torchrun started the processes.
     """
     by = launched_by(plan.world, os.environ)
     if by == "slurm":
@@ -71,12 +73,12 @@ def cluster_environment(plan: TrainPlan) -> ClusterEnvironment:
 
 
 def check_hardware(plan: TrainPlan) -> None:
-    """Refuse what cannot run here.
+    """Raise an error if a plan cannot run on this machine.
 
     Raises
     ------
     ValueError
-        With what would.
+        If strategy, devices and compilation cannot be used together, or devices are missing.
     """
     on_gpu = torch.cuda.is_available()
     if plan.strategy == "fsdp" and not on_gpu:
@@ -90,9 +92,9 @@ def check_hardware(plan: TrainPlan) -> None:
 
 
 def accelerator_for(memory: MemoryPlan | None) -> str:
-    """What Lightning takes: the best there is, but the CPU where memory was planned for it.
+    """Accelerator for Lightning: "cpu" if the memory plan is for a CPU, otherwise "auto".
 
-    A CUDA or ROCm device is hidden from a process that shall not have it; Apple's cannot be.
+    CUDA and ROCm devices can be hidden from a process, but Apple's GPUs cannot.
     """
     if memory is not None and memory.device == "cpu" and not torch.cuda.is_available():
         return "cpu"
@@ -100,7 +102,7 @@ def accelerator_for(memory: MemoryPlan | None) -> str:
 
 
 def strategy_of(plan: TrainPlan) -> FSDPStrategy | str:
-    """Strategy of Lightning: ``auto`` for one process, else ``ddp`` or FSDP."""
+    """Strategy for Lightning: ``auto`` for one process, otherwise ``ddp`` or FSDP."""
     if plan.strategy == "fsdp":
         return FSDPStrategy(state_dict_type="full")
     if plan.world == 1:
@@ -109,7 +111,7 @@ def strategy_of(plan: TrainPlan) -> FSDPStrategy | str:
 
 
 def is_first_process(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process, of those that train together, is the one that speaks and writes."""
+    """Whether this process is the first of a run, which writes logs and files."""
     ranks = ("RANK", "LOCAL_RANK") if "RANK" in environ else ("LOCAL_RANK", "NODE_RANK")
     if "SLURM_STEP_NUM_TASKS" in environ and "SLURM_PROCID" in environ:
         ranks = ("SLURM_PROCID", "LOCAL_RANK")
@@ -117,7 +119,7 @@ def is_first_process(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def quieten() -> None:
-    """Lightning speaks of itself, and warns of what is meant: not to our readers."""
+    """Suppress Lightning's messages about itself, and warnings about intended behaviour."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
@@ -127,7 +129,7 @@ def quieten() -> None:
 
 
 def end_children(trainer: lightning.Trainer) -> None:
-    """Processes that we started end with us; one that waits for us would wait for ever."""
+    """End the processes that this process started, which would otherwise wait for it for ever."""
     children = getattr(trainer.strategy.launcher, "procs", [])
     for thread in threading.enumerate():
         if isinstance(thread, _ChildProcessObserver):
@@ -141,12 +143,12 @@ def end_children(trainer: lightning.Trainer) -> None:
 
 
 def is_sharded(trainer: lightning.Trainer) -> bool:
-    """Whether each process holds a part of the weights only."""
+    """Whether each process has a part of the weights only."""
     return isinstance(trainer.strategy, FSDPStrategy)
 
 
 def any_process(trainer: lightning.Trainer, *flags: bool) -> tuple[bool, ...]:
-    """Each flag: whether it is up in any process."""
+    """For each flag, whether it is True in any process."""
     if trainer.world_size == 1:
         return flags
     votes = torch.tensor(flags, dtype=torch.float32, device=trainer.strategy.root_device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loss, speed and memory for the loggers; a line a minute for the reader."""
+"""Logging of loss, speed and memory."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ LOG_EVERY = 25
 
 
 class LoggingCallback(Callback):
-    """Loss, speed and memory to the loggers; a line a minute for the reader.
+    """Logs loss, speed and memory, with a line per minute in the log of the program.
 
     Parameters
     ----------
     loader : callable
-        Gives the `PairLoader` in use.
+        Returns the current `PairLoader`.
     on_used : callable
-        Told GiB in use at most, now and then.
+        Called regularly with the peak memory in GiB.
     deadline : Deadline, optional
-        When the run ends.
+        Time limit of the run.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class LoggingCallback(Callback):
         self.loader, self.on_used, self.deadline = loader, on_used, deadline
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Begin to measure time and memory."""
+        """Start to measure time and memory."""
         self.memory = MemoryMeter(module.device)
         self.step = self.first_step = trainer.global_step
         self.line_s = time.monotonic()
@@ -64,7 +64,7 @@ class LoggingCallback(Callback):
         self.sum: Tensor | float = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        """Log loss, speed and memory of a completed step when it is due."""
+        """Log loss, speed and memory of a completed step, at intervals."""
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step
@@ -119,21 +119,21 @@ class LoggingCallback(Callback):
         self._begin_interval()
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Stop the clock for validation."""
+        """Pause the measurement of speed during validation."""
         self.pause_began_s = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Start the clock again after validation."""
+        """Resume the measurement of speed after validation."""
         self.paused_s += time.monotonic() - self.pause_began_s
 
 
 def numbered(step: int, plan: TrainPlan) -> str:
-    """A step's number, and of how many if that is known."""
+    """Number of a step as text, with the total number of steps if it is known."""
     total = planned_steps(plan.total_steps)
     return f"step {step} of {total}" if total else f"step {step}"
 
 
 def write_metrics(trainer: Trainer, step: int, metrics: dict[str, float]) -> None:
-    """To all loggers; ``step`` counts steps done."""
+    """Write metrics to all loggers; ``step`` is the number of completed steps."""
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step)

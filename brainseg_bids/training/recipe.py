@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``TrainRecipe``: numbers of a training run, and recipe spaces that pairs are drawn from."""
+"""``TrainRecipe``: settings of a training run, and the recipe spaces of its pairs."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ BY_STEPS = ("total_steps", "decay_steps", "validate_every", "ema_decay")
 
 @dataclass(frozen=True)
 class TrainRecipe:
-    """How to train: numbers, and the recipe spaces that pairs are drawn from.
+    """Training recipe: settings, and the recipe spaces that pairs are drawn from.
 
     Parameters
     ----------
     base : str
-        Packaged recipe that it differs from.
+        Recipe of the package that provides all other settings.
     values : dict
-        By key of `KEYS`.
+        Settings by key of `KEYS`.
     spaces : dict of str to float
-        Recipe space (packaged name, TOML file, or ``prior``) to share; empty: not given.
+        Weight of each recipe space (name in the package, TOML file, or ``prior``); may be empty.
     given : frozenset of str
-        Keys that the user's own file gives.
+        Keys that are given in the user's file.
     """
 
     base: str
@@ -83,8 +83,15 @@ class TrainRecipe:
 
     @classmethod
     def packaged(cls, name: str) -> TrainRecipe:
-        """Recipe that comes with the package: ``default`` or ``cpu``.
+        """Training recipe of the package: ``default`` or ``cpu``.
 
+        Raises
+        ------
+        InputError
+            If there is no such recipe.
+
+        Examples
+        --------
         >>> TrainRecipe.packaged("cpu").values["voxel_size_mm"]
         1.5
         """
@@ -96,12 +103,18 @@ class TrainRecipe:
 
     @classmethod
     def read(cls, path: Path, base: str) -> TrainRecipe:
-        """A user's file over a packaged recipe: the one it names, else ``base``.
+        """Training recipe from a user's file; other settings come from a recipe of the package.
+
+        Parameters
+        ----------
+        path : Path
+        base : str
+            Recipe of the package, unless the file names one.
 
         Raises
         ------
         InputError
-            Naming the file and the key that is not known or has the wrong kind of value.
+            If a key is unknown or has an invalid value; the message names file and key.
         """
         values, spaces = _parse(read_text(path), str(path))
         try:
@@ -116,11 +129,11 @@ class TrainRecipe:
         return cls(under.base, under.values | values, spaces or under.spaces, given)
 
     def with_steps(self, steps: int) -> TrainRecipe:
-        """Another number of steps; warming up and slowing down keep their share.
+        """Recipe with another number of steps, and warm-up and decay in proportion.
 
-        What comes of it depends on this recipe alone, so start from the one that was asked for,
-        not from one that was shortened already. Weights are averaged over a tenth of the steps at
-        most: a longer average of a short run is mostly of what it began with.
+        Apply it to the original recipe, not to one whose steps have been changed. The moving
+        average of the weights covers at most a tenth of the steps, since a longer average would be
+        dominated by the initial weights.
 
         >>> recipe = TrainRecipe.packaged("cpu").with_steps(430)
         >>> recipe.values["total_steps"], recipe.values["decay_steps"] < 430
@@ -141,10 +154,9 @@ class TrainRecipe:
         )
 
     def by_time(self, *, at_most: int = 0) -> TrainRecipe:
-        """For a run whose end is a time: the rate stays flat, for nobody knows its last step.
+        """Recipe for a run with a deadline: decay does not depend on steps, see `DecayByTime`.
 
-        Its own number of steps, which is meant for a run without, does not end it sooner; those
-        that are named here do.
+        The number of steps of the recipe is ignored; ``at_most`` limits the steps if it is given.
 
         >>> recipe = TrainRecipe.packaged("cpu")
         >>> [recipe.by_time(at_most=n).values["total_steps"] for n in (0, 9)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Going on with a run: what its checkpoint says, and which settings may have changed since."""
+"""Resuming a training run: reading its checkpoint, and checks of changed settings."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ MAY_CHANGE = (
 
 
 class ChangedSettings(ValueError):
-    """A run to be gone on with was begun with other settings; the message names them."""
+    """A run to be resumed was started with other settings; the message names them."""
 
 
 def settings_of(
     plan: TrainPlan, train_heads: Sequence[LabelVolume], validation_heads: Sequence[LabelVolume]
 ) -> dict[str, Any]:
-    """What makes a run this run, for its checkpoint: JSON types only.
+    """Settings that identify a run, as JSON types, for its checkpoint.
 
-    Recipe spaces and label maps are known by what is in them, so that files may move.
+    Recipe spaces and label maps are identified by their content, so that files may be moved.
     """
     settings = json.loads(json.dumps(plan.to_dict()))
     settings["spaces"] = {
@@ -71,17 +71,23 @@ def _digest(head: LabelVolume) -> str:
 
 
 def check_unchanged(checkpoint: Path, now: Mapping[str, Any]) -> list[str]:
-    """Refuse to go on with a run whose settings were others.
+    """Raise an error if settings have changed that must not change when a run is resumed.
+
+    Parameters
+    ----------
+    checkpoint : Path
+    now : mapping
+        Result of `settings_of`.
 
     Returns
     -------
     list of str
-        What has changed and may change.
+        Permitted changes, as short texts.
 
     Raises
     ------
     ChangedSettings
-        Naming each setting, what it was and what it is.
+        If other settings have changed; the message has their old and new values.
     ValueError
         If the checkpoint cannot be read.
     """
@@ -128,12 +134,12 @@ def _change(name: str, before: object, now: object) -> str:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint, its tensors still on disk.
+    """Content of a checkpoint; its tensors are memory-mapped.
 
     Raises
     ------
     ValueError
-        If it is damaged, be it by a bit of a weight.
+        If the file is damaged, even by a single bit.
     """
     try:
         stat = path.stat()
@@ -158,16 +164,16 @@ def _check_parts(path: Path, *_: int) -> None:
 
 
 def steps_done(checkpoint: str | Path) -> int:
-    """Steps behind a checkpoint; 0 if there is none."""
+    """Number of completed steps of a checkpoint; 0 if there is none."""
     checkpoint = Path(checkpoint)
     return int(read_checkpoint(checkpoint)["global_step"]) if checkpoint.exists() else 0
 
 
 def loops_at(loops: dict[str, Any], step: int, accumulate: int) -> dict[str, Any]:
-    """State of Lightning's loops after ``step`` steps of ``accumulate`` batches each.
+    """State of Lightning's loops after ``step`` steps with ``accumulate`` batches each.
 
-    Lightning counts batches. Counted anew they may be of another size than before, and a
-    checkpoint of a run's last step can be gone on with, too.
+    Lightning counts batches. With recomputed counts, the batch size may differ from that before,
+    and a run can be continued after its last step.
     """
     loops = json.loads(json.dumps(loops))
     fit = loops["fit_loop"]

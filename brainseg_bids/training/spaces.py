@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipe spaces and voxel size of a training run: chosen, each with its reason."""
+"""Choice of recipe spaces and voxel size of a training run, each with its reason."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Spaces:
     Parameters
     ----------
     shares : dict of str to float
-        By packaged name, TOML file, or ``prior``.
+        Weight of each recipe space, by name in the package, TOML file, or ``prior``.
     validation : str
-        Space of validation pairs, likewise.
+        Recipe space of validation pairs, given in the same way.
     contrasts : tuple of str
-        BIDS suffixes that the model is for.
+        BIDS suffixes that the model is meant for.
     prior : str
         Name of the contrast prior; empty if there is none.
     """
@@ -43,7 +43,7 @@ class Spaces:
 
     @cached_property
     def largest(self) -> str:
-        """The space that is drawn from most."""
+        """Recipe space with the largest weight."""
         return max(self.shares, key=self.shares.__getitem__)
 
 
@@ -55,28 +55,28 @@ def choose_spaces(
     wanted: str = "",
     weight_given: bool = False,
 ) -> tuple[Spaces, str]:
-    """Which recipe spaces to draw from, and why, a line.
+    """Recipe spaces of a training run, and the reason in one line.
 
-    A prior that was asked for comes first, then the user's recipe, then the only prior there is,
-    then the packaged recipe.
+    The order of precedence is: the prior given by the user, the user's recipe, the only available
+    prior, the recipe of the package.
 
     Parameters
     ----------
     recipe : TrainRecipe
     priors : mapping of str to str
-        Contrast priors at hand: name to BIDS suffix.
+        BIDS suffix of each available contrast prior.
     any_contrast : sequence of str
-        BIDS suffixes that a space for any contrast stands for.
+        BIDS suffixes that a contrast-agnostic recipe space stands for.
     wanted : str
-        Name of the prior that the user asked for.
+        Name of the prior given by the user; empty: none.
     weight_given : bool
-        Whether a prior weight was given, which only a prior makes sense of.
+        Whether the user gave a prior weight, which requires a prior.
 
     Raises
     ------
     InputError
-        If the wanted prior is not there, there are several and nothing chooses, or a recipe or a
-        weight of a prior needs one and there is none.
+        If the given prior does not exist, none is given but several exist, or a prior is required
+        but none exists.
 
     Examples
     --------
@@ -154,10 +154,20 @@ def voxel_size_of(
     prior_mm: Sequence[float] | None,
     usual_mm: float,
 ) -> tuple[float, str]:
-    """Voxel size (mm) of the pairs, isotropic, and why.
+    """Isotropic voxel size of the pairs in mm, and the reason.
 
-    The command line comes first, then the user's recipe, then the packaged recipe for machines
-    without an accelerator, then the prior, then the label maps.
+    The order of precedence is: command line, the user's recipe, the recipe of the package for
+    machines without GPU, prior, label maps.
+
+    Parameters
+    ----------
+    flag_mm : sequence of float
+        From the command line; may be empty.
+    recipe : TrainRecipe
+    prior_mm : sequence of float or None
+        Voxel size of the prior.
+    usual_mm : float
+        Voxel size of the label maps.
 
     Examples
     --------
@@ -181,7 +191,7 @@ def voxel_size_of(
 
 
 def model_name(spaces: Spaces, voxel_size_mm: float) -> str:
-    """What a model is called if nobody says.
+    """Default name of a model.
 
     >>> model_name(Spaces({"prior": 1.0}, "prior", ("T1w",), "T1w7T"), 0.8)
     'T1w7T-0.8mm'

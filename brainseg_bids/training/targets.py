@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is learned from label maps: the table of their codes, and tables that these lead to."""
+"""Label tables that a model can learn from label maps of ``fullhead``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SOURCE = "fullhead"
 
 @dataclass(frozen=True)
 class MapFacts:
-    """What was learned by reading a label map.
+    """Digest and codes of a label map.
 
     Parameters
     ----------
     digest : str
-        `brainseg_bids.images.voxel_hash`.
+        `brainseg_bids.images.voxel_hash` of the map.
     codes : frozenset of int
-        Of ``fullhead``, those that voxels have.
+        Codes of ``fullhead`` that are in the map.
     """
 
     digest: str
@@ -33,12 +33,12 @@ class MapFacts:
 
 
 def find_target(name: str) -> LabelTable:
-    """Table of the labels that a model is to learn.
+    """Label table of a model, by name.
 
     Raises
     ------
     InputError
-        If there is no way from ``fullhead`` to it; the message lists the known ones.
+        If there is no crosswalk from ``fullhead`` to it; the message lists the known tables.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def find_target(name: str) -> LabelTable:
 
 
 def absent_labels(facts: Iterable[MapFacts], target: LabelTable) -> tuple[str, ...]:
-    """Labels that are to be learned but that no map has.
+    """Names of the labels of ``target`` that no label map has.
 
     >>> absent_labels([MapFacts("", frozenset({0, 2, 3, 4}))], LabelTable.packaged("brainseg"))[:2]
     ('Left-Inf-Lat-Vent', 'Left-Cerebellum-White-Matter')

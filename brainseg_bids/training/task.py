@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page to read: what is learned, from what, by which rule."""
+"""``SegmentationTask``: training and validation steps, optimiser and learning rate."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ SLAB_BLOCKS = 4
 
 
 class SegmentationTask(lightning.LightningModule):
-    """Learn labels from synthetic pairs.
+    """Lightning module that trains a network on synthetic pairs.
 
-    A step's loss is the mean over its pairs, however they are shared out among batches and
-    processes.
+    The loss of a step is the mean over its pairs. It does not depend on their distribution among
+    batches and processes.
 
     Parameters
     ----------
     plan : TrainPlan
-        Its learning rate rises over the first ``warmup_steps``, stays, and falls to zero over
-        the last ``decay_steps``. Dice joins cross-entropy with ``dice_weight``: early on Dice of
-        rare labels is all noise, so it is best joined when cross-entropy has found them.
+        The learning rate rises over the first ``warmup_steps``, is then constant, and falls to
+        zero over the last ``decay_steps``. The Dice loss has the weight ``dice_weight``. Since the
+        Dice of rare labels is very noisy at first, it is most useful in a second phase of
+        training.
     table : LabelTable
-        What the class indices in the pairs mean.
+        Table of the class indices.
 
     Attributes
     ----------
     losses : list of (list of int, Tensor)
-        Sample indices and loss of each batch of the step in work.
+        Sample indices and loss of each batch of the current step.
     rate_by_time : float
-        Share of the learning rate that a deadline leaves, see `callbacks.DecayByTime`.
+        Factor of the learning rate in a run with a deadline, see `callbacks.DecayByTime`.
     """
 
     def __init__(self, plan: TrainPlan, table: LabelTable) -> None:
@@ -82,14 +83,17 @@ class SegmentationTask(lightning.LightningModule):
         }
 
     def rate_at(self, step: int) -> float:
-        """Share of the learning rate at a step: up, flat, down (a trapezoid), and by time."""
+        """Factor of the learning rate at a step, between 0 and 1.
+
+        A trapezoidal schedule, multiplied by `rate_by_time`.
+        """
         plan = self.plan
         up = min(1.0, (step + 1) / max(1, plan.warmup_steps))
         down = min(1.0, max(0.0, (plan.total_steps - step) / max(1, plan.decay_steps)))
         return up * down * self.rate_by_time
 
     def validation_step(self, batch: dict[str, Any]) -> Tensor:
-        """Class indices found, (X, Y, Z) uint8; what they are worth is counted by a callback."""
+        """Predicted class indices, (X, Y, Z) uint8; `ValidationCallback` compares them."""
         return self._class_indices(self.net.features(batch["image"]))
 
     def _class_indices(self, features: Tensor) -> Tensor:
@@ -101,7 +105,13 @@ class SegmentationTask(lightning.LightningModule):
 
 
 def task_of(module: lightning.LightningModule) -> SegmentationTask:
-    """The module that Lightning hands to callbacks, which is always ours."""
+    """``module`` as a `SegmentationTask`, for type checks in callbacks.
+
+    Raises
+    ------
+    TypeError
+        If it is not one.
+    """
     if not isinstance(module, SegmentationTask):
         raise TypeError(f"{type(module).__name__} is no SegmentationTask")
     return module

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the averaged network finds in held-out pairs and in real images, while it trains."""
+"""Validation of the averaged network on held-out pairs and real images during training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger("brainseg")
 
 @dataclass(frozen=True)
 class RealImage:
-    """A real image with reference labels, to look at while training; nothing is learned from it.
+    """A real image with reference labels for validation; it is not used for training.
 
     Parameters
     ----------
@@ -40,7 +40,12 @@ class RealImage:
     image : (X, Y, Z) float32
     grid : Grid
     labels : LabelMap
-        On ``grid``, in the table that the network learns; may lack structures.
+        On ``grid``, with the label table of the network; may lack structures.
+
+    Raises
+    ------
+    ValueError
+        If image and labels differ in shape.
     """
 
     name: str
@@ -54,14 +59,14 @@ class RealImage:
 
 
 class ValidationCallback(Callback):
-    """Counts what the averaged network finds in held-out pairs and in real images.
+    """Measures the Dice of the averaged network on held-out pairs and real images.
 
-    It has to come before `EMACallback` in the list, while the weights are the average.
+    It must precede `EMACallback` in the list of callbacks, so that the weights are the average.
 
     Parameters
     ----------
     samples_dir : Path
-        Gets a sample of each validation.
+        Folder for a sample of each validation.
     real : sequence of RealImage
     """
 
@@ -70,13 +75,13 @@ class ValidationCallback(Callback):
         self.began_s = time.monotonic()
 
     def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Begin to count voxels."""
+        """Reset the voxel counts."""
         self.overlap = Overlap(task_of(module).table)
 
     def on_validation_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: STEP_OUTPUT, batch: Any, *_: Any
     ) -> None:
-        """Count the voxels of a pair."""
+        """Add the voxel counts of a pair."""
         if not isinstance(outputs, Tensor):
             raise TypeError(f"a validation step gave {type(outputs).__name__}, no labels")
         predicted, truth = outputs.cpu(), batch["labels"][0].cpu()
@@ -128,7 +133,7 @@ class ValidationCallback(Callback):
 
 
 def shared_counts(trainer: Trainer, overlaps: Sequence[Overlap]) -> None:
-    """Add up the counts of all processes, in place."""
+    """Sum the counts of all processes, in place."""
     if trainer.world_size == 1 or not overlaps:
         return
     counts = torch.from_numpy(np.stack([one.counts for one in overlaps]))
@@ -138,7 +143,14 @@ def shared_counts(trainer: Trainer, overlaps: Sequence[Overlap]) -> None:
 
 
 def scores(overlap: Overlap, prefix: str) -> dict[str, float]:
-    """Dice of the brain's structures and of each structure that the reference has."""
+    """Mean Dice of brain structures, and Dice of each structure of the reference, as metrics.
+
+    Parameters
+    ----------
+    overlap : Overlap
+    prefix : str
+        Beginning of the names of the metrics.
+    """
     dice = overlap.dice()
     brain = [value for name, value in dice.items() if overlap.table[name].is_brain]
     metrics = {f"{prefix}dice_brain": float(np.mean(brain))} if brain else {}
@@ -146,7 +158,7 @@ def scores(overlap: Overlap, prefix: str) -> dict[str, float]:
 
 
 def write_sample(path: Path, image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> None:
-    """Middle planes (axial, coronal, sagittal) of a pair, each (3, H, W).
+    """Write the middle planes (axial, coronal, sagittal) of a pair as NPZ, each (3, H, W).
 
     The keys are ``image``, ``truth`` and, for the prediction, ``found``.
     """
@@ -161,7 +173,7 @@ def write_sample(path: Path, image: np.ndarray, truth: np.ndarray, predicted: np
 
 
 def middle_planes(volume: np.ndarray) -> np.ndarray:
-    """(X, Y, Z), RAS, to (3, H, W): planes z, y and x, padded with zeros behind.
+    """Middle planes along z, y and x of a volume (X, Y, Z), padded with zeros to (3, H, W).
 
     >>> middle_planes(np.ones((2, 4, 6), np.uint8)).shape
     (3, 4, 6)

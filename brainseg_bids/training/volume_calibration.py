@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Offsets of scores with which each label's volume is right on average.
+"""Volume calibration: offsets of scores that make the volume of each label correct on average.
 
-A network that is not at the end of its training draws rare labels too large: learning looks at
-them more often than they occur, and what lies just outside of them is rarely looked at. One number
-a label, fitted on synthetic pairs of the label maps that were learned from, mends the volumes;
-no real image is needed.
+Before the end of its training, a network segments rare labels too large, since they are
+overrepresented in the sample of voxels of the loss. One offset per label, fitted on synthetic
+pairs of the label maps of the training, corrects this; no real image is needed.
 """
 
 from __future__ import annotations
@@ -37,31 +36,31 @@ def calibrate_volumes(
     seed: int = 0,
     autocast: bool = False,
 ) -> Tensor:
-    """Offsets of a network's scores, the same for a label and its mirror.
+    """Offsets of a network's scores, the same for a label and its counterpart.
 
     Parameters
     ----------
     net : PackedNet
         In evaluation mode; not changed.
     stream : PairStream
-        Its pairs at index 0 of steps 0 to ``pairs - 1`` are fitted on.
+        Its pairs with sample index 0 of steps 0 to ``pairs - 1`` are used.
     table : LabelTable
-        What the class indices of the pairs mean.
+        Table of the class indices.
     pairs : int
     seed : int
-        Of the voxels that are looked at, `VOXELS_PER_PAIR` of each pair, with replacement.
+        Seed of the sample of voxels: `VOXELS_PER_PAIR` of each pair, with replacement.
     autocast : bool
-        Features in bfloat16.
+        Whether features are computed in bfloat16.
 
     Returns
     -------
     (n_labels,) float32
-        To be added to the scores; see `add_offsets`.
+        To be added to the scores, see `add_offsets`.
 
     Raises
     ------
     ValueError
-        If there is no pair to fit on.
+        If ``pairs`` is below 1.
     """
     if pairs < 1:
         raise ValueError(f"volumes cannot be calibrated on {pairs} pairs: give 1 or more, e.g. 16")
@@ -78,7 +77,7 @@ def calibrate_volumes(
 
 
 def add_offsets(net: PackedNet, offsets: Tensor) -> None:
-    """Put offsets (n_labels,) into the bias of a network's head."""
+    """Add offsets (n_labels,) to the bias of a network's head, in place."""
     with torch.no_grad():
         bias = net.head.get_parameter("bias")
         bias.add_(offsets.repeat_interleave(net.spec.block_size**3).to(bias.device))
