@@ -323,7 +323,7 @@ class CheckpointCallback(Callback):
         return self.deadline.left_s() < self.step_s + self.ending_s(trainer, plan)
 
     def ending_s(self, trainer: Trainer, plan: TrainPlan) -> float:
-        """Seconds that validation, bundle and page after the last step take."""
+        """Estimated time in seconds of validation, bundle and page after the last step."""
         validation_s = self.validation_s
         if validation_s is None:  # a pair to look at takes no longer than one to learn from
             pairs_s = self.step_s / (plan.batch * plan.accumulate)
@@ -374,15 +374,15 @@ class CheckpointCallback(Callback):
 class DecayByTime(Callback):
     """Decays the learning rate to zero by the end of a run that has a deadline.
 
-    The clock decides, so such a run ends near rate zero however fast its steps are. A run that is
-    continued has the full rate again until its own end is near.
+    The rate depends on the remaining time, not on the number of steps. A run that is continued has
+    the full rate again, until near its own end.
 
     Parameters
     ----------
     deadline : Deadline
         With its ``decay_share``.
     checkpoints : CheckpointCallback
-        Estimates what time the end of the run takes.
+        Estimates the time needed after the last step.
     """
 
     def __init__(self, deadline: Deadline, checkpoints: CheckpointCallback) -> None:
