@@ -146,7 +146,8 @@ def prior_section(
         "Field (log sd)": spread_words(prior.bias_log_sd),
         "Flags": len(flags) or "none",
     }
-    numbers = tuple(name for name in overview if name != "Noise")
+    words = ("Noise", "FWHM (R × A × S)", "Field (log sd)")
+    numbers = tuple(name for name in overview if name not in words)
     counted = ("contrast", "pooled")
     return Section("prior", prior.name, body, "Contrast", counted, flags, overview, numbers)
 
@@ -214,12 +215,14 @@ def labels_table(rows: Sequence[dict]) -> Markup:
         }
     )
     numbers = ("Mean", "± over images", "Spread", "Varies", "Texture (mm)", "Images")
-    return tables.html_table(
+    folded = dict.fromkeys(("± over images", "Texture (mm)"), "n fold")
+    table = tables.html_table(
         frame,
         numbers=numbers,
-        css={"Structure": "name", "Label": "n faint"},
+        css={"Structure": "name", "Label": "n faint", **folded},
         groups=[row["group"] for row in rows],
     )
+    return page.small(table)
 
 
 def prior_rows(
