@@ -21,9 +21,10 @@ import numpy as np
 from brainseg_bids.anatomy.labels import LabelTable
 
 OUTLIER_Z = 3.5
-"""Iglewicz and Hoaglin 1993, *How to Detect and Handle Outliers*: beyond it, look again."""
+"""Modified z-score beyond which a volume is an outlier (Iglewicz and Hoaglin 1993, *How to Detect
+and Handle Outliers*)."""
 FEWEST = 5
-"""Below this number of heads that have a label no one is called an outlier."""
+"""Number of heads with a label below which no outliers are reported."""
 
 KINDS = ("core", "optional", "background")
 

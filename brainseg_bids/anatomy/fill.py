@@ -18,28 +18,30 @@ from scipy import ndimage
 from brainseg_bids.anatomy.intensity import AIR_SHARE, HIGH, LOW, IntensityRange
 
 FEWEST_SHARE = 0.001
-"""Of the voxels. A head's box may be a fifth of its image: fewer are less than the 0.5 % of the
-box that the scaling leaves out at either end."""
+"""Smallest fraction of voxels that is searched for fill values. The head may fill a fifth of its
+image only, so fewer voxels are less than the 0.5 % that normalisation clips at either end."""
 
 APART = AIR_SHARE
-"""Of the range of the other voxels, between them and a fill value. A value farther away than what
-separates head from air makes air count as head; a nearer one shifts intensities by less, and may
-be the background of an image whose zero was moved."""
+"""Smallest distance of a fill value from other values, relative to their range. At a larger
+distance air would count as head. At a smaller one intensities are shifted less, and it may be the
+background of an image whose zero was shifted."""
 
 FAR = 3.0
-"""As `APART`, where the value may be the image's zero around what a mask has kept. It lies 0.0 to
-0.3 below the range of stripped T1w brains, about 1 where CSF has half of the intensity of white
-matter; at 3 all of the brain is within a quarter of the scale."""
+"""As `APART`, for values that may be the zero around a masked image. Relative to the range it lies
+0.0 to 0.3 below in skull-stripped T1w images, and about 1 below if CSF has half of the intensity
+of white matter. At 3 the whole brain is within a quarter of the scale."""
 
 SURROUNDING_SHARE = 0.5
-"""Of the voxels on the six faces of an image that hold one value: its surroundings. A head touches
-one or two faces and leaves more than half of their voxels to what surrounds it."""
+"""Fraction of the voxels on the six faces of an image with one value from which this is the
+background. A head touches one or two faces, and leaves more than half of their voxels to the
+background."""
 
 FEWEST_VALUES = 16
-"""An image of fewer values is a drawing: none of its values is apart from a distribution."""
+"""An image with fewer values is a drawing, without a distribution that a fill value could be apart
+from."""
 
 MOST_FILLS = 4
-"""Values that are looked for, one after another."""
+"""Largest number of fill values that are searched for."""
 
 MOST_SAMPLED = 300_000
 
@@ -289,12 +291,13 @@ def _range(values: np.ndarray) -> IntensityRange:
 
 
 TYPICAL = 2 / 3
-"""Share of the negative voxels, and of the steps to them, that have to look wrapped. Of real heads
-0.1 to 30 % of which were made to wrap it was 0.78 to 1.00; of a UNI image's noise it is 0.5."""
+"""Fraction of negative voxels, and of the steps to them, that must look like overflow. In real
+heads with simulated overflow of 0.1 to 30 % of the voxels it was 0.78 to 1.00; in the noise of a
+UNI image it is 0.5."""
 
 MOST_WRAPPED = 0.25
-"""Of the voxels. More than that is not the bright end of a head, but air of an image whose zero
-was moved."""
+"""Largest fraction of voxels with overflow. A larger fraction is not the bright end of a head, but
+air of an image whose zero was shifted."""
 
 
 def wrapped_share(image: np.ndarray) -> float:

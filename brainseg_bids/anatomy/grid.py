@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 MM_PER_UNIT = {"mm": 1.0, "meter": 1000.0, "micron": 0.001}
-"""Units of length that NIfTI knows, by nibabel's names."""
+"""Units of length of NIfTI, by nibabel's names."""
 
 
 T = TypeVar("T")

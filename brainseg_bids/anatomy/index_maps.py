@@ -10,9 +10,10 @@ import numpy as np
 from brainseg_bids.anatomy.grid import Grid
 
 WHOLE_VOXEL_TOLERANCE = 0.02
-"""Voxels; below, the linear arg-max is the nearest voxel's label anyway (0.98³ > 1/2)."""
+"""Deviation in voxels below which a shift counts as whole: the linear arg-max is then the label of
+the nearest voxel anyway (0.98³ > 1/2)."""
 PARALLEL_TOLERANCE = 0.01
-"""Voxels by which the far corner may miss for two grids to count as parallel."""
+"""Largest deviation of the far corner, in voxels, for which two grids count as parallel."""
 
 
 def index_map(source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,8 @@ import numpy as np
 from brainseg_bids.anatomy import upsample_band as band
 
 CUBIC = -1.1
-"""Keys' parameter. A partial volume is a mean over its voxel; lobes that are deeper than Catmull
-and Rom's (-0.5) take that mean back in part (`benchmarks.upsampling`, GOUHFI 0.7 mm)."""
+"""Keys' parameter. A partial volume is the mean over a voxel. Negative lobes that are larger than
+Catmull and Rom's (-0.5) undo a part of this averaging (`benchmarks.upsampling`, GOUHFI 0.7 mm)."""
 
 
 Profile = Callable[[np.ndarray], np.ndarray]

@@ -21,22 +21,23 @@ from brainseg_bids.anatomy.plausibility import cut_mm2, ends_of
 from brainseg_bids.anatomy.stripped import brain_and_fluid, is_stripped
 
 NAME = "Intracranial"
-"""Of its row in a volumes table."""
+"""Name of its row in a table of volumes."""
 
 STRIPPED = "the image is skull-stripped"
-"""Why such an image has no volume; any other reason is unexpected."""
+"""Reason for skull-stripped images; all other reasons are unexpected."""
 
 VESSELS = frozenset({"Artery", "Vein"})
 CORD = "Spinal-Cord"
 BONE_MAPPING = 4
-"""BIDS standard code."""
+"""BIDS standard code of bone."""
 VESSEL_MM = 6.0
-"""Vessels further than this from brain and fluid lie in bone or beyond; sinuses are as wide."""
+"""Vessels further than this from brain and fluid are in bone or outside of the skull; sinuses are
+as wide."""
 CANAL_MM = 30.0
-"""Fluid further than this from the spinal cord does not lie in its canal."""
+"""Fluid further than this from the spinal cord is not in the spinal canal."""
 LEAST_SKULL_SHARE = 0.5
-"""Of the surface of the inside of the skull; bone is at 85 to 95 % of it in label maps of whole
-heads, air in bone, vessels and nerves are at the rest."""
+"""Smallest fraction of the surface of the intracranial space that must be covered by bone. In
+label maps of whole heads it is 85 to 95 %; the rest are air in bone, vessels and nerves."""
 
 TISSUE, FLUID, VESSEL, CORD_KIND, BONE = 1, 2, 3, 4, 5
 

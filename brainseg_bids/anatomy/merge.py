@@ -38,7 +38,8 @@ from brainseg_bids.anatomy.precedence import CompiledPrecedence, occupied_box, p
 from brainseg_bids.anatomy.rules import PLACES, MergeRules
 
 STRAY_MARGIN_MM = 3.0
-"""A sided piece is on the wrong side if all of it is further than this beyond the middle."""
+"""A component of a left or right label is on the wrong side if all of it is further than this
+beyond the mid-sagittal plane."""
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,16 @@ from brainseg_bids.anatomy.plausibility import limits
 from brainseg_bids.anatomy.rules import MergeRules
 
 SHELL_SHARE = 0.15
-"""A brain with less bone and soft tissue around it than this share of its own volume has been
-taken out of its head; around a whole head's brain there is more than half of its volume."""
+"""Volume of bone and soft tissue, relative to the brain, below which an image counts as
+skull-stripped. In whole heads it is above one half."""
 UNSEEN_BRAIN_ML = 5.0
-"""Brain beyond a tool's field of view that is worth a flag; less is the end of the brain stem."""
+"""Volume of brain beyond a tool's field of view from which it is flagged; less is the end of the
+brainstem."""
 EDGES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
-"""Names of an image's outermost planes, low and high, along R, A, S."""
+"""Names of the first and last plane of an image along R, A, S."""
 BRAIN_ON_EDGE_MM2, HEAD_ON_EDGE_MM2 = 25.0, 400.0
-"""Areas on an edge of the image from which a cut is worth a flag (the tip of a nose or an ear is
-not)."""
+"""Areas of brain and of head on the edge of an image from which a cut is flagged (more than the
+tip of a nose or an ear)."""
 LEAST_BRAIN_DICE = 0.9
 COUNTERPART_MM3 = 50.0
 

@@ -26,10 +26,11 @@ from brainseg_bids.units import listed
 TABLE = resources.files("brainseg_bids") / "data" / "labels" / "plausible.tsv"
 MEASURES = ("ml", "share", "ratio", "dice", "count")
 HEAD_MAPPINGS = (4, 5)
-"""BIDS standard codes of bone and soft tissue; veins and nerves may be left on stripped brains."""
+"""BIDS standard codes of bone and soft tissue. Veins and nerves may remain after
+skull-stripping."""
 CUT_MM2, CUT_PER_MM = 1500.0, 900.0
-"""Area of brain on the outermost plane of an image, at least and per millimetre of thickness,
-from which the brain is cut: the pole of a whole brain of 70 mm radius has 440 mm2 per mm."""
+"""Area of brain on the first or last plane of an image, at least and per mm of thickness, from
+which the brain is cut. The pole of a whole brain with a radius of 70 mm has 440 mm² per mm."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.rules import PLACES, WHERE, MergeRules
 
 HULL_CLOSING_MM = 2.0
-"""Sulci up to about twice this wide are inside the brain's hull; the wings of the sphenoid, which
-lie between frontal and temporal lobe, are wider and stay outside."""
+"""Radius of the closing of the brain's hull. Sulci of up to about twice this width are inside; the
+wings of the sphenoid between frontal and temporal lobe are wider and remain outside."""
 
 
 def occupied_box(*arrays: np.ndarray) -> tuple[slice, ...] | None:

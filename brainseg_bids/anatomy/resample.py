@@ -17,7 +17,7 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 
 SLAB_VOXELS = 1 << 19
-"""Target voxels that are worked on at a time: memory beyond source and target is about 100 MB."""
+"""Target voxels that are processed at a time; needs about 100 MB besides source and target."""
 
 
 def resample_labels(labels: LabelMap, places: np.ndarray, grid: Grid) -> LabelMap:

@@ -29,7 +29,7 @@ WHERE = {
     "enclosed": frozenset({"enclosed"}),
     "below": frozenset({"below"}),
 }
-"""What a line's ``where`` stands for."""
+"""Locations that each value of the column ``where`` stands for."""
 
 TAKES = ("brain", "head")
 

@@ -12,18 +12,20 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import BRAIN_MAPPINGS
 
 CELL_MM = 2.5
-"""Finer voxels are sampled, about so far apart."""
+"""Approximate distance of sampled voxels if voxels are smaller."""
 BEYOND_MM = 8.0
-"""Around the brain; masks of brains are a little generous, and fluid and meninges lie there."""
+"""Distance from the brain in which other tissue is allowed: brain masks are often too large, and
+there are fluid and meninges."""
 SIGNAL_SHARE = 0.01
-"""Of the image's range: what differs from the background by more is image."""
+"""Difference from the background, relative to the intensity range, above which a voxel is
+signal."""
 CONSTANT_SHARE = 0.1
-"""Of all voxels that have one value: a stripped image has at least as much background."""
+"""Smallest fraction of voxels with the same value in a skull-stripped image."""
 HEAD_SHARE = 0.15
-"""Image beyond the brain, as a share of the brain's volume: a whole head has more than half of
-it in skin and fat alone, a stripped one next to nothing."""
+"""Volume of signal beyond the brain, relative to the brain, below which an image is
+skull-stripped. In whole heads, skin and fat alone are more than one half."""
 LEAST_BRAIN_ML = 20.0
-"""Of less brain nobody can say what lies around it."""
+"""Smallest volume of brain for which this can be decided."""
 
 
 def is_stripped(image: np.ndarray, brain: np.ndarray, grid: Grid) -> bool:

@@ -12,7 +12,8 @@ from brainseg_bids.anatomy.labels import count_codes
 from brainseg_bids.anatomy.upsample_kernels import jit
 
 CONNECTIVITY: Final = 26
-"""Voxels that share a corner belong together; the background is then 6-connected."""
+"""Connectivity of the foreground: voxels that share a face, edge or corner. The background is then
+6-connected."""
 
 
 def components(mask: np.ndarray) -> int:

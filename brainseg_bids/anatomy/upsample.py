@@ -31,19 +31,22 @@ from brainseg_bids.machine import host_memory_gib
 log = logging.getLogger("brainseg")
 
 KERNELS = ("fitted", "linear", "lossless")
-"""``fitted``: five taps with negative lobes, fitted on maps that were taken down and up again;
-best overlap, smoothest. ``linear``: trilinear one-hot. ``lossless``: Lanczos, and every source
-voxel keeps the majority of its own volume, so that going down again gives the source back."""
+"""``fitted``: five taps with negative lobes, fitted to maps that were downsampled and upsampled
+again; best overlap, smoothest boundaries. ``linear``: trilinear one-hot interpolation.
+``lossless``: Lanczos kernel, and every source voxel keeps the majority of its volume, so that
+downsampling restores the source."""
 ORDERS = ("cubic", "linear")
 WORKING_BYTES = 32 * 2**20
-"""Of all threads together, beside source and target."""
+"""Buffers of all threads together, besides source and target."""
 REPAIRS = 6
-"""Rounds of putting back voxels that a lossless map loses on the way down again."""
+"""Largest number of rounds in which voxels that a lossless map would lose in downsampling are
+restored."""
 REPAIRABLE = 200_000
-"""Voxels lost beyond which putting back would take minutes."""
+"""Number of lost voxels above which restoring them would take minutes."""
 
 THIN_FACTOR = 1.6
-"""Below, thin voxels own so few target voxels that keeping most of them costs accuracy."""
+"""Upsampling factor below which keeping thin voxels reduces accuracy, since they have too few
+target voxels."""
 
 
 def regrid(labels: LabelMap, grid: Grid) -> LabelMap:

@@ -21,11 +21,13 @@ from brainseg_bids.anatomy.upsample_axis import Sides
 from brainseg_bids.anatomy.upsample_kernels import jit
 
 WIDTH = 16
-"""Columns in work at once: one AVX-512 register of 32-bit numbers, so that loops unroll."""
+"""Columns that are processed at a time: one AVX-512 register of 32-bit numbers, so that loops are
+unrolled."""
 MAX_REACH = 7
-"""Source voxels to each side; beyond, no target voxel is left of sixteen columns."""
+"""Largest radius of a kernel in source voxels: with more, no target voxel would be left of sixteen
+columns."""
 FREE, THIN, ALL = 0, 1, 2
-"""Which source voxels keep the majority of the target voxels that they own."""
+"""Source voxels that keep the majority of their target voxels: none, thin ones, all."""
 
 
 class Work(NamedTuple):

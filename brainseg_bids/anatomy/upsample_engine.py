@@ -20,9 +20,9 @@ from brainseg_bids.machine import allowed_cores
 log = logging.getLogger("brainseg")
 
 SLAB_VOXELS = 1 << 20
-"""Target voxels in work at once and by each thread, on turned grids."""
+"""Target voxels that each thread processes at a time, for rotated grids."""
 BAND_PLANES = 8
-"""Source planes in work at once and by each thread, on parallel grids."""
+"""Source planes that each thread processes at a time, for parallel grids."""
 
 Progress = Callable[[int, int], None]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 BITS = 12
 ONE = 1 << BITS
-"""Weight 1 of one axis, and a step of one source voxel."""
+"""Fixed-point value of weight 1 along an axis, and of a step of one source voxel."""
 HALF = ONE // 2
 CERTAIN = 255
 

@@ -15,10 +15,10 @@ from brainseg_bids.anatomy.topology import CONNECTIVITY, components, euler_numbe
 from brainseg_bids.anatomy.upsample import regrid
 
 PIECES = (2, 5)
-"""A label may be in twice as many pieces as before and this many more."""
+"""Factor of the number of components of a label, and additional components, that are allowed."""
 VOLUME_CHANGE, LARGE_MM3 = 0.2, 1000.0
-"""Share of a volume, of labels at least so large, that upsampling may change: on real heads no
-such label changed by more than 0.08."""
+"""Largest relative change of volume, and smallest volume of a label for which it is checked. In
+real heads the largest change was 0.08."""
 
 
 def upsampling_report(source: LabelMap, result: LabelMap) -> dict[str, Any]:

@@ -16,25 +16,27 @@ import numpy as np
 from brainseg_bids.contrast.weighted import shrunk_deviation, weighted_deviation, weighted_median
 
 TOP = 255.0
-"""In the prior's units: the 99.5th percentile of a usual head, or a ratio of +0.5."""
+"""99.5th percentile of a typical head, or a ratio of +0.5, in the units of the prior."""
 RATIO_RANGES = (
     *((-0.5, 0.5), (0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 1000.0), (-500.0, 500.0)),
     *((0.0, 4095.0), (-2048.0, 2047.0), (0.0, 10000.0)),
 )
-"""Ranges that a ratio of -0.5 to +0.5 is stored as; 0..4095 is Siemens' (and 0..4096 within what
-rounding allows)."""
+"""Ranges in which a ratio from -0.5 to +0.5 is stored. Siemens uses 0 to 4095 (or 0 to 4096 by
+rounding)."""
 RANGE_SLACK = 0.02
-"""Of a range's width: what values may lie beyond it, by interpolation or another last number."""
+"""Tolerance, relative to the width of a range, for values beyond it (interpolation, other last
+number)."""
 
 FAINT = 0.03
-"""Labels darker than this share of the head's 99.5th percentile say little about its gain."""
+"""Labels darker than this fraction of the head's 99.5th percentile are not used for the gain."""
 FEWEST = 3
-"""Brain labels that an image needs; with fewer, all its labels count."""
+"""Smallest number of brain labels; if an image has fewer, all labels are used."""
 USUAL_LOG_SD = 0.1
-"""Of one label about the common gain, before anything was measured."""
+"""Prior standard deviation of the logarithm of a label's location about the common gain."""
 ROUNDS, MEDIAN_ROUNDS = 50, 5
 CLIP = 2.0
-"""Spreads beyond which a label pulls no more at its image's gain."""
+"""Number of standard deviations at which the influence of a label on the gain of its image is
+limited."""
 
 
 def gains(

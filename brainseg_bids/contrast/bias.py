@@ -20,23 +20,25 @@ from brainseg_bids.contrast.measured import BiasField
 from brainseg_bids.contrast.robust import location_scale
 
 SHORTEST_MM = 70.0
-"""Shortest wavelength: half of it is about that of 7 T's radio waves in the brain (13 cm)."""
+"""Shortest wavelength; half of it is about the wavelength of radio waves in the brain at 7 T (13
+cm)."""
 
 MARGIN_MM = 25.0
-"""The cosines' box around the head: their flat ends lie in the air."""
+"""Margin of the box of cosines around the head, so that their flat ends are in air."""
 
 NODE_MM = 16.0
 
 USUAL_LOG_SD = 0.25
 USUAL_MM = 120.0
-"""Strength of a field before it is seen, and the wavelength from which on power falls."""
+"""Prior strength of the field, and wavelength above which power decreases."""
 
 SAMPLES_PER_LABEL = (2500, 12_000)
 SAMPLED_SHARE = 0.1
-"""Large labels reach to where the field differs most: more is taken of them."""
+"""Fraction of a label's voxels that is sampled, within the limits of `SAMPLES_PER_LABEL`; large
+labels extend to where the field varies most."""
 
 INDEPENDENT_SAMPLES = 6000
-"""Errors of neighbours go together: the samples count as if there were so many."""
+"""Effective number of samples, since errors of neighbouring voxels are correlated."""
 
 LEAST_SPREAD = 0.05
 EVEN_SPREAD = 0.1

@@ -29,8 +29,8 @@ from brainseg_bids.contrast.scene import Scene
 
 BRIGHT_SHARE = 0.45
 MOST_LOG_SPREAD = 0.5
-"""The field is fitted to labels brighter than this share of the head's 95th percentile, whose
-logarithm spreads no more than this."""
+"""The field is fitted to labels that are brighter than `BRIGHT_SHARE` of the head's 95th
+percentile, and whose logarithm has a standard deviation below this."""
 
 
 def fit_scene_field(scene: Scene, interior: Interior, rng: np.random.Generator) -> LogField:

@@ -30,7 +30,7 @@ NEAREST = {
     10: (2, 9, 8),
     11: (8, 9, 1, 10, 2),
 }
-"""BIDS standard codes by how alike they look, the most alike first."""
+"""BIDS standard codes with the most similar intensities, most similar first."""
 
 
 LIKE = {
@@ -44,10 +44,12 @@ LIKE = {
     "Left-Lesion": ("WM-hypointensities", "Left-WM-hypointensities"),
     "Right-Lesion": ("WM-hypointensities", "Right-WM-hypointensities"),
 }
-"""Labels that look alike though their class does not say so: nerves and cord are white matter,
-the eye is a fluid, lesions of one name are those of the other. The first that there is gives."""
+"""Labels with similar intensities in another class: nerves and spinal cord are white matter, the
+eye is a fluid, lesions resemble those of the other side. The first available label is the
+donor."""
 NO_CLASS = 6
-"""BIDS standard code of what is not brain, from eyes to arteries: only its name tells more."""
+"""BIDS standard code of non-brain structures, from eyes to arteries, which says nothing about
+intensities."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Imputation:
 
 
 MIRROR, CLASS, KIND = (0.95, 1.0), (0.8, 1.5), (0.6, 2.0)
-"""Likeness and widening: from the other side, the same class, another one."""
+"""Correlation and widening for donors: counterpart, same class, other class."""
 
 
 def imputations(table: LabelTable, images: Mapping[str, int]) -> dict[str, Imputation]:

@@ -11,12 +11,13 @@ import numpy as np
 from brainseg_bids.anatomy.grid import triple
 
 DEPTH_MM = 2.3
-"""As deep as is looked; the sphere holds a voxel's 26 neighbours and some more at 1 mm."""
+"""Largest depth that is distinguished; at 1 mm this sphere contains a voxel's 26 neighbours and
+some more."""
 
 ENOUGH_VOXELS = (300, 4000)
 ENOUGH_SHARE = 0.04
-"""A depth is enough for a label where this share of its voxels lies as deep, or so many if the
-share is fewer or more."""
+"""Fraction of a label's voxels that the interior must keep, within the limits of
+`ENOUGH_VOXELS`."""
 
 FEWEST_VOXELS = 30
 

@@ -23,32 +23,33 @@ from brainseg_bids.contrast.weighted import (
 )
 
 USUAL_FRAC = 0.12
-"""Usual standard deviation over images as a share of the mean: the median over the classes of
-the T1 priors published with SynthSeg (Billot et al. 2023) is 0.13, for brain tissue 0.12."""
+"""Prior standard deviation over images relative to the mean. The median over the classes of the T1
+priors published with SynthSeg (Billot et al. 2023) is 0.13, for brain tissue 0.12."""
 USUAL_UNITS = 5.0
-"""Added in quadrature, of 255: CSF and bone vary by more than a share of their low mean."""
+"""Prior standard deviation that is added in quadrature, with `TOP` = 255: CSF and bone vary more
+than in proportion to their low mean."""
 
 CLIP = 3.0
-"""Standard deviations beyond which a location counts as no farther (one bad label)."""
+"""Number of standard deviations at which the deviation of a single label is limited."""
 CLIPPED_VARIANCE = 0.99501
-"""Of a standard normal variable clipped at `CLIP`."""
+"""Variance of a standard normal variable clipped at `CLIP`."""
 FAR = 2.5
-"""Images whose labels are this many spreads from the others, on average, weigh less."""
+"""Mean deviation of an image in standard deviations beyond which its weight is reduced."""
 OUTLYING = 3.5
-"""Beyond it an image is named."""
+"""Mean deviation of an image in standard deviations beyond which it is reported."""
 LEAST_FRAC, LEAST_UNITS = 0.03, 1.0
-"""A label's deviation that is none, as a share of the mean and in units of 255."""
+"""Smallest standard deviation of a label, relative to its mean and in units of 255."""
 NORMAL_MEAN_ABS = 0.798
 """Mean absolute value of a standard normal variable."""
 INDEPENDENT = 4.0
-"""Labels go together; the evidence of all on how alike images are is worth this many alone."""
+"""Effective number of independent labels, since labels are correlated."""
 
 SHARED = {"head": 0.2, "compartment": 0.4, "tissue": 0.2, "pair": 0.15}
-"""Variance that labels are believed to share with all of the head, with the brain (or all that
-is not), with the same tissue, and with their mirror image; 0.05 is their own."""
+"""Prior variance that a label has in common with the whole head, with the brain (or all that is
+not brain), with the same tissue, and with its counterpart; 0.05 is its own."""
 
 TISSUES = {1: "grey", 8: "grey", 9: "grey", 11: "grey", 2: "white", 10: "white", 7: "white"}
-"""BIDS standard codes whose labels look alike; each other code is a tissue of its own."""
+"""BIDS standard codes with similar intensities; every other code is a tissue of its own."""
 
 
 @dataclass(frozen=True)

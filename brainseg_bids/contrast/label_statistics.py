@@ -27,7 +27,7 @@ from brainseg_bids.contrast.scene import Scene
 from brainseg_bids.contrast.texture import autocorrelation, correlated_texture
 
 MOST_VALUES = 100_000
-"""Voxels of a label that its distribution is fitted to; more change nothing."""
+"""Largest number of voxels of a label used to fit its distribution; more have no effect."""
 
 
 def describe_all(

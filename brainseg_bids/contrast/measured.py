@@ -69,7 +69,7 @@ class LabelStatistics:
 
 
 MASKED_SHARE = 0.5
-"""Of the air, constant: beyond it an image counts as masked."""
+"""Fraction of constant air above which an image counts as masked."""
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ BINS = 160
 MOST_COMPONENTS = 3
 
 GOOD_FIT = 0.04
-"""Kolmogorov-Smirnov distance up to which one Gaussian is taken as it is."""
+"""Kolmogorov-Smirnov distance up to which one Gaussian is sufficient."""
 
 SMALLEST_SHARE = 0.07
-"""A component with less of a label's voxels is partial volume or a wrong label."""
+"""Components with a smaller weight are partial volume or wrong labels."""
 
 INDEPENDENT_VOXELS = 2000
-"""Neighbours go together: more voxels than this bring no further evidence for a component."""
+"""Effective number of independent voxels, since neighbouring voxels are correlated."""
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,15 @@ from brainseg_bids.contrast.robust import MAD_TO_SD, median_mad
 BLOCK_MM = 8.0
 
 NEAR_MM = 8.0
-"""Air nearer to the head than this is left out: ghosts, ringing, skin that has no label."""
+"""Air nearer to the head than this is not used: ghosts, ringing, unlabelled skin."""
 
 FEWEST_BLOCKS = 12
 
 SAMPLES = 200_000
 
 RATIO_SPREAD = 0.15
-"""Noise of a ratio fills its range (uniform: 0.29 of it); a magnitude's does not."""
+"""Standard deviation of noise relative to the intensity range above which an image is a ratio. It
+is 0.29 for uniform noise, and much less in magnitude images."""
 
 BAD_FIT = 0.12
 

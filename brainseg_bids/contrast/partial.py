@@ -11,7 +11,7 @@ from brainseg_bids.contrast.interior import Interior
 
 SAMPLES = 2000
 LEAST_OWN = 0.6
-"""A label that makes up less of its own voxels is not put right."""
+"""Smallest fraction of a label in its own blurred interior for which it is corrected."""
 
 CLEAN_OWN = 0.98
 PASSES = 3

@@ -33,19 +33,20 @@ from brainseg_bids.contrast.prior import ContrastPrior, LabelPrior, NoisePrior, 
 from brainseg_bids.contrast.weighted import log_spread, weighted_median
 
 USUAL_LOG_SD = {"sd": 0.35, "bias": 0.4, "smoothness": 0.25, "fwhm": 0.15, "sigma": 0.4}
-"""Spread of logarithms over images before more than one subject was measured. ``sd``: the
-median over the classes of the T1 priors published with SynthSeg (Billot et al. 2023); the
-others are our choice."""
+"""Prior standard deviation of logarithms over images. ``sd`` is the median over the classes of the
+T1 priors published with SynthSeg (Billot et al. 2023); the others are own choices."""
 LEAST_LOG_SD = {"sd": 0.1, "bias": 0.15, "smoothness": 0.1, "fwhm": 0.05, "sigma": 0.15}
-"""However alike the images are."""
+"""Smallest standard deviation of logarithms over images."""
 
 LEAST_SD = 0.05
-"""Of a label within one image, in units of 255: finer than the steps of any stored image."""
+"""Smallest standard deviation of a label within an image, in units of 255: below the steps of any
+stored image."""
 LEAST_BIAS = 1e-3
 OWN_FRAC = 0.1
-"""A label's scale is at least this share its own, whatever noise was measured."""
+"""Smallest fraction of a label's scale that is left after noise is removed."""
 UNMEASURED_NOISE_FRAC = 0.5
-"""Noise that no image tells, as a share of the scale of the most even tissue of the brain."""
+"""Noise of images in which it could not be measured, relative to the scale of the most homogeneous
+brain tissue."""
 GAUSSIAN = (Component(1.0, 0.0, 1.0),)
 LAW = "noise law"
 

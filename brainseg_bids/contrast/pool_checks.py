@@ -15,8 +15,8 @@ from brainseg_bids.contrast.measured import (
 )
 
 NEGATIVE_FRAC = 0.01
-"""Of a head's 99.5th percentile: labels this far below zero tell that zero means nothing; noise
-and interpolation bring dark ones a little below it."""
+"""Location below zero, relative to the head's 99.5th percentile, from which zero does not stand
+for the absence of signal. Noise and interpolation shift dark labels slightly below zero."""
 
 
 def check_statistics(

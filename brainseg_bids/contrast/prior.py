@@ -24,7 +24,7 @@ from brainseg_bids.files import whole_or_nothing
 from brainseg_bids.units import listed
 
 VERSION = 1
-"""Of the files; a reader of another version refuses them."""
+"""Version of the files; other versions are not read."""
 UNITS = (
     "magnitude images: 0 is the image's zero, 255 the 99.5th percentile of a head's voxels in a "
     "usual image; ratio images (MP2RAGE UNI): 0 is -0.5, 255 is +0.5"

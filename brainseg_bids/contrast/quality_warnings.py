@@ -19,7 +19,7 @@ from brainseg_bids.units import listed
 INTEGER_LIMITS = (32767.0, 65535.0)
 
 SPIKE_SHARE = 1e-3
-"""More voxels than this at the highest value: it was cut there."""
+"""Fraction of voxels with the highest value above which an image counts as clipped."""
 
 FEW_VALUES = 32
 

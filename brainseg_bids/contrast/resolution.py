@@ -18,20 +18,20 @@ from brainseg_bids.anatomy.grid import triple
 FWHM_PER_SD = 2.3548
 
 HALF_VOX = 6
-"""Profiles reach so many voxels to each side of a border."""
+"""Number of voxels of a profile on each side of a border."""
 
 FLAT_FROM_VOX = 4
-"""Beyond this the two sides have to be flat."""
+"""Distance from the border from which both sides must be flat."""
 
 SAME_SHARE = 0.15
-"""Labels that differ by less than this share of a border's contrast are one side of it."""
+"""Largest difference of labels on one side of a border, relative to its contrast."""
 
 FEWEST_PROFILES = 40
 MOST_PROFILES = 20_000
 
 SHARP_QUANTILE = 0.35
-"""Anatomy is not a knife: most borders are oblique or folded within a voxel, none is sharper than
-the image's resolution allows."""
+"""Quantile of edge widths that is the resolution: most anatomical borders are oblique or folded
+within a voxel, and none is sharper than the resolution."""
 
 SDS_VOX = np.linspace(0.05, 3.0, 60)
 

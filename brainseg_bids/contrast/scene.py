@@ -13,7 +13,7 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 
 MARGIN_MM = 12.0
-"""Air around the head that is looked at, for borders of the skin."""
+"""Margin of air around the head, for the border of the skin."""
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,17 @@ import numpy as np
 from brainseg_bids.contrast.interior import Interior
 
 LONGEST_MM = 10.0
-"""Pairs further apart tell of regions (and of what is left of the field), not of texture."""
+"""Largest distance of pairs: longer distances show regional differences (and residual bias field),
+not texture."""
 
 ANCHORS = 8000
 FEWEST_PAIRS = 200
 
 CUT = 9.0
-"""A pair whose product is beyond 3 by 3 scales counts as that: outliers."""
+"""Largest product of a pair, 3 by 3 scales; larger ones are clipped as outliers."""
 
 FALL = 2.0
-"""Exponent of the fall of autocorrelation: that of a B-spline field is nearly Gaussian."""
+"""Exponent of the decay of the autocorrelation: that of a B-spline field is almost Gaussian."""
 
 LEAST_SHARE = 0.05
 

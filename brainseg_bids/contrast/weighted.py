@@ -13,7 +13,7 @@ degrees of freedom: the posterior mean is then
 ``(PSEUDO_SUBJECTS * before + scatter) / (PSEUDO_SUBJECTS + subjects - 1)``.
 """
 NORMAL_MAD = 1.4826
-"""Standard deviation of a normal law over its median absolute deviation."""
+"""Standard deviation of a normal distribution divided by its median absolute deviation."""
 
 
 def weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

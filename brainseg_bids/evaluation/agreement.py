@@ -27,7 +27,7 @@ from brainseg_bids.evaluation.topology import Topology, topology
 __all__ = ["Agreement", "compare", "confusion", "dice_from", "mean_dice"]
 
 TOLERANCES_MM = (0.6, 1.0)
-"""A voxel of an ultra-high-field image, and what raters differ by."""
+"""Voxel size of ultra-high-field images, and typical difference between raters."""
 NAN = float("nan")
 
 

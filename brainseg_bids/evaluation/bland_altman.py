@@ -15,7 +15,7 @@ from brainseg_bids.evaluation.bootstrap import number_subjects, subject_means
 from brainseg_bids.evaluation.scores import STATUSES, Row, Scores, TableLine, read_scores
 
 Z = 1.96
-"""Limits hold 95 % of normal differences."""
+"""Limits contain 95 % of normally distributed differences."""
 FEWEST_FOR_SLOPE = 3
 
 

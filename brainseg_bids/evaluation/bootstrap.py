@@ -12,11 +12,11 @@ from scipy import special
 
 METHODS = ("bca", "percentile")
 FEW = 10
-"""With fewer subjects even widened intervals cover the truth less often than they say."""
+"""Number of subjects below which coverage is lower than nominal, even for expanded intervals."""
 MOST_KEPT = 16
-"""Weights that are kept at once: 10,000 draws of 100 images take 8 MB."""
+"""Largest number of weight arrays in the cache: 10,000 draws of 100 images take 8 MB."""
 ROUNDING = 1e-12
-"""Differences below this share of a value are those of adding up in another order."""
+"""Relative differences below this are rounding errors."""
 
 
 @dataclass(frozen=True)

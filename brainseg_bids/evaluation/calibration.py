@@ -13,7 +13,7 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 
 BINS = 15
 SLAB_VOXELS = 2**21
-"""Voxels worked on at once: temporary arrays are that long, not as the volume."""
+"""Voxels that are processed at a time, which limits temporary arrays."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,12 +23,13 @@ from brainseg_bids.evaluation.calibration import BINS, calibrate
 
 FORMAT = 1
 LOW_DICE = 0.7
-"""Agreement that is called good begins here (Bartko 1991; Zijdenbos et al. 1994)."""
+"""Dice above which agreement is called good (Bartko 1991; Zijdenbos et al. 1994)."""
 USUAL_SPREAD = 2.0
 LEAST_MARGIN = 0.05
-"""Dice that raters of one image differ by."""
+"""Typical difference in Dice between raters of the same image."""
 PRIOR_VOXELS = 200.0
-"""Of all labels together, mixed with those of each label, so that a few voxels do not decide."""
+"""Number of voxels of all labels together that are added to those of each label, which stabilises
+labels with few voxels."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from brainseg_bids.evaluation.bootstrap import Bootstrap, Draws, Interval, mean_
 from brainseg_bids.evaluation.scores import TableLine
 
 FEWEST_SEEDS = 5
-"""Drawing again from four numbers misses the truth more than one time in ten."""
+"""Bootstrap intervals of four values miss the true mean more than once in ten times."""
 
 RULE = (
     "Two prior weights are trained with the same seeds. For each seed, the difference of their "

@@ -13,7 +13,8 @@ from brainseg_bids.anatomy.upsample_kernels import jit
 from brainseg_bids.evaluation.structures import Pair, Structure
 
 PLANES = 16
-"""Planes counted at once: the joint codes of a whole volume would need 8 bytes a voxel."""
+"""Planes that are counted at a time: the joint codes of a whole volume would need 8 bytes per
+voxel."""
 STATUSES = ("both", "reference only", "prediction only", "neither")
 Box = tuple[slice, slice, slice]
 

@@ -21,12 +21,14 @@ from brainseg_bids.evaluation.ratings import (
 )
 
 PROTOCOLS = ("label-restricted", "within-evaluable")
-"""All voxels count, with all labels that are not judged as background; or those voxels are left
-out that the reference leaves at 0 and somebody calls tissue that the reference does not label."""
+"""In the first, all voxels count, and labels that are not compared are background. In the second,
+voxels are left out that the reference leaves at 0 and any rater labels as tissue that the
+reference does not label."""
 
 MEDIAL_TEMPORAL = ("Hippocampus", "Amygdala")
 LEFT_OUT, CORTEX = HIPPOCAMPUS = ("left out", "cortex")
-"""How predicted hippocampus and amygdala are taken where a reference knows cortex only."""
+"""Handling of predicted hippocampus and amygdala if a reference has one label for these and the
+cortex."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from brainseg_bids.evaluation.scores import (
 )
 
 DECIMALS = 12
-"""Means are rounded so far before they are ranked: equal raters are tied."""
+"""Means are rounded to this number of decimals before ranking, so that equal raters are tied."""
 
 
 @dataclass(frozen=True)

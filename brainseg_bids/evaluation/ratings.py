@@ -19,14 +19,15 @@ from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.anatomy.upsample import regrid
 
 Targets = tuple[int, ...]
-"""What a code means, in codes of ``fullhead``: one; several: the nearest of them; none: void."""
+"""Meaning of a code in codes of ``fullhead``. One: that label. Several: the nearest of them. None:
+void."""
 
 LARGEST_CODE = 32767
-"""What `LabelTable` and a label map of two bytes hold."""
+"""Largest code of `LabelTable` and of label maps with two bytes."""
 MERGED = "merged sides"
-"""Name of the table in which left and right are one."""
+"""Name of the label table in which left and right are merged."""
 MARGIN_VOX = 8
-"""Of the box in which the nearest label is first looked for."""
+"""Margin of the box in which the nearest label is searched for first."""
 
 
 @cache

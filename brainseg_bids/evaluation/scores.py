@@ -14,7 +14,7 @@ Row = Mapping[str, str | int | float | None]
 STATUSES = ("both", "reference only", "prediction only", "neither")
 NO_ROW = -1
 ALL = "all"
-"""All strata together."""
+"""Name of all strata together."""
 NAN = float("nan")
 KEYS = ("reference", "rater", "image", "subject", "name", "status")
 

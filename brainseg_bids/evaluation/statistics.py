@@ -12,9 +12,10 @@ from scipy import stats
 from brainseg_bids.evaluation.bootstrap import Interval
 
 FEWEST_PAIRS = 6
-"""With five pairs the smallest two-sided p is 2/32: nothing could ever be below 0.05."""
+"""With five pairs the smallest two-sided p is 2/32, which is never below 0.05."""
 DECIMALS = 12
-"""Differences are rounded so far before they are ranked: 0.3 - 0.2 and 0.2 - 0.1 are tied."""
+"""Differences are rounded to this number of decimals before ranking, so that 0.3 - 0.2 and 0.2 -
+0.1 are tied."""
 
 
 @dataclass(frozen=True)

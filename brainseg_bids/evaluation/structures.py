@@ -14,9 +14,9 @@ from brainseg_bids.anatomy.labels import LabelTable
 
 BACKGROUND = 0
 BLOCK_VOXELS = 2**21
-"""Voxels of a map that are looked at in one go."""
+"""Voxels of a map that are processed at a time."""
 SQUARE = 1e-5
-"""Cosine between two axes below which they count as perpendicular: what is left of rounding."""
+"""Cosine between two axes below which they count as perpendicular, to allow for rounding."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from brainseg_bids.evaluation.scores import (
 __all__ = ["Missing", "Summary", "find_missing", "headline", "judged", "summarise", "tables"]
 
 HEADLINE_METRICS = ("dice", "assd_mm", "hd95_mm")
-"""What raters are compared and ranked by, and each NSD that there is."""
+"""Metrics by which raters are compared and ranked, in addition to NSD."""
 
 
 @dataclass(frozen=True)

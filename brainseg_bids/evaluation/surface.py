@@ -27,9 +27,9 @@ from brainseg_bids.evaluation.surface_search import MAPS, Batch, Search
 
 DEFINITIONS = ("surface", "voxel")
 SLACK_MM = 1e-5
-"""What a distance may exceed a tolerance by: voxel sizes in headers are single precision."""
+"""Tolerance of distances, since voxel sizes in headers have single precision."""
 COLUMNS = 32
-"""Of a box that are transformed together."""
+"""Columns of a box that are transformed at a time."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,11 +13,11 @@ import numpy as np
 from brainseg_bids.anatomy.upsample_kernels import jit
 
 MOST = 62
-"""Structures in one set; the sign of the number stays out of it."""
+"""Largest number of structures in a set: the bits of an integer without its sign."""
 FAR = np.int16(32767)
-"""No site in this row."""
+"""Distance in a row without any site."""
 PATIENCE = 4
-"""Places probed for each voxel of a line, before the whole line is worked out."""
+"""Positions searched for each voxel of a line before the whole line is computed."""
 DE_BRUIJN = np.int64(0x03F79D71B4CB0A89)
 ORDER = np.zeros(64, np.int64)
 for _bit in range(64):

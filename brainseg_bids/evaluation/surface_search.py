@@ -19,15 +19,17 @@ from brainseg_bids.evaluation.structures import Pair, Structure
 from brainseg_bids.evaluation.surfels import surfel_areas_mm2
 
 PROBES = 925
-"""Places that are searched around a site: those within six voxels, if voxels are cubes."""
+"""Number of positions that are searched around a site: those within six voxels for cubic
+voxels."""
 NEAR_PROBES = 33
-"""Of these, places so near that counting them would cost more than probing."""
+"""Number of first positions that are not counted, since counting would cost more than
+searching."""
 PROBES_PER_VOXEL = 10
-"""Far probes that cost about as much as the distance transform of one voxel of a box."""
+"""Number of searched positions that cost about as much as the distance transform of one voxel."""
 ADVANCE = 0.1
-"""Share of these that may be spent at once; the rest as the box is gone through."""
+"""Fraction of the limit that may be used at once; the rest becomes available during the search."""
 COMPARISONS_PER_VOXEL = 10
-"""The same for comparisons of a queued site with one site of the other map."""
+"""As `PROBES_PER_VOXEL`, for comparisons of a queued site with a site of the other map."""
 QUEUE = 50_000
 MAPS = ("reference", "prediction")
 

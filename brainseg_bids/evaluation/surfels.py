@@ -15,9 +15,9 @@ from itertools import permutations, product
 import numpy as np
 
 BITS = np.array([[[128, 64], [32, 16]], [[8, 4], [2, 1]]])
-"""What each of 2 x 2 x 2 voxels adds to the code of a neighbourhood."""
+"""Value that each of 2 x 2 x 2 voxels adds to the code of a pattern."""
 WHOLE = 255
-"""Code of a neighbourhood that is all inside."""
+"""Code of the pattern with all voxels inside."""
 
 CASES = {  # voxels that are inside: area vectors of the facets, in 1/8 of a voxel's faces
     (0b00000001): [(1, 1, 1)],

@@ -11,7 +11,7 @@ from torch import Tensor
 from brainseg_bids.inference.views import View
 
 SLAB_BLOCKS = 1
-"""Rows of blocks that become probabilities at a time."""
+"""Rows of blocks whose probabilities are computed at a time."""
 
 Plane = tuple[int, slice, slice, Tensor]
 """Index, rows and columns of a plane, and probabilities (n_labels, rows, columns)."""

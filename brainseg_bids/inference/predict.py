@@ -43,8 +43,8 @@ from brainseg_bids.nets.architectures import PackedNet
 from brainseg_bids.nets.sizes import patch_multiple
 
 PLANES_TO_WINDOWS = 0.35
-"""Time that all planes take, in that of all windows, for voxels as large as the network's; a guess
-until the first planes are done. Measured: 0.32 on a processor with bfloat16."""
+"""Estimated time of all planes relative to that of all windows, for voxels as large as the
+network's, until the first planes are done. Measured: 0.32 on a CPU with bfloat16."""
 
 
 def segment(

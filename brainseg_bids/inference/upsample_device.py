@@ -26,9 +26,9 @@ from brainseg_bids.anatomy.upsample_engine import Lookup, Progress
 from brainseg_bids.inference.upsample_places import ENTRIES, NONE, Places
 
 SLAB_VOXELS = 1 << 22
-"""Target voxels on the device at once, where axes are parallel."""
+"""Target voxels on the device at a time, for parallel grids."""
 PLACES = 1 << 20
-"""The same where every voxel is looked up."""
+"""Target voxels on the device at a time, for rotated grids and posteriors."""
 
 
 def upsample_on(

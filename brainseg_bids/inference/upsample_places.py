@@ -13,10 +13,10 @@ from brainseg_bids.anatomy import upsample_kernels as kernels
 from brainseg_bids.anatomy.upsample_engine import Lookup
 
 ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 23}
-"""Voxels of neighbourhoods in work at once, some twenty bytes each: what fits a processor's
-cache, and what keeps a GPU busy."""
+"""Entries of neighbourhoods that are processed at a time, of about twenty bytes each: limited by
+the cache of CPUs, and sufficient to occupy a GPU."""
 NONE = 32767
-"""Above every code."""
+"""Larger than every code."""
 
 
 @dataclass(frozen=True, eq=False)

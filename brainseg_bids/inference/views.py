@@ -16,10 +16,10 @@ from brainseg_bids.nets.architectures import PackedNet
 from brainseg_bids.nets.devices import has_fast_bf16
 
 MARGIN_MM = 12.0
-"""Air kept around the head, so that its border is seen with context."""
+"""Margin of air around the head, as context for its border."""
 
 CHUNK = 2**20
-"""Probabilities that are computed at a time: as many as a processor keeps close."""
+"""Probabilities that are computed at a time, limited by the CPU cache."""
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from brainseg_bids.nets.architectures import PackedNet
 
 DEFAULT_MODELS = ("head-1mm", "head-0.8mm", "head-flair")
-"""Packaged models; which of them an image gets: `brainseg_bids.stages.models.model_for`."""
+"""Models of the package; `brainseg_bids.stages.models.model_for` chooses one of them for an
+image."""
 DEFAULT_MODEL = DEFAULT_MODELS[0]
-"""For whatever has one model only, as ensembles."""
+"""Model for functions that use a single model, such as ensembles."""
 FORMAT = 1
 WEIGHTS, LABELS, CARD, MANIFEST = "weights.safetensors", "labels.tsv", "README.md", "bundle.json"
 CONFIDENCE = "confidence.json"
@@ -71,7 +72,7 @@ _NET_KINDS: dict[str, Kind] = {
     "options": Object(Items(Number(0, 4096, whole=True), or_one=True)),
 }
 LARGEST_WINDOW_VOX = 400**3
-"""Windows are a head at most; a larger one is a slip that would end in a want of memory."""
+"""Largest patch of a bundle: larger ones are errors that would exhaust the memory."""
 
 
 def packaged_models() -> dict[str, Path]:

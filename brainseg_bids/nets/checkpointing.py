@@ -20,9 +20,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
 LAYERS_PER_BLOCK = 4
-"""Most convolutions and linear layers of a block: a residual block has two or three, a ConvNeXt
-block with its shortcut or a transformer block four. Larger blocks would save little more, for
-one block's insides are in memory while it is computed again."""
+"""Largest number of convolutions and linear layers of a block. A residual block has two or three,
+a ConvNeXt block with its shortcut or a transformer block four. Larger blocks would save little
+more, since the activations of one block are in memory while it is recomputed."""
 
 
 def checkpointed(body: nn.Module) -> None:

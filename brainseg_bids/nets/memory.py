@@ -29,13 +29,14 @@ from brainseg_bids.nets.sizes import patch_multiple
 from brainseg_bids.nets.spec import NetSpec
 
 POOR_MM = 96.0
-"""A patch with a shorter edge, unless it holds the whole head, knows too little of where it is."""
+"""A patch with a shorter edge, unless it contains the whole head, has too little context about its
+position."""
 
 FIRST_VOX = 160
-"""Longest edge of a patch that is looked for if nobody says what holds a head."""
+"""Longest edge of a patch that is tried if ``largest_vox`` is not given."""
 
 CLEARLY_LESS = 0.85
-"""What `smaller` takes of the memory of what was too large."""
+"""Fraction of the previous memory that a plan of `smaller` needs at most."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ SAVINGS = (
     MemorySaving(offload=True),
     MemorySaving(True, True),
 )
-"""Ever slower: checkpointing costs about 30 % of a step, offloading waits for the bus."""
+"""In order of increasing time: checkpointing costs about 30 % of a step, offloading depends on the
+bus."""
 
 
 def plan_memory(

@@ -52,11 +52,11 @@ ALLOWANCES = {
     ),
     "mps": Allowance(1.0, heap=0.0, rounding=0.05, fixed_gib=0.1, context_gib=0.3, free_share=0.7),
 }
-"""Those of the CPU are measured (docs/decisions/0013); those of GPUs are careful guesses, which
-the probe before training corrects."""
+"""Values for CPUs are measured (docs/decisions/0013). Those for GPUs are conservative guesses,
+which the probe before training corrects."""
 
 SHARED_FREE_SHARE = 0.7
-"""Of the free memory of a GPU that shares it with the CPU, which needs some, too."""
+"""Fraction of the free memory that a GPU may use if it shares the memory with the CPU."""
 
 
 class TooLittleMemory(ValueError):

@@ -28,7 +28,7 @@ from brainseg_bids.nets.memory_tracker import MemoryTracker
 from brainseg_bids.nets.spec import NetSpec
 
 LossOf = Callable[[PackedNet, Tensor, Tensor], Tensor]
-"""(net, features (B, F, x, y, z), labels (B, X, Y, Z) uint8) to a loss."""
+"""Function (net, features (B, F, x, y, z), labels (B, X, Y, Z) uint8) that returns a loss."""
 
 _HERE = contextlib.nullcontext()
 
@@ -63,7 +63,7 @@ class Prediction:
 
 
 FLOAT32_ON_GPUS = (nn.GroupNorm, nn.LayerNorm, nn.Upsample, nn.Softmax)
-"""Layers that autocast takes back to float32 on GPUs and leaves in bfloat16 on CPUs (torch.amp's
+"""Layers that autocast computes in float32 on GPUs but in bfloat16 on CPUs (torch.amp's
 documentation, "Autocast Op Reference")."""
 
 

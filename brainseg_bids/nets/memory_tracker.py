@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 HEAP_BLOCK_BYTES = 32 * 2**20
-"""glibc gives larger blocks back to the system when they are freed (mallopt(3),
-M_MMAP_THRESHOLD)."""
+"""glibc returns larger blocks to the system when they are freed (mallopt(3), M_MMAP_THRESHOLD)."""
 
 
 class MemoryTracker(TorchDispatchMode):

@@ -23,18 +23,19 @@ from brainseg_bids.nets.architectures import find_architecture
 from brainseg_bids.nets.spec import NetSpec
 
 SIZES = ("small", "medium", "large")
-"""Made for a CPU or 8 GB, for 24 GB, and for 48 to 80 GB."""
+"""Meant for a CPU or 8 GB, for 24 GB, and for 48 to 80 GB of GPU memory."""
 
 FEATURES = {"small": 24, "medium": 32, "large": 32}
-"""Features per block that the body gives to the head."""
+"""Number of features of each block that the body passes to the head."""
 
 DEEPEST_MM = 18.0
 
 COARSEST_PACKED_MM = {"small": 1.5, "medium": 1.0}
-"""Up to this voxel size, a network of this size works on blocks of two voxels."""
+"""Largest voxel size for which a network of this size works on blocks of two voxels."""
 
 MOST_LEVELS = {"segresnet": 5, "mednext": 5}
-"""These double their width at every level without end; elsewhere six levels are the most."""
+"""Largest number of levels of architectures that double their width at every level; for others it
+is six."""
 
 LEVEL_OPTION = {
     "segresnet": "blocks_down",

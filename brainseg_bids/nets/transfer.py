@@ -13,7 +13,7 @@ from brainseg_bids.nets.architectures import PackedNet
 from brainseg_bids.units import listed
 
 LEAST_FRAC = 0.1
-"""A start that shares less than a tenth of the smaller body's weights is none."""
+"""Smallest fraction of the smaller body's weights that must be shared."""
 
 NAMED = 5
 

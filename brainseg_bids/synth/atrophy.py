@@ -24,12 +24,12 @@ from brainseg_bids.synth.recipe import Atrophy
 from brainseg_bids.synth.view import voxels_of
 
 NODES_MM = 4.0
-"""Distance between the nodes of the field that moves the ventricles' walls."""
+"""Node spacing of the vector field towards the ventricles."""
 REACH_MM = 8.0
-"""Standard deviation of the Gaussian that says how far from a wall tissue moves along."""
+"""Standard deviation of the Gaussian that determines the range of this field."""
 THIN_PATCH_MM = 15.0
 LESION_MM = 7.0
-"""Distances between the nodes of the fields that choose where cortex is thin, and lesions are."""
+"""Node spacings of the random fields for thin cortex and for lesions."""
 
 VENTRICLES = ("Lateral-Ventricle", "Inf-Lat-Vent", "3rd-Ventricle")
 CORTEX = ("Left-Cerebral-Cortex", "Right-Cerebral-Cortex")

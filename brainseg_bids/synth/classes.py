@@ -12,7 +12,7 @@ from brainseg_bids.synth.recipe import Tissue
 from brainseg_bids.synth.streams import Range, Streams, phi, within
 
 MEAN_LIMITS = (0.0, 300.0)
-"""Means are clipped to these, as SynthSeg clips its images."""
+"""Limits of means, as those of intensities in SynthSeg."""
 
 
 @dataclass(frozen=True)

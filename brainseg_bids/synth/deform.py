@@ -13,7 +13,7 @@ from brainseg_bids.synth.interpolate import along_axes, smooth_noise
 from brainseg_bids.synth.recipe import Deformation, Triple
 
 NODES_MM = 8.0
-"""Distance between the nodes of the coordinate map: a third of that between the warp's own."""
+"""Node spacing of the coordinate map: a third of that of the warp."""
 
 SQUARINGS = 5
 

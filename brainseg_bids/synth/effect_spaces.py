@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 P = Number(0, 1)
 LEVEL = Number(-10_000, 10_000)
-"""Of painted intensities, in whose units 255 is bright."""
+"""Intensities, in units in which 255 is bright."""
 
 
 def _range(low: float, high: float, unit: str = "", **more: Any) -> Items:
@@ -26,7 +26,7 @@ def _range(low: float, high: float, unit: str = "", **more: Any) -> Items:
 ANGLES = _range(-180, 180, "degrees")
 SPREADS = _range(0, 10)
 SPACING = Number(1, 1000, "mm")
-"""Of nodes of smooth fields: as many as fit into a head, not more."""
+"""Node spacing of smooth fields: the number of nodes in a head is limited."""
 SIZES = _range(0.1, 100, "mm")
 FIELD = Number(0.001, 25, "T")
 KINDS: dict[str, Kind] = {
@@ -87,8 +87,8 @@ KINDS: dict[str, Kind] = {
     "field_of_view.p": P,
     "field_of_view.half_mm": _range(1, 1000, "mm"),
 }
-"""What the fields of a `RecipeSpace` and of its groups may be: far beyond what a scanner does, and
-short of what no computer can draw."""
+"""Valid values of the fields of a `RecipeSpace` and of its groups: wider than those of any
+scanner, but within what can be computed."""
 TISSUE_KINDS: dict[str, Kind] = {
     "labels": Items(Text(), least=1),
     "mean": Items(LEVEL, count=2),
@@ -96,7 +96,7 @@ TISSUE_KINDS: dict[str, Kind] = {
     "components": Number(1, 100, whole=True),
     "component_spread": Number(0, 10_000),
 }
-"""The same of a `TissueSpace`."""
+"""Valid values of the fields of a `TissueSpace`."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from brainseg_bids.synth.interpolate import multiply_along
 from brainseg_bids.synth.recipe import Gibbs
 
 ALL_READ = Gibbs()
-"""No ringing."""
+"""No ringing: k-space is complete."""
 
 
 def truncate(image: Tensor, gibbs: Gibbs) -> Tensor:

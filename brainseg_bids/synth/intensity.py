@@ -15,16 +15,17 @@ from brainseg_bids.synth.interpolate import slabs
 from brainseg_bids.synth.recipe import Recipe, Tissue
 
 Layer = Callable[[Tensor, Tensor, int, int], None]
-"""Changes a slab of the image in place: its values, its class indices, start, stop."""
+"""Function (values, class indices, start, stop) that changes a slab of the image in place."""
 
 NORMAL = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16).float()
-"""65,536 quantiles of the standard normal, +-4.3 at the ends."""
+"""65,536 quantiles of the standard normal distribution, from -4.3 to 4.3."""
 
 LEVELS = 256
-"""Steps of the standard normal field that chooses among a label's components."""
+"""Number of levels of the standard normal field that selects the component of a label."""
 
 LEVELS_PER_SD = 32
-"""So steps reach from -4 to 4, and a component's share is off by 0.6 % of the label at most."""
+"""Levels range from -4 to 4, so the fraction of a component deviates by at most 0.6 % of the
+label."""
 
 
 def tissue_lookup(recipe: Recipe, table: LabelTable) -> tuple[Tensor, int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from brainseg_bids.anatomy.grid import triple
 
 SLAB = 8
-"""Planes worked on at once: what belongs to them stays in the processor's cache."""
+"""Planes that are processed at a time, so that their data stays in the CPU cache."""
 
 
 def slabs(n: int) -> list[tuple[int, int]]:

@@ -46,13 +46,14 @@ from brainseg_bids.synth.space import RecipeSpace, check_effects
 from brainseg_bids.synth.streams import Streams
 
 WHITE_MATTER = "Left-Cerebral-White-Matter"
-"""Label that the noise of a ratio is given for."""
+"""Label for which the noise of a ratio is defined."""
 
 USUAL_UNI = 0.2
-"""Ratio of white matter where a prior does not say it; data/recipes/mp2rage7t.toml: 0.14."""
+"""Default of the ratio of white matter in a prior; in data/recipes/mp2rage7t.toml it is 0.14."""
 
 WHITE_SIGNAL = 1.1
-"""Of white matter in the second inversion, grey matter 1; see `ratio.second_inversion`."""
+"""Signal of white matter in the second inversion image relative to grey matter, see
+`ratio.second_inversion`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,11 +18,11 @@ from brainseg_bids.synth.recipe import (
 from brainseg_bids.synth.resolution import AcquiredVoxels
 
 UNITS = 255.0
-"""Intensity of a prior that stands for the 99.5th percentile, or for a ratio of +0.5."""
+"""Intensity in a prior that stands for the 99.5th percentile, or for a ratio of +0.5."""
 LEAST_SD_FRAC = 0.1
-"""Share of a measured spread that is left as tissue's where noise explains all of it."""
+"""Smallest fraction of a measured standard deviation that remains after noise is removed."""
 MOST_VARIANCE_LOST = 36.0
-"""To blur; beyond it the grains would have to be brighter than any tissue."""
+"""Largest factor of variance lost by blur; more would need patches brighter than any tissue."""
 
 
 @dataclass(frozen=True)

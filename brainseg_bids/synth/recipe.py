@@ -317,7 +317,7 @@ class Recipe:
 
 LEVEL = Number(-1e6, 1e6)
 DISTANCES = ("scale_mm", "grain_mm", "node_spacing_mm", "voxel_size_mm")
-"""What is divided by: as many nodes or voxels as fit into a head, not more."""
+"""Lengths that are used as divisors: the number of nodes or voxels in a head is limited."""
 
 
 def _read_tissue(name: str, values: dict[str, Any]) -> Tissue:

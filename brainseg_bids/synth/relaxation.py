@@ -15,7 +15,7 @@ import numpy as np
 from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
 
 FIELDS_T = {"3t": 3.0, "7t": 7.0, "9t4": 9.4}
-"""Field strengths of the table's columns."""
+"""Field strengths of the columns of the table."""
 
 FIELD_RANGE_T = (1.0, 12.0)
 

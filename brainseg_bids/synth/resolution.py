@@ -23,7 +23,7 @@ from brainseg_bids.synth.recipe import Gibbs, Noise, Resolution
 FWHM_PER_SD = 2.3548
 
 TAIL_SD = 4
-"""Where a slice profile ends: 0.006 % of it lies beyond."""
+"""Standard deviations at which a slice profile is truncated; 0.006 % of it is beyond."""
 
 
 def acquire(

@@ -17,7 +17,8 @@ from brainseg_bids.synth.transmit import transmit_field, transmit_response
 from brainseg_bids.synth.view import Crop
 
 CELL_MM = 3.0
-"""Cells that the field of air is worked out in: finer than the sinuses, which are 10 mm wide."""
+"""Cell size of the map of air for susceptibility: smaller than the sinuses, which are 10 mm
+wide."""
 
 
 def flip_angles(

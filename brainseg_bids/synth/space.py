@@ -67,10 +67,11 @@ EFFECTS = (
     "view",
     "gamma",
 )
-"""What `RecipeSpace.without` can switch off: fields of a `Recipe`."""
+"""Effects that `RecipeSpace.without` can switch off: fields of a `Recipe`."""
 
 DRAWING = 2
-"""Raised whenever the same space and seed give another recipe; part of every digest."""
+"""Version of the drawing of recipes, part of every digest: increased if the same space and seed
+give another recipe."""
 
 
 @dataclass(frozen=True)

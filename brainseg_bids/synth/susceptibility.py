@@ -13,10 +13,10 @@ AIR_PPM = 9.4
 """Susceptibility of air minus that of tissue, SI ppm: 0.36 - (-9.05) (Schenck, Med Phys 1996)."""
 
 GAMMA_HZ_PER_T = 42.577e6
-"""Gyromagnetic ratio of protons over 2 pi."""
+"""Gyromagnetic ratio of protons divided by 2 pi."""
 
 PAD_CELLS = 10
-"""Cells put around the box on each side, so that its periodic images stay away."""
+"""Cells of padding on each side, to separate periodic copies."""
 
 
 def signal_left(

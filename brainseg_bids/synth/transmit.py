@@ -59,7 +59,7 @@ SHADES = (
     Shade((0.0, -20.0, -125.0), (90.0, 90.0, 35.0)),  # neck: beyond the coil
 )
 RIM_DEPTH, RIM_MM = 0.6, (58.0, 75.0, 58.0)
-"""Share of the way from ``center`` to ``edge`` far from the middle, and how far that is."""
+"""Relative decrease from ``center`` towards ``edge`` far from the centre, and its distance."""
 
 
 def transmit_field(
@@ -299,7 +299,7 @@ FIT_RANGE = (0.4, 1.5)
 """Relative B1+ over which the response is fitted."""
 
 NULL_FRAC = 0.5
-"""Share of grey matter's signal below which a label counts as nulled."""
+"""Signal relative to grey matter below which a label counts as nulled."""
 
 
 def transmit_response(transmit: Transmit, table: LabelTable) -> Tensor:

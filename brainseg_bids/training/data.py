@@ -20,11 +20,11 @@ from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe import Recipe
 
 HEADS_SHARE = 0.03
-"""Of the accelerator's free memory that label maps to learn from, and those held out, may take
-each: a memory plan leaves a tenth, which pairs are made in, too. If they need more, they stay out
-and each is copied when its turn comes, which takes milliseconds."""
+"""Fraction of the GPU's free memory for the label volumes of training, and for those of
+validation: a memory plan leaves a tenth, which the generator needs as well. If more is needed,
+each volume is copied when it is used, which takes milliseconds."""
 INDEX_STRIDE = 1_000_003
-"""Between the seeds of two samples of a step: more than the steps of a run."""
+"""Difference of the seeds of two samples of a step: more than the steps of a run."""
 
 
 class Space(Protocol):

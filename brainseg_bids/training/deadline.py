@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass
 
 MOST_STEPS = 1_000_000
-"""Steps of a run whose end is a time: more than any has taken."""
+"""Number of steps of runs with a deadline: more than any run has."""
 MOST_MINUTES = 366 * 24 * 60
 ENDING_S = 15.0
-"""Bundle and page, after the last validation."""
+"""Time for bundle and page after the last validation."""
 
 
 class TooShort(ValueError):

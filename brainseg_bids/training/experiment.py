@@ -24,16 +24,16 @@ from brainseg_bids.training.overlap import Score
 from brainseg_bids.training.plan import TrainPlan
 
 BASELINE = 0.0
-"""The prior weight that stands for any contrast."""
+"""Prior weight of the contrast-agnostic training."""
 ON, OFF, REAL = "on", "off", "real"
 WHERE = {
     ON: "synthetic pairs of the contrast",
     OFF: "synthetic pairs of other contrasts",
     REAL: "real images",
 }
-"""What accuracy is measured on."""
+"""Images on which accuracy is measured."""
 EVALUATION_SEED = 1_618_033_988
-"""Far from the seeds that people choose, so that no run was trained on these recipes."""
+"""Unlike seeds that users choose, so that no run was trained on these recipes."""
 SCORE_FORMAT = 1
 
 

@@ -60,7 +60,7 @@ log = logging.getLogger("brainseg")
 
 CHECKPOINT_EVERY_S = 600.0
 VALIDATION_SEED = 1_000_003
-"""Added to a plan's seed for held-out pairs."""
+"""Added to the seed of a plan for validation pairs."""
 
 
 def make_task(plan: TrainPlan) -> SegmentationTask:

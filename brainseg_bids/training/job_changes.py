@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 IDENTITY = ("table", "voxel_size_mm", "architecture", "seed", "start_from", "spaces", "maps")
-"""What of ``job.json`` a run that goes on may not change."""
+"""Values of ``job.json`` that must not change when a run is resumed."""
 
 LEARNED_BY = (
     "loss",
@@ -18,10 +18,10 @@ LEARNED_BY = (
     "learning_rate",
     "warmup_steps",
 )
-"""And of its recipe. How long it trains (`BY_STEPS`) may change."""
+"""Settings of its recipe that must not change. The duration (`BY_STEPS`) may."""
 
 NOT_SAID = {"optimizer": "adamw"}
-"""What a recipe means that does not say it."""
+"""Values of settings that a recipe does not contain."""
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

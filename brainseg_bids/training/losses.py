@@ -19,7 +19,7 @@ from brainseg_bids.nets.architectures import PackedNet, space_to_depth
 
 CHUNK_SCORES = 2**21
 """Scores (voxels x labels) that `dense_loss` holds at a time, 8 MiB in float32: small enough for
-caches of a CPU, large enough for a GPU."""
+CPU caches, large enough for GPUs."""
 
 
 def choose_voxels(

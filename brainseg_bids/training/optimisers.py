@@ -14,12 +14,12 @@ from brainseg_bids.nets.architectures import PackedNet
 
 WEIGHT_DECAY = 1e-4
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of Muon's iteration, as its author chose them; five rounds bring singular values
-to between 0.7 and 1.2."""
+"""Coefficients of Muon's iteration by its author; after five iterations singular values are
+between 0.7 and 1.2."""
 ROUNDS = 5
 MOMENTUM = 0.95
 RMS_OF_ADAM = 0.2
-"""Root mean square of AdamW's steps, in learning rates: Muon's are made as large."""
+"""Root mean square of AdamW's updates in units of the learning rate; Muon's are scaled to it."""
 
 
 class Muon(torch.optim.AdamW):

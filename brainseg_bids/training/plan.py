@@ -24,7 +24,7 @@ MEMORY_FIELDS = (
     "offload",
     "compile",
 )
-"""What a `MemoryPlan` decides of a `TrainPlan`."""
+"""Settings of a `TrainPlan` that a `MemoryPlan` determines."""
 
 
 @dataclass(frozen=True)

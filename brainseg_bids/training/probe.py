@@ -27,13 +27,13 @@ from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.training.losses import LossPlan, loss_of
 
 N_STEPS = 2
-"""The first makes the optimiser's state, the second has all at once."""
+"""The first step allocates the optimiser's state, the second has the full memory."""
 
 OUT_OF_MEMORY = 77
-"""Exit code of the probe's process."""
+"""Exit code of the probing process if the memory is not sufficient."""
 
 WARM_UP = NetSpec("unet", 2, 1, 8, {"widths": [8, 16, 32]})
-"""Small network whose steps are not measured."""
+"""Small network for steps before the measurement."""
 
 
 class ProbeFailed(RuntimeError):

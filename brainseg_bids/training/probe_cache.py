@@ -19,7 +19,7 @@ from brainseg_bids.files import write_text
 log = logging.getLogger("brainseg")
 
 PROBED = ("nets", "training/losses.py", "training/probe.py")
-"""Modules and packages that decide what a step takes."""
+"""Modules and packages that determine time and memory of a step."""
 ALLOCATORS = (
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
@@ -27,7 +27,7 @@ ALLOCATORS = (
     "MALLOC_ARENA_MAX",
     "LD_PRELOAD",
 )
-"""Variables of the environment that change how much memory the same step takes."""
+"""Environment variables that change the memory of a step."""
 
 
 @functools.cache

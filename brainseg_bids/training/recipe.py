@@ -22,7 +22,7 @@ from brainseg_bids.training.deadline import MOST_STEPS
 from brainseg_bids.training.plan import OPTIMIZERS
 
 VOXEL_SIZE = Number(0.1, 10, "mm")
-"""Of label maps and of pairs: a head of finer voxels fits into no memory."""
+"""Voxel size of label maps and of pairs: smaller voxels would not fit into any memory."""
 
 _STEPS = Number(1, 1e9, whole=True)
 _COUNT = Number(1, 1e9, whole=True)
@@ -50,14 +50,15 @@ KEYS: dict[str, Kind] = {
     "center_frac": Items(Number(0, 1), count=2, rising=True),
     "contrasts": Items(Text()),
 }
-"""Keys of a training recipe, beside ``base`` and the table ``[spaces]``, and what they may be.
-Patches hold a head at most; what does not fit a memory is found when it is planned."""
+"""Keys of a training recipe, besides ``base`` and the table ``[spaces]``, and their valid values.
+Patches are limited to the size of a head; whether they fit a memory is found out when it is
+planned."""
 
 ABOUT_SPACES = ("agnostic", "center_frac", "contrasts", "largest_patch_mm", "net_size")
-"""Keys that are no fields of a `TrainPlan`: they decide some."""
+"""Keys that are not fields of a `TrainPlan`, but determine some of them."""
 
 BY_STEPS = ("total_steps", "decay_steps", "validate_every", "ema_decay")
-"""Keys that `TrainRecipe.with_steps` changes even when a run has begun."""
+"""Keys that `TrainRecipe.with_steps` changes, also when a run is resumed."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ MAY_CHANGE = (
     "validate_every",
     "validation_pairs",
 )
-"""Settings of a plan that a run may be gone on with; all others would make it another run."""
+"""Settings of a plan that may change when a run is resumed."""
 
 
 class ChangedSettings(ValueError):

@@ -15,9 +15,9 @@ from brainseg_bids.documents import InputError
 from brainseg_bids.training.recipe import TrainRecipe
 
 CONTRAST_OF = {"t1w": "T1w", "t2w": "T2w", "flair": "FLAIR", "mp2rage7t": "UNIT1"}
-"""BIDS suffix that a packaged space imitates; ``agnostic`` ones imitate all."""
+"""BIDS suffix of each recipe space of the package; ``agnostic`` spaces stand for all."""
 PRIOR = "prior"
-"""What a training recipe calls the space of the chosen contrast prior."""
+"""Name of the recipe space of the chosen contrast prior in training recipes."""
 
 
 @dataclass(frozen=True)

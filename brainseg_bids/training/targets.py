@@ -13,7 +13,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.documents import InputError
 
 SOURCE = "fullhead"
-"""Table whose codes label maps have."""
+"""Label table of label maps for training."""
 
 
 @dataclass(frozen=True)

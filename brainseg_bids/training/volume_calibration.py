@@ -20,11 +20,13 @@ from brainseg_bids.training.data import PairStream, render
 VOXELS_PER_PAIR = 400_000
 ROUNDS = 60
 STEP = 0.3
-"""Of the logarithm of a volume's ratio, taken off a label's scores in a round."""
+"""Fraction of the logarithm of a label's volume ratio that is subtracted from its scores in each
+iteration."""
 LONGEST_STEP = 0.2
-"""Labels compete: one that lost all its voxels must not take all of the others' in return."""
+"""Largest change in an iteration. Labels compete: one without any voxels must not take all of
+another one."""
 FEWEST = 5.0
-"""Voxels added to both volumes, so that what hardly occurs is not pushed about."""
+"""Voxels added to both volumes, so that very rare labels have little effect."""
 
 
 def calibrate_volumes(
