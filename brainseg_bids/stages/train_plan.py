@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -181,6 +182,9 @@ def _tell_plan(plan: Mapping, memory: Mapping) -> None:
 
 # -- time ---------------------------------------------------------------------------------
 
+TIMED_PAIRS = 4
+"""Pairs of the step that is timed, at most: the time grows with them."""
+
 
 def expected_time(job: JobPlan, plan_path: Path, settings: Settings, *, done: int = 0) -> str:
     """A line on how long the steps that are left will take, and how that is known.
@@ -227,18 +231,24 @@ def _logged_s(job: JobPlan, plan: dict) -> float | None:
 
 
 def _tried_s(job: JobPlan, plan: dict, settings: Settings) -> float | None:
-    """Seconds of a step that is tried now, without making its pairs."""
+    """Seconds of a step, from one of a few pairs that is tried now, without making them.
+
+    None if the step whose memory was to be measured took too long already.
+    """
     memory = MemoryPlan.from_json(json.dumps(_in_force(job)))
+    if memory.probed_gib is None:
+        return None
+    pairs = min(memory.batch, TIMED_PAIRS)
     try:
         cost = probe.probe_step(
             NetSpec.from_dict(plan["net"]),
-            memory,
+            replace(memory, batch=pairs),
             SimpleNamespace(**plan),
             threads=max(1, settings.nprocs // plan["devices"]),
         )
     except (TimeoutError, probe.ProbeFailed):
         return None
-    return cost and cost.seconds * plan["accumulate"]
+    return cost and cost.seconds * plan["accumulate"] * plan["batch"] / pairs
 
 
 def _in_force(job: JobPlan) -> dict:

@@ -131,8 +131,8 @@ def dense_loss(
     chunk_blocks : int, optional
         Blocks in a chunk; default: as many as have `CHUNK_SCORES` scores.
     most_chunks : int, optional
-        Largest number of chunks of a pair. It saves time in symbolic runs, where all chunks need
-        the same memory.
+        Largest number of pairs, and of chunks of a pair. It saves time in symbolic runs, where
+        all pairs and chunks need the same memory, and nothing of one is kept for the next.
 
     Returns
     -------
@@ -354,8 +354,8 @@ class _DenseLoss(torch.autograd.Function):
 def _chunks(
     features: Tensor, chunk_blocks: int, most: int | None = None
 ) -> Iterator[tuple[int, slice]]:
-    """Pair and slice of blocks, one after the other."""
-    for pair in range(len(features)):
+    """Pair and slice of blocks, one after the other; ``most`` of pairs, and of blocks of each."""
+    for pair in range(len(features))[:most]:
         for start in range(0, features.shape[2], chunk_blocks)[:most]:
             yield pair, slice(start, start + chunk_blocks)
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -131,7 +131,8 @@ def task_of(spec: NetSpec, plan: MemoryPlan, loss: LossPlan, *, threads: int) ->
 
 def measure(spec: NetSpec, plan: MemoryPlan, loss: LossPlan) -> StepCost:
     """Measured time and peak memory of training steps, run in this process; see `probe_step`."""
-    _steps(WARM_UP, plan, loss, (32, 32, 32))  # loads libraries
+    # Loads libraries; of many pairs it could take longer than what is measured.
+    _steps(WARM_UP, replace(plan, batch=1), loss, (32, 32, 32))
     meter = MemoryMeter(torch.device(plan.device))
     seconds = _steps(spec, plan, loss, plan.patch_vox)
     return StepCost(seconds, meter.peak_reserved_gib())

@@ -420,6 +420,43 @@ def test_the_time_of_what_is_left_is_that_of_the_steps_so_far(tmp_path, monkeypa
     assert said == "time: 10.0 h: 3600 steps of 10.0 s, as so far"
 
 
+@pytest.mark.parametrize(("batch", "tried"), [(2, [2]), (256, [4])])
+def test_a_step_of_many_pairs_is_timed_with_few(tmp_path, monkeypatch, batch, tried):
+    memory = {"device": {"kind": "cuda"}, "plans": [in_force(batch, probed_gib=1.0)]}
+    plan = memory["plans"][0] | {"total_steps": 10, "devices": 1, "net": SPEC, "nodes": 1}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "memory.json").write_text(json.dumps(memory))
+    job, pairs = SimpleNamespace(folder=tmp_path, training=tmp_path), []
+
+    def probe_step(spec, memory, loss, **_):
+        pairs.append(memory.batch)
+        return StepCost(0.5 * memory.batch, 1.0)
+
+    monkeypatch.setattr("brainseg_bids.training.probe.probe_step", probe_step)
+    settings = SimpleNamespace(nprocs=1)
+    said = train_plan.expected_time(job, tmp_path / "plan.json", settings)
+    assert f"10 steps of {0.5 * batch:.1f} s" in said
+    assert pairs == tried
+    # The step whose memory was to be measured took too long: no other one is tried.
+    memory["plans"] = [in_force(batch, probed_gib=None)]
+    (tmp_path / "memory.json").write_text(json.dumps(memory))
+    assert "not known" in train_plan.expected_time(job, tmp_path / "plan.json", settings)
+    assert pairs == tried
+
+
+SPEC = {"architecture": "unet", "n_labels": 2, "stem": 1, "features": 8, "options": {}}
+
+
+def in_force(batch, *, probed_gib) -> dict:
+    """A memory plan as JSON has it."""
+    from brainseg_bids.nets.memory_plan import MemoryPlan
+
+    plan = MemoryPlan(
+        (32,) * 3, batch, 1, "32-true", False, False, False, 2.0, 1.0, "cuda", "fits", probed_gib
+    )
+    return json.loads(plan.to_json())
+
+
 def test_the_plan_can_be_made_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         "brainseg_bids.training.probe.probe_step", lambda *_, **__: StepCost(1.0, 0.1)

@@ -131,3 +131,14 @@ def test_the_symbolic_chosen_loss_takes_the_memory_of_the_real_one():
     with MemoryTracker() as acted:
         loss.symbolic(net, features, labels).backward()
     assert acted.peak == pytest.approx(real.peak, rel=0.15)
+
+
+def test_the_symbolic_dense_loss_takes_the_memory_of_the_real_one_with_fewer_steps():
+    def peak(most_chunks: int | None) -> int:
+        net, features, labels = make(blocks=(24, 24, 24), pairs=5)
+        options = {"dice_weight": 1.0, "chunk_blocks": 2**10, "most_chunks": most_chunks}
+        with MemoryTracker() as tracker:
+            dense_loss(net, features, labels, **options).backward()
+        return tracker.peak
+
+    assert peak(2) == pytest.approx(peak(None), rel=0.01)
