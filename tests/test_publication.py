@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 from brainseg_bids import __version__
 from brainseg_bids.bids.description import write_description
@@ -58,6 +59,12 @@ def test_files_for_other_services_follow_their_schemas(schema):
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *files]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_read_the_docs_installs_graphviz():
+    build = yaml.safe_load((ROOT / ".readthedocs.yaml").read_text())["build"]
+    assert "graphviz" in build["apt_packages"]
+    assert "commands" not in build  # with it Read the Docs ignores apt_packages
 
 
 def test_actions_are_pinned_to_a_commit():
