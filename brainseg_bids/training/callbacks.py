@@ -394,9 +394,10 @@ class DecayByTime(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Set the share of the learning rate for the step that begins."""
-        left_s = self.deadline.left_s() - self.checkpoints.ending_s(trainer, module.plan)
+        task = task_of(module)
+        left_s = self.deadline.left_s() - self.checkpoints.ending_s(trainer, task.plan)
         share = min(1.0, max(0.0, left_s / self.decay_s))
-        module.rate_by_time = trainer.strategy.broadcast(share)  # clocks differ
+        task.rate_by_time = trainer.strategy.broadcast(share)  # clocks differ
 
 
 # -- gradients -------------------------------------------------------------------------------

@@ -360,7 +360,7 @@ def _trainer(
     plan: TrainPlan, run: TrainingRun, data: PairData, checkpoints: CheckpointCallback
 ) -> lightning.Trainer:
     version = f"log-from-{data.done}"
-    decays = run.deadline is not None and run.deadline.decay_share > 0
+    timed = [run.deadline] if run.deadline and run.deadline.decay_share > 0 else []
     return lightning.Trainer(
         max_steps=min(run.until_step or plan.total_steps, plan.total_steps),
         precision=_precision_of(plan),
@@ -383,7 +383,7 @@ def _trainer(
         enable_model_summary=False,
         # Their order matters: looked at is the average; saved is what has been averaged.
         callbacks=[
-            *([DecayByTime(run.deadline, checkpoints)] if decays else []),
+            *(DecayByTime(deadline, checkpoints) for deadline in timed),
             GradientCheck(run.out_dir, data.stream, plan.to_json(), run.head_names),
             ValidationCallback(run.out_dir / "samples", run.real),
             EMACallback(plan.ema_decay),

@@ -502,7 +502,7 @@ def test_the_rate_falls_to_zero_over_the_last_part_of_the_time():
     deadline = Clock(9.0, 0.0, 0.5, left=(1000.0, 900.0, 515.0, 265.0, 15.0, 1.0))
     checkpoints = SimpleNamespace(ending_s=lambda *_: 15.0)
     trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda one: one))
-    task = SimpleNamespace(plan=TINY)
+    task = make_task(TINY)
     decay = DecayByTime(deadline, checkpoints)
     decay.on_train_start(trainer, task)
     shares = []
