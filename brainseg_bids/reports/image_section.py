@@ -211,7 +211,9 @@ def volumes_block(
     if intracranial and intracranial["volume_mm3"] and SHARE in found:
         shares = found[SHARE].astype(float)
         frame[OF_INSIDE] = shares.map(_share)
-        totals[OF_INSIDE] = shares.groupby(found["group"]).sum(min_count=1).map(_share)
+        # Of a group that partly lies outside there is no share.
+        of_groups = shares.groupby(found["group"]).agg(lambda group: group.sum(skipna=False))
+        totals[OF_INSIDE] = of_groups.map(_share)
     if z is not None:
         frame["Robust z"] = [_far(z.get(index)) for index in found["index"]]
         totals["Robust z"] = ""
@@ -268,7 +270,7 @@ def _inside_words(intracranial: Mapping) -> str:
         return f"No intracranial volume: {why}."
     return (
         "Intracranial: all that lies inside of the inner skull; what the head had room for, "
-        "whatever the brain has lost since."
+        "whatever the brain has lost since. What lies outside has no percentage (n/a)."
     )
 
 
