@@ -105,7 +105,7 @@ class Crosswalk:
             for number, row in enumerate(rows, start=2):
                 source = int(row["source"])
                 if source in pairs:
-                    raise ValueError(f"{path}, line {number}: source code {source} is there twice")
+                    raise ValueError(f"{path}, line {number}: source code {source} occurs twice")
                 pairs[source], reasons[source] = int(row["target"]), row["reason"]
                 if row.get("name"):
                     names[source] = row["name"]

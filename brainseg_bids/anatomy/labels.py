@@ -60,7 +60,7 @@ class Label:
     def __post_init__(self) -> None:
         if self.hemisphere not in HEMISPHERES:
             raise ValueError(
-                f"{self.name}: hemisphere {self.hemisphere!r} is none of {HEMISPHERES}"
+                f"{self.name}: hemisphere {self.hemisphere!r} is not one of {HEMISPHERES}"
             )
         if self.mirror == -1:
             object.__setattr__(self, "mirror", self.index)
@@ -112,7 +112,7 @@ class LabelTable:
         self._by_name: dict[str, Label] = {}
         for label in labels:
             if label.index in self._by_index or label.name in self._by_name:
-                raise ValueError(f"label table {name}: {label.index} {label.name} is there twice")
+                raise ValueError(f"label table {name}: {label.index} {label.name} occurs twice")
             if not 0 <= label.index <= 32767:
                 raise ValueError(f"label table {name}: code {label.index} is outside 0..32767")
             self._by_index[label.index] = label

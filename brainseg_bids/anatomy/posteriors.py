@@ -113,7 +113,7 @@ class TopPosteriors:
         for code, posterior in posteriors:
             index = table[int(code)].index
             if index in seen:
-                raise ValueError(f"posterior of {index} {table[index].name} is there twice")
+                raise ValueError(f"posterior of {index} {table[index].name} occurs twice")
             seen.add(index)
             _insert(codes, values, index, _fine(posterior, grid, table[index].name))
         weights = np.zeros((k, n_voxels), dtype=np.uint8)
@@ -177,7 +177,7 @@ def _fine(posterior: np.ndarray, grid: Grid, name: str) -> np.ndarray:
         return posterior.ravel().astype(np.uint16) * FINE
     low, high = float(posterior.min()), float(posterior.max())
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # written so that NaN is refused too
-        raise ValueError(f"posterior of {name}: {low:g} to {high:g} are no probabilities")
+        raise ValueError(f"posterior of {name}: {low:g} to {high:g} is not within 0 to 1")
     scaled = posterior.astype(np.float32).ravel()
     scaled *= CERTAIN * FINE
     scaled += 0.5

@@ -252,7 +252,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str,
 def _precedence(path: Path, table: LabelTable, groups: dict[str, Any]) -> Iterator[Precedence]:
     for at, row in _rows(path, ("rule", "where", "brain", "head", "take", "reason")):
         if row["where"] not in WHERE:
-            raise RuleError(f"{at}: where {row['where']!r} is none of {', '.join(WHERE)}")
+            raise RuleError(f"{at}: where {row['where']!r} is not one of {', '.join(WHERE)}")
         take = row["take"]
         yield Precedence(
             row["rule"],

@@ -42,7 +42,7 @@ def check_statistics(
                 "Run --stages contrast again with labels of that table."
             )
         if image not in subjects:
-            raise ValueError(f"{image}: nobody said which subject it is of. Name its subject.")
+            raise ValueError(f"{image}: its subject is not given. Name it.")
         if not any(label.source == "measured" for label in found.labels.values()):
             raise ValueError(f"{image}: no label was measured in it. Check its label map.")
 

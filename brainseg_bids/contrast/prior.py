@@ -407,11 +407,11 @@ def _check(prior: ContrastPrior) -> None:
     count = len(prior.labels)
     matrix = prior.correlation
     if matrix.shape != (count, count) or not np.array_equal(matrix, matrix.T):
-        raise ValueError(f"the correlation is no symmetric matrix of {count} labels")
+        raise ValueError(f"the correlation is not a symmetric matrix of {count} labels")
     if not np.all(np.diag(matrix) == 1) or np.linalg.eigvalsh(matrix)[0] <= 0:
         raise ValueError("the correlation is not positive definite")
     if not 0 <= prior.noise.masked <= 1 or not math.isfinite(prior.noise.masked_level):
-        raise ValueError(f"a share of masked images of {prior.noise.masked} is none from 0 to 1")
+        raise ValueError(f"the share of masked images is {prior.noise.masked}, not from 0 to 1")
     for name, label in prior.labels.items():
         numbers = (label.mean, label.mean_sd, label.sd.median, label.sd.log_sd)
         if not np.isfinite(numbers).all() or min(numbers[1:]) < 0 or not label.components:

@@ -167,7 +167,7 @@ def _calibrate(
     for code, posterior in posteriors:
         label = reference.table[int(code)]
         if label.index in labels:
-            raise ValueError(f"posterior of {label.index} {label.name} is there twice")
+            raise ValueError(f"posterior of {label.index} {label.name} occurs twice")
         if posterior.shape != reference.grid.shape:
             raise ValueError(
                 f"posterior of {label.name} has shape {posterior.shape}, the reference "

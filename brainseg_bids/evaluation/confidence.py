@@ -207,7 +207,7 @@ class ConfidenceCalibration:
                 continue
             one = labels.get(str(label.index), {})
             if lacking := set(_KINDS) - set(one):
-                raise InputError(f"{what}: says nothing of {min(lacking)} of {label.name}")
+                raise InputError(f"{what}: {min(lacking)} of {label.name} is missing")
             check(one, _KINDS, f"{what}: {label.name}")
             accuracy[index], missed[index] = one["accuracy"], one["missed"]
             threshold[index], usual_dice[index] = one["threshold"], one["usual_dice"]

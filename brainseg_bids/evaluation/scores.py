@@ -147,7 +147,7 @@ class Scores:
             status = STATUSES[self.status[rater, image, name]]
             raise ValueError(
                 f"{self.images[image]}, {self.names[name]}, rater {self.raters[rater]}: "
-                f"{wanted.name} is no number although the status is {status!r}; compare again"
+                f"{wanted.name} is missing although the status is {status!r}; compare again"
             )
         self.kept[wanted.name] = values
         return values

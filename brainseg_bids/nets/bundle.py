@@ -269,11 +269,11 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
     missing = set(_KINDS) - set(manifest) - set(_OPTIONAL)
     try:
         if missing:
-            raise InputError(f"{MANIFEST} says nothing of {min(missing)}")
+            raise InputError(f"{MANIFEST} has no {min(missing)}")
         check(manifest, _KINDS, MANIFEST)
         check(manifest["net"], _NET_KINDS, f"{MANIFEST}: net")
         if lacking := {WEIGHTS, LABELS, CARD} - set(manifest["sha256"]):
-            raise InputError(f"{MANIFEST} says nothing of {min(lacking)}")
+            raise InputError(f"{MANIFEST} has no digest of {min(lacking)}")
         if any("/" in name or name.startswith(".") for name in manifest["sha256"]):
             raise InputError(f"{MANIFEST}: sha256 names a file elsewhere")
         if math.prod(manifest["patch_vox"]) > LARGEST_WINDOW_VOX:

@@ -104,13 +104,13 @@ class PriorSpace:
         n, correlation = len(self.prior.labels), np.asarray(self.prior.correlation)
         if correlation.shape != (n, n) or not np.isfinite(correlation).all():
             raise ValueError(
-                f"prior {self.prior.name}: its correlation is no finite matrix of {n} x {n} labels"
+                f"prior {self.prior.name}: the correlation is not a finite {n} x {n} matrix"
             )
         stripped_share(self.prior)
         missing = sorted(set(self.prior.labels) - set(self._class_of))
         if missing:
             raise ValueError(
-                f"recipe space {self.agnostic.name} says nothing about: {', '.join(missing)}"
+                f"recipe space {self.agnostic.name} lacks intensities of {', '.join(missing)}"
             )
 
     @classmethod

@@ -263,7 +263,7 @@ class RecipeSpace(ClassSpace):
         given = {label for tissue in self.tissues for label in tissue.labels}
         missing = [label.name for label in table if label.name not in given]
         if missing:
-            raise ValueError(f"recipe space {self.name} says nothing about: {', '.join(missing)}")
+            raise ValueError(f"recipe space {self.name} lacks intensities of {', '.join(missing)}")
 
     def draw(self, rng: np.random.Generator) -> Recipe:
         """Random recipe, which determines everything random about a pair."""

@@ -90,7 +90,7 @@ def test_what_is_no_posterior_is_refused():
             TopPosteriors.from_posteriors([(3, bad)], GRID, TABLE)
     with pytest.raises(ValueError, match="does not fit"):
         TopPosteriors.from_posteriors([(3, np.zeros((2, 2, 2)))], GRID, TABLE)
-    with pytest.raises(ValueError, match="there twice"):
+    with pytest.raises(ValueError, match="occurs twice"):
         TopPosteriors.from_posteriors([(3, np.zeros(GRID.shape))] * 2, GRID, TABLE)
     with pytest.raises(UnknownLabelError, match="99"):
         TopPosteriors.from_posteriors([(99, np.zeros(GRID.shape))], GRID, TABLE)

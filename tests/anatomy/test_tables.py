@@ -122,7 +122,7 @@ def test_tissues_follow_the_mapping_column():
 
 
 def test_repeated_codes_and_one_sided_mirrors_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="there twice"):
+    with pytest.raises(ValueError, match="occurs twice"):
         LabelTable([Label(1, "A"), Label(1, "B")])
     with pytest.raises(ValueError, match="missing"):
         LabelTable([Label(1, "A", mirror=2), Label(2, "B")])

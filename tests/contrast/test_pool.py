@@ -366,7 +366,7 @@ def test_statistics_that_do_not_fit_are_refused_in_one_line(change, message):
 def test_no_images_and_an_image_of_nobody_are_refused():
     with pytest.raises(ValueError, match="no images"):
         pooled({})
-    with pytest.raises(ValueError, match="which subject"):
+    with pytest.raises(ValueError, match="subject is not given"):
         pooled({"a": image_of(both_sides())}, {})
 
 
