@@ -309,8 +309,7 @@ def transmit_response(transmit: Transmit, table: LabelTable) -> Tensor:
     over `FIT_RANGE` to the exact signal equations; a0 is exact.
 
     - ``mprage``: a factor, S(T1, b) / S(T1, 1), with a0 = 1. For labels whose signal is almost
-    nulled
-      by the inversion, the change is taken relative to `NULL_FRAC` of the signal of grey matter.
+      nulled by the inversion, the change is relative to `NULL_FRAC` of the signal of grey matter.
     - ``mp2rage``: an offset, UNI(T1, b) - UNI(T1, 1), with a0 = 0, in units of UNI (-0.5 to 0.5).
 
     Labels without protons have no effect.
