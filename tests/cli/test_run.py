@@ -188,7 +188,7 @@ def test_results_of_another_model_are_replaced_if_labels_agree(app):
 
 @pytest.mark.input(
     "runs",
-    "labels that are made anew without the flags of an earlier run (`--probseg`, exports)",
+    "labels that are computed again without the flags of an earlier run (`--probseg`, exports)",
     "earlier probabilities are removed, with a warning; other results of the earlier labels are "
     "named",
     0,

@@ -243,7 +243,7 @@ def test_other_steps_are_reckoned_from_what_was_asked_for(stage):
 @pytest.mark.input(
     "training",
     "a run continued after its recipe and the recipe spaces beside it moved",
-    "it goes on: content decides; a space of another content is refused by name",
+    "it is resumed: content decides; a space of another content is refused by name",
     0,
 )
 def test_a_run_goes_on_after_its_recipe_has_moved(stage):
