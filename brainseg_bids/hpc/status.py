@@ -108,8 +108,9 @@ def states_of(settings: Settings) -> list[State]:
     """
     labels = find_participants(settings.bids_dir, settings.participant_label)
     refused = {label: why for label in labels if (why := label_error(settings.bids_dir, label))}
-    plans, waiting = _plans(settings)
+    # Before the plans: a job that ends while they are made is running or done, not outdated.
     heard = _Heard(settings.output_dir)
+    plans, waiting = _plans(settings)
     return [
         State(f"sub-{label}", FAILED, 0, 0, refused[label])
         if label in refused

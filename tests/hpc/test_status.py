@@ -16,7 +16,7 @@ from brainseg_bids.__main__ import main
 from brainseg_bids.cli.parser import parse
 from brainseg_bids.cli.run import run
 from brainseg_bids.documents import InputError
-from brainseg_bids.hpc import runs
+from brainseg_bids.hpc import runs, status
 from brainseg_bids.hpc.status import last_settings, states_of
 from brainseg_bids.locks import Lock
 from tests.fakes import dataset, templates
@@ -170,6 +170,23 @@ def test_a_run_at_work_is_seen_by_its_lock_and_is_lost_once_it_is_killed(study):
         process.send_signal(signal.SIGKILL)
     assert seen["sub-02"] == "running"
     assert states(study)["sub-02"] == "failed"
+
+
+def test_a_job_that_ends_while_its_results_are_looked_for_is_running(study, monkeypatch):
+    tasks = study.parent / "out" / "logs" / "slurm" / "tasks_9.txt"
+    tasks.parent.mkdir(parents=True)
+    tasks.write_text("01\n")
+    queue = {"9_0": "RUNNING"}
+    monkeypatch.setattr(runs, "queue", lambda: dict(queue))
+    decide = status._plans
+
+    def slowly(chosen):
+        plans = decide(chosen)
+        queue.clear()
+        return plans
+
+    monkeypatch.setattr(status, "_plans", slowly)
+    assert states(study)["sub-01"] == "running"
 
 
 def test_what_waits_in_slurms_queue_is_not_submitted_again(study, monkeypatch, capsys):
