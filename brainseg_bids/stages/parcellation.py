@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -271,14 +271,16 @@ class Parcellation(ParticipantStage):
         return ParcelJob(scan, REUSE, "found", outputs, facts, tool, path)
 
     def section(self, job: ParcelJob, folders: Folders) -> Section:
+        from brainseg_bids.reports import tables
         from brainseg_bids.reports.image_section import image_section, made_by, written
-        from brainseg_bids.reports.volume_table import read_volumes
+        from brainseg_bids.reports.volume_table import read_volumes, totals_mm3
 
-        return image_section(
+        volumes = read_volumes(job.outputs["volumes"], folders.output_dir, table_name(job.tool))
+        section = image_section(
             title=job.title,
             source=job.scan.path.relative_to(folders.bids_dir).as_posix(),
             figure=job.outputs["figure"],
-            volumes=read_volumes(job.outputs["volumes"], folders.output_dir, table_name(job.tool)),
+            volumes=volumes,
             run={
                 "Tool": job.tool,
                 "Labels": job.provenance["LabelsOf"],
@@ -288,6 +290,12 @@ class Parcellation(ParticipantStage):
             what="Image whose cortex is parcelled",
             counted=("image", "parcelled"),
         )
+        overview = {  # the parcels are no brain, and no model has made them
+            "File": section.overview["File"],
+            "Tool": job.tool,
+            "Parcels (ml)": tables.ml(sum(totals_mm3(volumes).values())),
+        }
+        return replace(section, kind="parcels", overview=overview, numbers=("Parcels (ml)",))
 
     def methods(self, jobs: Iterable[ParcelJob]) -> list[str]:
         return [methods_text(tool) for tool in dict.fromkeys(job.tool for job in jobs)]

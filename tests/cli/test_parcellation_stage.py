@@ -45,6 +45,8 @@ def test_parcels_are_a_derivative_of_their_own_with_table_volumes_and_picture(fi
     assert (finished.output / "sub-01" / "figures" / f"{STEM}_dseg.png").is_file()
     page = (finished.output / "sub-01.html").read_text()
     assert "ctx-lh-superiorfrontal" in page
+    assert page.count("Brain (ml)") == 1  # of the head labels; parcels have a table of their own
+    assert page.index("Parcels (ml)") < page.index("ctx-lh-superiorfrontal")
     dataset.assert_valid_bids(finished.output)
 
 
