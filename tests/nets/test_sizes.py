@@ -152,5 +152,5 @@ def test_an_odd_word_is_refused_with_the_known_ones():
 
 @pytest.mark.parametrize("voxel_size_mm", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_voxel_size_that_is_none_is_refused(voxel_size_mm):
-    with pytest.raises(ValueError, match="mm is none"):
+    with pytest.raises(ValueError, match="voxel size"):
         of("dynunet", "small", voxel_size_mm)
