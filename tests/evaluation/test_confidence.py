@@ -117,7 +117,7 @@ GOOD = {"accuracy": [1] * BINS, "missed": 1, "threshold": 1, "usual_dice": 1}
     ("change", "named"),
     [
         ({"format": 2}, "format 2"),
-        ({"labels": {}}, "nothing of accuracy of Left"),
+        ({"labels": {}}, "accuracy of Left is missing"),
         ({"labels": [1]}, "labels"),
         ({"labels": {"2": GOOD | {"accuracy": [2] * BINS}}}, "accuracy"),
         ({"labels": {"2": GOOD | {"accuracy": [1]}}}, "accuracy"),
