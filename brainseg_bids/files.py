@@ -42,9 +42,9 @@ READ_BYTES = 1 << 20
 
 
 def read_ahead(path: str | Path) -> None:
-    """Read a file for nobody, so that the system has it at hand for whoever reads it next.
+    """Read a file into the cache of the system, for the process that reads it next.
 
-    Not every file system heeds a mere announcement (``posix_fadvise``). Faults are not told here.
+    Not every file system heeds ``posix_fadvise``. Errors are left to that process.
     """
     buffer = bytearray(READ_BYTES)
     with suppress(OSError), open(path, "rb", buffering=0) as file:

