@@ -19,7 +19,7 @@ from brainseg_bids.anatomy.grid import Grid, triple
 from brainseg_bids.documents import InputError
 
 SLAB_VOXELS = 1 << 19
-"""Voxels whose places are computed at a time."""
+"""Voxels whose coordinates are computed at a time."""
 MOST_PARTS = 9
 """Of a composite file: nitransforms sorts them by letters, the tenth behind the first."""
 FIELD = b"DisplacementFieldTransform"
@@ -135,7 +135,9 @@ def _unusable(path: Path, why: str) -> InputError:
     )
 
 
-def places_of(transforms: Sequence[TransformBase], source: Grid, target: Grid) -> np.ndarray:
+def source_coordinates(
+    transforms: Sequence[TransformBase], source: Grid, target: Grid
+) -> np.ndarray:
     """Where each voxel of ``target`` lies in ``source``, in its voxels, (3, X, Y, Z) float32.
 
     Parameters
@@ -144,15 +146,15 @@ def places_of(transforms: Sequence[TransformBase], source: Grid, target: Grid) -
         What points of the target go through, in this order.
     source, target : Grid
     """
-    places = np.empty((3, *target.shape), np.float32)
+    coordinates = np.empty((3, *target.shape), np.float32)
     to_source = np.linalg.inv(source.affine)
     thick = max(1, SLAB_VOXELS // (target.shape[1] * target.shape[2]))
     for start in range(0, target.shape[0], thick):
-        slab = places[:, start : start + thick]
+        slab = coordinates[:, start : start + thick]
         voxels = np.indices(slab.shape[1:]).reshape(3, -1)
         voxels[0] += start
         points = voxels.T @ target.affine[:3, :3].T + target.affine[:3, 3]
         for transform in transforms:
             points = transform.map(points)
         slab[:] = (to_source[:3, :3] @ points.T + to_source[:3, 3:]).reshape(slab.shape)
-    return places
+    return coordinates

@@ -8,7 +8,7 @@ from scipy.ndimage import map_coordinates
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.documents import InputError
-from brainseg_bids.transforms import field_grid, places_of, read_transform
+from brainseg_bids.transforms import field_grid, read_transform, source_coordinates
 from tests.fakes.transforms import LPS, write_composite
 
 AFFINE = np.array([[0.9, 0.2, 0, 5], [-0.1, 1.1, 0.05, -3], [0.02, 0, 1, 2], [0, 0, 0, 1.0]])
@@ -42,11 +42,11 @@ def test_displacements_come_first_then_the_linear_part(tmp_path, oblique):
     moved = set_field(path, np.random.default_rng(1).normal(size=(*oblique.shape, 3)))
     assert field_grid(path).is_close(oblique)
     image = Grid((30, 30, 30), np.diag([2.0, 2, 2, 1]))
-    places = places_of([read_transform(path)], image, oblique)
+    coordinates = source_coordinates([read_transform(path)], image, oblique)
     for voxel in ((0, 0, 0), (3, 5, 2), (8, 7, 6)):
         point = oblique.affine[:3] @ [*voxel, 1] + moved[voxel]
         expected = (AFFINE[:3] @ [*point, 1]) / 2
-        assert np.allclose(places[(slice(None), *voxel)], expected, atol=1e-4)
+        assert np.allclose(coordinates[(slice(None), *voxel)], expected, atol=1e-4)
 
 
 def test_between_voxels_displacements_are_linear_and_outside_there_are_none(tmp_path, oblique):
@@ -73,8 +73,8 @@ def test_transforms_are_gone_through_in_order(tmp_path):
         "Parameters: 1 0 0 0 1 0 0 0 1 -4 0 0\nFixedParameters: 0 0 0\n"
     )
     grid = Grid((2, 2, 2), np.eye(4))
-    places = places_of([read_transform(path), read_transform(text)], grid, grid)
-    assert np.allclose(places[:, 1, 0, 1], AFFINE[:3] @ [1, 0, 1, 1] + [4, 0, 0], atol=1e-4)
+    coordinates = source_coordinates([read_transform(path), read_transform(text)], grid, grid)
+    assert np.allclose(coordinates[:, 1, 0, 1], AFFINE[:3] @ [1, 0, 1, 1] + [4, 0, 0], atol=1e-4)
 
 
 @pytest.mark.input(

@@ -9,7 +9,7 @@ import cc3d
 import numpy as np
 
 from brainseg_bids.anatomy.cleaning import (
-    piece_sizes,
+    component_sizes,
     voxels_in,
 )
 
@@ -35,7 +35,7 @@ def _touches_no_face(numbers: np.ndarray, n: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Hollows:
+class Cavities:
     """6-connected components of code 0, and which of them do not reach the border of the image.
 
     Parameters
@@ -53,10 +53,10 @@ class Hollows:
     enclosed: np.ndarray
 
     @classmethod
-    def of(cls, voxels: np.ndarray) -> Hollows:
+    def of(cls, voxels: np.ndarray) -> Cavities:
         """Components of code 0 in a label map, (X, Y, Z) int."""
         numbers, n = cc3d.connected_components(voxels == 0, connectivity=6, return_N=True)
-        return cls(numbers, piece_sizes(numbers, n), _touches_no_face(numbers, n))
+        return cls(numbers, component_sizes(numbers, n), _touches_no_face(numbers, n))
 
     @property
     def enclosed_voxels(self) -> int:

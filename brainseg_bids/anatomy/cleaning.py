@@ -91,11 +91,11 @@ def fill_nearest(
 
 def _neighbours(flat: np.ndarray, at: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Codes of the 26 neighbours, (26, n); `OPEN` beyond the border, nothing wraps around."""
-    place = np.stack(np.unravel_index(at, shape))
+    position = np.stack(np.unravel_index(at, shape))
     strides = np.array([shape[1] * shape[2], shape[2], 1])
     found = np.full((len(OFFSETS), len(at)), OPEN, dtype=flat.dtype)
     for row, offset in zip(found, OFFSETS, strict=True):
-        there = place + offset[:, None]
+        there = position + offset[:, None]
         inside = ((there >= 0) & (there < np.array(shape)[:, None])).all(axis=0)
         row[inside] = flat[at[inside] + int(offset @ strides)]
     return found
@@ -127,8 +127,8 @@ def _fill_straight(voxels: np.ndarray, at: np.ndarray, allowed: np.ndarray, grid
     if not found.any():
         return len(at)
     shape = np.array(voxels.shape)
-    place = np.stack(np.unravel_index(at, voxels.shape), axis=1)
-    low, high = place.min(axis=0), place.max(axis=0) + 1
+    position = np.stack(np.unravel_index(at, voxels.shape), axis=1)
+    low, high = position.min(axis=0), position.max(axis=0) + 1
     margin = 4
     while True:
         start, stop = np.maximum(low - margin, 0), np.minimum(high + margin, shape)
@@ -138,7 +138,7 @@ def _fill_straight(voxels: np.ndarray, at: np.ndarray, allowed: np.ndarray, grid
             distance, nearest = ndimage.distance_transform_edt(
                 ~found[box], sampling=grid.voxel_size_mm, return_indices=True
             )
-            here = tuple((place - start).T)
+            here = tuple((position - start).T)
             # A nearer one may lie outside the box if it is further away than the margin.
             if whole or distance[here].max() <= margin * min(grid.voxel_size_mm):
                 voxels.reshape(-1)[at] = voxels[box][tuple(nearest[(slice(None), *here)])]
@@ -232,18 +232,18 @@ def _centres(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Voxels (n,) and mean voxel index (n, 3) of each number among the flat indices ``at``."""
     counts = np.bincount(number, minlength=n)
-    place = np.unravel_index(at, shape)
-    sums = [np.bincount(number, weights=axis, minlength=n) for axis in place]
+    position = np.unravel_index(at, shape)
+    sums = [np.bincount(number, weights=axis, minlength=n) for axis in position]
     return counts, np.stack(sums, axis=1) / np.maximum(counts, 1)[:, None]
 
 
-def world(grid: Grid, place: np.ndarray) -> np.ndarray:
+def world(grid: Grid, position: np.ndarray) -> np.ndarray:
     """World coordinates in mm, (n, 3), of voxel indices (n, 3)."""
-    return place @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    return position @ grid.affine[:3, :3].T + grid.affine[:3, 3]
 
 
 @dataclass(frozen=True, eq=False)
-class Pieces:
+class Components:
     """26-connected components of all labels.
 
     Parameters
@@ -259,7 +259,7 @@ class Pieces:
     sizes: np.ndarray
 
     @classmethod
-    def of(cls, voxels: np.ndarray) -> Pieces:
+    def of(cls, voxels: np.ndarray) -> Components:
         """Components of a label map, (X, Y, Z) int."""
         numbers, n = cc3d.connected_components(
             voxels.astype(np.uint16, copy=False), connectivity=26, return_N=True
@@ -267,7 +267,7 @@ class Pieces:
         codes = np.zeros(n + 1, dtype=np.int64)
         for plane, its_codes in zip(numbers, voxels, strict=True):
             codes[plane.ravel()] = its_codes.ravel()
-        return cls(numbers, codes, piece_sizes(numbers, n))
+        return cls(numbers, codes, component_sizes(numbers, n))
 
     def largest(self) -> np.ndarray:
         """Number of voxels in the largest component of each code, (largest code + 1,) int."""
@@ -280,7 +280,7 @@ class Pieces:
         return voxels_in(self.numbers, wanted)
 
 
-def piece_sizes(numbers: np.ndarray, n: int) -> np.ndarray:
+def component_sizes(numbers: np.ndarray, n: int) -> np.ndarray:
     """Number of voxels in each of ``n`` components, and before them in none, (n + 1,) int."""
     # Plane by plane: bincount and indexing widen a whole volume to 8 bytes a voxel.
     counts = np.zeros(n + 1, dtype=np.int64)
@@ -298,7 +298,7 @@ def voxels_in(numbers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-def swap_strays(
+def correct_sides(
     voxels: np.ndarray,
     plane: SagittalPlane,
     table: LabelTable,
@@ -319,22 +319,22 @@ def swap_strays(
     wrong : list of str
         Names of labels whose largest component is on the wrong side; these are not changed.
     """
-    pieces = Pieces.of(voxels)
+    components = Components.of(voxels)
     sides = np.zeros(int(table.codes[-1]) + 1, dtype=np.int8)
     for label in table:
         sides[label.index] = {"left": -1, "right": 1, "none": 0}[label.hemisphere]
-    side = sides[pieces.codes]
-    main = pieces.sizes == pieces.largest()[pieces.codes]
-    at = pieces.voxels_of((side != 0) & ~main)
+    side = sides[components.codes]
+    main = components.sizes == components.largest()[components.codes]
+    at = components.voxels_of((side != 0) & ~main)
     changed = 0
     if len(at):
-        number = pieces.numbers.reshape(-1)[at]
+        number = components.numbers.reshape(-1)[at]
         deepest = _deepest_mm(at, number, side, plane, voxels.shape, grid)
         wrong = deepest < -margin_mm
         at, number = at[wrong[number]], number[wrong[number]]
-        changed = _change_sides(voxels, at, number, pieces, table, grid)
-    distance = _main_distances_mm(pieces, main & (side != 0), side, plane, grid)
-    wrong_codes = pieces.codes[distance < -margin_mm]
+        changed = _change_sides(voxels, at, number, components, table, grid)
+    distance = _main_distances_mm(components, main & (side != 0), side, plane, grid)
+    wrong_codes = components.codes[distance < -margin_mm]
     return changed, [table[code].name for code in wrong_codes.tolist()]
 
 
@@ -346,9 +346,9 @@ def _deepest_mm(
     shape: tuple[int, ...],
     grid: Grid,
 ) -> np.ndarray:
-    """For each piece the largest distance into its own side, mm; inf for pieces not asked for."""
-    place = np.stack(np.unravel_index(at, shape), axis=1)
-    distance = plane.right_of_mm(world(grid, place)) * side[number]
+    """Largest distance of each component into its own side, mm; inf for those not asked for."""
+    position = np.stack(np.unravel_index(at, shape), axis=1)
+    distance = plane.right_of_mm(world(grid, position)) * side[number]
     deepest = np.full(len(side), np.inf)
     deepest[np.unique(number)] = -np.inf
     np.maximum.at(deepest, number, distance)
@@ -359,20 +359,20 @@ def _change_sides(
     voxels: np.ndarray,
     at: np.ndarray,
     number: np.ndarray,
-    pieces: Pieces,
+    components: Components,
     table: LabelTable,
     grid: Grid,
 ) -> int:
-    """Voxels ``at``, of the pieces ``number``, become their mirror labels, in place."""
+    """Voxels ``at``, of the components ``number``, become their mirror labels, in place."""
     if not len(at):
         return 0
     flat = voxels.reshape(-1)
     mirror = np.arange(int(table.codes[-1]) + 1)
     for label in table:
         mirror[label.index] = label.mirror
-    wanted = mirror[pieces.codes]
+    wanted = mirror[components.codes]
     touches = (_neighbours(flat, at, voxels.shape) == wanted[number]).any(axis=0)
-    meets = np.zeros(len(pieces.codes), dtype=bool)
+    meets = np.zeros(len(components.codes), dtype=bool)
     meets[number[touches]] = True
     turned = meets[number]
     flat[at[turned]] = wanted[number[turned]]
@@ -384,13 +384,13 @@ def _change_sides(
 
 
 def _main_distances_mm(
-    pieces: Pieces, main: np.ndarray, side: np.ndarray, plane: SagittalPlane, grid: Grid
+    components: Components, main: np.ndarray, side: np.ndarray, plane: SagittalPlane, grid: Grid
 ) -> np.ndarray:
-    """How far the centre of each ``main`` piece lies in its own side, mm; inf for others."""
+    """How far the centre of each ``main`` component lies in its own side, mm; inf for others."""
     wanted = np.flatnonzero(main)
-    at = pieces.voxels_of(main)
-    number = pieces.numbers.reshape(-1)[at]
-    _, centres = _centres(at, number, pieces.numbers.shape, len(main))
+    at = components.voxels_of(main)
+    number = components.numbers.reshape(-1)[at]
+    _, centres = _centres(at, number, components.numbers.shape, len(main))
     distance = np.full(len(main), np.inf)
     distance[wanted] = plane.right_of_mm(world(grid, centres[wanted])) * side[wanted]
     return distance
@@ -408,28 +408,28 @@ def remove_islands(
     list of int
         Number of voxels that each rule replaced.
     """
-    at, by_rule = small_pieces(voxels, rules, table, grid)
+    at, by_rule = small_components(voxels, rules, table, grid)
     if len(at):
         fill_nearest(voxels, at, code_lookup(set(table.codes.tolist()), table), grid, table)
     return by_rule
 
 
-def small_pieces(
+def small_components(
     voxels: np.ndarray, rules: tuple[IslandRule, ...], table: LabelTable, grid: Grid
 ) -> tuple[np.ndarray, list[int]]:
     """Flat indices of voxels in components too small for a rule, and their number by rule."""
-    pieces = Pieces.of(voxels)
-    largest = pieces.largest()
-    gone = np.zeros(len(pieces.codes), dtype=bool)
+    components = Components.of(voxels)
+    largest = components.largest()
+    gone = np.zeros(len(components.codes), dtype=bool)
     by_rule = []
     for rule in rules:
-        asked = code_lookup(rule.codes, table)[pieces.codes]
+        asked = code_lookup(rule.codes, table)[components.codes]
         limit = np.maximum(
             rule.smallest_mm3 / grid.voxel_volume_mm3,
-            rule.smallest_share * largest[pieces.codes],
+            rule.smallest_share * largest[components.codes],
         )
-        small = asked & (pieces.sizes < limit) & (pieces.sizes < largest[pieces.codes])
+        small = asked & (components.sizes < limit) & (components.sizes < largest[components.codes])
         small[0] = False
-        by_rule.append(int(pieces.sizes[small].sum()))
+        by_rule.append(int(components.sizes[small].sum()))
         gone |= small
-    return pieces.voxels_of(gone), by_rule
+    return components.voxels_of(gone), by_rule

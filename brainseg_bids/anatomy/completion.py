@@ -15,7 +15,7 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
-from brainseg_bids.anatomy.cavities import Hollows
+from brainseg_bids.anatomy.cavities import Cavities
 from brainseg_bids.anatomy.cleaning import (
     code_lookup,
     fill_nearest,
@@ -84,21 +84,21 @@ def complete(
     done.flags += outline.flags
     box = _box(voxels, outline, coarse)
     inside = np.ascontiguousarray(voxels[box])
-    hollows = Hollows.of(inside)
-    done.holes_before = hollows.enclosed_voxels
+    cavities = Cavities.of(inside)
+    done.holes_before = cavities.enclosed_voxels
     deep, bright, strong, beyond = outline.at_voxels(box, coarse, image, settings)
     empty = inside == 0
-    hollow = hollows.enclosed[hollows.numbers]
-    # A tool that left a hollow saw little signal there: only what is plainly bright is tissue.
-    bright = np.where(hollow, _without_rind(strong & hollow, grid, settings), bright)
+    cavity = cavities.enclosed[cavities.numbers]
+    # A tool that left a cavity saw little signal there: only what is plainly bright is tissue.
+    bright = np.where(cavity, _without_thin_layers(strong & cavity, grid, settings), bright)
     # Specks beyond the labels are noise of the image.
     beyond = _without_specks(empty & beyond, settings.tiny_mm3 / grid.voxel_volume_mm3)
-    at = np.flatnonzero((hollow | deep | beyond) & empty)
+    at = np.flatnonzero((cavity | deep | beyond) & empty)
     if len(at):
         lit = bright.ravel()[at] if outline.lit else None
-        _decide(inside, at, lit, hollows, grid, rules, settings, done)
+        _decide(inside, at, lit, cavities, grid, rules, settings, done)
     done.nearest += fill_enclosed(inside, grid, rules)
-    done.holes_after = Hollows.of(inside).enclosed_voxels
+    done.holes_after = Cavities.of(inside).enclosed_voxels
     voxels[box] = inside
     return done
 
@@ -107,7 +107,7 @@ def _decide(
     voxels: np.ndarray,
     at: np.ndarray,
     lit: np.ndarray | None,
-    hollows: Hollows,
+    cavities: Cavities,
     grid: Grid,
     rules: MergeRules,
     settings: CompletionSettings,
@@ -116,10 +116,12 @@ def _decide(
     """Tissue, air or the label around, for each voxel of ``at``, in place."""
     volume, flat = grid.voxel_volume_mm3, voxels.reshape(-1)
     present = set(np.flatnonzero(np.bincount(flat)).tolist())
-    piece = hollows.numbers.reshape(-1)[at]
-    enclosed = hollows.enclosed[piece]
-    small = hollows.enclosed & (hollows.sizes * volume < settings.tiny_mm3)
-    near = (small | _in_brain(voxels, at[enclosed], piece[enclosed], hollows, rules))[piece]
+    component = cavities.numbers.reshape(-1)[at]
+    enclosed = cavities.enclosed[component]
+    small = cavities.enclosed & (cavities.sizes * volume < settings.tiny_mm3)
+    near = (small | _in_brain(voxels, at[enclosed], component[enclosed], cavities, rules))[
+        component
+    ]
     tissue = np.zeros(len(at), dtype=bool) if lit is None else lit & ~near
     air = ~near & ~tissue
     flat[at[tissue]] = rules.fill_code("tissue", present)
@@ -139,37 +141,43 @@ def _decide(
     done.tissue, done.air, done.nearest = int(tissue.sum()), int(air.sum()), int(near.sum())
 
 
-def _without_rind(bright: np.ndarray, grid: Grid, settings: CompletionSettings) -> np.ndarray:
-    """Bright parts of hollows but for thin layers: half wall, half air is grey too."""
-    turns = round(settings.rind_mm / 2 / min(grid.voxel_size_mm))
+def _without_thin_layers(
+    bright: np.ndarray, grid: Grid, settings: CompletionSettings
+) -> np.ndarray:
+    """Bright parts of cavities but for thin layers: half wall, half air is grey too."""
+    turns = round(settings.thin_layer_mm / 2 / min(grid.voxel_size_mm))
     if not turns or not bright.any():
         return bright
     return ndimage.binary_opening(bright, iterations=turns)
 
 
 def _in_brain(
-    voxels: np.ndarray, at: np.ndarray, piece: np.ndarray, hollows: Hollows, rules: MergeRules
+    voxels: np.ndarray,
+    at: np.ndarray,
+    component: np.ndarray,
+    cavities: Cavities,
+    rules: MergeRules,
 ) -> np.ndarray:
-    """By piece: whether more brain and fluid than anything else is around it."""
+    """By component: whether more brain and fluid than anything else is around it."""
     kinds = code_lookup(rules.groups["brain"] | rules.groups["csf"], rules.table)
-    n = len(hollows.sizes)
+    n = len(cavities.sizes)
     brain, other = np.zeros(n), np.zeros(n)
-    place = np.stack(np.unravel_index(at, voxels.shape))
+    position = np.stack(np.unravel_index(at, voxels.shape))
     for axis in range(3):
         for step in (-1, 1):
-            there = place.copy()
-            # Enclosed pieces touch no face, so a neighbour is always there.
+            there = position.copy()
+            # Enclosed components touch no face, so a neighbour is always there.
             there[axis] += step
             code = voxels[tuple(there)]
             wall = code != 0
-            brain += np.bincount(piece[wall & kinds[code]], minlength=n)
-            other += np.bincount(piece[wall & ~kinds[code]], minlength=n)
-    return hollows.enclosed & (brain > other)
+            brain += np.bincount(component[wall & kinds[code]], minlength=n)
+            other += np.bincount(component[wall & ~kinds[code]], minlength=n)
+    return cavities.enclosed & (brain > other)
 
 
 def fill_enclosed(voxels: np.ndarray, grid: Grid, rules: MergeRules) -> int:
     """Fill enclosed unlabelled voxels with the label around them, in place; returns the count."""
-    at = Hollows.of(voxels).at_enclosed()
+    at = Cavities.of(voxels).at_enclosed()
     _fill_at(voxels, at, rules, grid)
     return len(at)
 

@@ -31,11 +31,11 @@ class CompletionSettings:
     far_frac : float
         Threshold of tissue beyond the labels, as a fraction of the way from background to the
         median of the labelled head: ghosts of the head are darker.
-    hollow_frac : float
+    cavity_frac : float
         As ``tissue_frac``, for cavities that labels enclose.
     smooth_mm : float
         Standard deviation of the Gaussian smoothing before thresholds are applied.
-    rind_mm : float
+    thin_layer_mm : float
         Bright layers along the wall of a cavity that are thinner than this are partial volume.
     tiny_mm3 : float
         Enclosed holes smaller than this take the nearest label.
@@ -52,9 +52,9 @@ class CompletionSettings:
     rim_mm: float = 5.0
     tissue_frac: float = 0.35
     far_frac: float = 0.25
-    hollow_frac: float = 0.6
+    cavity_frac: float = 0.6
     smooth_mm: float = 0.8
-    rind_mm: float = 2.0
+    thin_layer_mm: float = 2.0
     tiny_mm3: float = 20.0
     smallest_air_mm3: float = 150.0
     swallowed_share: float = 0.25
@@ -182,7 +182,7 @@ class Outline:
         bright = smooth > level
         beyond = bright & (smooth > self.far) & coarse.spread(self.unlabelled, box)
         level -= self.dark
-        level *= settings.hollow_frac / settings.tissue_frac
+        level *= settings.cavity_frac / settings.tissue_frac
         return deep, bright, smooth > level + self.dark, beyond
 
 
@@ -242,10 +242,10 @@ def _seen(
         usual = float(np.median(image[bright & labelled]))
         far = dark + settings.far_frac * (usual - dark)
         bright &= labelled | (image > far)
-    pieces, n = cc3d.connected_components(bright, connectivity=6, return_N=True)
+    components, n = cc3d.connected_components(bright, connectivity=6, return_N=True)
     if not n:
         return unfit
-    seen = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    seen = components == 1 + np.argmax(np.bincount(components.ravel())[1:])
     edges = _edges(image.shape) & ~labelled
     if not (seen & labelled).any() or (
         edges.any() and seen[edges].mean() > settings.swallowed_share

@@ -174,8 +174,8 @@ def _inside(kinds: np.ndarray, voxel_size_mm: tuple[float, ...]) -> np.ndarray:
     """The largest piece of brain and fluid above the spinal canal, with the vessels at it."""
     canal = _canal(kinds, voxel_size_mm)
     inside = ((kinds == TISSUE) | (kinds == FLUID)) & ~canal
-    pieces = cc3d.connected_components(inside, connectivity=6)
-    inside = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    components = cc3d.connected_components(inside, connectivity=6)
+    inside = components == 1 + np.argmax(np.bincount(components.ravel())[1:])
     near = inside.view(np.uint8)
     for axis, size in enumerate(voxel_size_mm):
         near = ndimage.maximum_filter1d(near, 1 + 2 * round(VESSEL_MM / size), axis)

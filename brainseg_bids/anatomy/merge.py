@@ -15,10 +15,10 @@ import numpy as np
 
 from brainseg_bids.anatomy.cleaning import (
     code_lookup,
+    correct_sides,
     fit_sagittal_plane,
     remove_islands,
     resolve,
-    swap_strays,
 )
 from brainseg_bids.anatomy.coarse import refine
 from brainseg_bids.anatomy.completion import Completed, complete
@@ -34,10 +34,10 @@ from brainseg_bids.anatomy.merge_flags import (
 from brainseg_bids.anatomy.merge_report import Conflict, MergeReport
 from brainseg_bids.anatomy.plausibility import implausible
 from brainseg_bids.anatomy.posteriors import TopPosteriors
-from brainseg_bids.anatomy.precedence import CompiledPrecedence, occupied_box, places
-from brainseg_bids.anatomy.rules import PLACES, MergeRules
+from brainseg_bids.anatomy.precedence import CompiledPrecedence, locate, occupied_box
+from brainseg_bids.anatomy.rules import LOCATIONS, MergeRules
 
-STRAY_MARGIN_MM = 3.0
+SIDE_MARGIN_MM = 3.0
 """A component of a left or right label is on the wrong side if all of it is further than this
 beyond the mid-sagittal plane."""
 
@@ -247,15 +247,15 @@ def _win(
         None if mask is None else mask[box] | (own != 0)
         for mask, own in zip(seen, (head_in, brain_in), strict=True)
     ]
-    place = places(is_brain[brain_in], inside)
+    location = locate(is_brain[brain_in], inside)
     if seen_in[1] is not None:
-        place[~seen_in[1]] = PLACES.index("unseen")
+        location[~seen_in[1]] = LOCATIONS.index("unseen")
     compiled = CompiledPrecedence.of(rules)
-    index = compiled.index(place, brain_in, head_in)
+    index = compiled.index(location, brain_in, head_in)
     counts = compiled.counts(index)
     for line, voxels in zip(rules.precedence, compiled.decided(counts), strict=True):
         report.count(line.rule, voxels, line.reason)
-    looked = np.array([place != "unseen" for place in PLACES])
+    looked = np.array([location != "unseen" for location in LOCATIONS])
     report.conflicts += _conflicts(counts[looked].sum(axis=0), rules, grid.voxel_volume_mm3)
     flag_disagreement(report)
     flag_unseen(report, is_brain, (head_in, brain_in), seen_in)
@@ -304,8 +304,8 @@ def _clean(whole: np.ndarray, whole_grid: Grid, rules: MergeRules, report: Merge
     changed = 0
     wrong: list[str] = []
     if plane is not None:
-        changed, wrong = swap_strays(voxels, plane, table, grid, margin_mm=STRAY_MARGIN_MM)
-    report.count("sides", changed, "pieces of a sided label that lie wholly on the other side")
+        changed, wrong = correct_sides(voxels, plane, table, grid, margin_mm=SIDE_MARGIN_MM)
+    report.count("sides", changed, "components of a sided label that lie wholly on the other side")
     report.flags += [f"{name} lies on the wrong side of the middle" for name in wrong]
     removed = remove_islands(voxels, rules.islands, table, grid)
     for rule, n_removed in zip(rules.islands, removed, strict=True):

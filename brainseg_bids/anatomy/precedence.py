@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from brainseg_bids.anatomy.cavities import fill_cavities
 from brainseg_bids.anatomy.grid import Grid
-from brainseg_bids.anatomy.rules import PLACES, WHERE, MergeRules
+from brainseg_bids.anatomy.rules import LOCATIONS, WHERE, MergeRules
 
 HULL_CLOSING_MM = 2.0
 """Radius of the closing of the brain's hull. Sulci of up to about twice this width are inside; the
@@ -30,8 +30,8 @@ def occupied_box(*arrays: np.ndarray) -> tuple[slice, ...] | None:
     return tuple(box)
 
 
-def places(brain: np.ndarray, grid: Grid) -> np.ndarray:
-    """Location of each voxel relative to the brain, as an index in `rules.PLACES`.
+def locate(brain: np.ndarray, grid: Grid) -> np.ndarray:
+    """Location of each voxel relative to the brain, as an index in `rules.LOCATIONS`.
 
     The hull is the largest component of the brain, closed over sulci and filled. ``unseen`` is
     not assigned here.
@@ -48,7 +48,7 @@ def places(brain: np.ndarray, grid: Grid) -> np.ndarray:
     """
     numbers, _ = cc3d.connected_components(brain, connectivity=26, return_N=True)
     body = numbers == 1 + np.argmax(np.bincount(numbers.ravel())[1:])
-    found = np.full(brain.shape, PLACES.index("outside_hull"), dtype=np.uint8)
+    found = np.full(brain.shape, LOCATIONS.index("outside_hull"), dtype=np.uint8)
     # Heights in the world, so that an oblique head has the same lowest voxel.
     height = sum(
         (grid.affine[2, axis] * np.arange(n, dtype=np.float32)).reshape(
@@ -56,7 +56,7 @@ def places(brain: np.ndarray, grid: Grid) -> np.ndarray:
         )
         for axis, n in enumerate(grid.shape)
     )
-    found[height < height[body].min() - 1e-3] = PLACES.index("below")
+    found[height < height[body].min() - 1e-3] = LOCATIONS.index("below")
     box = occupied_box(body)
     margin = [1 + int(np.ceil(HULL_CLOSING_MM / size)) for size in grid.voxel_size_mm]
     padded = np.pad(body[box], [(m, m) for m in margin])
@@ -64,8 +64,8 @@ def places(brain: np.ndarray, grid: Grid) -> np.ndarray:
     hull = fill_cavities(_close_by_box(filled, HULL_CLOSING_MM, grid))
     inner = tuple(slice(m, -m) for m in margin)
     part = found[box]
-    part[hull[inner]] = PLACES.index("inside_hull")
-    part[(filled & ~padded)[inner]] = PLACES.index("enclosed")
+    part[hull[inner]] = LOCATIONS.index("inside_hull")
+    part[(filled & ~padded)[inner]] = LOCATIONS.index("enclosed")
     return found
 
 
@@ -90,7 +90,7 @@ class CompiledPrecedence:
         Class index of each code.
     codes : (n,) int
         Code of each class index.
-    line, result, origin : (places, n, n) int
+    line, result, origin : (locations, n, n) int
         Number of the deciding line, resulting code, and its origin (0 head, 1 brain, 2 neither),
         by location, class index of the brain source and class index of the head source.
     """
@@ -105,7 +105,7 @@ class CompiledPrecedence:
     def of(cls, rules: MergeRules) -> CompiledPrecedence:
         """Lookup arrays of a set of rules; the first line that fits decides."""
         codes, indices = rules.table.codes, rules.table.positions()
-        shape = (len(PLACES), len(codes), len(codes))
+        shape = (len(LOCATIONS), len(codes), len(codes))
         line, result = np.zeros(shape, np.int16), np.zeros(shape, np.int16)
         origin = np.zeros(shape, np.uint8)
         sources: dict[str | int, np.ndarray] = {
@@ -115,7 +115,7 @@ class CompiledPrecedence:
         numbers: dict[str | int, int] = {"head": 0, "brain": 1}
         for number, rule in reversed(list(enumerate(rules.precedence))):
             block = np.ix_(
-                np.flatnonzero([place in WHERE[rule.where] for place in PLACES]),
+                np.flatnonzero([location in WHERE[rule.where] for location in LOCATIONS]),
                 indices[sorted(rule.brain)],
                 indices[sorted(rule.head)],
             )
@@ -125,24 +125,24 @@ class CompiledPrecedence:
             origin[block] = numbers.get(rule.take, 2)
         return cls(indices, codes, line, result, origin)
 
-    def index(self, place: np.ndarray, brain: np.ndarray, head: np.ndarray) -> np.ndarray:
+    def index(self, location: np.ndarray, brain: np.ndarray, head: np.ndarray) -> np.ndarray:
         """Flat index into the lookup arrays for each voxel, in the smallest sufficient data type.
 
         Parameters
         ----------
-        place, brain, head : (X, Y, Z) int
-            Location from `places`, code of the brain source and code of the head source.
+        location, brain, head : (X, Y, Z) int
+            Location from `locate`, code of the brain source and code of the head source.
         """
         small = np.promote_types(np.uint16, np.min_scalar_type(self.line.size - 1))
         n, indices = small.type(len(self.codes)), self.indices.astype(small)
         index = indices[brain]
-        index += place * n
+        index += location * n
         index *= n
         index += indices[head]
         return index
 
     def counts(self, index: np.ndarray) -> np.ndarray:
-        """Number of voxels by location and class indices of both sources, (places, n, n) int."""
+        """Number of voxels by location and class indices, as `line`, (locations, n, n) int."""
         # Slab by slab: bincount widens its input to 8 bytes.
         size = self.line.size
         found = np.zeros(size, dtype=np.int64)

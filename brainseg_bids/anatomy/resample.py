@@ -20,14 +20,14 @@ SLAB_VOXELS = 1 << 19
 """Target voxels that are processed at a time; needs about 100 MB besides source and target."""
 
 
-def resample_labels(labels: LabelMap, places: np.ndarray, grid: Grid) -> LabelMap:
+def resample_labels(labels: LabelMap, coordinates: np.ndarray, grid: Grid) -> LabelMap:
     """Label map on another grid, by linear interpolation of the mask of each label.
 
     Parameters
     ----------
     labels : LabelMap
         Source.
-    places : (3, X, Y, Z) float
+    coordinates : (3, X, Y, Z) float
         Position of each voxel of ``grid`` in the source, in voxel indices of the source. Voxels
         whose position is more than half a voxel outside of the source get code 0.
     grid : Grid
@@ -42,21 +42,21 @@ def resample_labels(labels: LabelMap, places: np.ndarray, grid: Grid) -> LabelMa
     Raises
     ------
     ValueError
-        If ``places`` and ``grid`` differ in shape.
+        If ``coordinates`` and ``grid`` differ in shape.
 
     Examples
     --------
     >>> from brainseg_bids.anatomy.labels import Label
     >>> table = LabelTable([Label(0, "Background"), Label(7, "Rod")])
     >>> rod = LabelMap(np.array([0, 7, 7, 0]).reshape(4, 1, 1), Grid((4, 1, 1), np.eye(4)), table)
-    >>> places = np.zeros((3, 5, 1, 1)); places[0, :, 0, 0] = [0.4, 0.6, 2, 2.6, 9]
-    >>> resample_labels(rod, places, Grid((5, 1, 1), np.eye(4))).voxels.ravel().tolist()
+    >>> coordinates = np.zeros((3, 5, 1, 1)); coordinates[0, :, 0, 0] = [0.4, 0.6, 2, 2.6, 9]
+    >>> resample_labels(rod, coordinates, Grid((5, 1, 1), np.eye(4))).voxels.ravel().tolist()
     [0, 7, 7, 0, 0]
     """
-    _check(places, grid)
+    _check(coordinates, grid)
     resampled = np.zeros(grid.shape, np.int16)
     for planes in _slabs(grid.shape):
-        inside, low, frac = _locate(places[:, planes], labels.grid.shape)
+        inside, low, frac = _locate(coordinates[:, planes], labels.grid.shape)
         seen = np.stack(
             [labels.voxels[at] for at, _ in _corners(low, frac, labels.grid.shape)]
         ).astype(np.int16)
@@ -70,7 +70,7 @@ def resample_labels(labels: LabelMap, places: np.ndarray, grid: Grid) -> LabelMa
 
 def resample_probabilities(
     posteriors: Iterable[tuple[int, np.ndarray]],
-    places: np.ndarray,
+    coordinates: np.ndarray,
     grid: Grid,
     table: LabelTable,
 ) -> LabelMap:
@@ -80,7 +80,7 @@ def resample_probabilities(
     ----------
     posteriors : iterable of (code, (X', Y', Z') float)
         Probabilities of each label in the source, including code 0.
-    places, grid
+    coordinates, grid
         As in `resample_labels`.
     table : LabelTable
         Table with all codes.
@@ -90,22 +90,22 @@ def resample_probabilities(
     LabelMap
         Of equal probabilities the first code is taken; code 0 where all are 0.
     """
-    _check(places, grid)
+    _check(coordinates, grid)
     best, resampled = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.int16)
     for code, posterior in posteriors:
-        share = resample_image(posterior, places, grid)
+        share = resample_image(posterior, coordinates, grid)
         resampled[share > best] = code
         np.maximum(best, share, out=best)
     return LabelMap(resampled, grid, table)
 
 
-def resample_image(image: np.ndarray, places: np.ndarray, grid: Grid) -> np.ndarray:
+def resample_image(image: np.ndarray, coordinates: np.ndarray, grid: Grid) -> np.ndarray:
     """Image on another grid, linearly interpolated.
 
     Parameters
     ----------
     image : (X', Y', Z')
-    places, grid
+    coordinates, grid
         As in `resample_labels`; outside of the source the result is 0.
 
     Returns
@@ -115,14 +115,14 @@ def resample_image(image: np.ndarray, places: np.ndarray, grid: Grid) -> np.ndar
     Examples
     --------
     >>> image = np.array([10.0, 20.0]).reshape(2, 1, 1)
-    >>> places = np.zeros((3, 3, 1, 1)); places[0, :, 0, 0] = [0.25, 1.4, 3]
-    >>> resample_image(image, places, Grid((3, 1, 1), np.eye(4))).ravel().tolist()
+    >>> coordinates = np.zeros((3, 3, 1, 1)); coordinates[0, :, 0, 0] = [0.25, 1.4, 3]
+    >>> resample_image(image, coordinates, Grid((3, 1, 1), np.eye(4))).ravel().tolist()
     [12.5, 20.0, 0.0]
     """
-    _check(places, grid)
+    _check(coordinates, grid)
     resampled = np.zeros(grid.shape, np.float32)
     for planes in _slabs(grid.shape):
-        inside, low, frac = _locate(places[:, planes], image.shape)
+        inside, low, frac = _locate(coordinates[:, planes], image.shape)
         found = np.zeros(inside.shape, np.float32)
         for at, weight in _corners(low, frac, image.shape):
             found += weight * image[at]
@@ -130,9 +130,9 @@ def resample_image(image: np.ndarray, places: np.ndarray, grid: Grid) -> np.ndar
     return resampled
 
 
-def _check(places: np.ndarray, grid: Grid) -> None:
-    if places.shape != (3, *grid.shape):
-        raise ValueError(f"places {places.shape} do not fit the grid {grid.shape}")
+def _check(coordinates: np.ndarray, grid: Grid) -> None:
+    if coordinates.shape != (3, *grid.shape):
+        raise ValueError(f"coordinates {coordinates.shape} do not fit the grid {grid.shape}")
 
 
 def _slabs(shape: tuple[int, int, int]) -> Iterator[slice]:
@@ -142,10 +142,10 @@ def _slabs(shape: tuple[int, int, int]) -> Iterator[slice]:
 
 
 def _locate(
-    places: np.ndarray, shape: tuple[int, ...]
+    coordinates: np.ndarray, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Whether places are inside the box, (n,), voxels below them and fractions, (3, n) each."""
-    flat = np.asarray(places, np.float32).reshape(3, -1)
+    """Whether coordinates are in the box, (n,), voxels below and fractions, (3, n) each."""
+    flat = np.asarray(coordinates, np.float32).reshape(3, -1)
     sizes = np.array(shape, np.float32)[:, None]
     with np.errstate(invalid="ignore"):
         inside = ((flat >= -0.5) & (flat <= sizes - 0.5)).all(0)
@@ -157,7 +157,7 @@ def _locate(
 def _corners(
     low: np.ndarray, frac: np.ndarray, shape: tuple[int, ...] | None
 ) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
-    """The eight voxels around each place (clamped to ``shape``, if given) and their weights."""
+    """The eight voxels around each position (clamped to ``shape``, if given) and their weights."""
     for step in np.ndindex(2, 2, 2):
         weight = np.ones(low.shape[1], np.float32)
         at = []
@@ -169,7 +169,7 @@ def _corners(
 
 
 def _largest_share(seen: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Code with the largest sum of weights at each place; both (8, n), result (n,) int16."""
+    """Code with the largest sum of weights at each position; both (8, n), result (n,) int16."""
     best = np.zeros((3, seen.shape[1]), np.float32)  # share, nearest voxel's weight, -code
     best[:2] = -1
     for code in seen:

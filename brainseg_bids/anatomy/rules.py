@@ -14,15 +14,15 @@ from typing import Any
 
 from brainseg_bids.anatomy.labels import Label, LabelTable
 
-PLACES = ("outside_hull", "unseen", "below", "inside_hull", "enclosed")
-"""Where a voxel lies as seen from the brain tool's brain; each voxel has one place.
+LOCATIONS = ("outside_hull", "unseen", "below", "inside_hull", "enclosed")
+"""Where a voxel lies as seen from the brain tool's brain; each voxel has one location.
 
 ``unseen``: outside of the brain tool's own grid, and without a label of it. ``enclosed``: in a
 cavity of the brain. ``inside_hull``: in a sulcus or fissure. ``below``: lower than its lowest
 voxel. ``outside_hull``: anywhere else.
 """
 WHERE = {
-    "anywhere": frozenset(PLACES),
+    "anywhere": frozenset(LOCATIONS),
     "inside_hull": frozenset({"inside_hull", "enclosed"}),
     "outside_hull": frozenset({"outside_hull", "below"}),
     "unseen": frozenset({"unseen"}),
@@ -173,15 +173,15 @@ class MergeRules:
 
     def _check_total(self, path: Path) -> None:
         codes = set(self.table.codes.tolist())
-        for place in PLACES:
+        for location in LOCATIONS:
             left = {(b, h) for b in codes for h in codes}
             for line in self.precedence:
-                if place in WHERE[line.where]:
+                if location in WHERE[line.where]:
                     left -= {(b, h) for b in line.brain for h in line.head}
             if left:
                 brain, head = sorted(left)[0]
                 raise RuleError(
-                    f"{path}: no line decides {place}, brain {brain} {self.table[brain].name}, "
+                    f"{path}: no line decides {location}, brain {brain} {self.table[brain].name}, "
                     f"head {head} {self.table[head].name}. End the table with a line for all."
                 )
 

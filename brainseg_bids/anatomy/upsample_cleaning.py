@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from brainseg_bids.anatomy.cavities import Hollows
-from brainseg_bids.anatomy.cleaning import remove_islands, small_pieces
+from brainseg_bids.anatomy.cavities import Cavities
+from brainseg_bids.anatomy.cleaning import remove_islands, small_components
 from brainseg_bids.anatomy.completion import fill_enclosed
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
@@ -74,13 +74,13 @@ def clean_upsampled(
         return finer, Cleaned()
     grid, ras = finer.grid, finer.grid.to_ras()
     voxels = np.array(grid.array_to_ras(finer.voxels), dtype=np.int16, order="C")
-    holes = Hollows.of(voxels).at_enclosed()
+    holes = Cavities.of(voxels).at_enclosed()
     _as_in_source(voxels, holes, ras, source)
-    islands = small_pieces(voxels, rules.islands, rules.table, ras)[0]
+    islands = small_components(voxels, rules.islands, rules.table, ras)[0]
     _as_in_source(voxels, islands, ras, source)
     remove_islands(voxels, rules.islands, rules.table, ras)
     fill_enclosed(voxels, ras, rules)
-    after = Hollows.of(voxels).enclosed_voxels
+    after = Cavities.of(voxels).enclosed_voxels
     cleaned = np.ascontiguousarray(grid.array_from_ras(voxels))
     return (
         LabelMap(cleaned, grid, finer.table),
@@ -90,9 +90,9 @@ def clean_upsampled(
 
 def _as_in_source(voxels: np.ndarray, at: np.ndarray, grid: Grid, source: LabelMap) -> None:
     """Give voxels at flat indices the label of the source voxel that they lie in, in place."""
-    place = np.stack(np.unravel_index(at, voxels.shape))
+    position = np.stack(np.unravel_index(at, voxels.shape))
     to_source = np.linalg.inv(source.grid.affine) @ grid.affine
-    there = np.rint(to_source[:3, :3] @ place + to_source[:3, 3:]).astype(np.int64)
+    there = np.rint(to_source[:3, :3] @ position + to_source[:3, 3:]).astype(np.int64)
     shape = np.array(source.grid.shape)[:, None]
     inside = ((there >= 0) & (there < shape)).all(axis=0)
     voxels.reshape(-1)[at[inside]] = source.voxels[tuple(there[:, inside])]

@@ -74,9 +74,9 @@ class LogField:
         field = np.einsum("xi,yj,ijk->xyk", mx, my, self.coefficients, optimize=True)
         return (field.astype(np.float32)) @ mz.T.astype(np.float32)
 
-    def at_voxels(self, places: np.ndarray) -> np.ndarray:
+    def at_voxels(self, positions: np.ndarray) -> np.ndarray:
         """Log field at voxel positions (n, 3), (n,) float64."""
-        mx, my, mz = (self.matrix(a, places[:, a]) for a in range(3))
+        mx, my, mz = (self.matrix(a, positions[:, a]) for a in range(3))
         return np.einsum("ni,nj,nk,ijk->n", mx, my, mz, self.coefficients, optimize=True)
 
     def shifted(self, by: float) -> LogField:
@@ -93,7 +93,7 @@ def flat_field() -> LogField:
 
 def fit_field(
     values: np.ndarray,
-    places: np.ndarray,
+    positions: np.ndarray,
     starts: np.ndarray,
     *,
     voxel_size_mm: tuple[float, float, float],
@@ -106,7 +106,7 @@ def fit_field(
     ----------
     values : (n,) float
         Positive intensities of reliable voxels, ordered by group.
-    places : (n, 3) int
+    positions : (n, 3) int
         Voxel indices of ``values``.
     starts : (groups + 1,) int
         Group g is ``starts[g]:starts[g + 1]``: a label, or a left-right pair of labels.
@@ -131,7 +131,7 @@ def fit_field(
     coefficients = np.zeros(used.shape)
     chosen, groups = _choose(starts, rng)
     field = LogField(coefficients, start, length)
-    basis = _basis(field, places[chosen], orders[used])
+    basis = _basis(field, positions[chosen], orders[used])
     prior_sd = _prior_sd(frequency[used], orders[used])
     coefficients[used] = _solve(basis, np.log(values[chosen]), groups, prior_sd)
     return field
@@ -158,8 +158,8 @@ def _choose(starts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, n
     return np.concatenate(chosen), groups
 
 
-def _basis(field: LogField, places: np.ndarray, orders: np.ndarray) -> np.ndarray:
-    tables = [field.matrix(a, places[:, a]).astype(np.float32) for a in range(3)]
+def _basis(field: LogField, positions: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    tables = [field.matrix(a, positions[:, a]).astype(np.float32) for a in range(3)]
     basis = tables[0][:, orders[:, 0]]
     basis *= tables[1][:, orders[:, 1]]
     basis *= tables[2][:, orders[:, 2]]
@@ -205,7 +205,7 @@ def summarise(
     offset: tuple[float, float, float],
     shape: tuple[int, int, int],
     voxel_size_mm: tuple[float, float, float],
-    head_places: np.ndarray,
+    head_positions: np.ndarray,
 ) -> BiasField:
     """Bias field on a coarse grid over the whole image, with its strength and smoothness.
 
@@ -217,7 +217,7 @@ def summarise(
         Position of the image's first voxel, in voxels of the array that the field was fitted in.
     shape : tuple of 3 int
         Shape of the image in RAS+ axis order.
-    head_places : (n, 3) float
+    head_positions : (n, 3) float
         Voxel indices of a sample of the head.
     """
     size = np.asarray(voxel_size_mm)
@@ -225,10 +225,10 @@ def summarise(
     counts = np.maximum(2, np.rint(extent / NODE_MM).astype(int) + 1)
     axes = [o + np.linspace(0, n - 1, c) for o, n, c in zip(offset, shape, counts, strict=True)]
     nodes = np.round(field.on_grid(*axes).astype(np.float64), 4)
-    log_sd = float(field.at_voxels(head_places).std())
+    log_sd = float(field.at_voxels(head_positions).std())
     return BiasField(
         log_sd=log_sd,
-        smoothness_mm=smoothness_mm(field, head_places, voxel_size_mm) if log_sd > 0 else 60.0,
+        smoothness_mm=smoothness_mm(field, head_positions, voxel_size_mm) if log_sd > 0 else 60.0,
         nodes=tuple(tuple(tuple(row) for row in plane) for plane in nodes.tolist()),
         node_spacing_mm=triple(float(e / (c - 1)) for e, c in zip(extent, counts, strict=True)),
         spectrum=_spectrum(field, voxel_size_mm),
@@ -236,7 +236,7 @@ def summarise(
 
 
 def smoothness_mm(
-    field: LogField, places: np.ndarray, voxel_size_mm: tuple[float, float, float]
+    field: LogField, positions: np.ndarray, voxel_size_mm: tuple[float, float, float]
 ) -> float:
     """Node spacing in mm of random B-spline fields with the same smoothness.
 
@@ -247,18 +247,18 @@ def smoothness_mm(
     Parameters
     ----------
     field : LogField
-    places : (n, 3) float
+    positions : (n, 3) float
         Voxel indices of a sample of the head.
     """
     size = np.asarray(voxel_size_mm)
-    places = places[:: max(1, len(places) // 1500)].astype(float)
+    positions = positions[:: max(1, len(positions) // 1500)].astype(float)
     steps = np.eye(3) * 4 / size
-    here = field.at_voxels(places)
-    slopes = [(field.at_voxels(places + s) - here) / 4 for s in steps]
+    here = field.at_voxels(positions)
+    slopes = [(field.at_voxels(positions + s) - here) / 4 for s in steps]
     ratio = math.sqrt(sum((s**2).mean() for s in slopes) / max(here.var(), 1e-12))
     candidates = np.geomspace(25, 200, 10)
     rng = np.random.default_rng(0)
-    around = [places * size, *((places + s) * size for s in steps)]
+    around = [positions * size, *((positions + s) * size for s in steps)]
     expected = [_steepness(around, spacing, rng) for spacing in candidates]
     logs = np.minimum.accumulate(np.log(expected))  # falls with the spacing, up to chance
     return float(np.exp(np.interp(-math.log(ratio), -logs, np.log(candidates))))

@@ -54,10 +54,10 @@ def fit_scene_field(scene: Scene, interior: Interior, rng: np.random.Generator) 
     parts = [np.concatenate(flats) for flats in groups.values()]
     starts = np.cumsum([0, *(len(p) for p in parts)])
     flat = np.concatenate(parts)
-    places = np.stack(np.unravel_index(flat, scene.image.shape), -1)
+    positions = np.stack(np.unravel_index(flat, scene.image.shape), -1)
     return fit_field(
         flat_image[flat].astype(np.float64),
-        places,
+        positions,
         starts,
         voxel_size_mm=scene.voxel_size_mm,
         head=scene.head,

@@ -236,13 +236,13 @@ def tissue_sigma(
     most : int
         Largest number of voxels that are used.
     """
-    places = np.stack(np.unravel_index(flat[:: max(1, len(flat) // most)], image.shape))
+    positions = np.stack(np.unravel_index(flat[:: max(1, len(flat) // most)], image.shape))
     edge = np.array(image.shape)[:, None] - 1
-    places = places[:, ((places > 0) & (places < edge)).all(0)]
-    places = places[:, level[tuple(places)] > 0]
-    if places.shape[1] < 20:
+    positions = positions[:, ((positions > 0) & (positions < edge)).all(0)]
+    positions = positions[:, level[tuple(positions)] > 0]
+    if positions.shape[1] < 20:
         return math.nan
-    at = np.ravel_multi_index(tuple(places), image.shape)
+    at = np.ravel_multi_index(tuple(positions), image.shape)
     strides = (image.shape[1] * image.shape[2], image.shape[2], 1)
     flat_image = image.reshape(-1)
     around = sum(flat_image[at + s] + flat_image[at - s] for s in strides) / 6

@@ -114,9 +114,9 @@ def _mixture(
     if len(flat) == 0:
         return share
     chosen = flat if len(flat) <= SAMPLES else rng.choice(flat, SAMPLES, replace=False)
-    places = np.stack(np.unravel_index(chosen, indices.shape))
+    positions = np.stack(np.unravel_index(chosen, indices.shape))
     edge = np.array(indices.shape)[:, None] - 1
     for step, weight in zip(steps, weights, strict=True):
-        at = np.clip(places + step[:, None], 0, edge)
+        at = np.clip(positions + step[:, None], 0, edge)
         share += weight * np.bincount(indices[tuple(at)], minlength=n_labels) / len(chosen)
     return share

@@ -111,43 +111,43 @@ def _profiles(
         return None
     if len(flat) > MOST_PROFILES:
         flat = rng.choice(flat, MOST_PROFILES, replace=False)
-    places = np.stack(np.unravel_index(flat, border.shape))
-    places[axis] += HALF_VOX - 3
-    places = _to_steepest(image, places, axis)
-    slant = _slant(image, places, axis, voxel_size_mm)
+    positions = np.stack(np.unravel_index(flat, border.shape))
+    positions[axis] += HALF_VOX - 3
+    positions = _to_steepest(image, positions, axis)
+    slant = _slant(image, positions, axis, voxel_size_mm)
     steps = np.arange(1 - HALF_VOX, HALF_VOX + 1)
-    at = [np.broadcast_to(p[:, None], (len(p), len(steps))) for p in places]
+    at = [np.broadcast_to(p[:, None], (len(p), len(steps))) for p in positions]
     at[axis] = np.clip(at[axis] + steps, 0, n - 1)
     return Profiles(image[tuple(at)].astype(np.float64), locations[indices[tuple(at)]], slant)
 
 
-def _to_steepest(image: np.ndarray, places: np.ndarray, axis: int) -> np.ndarray:
-    """Move each place, by up to two voxels, to where the image changes most to the next voxel."""
+def _to_steepest(image: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
+    """Move each position, by up to two voxels, to the steepest change to the next voxel."""
     n = image.shape[axis]
     changes = []
     for k in range(4):
-        here, there = places.copy(), places.copy()
-        here[axis] = np.clip(places[axis] + k, 0, n - 1)
-        there[axis] = np.clip(places[axis] + k + 1, 0, n - 1)
+        here, there = positions.copy(), positions.copy()
+        here[axis] = np.clip(positions[axis] + k, 0, n - 1)
+        there[axis] = np.clip(positions[axis] + k + 1, 0, n - 1)
         changes.append(np.abs(image[tuple(there)] - image[tuple(here)]))
-    moved = places.copy()
+    moved = positions.copy()
     moved[axis] += np.argmax(changes, axis=0)
     inside = (moved[axis] >= HALF_VOX - 1) & (moved[axis] < n - HALF_VOX)
     return np.unique(moved[:, inside], axis=1)
 
 
 def _slant(
-    image: np.ndarray, places: np.ndarray, axis: int, voxel_size_mm: tuple[float, float, float]
+    image: np.ndarray, positions: np.ndarray, axis: int, voxel_size_mm: tuple[float, float, float]
 ) -> np.ndarray:
-    """Cosine between axis and gradient; the border lies between a place and the next."""
+    """Cosine between axis and gradient; the border lies between a position and the next."""
 
     def value(k: int, step: int, beside: int) -> np.ndarray:
-        at = places.copy()
+        at = positions.copy()
         at[axis] += beside
         at[k] = np.clip(at[k] + step, 0, image.shape[k] - 1)
         return image[tuple(at)].astype(float)
 
-    slope = np.zeros((3, places.shape[1]))
+    slope = np.zeros((3, positions.shape[1]))
     for k in range(3):
         if k == axis:
             rise = (value(k, 2, 0) - value(k, -1, 0)) / 3
@@ -241,16 +241,16 @@ def noise_correlation(
     most : int
         Largest number of voxels that are used.
     """
-    places = np.stack(np.unravel_index(flat[:: max(1, len(flat) // most)], image.shape))
-    own = indices[tuple(places)]
+    positions = np.stack(np.unravel_index(flat[:: max(1, len(flat) // most)], image.shape))
+    own = indices[tuple(positions)]
     found = []
     for axis in range(3):
         spreads = []
         for step in (1, 2):
-            moved = places.copy()
+            moved = positions.copy()
             moved[axis] = np.minimum(moved[axis] + step, image.shape[axis] - 1)
-            same = (indices[tuple(moved)] == own) & (moved[axis] == places[axis] + step)
-            differs = image[tuple(moved)][same] - image[tuple(places)][same]
+            same = (indices[tuple(moved)] == own) & (moved[axis] == positions[axis] + step)
+            differs = image[tuple(moved)][same] - image[tuple(positions)][same]
             spreads.append(float(np.median(np.abs(differs))) if same.sum() > 100 else math.nan)
         ratio = (spreads[0] / spreads[1]) ** 2 if spreads[1] > 0 else math.nan
         rho = np.linspace(0, 0.97, 98)

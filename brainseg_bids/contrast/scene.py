@@ -97,7 +97,7 @@ def partners(labels: tuple[Label, ...]) -> np.ndarray:
     return np.array([index_of.get(label.mirror, index) for index, label in enumerate(labels)])
 
 
-def head_places(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+def head_positions(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """Voxel indices of a random sample of the head, (n, 3) int."""
     flat = np.flatnonzero(scene.indices)
     flat = flat if len(flat) <= 20_000 else rng.choice(flat, 20_000, replace=False)

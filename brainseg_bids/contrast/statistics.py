@@ -35,7 +35,7 @@ from brainseg_bids.contrast.noise import (
     is_ratio,
     ratio_span,
 )
-from brainseg_bids.contrast.scene import Scene, crop_scene, head_places, head_range, partners
+from brainseg_bids.contrast.scene import Scene, crop_scene, head_positions, head_range, partners
 
 KINDS = ("auto", "magnitude", "ratio")
 
@@ -133,8 +133,8 @@ def _measure_scene(
         _check_bright(high)
     span = ratio_span(image) if ratio else None
     field = flat_field() if ratio else fit_scene_field(scene, interior, rng)
-    places = head_places(scene, rng)
-    field = field.shifted(float(field.at_voxels(places).mean()))
+    positions = head_positions(scene, rng)
+    field = field.shifted(float(field.at_voxels(positions).mean()))
     values = field_free(scene, interior, field)
     edges = _edges(values)
     described = describe_all(scene, interior, values, edges, behind, threads=threads)
@@ -156,7 +156,7 @@ def _measure_scene(
         table=table.name,
         labels=named,
         noise=noise,
-        bias=_bias(scene, field, places),
+        bias=_bias(scene, field, positions),
         fwhm_mm=fwhm_mm,
         voxel_size_mm=scene.voxel_size_mm,
         head_low=low,
@@ -238,11 +238,11 @@ def _edges(values: np.ndarray) -> np.ndarray:
     return np.linspace(low, float(high) if high > low else low + 1.0, HISTOGRAM_BINS + 1)
 
 
-def _bias(scene: Scene, field: LogField, head_places: np.ndarray) -> BiasField:
+def _bias(scene: Scene, field: LogField, head_positions: np.ndarray) -> BiasField:
     return summarise(
         field,
         offset=triple(-o for o in scene.offset),
         shape=scene.whole_shape,
         voxel_size_mm=scene.voxel_size_mm,
-        head_places=head_places,
+        head_positions=head_positions,
     )

@@ -53,7 +53,7 @@ def autocorrelation(
     """
     n_labels = len(interior.starts) - 1
     anchors = _anchors(interior, rng)
-    places = np.stack(np.unravel_index(anchors, indices.shape))
+    positions = np.stack(np.unravel_index(anchors, indices.shape))
     label = indices.reshape(-1)[anchors]
     value = residual.reshape(-1)[anchors]
     fine = np.isfinite(value)
@@ -64,9 +64,9 @@ def autocorrelation(
     for column, (axis, k) in enumerate(lags):
         if k == 1:
             within = np.ones(len(anchors), dtype=bool)
-        other = places[axis] + k
+        other = positions[axis] + k
         within &= other < indices.shape[axis]
-        moved = list(places)
+        moved = list(positions)
         moved[axis] = np.minimum(other, indices.shape[axis] - 1)
         within &= indices[tuple(moved)] == label
         there = residual[tuple(moved)]

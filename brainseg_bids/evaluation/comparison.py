@@ -167,10 +167,10 @@ class _Question:
     ) -> Comparison | None:
         """One pair on one group of structures; None if one of them has no row of it."""
         both = [self.scores.raters.index(first), self.scores.raters.index(second)]
-        here = (self.scores.status[both] != NO_ROW)[:, :, self.scores.places(names)]
+        here = (self.scores.status[both] != NO_ROW)[:, :, self.scores.indices_of(names)]
         if not here.any(axis=(1, 2)).all():
             return None
-        one, other = values[both][:, :, self.scores.places(names)]
+        one, other = values[both][:, :, self.scores.indices_of(names)]
         cells = one - other
         kept = np.isfinite(cells).any(axis=1)
         subjects = [s for s, keep in zip(self.scores.subjects, kept, strict=True) if keep]

@@ -127,9 +127,9 @@ def _ranks(
     scores: Scores, place: tuple[str, str, str], names: Sequence[str], wanted: Metric, draws: Draws
 ) -> list[Rank]:
     """Raters on one group of structures."""
-    here = (scores.status != NO_ROW)[:, :, scores.places(names)]
+    here = (scores.status != NO_ROW)[:, :, scores.indices_of(names)]
     raters = [k for k, has in enumerate(here.any(axis=(1, 2))) if has]
-    cells = scores.values(wanted)[raters][:, :, scores.places(names)]
+    cells = scores.values(wanted)[raters][:, :, scores.indices_of(names)]
     cells = wanted.size(np.where(np.isfinite(cells).all(axis=0), cells, np.nan))
     kept = np.isfinite(cells).any(axis=(0, 2))
     if len(raters) < 2 or not kept.any():

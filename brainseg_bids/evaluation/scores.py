@@ -172,7 +172,7 @@ class Scores:
         named = sorted(set(self.strata) - {""})
         return [(stratum, self.of_stratum(stratum)) for stratum in (ALL, *named)]
 
-    def places(self, names: Iterable[str]) -> list[int]:
+    def indices_of(self, names: Iterable[str]) -> list[int]:
         """Index of structures along the last axis."""
         return [self.names.index(name) for name in names]
 

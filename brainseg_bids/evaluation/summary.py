@@ -199,7 +199,7 @@ def _metrics(scores: Scores, metrics: Collection[str] | None) -> list[Metric]:
 def _statuses(scores: Scores, rater: str, names: Sequence[str]) -> np.ndarray:
     """(images, names) status, of images that the rater has."""
     status = scores.status[scores.raters.index(rater)]
-    return status[(status != NO_ROW).any(axis=1)][:, scores.places(names)]
+    return status[(status != NO_ROW).any(axis=1)][:, scores.indices_of(names)]
 
 
 def _summary(
@@ -213,7 +213,7 @@ def _summary(
 ) -> Summary:
     """Numbers of one line."""
     status = _statuses(scores, rater, names)
-    cells = scores.values(wanted)[scores.raters.index(rater)][:, scores.places(names)]
+    cells = scores.values(wanted)[scores.raters.index(rater)][:, scores.indices_of(names)]
     kept = np.isfinite(cells).any(axis=1)
     subjects = [subject for subject, keep in zip(scores.subjects, kept, strict=True) if keep]
     images = [image for image, keep in zip(scores.images, kept, strict=True) if keep]

@@ -23,11 +23,11 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.anatomy.upsample_axis import Axis, sure_radius
 from brainseg_bids.anatomy.upsample_engine import Lookup, Progress
-from brainseg_bids.inference.upsample_places import ENTRIES, NONE, Places
+from brainseg_bids.inference.upsample_lookup import ENTRIES, NONE, DeviceLookup
 
 SLAB_VOXELS = 1 << 22
 """Target voxels on the device at a time, for parallel grids."""
-PLACES = 1 << 20
+ROTATED_VOXELS = 1 << 20
 """Target voxels on the device at a time, for rotated grids and posteriors."""
 
 
@@ -164,11 +164,13 @@ class TorchEngine:
 
     def resample(self, lookup: Lookup, out: np.ndarray, progress: Progress | None) -> None:
         """Write the most probable label of each voxel, see `Engine.resample`."""
-        places = Places.of(lookup, self.device)
-        planes = max(1, PLACES // (out.shape[1] * out.shape[2]))
+        on_device = DeviceLookup.of(lookup, self.device)
+        planes = max(1, ROTATED_VOXELS // (out.shape[1] * out.shape[2]))
         for start in _reported(range(0, out.shape[0], planes), progress):
             shape = triple((min(planes, out.shape[0] - start), *out.shape[1:]))
-            out[start : start + planes] = places.labels(start, shape).reshape(shape).cpu().numpy()
+            out[start : start + planes] = (
+                on_device.labels(start, shape).reshape(shape).cpu().numpy()
+            )
 
 
 def _reported(starts: range, progress: Progress | None) -> Iterator[int]:

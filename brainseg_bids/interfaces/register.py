@@ -35,7 +35,7 @@ from brainseg_bids.images import (
     write_volume,
 )
 from brainseg_bids.interfaces.segment import OwnProgram, _reason
-from brainseg_bids.transforms import places_of, read_transform
+from brainseg_bids.transforms import read_transform, source_coordinates
 
 REGISTER = (sys.executable, "-m", "brainseg_bids.programs.register")
 LEAST_BRAIN_DICE = 0.8
@@ -154,16 +154,18 @@ class Resample(SimpleInterface):
         folder = Path(runtime.cwd)
         table, grid = LabelTable.read(self.inputs.table), read_grid(self.inputs.grid)
         transforms = [read_transform(path) for path in self.inputs.transforms]
-        places = places_of(transforms, read_grid(self.inputs.image), grid)
+        coordinates = source_coordinates(transforms, read_grid(self.inputs.image), grid)
         del transforms
         if isdefined(self.inputs.probseg):
             _, posteriors = read_posteriors([self.inputs.probseg], list(table.codes))
-            resampled = resample_probabilities(posteriors, places, grid, table)
+            resampled = resample_probabilities(posteriors, coordinates, grid, table)
         else:
-            resampled = resample_labels(read_label_map(self.inputs.labels, table), places, grid)
+            resampled = resample_labels(
+                read_label_map(self.inputs.labels, table), coordinates, grid
+            )
         self._results["labels"] = str(write_label_map(resampled, folder / "resampled_dseg.nii.gz"))
         image, _ = read_again(self.inputs.image)
-        warped = resample_image(image, places, grid)
+        warped = resample_image(image, coordinates, grid)
         self._results["image"] = str(write_volume(warped, grid, folder / "warped_T1w.nii.gz"))
         report = folder / "report.json"
         report.write_text(json.dumps(self._fit(resampled)))

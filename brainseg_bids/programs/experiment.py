@@ -242,7 +242,7 @@ class Bench:
         own = self.folder / one.name
         train = train_plan(self.plan, self.folder, one)
         space = read_space(str(own / "space.toml")).at(train.voxel_size_mm)
-        if space.digest != self.plan.dials[f"{one.kappa:g}"]:
+        if space.digest != self.plan.kappa_spaces[f"{one.kappa:g}"]:
             raise InputError(f"{own / 'space.toml'}: is not the planned space.")
         last = own / "last.ckpt"
         done = steps_done(last)

@@ -32,7 +32,7 @@ from brainseg_bids.console import one_line
 from brainseg_bids.documents import InputError
 from brainseg_bids.files import sha256, whole_or_nothing, write_text
 from brainseg_bids.images import check_present, read_label_map, voxel_hash
-from brainseg_bids.synth.atrophy import Walls
+from brainseg_bids.synth.atrophy import VentricleField
 from brainseg_bids.synth.generator import LabelVolume
 from brainseg_bids.training.probe_cache import code_digest, digest_of
 from brainseg_bids.training.targets import SOURCE, MapFacts
@@ -239,7 +239,7 @@ class _Entry:
         return self.folder / f"{self._key}_indices.npy"
 
     @property
-    def walls(self) -> Path:
+    def ventricles(self) -> Path:
         return self.folder / f"{self._key}_walls.npy"
 
     def read(self, *, tell: bool = True) -> CheckedMap | None:
@@ -256,16 +256,18 @@ class _Entry:
         if said.pop("self_sha256") != digest_of(said):
             raise ValueError("its facts are not those that were written")
         indices = _mapped(self.indices, said["indices"])
-        walls = None
+        ventricles = None
         if said["walls"]:
-            towards = np.array(_mapped(self.walls, said["walls"]))
-            walls = Walls(torch.from_numpy(towards), tuple(said["walls_spacing_vox"]))
+            vectors = np.array(_mapped(self.ventricles, said["walls"]))
+            ventricles = VentricleField(
+                torch.from_numpy(vectors), tuple(said["walls_spacing_vox"])
+            )
         head = LabelVolume(
             torch.from_numpy(indices),
             tuple(said["voxel_size_mm"]),
             np.array(said["box_vox"]),
             np.array(said["brain_box_vox"]),
-            walls,
+            ventricles,
         )
         for warning in said["warnings"] if tell else ():
             log.warning("%s", warning)
@@ -274,7 +276,7 @@ class _Entry:
     def write(self, made: CheckedMap, warnings: list[str]) -> None:
         """Keep it. The JSON comes last: without it nothing is there."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        head, walls = made.head, made.head.walls
+        head, ventricles = made.head, made.head.ventricles
         said = {
             "source": self.path.name,
             "source_sha256": self.sha256,
@@ -285,8 +287,8 @@ class _Entry:
             "box_vox": head.box_vox.tolist(),
             "brain_box_vox": head.brain_box_vox.tolist(),
             "indices": _written(self.indices, head.indices.numpy()),
-            "walls": _written(self.walls, walls.towards.numpy()) if walls else None,
-            "walls_spacing_vox": walls.spacing_vox if walls else None,
+            "walls": _written(self.ventricles, ventricles.vectors.numpy()) if ventricles else None,
+            "walls_spacing_vox": ventricles.spacing_vox if ventricles else None,
             "warnings": warnings,
         }
         said = json.loads(json.dumps(said))

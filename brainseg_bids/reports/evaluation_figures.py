@@ -98,7 +98,7 @@ def subject_values(
     for name, members in groups.items():
         for rater in filter(scores.raters.__contains__, raters):
             cells = scores.values(metric(column))[scores.raters.index(rater)]
-            cells = cells[:, scores.places(members)]
+            cells = cells[:, scores.indices_of(members)]
             kept = np.isfinite(cells).any(axis=1)
             subjects = [s for s, keep in zip(scores.subjects, kept, strict=True) if keep]
             if subjects:

@@ -121,7 +121,7 @@ def _planned(options: argparse.Namespace) -> ExperimentPlan:
         images=_pinned_images(options, prior, source, train.target_table),
         on_space=space_digest(1.0),
         off_spaces={name: digest(read_space(name)) for name in names},
-        dials={f"{kappa:g}": space_digest(kappa) for kappa in kappas},
+        kappa_spaces={f"{kappa:g}": space_digest(kappa) for kappa in kappas},
         pairs_per_map=options.pairs,
         margin=options.margin,
         evaluation_seed=EVALUATION_SEED,

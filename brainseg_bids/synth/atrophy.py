@@ -38,24 +38,24 @@ SIDES = ("Left", "Right")
 
 
 @dataclass(frozen=True)
-class Walls:
+class VentricleField:
     """Vector field that points towards the ventricles, on a coarse grid over a label map.
 
     Parameters
     ----------
-    towards : (3, x, y, z) float32
+    vectors : (3, x, y, z) float32
         Direction of the nearest ventricle at each node, with a length of at most 1.
     spacing_vox : tuple of 3 float
         Distance of nodes in source voxels.
     """
 
-    towards: Tensor
+    vectors: Tensor
     spacing_vox: tuple[float, float, float]
 
     @classmethod
     def of(
         cls, indices: np.ndarray, table: LabelTable, voxel_size_mm: tuple[float, float, float]
-    ) -> Walls | None:
+    ) -> VentricleField | None:
         """Vector field of class indices, (X, Y, Z) uint8; None if there are no ventricles."""
         chosen = np.array([label.name.endswith(VENTRICLES) for label in table])
         steps = [max(1, round(NODES_MM / size)) for size in voxel_size_mm]
@@ -68,19 +68,19 @@ class Walls:
         longest = np.sqrt(np.square(slope).sum(0)).max()
         return cls(torch.from_numpy(slope / longest), triple(float(step) for step in steps))
 
-    def to(self, device: torch.device | str) -> Walls:
+    def to(self, device: torch.device | str) -> VentricleField:
         """Vector field on another device."""
-        return Walls(self.towards.to(device), self.spacing_vox)
+        return VentricleField(self.vectors.to(device), self.spacing_vox)
 
     def at(self, where_vox: Tensor) -> Tensor:
         """Vectors at source voxels, (3, x, y, z); zero outside of the map."""
-        sizes = torch.tensor(self.towards.shape[1:], device=where_vox.device)
+        sizes = torch.tensor(self.vectors.shape[1:], device=where_vox.device)
         spacing = torch.tensor(self.spacing_vox, device=where_vox.device)
         # Node i is the mean of voxels i * step to i * step + step - 1: its place is their middle.
         nodes = (where_vox - ((spacing - 1) / 2).view(3, 1, 1, 1)) / spacing.view(3, 1, 1, 1)
         unit = nodes * (2 / (sizes - 1).clamp(min=1)).view(3, 1, 1, 1) - 1
         return functional.grid_sample(
-            self.towards[None], unit.flip(0).permute(1, 2, 3, 0)[None], align_corners=True
+            self.vectors[None], unit.flip(0).permute(1, 2, 3, 0)[None], align_corners=True
         )[0]
 
 
@@ -94,7 +94,10 @@ def _block_means(mask: np.ndarray, steps: list[int]) -> np.ndarray:
 
 
 def widen_ventricles(
-    where_vox: Tensor, walls: Walls | None, atrophy: Atrophy, voxel_size_mm: Sequence[float]
+    where_vox: Tensor,
+    field: VentricleField | None,
+    atrophy: Atrophy,
+    voxel_size_mm: Sequence[float],
 ) -> Tensor:
     """Coordinate map with wider (or narrower) ventricles.
 
@@ -102,7 +105,7 @@ def widen_ventricles(
     ----------
     where_vox : (3, x, y, z) float32
         Source voxel coordinates of each node of a pair.
-    walls : Walls or None
+    field : VentricleField or None
     atrophy : Atrophy
     voxel_size_mm : tuple of 3 float
         Voxel size of the source.
@@ -112,9 +115,9 @@ def widen_ventricles(
     (3, x, y, z) float32
         Coordinates shifted by ``ventricles_mm`` towards the ventricles, which widens them.
     """
-    if walls is None or atrophy.ventricles_mm == 0:
+    if field is None or atrophy.ventricles_mm == 0:
         return where_vox
-    shift_mm = atrophy.ventricles_mm * walls.at(where_vox)
+    shift_mm = atrophy.ventricles_mm * field.at(where_vox)
     sizes_mm = torch.tensor(voxel_size_mm, dtype=torch.float32, device=where_vox.device)
     return where_vox + shift_mm / sizes_mm.view(3, 1, 1, 1)
 

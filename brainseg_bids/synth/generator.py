@@ -16,7 +16,7 @@ from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.intensity import intensity_range, quantiles
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.synth.atrophy import Walls, atrophied, widen_ventricles
+from brainseg_bids.synth.atrophy import VentricleField, atrophied, widen_ventricles
 from brainseg_bids.synth.deform import coordinate_nodes, linear_part, node_stride
 from brainseg_bids.synth.gibbs import truncate
 from brainseg_bids.synth.intensity import one_value, paint, tissues
@@ -58,7 +58,7 @@ class LabelVolume:
     voxel_size_mm : tuple of 3 float
     box_vox, brain_box_vox : (2, 3) float
         First and last voxel of the head, and of the brain, in ``indices``.
-    walls : Walls, optional
+    ventricles : VentricleField, optional
         Vector field towards the ventricles, if there are any.
     """
 
@@ -66,7 +66,7 @@ class LabelVolume:
     voxel_size_mm: tuple[float, float, float]
     box_vox: np.ndarray
     brain_box_vox: np.ndarray
-    walls: Walls | None = None
+    ventricles: VentricleField | None = None
 
     @classmethod
     def from_label_map(cls, labels: LabelMap) -> LabelVolume:
@@ -87,13 +87,13 @@ class LabelVolume:
         brain_box = _box(np.array([label.is_brain for label in labels.table])[indices])
         if brain_box is None:
             brain_box = box
-        walls = Walls.of(indices, labels.table, grid.voxel_size_mm)
-        return cls(torch.from_numpy(indices), grid.voxel_size_mm, box, brain_box, walls)
+        ventricles = VentricleField.of(indices, labels.table, grid.voxel_size_mm)
+        return cls(torch.from_numpy(indices), grid.voxel_size_mm, box, brain_box, ventricles)
 
     def to(self, device: torch.device | str) -> LabelVolume:
         """Label volume on another device."""
-        walls = self.walls and self.walls.to(device)
-        return replace(self, indices=self.indices.to(device), walls=walls)
+        ventricles = self.ventricles and self.ventricles.to(device)
+        return replace(self, indices=self.indices.to(device), ventricles=ventricles)
 
 
 class Generator:
@@ -250,7 +250,7 @@ class Generator:
             flip=recipe.flip,
             device=device,
         )
-        nodes = widen_ventricles(nodes, head.walls, recipe.ageing, head.voxel_size_mm)
+        nodes = widen_ventricles(nodes, head.ventricles, recipe.ageing, head.voxel_size_mm)
         # Half a voxel more, so that cutting off the decimals rounds.
         nodes = nodes.transpose(0, 1) + 0.5
         lowest, highest = nodes.amin((2, 3)).tolist(), nodes.amax((2, 3)).tolist()

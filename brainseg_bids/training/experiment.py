@@ -98,7 +98,7 @@ class ExperimentPlan:
         Digest of the recipe space of the prior at ``kappa = 1``.
     off_spaces : dict of str to str
         Digests of other recipe spaces, by name.
-    dials : dict of str to str
+    kappa_spaces : dict of str to str
         Digest of the recipe space of each ``kappa``.
     pairs_per_map : int
         Number of evaluation pairs for each held-out map and recipe space.
@@ -127,7 +127,7 @@ class ExperimentPlan:
     images: tuple[RealImage, ...]
     on_space: str
     off_spaces: dict[str, str]
-    dials: dict[str, str]
+    kappa_spaces: dict[str, str]
     pairs_per_map: int = 8
     margin: float = 0.01
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
@@ -198,6 +198,8 @@ class ExperimentPlan:
     def digest(self) -> str:
         """SHA-256 of the plan without date and version."""
         content = asdict(replace(self, version="", planned=""))
+        # Under their former name, so that plans and results of earlier versions remain valid.
+        content["dials"] = content.pop("kappa_spaces")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def train_plan(self, run: Run, space: str, validation_space: str) -> TrainPlan:
@@ -236,6 +238,8 @@ class ExperimentPlan:
         try:
             raw = parse_json(text, "plan")
             digest, decision = raw.pop("digest"), raw.pop("decision")
+            if "dials" in raw:  # as earlier versions call them
+                raw["kappa_spaces"] = raw.pop("dials")
             raw["prior"] = Pinned(**raw["prior"])
             raw["bootstrap"] = Bootstrap(**raw["bootstrap"])
             for key in ("maps", "validation"):

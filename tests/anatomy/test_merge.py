@@ -20,8 +20,8 @@ from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
 from brainseg_bids.anatomy.merge import Source, merge
 from brainseg_bids.anatomy.merge_report import MergeReport
 from brainseg_bids.anatomy.posteriors import TopPosteriors
-from brainseg_bids.anatomy.precedence import CompiledPrecedence, places
-from brainseg_bids.anatomy.rules import PLACES, WHERE, MergeRules, RuleError
+from brainseg_bids.anatomy.precedence import CompiledPrecedence, locate
+from brainseg_bids.anatomy.rules import LOCATIONS, WHERE, MergeRules, RuleError
 from brainseg_bids.images import read_label_map
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
@@ -55,14 +55,14 @@ def enclosed(voxels: np.ndarray) -> int:
 # Precedence
 
 
-def decide(place: str, brain: int, head: int) -> int:
+def decide(location: str, brain: int, head: int) -> int:
     compiled = CompiledPrecedence.of(RULES)
     ranks = compiled.indices
-    return int(compiled.result[PLACES.index(place), ranks[brain], ranks[head]])
+    return int(compiled.result[LOCATIONS.index(location), ranks[brain], ranks[head]])
 
 
 @pytest.mark.parametrize(
-    ("place", "brain", "head", "winner"),
+    ("location", "brain", "head", "winner"),
     [
         ("inside_hull", 3, 502, 3),  # no vessel cuts the cortex
         ("inside_hull", CSF, 502, 502),
@@ -101,15 +101,15 @@ def decide(place: str, brain: int, head: int) -> int:
         ("inside_hull", 14, 63, 63),
     ],
 )
-def test_the_first_line_that_fits_decides(place, brain, head, winner):
-    assert decide(place, brain, head) == winner
+def test_the_first_line_that_fits_decides(location, brain, head, winner):
+    assert decide(location, brain, head) == winner
 
 
 def test_bone_is_nowhere_in_the_hull_and_no_head_code_in_the_ribbon():
     compiled, codes = CompiledPrecedence.of(RULES), TABLE.codes
     bone = sorted(RULES.groups["bone"])
-    for place in ("inside_hull", "enclosed"):
-        assert not np.isin(compiled.result[PLACES.index(place)], bone).any()
+    for location in ("inside_hull", "enclosed"):
+        assert not np.isin(compiled.result[LOCATIONS.index(location)], bone).any()
     for code in RULES.groups["cortex"]:
         assert (compiled.result[:, compiled.indices[code]] == code).all()
     assert set(np.unique(compiled.result)) <= set(codes.tolist())
@@ -119,16 +119,16 @@ def test_the_compiled_lookup_says_what_the_lines_say():
     compiled = CompiledPrecedence.of(RULES)
     rng = np.random.default_rng(0)
     for _ in range(2000):
-        place = PLACES[rng.integers(len(PLACES))]
+        location = LOCATIONS[rng.integers(len(LOCATIONS))]
         brain, head = (int(code) for code in rng.choice(TABLE.codes, 2))
         line = next(
             rule
             for rule in RULES.precedence
-            if place in WHERE[rule.where] and brain in rule.brain and head in rule.head
+            if location in WHERE[rule.where] and brain in rule.brain and head in rule.head
         )
         winner = {"brain": brain, "head": head}.get(line.take, line.take)
-        assert decide(place, brain, head) == winner
-        index = PLACES.index(place), compiled.indices[brain], compiled.indices[head]
+        assert decide(location, brain, head) == winner
+        index = LOCATIONS.index(location), compiled.indices[brain], compiled.indices[head]
         assert compiled.origin[index] == {"head": 0, "brain": 1}.get(line.take, 2)
 
 
@@ -147,14 +147,14 @@ def test_a_table_of_many_labels_does_not_overflow_the_lookup(tmp_path):
     many = LabelTable([*TABLE, *extra])
     folder = resources.files("brainseg_bids") / "data" / "merge"
     compiled = CompiledPrecedence.of(MergeRules.read(folder, many))
-    place = np.array([PLACES.index("enclosed")], dtype=np.uint8)
+    location = np.array([LOCATIONS.index("enclosed")], dtype=np.uint8)
     for code in (3, 699):
-        index = compiled.index(place, np.array([699]), np.array([code]))
+        index = compiled.index(location, np.array([699]), np.array([code]))
         line = compiled.indices[699], compiled.indices[code]
-        expected = np.ravel_multi_index((place[0], *line), compiled.line.shape)
+        expected = np.ravel_multi_index((location[0], *line), compiled.line.shape)
         assert index.tolist() == [expected]
         counts = compiled.counts(index)
-        assert counts[(place[0], *line)] == counts.sum() == 1
+        assert counts[(location[0], *line)] == counts.sum() == 1
 
 
 def test_rules_treat_both_sides_alike():
@@ -175,7 +175,7 @@ def test_places_are_told_apart():
     brain[9, 9, 9] = False  # a cavity
     brain[10, 5:15, 12:] = False  # a fissure, 1 mm wide
     brain[17:, 17:, 1] = True  # a stray is not the brain
-    found = places(brain, Grid(brain.shape, np.eye(4)))
+    found = locate(brain, Grid(brain.shape, np.eye(4)))
     where = {
         name: found[index]
         for name, index in {
@@ -185,16 +185,16 @@ def test_places_are_told_apart():
             "below": (2, 2, 3),
         }.items()
     }
-    assert where == {name: PLACES.index(name) for name in where}
+    assert where == {name: LOCATIONS.index(name) for name in where}
 
 
 def test_below_is_below_in_the_world_whatever_the_axes():
     brain = np.zeros((6, 6, 6), dtype=bool)
     brain[2:4] = True  # this array's first axis points down
     affine = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 0, 1.0]])
-    found = places(brain, Grid(brain.shape, affine))
-    assert (found[4:] == PLACES.index("below")).all()
-    assert not (found[:2] == PLACES.index("below")).any()
+    found = locate(brain, Grid(brain.shape, affine))
+    assert (found[4:] == LOCATIONS.index("below")).all()
+    assert not (found[:2] == LOCATIONS.index("below")).any()
 
 
 # Pairs

@@ -12,26 +12,28 @@ from brainseg_bids.anatomy.resample import resample_image, resample_labels, resa
 
 @pytest.fixture
 def target(rng):
-    """A grid, and places in the phantom: turned, scaled and wavy, some outside."""
+    """A grid, and coordinates in the phantom: turned, scaled and wavy, some outside."""
     grid = Grid((37, 41, 29), np.diag([5.0, 5, 5, 1]))
     steps = np.indices(grid.shape, dtype=np.float32)
     turn = np.array([[1.1, 0.2, 0], [-0.15, 1.2, 0.1], [0, 0.1, 1.6]], np.float32)
-    places = np.tensordot(turn, steps, 1) - np.array([2.0, 3, 4], np.float32)[:, None, None, None]
-    places += 1.5 * np.sin(steps / 5)
-    return grid, places
+    coordinates = (
+        np.tensordot(turn, steps, 1) - np.array([2.0, 3, 4], np.float32)[:, None, None, None]
+    )
+    coordinates += 1.5 * np.sin(steps / 5)
+    return grid, coordinates
 
 
 def test_each_labels_share_decides_as_if_every_label_had_a_volume(head, target, monkeypatch):
     monkeypatch.setattr(resample, "SLAB_VOXELS", 5000)
-    grid, places = target
-    resampled = resample_labels(head, places, grid).voxels
+    grid, coordinates = target
+    resampled = resample_labels(head, coordinates, grid).voxels
     sizes = np.array(head.grid.shape)[:, None, None, None]
-    inside = ((places >= -0.5) & (places <= sizes - 0.5)).all(0)
+    inside = ((coordinates >= -0.5) & (coordinates <= sizes - 0.5)).all(0)
     codes = np.unique(head.voxels)
     shares = np.stack(
         [
             ndimage.map_coordinates(
-                (head.voxels == code).astype(float), places, order=1, mode="nearest"
+                (head.voxels == code).astype(float), coordinates, order=1, mode="nearest"
             )
             for code in codes
         ]
@@ -44,26 +46,26 @@ def test_each_labels_share_decides_as_if_every_label_had_a_volume(head, target, 
 
 
 def test_probabilities_of_certain_labels_give_what_labels_give(head, target):
-    grid, places = target
+    grid, coordinates = target
     codes = [int(code) for code in np.unique(head.voxels)]
     certain = ((code, (head.voxels == code).astype(np.float32)) for code in codes)
-    soft = resample_probabilities(certain, places, grid, head.table).voxels
-    assert (soft == resample_labels(head, places, grid).voxels).mean() > 0.999
+    soft = resample_probabilities(certain, coordinates, grid, head.table).voxels
+    assert (soft == resample_labels(head, coordinates, grid).voxels).mean() > 0.999
 
 
 def test_an_image_is_interpolated_as_scipy_does(head_image, target):
-    grid, places = target
+    grid, coordinates = target
     sizes = np.array(head_image.shape)[:, None, None, None]
-    inside = ((places >= -0.5) & (places <= sizes - 0.5)).all(0)
-    expected = ndimage.map_coordinates(head_image, places, order=1, mode="nearest")
-    resampled = resample_image(head_image, places, grid)
+    inside = ((coordinates >= -0.5) & (coordinates <= sizes - 0.5)).all(0)
+    expected = ndimage.map_coordinates(head_image, coordinates, order=1, mode="nearest")
+    resampled = resample_image(head_image, coordinates, grid)
     assert np.allclose(resampled[inside], expected[inside], atol=0.05)
     assert not resampled[~inside].any()
 
 
 def test_labels_on_their_own_grid_stay_as_they_are(head):
-    places = np.indices(head.grid.shape, dtype=np.float32)
-    assert np.array_equal(resample_labels(head, places, head.grid).voxels, head.voxels)
+    coordinates = np.indices(head.grid.shape, dtype=np.float32)
+    assert np.array_equal(resample_labels(head, coordinates, head.grid).voxels, head.voxels)
 
 
 def test_of_equal_shares_the_order_of_voxels_does_not_decide(head):
@@ -73,9 +75,9 @@ def test_of_equal_shares_the_order_of_voxels_does_not_decide(head):
     from brainseg_bids.anatomy.labelmap import LabelMap
 
     labels = LabelMap(voxels, Grid((3, 1, 1), np.eye(4)), table)
-    places = np.zeros((3, 2, 1, 1), np.float32)
-    places[0, :, 0, 0] = [0.5, 1.5]
-    found = resample_labels(labels, places, Grid((2, 1, 1), np.eye(4))).voxels
+    coordinates = np.zeros((3, 2, 1, 1), np.float32)
+    coordinates[0, :, 0, 0] = [0.5, 1.5]
+    found = resample_labels(labels, coordinates, Grid((2, 1, 1), np.eye(4))).voxels
     assert found.ravel().tolist() == [2, 2]
 
 

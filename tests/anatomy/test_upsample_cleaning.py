@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from brainseg_bids.anatomy.cavities import Hollows
-from brainseg_bids.anatomy.cleaning import small_pieces
+from brainseg_bids.anatomy.cavities import Cavities
+from brainseg_bids.anatomy.cleaning import small_components
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.anatomy.posteriors import TopPosteriors
@@ -49,12 +49,12 @@ def test_no_hole_and_no_speck_is_left_of_what_interpolation_made(doubtful):
     head, raw = doubtful
     finer, done = clean_upsampled(head, raw)
     before, after = upsampling_report(head, raw), upsampling_report(head, finer)
-    assert Hollows.of(raw.voxels).enclosed_voxels == done.holes > 100
-    assert done.enclosed_after == Hollows.of(finer.voxels).enclosed_voxels == 0
+    assert Cavities.of(raw.voxels).enclosed_voxels == done.holes > 100
+    assert done.enclosed_after == Cavities.of(finer.voxels).enclosed_voxels == 0
     assert any("Unknown" in said for said in upsampling_warnings(before))
     assert not any("Unknown" in said for said in upsampling_warnings(after))
     turned = np.ascontiguousarray(finer.grid.array_to_ras(finer.voxels))
-    left, _ = small_pieces(turned, RULES.islands, RULES.table, finer.grid.to_ras())
+    left, _ = small_components(turned, RULES.islands, RULES.table, finer.grid.to_ras())
     assert len(left) == 0
     assert after["round_trip_mean_dice"] >= before["round_trip_mean_dice"]
     assert after["labels_lost"] == []

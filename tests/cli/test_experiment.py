@@ -83,7 +83,7 @@ def test_the_plan_holds_rule_digests_and_a_folder_per_run(finished, inputs):
     assert plan["planned"].startswith("20")
     assert plan["prior"]["sha256"] == make_prior().digest
     assert plan["maps"][0]["sha256"] == sha256(inputs / "learn.nii.gz")
-    assert plan["on_space"] == plan["dials"]["1"] != plan["dials"]["0"]
+    assert plan["on_space"] == plan["kappa_spaces"]["1"] != plan["kappa_spaces"]["0"]
     own = finished / "kappa-1_seed-2"
     train = TrainPlan.from_json((own / "plan.json").read_text())
     assert (train.seed, train.total_steps) == (2, int(STEPS))

@@ -14,7 +14,7 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.anatomy.posteriors import TopPosteriors
-from brainseg_bids.inference import upsample_device, upsample_places
+from brainseg_bids.inference import upsample_device, upsample_lookup
 from brainseg_bids.inference.upsample_device import upsample_on, upsample_posteriors_on
 from tests.anatomy.test_upsample import TABLE, oblique_grid, random_map, turned, two_labels
 from tests.phantom.head import phantom_grid
@@ -127,8 +127,8 @@ def test_slabs_and_shares_change_nothing(device, head, monkeypatch):
         upsample_posteriors_on(soft, grid, device=device),
     ]
     monkeypatch.setattr(upsample_device, "SLAB_VOXELS", 100_000)
-    monkeypatch.setattr(upsample_device, "PLACES", 2_000)
-    for module in (upsample_device, upsample_places):
+    monkeypatch.setattr(upsample_device, "ROTATED_VOXELS", 2_000)
+    for module in (upsample_device, upsample_lookup):
         monkeypatch.setattr(module, "ENTRIES", dict.fromkeys(("cpu", "cuda"), 100_000))
     parts = [
         upsample_on(head, 2.2, device=device),

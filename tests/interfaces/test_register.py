@@ -25,7 +25,7 @@ from brainseg_bids.interfaces.register import (
     missing_reason,
 )
 from brainseg_bids.programs import register
-from brainseg_bids.transforms import places_of, read_transform
+from brainseg_bids.transforms import read_transform, source_coordinates
 from tests.fakes.transforms import write_composite
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
@@ -171,7 +171,7 @@ def test_ants_brings_the_phantom_back_to_where_it_was(files, head):
     assert (said["DrivenBy"], said["Registration"]) == ("brains", QUICK)
     source = read_label_map(files / "labels.nii.gz", head.table)
     forward, backward = (read_transform(files / f"{way}.h5") for way in ("forward", "backward"))
-    here = places_of([forward], source.grid, head.grid)
+    here = source_coordinates([forward], source.grid, head.grid)
     resampled = resample_labels(source, here, head.grid)
     for names_, lowest in (
         (("Left-Cerebral-White-Matter", "Right-Cerebral-White-Matter"), 0.95),
@@ -184,7 +184,7 @@ def test_ants_brings_the_phantom_back_to_where_it_was(files, head):
             dice = 2 * (ours & true).sum() / (ours.sum() + true.sum())
             assert dice > lowest, (name, dice)
     middle = tuple(n // 2 for n in source.grid.shape)
-    there = places_of([backward], head.grid, source.grid)[(slice(None), *middle)]
+    there = source_coordinates([backward], head.grid, source.grid)[(slice(None), *middle)]
     again = here[(slice(None), *np.rint(there).astype(int))]
     assert np.abs(again - middle).max() < 1.5
     for way, labels, end in (("forward", source, head.grid), ("backward", head, source.grid)):
@@ -206,8 +206,8 @@ def assert_as_ants(path, labels, target):
         ).numpy()
         for voxels, how in ((image, "linear"), (labels.voxels, "genericLabel"))
     )
-    places = places_of([read_transform(path)], start, target)
-    ours = resample_image(image, places, target)
+    coordinates = source_coordinates([read_transform(path)], start, target)
+    ours = resample_image(image, coordinates, target)
     assert np.abs(ours - theirs).max() <= 1e-3 * np.ptp(image)
-    equal = resample_labels(labels, places, target).voxels == their_labels
+    equal = resample_labels(labels, coordinates, target).voxels == their_labels
     assert equal.mean() > 0.999

@@ -11,7 +11,7 @@ import torch
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.synth.atrophy import Walls, atrophied, widen_ventricles
+from brainseg_bids.synth.atrophy import VentricleField, atrophied, widen_ventricles
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe import Atrophy, Recipe, Tissue
 from brainseg_bids.synth.space import RecipeSpace
@@ -34,9 +34,9 @@ def ball(radius_mm: float, voxel_size_mm: float = 2.0, edge: int = 48) -> np.nda
 @pytest.mark.parametrize("shift_mm", [-3.0, 2.0, 4.0])
 def test_the_walls_of_a_round_ventricle_move_by_what_was_said(shift_mm):
     ranks = ball(14.0)
-    walls = Walls.of(ranks, TABLE, (2.0, 2.0, 2.0))
+    field = VentricleField.of(ranks, TABLE, (2.0, 2.0, 2.0))
     places = torch.stack(torch.meshgrid(*[torch.arange(48.0)] * 3, indexing="ij"))
-    moved = widen_ventricles(places, walls, Atrophy(ventricles_mm=shift_mm), (2.0, 2.0, 2.0))
+    moved = widen_ventricles(places, field, Atrophy(ventricles_mm=shift_mm), (2.0, 2.0, 2.0))
     x, y, z = moved.round().long().clamp(0, 47)
     looked_up = torch.from_numpy(ranks)[x, y, z]
     radius_mm = (3 / (4 * np.pi) * 8 * float((looked_up == VENTRICLE).sum())) ** (1 / 3)
@@ -44,8 +44,8 @@ def test_the_walls_of_a_round_ventricle_move_by_what_was_said(shift_mm):
 
 
 def test_walls_are_at_the_same_place_whatever_the_voxels():
-    coarse = Walls.of(ball(14.0), TABLE, (2.0, 2.0, 2.0))
-    fine = Walls.of(ball(14.0, 1.0, 96), TABLE, (1.0, 1.0, 1.0))
+    coarse = VentricleField.of(ball(14.0), TABLE, (2.0, 2.0, 2.0))
+    fine = VentricleField.of(ball(14.0, 1.0, 96), TABLE, (1.0, 1.0, 1.0))
     place_vox = torch.tensor([30.0, 24.0, 20.0]).view(3, 1, 1, 1)
     there = coarse.at(place_vox), fine.at(2 * place_vox + 0.5)
     torch.testing.assert_close(*there, atol=0.02, rtol=0)
@@ -54,7 +54,7 @@ def test_walls_are_at_the_same_place_whatever_the_voxels():
 
 
 def test_a_head_without_ventricles_keeps_its_places():
-    assert Walls.of(np.full((9, 9, 9), MATTER, np.uint8), TABLE, (2.0, 2.0, 2.0)) is None
+    assert VentricleField.of(np.full((9, 9, 9), MATTER, np.uint8), TABLE, (2.0, 2.0, 2.0)) is None
     places = torch.rand(3, 2, 2, 2)
     assert widen_ventricles(places, None, Atrophy(ventricles_mm=5.0), (1.0, 1.0, 1.0)) is places
 

@@ -321,6 +321,6 @@ def test_tables_that_class_indices_cannot_hold_are_refused(codes, remedy):
 
 def test_a_head_moves_to_a_device_with_its_ventricles(ready):
     moved = ready.to("meta")
-    assert (moved.indices.device.type, moved.walls.towards.device.type) == ("meta", "meta")
-    assert moved.walls.spacing_vox == ready.walls.spacing_vox
+    assert (moved.indices.device.type, moved.ventricles.vectors.device.type) == ("meta", "meta")
+    assert moved.ventricles.spacing_vox == ready.ventricles.spacing_vox
     assert ready.indices.device.type == "cpu"

@@ -55,7 +55,7 @@ def make_plan(**options) -> ExperimentPlan:
         images=(),
         on_space="o",
         off_spaces={"agnostic": "x", "t2w": "y"},
-        dials={"0": "x", "1": "o"},
+        kappa_spaces={"0": "x", "1": "o"},
         **files,
     )
     return replace(plan, **options)
@@ -131,6 +131,14 @@ def test_a_plan_survives_json_and_a_changed_one_is_refused():
         ExperimentPlan.from_json(json.dumps(raw | {"decision": eased}))
     with pytest.raises(ValueError, match="no plan"):
         ExperimentPlan.from_json("[1]")
+
+
+def test_a_plan_with_an_earlier_name_of_a_key_is_read():
+    plan = make_plan()
+    raw = json.loads(plan.to_json())
+    raw["dials"] = raw.pop("kappa_spaces")
+    raw["digest"] = "5a702598788b8fa47b98f3fc282e7549b9af91ac263575879c1f52cc17c3b891"  # as then
+    assert ExperimentPlan.from_json(json.dumps(raw)) == plan
 
 
 def test_a_plan_with_the_earlier_wording_of_the_rule_is_read():

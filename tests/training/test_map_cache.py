@@ -50,8 +50,8 @@ def same(one, other) -> bool:
     return (
         one.facts == other.facts
         and torch.equal(*(head.indices for head in heads))
-        and torch.equal(*(head.walls.towards for head in heads))
-        and heads[0].walls.spacing_vox == heads[1].walls.spacing_vox
+        and torch.equal(*(head.ventricles.vectors for head in heads))
+        and heads[0].ventricles.spacing_vox == heads[1].ventricles.spacing_vox
         and heads[0].voxel_size_mm == heads[1].voxel_size_mm
         and all(np.array_equal(a, b) for a, b in zip(*map(boxes, heads), strict=True))
     )

@@ -20,7 +20,7 @@ NONE = 32767
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
+class DeviceLookup:
     """Source and positions of an interpolation on a device, see `Lookup`."""
 
     codes: Tensor
@@ -29,7 +29,7 @@ class Places:
     lookup: Lookup
 
     @classmethod
-    def of(cls, lookup: Lookup, device: torch.device) -> Places:
+    def of(cls, lookup: Lookup, device: torch.device) -> DeviceLookup:
         """Copy of a `Lookup` on a device."""
         weights = None if lookup.weights is None else torch.from_numpy(lookup.weights).to(device)
         codes, tables = (
@@ -62,12 +62,12 @@ class Places:
         return best
 
     def _around(self, index: Tensor, point: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Voxels below places and fractions, (3, n) int64; whether they are inside, (n,)."""
+        """Voxels below positions and fractions, (3, n) int64; whether they are inside, (n,)."""
         # The same order of additions as in the compiled loop, so that rounding is the same.
         u, v, w = (index[a] + float(point[a]) for a in range(3))
         matrix, shift = self.lookup.matrix.tolist(), self.lookup.shift.tolist()
-        place = [m[0] * u + m[1] * v + m[2] * w + s for m, s in zip(matrix, shift, strict=True)]
-        at = (kernels.ONE * torch.stack(place)).round().to(torch.int64)
+        position = [m[0] * u + m[1] * v + m[2] * w + s for m, s in zip(matrix, shift, strict=True)]
+        at = (kernels.ONE * torch.stack(position)).round().to(torch.int64)
         sizes = self._sizes()
         inside = ((at >= -kernels.HALF) & (at <= sizes * kernels.ONE - kernels.HALF)).all(0)
         return at >> kernels.BITS, at & (kernels.ONE - 1), inside
