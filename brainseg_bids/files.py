@@ -6,7 +6,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import time
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -64,6 +66,29 @@ def whole_or_nothing(path: Path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}(\.[^.]+){0,2}")
+"""Names of `whole_or_nothing`: they stay where a process was killed (SIGKILL) while it wrote."""
+DAY_S = 86400.0
+
+
+def remove_unfinished(paths: Iterable[Path], *, older_than_s: float = 0.0) -> None:
+    """Remove those of some files that `whole_or_nothing` has left; what cannot be removed stays.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+        Others among them stay.
+    older_than_s : float
+        Younger files stay, where another process may be writing them.
+    """
+    for path in paths:
+        if not UNFINISHED.fullmatch(path.name):
+            continue
+        with suppress(OSError):
+            if not older_than_s or time.time() - path.stat().st_mtime > older_than_s:
+                path.unlink()
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scratch folder: kept apart by dataset and output, one run for a participant at a time."""
+"""Simultaneous runs: scratch folders of their own, one run for a participant at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -26,6 +26,8 @@ LOCK = ".brainseg.lock"
 """File in the scratch folder whose bytes are locked: the first one by all who work there, shared;
 one for each participant of a dataset and output, alone."""
 ANYONE = 0
+OUTPUT_LOCK = Path("logs", "participants.lock")
+"""File in the output folder with a byte for each participant and session that is worked on."""
 
 TOO_MANY = {
     errno.EMFILE: (
@@ -53,47 +55,81 @@ def scratch_dir(settings: Settings) -> Path:
 
 
 @contextlib.contextmanager
-def working_alone(settings: Settings, names: Iterable[str]) -> Iterator[None]:
-    """Keep other runs from the same steps while the block lasts; wait for them first.
+def working_alone(
+    settings: Settings, names: Iterable[str], *, sessions: Sequence[str] = ()
+) -> Iterator[bool]:
+    """Keep other runs from the same results while the block lasts; wait for them first.
+
+    What is locked lies in the output folder: the files of two runs, each with a scratch folder of
+    its own, would be mixed there.
 
     Parameters
     ----------
     settings : Settings
     names : iterable of str
         What is worked on, e.g. ``sub-01``.
+    sessions : sequence of str
+        The only sessions that are worked on. Runs on other sessions do not wait, unless they
+        have the same scratch folder.
+
+    Yields
+    ------
+    bool
+        Whether no other run works on the same; False where the file system cannot tell.
 
     Raises
     ------
     InputError
         If the scratch folder is to be emptied and another run works in it.
     """
+    names = set(names)
+    wanted = _to_lock(names, sessions)
     with contextlib.ExitStack() as stack:
-        try:
-            settings.work_dir.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((settings.work_dir / LOCK).open("a+b"))
-        except OSError as error:  # full or read-only: the steps themselves will say so
-            log.debug("%s: not locked (%s)", settings.work_dir, error)
-        else:
-            _take_locks(file, settings, names)
-        yield
+        work = _open(settings.work_dir / LOCK, stack)
+        if work is not None:
+            if settings.clean_workdir:
+                _clean(settings.work_dir, work)
+            lock_byte(work, ANYONE, wait=True, shared=True)
+        path = settings.output_dir / OUTPUT_LOCK
+        file = _open(path, stack)
+        alone = file is not None and _take_locks(file, wanted, settings.output_dir)
+        if not alone:
+            log.warning(
+                "%s: cannot be locked; do not run two jobs for the same participant into this "
+                "output folder at a time",
+                path,
+            )
+        if work is not None:  # steps of all sessions of a participant have one folder there
+            inside = f"{scratch_dir(settings).name}/"
+            steps = _to_lock([inside + name for name in names], ())
+            _take_locks(work, steps, settings.work_dir)
+        yield alone
 
 
-def _take_locks(file: IO, settings: Settings, names: Iterable[str]) -> None:
-    if settings.clean_workdir:
-        _clean(settings.work_dir, file)
-    found = lock_byte(file, ANYONE, wait=True, shared=True)
-    own = scratch_dir(settings).name
+def _open(path: Path, stack: contextlib.ExitStack) -> IO | None:
+    """A file to lock bytes of, until the stack unwinds; None if it cannot be opened."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return stack.enter_context(path.open("a+b"))
+    except OSError as error:  # full or read-only: the steps themselves will say so
+        log.debug("%s: not locked (%s)", path, error)
+        return None
+
+
+def _to_lock(names: Iterable[str], sessions: Sequence[str]) -> dict[str, bool]:
+    """What is to be locked, and whether it is shared with runs on other sessions."""
+    wanted = dict.fromkeys(names, bool(sessions))
+    ends = [f"_ses-{label.removeprefix('ses-')}" for label in sessions]
+    return wanted | {name + end: False for name in wanted for end in ends}
+
+
+def _take_locks(file: IO, wanted: Mapping[str, bool], folder: Path) -> bool:
+    """Whether all of it could be locked."""
     # All in the same order: two runs never wait for each other.
-    for offset, name in sorted((_offset(f"{own}/{name}"), name) for name in set(names)):
-        if found is Lock.UNKNOWN:
-            break
-        found = _wait_for(file, offset, name, settings.work_dir)
-    if found is Lock.UNKNOWN:
-        log.warning(
-            "%s: files cannot be locked on this file system; do not run two jobs for the same "
-            "participant with this scratch folder at a time",
-            settings.work_dir,
-        )
+    for offset, name in sorted((_offset(name), name) for name in wanted):
+        if _wait_for(file, offset, name, folder, shared=wanted[name]) is Lock.UNKNOWN:
+            return False
+    return True
 
 
 def participants_of(settings: Settings) -> list[str]:
@@ -103,17 +139,12 @@ def participants_of(settings: Settings) -> list[str]:
     return wanted or [path.name for folder in folders for path in folder.glob("sub-*/")]
 
 
-def _wait_for(file: IO, offset: int, name: str, work_dir: Path) -> Lock:
-    found = lock_byte(file, offset)
+def _wait_for(file: IO, offset: int, name: str, folder: Path, *, shared: bool) -> Lock:
+    found = lock_byte(file, offset, shared=shared)
     if found is not Lock.BUSY:
         return found
-    log.info(
-        "%s: another run is at work on it in %s; waiting until it has ended (with another "
-        "scratch folder, -w, both run at the same time)",
-        name,
-        work_dir,
-    )
-    return lock_byte(file, offset, wait=True)
+    log.info("%s: another run is at work on it in %s; waiting until it has ended", name, folder)
+    return lock_byte(file, offset, wait=True, shared=shared)
 
 
 def _offset(name: str) -> int:

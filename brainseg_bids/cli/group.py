@@ -6,9 +6,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection
+from itertools import chain
 from pathlib import Path
 
 from brainseg_bids.exit_codes import DONE, FAILED
+from brainseg_bids.files import DAY_S, remove_unfinished
 from brainseg_bids.settings import Settings
 from brainseg_bids.stages import GROUP
 
@@ -25,6 +27,10 @@ def run_group(settings: Settings, run_dir: Path) -> int:
     """
     began_s = time.time()
     to_review: list[str] = []
+    home = settings.output_dir
+    folders = (home / name for name in ("evaluation", "priors"))
+    left = chain(home.glob(".*"), *(folder.rglob(".*") for folder in folders))
+    remove_unfinished(left, older_than_s=DAY_S)  # another run may be writing there
     for stage in GROUP.values():
         if not stage.is_chosen(settings):
             continue

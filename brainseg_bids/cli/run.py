@@ -18,7 +18,7 @@ from brainseg_bids.cli.stages import chosen_stages, plan_stages, write_root
 from brainseg_bids.console import logging_to, working
 from brainseg_bids.documents import InputError
 from brainseg_bids.exit_codes import DONE, FAILED, INTERRUPTED, NOT_BUILT, UNUSABLE
-from brainseg_bids.files import DISK_FAULTS, write_text
+from brainseg_bids.files import DAY_S, DISK_FAULTS, remove_unfinished, write_text
 from brainseg_bids.hpc.runs import recorded
 from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.scratch import TOO_MANY, participants_of, working_alone
@@ -99,8 +99,21 @@ def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | No
     if settings.reports_only or settings.boilerplate_only:
         return _plan_and_run(settings, run_dir, program)
     # Before anything is decided: another run's results are reused, not made again.
-    with working_alone(settings, participants_of(settings)):
+    names, sessions = participants_of(settings), settings.session_label
+    with working_alone(settings, names, sessions=sessions) as alone:
+        if alone:
+            _remove_unfinished(settings.output_dir, names, sessions)
         return _plan_and_run(settings, run_dir, program)
+
+
+def _remove_unfinished(home: Path, names: Sequence[str], sessions: Sequence[str]) -> None:
+    """Remove what a run that was killed has left half-written of these participants."""
+    inside = [f"ses-{label.removeprefix('ses-')}" for label in sessions] or ["."]
+    for root in (home, *home.glob("derivatives/*")):
+        for name in names:
+            for folder in inside:
+                remove_unfinished((root / name / folder).rglob(".*"))
+    remove_unfinished(home.glob(".*"), older_than_s=DAY_S)  # pages: any run may be writing them
 
 
 def _plan_and_run(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:

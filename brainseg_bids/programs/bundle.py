@@ -16,19 +16,22 @@ learned from, so that volumes are right on average; see
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import shlex
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.exit_codes import UNUSABLE
+from brainseg_bids.files import DAY_S
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, read_models, write_bundle
 from brainseg_bids.training.deadline import planned_steps
 from brainseg_bids.training.plan import TrainPlan
@@ -231,6 +234,11 @@ def _swap(fresh: Path, out: Path) -> None:
         out.rename(old)
     fresh.rename(out)
     shutil.rmtree(old, ignore_errors=True)
+    # What a process that was killed has left; one that writes there now is younger.
+    for folder in out.parent.glob(f".{glob.escape(out.name)}-*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > DAY_S:
+                shutil.rmtree(folder)
 
 
 def _card(facts: CardFacts) -> str:

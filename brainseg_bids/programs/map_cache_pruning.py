@@ -14,12 +14,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from brainseg_bids.documents import read_object
-from brainseg_bids.files import sha256
+from brainseg_bids.files import DAY_S, remove_unfinished, sha256
 
 log = logging.getLogger("brainseg")
 
 ARRAYS = ("_indices.npy", "_walls.npy")
-DAY_S = 86400.0
 OTHER_CODE_S = 30 * DAY_S
 """Age at which an entry goes that other code made of the same content: another installed version
 of the app may use it."""
@@ -56,6 +55,7 @@ def prune(cache: Path, maps_dir: Path, read: Iterable[Path]) -> int:
         if (outdated and not is_used) or other_code:
             removed += _remove(path)
     _remove_parts(cache)
+    remove_unfinished(cache.glob(".*"), older_than_s=DAY_S)
     if removed:
         log.info("%s: %d entries of label maps that changed or are gone: removed", cache, removed)
     return removed

@@ -114,20 +114,20 @@ def test_root_files_are_left_alone_by_jobs_that_come_later(eight):
     assert state() == before
 
 
-# -- with one scratch folder --------------------------------------------------------------
+# -- on one participant, or with one scratch folder ---------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.input(
     "runs",
-    "the same command twice at the same time, with one scratch folder",
+    "the same command twice at the same time, with two scratch folders",
     "one segments, the other waits and reuses",
     0,
 )
 def test_of_the_same_command_twice_one_waits_for_the_other(tmp_path):
     dataset.write_bundle(tmp_path / "model")
     dataset.write_dataset(tmp_path / "data", "sub-01_T1w")
-    ends = ends_of([job(tmp_path, "data", "out", "work")] * 2)
+    ends = ends_of([job(tmp_path, "data", "out", work) for work in ("work", "elsewhere")])
     assert [code for code, _ in ends] == [0, 0], ends
     assert sorted("reused" in said for _, said in ends) == [False, True]
     assert sorted("another run is at work" in said for _, said in ends) == [False, True]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from brainseg_bids.nets.bundle import (
 )
 from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.programs import check_model
+from brainseg_bids.programs.bundle import _replacing
 
 
 @pytest.fixture
@@ -317,3 +319,14 @@ def test_a_whole_bundle_passes_its_check(bundle, capsys):
     assert check_model.main([str(bundle.path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "damaged" in line
+
+
+def test_what_a_killed_process_left_beside_a_bundle_goes_with_the_next(tmp_path):
+    old, young, other = (tmp_path / name for name in (".mine-0123", ".mine-4567", ".yours-89ab"))
+    for folder in (old, young, other):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    with _replacing(tmp_path / "mine") as fresh:
+        fresh.mkdir()
+    assert sorted(tmp_path.iterdir()) == [young, other, tmp_path / "mine"]

@@ -368,3 +368,13 @@ def test_what_other_code_made_and_halves_of_entries_go_when_they_are_old(two_map
     assert prune(root / "cache", root, [first, second]) == 1
     assert not half.exists()
     assert (root / "cache" / "probe_abc.json").exists()
+
+
+def test_half_an_entry_of_a_killed_process_goes_after_a_day(kept):
+    path, cache, _ = kept
+    old, young = (cache / f".entry_indices.{digit * 32}.npy" for digit in "ab")
+    for part in (old, young):
+        part.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    prune(cache, path.parent, [path])
+    assert [part.exists() for part in (old, young)] == [False, True]
