@@ -113,8 +113,7 @@ def merge(
     ValueError
         If grids or shapes differ; the message names the source.
     UnknownLabelError
-        If a source has codes that are not in the label table of the rules; the message names the
-        source.
+        If a source, which the message names, has codes that are not in the table of the rules.
 
     Examples
     --------

@@ -149,10 +149,9 @@ def upsample(
     if not isinstance(grid, Grid):
         grid = labels.grid.with_voxel_size(grid)
     check_memory(grid, labels.grid)
+    engine = engine or Processor(threads)
     out = np.zeros(grid.shape, np.int16)
-    _interpolate(
-        labels, grid, kernel, smoothing_mm, keep_thin, engine or Processor(threads), out, progress
-    )
+    _interpolate(labels, grid, kernel, smoothing_mm, keep_thin, engine, out, progress)
     result = _of_same_table(out, grid, labels)
     if kernel == "lossless" and not _whole_factors(labels.grid, grid):
         _repair(labels, result)

@@ -166,8 +166,7 @@ def resample(codes: np.ndarray, weights: np.ndarray, soft: bool, tables: np.ndar
     tables : (3, 4096, taps) int64
         `weight_table` of each source axis.
     sure : bool
-        Whether a position takes the label of the eight source voxels around it without
-        interpolation if they agree.
+        Whether a position takes the label of the eight source voxels around it if these agree.
     matrix, shift : (3, 3), (3,) float
         Map target indices to source indices.
     points : (n, 3) float

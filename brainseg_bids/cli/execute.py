@@ -68,17 +68,11 @@ def run_plans(
     with contextlib.ExitStack() as stack:
         program, held_gib = run.program, 0.0
         if will_run and not program and settings.nipype_plugin_file is None:
-            program, held_gib = stack.enter_context(_at_hand(plans))
+            program, held_gib = stack.enter_context(_segmenting_program(plans))
         try:
             workflow, description = _build(run, plans, so_far, tables, program)
-        except Exception as error:  # whatever it is, it is ours to mend
-            log.error(
-                "the workflow could not be built (%s: %s). This is a fault of brainseg; "
-                "please report it.",
-                type(error).__name__,
-                error,
-            )
-            log.debug("workflow", exc_info=True)
+        except Exception as error:  # whatever it is, it is an error of this program
+            _log_build_error(error)
             return faults, NOT_BUILT
         _write_citation(citation, description)
         if settings.write_graph:
@@ -94,6 +88,15 @@ def run_plans(
             shutil.copytree(crash_dir, run_dir / "crash", dirs_exist_ok=True)
         shutil.rmtree(crash_dir)
     return faults | failures, code
+
+
+def _log_build_error(error: Exception) -> None:
+    log.error(
+        "the workflow could not be built (%s: %s). This is a fault of brainseg; please report it.",
+        type(error).__name__,
+        error,
+    )
+    log.debug("workflow", exc_info=True)
 
 
 def _prepare(settings: Settings, run_dir: Path) -> Path:
@@ -113,7 +116,7 @@ def _prepare(settings: Settings, run_dir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _at_hand(plans: Sequence[SubjectPlan]) -> Iterator[tuple[tuple[str, ...], float]]:
+def _segmenting_program(plans: Sequence[SubjectPlan]) -> Iterator[tuple[tuple[str, ...], float]]:
     """The program that segments, with the network loaded once if there are several images.
 
     With it the memory that is held for it all the time, GiB. While an image is segmented most of

@@ -153,9 +153,8 @@ def compare(
     Parameters
     ----------
     prediction, reference : LabelMap
-        On the same grid. Label tables may differ: labels that only the prediction's table has
-        count as background, labels that only the reference's table has are missed by the
-        prediction.
+        On the same grid. Labels that only the prediction's table has count as background; those
+        that only the reference's table has are missed by the prediction.
     labels : iterable of int or str, optional
         Codes or names; default: every label of the reference's table except the background.
     groups : mapping of name to codes or names, optional
@@ -184,8 +183,8 @@ def compare(
     UnknownLabelError
         If a requested label is not in the reference's table.
     """
-    if strange := [tolerance for tolerance in tolerances_mm if not 0 < tolerance < np.inf]:
-        raise ValueError(f"a tolerance for NSD is a positive number of mm, got {strange[0]}")
+    if invalid := [tolerance for tolerance in tolerances_mm if not 0 < tolerance < np.inf]:
+        raise ValueError(f"a tolerance for NSD is a positive number of mm, got {invalid[0]}")
     pair = Pair.of(reference, prediction, within)
     structures = choose_structures(reference.table, prediction.table, labels, groups)
     counts = tally(pair)

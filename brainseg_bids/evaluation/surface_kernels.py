@@ -311,11 +311,11 @@ def row_distances(codes: np.ndarray, steps: np.ndarray) -> None:
 
 @jit
 def _envelope(
-    values: np.ndarray, size: float, out: np.ndarray, places: np.ndarray, bounds: np.ndarray
+    values: np.ndarray, size: float, out: np.ndarray, vertices: np.ndarray, bounds: np.ndarray
 ) -> None:
     """Least of ``values[m] + (size * (n - m)) ** 2`` for each n: lower envelope of parabolas.
 
-    After Felzenszwalb and Huttenlocher, Theory of Computing 8, 2012. ``places`` and ``bounds``
+    After Felzenszwalb and Huttenlocher, Theory of Computing 8, 2012. ``vertices`` and ``bounds``
     are working memory.
     """
     n, top = len(values), -1
@@ -325,7 +325,7 @@ def _envelope(
             continue
         start = -np.inf
         while top >= 0:
-            k = places[top]
+            k = vertices[top]
             rise = (values[m] - values[k]) / (square * (m - k))
             start = (rise + (m + k)) / 2
             if start > bounds[top]:
@@ -333,7 +333,7 @@ def _envelope(
             top -= 1
             start = -np.inf
         top += 1
-        places[top], bounds[top] = m, start
+        vertices[top], bounds[top] = m, start
     k = 0
     for m in range(n):
         if top < 0:
@@ -341,7 +341,7 @@ def _envelope(
             continue
         while k < top and bounds[k + 1] < m:
             k += 1
-        out[m] = values[places[k]] + square * (m - places[k]) ** 2
+        out[m] = values[vertices[k]] + square * (m - vertices[k]) ** 2
 
 
 @jit
@@ -356,6 +356,21 @@ def _nearest_in_line(line: np.ndarray, x: int, size: float) -> tuple[float, int]
             best = min(best, further + line[x + away])
         away += 1
     return best, away
+
+
+@jit
+def _fill_height(
+    steps: np.ndarray, size: np.ndarray, start: int, stop: int, height: np.ndarray
+) -> None:
+    """Squared distance in mm² to the nearest site within each plane x, for `box_distances`."""
+    n_x, n_y, _ = steps.shape
+    vertices, bounds, values = np.zeros(n_y, np.int64), np.zeros(n_y), np.zeros(n_y)
+    for x in range(n_x):
+        for z in range(start, stop):
+            for y in range(n_y):
+                step = steps[x, y, z]
+                values[y] = np.inf if step == FAR else (step * size[2]) ** 2
+            _envelope(values, size[1], height[:, z - start, x], vertices, bounds)
 
 
 @jit
@@ -395,14 +410,8 @@ def box_distances(
         Number of entries after.
     """
     n_x, n_y, _ = codes.shape
-    room = max(n_x, n_y)
-    places, bounds, values = np.zeros(room, np.int64), np.zeros(room), np.zeros(room)
-    for x in range(n_x):
-        for z in range(start, stop):
-            for y in range(n_y):
-                step = steps[x, y, z]
-                values[y] = np.inf if step == FAR else (step * size[2]) ** 2
-            _envelope(values[:n_y], size[1], height[:, z - start, x], places, bounds)
+    vertices, bounds, values = np.zeros(n_x, np.int64), np.zeros(n_x), np.zeros(n_x)
+    _fill_height(steps, size, start, stop, height)
     for y in range(n_y):
         for z in range(start, stop):
             # A few sites near the other map are found sooner than the whole line is worked out.
@@ -414,7 +423,7 @@ def box_distances(
                     best, probes = _nearest_in_line(line, x, size[0])
                     patience -= probes
                     if patience <= 0:
-                        _envelope(line, size[0], values[:n_x], places, bounds)
+                        _envelope(line, size[0], values, vertices, bounds)
                 else:
                     best = values[x]
                 distances[n_filled], codes_out[n_filled] = best, codes[x, y, z]

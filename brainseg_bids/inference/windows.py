@@ -122,38 +122,33 @@ def stitched_rows(
     (F, rows, Y/block_size, Z/block_size) float32
         In order along the first axis; the last may have fewer rows.
     """
-    shape = tuple(image.shape)
-    image, low = _padded(image, window, block_size)
-    inner = [
-        slice(p // block_size, (p + n) // block_size) for p, n in zip(low, shape, strict=True)
-    ]
+    image, inner = _padded(image, window, block_size)
     starts = _all_starts(triple(image.shape), window, block_size, overlap_frac)
     keep_on = keep_on or image.device
     weights = window_weights(triple(w // block_size for w in window)).to(keep_on)
-    sums = _Sums(triple(n // block_size for n in image.shape), inner, rows)
-    depth = min(window[0] // block_size + rows, sums.shape[0])
+    depth = min(window[0] + rows * block_size, image.shape[0]) // block_size
+    sums = _Sums(triple(n // block_size for n in image.shape), inner, rows, largest_bytes // depth)
     for number, x in enumerate(starts[0]):
         for y, z in product(*starts[1:]):
             here = tuple(slice(s, s + w) for s, w in zip((x, y, z), window, strict=True))
             found = forward(image[here][None, None])[0].to(keep_on)
-            if 4 * len(found) * depth * sums.shape[1] * sums.shape[2] > largest_bytes:
-                sums.dtype = torch.float16
             sums.add(torch.mul(found, weights), weights, [s // block_size for s in (x, y, z)])
             progress()
         following = [start // block_size for start in starts[0][number + 1 :]]
         yield from sums.finished(min([*following, inner[0].stop]))
 
 
-def _padded(image: Tensor, window: Triple, block_size: int) -> tuple[Tensor, list[int]]:
-    """Zeros around an image that is smaller than a window, and how many precede it."""
-    shape = tuple(image.shape)
-    padded = [max(n, w) for n, w in zip(shape, window, strict=True)]
-    low = [(p - n) // 2 // block_size * block_size for p, n in zip(padded, shape, strict=True)]
-    if padded == list(shape):
-        return image, low
-    canvas = image.new_zeros(padded)
-    canvas[tuple(slice(start, start + n) for start, n in zip(low, shape, strict=True))] = image
-    return canvas, low
+def _padded(image: Tensor, window: Triple, block_size: int) -> tuple[Tensor, list[slice]]:
+    """Image with zeros around it if it is smaller than a window; where it lies, in blocks."""
+    shape = [n // block_size for n in image.shape]
+    padded = [max(n, w // block_size) for n, w in zip(shape, window, strict=True)]
+    low = [(p - n) // 2 for p, n in zip(padded, shape, strict=True)]
+    inner = [slice(start, start + n) for start, n in zip(low, shape, strict=True)]
+    if padded == shape:
+        return image, inner
+    canvas = image.new_zeros([n * block_size for n in padded])
+    canvas[tuple(slice(s.start * block_size, s.stop * block_size) for s in inner)] = image
+    return canvas, inner
 
 
 class _Sums:
@@ -167,31 +162,37 @@ class _Sums:
         The image in it.
     rows : int
         Of a slab; the first one begins with the image.
+    largest_row_bytes : int
+        Rows that need more are stored in float16.
     """
 
-    def __init__(self, shape: Triple, inner: Sequence[slice], rows: int) -> None:
+    def __init__(
+        self, shape: Triple, inner: Sequence[slice], rows: int, largest_row_bytes: int
+    ) -> None:
         self.shape, self.inner, self.rows = shape, inner, rows
+        self.largest_row_bytes = largest_row_bytes
         self.slabs: dict[int, tuple[Tensor, Tensor]] = {}
         self.done = inner[0].start
-        self.dtype = torch.float32
 
-    def add(self, found: Tensor, weights: Tensor, place: Sequence[int]) -> None:
-        """Add weighted features (F, x, y, z) and their weights at a place."""
-        _, depth, height, width = found.shape
-        start, stop = max(place[0], self.done), min(place[0] + depth, self.inner[0].stop)
-        across = (slice(place[1], place[1] + height), slice(place[2], place[2] + width))
+    def add(self, found: Tensor, weights: Tensor, corner: Sequence[int]) -> None:
+        """Add weighted features (F, x, y, z) and their weights, from a corner on."""
+        n_features, depth, height, width = found.shape
+        row_bytes = 4 * n_features * self.shape[1] * self.shape[2]
+        dtype = torch.float16 if row_bytes > self.largest_row_bytes else torch.float32
+        start, stop = max(corner[0], self.done), min(corner[0] + depth, self.inner[0].stop)
+        across = (slice(corner[1], corner[1] + height), slice(corner[2], corner[2] + width))
         while start < stop:
             first = start - (start - self.inner[0].start) % self.rows
             end = min(first + self.rows, stop)
             if first not in self.slabs:
                 size = (min(first + self.rows, self.inner[0].stop) - first, *self.shape[1:])
                 self.slabs[first] = (
-                    found.new_zeros(len(found), *size, dtype=self.dtype),
+                    found.new_zeros(n_features, *size, dtype=dtype),
                     weights.new_zeros(size),
                 )
             total, weight_sum = self.slabs[first]
             here, there = (
-                slice(start - place[0], end - place[0]),
+                slice(start - corner[0], end - corner[0]),
                 slice(start - first, end - first),
             )
             total[:, there, *across] += found[:, here]

@@ -145,17 +145,15 @@ def plan_memory(
     TooLittleMemory
         If the smallest patch does not fit; the message says what would.
     """
-    multiple = multiple or patch_multiple(spec)
     budget_gib = budget_of(device) if budget_gib is None else budget_gib
     room_gib = budget_gib - ALLOWANCES[device.kind].context_gib
     precision = precision or ("bf16-mixed" if device.bf16 else "32-true")
-    patches = patches_of(multiple, largest_vox or (FIRST_VOX,) * 3)
+    patches = patches_of(multiple or patch_multiple(spec), largest_vox or (FIRST_VOX,) * 3)
     search = _Search(spec, loss, precision, device.kind, device.shared, batch_wanted)
     savings = [one for one in SAVINGS if not (one.offload and device.shared)]
-    index, saving = _best(search, patches, savings, room_gib, voxel_size_mm)
-    if index == 0:
+    patch, saving = _best(search, patches, savings, room_gib, voxel_size_mm)
+    if patch is None:
         raise TooLittleMemory(_what_would_fit(search, patches[0], savings, budget_gib))
-    patch, whole = patches[index - 1], index == len(patches)
     batch = search.most_pairs(patch, batch_wanted, saving, room_gib)
     return MemoryPlan(
         patch_vox=patch,
@@ -163,12 +161,11 @@ def plan_memory(
         accumulate=batch_wanted // batch,
         precision=precision,
         **asdict(saving),
-        # On CPUs it compiled for a minute and gained nothing; on GPUs it has not been measured.
-        compile=False,
+        compile=False,  # on CPUs nothing is gained; not measured on GPUs
         budget_gib=budget_gib,
         predicted_gib=search.predict(patch, batch, saving),
         device=device.kind,
-        reason=_reason(patch, whole, saving, voxel_size_mm),
+        reason=_reason(patch, patch == patches[-1], saving, voxel_size_mm),
         shared=device.shared,
     )
 
@@ -197,8 +194,8 @@ def _best(
     savings: list[MemorySaving],
     room_gib: float,
     voxel_size_mm: float,
-) -> tuple[int, MemorySaving]:
-    """How many patches fit, and with what."""
+) -> tuple[tuple[int, int, int] | None, MemorySaving]:
+    """Largest patch that fits, if any does, and with what."""
     best, with_what = 0, savings[0]
     for saving in savings:
         index = search.largest(patches, saving, room_gib)
@@ -208,7 +205,7 @@ def _best(
             index and not _poor(patches[index - 1], patches[-1], voxel_size_mm)
         ):
             break
-    return best, with_what
+    return patches[best - 1] if best else None, with_what
 
 
 def _poor(patch: tuple[int, ...], whole: tuple[int, ...], voxel_size_mm: float) -> bool:

@@ -190,7 +190,6 @@ def write_group(
         If there are no volumes.
     """
     from brainseg_bids.anatomy.cohort import Cohort  # late: numpy
-    from brainseg_bids.reports.tables import write_tsv  # late: pandas
     from brainseg_bids.stages.summary_page import write_group_page
 
     wanted = (tuple(participants), tuple(sessions))
@@ -201,14 +200,11 @@ def write_group(
             continue
         to_look_at = find_to_look_at(output_dir, segmentation, volumes)
         cohort = Cohort.from_rows(volumes) if segmentation == "fullhead" else None
-        stem = f"group_seg-{segmentation}_desc"
         inside = find_intracranial(output_dir, segmentation, *wanted)
         rated = [row for row in ratings if row["seg"] == segmentation]
         if tables:
-            _write_tables(output_dir, stem, volumes, inside, to_look_at)
-            write_tsv(output_dir / f"{stem}-ratings_morph.tsv", rated)
-        if tables and cohort:
-            _write_presence(output_dir / f"{stem}-presence_morph.tsv", cohort)
+            stem = f"{output_dir}/group_seg-{segmentation}_desc"
+            _write_tables(stem, volumes, inside, to_look_at, rated, cohort)
         written = write_group_page(
             output_dir / name,
             title=title,
@@ -243,20 +239,24 @@ WIDE = {
 
 
 def _write_tables(
-    output_dir: Path,
     stem: str,
     volumes: Mapping[str, list[dict]],
     inside: Mapping[str, dict],
     to_look_at: Mapping[str, list[str]],
+    ratings: Sequence[Mapping[str, str]],
+    cohort: Cohort | None,
 ) -> None:
-    """One wide table of each kind that the participants' tables have, with its JSON."""
+    """Ratings, presence of structures, and a wide table of each measure, with its JSON."""
     from brainseg_bids.bids.description import write_json
     from brainseg_bids.reports.tables import write_tsv  # late: pandas
 
+    write_tsv(Path(f"{stem}-ratings_morph.tsv"), ratings)
+    if cohort:
+        _write_presence(Path(f"{stem}-presence_morph.tsv"), cohort)
     for desc, (column, what) in WIDE.items():
         every = (row for rows in volumes.values() for row in rows)
         found = {row["name"] for row in every if row.get(column) is not None}
-        path = output_dir / f"{stem}-{desc}_morph.tsv"
+        path = Path(f"{stem}-{desc}_morph.tsv")
         if not found:
             path.unlink(missing_ok=True)
             sidecar(path).unlink(missing_ok=True)

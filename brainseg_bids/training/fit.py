@@ -84,12 +84,23 @@ def make_generator(plan: TrainPlan) -> Generator:
     )
 
 
-def _less(plan: TrainPlan, book: MemoryBook) -> TrainPlan:
-    """A plan that needs clearly less memory, put in force by whichever process is first."""
+def _smaller_plan(plan: TrainPlan, book: MemoryBook, error: Exception) -> TrainPlan:
+    """A plan that needs clearly less memory, put in force by whichever process is first.
+
+    Raises
+    ------
+    MemoryError
+        If there are several processes, which have to start again.
+    """
+    log.warning("memory ran out: %s", str(error).splitlines()[0][:200])
     memory = book.plan()
     if with_memory(plan, memory) == plan:
         memory = smaller(memory, plan.net, loss=loss_of(plan).symbolic)
         book.add(memory)
+    if plan.world > 1:
+        raise MemoryError(
+            "memory ran out; a smaller plan is in force now: run the same command again"
+        ) from error
     return with_memory(plan, memory)
 
 
@@ -237,12 +248,7 @@ def fit(
         except Exception as error:
             if book is None or not out_of_memory(error):
                 raise
-            log.warning("memory ran out: %s", str(error).splitlines()[0][:200])
-            plan = _less(plan, book)
-            if plan.world > 1:
-                raise MemoryError(
-                    "memory ran out; a smaller plan is in force now: run the same command again"
-                ) from error
+            plan = _smaller_plan(plan, book, error)
         # Here the error is gone, and with it the frames that held the memory.
         gc.collect()
         if torch.cuda.is_available():
