@@ -19,6 +19,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from brainseg_bids.documents import read_object
+
 STRUCTURAL = ("T1w", "T2w", "PDw", "T2starw", "FLAIR", "UNIT1", "FLASH", "PD")
 """Suffixes taken unless the user says otherwise: whole-head pictures of anatomy. Slabs (angio,
 inplaneT1), quantitative maps (T1map) and raw parts (MP2RAGE, MPM, MEGRE) have to be asked for."""
@@ -123,6 +125,15 @@ def folder(scan: Scan) -> Path:
 def without_extension(path: Path) -> str:
     """Name of an image without its extension."""
     return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def image_title(labels: Path) -> str:
+    """How messages call the image of a label map, which the JSON beside the map names.
+
+    Without that it is what the map's name begins with.
+    """
+    image = read_object(sidecar(labels)).get("Input")
+    return Scan.from_path(str(image)).title if image else labels.name.split("_seg-")[0]
 
 
 def is_label(text: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from brainseg_bids import __version__
-from brainseg_bids.bids.names import Scan
+from brainseg_bids.bids.names import Scan, image_title
 from brainseg_bids.documents import InputError, Items, Text, check, read_json
 from brainseg_bids.files import sha256
 from brainseg_bids.reports import page
@@ -160,7 +160,7 @@ def read_rating(path: Path, known: Mapping[str, Path]) -> dict:
     return {
         "participant_id": f"sub-{entities['sub']}",
         "session_id": f"ses-{entities['ses']}" if "ses" in entities else "n/a",
-        "image": labels.name.split("_seg-")[0],
+        "image": image_title(labels),
         "seg": entities["seg"],
         "rating": said["Rating"],
         "artefacts": "; ".join(map(_line, said.get("Artefacts", ()))),

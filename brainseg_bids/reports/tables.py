@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -201,10 +202,10 @@ def side_bar(value: float, widest: float) -> Markup:
 
 
 def linked(who: str, pages: Collection[str]) -> Markup | str:
-    """What an image's results are called, linked to the participant's page if that is there.
+    """What an image or its results are called, linked to the participant's page if there is one.
 
-    >>> str(linked("sub-01_ses-A", {"sub-01.html"})), linked("sub-02", {"sub-01.html"})
-    ('<a href="sub-01.html">sub-01_ses-A</a>', 'sub-02')
+    >>> str(linked("sub-01 ses-A T1w", {"sub-01.html"})), linked("sub-02", {"sub-01.html"})
+    ('<a href="sub-01.html">sub-01 ses-A T1w</a>', 'sub-02')
     """
-    page = f"{who.split('_')[0]}.html"
+    page = f"{re.split('[ _]', who)[0]}.html"
     return Markup('<a href="{}">{}</a>').format(page, who) if page in pages else who

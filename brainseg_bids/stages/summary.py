@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from brainseg_bids import __version__
-from brainseg_bids.bids.names import sidecar
+from brainseg_bids.bids.names import image_title, sidecar
 from brainseg_bids.console import working
 from brainseg_bids.documents import InputError
 from brainseg_bids.options import OptionGroup, option
@@ -136,7 +137,20 @@ def _tables(
 
 
 def _entities(image: str) -> dict[str, str]:
-    return dict(part.split("-", 1) for part in image.split("_"))
+    """Entities in what an image or its results are called."""
+    return dict(part.split("-", 1) for part in re.split("[ _]", image) if "-" in part)
+
+
+def _titles(output_dir: Path, segmentation: str, *wanted: Iterable[str]) -> dict[str, str]:
+    """How messages call the images, by what their results are called."""
+    return {
+        image: image_title(path.with_name(f"{image}_seg-{segmentation}_dseg.nii.gz"))
+        for image, path in _tables(output_dir, segmentation, *wanted).items()
+    }
+
+
+def _renamed(found: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, Any]:
+    return {titles[image]: value for image, value in found.items()}
 
 
 def find_to_look_at(
@@ -195,12 +209,14 @@ def write_group(
     wanted = (tuple(participants), tuple(sessions))
     pages = []
     for segmentation, name in GROUP_PAGES.items():
-        volumes = find_volumes(output_dir, segmentation, *wanted)
-        if not volumes:
+        titles = _titles(output_dir, segmentation, *wanted)
+        if not titles:
             continue
-        to_look_at = find_to_look_at(output_dir, segmentation, volumes)
+        volumes = find_volumes(output_dir, segmentation, *wanted)
+        to_look_at = _renamed(find_to_look_at(output_dir, segmentation, volumes), titles)
+        volumes = _renamed(volumes, titles)
         cohort = Cohort.from_rows(volumes) if segmentation == "fullhead" else None
-        inside = find_intracranial(output_dir, segmentation, *wanted)
+        inside = _renamed(find_intracranial(output_dir, segmentation, *wanted), titles)
         rated = [row for row in ratings if row["seg"] == segmentation]
         if tables:
             stem = f"{output_dir}/group_seg-{segmentation}_desc"
@@ -217,9 +233,9 @@ def write_group(
         )
         pages.append((written, len(volumes), to_look_at))
     if not pages:
-        asked = " of the participants and sessions that are asked for" if any(wanted) else ""
         raise InputError(
-            f"{output_dir}: no volumes{asked} are in it. Run the participant level into it first."
+            f"{output_dir}: no volumes{' of those that are asked for' * any(wanted)} are in it. "
+            "Run the participant level into it first."
         )
     return pages
 
@@ -274,7 +290,7 @@ def _write_tables(
 
 
 WIDE_COLUMNS = {
-    "image": {"Description": "What the names of the image's results begin with."},
+    "image": {"Description": "The image, called as in messages and on pages."},
     "to_look_at": {"Description": "What cannot be right about the result; n/a if nothing."},
     "intracranial_mm3": {
         "Description": "Volume of all that lies inside of the inner skull.",
@@ -312,7 +328,7 @@ def _write_presence(path: Path, cohort: Cohort) -> None:
             "kind": "core" if line.structure.core else "optional",
             "n_has": len(line.has),
             "n_lacks": len(line.lacks),
-            "lacks": " ".join(line.lacks),
+            "lacks": "; ".join(line.lacks),
             "reason": line.structure.reason,
         }
         for line in cohort.presence

@@ -149,7 +149,7 @@ def test_the_group_level_puts_all_volumes_into_one_table_and_page(finished, last
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [row["image"] for row in rows] == [
-        "sub-01", "sub-01_space-T2w", "sub-02_ses-A_acq-x_run-1"
+        "sub-01 T1w", "sub-01 T2w", "sub-02 ses-A acq-x run-1 T1w"
     ]  # fmt: skip
     assert rows[2]["session_id"] == "ses-A"
     assert float(rows[0]["Left-Cerebral-Cortex"]) > 0

@@ -49,7 +49,9 @@ def test_the_group_table_and_page_name_it(tiny, lasting_app):
     done = lasting_app(level="group")
     assert done.code == 0
     assert "1 to look" in done.log
+    called = tiny.log.rpartition("to look at: ")[2].strip()
+    assert done.log.rpartition("to look at: ")[2].strip() == called == "sub-tiny T1w"
     with (tiny.output / "group_seg-brainseg_desc-volumes_morph.tsv").open(newline="") as file:
         rows = {row["image"]: row["to_look_at"] for row in csv.DictReader(file, delimiter="\t")}
-    assert rows == {"sub-tiny": "brain of 0.47 ml"}
+    assert rows == {"sub-tiny T1w": "brain of 0.47 ml"}
     assert "brain of 0.47" in (tiny.output / "group.html").read_text()

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from brainseg_bids.bids.names import Scan, sidecar
 from brainseg_bids.documents import InputError
 from brainseg_bids.files import sha256
 from brainseg_bids.reports.image_section import image_section
@@ -74,6 +75,14 @@ def test_a_rating_becomes_a_row(out):
     assert read_ratings(find_ratings(out), out, ["02"]) == ([], [])
     assert read_ratings(find_ratings(out), out, sessions=["B"]) == ([], [])
     assert read_ratings(find_ratings(out), out, ["01"], ["A"]) == (rows, [])
+
+
+def test_the_image_is_called_as_in_messages(out):
+    save(out)
+    source = "bids:raw:sub-01/ses-A/anat/sub-01_ses-A_inv-2_T1w.nii.gz"
+    sidecar(out / LABELS).write_text(json.dumps({"Input": source}))
+    (row,), _ = read_ratings(find_ratings(out), out)
+    assert row["image"] == Scan.from_path(source).title == "sub-01 ses-A inv-2 T1w"
 
 
 def test_raters_without_a_name_are_not_one_person(out):
