@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from brainseg_bids.exit_codes import DONE, UNUSABLE
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 
 COLUMNS = (
@@ -137,18 +138,24 @@ def main(argv: list[str] | None = None) -> int:
     new.add_argument("--used", nargs=3, required=True, help="seconds: elapsed, user, system")
     new.add_argument("--recipe", type=Path, required=True)
     new.add_argument("--scores", type=Path, required=True, help="of released_model --tsv")
-    options = parser.parse_args(argv)
+    try:
+        print(_answer(parser.parse_args(argv)))
+    except (OSError, ValueError) as error:
+        print(f"released_log: ERROR: {error}", file=sys.stderr)
+        return UNUSABLE
+    return DONE
+
+
+def _answer(options: argparse.Namespace) -> str:
     if options.what == "start":
-        print(start(options.log, options.bundles))
-    elif options.what == "steps":
+        return start(options.log, options.bundles)
+    if options.what == "steps":
         from brainseg_bids.training.resume import LAST, steps_done  # late: torch
 
-        print(steps_done(options.run / LAST))
-    else:
-        row = line(options)
-        add(options.log, row)
-        print("\t".join(row.values()))
-    return 0
+        return str(steps_done(options.run / LAST))
+    row = line(options)
+    add(options.log, row)
+    return "\t".join(row.values())
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ fi
 [ -n "$dry" ] || mkdir -p "$work"
 name=${name:-t1w-$(date -u +%Y%m%d-%H%M%S)}
 export OMP_WAIT_POLICY=PASSIVE
+export BRAINSEG_PARENT=$$ # when this script is killed, the run saves and ends
 
 run() {
   printf '+%s\n' "$(printf ' %q' "$@")" >&2
@@ -112,20 +113,19 @@ began=$work/runs/$name.start earlier=$work/runs/$name.before used=$work/runs/$na
 
 # 2. Train, or continue a run of that name.
 train() {
-  local given=$start from code=0 before=0
-  if [ -z "$start" ]; then
-    start=$("$python" -m benchmarks.released_log start --log "$log" --bundles "$bundles")
-  fi
-  from=(--start-from "$start")
+  local from=() code=0 before=0
   if [ -f "$training/last.ckpt" ]; then
     before=$("$python" -m benchmarks.released_log steps --run "$training")
-    from=()
-    [ -f "$began" ] || [ -n "$given" ] ||
+    [ ! -f "$began" ] || start=$(cat "$began")
+    [ -n "$start" ] ||
       fail "$training: is continued, but nothing says from which model it began: add --start-from MODEL, for the log"
+  else
+    start=${start:-$("$python" -m benchmarks.released_log start --log "$log" --bundles "$bundles")}
+    from=(--start-from "$start")
   fi
   if [ -z "$dry" ]; then
     mkdir -p "$work/runs"
-    [ -f "$began" ] || printf '%s\n' "$start" > "$began"
+    printf '%s\n' "$start" > "$began"
     printf '%s\n' "$before" > "$earlier"
   else
     used=/dev/null
@@ -140,7 +140,7 @@ train() {
 }
 
 score() {
-  local seconds
+  local seconds line digest
   # 4. Calibrate the confidence of structures on label maps 15 and 16, then score on other pairs of them.
   run "$python" -m brainseg_bids.programs.confidence --model "$bundles/$name" --spaces t1w "$here/t1w_sharp.toml" \
     --label-maps "$labels/training_seg_15.nii.gz" "$labels/training_seg_16.nii.gz" --pairs "$confidence"
@@ -153,9 +153,13 @@ score() {
     # A run from elsewhere began from a bundle that has another path here.
     [ -d "$start" ] || [ "$start" = "${start##*/}" ] || start=$bundles/${start##*/}
   fi
-  run "$python" -m benchmarks.released_log add --log "$log" --run "$training" --bundle "$bundles/$name" --start "$start" \
-    --steps-before "${before:-0}" --used "${seconds[@]:-0}" --recipe "$recipe" --scores "$work/scores/$name.tsv"
-  [ -n "$dry" ] || mv "$bundles/$name" "$bundles/$(tail -n 1 "$log" | cut -f 4)"
+  line=$(run "$python" -m benchmarks.released_log add --log "$log" --run "$training" --bundle "$bundles/$name" --start "$start" \
+    --steps-before "${before:-0}" --used "${seconds[@]:-0}" --recipe "$recipe" --scores "$work/scores/$name.tsv")
+  [ -z "$dry" ] || return 0
+  printf '%s\n' "$line"
+  digest=$(cut -f 4 <<< "$line")
+  rm -rf "$bundles/${digest:?}" # the same bundle, of a run that was scored before
+  mv "$bundles/$name" "$bundles/$digest"
 }
 
 [ -z "$train" ] || train "$@"

@@ -182,6 +182,88 @@ def test_what_is_carried_needs_neither_internet_nor_the_original_maps(tmp_path, 
     assert "lent.tar" in done.stderr.splitlines()[-1]
 
 
+PROGRAMS = """#!/usr/bin/env bash
+# Stands for Python: does what the script expects of each program, and keeps all calls.
+printf '%s\\n' "$*" >> calls
+case "$*" in
+  *"released_log start"*) echo "$LAST_BUNDLE" ;;
+  *"released_log steps"*) echo 5 ;;
+  *"released_log add"*)
+    printf 'a\\tb\\tc\\tdigest1\\n' | tee -a work/log.tsv
+    printf 'a\\tb\\tc\\tanother\\n' >> work/log.tsv ;;
+  *"--stages train"*)
+    mkdir -p work/out/derivatives/model-mine/training
+    [ -z "$SAVES" ] || touch work/out/derivatives/model-mine/training/last.ckpt
+    exit "$ENDS" ;;
+  *programs.bundle*) mkdir -p work/bundles/mine && touch work/bundles/mine/bundle.json ;;
+esac
+"""
+
+
+@pytest.fixture
+def script(tmp_path, labels):
+    """Runs the script for the run ``mine`` with programs that do nothing; its calls of Python."""
+    python = tmp_path / "python"
+    python.write_text(PROGRAMS)
+    python.chmod(0o755)
+    (tmp_path / "work" / "maps-0.7").mkdir(parents=True)
+
+    def run(*arguments: str, last_bundle="a", ends=0, saves="yes") -> list[str]:
+        (tmp_path / "calls").unlink(missing_ok=True)
+        more = {"PYTHON": str(python), "LAST_BUNDLE": last_bundle, "ENDS": str(ends)}
+        command = ["bash", str(SCRIPT), "--work", "work", "--labels", str(labels)]
+        command += ["--name", "mine", "--log", "work/log.tsv", *arguments]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=os.environ | more | {"SAVES": saves},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == ends, done.stderr
+        return (tmp_path / "calls").read_text().splitlines()
+
+    return run
+
+
+def test_a_run_that_was_stopped_is_logged_with_the_model_that_it_began_from(script):
+    assert "--start-from a " in next(c for c in script(ends=75) if "--stages train" in c)
+    calls = script(last_bundle="b")
+    assert "--start-from" not in next(c for c in calls if "--stages train" in c)
+    assert "--start a --steps-before 5" in next(c for c in calls if "released_log add" in c)
+
+
+def test_a_run_that_saved_nothing_begins_anew(script):
+    script(ends=1, saves="")
+    calls = script("--start-from", "b")
+    assert "--start-from b " in next(c for c in calls if "--stages train" in c)
+    assert "--start b --steps-before 0" in next(c for c in calls if "released_log add" in c)
+
+
+def test_a_bundle_is_called_by_its_own_digest_whoever_else_writes_into_the_log(script, tmp_path):
+    script()
+    script()
+    assert [path.name for path in (tmp_path / "work" / "bundles").iterdir()] == ["digest1"]
+    assert (tmp_path / "work" / "bundles" / "digest1" / "bundle.json").is_file()
+    assert not (tmp_path / "work" / "bundles" / "digest1" / "mine").exists()
+
+
+def test_when_the_script_is_killed_its_programs_are_told_to_end(script, tmp_path):
+    python = tmp_path / "python"
+    told = 'echo "$BRAINSEG_PARENT $PPID" > told\n'
+    python.write_text(PROGRAMS.replace("case", f"{told}case", 1))
+    script("--train-only", ends=75)
+    asked, parent = (tmp_path / "told").read_text().split()
+    assert asked == parent
+
+
+def test_a_checkpoint_that_is_damaged_is_one_line(tmp_path, capsys):
+    (tmp_path / "last.ckpt").write_bytes(b"damaged")
+    assert released_log.main(["steps", "--run", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "last.ckpt") in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
