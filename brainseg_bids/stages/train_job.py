@@ -107,7 +107,7 @@ class JobPlan:
         """
         if not settings.minutes or settings.steps or self.asked["decay_steps"] <= 1:
             return 0.0
-        return self.asked["decay_steps"] / self.asked["total_steps"]
+        return min(1.0, self.asked["decay_steps"] / self.asked["total_steps"])
 
 
 # -- decide -------------------------------------------------------------------------------

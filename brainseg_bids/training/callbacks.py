@@ -297,7 +297,7 @@ class CheckpointCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Install signal handlers, and raise an error if the deadline has passed."""
-        is_late = self.deadline is not None and self.deadline.left_s() <= 0
+        is_late = self.deadline is not None and self.deadline.is_too_late()
         if any_process(trainer, is_late)[0] and self.deadline is not None:
             raise self.deadline.too_short()
         self.step = trainer.global_step
@@ -320,15 +320,20 @@ class CheckpointCallback(Callback):
         if self.deadline is None:
             return False
         self.step_s = time.monotonic() - self.step_began_s
-        return self.deadline.left_s() < self.step_s + self.ending_s(trainer, plan)
+        is_due = self.step % self.every_steps == 0  # validated before the next step
+        now_s = self._validation_s(trainer, plan) if is_due else 0.0
+        return self.deadline.left_s() < now_s + self.step_s + self.ending_s(trainer, plan)
 
     def ending_s(self, trainer: Trainer, plan: TrainPlan) -> float:
         """Estimated time in seconds of validation, bundle and page after the last step."""
-        validation_s = self.validation_s
-        if validation_s is None:  # a pair to look at takes no longer than one to learn from
-            pairs_s = self.step_s / (plan.batch * plan.accumulate)
-            validation_s = math.ceil(plan.validation_pairs / trainer.world_size) * pairs_s
-        return validation_s + ENDING_S
+        return self._validation_s(trainer, plan) + ENDING_S
+
+    def _validation_s(self, trainer: Trainer, plan: TrainPlan) -> float:
+        if self.validation_s is not None:
+            return self.validation_s
+        # A pair to look at takes no longer than one to learn from.
+        pairs_s = self.step_s / (plan.batch * plan.accumulate)
+        return math.ceil(plan.validation_pairs / trainer.world_size) * pairs_s
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Save a checkpoint if one is due, and end the run after a signal or at the deadline."""
@@ -346,14 +351,15 @@ class CheckpointCallback(Callback):
             trainer.save_checkpoint(self.path)
             self.saved_s = time.monotonic()
         self.step_began_s = time.monotonic()
-        if stop and not last:
+        if stop and not (last or self.is_over):
             raise Stopped(self.step, self.signal_name or OTHER_PROCESS)
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """End a validation early after a signal."""
         # What is validated has been saved. To finish first could outlast a queue's patience, and
         # a job that is killed does not go back. After the last step nothing is left to go on with.
-        if self.step < trainer.max_steps and any_process(trainer, bool(self.signal_name))[0]:
+        is_last = self.is_over or self.step >= trainer.max_steps
+        if not is_last and any_process(trainer, bool(self.signal_name))[0]:
             raise Stopped(self.step, self.signal_name or OTHER_PROCESS)
 
     def on_save_checkpoint(
@@ -398,6 +404,9 @@ class DecayByTime(Callback):
         left_s = self.deadline.left_s() - self.checkpoints.ending_s(trainer, task.plan)
         share = min(1.0, max(0.0, left_s / self.decay_s))
         task.rate_by_time = trainer.strategy.broadcast(share)  # clocks differ
+        # The schedule set the rate of this step when the one before ended, maybe in another run.
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = group["initial_lr"] * task.rate_at(trainer.global_step)
 
 
 # -- gradients -------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MOST_STEPS = 1_000_000
 """Number of steps of runs with a deadline: more than any run has."""
@@ -40,17 +40,25 @@ class Deadline:
     minutes: float
     began_s: float
     decay_share: float = 0.0
+    ends_s: float = field(init=False, repr=False)
+    """End by `time.monotonic`, which goes on when the clock of the machine is set."""
 
     def __post_init__(self) -> None:
         check_minutes(self.minutes)
+        left_s = self.began_s + 60 * self.minutes - time.time()
+        object.__setattr__(self, "ends_s", time.monotonic() + left_s)
 
     def left_s(self) -> float:
         """Remaining time in seconds; negative after the deadline."""
-        return self.began_s + 60 * self.minutes - time.time()
+        return self.ends_s - time.monotonic()
+
+    def is_too_late(self) -> bool:
+        """Whether not even what comes after the last step would be done in time."""
+        return self.left_s() <= ENDING_S
 
     def too_short(self) -> TooShort:
         """Error for a run without time for a step, to be raised by the caller."""
-        took_s = time.time() - self.began_s
+        took_s = 60 * self.minutes - self.left_s()
         enough = math.ceil(1.2 * (took_s + 2 * ENDING_S) / 60) + 1
         return TooShort(
             f"--minutes {self.minutes:g}: too short for one step, since {took_s:.0f} s had gone "

@@ -456,12 +456,16 @@ def test_a_run_by_time_ends_in_order_with_the_rate_flat_and_can_be_gone_on_with(
 
 def test_a_run_by_time_foresees_its_last_validation(tmp_path):
     checkpoints = CheckpointCallback(
-        tmp_path, {}, done=0, every_steps=9, every_s=9.0, deadline=Looks(9.0, 0.0, looks=2)
+        tmp_path, {}, done=1, every_steps=9, every_s=9.0, deadline=Looks(9.0, 0.0, looks=4)
     )
     trainer, plan = SimpleNamespace(world_size=1), replace(TINY, validation_pairs=4)
     checkpoints.step_began_s = time.monotonic() - 100
     assert not checkpoints._no_time_left(trainer, plan)  # 100 + 4 x 100 + 15 < 1000
-    checkpoints.validation_s = 900.0
+    checkpoints.validation_s = 450.0
+    assert not checkpoints._no_time_left(trainer, plan)
+    checkpoints.step = 9  # one validation now, one at the end: 450 + 100 + 450 + 15 > 1000
+    assert checkpoints._no_time_left(trainer, plan)
+    checkpoints.step, checkpoints.validation_s = 1, 900.0
     assert checkpoints._no_time_left(trainer, plan)
     checkpoints.deadline = None
     assert not checkpoints._no_time_left(trainer, plan)
@@ -469,14 +473,42 @@ def test_a_run_by_time_foresees_its_last_validation(tmp_path):
 
 @pytest.mark.input(
     "training",
-    "`--minutes` that are over before the first step",
+    "`--minutes` that are over before the first step, or leave no time for the bundle",
     "refused; the message says how many would do",
     2,
 )
-def test_too_little_time_for_a_step_is_said(tmp_path):
+@pytest.mark.parametrize("left_s", [-70, 10])
+def test_too_little_time_for_a_step_is_said(tmp_path, left_s):
+    deadline = Deadline(0.5, time.time() - 30 + left_s)
     with pytest.raises(TooShort, match=r"--minutes 0\.5: .*Give"):
-        fit(TINY, *HEADS, tmp_path, deadline=Deadline(0.5, time.time() - 100))
+        fit(TINY, *HEADS, tmp_path, deadline=deadline)
     assert not (tmp_path / "last.ckpt").exists()
+
+
+@pytest.mark.input(
+    "training",
+    "a clock that is set while `--minutes` run",
+    "neither ends nor prolongs the run",
+    0,
+)
+def test_a_clock_that_is_set_neither_ends_nor_prolongs_a_run(monkeypatch):
+    now_s = time.time()
+    deadline = Deadline(5.0, now_s - 60)
+    for set_s in (now_s - 7200, now_s + 7200):
+        monkeypatch.setattr(time, "time", lambda set_s=set_s: set_s)
+        assert deadline.left_s() == pytest.approx(240, abs=10)
+
+
+@pytest.mark.parametrize("pair", [2, 3], ids=["last-step", "last-validation"])
+def test_a_run_by_time_that_is_over_is_looked_at_whatever_is_sent(
+    pair, handlers, tmp_path, monkeypatch
+):
+    # Pairs: three steps, then the last validation.
+    at_render(monkeypatch, pair, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    plan = replace(TINY, total_steps=MOST_STEPS, decay_steps=1, validate_every=50)
+    fit(plan, *HEADS, tmp_path, deadline=Looks(9.0, time.time(), looks=3))
+    assert [row["step"] for row in rows(tmp_path) if "dice_brain" in row] == [3]
+    assert json.loads((tmp_path / "plan.json").read_text())["total_steps"] == 3
 
 
 def test_what_is_kept_at_the_end_has_been_judged(tmp_path):
@@ -501,28 +533,40 @@ class Clock(Deadline):
 def test_the_rate_falls_to_zero_over_the_last_part_of_the_time():
     deadline = Clock(9.0, 0.0, 0.5, left=(1000.0, 900.0, 515.0, 265.0, 15.0, 1.0))
     checkpoints = SimpleNamespace(ending_s=lambda *_: 15.0)
-    trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda one: one))
     task = make_task(TINY)
+    optimizer = task.configure_optimizers()["optimizer"]
+    trainer = SimpleNamespace(
+        strategy=SimpleNamespace(broadcast=lambda one: one),
+        optimizers=[optimizer],
+        global_step=TINY.warmup_steps,
+    )
     decay = DecayByTime(deadline, checkpoints)
     decay.on_train_start(trainer, task)
-    shares = []
+    rates = []
     for _ in range(5):
         decay.on_train_batch_start(trainer, task)
-        shares.append(task.rate_by_time)
-    assert shares == [1.0, 1.0, 0.5, 0.0, 0.0]
+        rates.append(optimizer.param_groups[0]["lr"] / TINY.learning_rate)
+    assert rates == [1.0, 1.0, 0.5, 0.0, 0.0]
 
 
-def test_a_run_by_time_whose_rate_fell_goes_on_at_the_full_rate(tmp_path):
+def test_a_run_by_time_whose_rate_fell_goes_on_at_the_full_rate(tmp_path, monkeypatch):
     plan = replace(TINY, total_steps=MOST_STEPS, decay_steps=1, validate_every=50, warmup_steps=1)
+    used = []
+    original = torch.optim.AdamW.step
 
-    def rate_after(*left: float) -> float:
+    def step(self, closure):
+        used.append(self.param_groups[0]["lr"] / plan.learning_rate)
+        return original(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+
+    def rates_of(*left: float) -> list[float]:
+        used.clear()
         fit(plan, *HEADS, tmp_path, deadline=Clock(9.0, time.time(), 0.5, left=left))
-        saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-        return saved["lr_schedulers"][0]["_last_lr"][0]
+        return list(used)
 
-    # Is it too late; what falls; then before and after each step.
-    first = rate_after(1000.0, 1000.0, 900.0, 900.0, 265.0, 1.0)
-    assert first == pytest.approx(0.5 * plan.learning_rate, rel=0.02)  # ending takes 15 s
+    # Is it too late; what falls; then before and after each step. Ending takes 15 s.
+    assert rates_of(1000.0, 1000.0, 900.0, 900.0, 265.0, 1.0) == pytest.approx([1, 0.5], rel=0.02)
     assert steps_done(tmp_path / "last.ckpt") == 2
-    assert rate_after(1000.0, 1000.0, 900.0, 1.0) == plan.learning_rate
+    assert rates_of(1000.0, 1000.0, 900.0, 1.0) == [1]
     assert steps_done(tmp_path / "last.ckpt") == 3
