@@ -171,7 +171,13 @@ class ModelBundle:
             file = path / name
             if not file.is_file():
                 raise _damaged(path, f"{name} is missing")
-            if _sha256(file.read_bytes()) != expected:
+            try:
+                content = file.read_bytes()
+            except OSError as error:
+                raise BundleError(
+                    f"{file}: cannot be read ({error.strerror}). Check permissions and disk."
+                ) from error
+            if _sha256(content) != expected:
                 raise _damaged(
                     path, f"{name} is not the file that it was made with (its SHA-256 differs)"
                 )

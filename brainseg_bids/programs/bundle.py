@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.console import one_line
+from brainseg_bids.documents import InputError, parse_list, read_text
 from brainseg_bids.exit_codes import UNUSABLE
 from brainseg_bids.files import DAY_S
 from brainseg_bids.nets.bundle import BundleError, ModelBundle, read_models, write_bundle
@@ -49,7 +51,21 @@ LOSSES = {"chosen": "at chosen voxels", "dense": "at all voxels"}
 def read_seen(run: Path) -> list[str] | None:
     """Hashes of what a run was trained on, as `brainseg_bids.programs.train` has left them."""
     path = run / SEEN
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return parse_list(read_text(path), str(path)) if path.is_file() else None
+
+
+def read_plan(path: Path) -> TrainPlan:
+    """``plan.json`` of a run.
+
+    Raises
+    ------
+    InputError
+        If it is not there, or is damaged.
+    """
+    try:
+        return TrainPlan.from_json(read_text(path))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: this is no TrainPlan in JSON ({one_line(error)}).") from error
 
 
 def bundle_run(
@@ -81,13 +97,15 @@ def bundle_run(
     ------
     BundleError
         If there is no checkpoint, or no ``job.json`` for what is not said, or the disk is full.
+    ValueError
+        If plan or checkpoint are damaged.
     """
     from brainseg_bids.training.fit import averaged_net
     from brainseg_bids.training.resume import steps_done
 
     job = _job_of(run, {"--name": name, "--contrasts": contrasts, "--card": card})
     checkpoint = run / "last.ckpt"
-    plan, steps = TrainPlan.from_json((run / "plan.json").read_text()), steps_done(checkpoint)
+    plan, steps = read_plan(run / "plan.json"), steps_done(checkpoint)
     net = averaged_net(plan, checkpoint)
     made_from = {"plan": plan.to_dict(), "steps": steps} | {
         key: job[key] for key in ("spaces", "maps", "command") if key in job

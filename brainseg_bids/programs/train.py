@@ -43,7 +43,7 @@ from brainseg_bids.nets.architectures import PackedNet
 from brainseg_bids.nets.bundle import ModelBundle, find_bundle
 from brainseg_bids.nets.transfer import transfer
 from brainseg_bids.options import add_group, from_toml
-from brainseg_bids.programs.bundle import SEEN, read_seen
+from brainseg_bids.programs.bundle import SEEN, read_plan, read_seen
 from brainseg_bids.programs.map_cache import read_checked_map
 from brainseg_bids.programs.training_job import NEEDED, TrainingFlags, TrainingJob
 from brainseg_bids.synth.generator import Generator, LabelVolume
@@ -168,7 +168,7 @@ def _train(job: TrainingJob) -> int:
     deadline = None
     if job.minutes is not None:
         deadline = Deadline(job.minutes, job.began or time.time(), job.decay_share)
-    plan = _read_plan(job.plan)
+    plan = read_plan(job.plan)
     generator = training.make_generator(plan)
     seen: set[str] = set()
     heads, held_out = (
@@ -220,14 +220,6 @@ def _read_maps(
     return heads
 
 
-def _read_plan(path: Path) -> TrainPlan:
-    check_present(path)
-    try:
-        return TrainPlan.from_json(path.read_text(encoding="utf-8"))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: this is no TrainPlan in JSON ({error})") from error
-
-
 def _read_start(name: str, plan: TrainPlan) -> tuple[PackedNet | None, set[str]]:
     """Network of the plan with another one's weights as far as they fit, and what that has seen.
 
@@ -256,7 +248,7 @@ def _read_model(
         bundle = ModelBundle.read(find_bundle(name))
         return bundle.load(), bundle.table, bundle.seen
     own = path.parent / "plan.json"
-    its_plan = _read_plan(own) if own.is_file() else plan
+    its_plan = read_plan(own) if own.is_file() else plan
     table = LabelTable.packaged(its_plan.target_table)
     return training.averaged_net(its_plan, path), table, read_seen(path.parent)
 

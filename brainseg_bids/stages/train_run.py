@@ -19,7 +19,6 @@ from brainseg_bids.documents import InputError, read_object
 from brainseg_bids.exit_codes import DONE, FAILED, SAVED, UNUSABLE
 from brainseg_bids.files import write_text
 from brainseg_bids.lifetime import CODES, at_end
-from brainseg_bids.nets.bundle import BundleError
 from brainseg_bids.options import to_toml
 from brainseg_bids.programs.bundle import bundle_run
 from brainseg_bids.programs.training_job import TrainingJob
@@ -38,6 +37,7 @@ from brainseg_bids.stages.train_real import check_real, write_real
 from brainseg_bids.training.deadline import Deadline, planned_steps
 from brainseg_bids.training.job_changes import same_validation
 from brainseg_bids.training.resume import MAY_CHANGE, steps_done
+from brainseg_bids.units import duration
 
 if TYPE_CHECKING:
     from brainseg_bids.options import Settings
@@ -113,7 +113,10 @@ def _train(settings: Settings, tasks: Tasks, began_s: float) -> int:
             return DONE
         page = _Page(job, settings)
         code = _run_unless_done(job, plan, settings, lock, tasks, page, deadline)
-        return _conclude(job, page) if code == DONE else code
+        code = _conclude(job, page) if code == DONE else code
+        if code == DONE and deadline and (late_s := -deadline.left_s()) > 0:
+            log.warning("--minutes %g: ended %s later", deadline.minutes, duration(late_s))
+        return code
 
 
 def _follow(tasks: Tasks, settings: Settings) -> int:
@@ -198,7 +201,7 @@ def _run_unless_done(
     if done:
         aim = f" of {total}" if planned_steps(total) else ""
         log.info("going on after step %d%s", done, aim)
-    if deadline and deadline.left_s() <= 0:
+    if deadline and deadline.is_too_late():
         raise InputError(str(deadline.too_short()))
     began_s = time.monotonic()
     try:
@@ -225,10 +228,8 @@ def steps_behind(checkpoint: Path) -> int:
     """
     try:
         return steps_done(checkpoint)
-    except Exception as error:  # torch and zip files raise half a dozen kinds
-        raise InputError(
-            f"{checkpoint}: cannot be read ({one_line(error)}). Move it away to start again."
-        ) from error
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _argv(
@@ -303,7 +304,7 @@ def _conclude(job: JobPlan, page: _Page) -> int:
     try:
         with working("making the bundle"):
             bundle = bundle_run(job.training)
-    except BundleError as error:
+    except (OSError, ValueError) as error:
         log.error("%s", error)
         return FAILED
     log.info("model %s: %s, digest %s", bundle.name, bundle.path, bundle.digest[:12])

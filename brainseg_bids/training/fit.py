@@ -404,7 +404,20 @@ def _trainer(
 
 
 def averaged_net(plan: TrainPlan, checkpoint: str | Path) -> PackedNet:
-    """Network with the averaged weights of a checkpoint of `fit`."""
+    """Network with the averaged weights of a checkpoint of `fit`.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint cannot be read, or is of another network than the plan.
+    """
     task = make_task(plan)
-    task.load_state_dict(read_checkpoint(Path(checkpoint))["state_dict"])
+    average = read_checkpoint(Path(checkpoint))["state_dict"]
+    try:
+        task.load_state_dict(average)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{checkpoint}: this checkpoint is of another network than its plan.json says. Take "
+            "both from one run."
+        ) from error
     return task.net

@@ -139,16 +139,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the file is damaged, even by a single bit.
+        If the file is damaged, even by a single bit, or cannot be read.
     """
     try:
         stat = path.stat()
         _check_parts(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        _ = content["global_step"], content["state_dict"]
+        return content
+    except OSError as error:  # the file itself may be whole
+        raise ValueError(
+            f"{path}: this checkpoint cannot be read ({error.strerror or error}). Check "
+            "permissions and disk."
+        ) from error
     except Exception as error:  # torch raises a dozen kinds
         raise ValueError(
-            f"{path}: this checkpoint cannot be read ({type(error).__name__}). Remove it to start "
-            "again."
+            f"{path}: this checkpoint cannot be read ({type(error).__name__}). Move it away to "
+            "start again."
         ) from error
 
 

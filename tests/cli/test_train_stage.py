@@ -30,6 +30,7 @@ from brainseg_bids.images import read_label_map, write_label_map, write_volume
 from brainseg_bids.nets.bundle import BundleError, ModelBundle
 from brainseg_bids.programs import bundle, plan_memory
 from brainseg_bids.stages import train_plan, train_process, train_run
+from brainseg_bids.stages.train_job import JobPlan
 from brainseg_bids.stages.train_process import Tasks, find_tasks
 from brainseg_bids.stages.train_real import check_real, write_real
 from brainseg_bids.synth.recipe_files import read_space
@@ -282,6 +283,18 @@ def test_a_run_by_time_has_no_last_step_and_without_it_the_recipe_counts_again(s
     assert json.loads((stage.training / "job.json").read_text())["minutes"] == 0
 
 
+@pytest.mark.parametrize(
+    ("decay_steps", "total_steps", "steps", "share"),
+    [(30, 100, 0, 0.3), (300, 100, 0, 1.0), (30, 100, 50, 0.0), (1, 100, 0, 0.0)],
+)
+def test_the_rate_falls_over_as_large_a_part_of_the_time_as_of_the_steps(
+    decay_steps, total_steps, steps, share
+):
+    job = SimpleNamespace(asked={"decay_steps": decay_steps, "total_steps": total_steps})
+    settings = SimpleNamespace(minutes=5.0, steps=steps)
+    assert JobPlan.decay_share(job, settings) == share
+
+
 @pytest.mark.input(
     "training",
     "a run continued with another seed, recipe, network or split",
@@ -316,6 +329,33 @@ def test_an_unfinished_model_can_be_bundled_by_hand(trained, capsys):
     assert not list(stage.root.glob(".early*"))
     assert bundle.main(["--run", str(stage.root)]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.input(
+    "training",
+    "a run whose `plan.json` or `seen.json` is damaged, or is of another network, is bundled",
+    "one line that names the file; no bundle is made",
+    2,
+)
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("plan.json", lambda text: "", "plan.json"),
+        ("plan.json", lambda text: '{"net": 1}', "plan.json"),
+        ("plan.json", lambda text: text.replace('"features": ', '"features": 1'), "last.ckpt"),
+        ("seen.json", lambda text: text[:-3], "seen.json"),
+    ],
+)
+def test_what_cannot_be_bundled_is_named(trained, tmp_path, capsys, name, change, named):
+    stage, _ = trained
+    run = shutil.copytree(stage.training, tmp_path / "training")
+    text = change((run / name).read_text())
+    assert text != (run / name).read_text()
+    (run / name).write_text(text)
+    assert bundle.main(["--run", str(run), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(run / named) in line
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.input(

@@ -67,6 +67,19 @@ def test_a_changed_file_is_refused_by_name(bundle, name):
         ModelBundle.read(bundle.path)
 
 
+def test_a_file_that_may_not_be_read_is_named(bundle, monkeypatch):
+    original = Path.read_bytes
+
+    def refused(path):
+        if path.name == "labels.tsv":
+            raise PermissionError(13, "Permission denied")
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(BundleError, match=r"labels.tsv: .*Permission denied"):
+        ModelBundle.read(bundle.path)
+
+
 def test_a_missing_file_is_refused_by_name(bundle):
     (bundle.path / "labels.tsv").unlink()
     with pytest.raises(BundleError, match=r"labels\.tsv is missing"):

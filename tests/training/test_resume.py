@@ -145,21 +145,50 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_goes_on(begun, tmp_path):
     assert steps_done(tmp_path / "last.ckpt") == 4
 
 
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.input(
     "training",
-    "a checkpoint that is cut off, or has a bit of a weight flipped",
+    "a checkpoint that is empty, cut off, of another program, or has a bit of a weight flipped",
     "named, not used",
     2,
 )
-@pytest.mark.parametrize("is_cut", [True, False])
-def test_a_damaged_checkpoint_is_named(begun, tmp_path, is_cut):
-    content = bytearray((begun / "last.ckpt").read_bytes())
-    middle = len(content) // 2
-    content[middle] ^= 1
-    content = content[:middle] if is_cut else content
-    (tmp_path / "last.ckpt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"last.ckpt"):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip,
+        lambda path: path.write_bytes(path.read_bytes()[:-50_000]),
+        lambda path: path.write_bytes(b""),
+        lambda path: torch.save({"weights": torch.zeros(3)}, path),
+    ],
+    ids=["bit", "cut", "empty", "other"],
+)
+def test_a_damaged_checkpoint_is_named(begun, tmp_path, damage):
+    damage(copy_of(begun, tmp_path) / "last.ckpt")
+    before = (tmp_path / "last.ckpt").read_bytes()
+    with pytest.raises(ValueError, match=r"last.ckpt: .* Move it away"):
         fit(FOUR, LEARN, HELD, tmp_path)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.input(
+    "training",
+    "a checkpoint that one may not read, or that the disk does not give",
+    "named with the reason; not to be thrown away",
+    2,
+)
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(begun, tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("zipfile.ZipFile", refused)
+    with pytest.raises(ValueError, match=r"last.ckpt: .*Permission denied.*Check") as error:
+        fit(FOUR, LEARN, HELD, copy_of(begun, tmp_path))
+    assert "away" not in str(error.value)
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path, monkeypatch):
