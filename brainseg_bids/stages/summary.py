@@ -209,8 +209,7 @@ def write_group(
     wanted = (tuple(participants), tuple(sessions))
     pages = []
     for segmentation, name in GROUP_PAGES.items():
-        titles = _titles(output_dir, segmentation, *wanted)
-        if not titles:
+        if not (titles := _titles(output_dir, segmentation, *wanted)):
             continue
         volumes = find_volumes(output_dir, segmentation, *wanted)
         to_look_at = _renamed(find_to_look_at(output_dir, segmentation, volumes), titles)

@@ -44,6 +44,7 @@ from brainseg_bids.training.targets import SOURCE, MapFacts, absent_labels, find
 
 if TYPE_CHECKING:
     from brainseg_bids.options import Settings
+    from brainseg_bids.synth.space import RecipeSpace
 
 log = logging.getLogger("brainseg")
 
@@ -373,13 +374,11 @@ def _said_of(name: str, job: JobPlan) -> dict:
     """
     from brainseg_bids.synth.prior_space import PriorSpace
     from brainseg_bids.synth.recipe_files import read_space
-    from brainseg_bids.synth.space import RecipeSpace
 
     said = {"share": job.spaces.shares[name]}
     try:
         if name == PRIOR:
-            agnostic = RecipeSpace.named(job.recipe.values.get("agnostic", "agnostic"))
-            space = PriorSpace(agnostic.changed(_centre(job)), job.prior, job.kappa)
+            space = PriorSpace(_agnostic(job), job.prior, job.kappa)
             said |= {"contrast": job.spaces.contrasts[0], "kappa": job.kappa}
         else:
             space = read_space(name)
@@ -388,6 +387,19 @@ def _said_of(name: str, job: JobPlan) -> dict:
     except ValueError as error:
         raise InputError(f"recipe space {name}: {error}") from error
     return said | {"digest": space.at(job.voxel_size_mm).digest}
+
+
+def _agnostic(job: JobPlan) -> RecipeSpace:
+    """Space at prior weight 0; a run that goes on has a copy of it, as the file may be gone."""
+    from brainseg_bids.synth.prior_space import PriorSpace
+    from brainseg_bids.synth.space import RecipeSpace
+
+    copy = job.training / space_key(PRIOR, job)
+    if job.before and "agnostic" not in job.recipe.given and copy.is_file():
+        space = PriorSpace.read(copy).agnostic
+    else:
+        space = RecipeSpace.named(job.recipe.values.get("agnostic", "agnostic"))
+    return space.changed(_centre(job))
 
 
 def _centre(job: JobPlan) -> dict:

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
+
+import tomli_w
 
 from brainseg_bids.documents import read_toml
 from brainseg_bids.synth.prior_space import PriorSpace
@@ -27,6 +30,15 @@ def read_space(name_or_path: str) -> RecipeSpace | PriorSpace:
     return RecipeSpace.named(name_or_path)
 
 
+def write_space(path: str | Path, space: RecipeSpace) -> Path:
+    """Write all values of a recipe space into a file that has no ``base``, and return its path."""
+    path = Path(path)
+    values = asdict(space)
+    del values["name"]
+    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+    return path
+
+
 def write_prior_space(
     path: str | Path, prior_path: str | Path, kappa: float, agnostic: str = "agnostic"
 ) -> Path:
@@ -40,29 +52,29 @@ def write_prior_space(
     kappa : float
         Prior weight.
     agnostic : str
-        Recipe space of the package, or TOML file.
+        Recipe space of the package, or TOML file. Its values are copied into a file beside
+        ``path``.
 
     Raises
     ------
     ValueError
-        If ``kappa`` is outside 0 to 1.
+        If ``kappa`` is outside 0 to 1, or the agnostic space cannot be read.
     """
     if not 0 <= kappa <= 1:
         raise ValueError(f"kappa is {kappa!r}: choose a number from 0 (any contrast) to 1")
     path = Path(path)
-
-    def relative(to: str | Path) -> str:
-        return json.dumps(os.path.relpath(to, path.parent).replace(os.sep, "/"))
-
-    space = relative(agnostic) if agnostic.endswith(".toml") else json.dumps(agnostic)
+    if agnostic.endswith(".toml"):
+        own = path.with_name(f"{path.stem}_agnostic.toml")
+        agnostic = write_space(own, RecipeSpace.read(agnostic)).name
+    prior = os.path.relpath(prior_path, path.parent).replace(os.sep, "/")
     lines = [
         "# Recipe space between any contrast and a measured one.",
         "# What images of the contrast look like; the path starts at this file.",
-        f"prior = {relative(prior_path)}",
+        f"prior = {json.dumps(prior)}",
         "# Prior weight: 0 any contrast, 1 as measured.",
         f"kappa = {float(kappa)!r}",
         "# Space at 0; what a prior does not measure (geometry, view, motion) is always its.",
-        f"agnostic = {space}",
+        f"agnostic = {json.dumps(agnostic)}",
         "# Further lines change that space, such as flip_p = 0.0",
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

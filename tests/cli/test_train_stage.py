@@ -266,6 +266,39 @@ def test_a_run_goes_on_after_its_recipe_has_moved(stage):
     assert f"content of recipe space {after / 'own.toml'}" in log
 
 
+@pytest.mark.input(
+    "training",
+    "a run continued after the file moved that its recipe names as `agnostic`, or without it",
+    "it is resumed with the copy in its folder; another content is refused",
+    0,
+)
+def test_a_run_has_a_copy_of_its_agnostic_space(stage):
+    give_prior(stage.maps, make_prior(name="T2w7T", metadata={"Suffix": "T2w"}))
+    before, after = stage.root / "before", stage.root / "after"
+    before.mkdir()
+    (before / "tiny.toml").write_text(f'{TINY}agnostic = "own.toml"\n')
+    (before / "own.toml").write_text('base = "below.toml"\nflip_p = 0.25\n')
+    (before / "below.toml").write_text('base = "agnostic"\n[gibbs]\np = 0.125\n')
+    planned = ("--plan-only", "--kappa", "0.5", "--recipe")
+    code, log = stage(*planned, before / "tiny.toml")
+    assert code == 0, log
+    space_file = "contrast-T2w7T_kappa-0.5.toml"
+    begun = read_space(str(stage.training / space_file))
+    assert (begun.agnostic.flip_p, begun.agnostic.gibbs.p) == (0.25, 0.125)
+    write_checkpoint(stage.training / "last.ckpt", step=1)
+    before.rename(after)
+    stage.out.rename(stage.root / "moved")
+    stage.out = stage.root / "moved"
+    assert read_space(str(stage.training / space_file)).digest == begun.digest
+    for recipe in (after / "tiny.toml", stage.root / "tiny.toml"):  # the second does not say it
+        code, log = stage(*planned, recipe)
+        assert code == 0, log
+    (after / "own.toml").write_text('base = "below.toml"\nflip_p = 0.75\n')
+    code, log = stage(*planned, after / "tiny.toml")
+    assert code == 2
+    assert f"content of recipe space {space_file}" in log
+
+
 def test_a_run_by_time_has_no_last_step_and_without_it_the_recipe_counts_again(stage):
     def planned(*arguments) -> tuple[int, int]:
         code, log = stage("--plan-only", *arguments)

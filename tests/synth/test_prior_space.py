@@ -19,7 +19,7 @@ from brainseg_bids.synth.prior_space import WHITE_SIGNAL, PriorSpace
 from brainseg_bids.synth.prior_tissues import MeasuredNoise, between_tissues, ratio_slope
 from brainseg_bids.synth.ratio import second_inversion
 from brainseg_bids.synth.recipe import Noise, Recipe, Tissue
-from brainseg_bids.synth.recipe_files import read_space, write_prior_space
+from brainseg_bids.synth.recipe_files import read_space, write_prior_space, write_space
 from brainseg_bids.synth.resolution import AcquiredVoxels
 from brainseg_bids.synth.space import EFFECTS, RecipeSpace
 from brainseg_bids.synth.texture import correlated_noise
@@ -374,6 +374,14 @@ def test_a_prior_space_is_written_read_and_changed_by_further_keys(tmp_path):
     written.write_text(written.read_text() + "q = 1.0\n")
     with pytest.raises(ValueError, match=r"half\.toml: 'gibbs\.q'"):
         read_space(str(written))
+
+
+@pytest.mark.parametrize("name", ["agnostic", "agnostic7t", "t1w", "mp2rage7t"])
+def test_a_space_that_is_written_depends_on_no_other_file(tmp_path, name):
+    space = RecipeSpace.packaged(name)
+    path = write_space(tmp_path / "own.toml", space)
+    assert "base =" not in path.read_text()
+    assert RecipeSpace.read(path).digest == space.digest
 
 
 @pytest.mark.parametrize(
