@@ -328,7 +328,7 @@ def print_speed(folder: Path, number: str) -> None:
     np.abs(image, out=image)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     cpu, wall = time.process_time(), time.perf_counter()
-    measure(image, labels, threads=2)
+    measure(image, labels)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print("| voxels | labels | CPU s | wall s | peak GiB | of these before |")

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from brainseg_bids import __version__
@@ -152,10 +152,10 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 @contextlib.contextmanager
-def _naming_what_is_at_work() -> Iterator[None]:
-    at_work.began_s.clear()
+def in_thread(watch: Callable[[threading.Event], None]) -> Iterator[None]:
+    """While the block lasts, ``watch`` runs in a thread; its argument is set when it has ended."""
     ended = threading.Event()
-    watcher = threading.Thread(target=at_work.watch, args=[ended], daemon=True)
+    watcher = threading.Thread(target=watch, args=[ended], daemon=True)
     watcher.start()
     try:
         yield
@@ -186,7 +186,8 @@ def logging_to(path: Path, *, verbose: int, debug: bool) -> Iterator[None]:
 
     try:
         log.info("brainseg-bids %s, log: %s", __version__, path)
-        with at_end(note_signal), _naming_what_is_at_work():
+        at_work.began_s.clear()
+        with at_end(note_signal), in_thread(at_work.watch):
             yield
     finally:
         log.handlers[:] = []

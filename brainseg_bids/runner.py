@@ -14,10 +14,12 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from nipype import config
 
+from brainseg_bids.console import in_thread
 from brainseg_bids.interfaces.tools._process import end_children
 from brainseg_bids.lifetime import at_end
 from brainseg_bids.workers import EXIT_CODES, Crash, SafeMultiProcPlugin, last_line
@@ -170,7 +172,7 @@ def run_workflow(
     if plugin:
         arguments |= plugin.get("plugin_args") or {}
         _name_user()
-    with _watched(working, on_progress):
+    with in_thread(partial(_watch, working, on_progress)):
         chosen = SafeMultiProcPlugin(arguments) if name == "MultiProc" else name
         died = _run(workflow, chosen, arguments)
     # Files of failures may have had no room.
@@ -178,21 +180,6 @@ def run_workflow(
     if died and not failures:
         failures[workflow.name] = Crash(last_line(str(died))[1])
     return failures
-
-
-@contextmanager
-def _watched(
-    working: Mapping[str, Path], on_progress: Callable[[str, int], None]
-) -> Iterator[None]:
-    """Tell the progress of the steps at work while the block lasts."""
-    ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(working, ended, on_progress), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
 
 
 def _run(workflow, chosen: SafeMultiProcPlugin | str, arguments: dict) -> Exception | None:
@@ -269,7 +256,7 @@ def _end_workers(_signal: int) -> None:
 
 
 def _watch(
-    working: dict[str, Path], ended: threading.Event, on_progress: Callable[[str, int], None]
+    working: dict[str, Path], on_progress: Callable[[str, int], None], ended: threading.Event
 ) -> None:
     """Read what the processes say about their progress: the last ``NN %`` of their stderr."""
     while not ended.wait(1.0):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError, count_codes
+from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError, count_codes, listed_codes
 
 
 class Crosswalk:
@@ -190,11 +190,9 @@ class Crosswalk:
         present = count_codes(codes)
         unknown = {code: n for code, n in present.items() if code not in self.pairs}
         if unknown:
-            listed = ", ".join(
-                f"{c} ({n} voxel{'s' if n != 1 else ''})" for c, n in unknown.items()
-            )
             raise UnknownLabelError(
-                f"{what}: crosswalk {self.name} has no translation for codes {listed}"
+                f"{what}: crosswalk {self.name} has no translation for codes "
+                f"{listed_codes(unknown)}"
             )
         if not present:
             return np.zeros(np.shape(codes), dtype=np.int16)

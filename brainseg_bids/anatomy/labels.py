@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -272,12 +272,19 @@ class LabelTable:
         counts = count_codes(codes)
         unknown = {code: n for code, n in counts.items() if code not in self._by_index}
         if unknown:
-            listed = ", ".join(
-                f"{code} ({n} voxel{'s' if n != 1 else ''})" for code, n in unknown.items()
-            )
             raise UnknownLabelError(
-                f"{what}: codes that label table {self.name} does not know: {listed}"
+                f"{what}: codes that label table {self.name} does not know: "
+                f"{listed_codes(unknown)}"
             )
+
+
+def listed_codes(counts: Mapping[int, int]) -> str:
+    """Codes with their voxel counts, for messages.
+
+    >>> listed_codes({3: 2, 99: 1})
+    '3 (2 voxels), 99 (1 voxel)'
+    """
+    return ", ".join(f"{code} ({n} voxel{'s' * (n != 1)})" for code, n in counts.items())
 
 
 def count_codes(codes: np.ndarray) -> dict[int, int]:

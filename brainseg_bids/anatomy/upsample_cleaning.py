@@ -29,13 +29,10 @@ class Cleaned:
     ----------
     holes, islands : int
         Unlabelled voxels that the head encloses, and voxels of components that are too small.
-    enclosed_after : int
-        Unlabelled voxels that the head still encloses afterwards.
     """
 
     holes: int = 0
     islands: int = 0
-    enclosed_after: int = 0
 
 
 def clean_upsampled(
@@ -66,7 +63,7 @@ def clean_upsampled(
     >>> voxels = np.full((10, 10, 10), 515); voxels[4, 4, 4] = 0
     >>> finer = LabelMap(voxels, whole.grid.with_voxel_size(0.5), table)
     >>> cleaned, done = clean_upsampled(whole, finer)
-    >>> int(cleaned.voxels[4, 4, 4]), done.holes, done.enclosed_after
+    >>> int(cleaned.voxels[4, 4, 4]), done.holes, done.islands
     (515, 1, 0)
     """
     rules = rules or MergeRules.packaged()
@@ -80,12 +77,8 @@ def clean_upsampled(
     _as_in_source(voxels, islands, ras, source)
     remove_islands(voxels, rules.islands, rules.table, ras)
     fill_enclosed(voxels, ras, rules)
-    after = Cavities.of(voxels).enclosed_voxels
     cleaned = np.ascontiguousarray(grid.array_from_ras(voxels))
-    return (
-        LabelMap(cleaned, grid, finer.table),
-        Cleaned(len(holes), len(islands), after),
-    )
+    return LabelMap(cleaned, grid, finer.table), Cleaned(len(holes), len(islands))
 
 
 def _as_in_source(voxels: np.ndarray, at: np.ndarray, grid: Grid, source: LabelMap) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -36,8 +35,6 @@ def describe_all(
     values: np.ndarray,
     edges: np.ndarray,
     behind: Background,
-    *,
-    threads: int,
 ) -> list[LabelStatistics]:
     """Statistics of each label, ordered by class index.
 
@@ -48,8 +45,6 @@ def describe_all(
     edges : (bins + 1,) float
         Edges of the histograms.
     behind : Background
-    threads : int
-        Number of labels that are processed at the same time.
 
     Returns
     -------
@@ -79,8 +74,7 @@ def describe_all(
             histogram=tuple(np.histogram(values[mine], edges)[0].tolist()),
         )
 
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        return list(pool.map(one, range(len(scene.labels))))
+    return [one(index) for index in range(len(scene.labels))]
 
 
 def _by_label(scene: Scene) -> Callable[[int], tuple[int, float, float]]:

@@ -47,9 +47,7 @@ def measure(
     image: np.ndarray,
     labels: LabelMap,
     *,
-    background: np.ndarray | None = None,
     kind: str = "auto",
-    threads: int = 1,
     stripped: bool | None = None,
 ) -> ContrastStatistics:
     """Statistics of an image: intensities of each label, noise, bias field and resolution.
@@ -60,13 +58,9 @@ def measure(
         On the grid of ``labels``, in the axis order of the file.
     labels : LabelMap
         Inaccurate borders have little effect, since only voxels away from them are used.
-    background : (X, Y, Z) bool, optional
-        Voxels in which noise may be measured; default: far from all labels.
     kind : {"auto", "magnitude", "ratio"}
         ``ratio`` is MP2RAGE's UNI image, which has no receive field. ``auto`` recognises it by
         noise that fills the range of the image.
-    threads : int
-        Number of labels that are processed at the same time.
     stripped : bool, optional
         ``SkullStripped`` of the metadata. An image that shows a brain without a head counts as
         skull-stripped in any case. In a skull-stripped image only the brain is measured.
@@ -94,23 +88,15 @@ def measure(
     >>> round(statistics["Ball"].location), round(statistics["Ball"].scale)
     (70, 2)
     """
-    _check(image, labels, background, kind)
+    _check(image, labels, kind)
     image, fills = without_fill(np.asarray(image, dtype=np.float32))
-    air = _is_air(labels, background)
+    air = labels.grid.array_to_ras(labels.voxels) == 0
     labels, is_bare, about_head = _brain_if_stripped(image, labels, stripped)
     warnings = [*map(str, fills), *quality_warnings.of_image(image), *about_head]
     image = labels.grid.array_to_ras(image)
     scene = crop_scene(image, labels.grid.array_to_ras(labels.voxels), labels)
-    measured = _measure_scene(scene, image, air, kind, threads, labels.table, stripped=is_bare)
+    measured = _measure_scene(scene, image, air, kind, labels.table, stripped=is_bare)
     return replace(measured, warnings=(*warnings, *measured.warnings))
-
-
-def _is_air(labels: LabelMap, background: np.ndarray | None) -> np.ndarray:
-    """Where noise may be looked for, on RAS axes."""
-    air = labels.grid.array_to_ras(labels.voxels) == 0
-    if background is not None:
-        air &= labels.grid.array_to_ras(np.asarray(background, dtype=bool))
-    return air
 
 
 def _measure_scene(
@@ -118,7 +104,6 @@ def _measure_scene(
     image: np.ndarray,
     air: np.ndarray,
     kind: str,
-    threads: int,
     table: LabelTable,
     *,
     stripped: bool,
@@ -137,7 +122,7 @@ def _measure_scene(
     field = field.shifted(float(field.at_voxels(positions).mean()))
     values = field_free(scene, interior, field)
     edges = _edges(values)
-    described = describe_all(scene, interior, values, edges, behind, threads=threads)
+    described = describe_all(scene, interior, values, edges, behind)
     in_tissue, _, even = tissue_noise(scene, interior, level, described, span)
     noise = noise_law(scene, behind, in_tissue, span)
     fwhm_mm, method = point_spread(scene, interior, described, in_tissue, even, rng)
@@ -176,17 +161,12 @@ def _that_have_voxels(
     return {name: known for name, known in named.items() if known.voxels > 0}
 
 
-def _check(image: np.ndarray, labels: LabelMap, background: np.ndarray | None, kind: str) -> None:
+def _check(image: np.ndarray, labels: LabelMap, kind: str) -> None:
     if kind not in KINDS:
         raise ValueError(f"there is no kind of image {kind!r}; known: {', '.join(KINDS)}")
     if image.shape != labels.voxels.shape:
         raise ValueError(
             f"the image has {image.shape} voxels, its label map {labels.voxels.shape}; "
-            "bring both to one grid"
-        )
-    if background is not None and background.shape != image.shape:
-        raise ValueError(
-            f"the image has {image.shape} voxels, its background mask {background.shape}; "
             "bring both to one grid"
         )
     low, high = np.fmin.reduce(image, axis=None), np.fmax.reduce(image, axis=None)

@@ -49,13 +49,6 @@ class Reliability:
         gaps = np.abs(self.accuracy[used] - self.confidence[used])
         return float(gaps @ self.voxels[used] / self.voxels.sum())
 
-    @property
-    def largest_gap(self) -> float:
-        """Maximum calibration error: largest difference in a bin; NaN without voxels."""
-        used = self.voxels > 0
-        gaps = np.abs(self.accuracy[used] - self.confidence[used])
-        return float(gaps.max()) if used.any() else float("nan")
-
 
 @dataclass(frozen=True, eq=False)
 class Calibration:

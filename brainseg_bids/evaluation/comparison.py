@@ -89,7 +89,6 @@ def compare_raters(
     rows: Sequence[Row],
     *,
     metrics: Collection[str] = ("dice",),
-    pairs: Sequence[tuple[str, str]] | None = None,
     structures: Collection[str] | None = None,
     known: Mapping[str, Collection[str]] | None = None,
     bootstrap: Bootstrap | None = None,
@@ -104,8 +103,6 @@ def compare_raters(
     rows : sequence of mapping
         See `scores.read_scores`.
     metrics : collection of str
-    pairs : sequence of (str, str), optional
-        Default: all pairs, in order of names.
     structures, known
         Structures of the mean, see `scores.judge`. Single structures are compared if both raters
         have them.
@@ -114,21 +111,17 @@ def compare_raters(
     Raises
     ------
     ValueError
-        If rows contradict each other, or a pair names a rater without rows.
+        If rows contradict each other.
     """
     draws = Draws(bootstrap or Bootstrap())
-    every = read_scores(rows)
-    raters = {rater for scores in every for rater in scores.raters}
-    if strange := sorted({rater for pair in pairs or () for rater in pair} - raters):
-        raise ValueError(f"no rows of rater {', '.join(strange)}; known: {sorted(raters)}")
     wanted_metrics, result = [metric(name) for name in metrics], []
-    for scores in every:
+    for scores in read_scores(rows):
         mean_of = [s.name for s in judge(scores, structures=structures, known=known) if s.used]
         for stratum, part in scores.by_stratum():
             for wanted in wanted_metrics:
                 about = _Question(part, stratum, wanted, draws)
-                result += about.family({f"mean of {len(mean_of)} structures": mean_of}, pairs)
-                result += about.family({name: [name] for name in part.names}, pairs)
+                result += about.family({f"mean of {len(mean_of)} structures": mean_of})
+                result += about.family({name: [name] for name in part.names})
     return result
 
 
@@ -141,17 +134,14 @@ class _Question:
     metric: Metric
     draws: Draws
 
-    def family(
-        self, groups: Mapping[str, Sequence[str]], pairs: Sequence[tuple[str, str]] | None
-    ) -> list[Comparison]:
+    def family(self, groups: Mapping[str, Sequence[str]]) -> list[Comparison]:
         """All pairs on all groups of structures, p adjusted together."""
         values = self.metric.size(self.scores.values(self.metric))
         tested = [
             one
             for title, names in groups.items()
-            for first, second in pairs or combinations(self.scores.raters, 2)
-            if names and {first, second} <= set(self.scores.raters)
-            if (one := self._compare(values, first, second, title, names)) is not None
+            for first, second in combinations(self.scores.raters, 2)
+            if names and (one := self._compare(values, first, second, title, names)) is not None
         ]
         adjusted = holm([one.p for one in tested])
         n_tests = sum(p is not None for p in adjusted)

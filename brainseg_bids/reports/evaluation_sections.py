@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -236,10 +236,7 @@ class Sections:
             "pairs",
             page.heading("Raters against each other", level=2),
             self._explained(_pair_table(parts[0]["blocks"]), PAIR_NOTE + alone),
-            *(
-                page.fold(part["name"], _pair_table(part["blocks"]), self._surfaces())
-                for part in parts[1:]
-            ),
+            *self._folded(parts[1:], _pair_table),
             page.fold(
                 "Single structures: Dice, all images",
                 self._explained(_pair_table(single), note),
@@ -247,6 +244,12 @@ class Sections:
             if single
             else "",
         )
+
+    def _folded(
+        self, parts: Sequence[Mapping], table: Callable[[Sequence[Mapping]], Markup]
+    ) -> list[Markup]:
+        """Further strata, closed at first."""
+        return [page.fold(part["name"], table(part["blocks"]), self._surfaces()) for part in parts]
 
     # -- structures -----------------------------------------------------------------------
 
@@ -267,10 +270,7 @@ class Sections:
             page.heading("Structures", level=2),
             self._figure("structures", "By rater"),
             self._explained(self._structure_table(parts[0]["blocks"]), note),
-            *(
-                page.fold(part["name"], self._structure_table(part["blocks"]), self._surfaces())
-                for part in parts[1:]
-            ),
+            *self._folded(parts[1:], self._structure_table),
         )
 
     def _structure_table(self, blocks: Sequence[Mapping]) -> Markup:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from brainseg_bids import __version__
 from brainseg_bids.bids.description import raw_path, raw_uri
 from brainseg_bids.bids.names import (
     ContrastNames,
@@ -33,6 +32,7 @@ from brainseg_bids.stages.jobs import (
     decided,
     fingerprint,
     is_unchanged,
+    provenance_of,
     why_run,
 )
 
@@ -244,19 +244,12 @@ def _plan_scan(
     scan: Scan, bids_dir: Path, output_dir: Path, name: str, tool: str, labels: Path, uri: str
 ) -> ContrastJob:
     from brainseg_bids.bids.sidecars import read_metadata
-    from brainseg_bids.files import sha256
     from brainseg_bids.images import read_grid
 
     names = ContrastNames.of(scan, name)
     outputs = {"statistics": output_dir / names.statistics, "figure": output_dir / names.figure}
     known = read_object(sidecar(outputs["statistics"]))
-    provenance = {
-        "BrainsegVersion": __version__,
-        "Input": raw_uri(scan.path, bids_dir),
-        **fingerprint(scan.path, known=known),
-        "LabelsOf": uri,
-        "LabelsSHA256": sha256(labels),
-    }
+    provenance = provenance_of(scan, labels, uri, outputs["statistics"], bids_dir)
     metadata = read_metadata(scan.path, bids_dir)
     contrast = contrast_of(scan, metadata)
     reason = why_run(outputs, provenance) or _why_damaged(known)

@@ -15,19 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from brainseg_bids import __version__
 from brainseg_bids.bids.description import (
     BIDS_VERSION,
     json_text,
     made_by,
-    raw_uri,
     write_once,
 )
-from brainseg_bids.bids.names import OutputNames, Scan, folder, sidecar, stem
-from brainseg_bids.documents import read_object
+from brainseg_bids.bids.names import OutputNames, Scan, folder, stem
 from brainseg_bids.options import OptionGroup, option
 from brainseg_bids.stages.base import ExecutionOptions, ParticipantStage, Run
-from brainseg_bids.stages.jobs import Faults, Job, SubjectPlan, decided, fingerprint, why_run
+from brainseg_bids.stages.jobs import Faults, Job, SubjectPlan, decided, provenance_of, why_run
 
 if TYPE_CHECKING:
     from nipype.pipeline.engine import Node
@@ -239,21 +236,13 @@ def _segmented(subject: Subject, output_dir: Path, excluded: Iterable[str]) -> l
 
 
 def _facts(scan: Scan, labels: Path, main: Path, bids_dir: Path, output_dir: Path) -> dict:
-    from brainseg_bids.files import sha256
-
-    return {
-        "BrainsegVersion": __version__,
-        "Input": raw_uri(scan.path, bids_dir),
-        **fingerprint(scan.path, known=read_object(sidecar(main))),
-        "LabelsOf": f"bids:brainseg:{labels.relative_to(output_dir).as_posix()}",
-        "LabelsSHA256": sha256(labels),
-    }
+    uri = f"bids:brainseg:{labels.relative_to(output_dir).as_posix()}"
+    return provenance_of(scan, labels, uri, main, bids_dir)
 
 
 def export_metadata(plan: FreeSurferJob | PrecomputedJob) -> dict[str, dict]:
     """JSON of each output; colour tables have none."""
     own = plan.provenance["LabelsOf"]
-    raw = plan.provenance["Input"]
     if isinstance(plan, FreeSurferJob):
         what = {
             "aseg": {"Description": "Labels that FreeSurfer has, in its codes."},
@@ -269,9 +258,8 @@ def export_metadata(plan: FreeSurferJob | PrecomputedJob) -> dict[str, dict]:
             name: {"Description": f"Probability of {name.upper()} within the brain mask."}
             for name in ("gm", "wm", "csf")
         }
-    # The raw data set is not linked to from here; what is said of it stays as text.
-    facts = plan.provenance | {"Input": raw}
-    return {name: said | {"Sources": [own]} | facts for name, said in what.items()}
+    # The raw dataset is not linked from here: its URI is text.
+    return {name: facts | {"Sources": [own]} | plan.provenance for name, facts in what.items()}
 
 
 def _write_home(home: Path, name: str, *, ignored: str, readme: str) -> None:

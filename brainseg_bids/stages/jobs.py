@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
+from brainseg_bids import __version__
+from brainseg_bids.bids.description import raw_uri
 from brainseg_bids.bids.names import Scan, sidecar
 from brainseg_bids.documents import InputError, read_object
 
@@ -223,6 +225,27 @@ def fingerprint(path: Path, *, known: Mapping) -> dict:
         if known.get("InputState") == state and "InputSHA256" in known:
             return seen | {"InputSHA256": known["InputSHA256"]}
     return seen | {"InputSHA256": sha256(path)}
+
+
+def provenance_of(scan: Scan, labels: Path, uri: str, main: Path, bids_dir: Path) -> dict:
+    """Provenance of what is made from an image and its label map.
+
+    Parameters
+    ----------
+    labels, uri
+        The label map, and its BIDS URI.
+    main : Path
+        Output whose JSON tells whether the image has to be read again.
+    """
+    from brainseg_bids.files import sha256
+
+    return {
+        "BrainsegVersion": __version__,
+        "Input": raw_uri(scan.path, bids_dir),
+        **fingerprint(scan.path, known=read_object(sidecar(main))),
+        "LabelsOf": uri,
+        "LabelsSHA256": sha256(labels),
+    }
 
 
 def is_unchanged(path: Path, metadata: Mapping) -> bool:

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import UnknownLabelError
-from brainseg_bids.bids.description import raw_path, raw_uri, write_label_tables
+from brainseg_bids.bids.description import raw_path, write_label_tables
 from brainseg_bids.bids.names import ParcelNames, Scan, ToolNames, sidecar
 from brainseg_bids.documents import InputError, read_object
 from brainseg_bids.stages.base import ExecutionOptions, Folders, ParticipantStage, Run
@@ -21,9 +20,9 @@ from brainseg_bids.stages.jobs import (
     Job,
     SubjectPlan,
     decided,
-    fingerprint,
     is_current,
     present,
+    provenance_of,
     why_run,
 )
 from brainseg_bids.stages.volumes import VOLUMES_COLUMNS
@@ -124,14 +123,8 @@ def _plan_map(
 
     names = vars(ParcelNames.of(scan, tool.name))
     outputs = {name: output_dir / path for name, path in names.items()}
-    facts = {
-        "BrainsegVersion": __version__,
-        "Tool": tool.name,
-        "Input": raw_uri(scan.path, bids_dir),
-        **fingerprint(scan.path, known=read_object(sidecar(outputs["labels"]))),
-        "LabelsOf": uri,
-        "LabelsSHA256": sha256(source),
-    }
+    facts = provenance_of(scan, source, uri, outputs["labels"], bids_dir)
+    facts["Tool"] = tool.name
     if second := tool.interface.second_map(source):
         facts["ParcelsSHA256"] = sha256(second)
     reason = why_run(outputs, facts, CHANGES)

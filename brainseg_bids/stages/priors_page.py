@@ -46,7 +46,6 @@ def write_priors_page(
     version: str,
     comparisons: Mapping[str, Sequence[Likeness]] | None = None,
     previews: Mapping[str, Sequence[Path]] | None = None,
-    table: LabelTable | None = None,
 ) -> Path:
     """Write contrast priors as one self-contained HTML file, whole or not at all.
 
@@ -68,8 +67,6 @@ def write_priors_page(
         By the prior's name: real heads against synthetic ones, label by label.
     previews : mapping of str to sequence of Path, optional
         By the prior's name: PNG sheets of synthetic pairs. A missing file is said in its place.
-    table : LabelTable, optional
-        That the labels belong to; the packaged one of each prior's table if it is not given.
 
     Raises
     ------
@@ -83,7 +80,7 @@ def write_priors_page(
             statistics.get(prior.name, {}),
             comparisons=(comparisons or {}).get(prior.name, ()),
             previews=(previews or {}).get(prior.name, ()),
-            table=table or LabelTable.packaged(prior.table),
+            table=LabelTable.packaged(prior.table),
         )
         for prior in priors
     ]

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from brainseg_bids import __version__
-from brainseg_bids.bids.description import raw_uri
-from brainseg_bids.bids.names import HeadNames, OutputNames, Scan, output_file, sidecar
-from brainseg_bids.documents import read_object
+from brainseg_bids.bids.names import HeadNames, OutputNames, Scan, output_file
 from brainseg_bids.options import OptionGroup, option
 from brainseg_bids.stages.base import ExecutionOptions, ParticipantStage, Run
-from brainseg_bids.stages.jobs import Faults, Job, SubjectPlan, decided, fingerprint, why_run
+from brainseg_bids.stages.jobs import Faults, Job, SubjectPlan, decided, provenance_of, why_run
 
 if TYPE_CHECKING:
     from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -93,16 +90,9 @@ def plan_simnibs(
 def _plan_map(
     scan: Scan, segmentation: str, labels: Path, bids_dir: Path, output_dir: Path
 ) -> SimnibsJob:
-    from brainseg_bids.files import sha256
-
     tissues = output_dir / output_file(scan, "dseg.nii.gz", seg="simnibs")
-    facts = {
-        "BrainsegVersion": __version__,
-        "Input": raw_uri(scan.path, bids_dir),
-        **fingerprint(scan.path, known=read_object(sidecar(tissues))),
-        "LabelsOf": f"bids::{labels.relative_to(output_dir).as_posix()}",
-        "LabelsSHA256": sha256(labels),
-    }
+    uri = f"bids::{labels.relative_to(output_dir).as_posix()}"
+    facts = provenance_of(scan, labels, uri, tissues, bids_dir)
     reason = why_run({"tissues": tissues}, facts)
     return SimnibsJob(scan, *decided(reason), {"tissues": tissues}, facts, labels, segmentation)
 

@@ -9,13 +9,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from brainseg_bids import __version__
-from brainseg_bids.bids.description import raw_uri
 from brainseg_bids.bids.names import OutputNames, Scan, folder, sidecar
 from brainseg_bids.bids.reused_transforms import ReusedTransform, find_reused
 from brainseg_bids.bids.templates import SpaceNames, Template, transform_name
 from brainseg_bids.documents import InputError, read_object
-from brainseg_bids.stages.jobs import Faults, Job, SubjectPlan, decided, fingerprint, why_run
+from brainseg_bids.stages.jobs import Faults, Job, SubjectPlan, decided, provenance_of, why_run
 
 if TYPE_CHECKING:
     from brainseg_bids.bids.inputs import Subject
@@ -159,11 +157,9 @@ def _plan(
     soft = probseg.is_file() and _belongs(probseg, labels)
     outputs = space_outputs(scan, templates, output_dir, registered=reused is None)
     provenance = {
-        "BrainsegVersion": __version__,
-        "Input": raw_uri(scan.path, bids_dir),
-        **fingerprint(scan.path, known=read_object(sidecar(outputs["labels"]))),
-        "LabelsOf": f"bids::{names.labels.as_posix()}",
-        "LabelsSHA256": sha256(labels),
+        **provenance_of(
+            scan, labels, f"bids::{names.labels.as_posix()}", outputs["labels"], bids_dir
+        ),
         "Probabilities": soft,
         **({"ProbabilitiesSHA256": sha256(probseg)} if soft else {}),
         "TemplateSHA256": sha256(templates[0].image),

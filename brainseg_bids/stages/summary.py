@@ -170,11 +170,11 @@ def find_to_look_at(
     return found
 
 
-def read_cohort(output_dir: Path, participants: Iterable[str] = ()) -> Cohort:
+def read_cohort(output_dir: Path) -> Cohort:
     """All maps of heads in the derivative, side by side."""
     from brainseg_bids.anatomy.cohort import Cohort  # late: numpy
 
-    return Cohort.from_rows(find_volumes(output_dir, "fullhead", participants))
+    return Cohort.from_rows(find_volumes(output_dir, "fullhead"))
 
 
 def write_group(

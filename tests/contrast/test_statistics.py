@@ -154,10 +154,6 @@ def test_axes_on_disk_do_not_matter(head, head_image):
     np.testing.assert_allclose(one.bias.array(), other.bias.array(), atol=1e-4)
 
 
-def test_threads_do_not_change_the_result(head, head_image):
-    assert measure(head_image, head) == measure(head_image, head, threads=3)
-
-
 def test_a_label_without_an_inside_is_imputed_from_its_mirror(head, head_image):
     voxels = head.voxels.copy()
     left = np.flatnonzero(voxels == head.table["Left-Cerebellum-Cortex"].index)

@@ -132,11 +132,3 @@ def test_equal_raters_show_nothing(rng):
     found = of_all(rows + [row | {"rater": "theirs"} for row in rows])
     for line in found.values():
         assert (line.p, line.mean_difference, line.rank_biserial, line.favours) == (1, 0, 0, "")
-
-
-def test_pairs_can_be_chosen_and_must_exist(rng):
-    rows = many_rows(rng, raters=("a", "b", "c"), n=3)
-    found = compare_raters(rows, pairs=[("c", "a")], bootstrap=QUICK)
-    assert {(line.first, line.second) for line in found} == {("c", "a")}
-    with pytest.raises(ValueError, match="rater d"):
-        compare_raters(rows, pairs=[("a", "d")])

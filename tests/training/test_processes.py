@@ -24,7 +24,7 @@ HEADS = ([tiny_head()], [tiny_head((26, 28, 26))])
 def start(arguments: list[str], folder: Path, **environ: str) -> subprocess.Popen:
     """Training in a process of its own, once it has left a checkpoint."""
     own = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} | environ
-    command = [sys.executable, "-m", "brainseg_bids.cli.train", *arguments, "--threads", "1"]
+    command = [sys.executable, "-m", "brainseg_bids.programs.train", *arguments, "--threads", "1"]
     with (folder / "said.txt").open("w") as said:
         process = subprocess.Popen(command, env=os.environ | own, stdout=said, stderr=said)
     until = time.monotonic() + PATIENCE_S

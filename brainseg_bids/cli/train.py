@@ -1,9 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""Former place of `brainseg_bids.programs.train`, which scripts may call."""
-
-from __future__ import annotations
-
-from brainseg_bids.programs.train import main
-
-if __name__ == "__main__":
-    raise SystemExit(main())
