@@ -25,15 +25,33 @@ from brainseg_bids.nets.memory_plan import MemoryPlan
 from brainseg_bids.nets.memory_prediction import Step
 from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.training.losses import LossPlan, loss_of
+from brainseg_bids.units import duration
 
 N_STEPS = 2
 """The first step allocates the optimiser's state, the second has the full memory."""
 
-OUT_OF_MEMORY = 77
-"""Exit code of the probing process if the memory is not sufficient."""
+FEW_PAIRS, LONGEST_S = 4, 120.0
+"""Steps of more pairs than this are tried on a CPU only if they are expected to take less."""
+
+OUT_OF_MEMORY, TOO_LONG = 77, 78
+"""Exit codes of the probing process if the memory is not sufficient, or if it does not try."""
 
 WARM_UP = NetSpec("unet", 2, 1, 8, {"widths": [8, 16, 32]})
 """Small network for steps before the measurement."""
+
+
+class TooLong(Exception):
+    """A step of one pair took so long that one of many pairs is not tried.
+
+    Parameters
+    ----------
+    pair_s : float
+        Seconds of a pair.
+    """
+
+    def __init__(self, pair_s: float) -> None:
+        super().__init__(pair_s)
+        self.pair_s = pair_s
 
 
 class ProbeFailed(RuntimeError):
@@ -91,7 +109,8 @@ def probe_step(
     Raises
     ------
     TimeoutError
-        If the steps exceed the time limit.
+        If the steps exceed the time limit, or would take longer than `LONGEST_S`: on a CPU, a
+        step of one pair is timed before one of more than `FEW_PAIRS`.
     ProbeFailed
         If they fail for another reason.
     """
@@ -112,6 +131,13 @@ def probe_step(
     # The kernel kills with 9 whoever takes too much.
     if done.returncode in (OUT_OF_MEMORY, -9, 137):
         return None
+    if done.returncode == TOO_LONG:
+        step_s = plan.batch * float(done.stdout.split()[-1])
+        raise TimeoutError(
+            f"a step of {plan.batch} pairs would take about {duration(step_s)} and is not tried. "
+            "The plan is as predicted; for shorter steps take a smaller batch (--recipe) or "
+            "network (--net-size)"
+        )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise ProbeFailed(f"the step tried before training failed: {lines[-1]}")
@@ -130,10 +156,20 @@ def task_of(spec: NetSpec, plan: MemoryPlan, loss: LossPlan, *, threads: int) ->
 
 
 def measure(spec: NetSpec, plan: MemoryPlan, loss: LossPlan) -> StepCost:
-    """Measured time and peak memory of training steps, run in this process; see `probe_step`."""
+    """Measured time and peak memory of training steps, run in this process; see `probe_step`.
+
+    Raises
+    ------
+    TooLong
+        If a step of so many pairs would take too long.
+    """
     # Loads libraries; of many pairs it could take longer than what is measured.
     _steps(WARM_UP, replace(plan, batch=1), loss, (32, 32, 32))
     meter = MemoryMeter(torch.device(plan.device))
+    if plan.device == "cpu" and plan.batch > FEW_PAIRS:
+        pair_s = _steps(spec, replace(plan, batch=1), loss, plan.patch_vox)
+        if N_STEPS * plan.batch * pair_s > LONGEST_S:
+            raise TooLong(pair_s)
     seconds = _steps(spec, plan, loss, plan.patch_vox)
     return StepCost(seconds, meter.peak_reserved_gib())
 
@@ -185,6 +221,9 @@ def main() -> int:
     plan = MemoryPlan.from_json(json.dumps(task["plan"]))
     try:
         cost = measure(spec, plan, _Loss(**task["loss"]))
+    except TooLong as found:
+        print(found.pair_s)
+        return TOO_LONG
     except (torch.OutOfMemoryError, MemoryError):
         return OUT_OF_MEMORY
     except RuntimeError as error:

@@ -27,9 +27,9 @@ class Loss:
     dice_weight: float = 0.7
 
 
-def ends(monkeypatch, code: int, stderr: str = "") -> None:
+def ends(monkeypatch, code: int, stderr: str = "", stdout: str = "") -> None:
     def run(command, **options):
-        return subprocess.CompletedProcess(command, code, "", stderr)
+        return subprocess.CompletedProcess(command, code, stdout, stderr)
 
     monkeypatch.setattr(probe.subprocess, "run", run)
 
@@ -73,3 +73,41 @@ def test_another_failure_is_told_by_its_last_line(monkeypatch):
 def test_a_step_that_takes_too_long_is_ended():
     with pytest.raises(TimeoutError, match="smaller network"):
         probe_step(SPEC, PLAN, Loss(), limit_s=0.2)
+
+
+@pytest.mark.parametrize(("batch", "tried"), [(4, [4]), (15, [1, 15]), (256, [1])])
+def test_many_pairs_are_not_tried_on_a_cpu_if_one_says_that_it_is_hopeless(
+    monkeypatch, batch, tried
+):
+    steps = []
+
+    def timed(spec, plan, loss, patch_vox):
+        steps.append(plan.batch)
+        return 3.0 * plan.batch
+
+    monkeypatch.setattr(probe, "_steps", timed)
+    plan = replace(PLAN, batch=batch)
+    if tried == [1]:
+        with pytest.raises(probe.TooLong):
+            probe.measure(SPEC, plan, Loss())
+    else:
+        assert probe.measure(SPEC, plan, Loss()).seconds == 3.0 * batch
+    assert steps[1:] == tried  # after the warm-up
+
+
+def test_a_hopeless_step_is_told_with_its_time_and_a_remedy(monkeypatch):
+    ends(monkeypatch, probe.TOO_LONG, stdout="3.0")
+    with pytest.raises(TimeoutError, match=r"256 pairs .* 13 min .*--net-size"):
+        probe_step(SPEC, replace(PLAN, batch=256), Loss())
+
+
+@pytest.mark.input(
+    "training",
+    "so many pairs per step on a CPU that trying one would take minutes",
+    "one pair is timed; a warning says how long a step takes, and that memory is as predicted",
+    0,
+)
+def test_a_real_probe_of_many_pairs_ends_early():
+    plan = replace(PLAN, patch_vox=(64, 64, 64), batch=100_000)
+    with pytest.raises(TimeoutError, match="100000 pairs"):
+        probe_step(SPEC, plan, Loss(), threads=1, limit_s=300)
