@@ -16,7 +16,6 @@ from scipy import ndimage
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.anatomy.upsample import regrid
 
 Targets = tuple[int, ...]
 """Meaning of a code in codes of ``fullhead``. One: that label. Several: the nearest of them. None:
@@ -128,6 +127,8 @@ def reoriented(rating: Rating, grid: Grid) -> Rating:
 
 def resampled(rating: Rating, grid: Grid) -> Rating:
     """Rating on another grid: each voxel gets the label with the largest trilinear weight."""
+    from brainseg_bids.anatomy.upsample import regrid  # late: numba
+
     void = None
     if rating.void is not None:
         table = LabelTable([Label(0, "No"), Label(1, "Yes")])

@@ -10,7 +10,7 @@ Batch: as many pairs at a time as fit; gradients of the others are accumulated.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -39,6 +39,15 @@ CLEARLY_LESS = 0.85
 """Fraction of the previous memory that a plan of `smaller` needs at most."""
 
 
+Predict = Callable[..., float]
+"""Function with the arguments of `predicted_total`, and its result."""
+
+
+def predicted_total(spec: NetSpec, patch_vox: tuple[int, int, int], **step: Any) -> float:
+    """Total of `predict_gib`, with the same arguments, in GiB."""
+    return predict_gib(spec, patch_vox, **step).total
+
+
 @dataclass(frozen=True)
 class _Search:
     """What stays the same while settings and patches are tried."""
@@ -49,9 +58,10 @@ class _Search:
     kind: str
     shared: bool
     accumulate: int
+    predicted: Predict = predicted_total
 
     def predict(self, patch_vox: tuple[int, int, int], batch: int, saving: MemorySaving) -> float:
-        return predict_gib(
+        return self.predicted(
             self.spec,
             patch_vox,
             loss=self.loss,
@@ -62,7 +72,7 @@ class _Search:
             accumulate=self.accumulate,
             device_kind=self.kind,
             shared=self.shared,
-        ).total
+        )
 
     def most_pairs(
         self, patch_vox: tuple[int, int, int], wanted: int, saving: MemorySaving, room_gib: float
@@ -119,6 +129,7 @@ def plan_memory(
     multiple: int | None = None,
     batch_wanted: int = 1,
     voxel_size_mm: float = 1.0,
+    predicted: Predict = predicted_total,
 ) -> MemoryPlan:
     """Memory plan with the best step that fits, in the order of choices given above.
 
@@ -139,6 +150,8 @@ def plan_memory(
     batch_wanted : int
         Pairs per update of the weights.
     voxel_size_mm : float
+    predicted : callable
+        Predicts the memory of a step.
 
     Raises
     ------
@@ -149,7 +162,7 @@ def plan_memory(
     room_gib = budget_gib - ALLOWANCES[device.kind].context_gib
     precision = precision or ("bf16-mixed" if device.bf16 else "32-true")
     patches = patches_of(multiple or patch_multiple(spec), largest_vox or (FIRST_VOX,) * 3)
-    search = _Search(spec, loss, precision, device.kind, device.shared, batch_wanted)
+    search = _Search(spec, loss, precision, device.kind, device.shared, batch_wanted, predicted)
     savings = [one for one in SAVINGS if not (one.offload and device.shared)]
     patch, saving = _best(search, patches, savings, room_gib, voxel_size_mm)
     if patch is None:

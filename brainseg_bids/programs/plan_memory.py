@@ -16,6 +16,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -162,7 +163,23 @@ def _plan_of(request: MemoryRequest, spec: NetSpec, device: Device) -> MemoryPla
         multiple=multiple,
         batch_wanted=request.batch,
         voxel_size_mm=request.voxel_size_mm,
+        predicted=_predicted(request),
     )
+
+
+def _predicted(request: MemoryRequest) -> memory.Predict:
+    """`memory.predicted_total`, which takes seconds and imports MONAI, once for each step."""
+    if not request.cache:
+        return memory.predicted_total
+
+    def predicted(spec: NetSpec, patch_vox: tuple[int, int, int], **step: Any) -> float:
+        named = {name: value for name, value in step.items() if name != "loss"}
+        decides = {"predicted": spec.to_dict(), "patch_vox": patch_vox, "step": named}
+        predict = partial(memory.predicted_total, spec, patch_vox, **step)
+        gib, _ = probe_once(Path(request.cache), decides | _conditions(request), predict)
+        return predict() if gib is None else gib
+
+    return predicted
 
 
 def _loss_plan(request: MemoryRequest):
@@ -217,15 +234,21 @@ def _peak_gib(spec: NetSpec, plan: MemoryPlan, loss: object, threads: int) -> fl
 
 def _decides(request: MemoryRequest, spec: NetSpec, plan: MemoryPlan, device: Device) -> dict:
     """All that decides what a probe measures, but code and environment."""
-    named = ("loss", "per_label", "anywhere", "dice_weight")
-    return {
+    return _conditions(request) | {
         "net": spec.to_dict(),
         "plan": {name: getattr(plan, name) for name in MEMORY_FIELDS if name != "accumulate"},
         "accumulates": plan.accumulate > 1,
-        "loss": {name: request.plan[name] for name in named},
         # What is free changes from minute to minute; it decides whether a step fits.
         "device": {key: value for key, value in asdict(device).items() if key != "free_gib"},
         "threads": request.threads,
+    }
+
+
+def _conditions(request: MemoryRequest) -> dict:
+    """What decides the memory of every step: the loss, and the versions of libraries."""
+    named = ("loss", "per_label", "anywhere", "dice_weight")
+    return {
+        "loss": {name: request.plan[name] for name in named},
         "versions": {
             "torch": torch.__version__,
             "cuda": torch.version.cuda,

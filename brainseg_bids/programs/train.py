@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +40,13 @@ from brainseg_bids.images import (
     voxel_hash,
 )
 from brainseg_bids.lifetime import for_children
+from brainseg_bids.machine import allowed_cores
 from brainseg_bids.nets.architectures import PackedNet
 from brainseg_bids.nets.bundle import ModelBundle, find_bundle
 from brainseg_bids.nets.transfer import transfer
 from brainseg_bids.options import add_group, from_toml
 from brainseg_bids.programs.bundle import SEEN, read_plan, read_seen
-from brainseg_bids.programs.map_cache import read_checked_map
+from brainseg_bids.programs.map_cache import READERS, CheckedMap, read_checked_map
 from brainseg_bids.programs.training_job import NEEDED, TrainingFlags, TrainingJob
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.recipe import Recipe
@@ -211,13 +213,16 @@ def _read_maps(
     paths: Sequence[str], cache: Path | None, generator: Generator, seen: set[str]
 ) -> list[LabelVolume]:
     """Label maps, checked; their digests go into ``seen``."""
-    heads = []
-    for path in map(Path, paths):
+
+    def read(path: Path) -> CheckedMap:
         one = read_checked_map(path, cache, source=generator.source.name)
         generator.check_codes(np.array(sorted(one.facts.codes)), what=str(path))
-        seen.add(one.facts.digest)
-        heads.append(one.head)
-    return heads
+        return one
+
+    with ThreadPoolExecutor(min(READERS, allowed_cores())) as pool:
+        found = list(pool.map(read, map(Path, paths)))
+    seen |= {one.facts.digest for one in found}
+    return [one.head for one in found]
 
 
 def _read_start(name: str, plan: TrainPlan) -> tuple[PackedNet | None, set[str]]:

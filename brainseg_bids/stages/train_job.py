@@ -29,7 +29,6 @@ from brainseg_bids.nets.devices import has_accelerator
 from brainseg_bids.options import declared, to_arguments
 from brainseg_bids.programs.map_cache import cache_folder, read_facts
 from brainseg_bids.programs.map_cache_pruning import prune
-from brainseg_bids.stages.pooling import read_priors
 from brainseg_bids.training.job_changes import NOT_SAID, differences
 from brainseg_bids.training.recipe import BY_STEPS, TrainRecipe
 from brainseg_bids.training.spaces import (
@@ -218,6 +217,8 @@ def _choose_spaces(
     there = [d for d in folders if next((d / "priors").glob("contrast-*_prior.json"), None)]
     read: dict[str, ContrastPrior] = {}
     if there:
+        from brainseg_bids.stages.pooling import read_priors  # late: pandas, Matplotlib
+
         found = read_priors(there[0], settings.prior)
         read = {name: prior for name, (_, prior) in found.items()}
     spaces, why = choose_spaces(

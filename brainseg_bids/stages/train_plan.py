@@ -24,7 +24,6 @@ from brainseg_bids.nets.devices import cuda_devices
 from brainseg_bids.nets.memory_plan import MemoryPlan
 from brainseg_bids.nets.spec import NetSpec
 from brainseg_bids.programs.plan_memory import ERROR, MemoryRequest, plan_memory_of, specs
-from brainseg_bids.reports.training_log import read_job
 from brainseg_bids.stages.train_job import JobPlan, space_key
 from brainseg_bids.training import probe
 from brainseg_bids.training.deadline import planned_steps
@@ -220,6 +219,8 @@ def expected_time(job: JobPlan, plan_path: Path, settings: Settings, *, done: in
 
 def _logged_s(job: JobPlan, plan: dict) -> float | None:
     """Seconds that steps of this run took so far; None if nothing is logged."""
+    from brainseg_bids.reports.training_log import read_job  # late: pandas
+
     try:
         pairs_per_s = read_job(job.folder).log["pairs_per_s"].finite().values
     except (OSError, ValueError, KeyError):

@@ -22,8 +22,6 @@ from brainseg_bids.lifetime import CODES, at_end
 from brainseg_bids.options import to_toml
 from brainseg_bids.programs.bundle import bundle_run
 from brainseg_bids.programs.training_job import TrainingJob
-from brainseg_bids.reports import training as pages
-from brainseg_bids.reports.training_log import read_job
 from brainseg_bids.stages.train_job import (
     JobPlan,
     check_same,
@@ -169,6 +167,8 @@ class _Page:
 
     def write(self) -> Path:
         """Write it now."""
+        from brainseg_bids.reports import training as pages  # late: pandas, Matplotlib
+
         title = f"Training {self.job.name}"
         return pages.write_training_page(self.job.folder, self.path, title=title)
 
@@ -324,6 +324,9 @@ def _conclude(job: JobPlan, page: _Page) -> int:
 
 def _implausible(job: JobPlan) -> list[str]:
     """What cannot be right about the model; kept in the job's JSON."""
+    from brainseg_bids.reports import training as pages  # late: pandas, Matplotlib
+    from brainseg_bids.reports.training_log import read_job
+
     found = pages.to_look_at(read_job(job.folder))
     path = job.training / "job.json"
     write_json(path, read_object(path) | {"to_look_at": found})
@@ -346,6 +349,8 @@ def _bundle_command(job: JobPlan) -> str:
 
 def write_pages(settings: Settings) -> int:
     """Write the pages of the trainings that are there, of one or of all; the exit code."""
+    from brainseg_bids.reports import training as pages  # late: pandas, Matplotlib
+
     pattern = f"model-{settings.model_name or '*'}"
     jobs = [
         path

@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ from brainseg_bids.cli.parser import parse
 from brainseg_bids.cli.run import run
 from brainseg_bids.documents import InputError
 from brainseg_bids.images import read_label_map, write_label_map, write_volume
+from brainseg_bids.nets import memory
 from brainseg_bids.nets.bundle import BundleError, ModelBundle
 from brainseg_bids.programs import bundle, plan_memory
 from brainseg_bids.stages import train_plan, train_process, train_run
@@ -486,7 +488,7 @@ def test_the_time_of_what_is_left_is_that_of_the_steps_so_far(tmp_path, monkeypa
     pace = SimpleNamespace(finite=lambda: SimpleNamespace(values=np.array([0.1, 0.2, 0.9])))
     job = SimpleNamespace(folder=tmp_path, training=tmp_path)
     monkeypatch.setattr(
-        "brainseg_bids.stages.train_plan.read_job",
+        "brainseg_bids.reports.training_log.read_job",
         lambda folder: SimpleNamespace(log={"pairs_per_s": pace}),
     )
     said = train_plan.expected_time(job, tmp_path / "plan.json", SimpleNamespace(), done=400)
@@ -549,6 +551,49 @@ def test_the_plan_can_be_made_in_a_process_of_its_own(tmp_path, monkeypatch, cap
     wanted.write_text(dataclasses.replace(request, architecture="vnet").to_json())
     assert plan_memory.main([str(wanted), str(made)]) == 2
     assert "'vnet'" in capsys.readouterr().err
+
+
+def test_what_was_predicted_is_kept_for_the_next_run(tmp_path, monkeypatch):
+    loss = {"loss": "chosen", "per_label": 8, "anywhere": 64, "dice_weight": 0.0}
+    plan = loss | {"target_table": "brainseg", "devices": 1}
+    request = plan_memory.MemoryRequest(
+        "unet", "small", 8.0, (200.0,) * 3, "cpu", 4.0, "", plan, {}, cache=str(tmp_path)
+    )
+    monkeypatch.setattr(
+        "brainseg_bids.training.probe.probe_step", lambda *_, **__: StepCost(1.0, 0.1)
+    )
+    asked, original = [], memory.predict_gib
+
+    def predict_gib(*arguments, **step):
+        asked.append(step)
+        return original(*arguments, **step)
+
+    monkeypatch.setattr(memory, "predict_gib", predict_gib)
+    planned = plan_memory.plan_memory_of(request)
+    assert asked
+    asked.clear()
+    again = plan_memory.plan_memory_of(request)
+    assert asked == []
+    assert again[0] == planned[0]
+    assert again[1]["plans"] == planned[1]["plans"]
+    other = dataclasses.replace(request, plan=plan | {"per_label": 9})
+    plan_memory.plan_memory_of(other)
+    assert asked, "another loss was taken for the same"
+    for path in tmp_path.glob("probe_*.json"):
+        path.write_text("damaged")
+    asked.clear()
+    assert plan_memory.plan_memory_of(request)[0] == planned[0]
+    assert asked, "a damaged prediction was used"
+
+
+def test_what_watches_over_training_loads_nothing_that_it_does_not_need_at_once():
+    heavy = "numba", "matplotlib", "monai", "pandas", "lightning"
+    program = (
+        "import sys; from brainseg_bids.stages import train_run; "
+        f"print(*({set(heavy)!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == [], done.stderr
 
 
 def test_other_devices_learn_from_as_many_pairs():
