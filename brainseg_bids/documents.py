@@ -92,7 +92,7 @@ def parse_toml(text: str, what: str) -> dict:
         place = re.search(r" \(at (line \d+), column \d+\)$", str(error))
         where = f"{what}, {place[1]}" if place else what
         why = str(error).removesuffix(place[0]) if place else error
-        raise InputError(f"{where}: this is no TOML ({why}). Correct it.") from error
+        raise InputError(f"{where}: this is not valid TOML ({why}). Correct it.") from error
     except ValueError as error:  # of a whole number with thousands of digits
         raise InputError(f"{what}: a whole number is beyond 64 bits. Correct it.") from error
     return _faultless(found, what)
@@ -123,7 +123,7 @@ def read_text(path: str | Path) -> str:
     path = Path(path)
     try:
         if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-            raise InputError(f"{path}: this is no file. Give a file.")
+            raise InputError(f"{path}: this is not a file. Give a file.")
         return decode(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file. Check its name.") from error
@@ -174,7 +174,7 @@ def _load_json(text: str, what: str, top: type):
         raise InputError(_too_deep(what)) from error
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{what}, line {error.lineno}: this is no JSON ({error.msg}). Correct it."
+            f"{what}, line {error.lineno}: this is not valid JSON ({error.msg}). Correct it."
         ) from error
     if not isinstance(found, top):
         wanted = "an object in braces" if top is dict else "a list"

@@ -131,7 +131,7 @@ def read_label_map(path: str | Path, table: LabelTable) -> LabelMap:
         # CHARM's maps went through floating point; codes lie this close to whole numbers.
         if not (np.abs(whole - voxels) <= WHOLE).all():
             raise InputError(
-                f"{path}: voxels are not whole numbers, so this is no label map "
+                f"{path}: voxels are not whole numbers, so this is not a label map "
                 "(was it resampled with interpolation?)."
             )
         voxels = whole.astype(np.int32)
@@ -368,7 +368,7 @@ def _unit(file, path: Path) -> tuple[str, list[str]]:
     code = int(file.header["xyzt_units"]) & 7
     unit = _UNIT_CODES.get(code, "mm")
     if code and code not in _UNIT_CODES:
-        return unit, [f"{path}: unit of length {code} is none of NIfTI's; it is taken for mm."]
+        return unit, [f"{path}: unit of length {code} is not one of NIfTI's; it is taken for mm."]
     return unit, []
 
 

@@ -389,7 +389,7 @@ def label(prefix: str) -> Callable[[str], str]:
         text = text.removeprefix(prefix)
         if not is_label(text):
             raise argparse.ArgumentTypeError(
-                f"{text!r} is no BIDS label, which has letters and digits only"
+                f"{text!r} is not a BIDS label, which has letters and digits only"
             )
         return text
 

@@ -131,7 +131,7 @@ def _fixed_parameters(part) -> np.ndarray:
 def _unusable(path: Path, why: str) -> InputError:
     why = " ".join(why.split()) or "unknown format"
     return InputError(
-        f"{path}: this is no transform that can be applied ({why}). Get it again, or leave it out."
+        f"{path}: this transform cannot be applied ({why}). Get it again, or leave it out."
     )
 
 

@@ -67,7 +67,7 @@ def test_json_that_cannot_be_used_is_one_line_with_file_and_place(text, named):
         ("a = 12345678901234567890", "a is beyond 64 bits"),
         ("[t]\na = nan", r"t\.a is nan"),
         ("a = 1e999", "a is 1e999"),
-        ("a = 1\na = 2", "no TOML"),
+        ("a = 1\na = 2", "not valid TOML"),
         ("x = 1\na = }", "line 2"),
     ],
 )

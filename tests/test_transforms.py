@@ -79,7 +79,7 @@ def test_transforms_are_gone_through_in_order(tmp_path):
 
 @pytest.mark.input(
     "metadata",
-    "a transform that is none, is cut off, or has a part that is not known",
+    "a file that is not a transform, is cut off, or has a part that is not known",
     "refused by name",
     2,
 )

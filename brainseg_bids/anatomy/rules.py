@@ -215,7 +215,7 @@ def codes_of(
         name = word.removeprefix("!")
         codes = groups.get(name) or {label.index for label in table if _fits(label, name)}
         if not codes:
-            raise RuleError(f"{at}: {name!r} is no group and fits no label of {table.name}")
+            raise RuleError(f"{at}: {name!r} is not a group and fits no label of {table.name}")
         found = found - codes if word.startswith("!") else found | codes
     if not found:
         raise RuleError(f"{at}: {words!r} names no label")

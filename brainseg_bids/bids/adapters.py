@@ -232,7 +232,7 @@ def _check_pattern(pattern: str, path: Path) -> None:
         )
     if not pattern or PurePosixPath(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise InputError(
-            f"{path}: pattern {pattern!r} is no path below the dataset's folder. Write it "
+            f"{path}: pattern {pattern!r} is not a path below the dataset's folder. Write it "
             "relative to that folder, without '..'."
         )
     for name in re.findall(r"\{([^}]*)\}", pattern):

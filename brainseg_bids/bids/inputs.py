@@ -255,8 +255,8 @@ def label_error(bids_dir: Path, label: str) -> str:
         return ""
     clean = clean_label(label)
     return (
-        f"{bids_dir / f'sub-{label}'}: {label!r} is no BIDS label, which has letters and digits "
-        f"only. Rename the folder and its files{f', e.g. to sub-{clean}' if clean else ''}."
+        f"{bids_dir / f'sub-{label}'}: {label!r} is not a BIDS label, which has letters and "
+        f"digits only. Rename the folder and its files{f', e.g. to sub-{clean}' if clean else ''}."
     )
 
 
@@ -268,8 +268,8 @@ def name_error(scan: Scan, label: str, inside: Path) -> str:
         key, dash, value = pair.partition("-")
         if not dash or not is_label(value):
             return (
-                f"{path}: {pair!r} is no BIDS entity: a key, a hyphen, and a label of letters and "
-                "digits. Rename it."
+                f"{path}: {pair!r} is not a BIDS entity: a key, a hyphen, and a label of letters "
+                "and digits. Rename it."
             )
         if scan.entities[key] != value:
             return f"{path}: its name has {key}- twice. Rename it."

@@ -106,7 +106,7 @@ def read_names(path: str | Path) -> tuple[dict[int, Targets], dict[int, str]]:
     for row in _rows(path, ("index", "name")):
         code, name = _whole(row["index"]), row["name"] or ""
         if code is None:
-            raise InputError(f"{path}: index {row['index']!r} is no whole number. Correct it.")
+            raise InputError(f"{path}: index {row['index']!r} is not a whole number. Correct it.")
         if code in labels or code in unknown:
             raise InputError(f"{path}: index {code} is there twice. Remove one.")
         if name in known and code <= LARGEST_CODE:
@@ -165,7 +165,7 @@ def targets_of(rows: Iterable[tuple[str, str]], path: Path) -> dict[int, Targets
         code = _whole(source)
         if code is None or code > LARGEST_CODE:
             raise InputError(
-                f"{path}: source code {source!r} is no whole number from 0 to {LARGEST_CODE}. "
+                f"{path}: source code {source!r} is not a whole number from 0 to {LARGEST_CODE}. "
                 "Correct it."
             )
         if code in meaning:
@@ -186,7 +186,7 @@ def _target(text: str, path: Path) -> Targets:
     unknown = [str(code) for code in codes if code not in table]
     if unknown or (kind == "nearest" and len(codes) < 2):
         raise InputError(
-            f"{path}: target {text!r} is no code or name of table fullhead, nor void, nor "
+            f"{path}: target {text!r} is not a code or name of table fullhead, nor void, nor "
             "nearest with two of them or more. Correct it."
         )
     return tuple(table[code].index for code in codes)

@@ -256,7 +256,7 @@ def read_spaces(wanted: Sequence[str], *, home: Path | None = None) -> tuple[Tem
         for reference in references:
             if not reference.standard or reference.dim != 3:
                 raise InputError(
-                    f"--output-spaces {text}: this is no volumetric template. Results on the "
+                    f"--output-spaces {text}: this is not a volumetric template. Results on the "
                     "image's own grid are written always; surfaces are not made."
                 )
             spec = {name: str(value) for name, value in reference.spec.items()}

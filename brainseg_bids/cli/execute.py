@@ -320,7 +320,9 @@ def read_plugin(path: Path | None) -> dict | None:
     try:
         plugin = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"--use-plugin {path}: this is no YAML ({one_line(error)}).") from error
+        raise InputError(
+            f"--use-plugin {path}: this is not valid YAML ({one_line(error)})."
+        ) from error
     if not isinstance(plugin, dict) or "plugin" not in plugin:
         raise InputError(f"--use-plugin {path}: the key plugin is missing.")
     try:

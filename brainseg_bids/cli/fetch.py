@@ -141,7 +141,7 @@ def _choose(dataset: Dataset, options: argparse.Namespace) -> str:
     if via in annex.WAYS:
         if not dataset.git:
             raise FetchError(
-                f"{dataset.name}: it is no git repository. Fetch it --via http.", UNUSABLE
+                f"{dataset.name}: it is not a git repository. Fetch it --via http.", UNUSABLE
             )
         annex.check_way(via)
     if via != "auto":

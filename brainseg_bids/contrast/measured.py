@@ -210,7 +210,7 @@ class ContrastStatistics:
             known = {item.name for item in fields(cls)}
             return cls(**{name: value for name, value in raw.items() if name in known})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"these are no contrast statistics ({error})") from error
+            raise ValueError(f"these are not contrast statistics ({error})") from error
 
     @classmethod
     def read(cls, path: str | Path) -> ContrastStatistics:

@@ -255,7 +255,7 @@ class ContrastPrior:
             version = raw["PriorVersion"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}: this is no contrast prior ({_one(error)}). {AGAIN}"
+                f"{path}: this is not a contrast prior ({_one(error)}). {AGAIN}"
             ) from error
         if version != VERSION:
             raise ValueError(

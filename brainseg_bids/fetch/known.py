@@ -156,7 +156,7 @@ def find_dataset(text: str) -> Dataset:
         if bare or (Path(text) / ".git").exists():
             return Dataset(text, git=str(Path(text).resolve()))
         raise FetchError(
-            f"{text}: this is no git repository. Copy it, or use it as it is.", UNUSABLE
+            f"{text}: this is not a git repository. Copy it, or use it as it is.", UNUSABLE
         )
     raise FetchError(
         f"{text}: no dataset is known by this name. Known: {', '.join(known)}. Or give an "

@@ -144,9 +144,9 @@ def _pages(
         try:
             page = ElementTree.fromstring(text)
         except ElementTree.ParseError as error:
-            raise FetchError(f"{place}: this is no listing of a bucket ({error}).") from error
+            raise FetchError(f"{place}: this is not a listing of a bucket ({error}).") from error
         if not page.tag.endswith("}ListBucketResult"):
-            raise FetchError(f"{place}: this is no listing of a bucket.")
+            raise FetchError(f"{place}: this is not a listing of a bucket.")
         yield page
         token = page.findtext("s3:NextContinuationToken", "", XML)
         if page.findtext("s3:IsTruncated", "false", XML) != "true":

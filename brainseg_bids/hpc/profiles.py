@@ -153,7 +153,7 @@ def read_profile(name: str) -> Profile:
     _check(values, SITE_KINDS, where, further=RESOURCE_KINDS)
     for key in values.get("environment", {}):
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-            raise InputError(f"{where}: environment: {key!r} is no name of a variable.")
+            raise InputError(f"{where}: environment: {key!r} is not a name of a variable.")
     values.pop("description", None)
     jobs = {job: _resources(common, values.pop(job, {}), f"{where}: [{job}]") for job in JOBS}
     _check_words(values.get("scheduler", "slurm"), jobs, where)

@@ -65,7 +65,9 @@ def read_plan(path: Path) -> TrainPlan:
     try:
         return TrainPlan.from_json(read_text(path))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: this is no TrainPlan in JSON ({one_line(error)}).") from error
+        raise InputError(
+            f"{path}: this is not a TrainPlan in JSON ({one_line(error)})."
+        ) from error
 
 
 def bundle_run(

@@ -313,7 +313,7 @@ def _replay(path: Path) -> int:
             for one in report["pairs"]
         ]
     except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: is no report of a bad step ({error})") from error
+        raise InputError(f"{path}: this is not a report of a bad step ({error})") from error
     generator = training.make_generator(plan)
     table = LabelTable.packaged(plan.source_table)
     for index, head_file, recipe in jobs:

@@ -233,8 +233,8 @@ def _check(facts: CardFacts) -> None:
         for name in measured.dice if measured is not None else ():
             if name not in facts.table:
                 raise ValueError(
-                    f"model card of {facts.name}: {name!r} was measured and is none of the labels "
-                    f"of table {facts.table.name}. Give Dice by the names of that table."
+                    f"model card of {facts.name}: {name!r} was measured and is not a label of "
+                    f"table {facts.table.name}. Give Dice by the names of that table."
                 )
 
 

@@ -153,7 +153,7 @@ def read_rating(path: Path, known: Mapping[str, Path]) -> dict:
     labels = known.get(said["Segmentation"])
     if labels is None:
         raise InputError(
-            f"{path}: {said['Segmentation']} is no segmentation of this output folder. "
+            f"{path}: {said['Segmentation']} is not a segmentation of this output folder. "
             "Move the file to the results that it is about."
         )
     entities = Scan.from_path(labels).entities

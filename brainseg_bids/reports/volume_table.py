@@ -72,7 +72,7 @@ def read_intracranial(path: Path) -> dict | None:
 
 def _no_table(path: Path, why: object) -> InputError:
     return InputError(
-        f"{path}: is no volumes table of this derivative ({why}). Remove it and run again."
+        f"{path}: this is not a volumes table of this derivative ({why}). Remove it and run again."
     )
 
 

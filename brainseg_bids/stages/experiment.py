@@ -141,7 +141,7 @@ def _read_train_plan(path: Path | None) -> TrainPlan:
         plan = TrainPlan.from_json(path.read_text(encoding="utf-8"))
         known = len(LabelTable.packaged(plan.target_table))
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: this is no TrainPlan in JSON ({error}).") from error
+        raise InputError(f"{path}: this is not a TrainPlan in JSON ({error}).") from error
     if plan.net.architecture not in ARCHITECTURES or plan.net.n_labels != known:
         raise InputError(
             f"{path}: the net is {plan.net.architecture} with {plan.net.n_labels} labels. Give "

@@ -41,7 +41,7 @@ SMRIPREP = Path("derivatives", "smriprep-inputs")
 README = """\
 # Labels by brainseg-bids for FreeSurfer's programs
 
-This is no output of recon-all: do not give it to programs that look for one.
+This is not output of recon-all: do not give it to programs that look for one.
 
 - `SUBJECT/mri/aseg.mgz`: labels that FreeSurfer has, in its codes
 - `SUBJECT/mri/head.mgz`: all labels; codes from 500 on mean something else in FreeSurfer's table,

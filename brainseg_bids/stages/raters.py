@@ -387,6 +387,6 @@ def _leak(
         return ""
     done = "marked" if settings.include_seen else "left out; --include-seen takes it in, marked"
     return (
-        f"{image.title}: {rater}'s model was trained or fitted on it, so this is no test of it. "
+        f"{image.title}: {rater}'s model was trained or fitted on it, so this does not test it. "
         f"It is {done}."
     )

@@ -47,7 +47,7 @@ def changed(group: Any, values: dict[str, Any], prefix: str = "") -> Any:
     for key, value in tuples(values).items():
         if key not in known or key == "tissues":
             raise ValueError(
-                f"{prefix + key!r} is no setting of a recipe space; known: "
+                f"{prefix + key!r} is not a setting of a recipe space; known: "
                 f"{', '.join(sorted(set(known) - {'tissues'}))}"
             )
         is_group = hasattr(known[key], "__dataclass_fields__")

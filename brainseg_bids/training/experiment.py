@@ -252,7 +252,7 @@ class ExperimentPlan:
                 raw[key] = tuple(raw[key])
             plan = cls(**raw)
         except (AttributeError, InputError, KeyError, TypeError) as error:
-            raise ValueError(f"this is no plan of an experiment ({error})") from error
+            raise ValueError(f"this is not a plan of an experiment ({error})") from error
         if plan.digest != digest or not plan.has_rule(decision["rule"]):
             raise ValueError("the plan was changed after it was made, or is of another version")
         return plan
@@ -357,7 +357,7 @@ class RunResult:
             scores = tuple(Score(**one) for one in raw.pop("scores"))
             return cls(**raw | {"run": Run(**raw["run"]), "scores": scores})
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"this is no result of a run ({error})") from error
+            raise ValueError(f"this is not a result of a run ({error})") from error
 
 
 # -- judging ------------------------------------------------------------------------------

@@ -113,5 +113,5 @@ def task_of(module: lightning.LightningModule) -> SegmentationTask:
         If it is not one.
     """
     if not isinstance(module, SegmentationTask):
-        raise TypeError(f"{type(module).__name__} is no SegmentationTask")
+        raise TypeError(f"{type(module).__name__} is not a SegmentationTask")
     return module

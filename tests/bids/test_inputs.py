@@ -229,7 +229,7 @@ def test_a_label_that_is_none_is_one_refusal_and_the_others_go_on(dataset, label
 def test_participants_without_a_label_alone_are_refused_too(tmp_path):
     write_image(tmp_path / "sub-A_1" / "anat" / "sub-A_1_T1w.nii.gz")
     (subject,) = find_subjects(tmp_path, ["A_1"])
-    assert "no BIDS label" in subject.errors["sub-A_1"]
+    assert "not a BIDS label" in subject.errors["sub-A_1"]
 
 
 @pytest.mark.parametrize(

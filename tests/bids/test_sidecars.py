@@ -89,7 +89,7 @@ def test_a_byte_order_mark_is_no_fault(image, tmp_path, encoding):
             b'{"MagneticFieldStrength": 7,}',
             "T1w.json, line 1",
             marks=pytest.mark.input(
-                "metadata", "sidecar that is no JSON", "a warning with file and line", 0
+                "metadata", "sidecar that is not valid JSON", "a warning with file and line", 0
             ),
         ),
         pytest.param(

@@ -154,7 +154,7 @@ def test_what_is_missing_on_either_side_is_listed(app):
 
 @pytest.mark.input(
     "files",
-    "`evaluate`: a rater's map that is no image",
+    "`evaluate`: a rater's map that is not an image",
     "left out and named; all others are compared",
     1,
 )

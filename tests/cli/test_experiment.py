@@ -249,12 +249,12 @@ def broken(inputs: Path, tmp_path: Path) -> dict[str, tuple[dict, str]]:
     real = {"image": [inputs / "held_T1w.nii.gz"], "labels": [inputs / "held.nii.gz"]}
     return {
         "table": ({"prior": [tmp_path / "contrast-T1w_prior.json"]}, "another label table"),
-        "no prior": ({"prior": [tmp_path / "none.json"]}, "no contrast prior"),
+        "no prior": ({"prior": [tmp_path / "none.json"]}, "not a contrast prior"),
         "none held out": ({"validation": []}, "no label maps are held out"),
         "kappa": ({"kappa": [0, 1.5]}, "kappa is 1.5"),
         "missing": ({"maps": [gone]}, "gone.nii.gz: there is no such file"),
         "both": ({"validation": [inputs / "learn.nii.gz"]}, "the same map is among"),
-        "plan": ({"plan": [tmp_path / "odd.json"]}, "no TrainPlan"),
+        "plan": ({"plan": [tmp_path / "odd.json"]}, "not a TrainPlan"),
         "space": ({"off": ["t9w"]}, "no recipe space 't9w'"),
         "no brain": ({"maps": [tmp_path / "skin.nii.gz"]}, "no structure of the brain"),
         "code": (real | {"labels": [tmp_path / "odd.nii.gz"]}, "no translation for code"),

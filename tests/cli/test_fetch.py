@@ -81,8 +81,8 @@ def test_what_failed_is_told_at_the_end_with_what_is_there(call, server, tmp_pat
         (["ds000999", "{}", "--participant-label", "a/b"], "letters and digits only"),
         (["ds000999", "{}", "--what", "derivatives"], "it has no derivatives there"),
         (["ds000999", "{}", "--jobs", "0"], "from 1 to 99"),
-        (["s3://bucket/x", "{}", "--via", "git-annex"], "it is no git repository"),
-        ([".", "{}", "--via", "http"], "no git repository"),
+        (["s3://bucket/x", "{}", "--via", "git-annex"], "it is not a git repository"),
+        ([".", "{}", "--via", "http"], "not a git repository"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_and_exit_code_2(

@@ -143,7 +143,8 @@ def test_a_config_file_gives_defaults_and_the_command_line_wins(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [("x =", "no TOML"), ("wrong = 1", "wrong"), ('nprocs = "x"', "nprocs")]
+    ("text", "named"),
+    [("x =", "not valid TOML"), ("wrong = 1", "wrong"), ('nprocs = "x"', "nprocs")],
 )
 def test_a_config_file_that_cannot_be_used_is_refused(said, tmp_path, text, named):
     path = tmp_path / "settings.toml"

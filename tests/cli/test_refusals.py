@@ -218,13 +218,13 @@ def test_label_names_with_odd_characters_pass_through(app):
     [
         ("plugin: SLURMGraph", "SLURMGraph returns before"),
         ("plugin_args: {}", "the key plugin is missing"),
-        ("plugin: [", "no YAML"),
+        ("plugin: [", "not valid YAML"),
     ],
 )
 @pytest.mark.input(
     "metadata",
-    "`--use-plugin` with a file that is no YAML, or a plugin that cannot be used, also with "
-    "`--boilerplate-only`",
+    "`--use-plugin` with a file that is not valid YAML, or a plugin that cannot be used, also "
+    "with `--boilerplate-only`",
     "refused by name before anything runs",
     2,
 )

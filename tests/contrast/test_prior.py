@@ -123,7 +123,7 @@ def _another_number(raw):
         (_crooked, "positive definite"),
         (_no_noise, "damaged"),
         (_another_number, "changed after it was written"),
-        (lambda raw: [], "no contrast prior"),
+        (lambda raw: [], "not a contrast prior"),
     ],
 )
 def test_a_damaged_json_file_is_refused_in_one_line(prior, tmp_path, damage, message):

@@ -117,7 +117,7 @@ def test_a_dataset_that_is_not_there_is_told(server):
 def test_a_page_that_is_no_listing_is_told():
     with serving(Server({"x": b""})) as server:
         server.faults["ds000999/"] = [200]
-        with pytest.raises(FetchError, match="no listing"):
+        with pytest.raises(FetchError, match="not a listing"):
             listed(server)
 
 

@@ -282,10 +282,10 @@ def test_packaged_profiles_make_scripts_that_bash_can_read(study, name, level):
         ('prologue = ["a\\nb"]', "line break"),
         ("[group]\ntime = 'soon'", "give e.g. 04:00:00"),
         ("environment = {A = 1}", "environment has A"),
-        ("environment = {'A-B' = 'x'}", "no name of a variable"),
+        ("environment = {'A-B' = 'x'}", "not a name of a variable"),
         ("participant = 3", "participant is 3"),
         ("[participant]\nmem = 'lots'", "lots"),
-        ("no toml", "no TOML"),
+        ("no toml", "not valid TOML"),
     ],
 )
 def test_a_profile_that_means_nothing_is_refused_by_name(study, text, named):

@@ -52,8 +52,8 @@ def test_nobody_is_told_to_copy_a_folder_onto_itself(tmp_path, monkeypatch, give
         (f"{MNI}:res-4", f"templateflow get {MNI} --res 4 -s T1w"),  # nor a link to nowhere
         ("MNI152NLin6Asym", "templateflow get MNI152NLin6Asym --res 1 -s T1w"),
         ("MNI152NLin6Asym:res-2", "templateflow get MNI152NLin6Asym --res 2 -s mask"),
-        ("T1w", "no volumetric template"),
-        ("fsaverage", "no volumetric template"),
+        ("T1w", "not a volumetric template"),
+        ("fsaverage", "not a volumetric template"),
         (f"{MNI}:den-10k", "den means nothing here"),
         (f"{MNI}:cohort-1", "does not accept a cohort"),
     ],

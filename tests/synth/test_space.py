@@ -161,7 +161,7 @@ ONE_CLASS = "[[tissues]]\nlabels = ['Skin']\nmean = [100, 10]"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[gibbs]\nq = 0.5", "'gibbs.q' is no setting .*kept_frac, p"),
+        ("[gibbs]\nq = 0.5", "'gibbs.q' is not a setting .*kept_frac, p"),
         ("gibbs = 0.5", "'gibbs' is a group of settings"),
         ("[motion]\np = 1.5", "motion.p is 1.5: give a number from 0 to 1"),
         ("flip_p = -0.1", "flip_p is -0.1"),
@@ -218,7 +218,7 @@ ONE_CLASS = "[[tissues]]\nlabels = ['Skin']\nmean = [100, 10]"
         (f"{ONE_CLASS}\nsd = [5, -1]", r"class 1 of \[\[tissues\]\]: sd"),
         (f"{ONE_CLASS}\nsd = [5, 1]\ncolour = 1", "colour"),
         (f"{ONE_CLASS}\nsd = [5, 1]\ncomponents = 2.5", "components is 2.5"),
-        ("tissues = [", "this is no TOML"),
+        ("tissues = [", "not valid TOML"),
         ('base = "t9w"', "no recipe space 't9w'"),
     ],
 )

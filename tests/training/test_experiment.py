@@ -129,7 +129,7 @@ def test_a_plan_survives_json_and_a_changed_one_is_refused():
     eased = raw["decision"] | {"rule": "Always better."}
     with pytest.raises(ValueError, match="changed"):
         ExperimentPlan.from_json(json.dumps(raw | {"decision": eased}))
-    with pytest.raises(ValueError, match="no plan"):
+    with pytest.raises(ValueError, match="not a plan"):
         ExperimentPlan.from_json("[1]")
 
 
@@ -273,7 +273,7 @@ def test_results_of_another_plan_are_refused():
 def test_a_result_survives_json():
     result = made_up(make_plan(), {"on": 0.01, "off": 0.0})[3]
     assert RunResult.from_json(result.to_json()) == result
-    with pytest.raises(ValueError, match="no result"):
+    with pytest.raises(ValueError, match="not a result"):
         RunResult.from_json("{}")
 
 

@@ -293,7 +293,7 @@ def test_a_users_recipe_changes_what_it_says_and_nothing_else(tmp_path):
         ("[spaces]\nt1w = 0", "share above 0"),
         ("spaces = 3", "share above 0"),
         ('base = "gpu"', "no training recipe 'gpu'; known: default, cpu"),
-        ("batch =", "this is no TOML"),
+        ("batch =", "not valid TOML"),
     ],
 )
 def test_a_wrong_recipe_is_one_line_that_names_it(tmp_path, text, said):

@@ -41,7 +41,7 @@ def said_in_a_line(capsys, code: int, arguments: list[str]) -> str:
         ({"batch": 0}, "batch is 0"),
         ({"strategy": "magic"}, "unknown strategy 'magic'; known: auto, ddp, fsdp"),
         ({"loss": "none"}, "unknown loss 'none'; known: chosen, dense"),
-        ({"net": 7}, "plan.json: this is no TrainPlan in JSON"),
+        ({"net": 7}, "plan.json: this is not a TrainPlan in JSON"),
         ({"spaces": {"t9w": 1.0}}, "no recipe space 't9w'"),
     ],
     ids=str,

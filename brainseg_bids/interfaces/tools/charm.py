@@ -124,7 +124,7 @@ class Charm(ToolInterface):
             codes = np.rint(values)
             if np.abs(values - codes).max() > ROUNDING:
                 raise InputError(
-                    f"{written}: voxels are not whole numbers, so these are no labels."
+                    f"{written}: voxels are not whole numbers, so these are not labels."
                 )
             table = self.tool.crosswalk().source_table()
             labels = LabelMap(codes.astype(np.int32), grid, table)
