@@ -288,7 +288,8 @@ def _fit(images: Sequence[KnownTruth], table: LabelTable) -> tuple[np.ndarray, n
     # Bins that no voxel is in: probabilities are taken at their word.
     middle = (np.arange(BINS) + 0.5) / BINS
     usual = (right.sum(0) + middle) / (voxels.sum(0) + 1)
-    accuracy = (right + PRIOR_VOXELS * usual) / (voxels + PRIOR_VOXELS)
+    # Never above 1, though a probability on the edge of two bins may be counted in either.
+    accuracy = np.minimum((right + PRIOR_VOXELS * usual) / (voxels + PRIOR_VOXELS), 1)
     usual_missed = absent.sum() / max(outside.sum(), 1.0)
     missed = (absent + PRIOR_VOXELS * usual_missed) / (outside + PRIOR_VOXELS)
     return accuracy, missed

@@ -28,7 +28,7 @@ from brainseg_bids.files import write_text
 from brainseg_bids.training.data import PairStream
 from brainseg_bids.training.deadline import ENDING_S, Deadline
 from brainseg_bids.training.plan import TrainPlan
-from brainseg_bids.training.processes import any_process, is_sharded
+from brainseg_bids.training.processes import any_process, check_equal, is_sharded
 from brainseg_bids.training.resume import SETTINGS_KEY, loops_at
 from brainseg_bids.training.task import task_of
 
@@ -296,7 +296,8 @@ class CheckpointCallback(Callback):
             raise Stopped(self.step, self.signal_name)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Install signal handlers, and raise an error if the deadline has passed."""
+        """Install signal handlers; raise an error if it is too late or processes differ."""
+        check_equal(trainer, self.settings)
         is_late = self.deadline is not None and self.deadline.is_too_late()
         if any_process(trainer, is_late)[0] and self.deadline is not None:
             raise self.deadline.too_short()
@@ -320,9 +321,8 @@ class CheckpointCallback(Callback):
         if self.deadline is None:
             return False
         self.step_s = time.monotonic() - self.step_began_s
-        is_due = self.step % self.every_steps == 0  # validated before the next step
-        now_s = self._validation_s(trainer, plan) if is_due else 0.0
-        return self.deadline.left_s() < now_s + self.step_s + self.ending_s(trainer, plan)
+        due_s = 0.0 if self.step % self.every_steps else self._validation_s(trainer, plan)
+        return self.deadline.left_s() < due_s + self.step_s + self.ending_s(trainer, plan)
 
     def ending_s(self, trainer: Trainer, plan: TrainPlan) -> float:
         """Estimated time in seconds of validation, bundle and page after the last step."""
@@ -356,8 +356,8 @@ class CheckpointCallback(Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """End a validation early after a signal."""
-        # What is validated has been saved. To finish first could outlast a queue's patience, and
-        # a job that is killed does not go back. After the last step nothing is left to go on with.
+        # What is validated has been saved, and a queue may not wait for the end of a validation.
+        # After the last step nothing is left to go on with.
         is_last = self.is_over or self.step >= trainer.max_steps
         if not is_last and any_process(trainer, bool(self.signal_name))[0]:
             raise Stopped(self.step, self.signal_name or OTHER_PROCESS)

@@ -153,3 +153,21 @@ def any_process(trainer: lightning.Trainer, *flags: bool) -> tuple[bool, ...]:
         return flags
     votes = torch.tensor(flags, dtype=torch.float32, device=trainer.strategy.root_device)
     return tuple(bool(n) for n in trainer.strategy.reduce(votes, reduce_op="sum"))
+
+
+def check_equal(trainer: lightning.Trainer, settings: Mapping[str, object]) -> None:
+    """Raise an error in all processes unless all have the same settings.
+
+    Each process reads label maps and recipe spaces itself, seconds after the first one.
+
+    Raises
+    ------
+    ValueError
+        If the settings of a process are others than those of the first one.
+    """
+    differ = trainer.strategy.broadcast(settings) != settings
+    if any_process(trainer, differ)[0]:
+        raise ValueError(
+            "label maps or recipe spaces changed while training began, so that its processes read "
+            "different ones. Run the same command again."
+        )

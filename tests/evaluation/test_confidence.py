@@ -129,6 +129,16 @@ def test_a_damaged_calibration_is_refused_by_name(change, named):
         ConfidenceCalibration.from_json(json.dumps(good | change), TABLE, what="mine.json")
 
 
+def test_a_voxel_that_is_counted_in_the_bin_beside_harms_nothing():
+    known = [image(seed, sharpness=30) for seed in range(2)]
+    for one in known:
+        one.right[:] = one.sums.voxels
+        one.right[:, -1] += 1
+        one.truth[:] = one.right.sum(1)
+    text = fit_calibration(known, TABLE).to_json(TABLE)
+    assert ConfidenceCalibration.from_json(text, TABLE, what="x").accuracy.max() == 1
+
+
 def test_one_image_is_too_few():
     with pytest.raises(ValueError, match="two images"):
         fit_calibration([image(0)], TABLE)

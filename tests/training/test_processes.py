@@ -10,10 +10,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from brainseg_bids.training.fit import fit
+from brainseg_bids.training.processes import check_equal
 from brainseg_bids.training.resume import steps_done
 from tests.training.tiny import FOUR, TINY, difference, read_state, tiny_head, write_inputs
 
@@ -34,6 +37,30 @@ def start(arguments: list[str], folder: Path, **environ: str) -> subprocess.Pope
             pytest.fail((folder / "said.txt").read_text())
         time.sleep(0.02)
     return process
+
+
+def trainer_of_two(first: dict, *, other_differs: bool):
+    """What one of two processes sees of its trainer."""
+    strategy = SimpleNamespace(
+        broadcast=lambda _: first,
+        reduce=lambda votes, reduce_op: votes + float(other_differs),
+        root_device=torch.device("cpu"),
+    )
+    return SimpleNamespace(world_size=2, strategy=strategy)
+
+
+@pytest.mark.input(
+    "training",
+    "a label map that changes between the start of one training process and of the next",
+    "refused by all processes",
+    2,
+)
+def test_processes_that_read_different_maps_do_not_train_together():
+    first, second = {"label_maps": ["a"]}, {"label_maps": ["b"]}
+    check_equal(trainer_of_two(first, other_differs=False), first)
+    for own, other_differs in ((second, False), (first, True)):
+        with pytest.raises(ValueError, match="label maps"):
+            check_equal(trainer_of_two(first, other_differs=other_differs), own)
 
 
 @pytest.fixture(scope="module")
