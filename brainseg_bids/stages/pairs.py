@@ -25,7 +25,7 @@ from brainseg_bids.bids.names import sidecar
 from brainseg_bids.console import working
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.documents import InputError
-from brainseg_bids.files import sha256, write_text
+from brainseg_bids.files import DAY_S, remove_unfinished, sha256, write_text
 from brainseg_bids.images import read_grid, write_label_map, write_volume
 from brainseg_bids.interfaces.headlabels import read_labels
 from brainseg_bids.interfaces.tools import find_tool, tool_names
@@ -395,6 +395,7 @@ def export(settings: Settings, name: str, prior: ContrastPrior, maker: PairMaker
             f"{root}: holds pairs of another seed, voxel size, prior or other label maps. Remove "
             "it, or choose another output_dir."
         )
+    remove_unfinished(root.rglob(".*"), older_than_s=DAY_S)
     _write_root(root, name, settings, maker.generator.target)
     write_text(root / ".bidsignore", marker.name + "\n")
     write_json(marker, origin)

@@ -17,7 +17,7 @@ from brainseg_bids.bids.description import write_json
 from brainseg_bids.console import one_line, working
 from brainseg_bids.documents import InputError, read_object
 from brainseg_bids.exit_codes import DONE, FAILED, SAVED, UNUSABLE
-from brainseg_bids.files import write_text
+from brainseg_bids.files import DAY_S, remove_unfinished, write_text
 from brainseg_bids.lifetime import CODES, at_end
 from brainseg_bids.options import to_toml
 from brainseg_bids.programs.bundle import bundle_run
@@ -91,6 +91,7 @@ def _train(settings: Settings, tasks: Tasks, began_s: float) -> int:
     launcher(settings, max(1, settings.devices), tasks)
     job = plan_job(settings)
     with alone(job.training) as lock:
+        remove_unfinished(job.training.glob(".*"), older_than_s=DAY_S)
         with working("reading label maps"):
             described = describe_job(job, settings)
         if job.before:

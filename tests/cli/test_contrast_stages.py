@@ -3,6 +3,7 @@
 
 import csv
 import json
+import os
 
 import nibabel as nib
 import numpy as np
@@ -172,10 +173,14 @@ def test_pairs_are_previewed_and_exported_and_can_be_made_again(pooled, lasting_
     first = np.asanyarray(nib.load(image).dataobj)
     assert first.std() > 0.05
     image.unlink()
+    left = image.with_name(f".sub-00001_T1w.{'a' * 32}.nii.gz")
+    left.write_bytes(b"of a process that was killed long ago")
+    os.utime(left, (0, 0))
     labels = root / "sub-00001" / "anat" / "sub-00001_seg-brainseg_dseg.nii.gz"
     before = np.asanyarray(nib.load(labels).dataobj)
     again = lasting_app("--stages", "synth", *given, "--pairs", "2", level="group")
     assert again.code == 0
+    assert not left.exists()
     assert np.array_equal(np.asanyarray(nib.load(image).dataobj), first)
     assert np.array_equal(np.asanyarray(nib.load(labels).dataobj), before)
 

@@ -77,7 +77,7 @@ def give_prior(root: Path, prior) -> None:
 
 def write_checkpoint(path: Path, *, step: int) -> None:
     """As much of one as says how far a run is."""
-    torch.save({"global_step": step}, path)
+    torch.save({"global_step": step, "state_dict": {}}, path)
 
 
 class Stage:
@@ -288,6 +288,9 @@ def test_a_run_has_a_copy_of_its_agnostic_space(stage):
     begun = read_space(str(stage.training / space_file))
     assert (begun.agnostic.flip_p, begun.agnostic.gibbs.p) == (0.25, 0.125)
     write_checkpoint(stage.training / "last.ckpt", step=1)
+    left = stage.training / f".job.{'a' * 32}.json"  # of a process that was killed long ago
+    left.write_text("half")
+    os.utime(left, (0, 0))
     before.rename(after)
     stage.out.rename(stage.root / "moved")
     stage.out = stage.root / "moved"
@@ -295,6 +298,7 @@ def test_a_run_has_a_copy_of_its_agnostic_space(stage):
     for recipe in (after / "tiny.toml", stage.root / "tiny.toml"):  # the second does not say it
         code, log = stage(*planned, recipe)
         assert code == 0, log
+    assert not (stage.training / left.name).exists()
     (after / "own.toml").write_text('base = "below.toml"\nflip_p = 0.75\n')
     code, log = stage(*planned, after / "tiny.toml")
     assert code == 2
