@@ -41,14 +41,17 @@ done
 [ -n "$out" ] || fail "say what to write: --out FILE.tar.xz"
 [ ! -e "$out" ] || fail "$out: is there already; name a new file"
 [ -d "$(dirname "$out")" ] || fail "$(dirname "$out"): there is no such folder"
-[ -d "$work/maps-0.7" ] || fail "$work/maps-0.7: there are no label maps; run continue.sh --work $work once (--minutes 1 is enough)"
+[ -d "$work/maps-0.7" ] || fail "$work/maps-0.7: there are no label maps; run continue.sh --work $work once (--minutes 5 is enough)"
 start=${start:-$("$python" -m benchmarks.released_log start --log "$log" --bundles "$work/bundles")}
 
 temporary=$(mktemp -d)
 trap 'rm -rf "$temporary"' EXIT
 carried=$temporary/carried
 mkdir -p "$carried/code" "$carried/scratch/bundles" "$carried/wheels"
-git -C "$root" archive HEAD brainseg_bids benchmarks pyproject.toml | tar -x -C "$carried/code"
+code=(brainseg_bids benchmarks pyproject.toml)
+[ -z "$(git -C "$root" status --porcelain -- "${code[@]}")" ] ||
+  printf '%s: WARNING: %s has changes that are not committed; they are left out\n' "${0##*/}" "$root" >&2
+git -C "$root" archive HEAD "${code[@]}" | tar -x -C "$carried/code"
 # The cache beside the maps is large and is made anew there. Maps without gzip are a third in the archive.
 tar -c -C "$work" --exclude=.brainseg-cache maps-0.7 | tar -x -C "$carried/scratch"
 find "$carried/scratch/maps-0.7" -name '*.nii.gz' -exec gunzip {} +

@@ -283,6 +283,33 @@ def test_what_the_script_cannot_use_is_one_line(arguments, said):
     assert said in done.stderr.splitlines()[-1]
 
 
+def test_code_that_is_not_committed_is_left_out_and_said(tmp_path):
+    root = tmp_path / "repository"
+    for path in (PACK, COMMON):
+        (root / "benchmarks" / "released").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, root / "benchmarks" / "released")
+    (root / "brainseg_bids" / "data" / "models" / "head-1mm").mkdir(parents=True)
+    (root / "brainseg_bids" / "data" / "models" / "head-1mm" / "README.md").touch()
+    (root / "pyproject.toml").touch()
+    (tmp_path / "work" / "maps-0.7").mkdir(parents=True)
+    (tmp_path / "work" / "maps-0.7" / "a_dseg.nii.gz").write_bytes(gzip.compress(b"labels"))
+    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+
+    def pack(name: str) -> str:
+        script = root / "benchmarks" / "released" / "pack.sh"
+        command = ["bash", str(script), "--work", "work", "--out", name]
+        command += ["--start-from", "head-1mm"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert "WARNING" not in pack("first.tar.xz")
+    (root / "pyproject.toml").write_text("changed")
+    assert str(root) in next(line for line in pack("a.tar.xz").splitlines() if "WARNING" in line)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
