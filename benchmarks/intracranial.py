@@ -33,7 +33,7 @@ from brainseg_bids.images import read_label_map
 from brainseg_bids.nets.bundle import MANIFEST, ModelBundle, find_bundle
 from brainseg_bids.programs.confidence import segmented
 from brainseg_bids.synth.generator import Generator, LabelVolume
-from brainseg_bids.synth.recipe import Ageing, View
+from brainseg_bids.synth.recipe import Atrophy, View
 from brainseg_bids.synth.recipe_files import read_space
 
 SEED = 33
@@ -41,7 +41,7 @@ FIELD_OF_VIEW_MM = (192, 240, 224)
 SPACES = ("t1w", "benchmarks/released/t1w_sharp.toml", "mp2rage7t")
 FLUID_MAPPING = 3
 """BIDS standard code."""
-ATROPHY = Ageing(ventricles_mm=7.0, thinning_frac=0.75, seed=7)
+ATROPHY = Atrophy(ventricles_mm=7.0, thinning_frac=0.75, seed=7)
 
 
 def pairs(
@@ -64,7 +64,7 @@ def pairs(
                 recipe = read_space(space).at(size_mm).draw(rng)
                 middle = replace(recipe.deformation, center_frac=(0.5, 0.5, 0.55))
                 recipe = replace(recipe, deformation=middle, view=View())
-                for age, ageing in (("young", Ageing()), ("old", ATROPHY)):
+                for age, ageing in (("young", Atrophy()), ("old", ATROPHY)):
                     pair = generator.render(volume, replace(recipe, ageing=ageing))
                     truth = LabelMap(codes[pair.labels.numpy()], grid, bundle.table)
                     name = f"map{number}_{Path(space).stem}{index}_{age}"

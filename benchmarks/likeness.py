@@ -26,7 +26,7 @@ from brainseg_bids.bids.description import raw_path
 from brainseg_bids.contrast.pool import pool
 from brainseg_bids.images import read_grid, read_volume
 from brainseg_bids.interfaces.headlabels import read_source
-from brainseg_bids.stages.likeness import draw, likeness, read_real
+from brainseg_bids.stages.intensities import compare_intensities, draw, read_real
 from brainseg_bids.stages.pairs import centred_grid, pair_shape, whole_heads
 from brainseg_bids.stages.pooling import Measured, find_measured
 from brainseg_bids.synth.generator import Generator, LabelVolume
@@ -45,7 +45,11 @@ def pooled(group: list[Measured], name: str):
         table=FULLHEAD,
         subjects={one.image: one.subject for one in group},
         images=tuple(
-            {"image": one.said["Input"], "labels": one.said["LabelsOf"], "subject": one.subject}
+            {
+                "image": one.metadata["Input"],
+                "labels": one.metadata["LabelsOf"],
+                "subject": one.subject,
+            }
             for one in group
         ),
     )
@@ -56,10 +60,10 @@ def by_synthseg(group: list[Measured], bids: Path, out: Path) -> RecipeSpace:
     known = {name for names in SYNTHSEG_CLASSES.values() for name in names}
     statistics = {}
     for one in group:
-        path = raw_path(one.said["Input"], bids)
-        labels = out / one.said["LabelsOf"].removeprefix("bids::")
+        path = raw_path(one.metadata["Input"], bids)
+        labels = out / one.metadata["LabelsOf"].removeprefix("bids::")
         image, grid = read_volume(path)
-        placed = read_source(grid, tool=one.said["LabelsTool"], labels=str(labels)).labels
+        placed = read_source(grid, tool=one.metadata["LabelsTool"], labels=str(labels)).labels
         found = synthseg_statistics(image, placed)
         statistics[one.image] = {name: two for name, two in found.items() if name in known}
     made = synthseg_prior(statistics)
@@ -127,7 +131,7 @@ def main() -> None:
             name: draw(space, heads, generator, grid, drawn).counts
             for name, space in spaces.items()
         }
-        comparisons = likeness(real, synthetic | fixed)
+        comparisons = compare_intensities(real, synthetic | fixed)
         rows[left_out.image] = {
             method: float(np.mean([c.distances[method] for c in comparisons]))
             for method in (*spaces, *fixed)

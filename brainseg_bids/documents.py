@@ -104,7 +104,7 @@ def sift_json(text: str, what: str) -> tuple[dict, dict[str, str]]:
     Returns
     -------
     values : dict
-    faults : dict of str to str
+    errors : dict of str to str
         A line for each key that is left out.
     """
     found = _load_json(text, what, dict)
@@ -251,7 +251,7 @@ def _fault(value: object, depth: int) -> str:
 class Kind(Protocol):
     """What a value must be."""
 
-    def fault(self, value: object) -> str:
+    def error_of(self, value: object) -> str:
         """What is wrong with a value, to go on after its name; nothing if it fits."""
 
 
@@ -272,9 +272,9 @@ class Number:
 
     Examples
     --------
-    >>> Number(0, 25, "T", above=True).fault(1500)
+    >>> Number(0, 25, "T", above=True).error_of(1500)
     'is 1500: give a number above 0 and up to 25 T'
-    >>> Number(0, 1).fault(True), Number(0, 1).fault(1)
+    >>> Number(0, 1).error_of(True), Number(0, 1).error_of(1)
     ('is true: give a number from 0 to 1', '')
     """
 
@@ -285,7 +285,7 @@ class Number:
     below: bool = False
     whole: bool = False
 
-    def fault(self, value: object) -> str:
+    def error_of(self, value: object) -> str:
         """As of `Kind`."""
         kinds = int if self.whole else int | float
         if isinstance(value, kinds) and not isinstance(value, bool):
@@ -312,13 +312,13 @@ class Number:
 class Text:
     """A text, or one of some words.
 
-    >>> Text(("bf16", "fp32")).fault("fp16")
+    >>> Text(("bf16", "fp32")).error_of("fp16")
     "is 'fp16': give bf16 or fp32"
     """
 
     choices: tuple[str, ...] = ()
 
-    def fault(self, value: object) -> str:
+    def error_of(self, value: object) -> str:
         """As of `Kind`."""
         fits = isinstance(value, str) and (not self.choices or value in self.choices)
         return "" if fits else f"is {_shown(value)}: give {self}"
@@ -333,7 +333,7 @@ class Text:
 class Flag:
     """True or false."""
 
-    def fault(self, value: object) -> str:
+    def error_of(self, value: object) -> str:
         """As of `Kind`."""
         return "" if isinstance(value, bool) else f"is {_shown(value)}: give {self}"
 
@@ -360,7 +360,7 @@ class Items:
 
     Examples
     --------
-    >>> Items(Number(0, 1), count=2, rising=True).fault([0.8, 0.2])
+    >>> Items(Number(0, 1), count=2, rising=True).error_of([0.8, 0.2])
     'is [0.8, 0.2]: give [low, high]'
     """
 
@@ -370,15 +370,15 @@ class Items:
     or_one: bool = False
     rising: bool = False
 
-    def fault(self, value: object) -> str:
+    def error_of(self, value: object) -> str:
         """As of `Kind`."""
         if self.or_one and not isinstance(value, list | tuple):
-            return self.kind.fault(value)
+            return self.kind.error_of(value)
         fits = isinstance(value, list | tuple) and self.count in (None, len(value))
         fits = fits and len(value) >= self.least
         if not fits:
             return f"is {_shown(value)}: give {self}"
-        wrong = next((why for one in value if (why := self.kind.fault(one))), "")
+        wrong = next((why for one in value if (why := self.kind.error_of(one))), "")
         if wrong:
             return f"has an item that {wrong}"
         falls = self.rising and any(a > b for a, b in pairwise(value))
@@ -404,12 +404,12 @@ class Object:
 
     kind: Kind | None = None
 
-    def fault(self, value: object) -> str:
+    def error_of(self, value: object) -> str:
         """As of `Kind`."""
         if not isinstance(value, Mapping):
             return f"is {_shown(value)}: give an object"
         for key, one in value.items():
-            if self.kind and (why := self.kind.fault(one)):
+            if self.kind and (why := self.kind.error_of(one)):
                 return f"has {key}, which {why}"
         return ""
 
@@ -422,7 +422,7 @@ def check(values: Mapping, kinds: Mapping[str, Kind], what: str, *, remedy: str 
     brainseg_bids.documents.InputError: my.toml: p is 2: give a number from 0 to 1.
     """
     for key, kind in kinds.items():
-        if key in values and (why := kind.fault(values[key])):
+        if key in values and (why := kind.error_of(values[key])):
             raise InputError(f"{what}: {key} {why}.{f' {remedy}' if remedy else ''}")
 
 

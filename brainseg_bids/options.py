@@ -358,7 +358,7 @@ def from_toml(settings: type, text: str, *, what: str = "settings") -> dict[str,
             values[name] = _typed(name, value, item.kind)
         except (TypeError, ValueError) as error:
             raise SettingsError(f"{what}: {name} = {value!r}: {error}.") from error
-        if item.fits and (why := item.fits.fault(values[name])):
+        if item.fits and (why := item.fits.error_of(values[name])):
             raise SettingsError(f"{what}: {name} {why}.")
     return values
 
@@ -414,7 +414,7 @@ def above_zero(what: str, *, below: float) -> Callable[[str], float]:
 def voxel_size_mm(text: str) -> float:
     """Parser of one voxel size."""
     value = above_zero("millimetres", below=100)(text)
-    if why := VOXEL_SIZE.fault(value):
+    if why := VOXEL_SIZE.error_of(value):
         raise argparse.ArgumentTypeError(f"a voxel {why}")
     return value
 

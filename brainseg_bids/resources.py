@@ -101,7 +101,7 @@ class Footprint:
     Parameters
     ----------
     architecture : str
-    n_labels, stem, features : int
+    n_labels, block_size, features : int
         As in `brainseg_bids.nets.architectures.NetSpec`.
     width : int
         Channels of the finest level.
@@ -111,7 +111,7 @@ class Footprint:
 
     architecture: str
     n_labels: int
-    stem: int
+    block_size: int
     features: int
     width: int
     voxel_size_mm: float
@@ -179,16 +179,16 @@ def segmentation_gib(
             for n, mm in zip(shape, voxel_size_mm, strict=True)
         ]
         deep, high, wide = (
-            max(n, w) / net.stem for n, w in zip(work, net.window_vox, strict=True)
+            max(n, w) / net.block_size for n, w in zip(work, net.window_vox, strict=True)
         )
-        rows = min(deep, net.window_vox[0] / net.stem) + SLAB_BLOCKS
+        rows = min(deep, net.window_vox[0] / net.block_size) + SLAB_BLOCKS
         sums = 4 * (net.features + 1) * rows * high * wide
         if sums > 2**30:  # kept in half precision then
             sums /= 2
-        voxel_rows = SLAB_BLOCKS * net.stem
+        voxel_rows = SLAB_BLOCKS * net.block_size
         kept = 4 * net.n_labels * (voxel_rows + 1) * plane
         steady += (1 + times) * 4 * math.prod(work) + times * (sums + kept)
-        cells = math.prod(net.window_vox) / net.stem**3
+        cells = math.prod(net.window_vox) / net.block_size**3
         alive = ACTIVATION_BYTES.get(net.architecture, max(ACTIVATION_BYTES.values()))
         looking = alive * net.width * cells * (HALF if half else 1)
         scoring = 2 * 4 * net.n_labels * voxel_rows * work[1] * work[2]

@@ -82,10 +82,10 @@ def test_a_key_given_twice_with_one_value_is_no_fault():
 
 
 def test_what_cannot_be_used_is_left_out_and_the_rest_stays():
-    values, faults = sift_json('{"a": 1, "b": {"c": [NaN, NaN]}, "d": 1, "d": 2}', "my.json")
+    values, errors = sift_json('{"a": 1, "b": {"c": [NaN, NaN]}, "d": 1, "d": 2}', "my.json")
     assert values == {"a": 1}
-    assert list(faults) == ["b", "d"]
-    assert [fault.split()[1] for fault in faults.values()] == ["b.c[2]", "d"]
+    assert list(errors) == ["b", "d"]
+    assert [fault.split()[1] for fault in errors.values()] == ["b.c[2]", "d"]
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])
@@ -118,5 +118,5 @@ def test_latin_1_is_told_with_its_line(tmp_path):
     ],
 )
 def test_kinds_take_what_they_say(kind, good, bad):
-    assert [kind.fault(value) for value in good] == [""] * len(good)
-    assert all(kind.fault(value) for value in bad)
+    assert [kind.error_of(value) for value in good] == [""] * len(good)
+    assert all(kind.error_of(value) for value in bad)

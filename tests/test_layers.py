@@ -92,13 +92,13 @@ def test_imports_point_from_the_outside_to_the_inside():
 
 
 def test_heavy_libraries_stay_in_their_rooms():
-    faults = [
+    errors = [
         f"{path.relative_to(PACKAGE)} imports {module}"
         for path in sorted(PACKAGE.rglob("*.py"))
         for module in imports(path)
         if (library := module.split(".")[0]) in RATIONED and home_of(path) not in RATIONED[library]
     ]
-    assert faults == []
+    assert errors == []
 
 
 def test_every_file_has_its_place_in_the_drawing():

@@ -46,6 +46,7 @@ CODE = re.compile(r"^```.*?^```|`[^`\n]*`|\]\([^)\n]*\)", re.DOTALL | re.MULTILI
 
 OLD_NAMES = {"certificate", "dial", "dialled", "foretold", "ledger", "leveling", "membership"}
 OLD_NAMES |= {"borrow", "borrowed", "grains", "heard", "keeper", "thrift", "wish"}
+OLD_NAMES |= {"faults", "hollows", "likeness", "pieces", "places", "strays", "telling", "walls"}
 OLD_NAMES_OF_TYPES = {"Average", "Examination", "Feed", "Guard", "HowToRun", "Journal", "Share"}
 
 

@@ -210,7 +210,7 @@ def fit_sagittal_plane(
         volume = min(counts[code] for code in pair) * grid.voxel_volume_mm3
         if volume < smallest_mm3 or table[label.mirror].hemisphere != "right":
             continue
-        left, right = (world(grid, centres[code][None])[0] for code in pair)
+        left, right = (to_world(grid, centres[code][None])[0] for code in pair)
         apart.append((right - left) * np.sqrt(volume))
         middles.append((right + left) / 2)
         weights.append(np.sqrt(volume))
@@ -237,7 +237,7 @@ def _centres(
     return counts, np.stack(sums, axis=1) / np.maximum(counts, 1)[:, None]
 
 
-def world(grid: Grid, position: np.ndarray) -> np.ndarray:
+def to_world(grid: Grid, position: np.ndarray) -> np.ndarray:
     """World coordinates in mm, (n, 3), of voxel indices (n, 3)."""
     return position @ grid.affine[:3, :3].T + grid.affine[:3, 3]
 
@@ -348,7 +348,7 @@ def _deepest_mm(
 ) -> np.ndarray:
     """Largest distance of each component into its own side, mm; inf for those not asked for."""
     position = np.stack(np.unravel_index(at, shape), axis=1)
-    distance = plane.right_of_mm(world(grid, position)) * side[number]
+    distance = plane.right_of_mm(to_world(grid, position)) * side[number]
     deepest = np.full(len(side), np.inf)
     deepest[np.unique(number)] = -np.inf
     np.maximum.at(deepest, number, distance)
@@ -392,7 +392,7 @@ def _main_distances_mm(
     number = components.numbers.reshape(-1)[at]
     _, centres = _centres(at, number, components.numbers.shape, len(main))
     distance = np.full(len(main), np.inf)
-    distance[wanted] = plane.right_of_mm(world(grid, centres[wanted])) * side[wanted]
+    distance[wanted] = plane.right_of_mm(to_world(grid, centres[wanted])) * side[wanted]
     return distance
 
 

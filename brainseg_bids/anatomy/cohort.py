@@ -126,7 +126,7 @@ class Cohort:
     z : dict of str to dict of int to float
         Modified z-score by subject and code, among the heads that have the label. Labels that
         fewer than `FEWEST` heads have are left out.
-    strange : dict of str to tuple of str
+    unusable : dict of str to tuple of str
         By subject, messages about volumes that could not be used.
     """
 
@@ -135,7 +135,7 @@ class Cohort:
     presence: tuple[Presence, ...]
     outliers: tuple[Outlier, ...]
     z: dict[str, dict[int, float]]
-    strange: dict[str, tuple[str, ...]]
+    unusable: dict[str, tuple[str, ...]]
 
     @classmethod
     def of(
@@ -196,14 +196,14 @@ class Cohort:
     ) -> Cohort:
         """The same from (code, volume) pairs that may be anything that a file holds."""
         known: dict[str, dict[int, float]] = {}
-        strange: dict[str, tuple[str, ...]] = {}
+        unusable: dict[str, tuple[str, ...]] = {}
         for subject, volumes in volumes_mm3.items():
             known[subject], odd = _usable(volumes, table)
             if odd:
-                strange[subject] = odd
+                unusable[subject] = odd
         z, outliers = _compare(known, table)
         presence = tuple(_presence(structure, known) for structure in structures(table))
-        return cls(table, known, presence, outliers, z, strange)
+        return cls(table, known, presence, outliers, z, unusable)
 
     @property
     def subjects(self) -> tuple[str, ...]:

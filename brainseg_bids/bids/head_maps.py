@@ -152,11 +152,11 @@ def _check_table(path: Path) -> None:
             )
 
 
-def usual_voxel_size_mm(maps: Iterable[HeadMap]) -> float:
+def median_voxel_size_mm(maps: Iterable[HeadMap]) -> float:
     """Median over heads of the finest map's voxel size.
 
     >>> one, two = (HeadMap(Path(f"sub-1_res-{s}_dseg.nii"), "1", (s,) * 3) for s in (1, 2))
-    >>> usual_voxel_size_mm([one, two])
+    >>> median_voxel_size_mm([one, two])
     1.0
     """
     finest: dict[str, float] = {}

@@ -92,7 +92,7 @@ def dataset_notes(bids_dir: Path) -> list[str]:
     except InputError as error:
         return [str(error)]
     wrong = {
-        key: Text().fault(description[key]) if key in description else "is missing"
+        key: Text().error_of(description[key]) if key in description else "is missing"
         for key in ("Name", "BIDSVersion")
     }
     return [f"{path}: {key} {why}; going on all the same." for key, why in wrong.items() if why]

@@ -108,11 +108,11 @@ def read_sidecar(path: Path) -> Metadata:
     try:
         if unfetched := why_unfetched(path):
             raise InputError(unfetched)
-        values, faults = sift_json(read_text(path), str(path))
+        values, errors = sift_json(read_text(path), str(path))
     except (InputError, OSError) as error:
         return Metadata({}, (f"{error} Its metadata are not known.",))
     for key, kind in KINDS.items():
-        if key in values and (why := kind.fault(values[key])):
-            faults[key] = f"{path}: {key} {why}; it is ignored."
+        if key in values and (why := kind.error_of(values[key])):
+            errors[key] = f"{path}: {key} {why}; it is ignored."
             del values[key]
-    return Metadata(values, tuple(faults.values()), frozenset(faults))
+    return Metadata(values, tuple(errors.values()), frozenset(errors))

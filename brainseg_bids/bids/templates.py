@@ -54,10 +54,10 @@ def templateflow_home(environment: Mapping[str, str] = os.environ) -> Path:
     '/templates'
     """
     given = environment.get("TEMPLATEFLOW_HOME")
-    return Path(given) if given else usual_home()
+    return Path(given) if given else default_home()
 
 
-def usual_home() -> Path:
+def default_home() -> Path:
     """Where TemplateFlow puts what it fetches, unless TEMPLATEFLOW_HOME says otherwise."""
     return Path.home() / ".cache" / "templateflow"
 
@@ -128,7 +128,7 @@ def _not_there(home: Path, name: str, cohort: str, resolution: str, there: list[
     others = f" Here are: {', '.join(f'res-{res}' for res in there)}." if there else ""
     commands = f"{fetch_command(name, **fetch)} && {fetch_command(name, **fetch, suffix='mask')}"
     missing = f"--output-spaces: template {which}{what} is not in {home}"
-    if home.resolve() == usual_home().resolve():
+    if home.resolve() == default_home().resolve():
         return (
             f"{missing}, where TemplateFlow puts what it fetches.{others} Fetch it: {commands}. "
             f"Without network: fetch it elsewhere and copy the folder tpl-{name}."

@@ -47,14 +47,14 @@ def run_plans(
     ``on_participant`` is told the label of each participant when all of these plans is done.
     """
     settings = run.settings
-    faults = {title: why for plan in plans for title, why in plan.faults.items()}
+    errors = {title: why for plan in plans for title, why in plan.errors.items()}
     if settings.reports_only:
         missing = "there are no results of it. Run without --reports-only."
-        return faults | {scan.title: missing for plan in plans for scan in plan.to_run}, DONE
+        return errors | {scan.title: missing for plan in plans for scan in plan.to_run}, DONE
     citation = settings.output_dir / "logs" / "CITATION.md"
     to_run = sum(len(plan.to_run) for plan in plans)
     if not to_run and citation.is_file() and not settings.boilerplate_only:
-        return faults, DONE
+        return errors, DONE
     if settings.fs_license_file:
         os.environ["FS_LICENSE"] = str(settings.fs_license_file)  # tools look there
     will_run = to_run and not settings.boilerplate_only
@@ -64,7 +64,7 @@ def run_plans(
             crash_dir = _prepare(settings, run_dir)
         except OSError as error:
             why = explain(str(error), settings.work_dir)
-            return faults | {scan.title: why for plan in plans for scan in plan.to_run}, DONE
+            return errors | {scan.title: why for plan in plans for scan in plan.to_run}, DONE
     with contextlib.ExitStack() as stack:
         program, held_gib = run.program, 0.0
         if will_run and not program and settings.nipype_plugin_file is None:
@@ -73,12 +73,12 @@ def run_plans(
             workflow, description = _build(run, plans, so_far, tables, program)
         except Exception as error:  # whatever it is, it is an error of this program
             _log_build_error(error)
-            return faults, NOT_BUILT
+            return errors, NOT_BUILT
         _write_citation(citation, description)
         if settings.write_graph:
             _draw_graph(workflow, run_dir / "graph.dot")
         if not will_run:
-            return faults, DONE
+            return errors, DONE
         workflow.base_dir = str(scratch_dir(settings))
         failures, code = _run_workflow(
             settings, workflow, plans, crash_dir, _steps_gib(settings, held_gib), on_participant
@@ -87,7 +87,7 @@ def run_plans(
         if failures:
             shutil.copytree(crash_dir, run_dir / "crash", dirs_exist_ok=True)
         shutil.rmtree(crash_dir)
-    return faults | failures, code
+    return errors | failures, code
 
 
 def _log_build_error(error: Exception) -> None:

@@ -48,21 +48,21 @@ def run_group(settings: Settings, run_dir: Path) -> int:
             return result.exit_code
     if settings.plan_only and not settings.reports_only:
         return DONE
-    say_finished(to_review)
+    log_finished(to_review)
     return DONE
 
 
-def say_finished(to_look_at: Collection[str], report: Path | None = None) -> None:
+def log_finished(to_review: Collection[str], report: Path | None = None) -> None:
     """The last lines of a run in which nothing failed; the very last says what to look at.
 
     Parameters
     ----------
-    to_look_at : collection of str
+    to_review : collection of str
         What messages call the images and models whose results cannot be right.
     report : Path, optional
     """
-    log.info("finished" if to_look_at else "finished successfully!")
+    log.info("finished" if to_review else "finished successfully!")
     if report:
         log.info("report: %s", report)
-    if to_look_at:
-        log.warning("%d to look at: %s", len(to_look_at), ", ".join(to_look_at))
+    if to_review:
+        log.warning("%d to look at: %s", len(to_review), ", ".join(to_review))

@@ -13,7 +13,7 @@ from pathlib import Path
 from brainseg_bids.anatomy.cohort import Cohort
 from brainseg_bids.bids.names import is_label
 from brainseg_bids.cli.execute import read_plugin, run_plans
-from brainseg_bids.cli.group import run_group, say_finished
+from brainseg_bids.cli.group import log_finished, run_group
 from brainseg_bids.cli.stages import chosen_stages, plan_stages, write_root
 from brainseg_bids.console import logging_to, working
 from brainseg_bids.documents import InputError
@@ -25,7 +25,7 @@ from brainseg_bids.scratch import TOO_MANY, participants_of, working_alone
 from brainseg_bids.settings import Settings
 from brainseg_bids.stages import passes
 from brainseg_bids.stages.base import Refused, Run
-from brainseg_bids.stages.jobs import SubjectPlan, image_of, joined, to_look_at
+from brainseg_bids.stages.jobs import SubjectPlan, image_of, joined, to_review
 from brainseg_bids.units import listed
 
 log = logging.getLogger("brainseg")
@@ -131,7 +131,7 @@ def _plan_and_run(settings: Settings, run_dir: Path, program: Sequence[str] | No
 
     def participant_done(label: str) -> None:
         (plan,) = [plan for plan in plans if plan.label == label]
-        pages.write(plan, failures | plan.faults)
+        pages.write(plan, failures | plan.errors)
 
     try:
         for together in passes({stage.name for stage in stages}):
@@ -182,7 +182,7 @@ def _conclude(
     for (image, reason), titles in steps.items():
         log.error("%s: failed: %s", titles[0] if len(titles) == 1 else image, reason)
     if failures:
-        titles = {title for plan in plans for title in plan.faults}
+        titles = {title for plan in plans for title in plan.errors}
         titles |= {scan.title for plan in plans for scan in plan.scans}
         failed = set(map(image_of, failures))
         images = failed | set(map(image_of, titles))
@@ -194,7 +194,7 @@ def _conclude(
         log.info("methods text: %s", settings.output_dir / "logs" / "CITATION.md")
     elif code == DONE:
         page = f"sub-{plans[0].label}.html" if len(plans) == 1 else "sub-*.html"
-        say_finished(to_look_at(plans), settings.output_dir / page)
+        log_finished(to_review(plans), settings.output_dir / page)
     return code
 
 
@@ -259,7 +259,7 @@ class _Pages:
     def _is_final(self, plan: SubjectPlan, failures: Mapping[str, str]) -> bool:
         """Whether the page that was written when the participant was done has all there is."""
         compared = any(scan.stage == "headlabels" for scan in plan.scans)
-        own = {scan.title for scan in plan.scans} | set(plan.faults)
+        own = {scan.title for scan in plan.scans} | set(plan.errors)
         return plan.label in self.written and not compared and own.isdisjoint(failures)
 
     def _write(

@@ -47,7 +47,7 @@ def _plan_from_dataset(run: Run, stages: Sequence[ParticipantStage]) -> list[Sub
             log.warning("%s", note)
     run.participants  # noqa: B018 - raises if one was asked for that is not there
     plans = joined(plan for stage in stages for plan in stage.plan(run))
-    if not any(plan.scans or plan.faults for plan in plans):
+    if not any(plan.scans or plan.errors for plan in plans):
         usual = "structural" if any(stage.name == "segment" for stage in stages) else "T1w"
         wanted = ", ".join(settings.contrasts) or usual
         raise InputError(
@@ -56,7 +56,7 @@ def _plan_from_dataset(run: Run, stages: Sequence[ParticipantStage]) -> list[Sub
             "Check names, --contrasts, --session-label and --bids-filter-file."
         )
     for plan in plans:
-        if not plan.scans and not plan.faults:
+        if not plan.scans and not plan.errors:
             log.warning("sub-%s: no image was found, skipped", plan.label)
     return plans
 

@@ -60,14 +60,14 @@ class Imputation:
     ----------
     donor : str
         Name of a measured label.
-    likeness : float
+    similarity : float
         Correlation of the label's location with that of the donor.
     widen : float
         Factor on the donor's spread over images.
     """
 
     donor: str
-    likeness: float
+    similarity: float
     widen: float
 
 
@@ -126,14 +126,14 @@ def _imputation(
 
 
 def _most_alike(label: Label, others: list[Label], images: Mapping[str, int]) -> str:
-    def unlikeness(other: Label) -> tuple[Any, ...]:
+    def dissimilarity(other: Label) -> tuple[Any, ...]:
         first, second = _words(label.name), _words(other.name)
         differ = [a != b for a, b in zip(first, second, strict=False)]
         begin = differ.index(True) if True in differ else len(differ)
         side = other.hemisphere != label.hemisphere
         return (-begin, -len(set(first) & set(second)), side, -images[other.name], other.index)
 
-    return min(others, key=unlikeness).name
+    return min(others, key=dissimilarity).name
 
 
 def _words(name: str) -> list[str]:

@@ -76,10 +76,10 @@ class Joint:
     weights: np.ndarray
 
 
-def usual_sd(mean: np.ndarray, background: np.ndarray) -> np.ndarray:
+def typical_sd(mean: np.ndarray, background: np.ndarray) -> np.ndarray:
     """Prior standard deviation over images for each mean, in the units of the prior, (p,) float.
 
-    >>> usual_sd(np.array([160.0, 44.0, 8.0]), np.array([False, False, True])).round(1).tolist()
+    >>> typical_sd(np.array([160.0, 44.0, 8.0]), np.array([False, False, True])).round(1).tolist()
     [19.8, 7.3, 2.0]
     """
     tissue = np.hypot(USUAL_FRAC * mean, USUAL_UNITS)
@@ -87,7 +87,7 @@ def usual_sd(mean: np.ndarray, background: np.ndarray) -> np.ndarray:
     return np.where(background, np.minimum(0.25 * np.abs(mean), USUAL_UNITS), tissue)
 
 
-def usual_correlation(labels: Sequence[Label]) -> np.ndarray:
+def typical_correlation(labels: Sequence[Label]) -> np.ndarray:
     """Prior correlation of the locations of labels, (p, p) float.
 
     It is a sum of variance components (`SHARED`), and therefore positive definite: 0.95 between
@@ -98,7 +98,7 @@ def usual_correlation(labels: Sequence[Label]) -> np.ndarray:
     --------
     >>> from brainseg_bids.anatomy.labels import LabelTable
     >>> table = LabelTable.packaged("fullhead")
-    >>> usual_correlation([table[n] for n in (2, 41, 3, 511, 0)]).round(2)[0].tolist()
+    >>> typical_correlation([table[n] for n in (2, 41, 3, 511, 0)]).round(2)[0].tolist()
     [1.0, 0.95, 0.6, 0.2, 0.0]
     """
     keys = [
@@ -139,7 +139,7 @@ def fit(
         subject.
     labels : sequence of p Label
     target : (p, p) float
-        Target of the shrinkage of correlations, see `usual_correlation`.
+        Target of the shrinkage of correlations, see `typical_correlation`.
 
     Returns
     -------
@@ -158,7 +158,7 @@ def _outlyingness(values: np.ndarray, subjects: np.ndarray, background: np.ndarr
     middle = weighted_median(values, subjects)
     known = np.isfinite(values)
     deviation = shrunk_deviation(
-        weighted_deviation(values, subjects), usual_sd(middle, background), subjects @ known
+        weighted_deviation(values, subjects), typical_sd(middle, background), subjects @ known
     )
     least = np.maximum(LEAST_FRAC * np.abs(middle), LEAST_UNITS)
     far = np.abs(values - middle) / np.maximum(deviation, least)
@@ -175,13 +175,13 @@ def _centre(
     heads = weights @ known
     freedom = np.maximum(heads - 1, 0)
     mean = weighted_median(values, weights)
-    usual = usual_sd(mean, background)
+    usual = typical_sd(mean, background)
     sd = np.maximum(shrunk_deviation(weighted_deviation(values, weights), usual, heads), 1e-9)
     for _ in range(30):
         scores = np.where(known, np.clip((values - mean) / sd, -CLIP, CLIP), 0)
         scatter = sd**2 * (weights @ scores**2) / CLIPPED_VARIANCE
         mean = mean + sd * (weights @ scores) / heads
-        usual = np.maximum(usual_sd(mean, background), 1e-9)
+        usual = np.maximum(typical_sd(mean, background), 1e-9)
         before = PSEUDO_SUBJECTS * _level(scatter / usual**2, freedom) * usual**2
         sd = np.sqrt((before + scatter) / (PSEUDO_SUBJECTS + freedom))
     return mean, sd

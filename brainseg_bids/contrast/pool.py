@@ -145,7 +145,7 @@ def _pooled(
     units = _units(chosen, rows, weights)
     located = (rows.location - units.zero[:, None]) * units.factor[:, None]
     law = joint.fit(
-        located, weights, labels=rows.labels, target=joint.usual_correlation(rows.labels)
+        located, weights, labels=rows.labels, target=joint.typical_correlation(rows.labels)
     )
     warnings = few_labels(chosen, rows.labels, rows.location) + outliers(list(chosen), law)
     measured = _measured(chosen, rows, units, law)
@@ -339,11 +339,11 @@ def _with_imputed(
     names: Sequence[str],
     imputed: Mapping[str, Imputation],
 ) -> np.ndarray:
-    """Correlation of all labels: an imputed label is its donor, by its likeness, and its own."""
+    """Correlation of all labels: an imputed label is its donor, by its similarity, and its own."""
     at = {label.name: i for i, label in enumerate(labels)}
     donor = [at[imputed[name].donor if name in imputed else name] for name in names]
-    likeness = np.array([imputed[name].likeness if name in imputed else 1.0 for name in names])
-    whole = correlation[np.ix_(donor, donor)] * np.outer(likeness, likeness)
+    similarity = np.array([imputed[name].similarity if name in imputed else 1.0 for name in names])
+    whole = correlation[np.ix_(donor, donor)] * np.outer(similarity, similarity)
     np.fill_diagonal(whole, 1.0)
     return whole
 

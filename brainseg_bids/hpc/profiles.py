@@ -93,14 +93,14 @@ class Profile:
 class Line:
     """One line of text that has some form.
 
-    >>> Line(r"[a-z]+", "a name").fault("a\\nb")
+    >>> Line(r"[a-z]+", "a name").error_of("a\\nb")
     "is 'a\\\\nb': give a name"
     """
 
     form: str = r"[^\n]*"
     wanted: str = "a text without line breaks"
 
-    def fault(self, value: object) -> str:
+    def error_of(self, value: object) -> str:
         """As of `Kind`."""
         fits = isinstance(value, str) and re.fullmatch(self.form, value)
         return "" if fits else f"is {value!r}: give {self.wanted}"

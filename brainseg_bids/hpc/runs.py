@@ -26,7 +26,7 @@ RECORD = "run.json"
 
 AT_WORK, ENDED, LOST, UNKNOWN = "at work", "ended", "lost", "unknown"
 
-LAST_WORDS = re.compile(r"DUE TO TIME LIMIT|oom.kill|Out Of Memory|CANCELLED|NODE FAIL", re.I)
+END_REASONS = re.compile(r"DUE TO TIME LIMIT|oom.kill|Out Of Memory|CANCELLED|NODE FAIL", re.I)
 """What Slurm writes into a job's log when it ends it."""
 
 
@@ -188,12 +188,12 @@ def queue() -> dict[str, str] | None:
     return dict(line.split(None, 1) for line in done.stdout.splitlines() if " " in line)
 
 
-def last_words(output_dir: Path, task: str) -> str:
+def last_log_line(output_dir: Path, task: str) -> str:
     """Why Slurm ended a task, if its log says so."""
     log = output_dir / "logs" / "slurm" / f"{task}.log"
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    said = next((line for line in reversed(lines) if LAST_WORDS.search(line)), "")
+    said = next((line for line in reversed(lines) if END_REASONS.search(line)), "")
     return " ".join(said.split())[:200]

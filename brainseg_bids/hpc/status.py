@@ -139,12 +139,12 @@ def _plans(settings: Settings) -> tuple[dict[str, SubjectPlan], dict[str, dict[s
                 if number == 0:
                     raise
                 why = {label: {f"sub-{label} {stage.name}": str(error)} for label in plans}
-                found += [SubjectPlan(label, (), faults) for label, faults in why.items()]
-        unfinished = {label for label, plan in plans.items() if plan.to_run or plan.faults}
+                found += [SubjectPlan(label, (), errors) for label, errors in why.items()]
+        unfinished = {label for label, plan in plans.items() if plan.to_run or plan.errors}
         for plan in found:
             if plan.label in unfinished:  # what a later stage lacks is not there yet
-                waiting.setdefault(plan.label, {}).update(plan.faults)
-        found = [replace(plan, faults={}) if plan.label in unfinished else plan for plan in found]
+                waiting.setdefault(plan.label, {}).update(plan.errors)
+        found = [replace(plan, errors={}) if plan.label in unfinished else plan for plan in found]
         plans = {plan.label: plan for plan in joined([*plans.values(), *found])}
     return plans, waiting
 
@@ -202,7 +202,7 @@ class _Heard:
         if not own or own[-1].state == runs.ENDED:
             return ""
         where = own[-1].where
-        words = runs.last_words(self.output_dir, where.removeprefix("job "))
+        words = runs.last_log_line(self.output_dir, where.removeprefix("job "))
         told = words or "killed, or out of time"
         return f"{where} ended before it was done ({told}); log: {own[-1].folder}"
 
@@ -217,21 +217,21 @@ def _state(
 
     scans = plan.scans if plan else ()
     missing = plan.to_run if plan else ()
-    faults = plan.faults if plan else {}
-    counts = (len(scans) - len(missing), len(scans) + len(faults) + len(waiting))
+    errors = plan.errors if plan else {}
+    counts = (len(scans) - len(missing), len(scans) + len(errors) + len(waiting))
 
     def state(name: str, reasons: Iterable[str] = ()) -> State:
         return State(f"sub-{label}", name, *counts, "; ".join(dict.fromkeys(reasons)))
 
-    if not scans and not faults:
+    if not scans and not errors:
         return state(NOTHING)
-    if not missing and not faults:
+    if not missing and not errors:
         return state(DONE)
     if found := heard.at_work(label):
         return state(found[0], [found[1]])
     noted = noted_failures(label, output_dir=heard.output_dir)
     titles = {*(scan.title for scan in missing), *waiting}
-    failed = {**{title: why for title, why in noted.items() if title in titles}, **faults}
+    failed = {**{title: why for title, why in noted.items() if title in titles}, **errors}
     if failed:
         return state(FAILED, (f"{title}: {why}" for title, why in failed.items()))
     if why := heard.lost(label):

@@ -47,7 +47,7 @@ class _MeasureInputSpec(BaseInterfaceInputSpec):
     labels = File(exists=True, mandatory=True, desc="label map, the tool's codes")
     tool = traits.Str(mandatory=True, desc="whose codes")
     kind = traits.Enum("auto", "magnitude", "ratio", usedefault=True, desc="of image")
-    said_stripped = traits.Enum(
+    stated_stripped = traits.Enum(
         None, True, False, usedefault=True, desc="SkullStripped of the image's metadata"
     )
     # Another version may measure otherwise: nothing is taken from Nipype's cache then.
@@ -75,7 +75,7 @@ class MeasureContrast(SimpleInterface):
         labels, resampled = labels_on(grid, self.inputs.labels, self.inputs.tool, path)
         try:
             found = measure(
-                image, labels, kind=self.inputs.kind, stripped=self.inputs.said_stripped
+                image, labels, kind=self.inputs.kind, stripped=self.inputs.stated_stripped
             )
         except ValueError as error:
             raise InputError(f"{path}: {error}") from error

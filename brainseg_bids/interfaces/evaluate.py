@@ -45,7 +45,7 @@ class _CompareInputSpec(BaseInterfaceInputSpec):
 
 
 class _CompareOutputSpec(TraitedSpec):
-    facts = File(exists=True, desc="rows of each rater, notes, faults, hashes: JSON")
+    facts = File(exists=True, desc="rows of each rater, notes, errors, hashes: JSON")
 
 
 class CompareRaters(SimpleInterface):
@@ -65,7 +65,7 @@ class CompareRaters(SimpleInterface):
             name: (labels, find_adapter(who)) for name, who, labels in zip(*given, strict=True)
         }
         read = read_ratings(maps, reference.labels.grid, self.inputs.on_other_grid)
-        facts["Faults"] |= read.faults
+        facts["Faults"] |= read.errors
         facts["Notes"] += read.notes
         for name in read.ratings:
             try:

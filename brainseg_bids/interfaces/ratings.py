@@ -95,13 +95,13 @@ class Ratings(NamedTuple):
         By rater.
     notes : list of str
         Which maps were resampled.
-    faults : dict of str to str
+    errors : dict of str to str
         Why a rater's map cannot be used.
     """
 
     ratings: dict[str, Rating]
     notes: list[str]
-    faults: dict[str, str]
+    errors: dict[str, str]
 
 
 def read_ratings(
@@ -115,7 +115,7 @@ def read_ratings(
                 path, adapter, grid=grid, on_other_grid=on_other_grid
             )
         except ValueError as error:
-            result.faults[name] = str(error)
+            result.errors[name] = str(error)
         else:
             result.notes.extend([note] if note else [])
     return result

@@ -112,15 +112,15 @@ def run_missing(
         torch.set_num_threads(threads)
     missing = [one for one in chosen if not read_result(plan, folder, one)]
     log.info("%d of %d runs are finished already", len(chosen) - len(missing), len(chosen))
-    bench = Bench(plan, folder)
+    runner = ExperimentRunner(plan, folder)
     if missing:
-        bench.check()
+        runner.check()
     failed = []
     for one in missing:
         with _locked(folder / one.name) as is_free:
             if not is_free:
                 log.info("%s: in work elsewhere", one.name)
-            elif not read_result(plan, folder, one) and not _run_one(bench, one):
+            elif not read_result(plan, folder, one) and not _run_one(runner, one):
                 failed.append(one)
     return failed
 
@@ -166,12 +166,12 @@ def _locked(folder: Path) -> Iterator[bool]:
         yield found is not Lock.BUSY
 
 
-def _run_one(bench: Bench, one: Run) -> bool:
+def _run_one(runner: ExperimentRunner, one: Run) -> bool:
     """Train, measure, write ``result.json``; whether it went well."""
-    own = bench.folder / one.name
+    own = runner.folder / one.name
     failure = own / "failure.txt"
     try:
-        result = bench.work(one)
+        result = runner.work(one)
     except Exception as error:  # whatever it is, the other runs go on
         write_text(failure, traceback.format_exc())
         first = " ".join(str(error).split())[:300]
@@ -185,7 +185,7 @@ def _run_one(bench: Bench, one: Run) -> bool:
     return True
 
 
-class Bench:
+class ExperimentRunner:
     """What all runs of an experiment share: label maps, spaces and images, read once.
 
     Parameters

@@ -114,7 +114,7 @@ def read_facts(
     Returns
     -------
     facts : dict of Path to MapFacts
-    faults : list of str
+    errors : list of str
         One line for each map that cannot be used.
     """
     source, crosswalk = LabelTable.packaged(SOURCE), Crosswalk.packaged(SOURCE, target.name)

@@ -156,7 +156,7 @@ def _prepare(models: Sequence[str]) -> None:
     torch.set_num_threads(1)
     segment.import_all()
     for bundle in read_models(models):
-        segment.keep(bundle)
+        segment.cache_network(bundle)
 
 
 def _answer(client: socket.socket) -> int:

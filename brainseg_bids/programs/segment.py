@@ -132,7 +132,7 @@ def predict(options: argparse.Namespace) -> dict:
             confidence=confidence,
             note=lambda text: notes.append(f"{options.image}: {text}"),
         )
-        to_look_at = implausible(labels, image)
+        to_review = implausible(labels, image)
         soft.save()
         write_label_map(labels, options.labels)
         progress.done()
@@ -143,7 +143,7 @@ def predict(options: argparse.Namespace) -> dict:
         "InputVoxelSizeMm": [round(size, 4) for size in grid.voxel_size_mm],
         "ModelVoxelSizeMm": bundle.voxel_size_mm,
         "Warnings": notes,
-        "ToLookAt": to_look_at,
+        "ToLookAt": to_review,
         "ConfidenceCalibrated": calibration is not None,
     }
     return {
@@ -191,7 +191,7 @@ _kept: dict[str, PackedNet] = {}
 """Networks by their bundles' digests, in a process that has more than one image to segment."""
 
 
-def keep(bundle: ModelBundle) -> None:
+def cache_network(bundle: ModelBundle) -> None:
     """Have a bundle's network at hand for `predict`."""
     _kept[bundle.digest] = bundle.load("cpu")
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from brainseg_bids.contrast.compare import Histogram, Intensities, energy_distance
 from brainseg_bids.reports.canvas import FAINT, FONT, shorten
-from brainseg_bids.reports.densities import Likeness, density, quantile_range, rebinned
+from brainseg_bids.reports.densities import IntensityComparison, density, quantile_range, rebinned
 from brainseg_bids.reports.plots import name_axes, no_data
 
 METHODS = {"fitted": "#8ab4f8", "agnostic": "#e58a54", "synthseg": "#7fd38b"}
@@ -24,7 +24,7 @@ def compare(
     synthetic: Mapping[str, Mapping[str, Intensities]],
     *,
     bins: int = 64,
-) -> list[Likeness]:
+) -> list[IntensityComparison]:
     """Real heads against what each method makes, label by label.
 
     Parameters
@@ -38,7 +38,7 @@ def compare(
 
     Returns
     -------
-    list of Likeness
+    list of IntensityComparison
         In the order of ``real``.
 
     Examples
@@ -54,7 +54,7 @@ def compare(
         low, high = min(end[0] for end in ends), max(end[1] for end in ends)
         edges = np.linspace(low, high if high > low else low + 1, bins + 1)
         found.append(
-            Likeness(
+            IntensityComparison(
                 label=label,
                 distances={m: energy_distance(own, values) for m, values in made.items()},
                 edges=tuple(edges.tolist()),
@@ -76,10 +76,10 @@ def _counts(values: Intensities, edges: np.ndarray) -> np.ndarray:
     return np.histogram(values, edges)[0].astype(float)
 
 
-def one_side(comparisons: Sequence[Likeness]) -> list[Likeness]:
+def one_side(comparisons: Sequence[IntensityComparison]) -> list[IntensityComparison]:
     """Without right labels whose left counterpart is there: a picture has to end somewhere.
 
-    >>> rows = [Likeness(name, {}) for name in ("Left-Putamen", "Right-Putamen", "CSF")]
+    >>> rows = [IntensityComparison(name, {}) for name in ("Left-Putamen", "Right-Putamen", "CSF")]
     >>> [row.label for row in one_side(rows)]
     ['Left-Putamen', 'CSF']
     """
@@ -92,10 +92,10 @@ def one_side(comparisons: Sequence[Likeness]) -> list[Likeness]:
     ]
 
 
-def method_colors(comparisons: Iterable[Likeness]) -> dict[str, str]:
+def method_colors(comparisons: Iterable[IntensityComparison]) -> dict[str, str]:
     """A colour for each method, the same on every picture.
 
-    >>> method_colors([Likeness("CSF", {"fitted": 1.0, "own": 2.0})])
+    >>> method_colors([IntensityComparison("CSF", {"fitted": 1.0, "own": 2.0})])
     {'fitted': '#8ab4f8', 'own': '#d6a3f5'}
     """
     methods: dict[str, str] = {}
@@ -109,7 +109,7 @@ def method_colors(comparisons: Iterable[Likeness]) -> dict[str, str]:
     return methods
 
 
-def draw_methods(axes: Axes, comparison: Likeness, colors: Mapping[str, str]) -> None:
+def draw_methods(axes: Axes, comparison: IntensityComparison, colors: Mapping[str, str]) -> None:
     """Histogram of real heads, filled, and of each method as a line; distances beside."""
     name = comparison.label
     name_axes(axes, title=shorten(name, 34))

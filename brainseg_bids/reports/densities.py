@@ -17,7 +17,7 @@ BACKGROUND_CLASS = "Background"
 
 
 @dataclass(frozen=True)
-class Likeness:
+class IntensityComparison:
     """One label (or class) in real heads and in synthetic ones.
 
     Parameters
@@ -43,7 +43,7 @@ class Likeness:
     def nearest(self) -> str | None:
         """Method with the smallest distance, None if none is known.
 
-        >>> Likeness("CSF", {"fitted": 0.5, "agnostic": 9.0}).nearest
+        >>> IntensityComparison("CSF", {"fitted": 0.5, "agnostic": 9.0}).nearest
         'fitted'
         """
         known = {method: value for method, value in self.distances.items() if math.isfinite(value)}

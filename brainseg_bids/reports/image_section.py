@@ -80,7 +80,7 @@ def image_section(
     no_asymmetry : str
         Why left and right are not compared; empty if they are.
     look : Markup
-        What stands below the figure, see `look_block`.
+        What stands below the figure, see `viewer_and_rating`.
     """
     run = run or {}
     plural = "s" * (len(warnings) != 1)
@@ -122,7 +122,7 @@ def source_line(what: str, source: str, labels: str = "") -> Markup:
     return page.text(words, faint=True)
 
 
-def look_block(outputs: Mapping[str, Path], output_dir: Path) -> Markup:
+def viewer_and_rating(outputs: Mapping[str, Path], output_dir: Path) -> Markup:
     """A link to a job's viewer if it has one, and a form to rate its labels."""
     viewer, labels = outputs.get("viewer"), outputs["labels"]
     line = Markup()

@@ -21,7 +21,7 @@ from brainseg_bids.reports.contrast import label_row, noise_kinds
 from brainseg_bids.reports.densities import (
     BACKGROUND_CLASS,
     CLASSES,
-    Likeness,
+    IntensityComparison,
     TissueClass,
     class_color,
     class_labels,
@@ -392,7 +392,7 @@ def _draw_field(axes: Axes, cut: np.ndarray, size_mm: tuple[float, float], large
 # -- real and synthetic -------------------------------------------------------------------
 
 
-def draw_comparisons(name: str, comparisons: Sequence[Likeness]) -> Canvas:
+def draw_comparisons(name: str, comparisons: Sequence[IntensityComparison]) -> Canvas:
     """Draw the histograms of real heads (filled) and of synthetic ones, label by label.
 
     Of pairs the left side.

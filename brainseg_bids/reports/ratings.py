@@ -113,7 +113,7 @@ def read_ratings(
     sessions : collection of str
         The same of sessions.
     """
-    rows, faults = [], []
+    rows, errors = [], []
     known = {
         labels.relative_to(output_dir).as_posix(): labels
         for labels in output_dir.glob("sub-*/**/*_seg-*_dseg.nii.gz")
@@ -122,13 +122,13 @@ def read_ratings(
         try:
             row = read_rating(path, known)
         except InputError as error:
-            faults.append(str(error))
+            errors.append(str(error))
             continue
         asked = (("participant_id", "sub-", participants), ("session_id", "ses-", sessions))
         if all(not some or row[key].removeprefix(start) in some for key, start, some in asked):
             rows.append(row)
     rows.sort(key=lambda row: (row["image"], row["rated_on"]))
-    return rows, faults
+    return rows, errors
 
 
 def read_rating(path: Path, known: Mapping[str, Path]) -> dict:

@@ -29,7 +29,7 @@ from brainseg_bids.reports.canvas import (
     write_legend,
 )
 from brainseg_bids.reports.comparison import compare, draw_methods, method_colors, one_side
-from brainseg_bids.reports.densities import CLASSES, Likeness, class_labels
+from brainseg_bids.reports.densities import CLASSES, IntensityComparison, class_labels
 from brainseg_bids.reports.plots import panels
 from brainseg_bids.reports.slices import (
     MARGIN_PX,
@@ -106,7 +106,7 @@ def draw_real_and_synthetic(
     real: tuple[np.ndarray, LabelMap],
     synthetic: Sequence[tuple[str, np.ndarray, LabelMap]],
     *,
-    histograms: Sequence[Likeness] | None = None,
+    histograms: Sequence[IntensityComparison] | None = None,
     title: str = "Real and synthetic",
 ) -> Path:
     """Draw a real head above synthetic ones in the same planes, and their histograms.
@@ -122,7 +122,7 @@ def draw_real_and_synthetic(
     synthetic : sequence of (str, (X, Y, Z) float, LabelMap)
         Method (``fitted``, ``agnostic``, ``synthseg``, ...), image, labels; one row each. Rows
         of one method are counted together in the histograms.
-    histograms : sequence of Likeness, optional
+    histograms : sequence of IntensityComparison, optional
         Drawn instead of those of the images shown here, such as of many synthetic images; of
         pairs the left side.
     title : str
@@ -214,7 +214,7 @@ def _draw_heads(
         slice_row.write_row(canvas, top + row * slice_row.tall, name)
 
 
-def _histograms(shown: Sequence[tuple[str, np.ndarray, LabelMap]]) -> list[Likeness]:
+def _histograms(shown: Sequence[tuple[str, np.ndarray, LabelMap]]) -> list[IntensityComparison]:
     """Intensities of each class, of the real head and by method."""
     by_method: dict[str, dict[str, list[np.ndarray]]] = {}
     for number, (name, image, labels) in enumerate(shown):
@@ -236,7 +236,7 @@ def _histograms(shown: Sequence[tuple[str, np.ndarray, LabelMap]]) -> list[Liken
     return compare(joined.pop(""), joined)
 
 
-def _draw_plots(canvas: Canvas, top: int, comparisons: Sequence[Likeness]) -> None:
+def _draw_plots(canvas: Canvas, top: int, comparisons: Sequence[IntensityComparison]) -> None:
     colors = method_colors(comparisons)
     canvas.text(
         MARGIN_PX, top + 6, "Intensities: real filled, synthetic as lines", size_px=17,

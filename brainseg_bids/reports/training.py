@@ -302,7 +302,7 @@ def warnings(job: Job) -> list[str]:
     """What somebody who uses the model must know first, a line each."""
     log = job.log
     return [
-        *(f"Look at this model before you use it: {fault}." for fault in to_look_at(job)),
+        *(f"Look at this model before you use it: {fault}." for fault in to_review(job)),
         *_unfinished(job),
         *(bad_step_words(bad) for bad in job.bad_steps),
         *_loss_warnings(log),
@@ -310,11 +310,11 @@ def warnings(job: Job) -> list[str]:
         *_dice_warnings(log, job.table),
         *_waiting_warnings(job),
         *_memory_warnings(job),
-        *job.faults,
+        *job.errors,
     ]
 
 
-def to_look_at(job: Job) -> list[str]:
+def to_review(job: Job) -> list[str]:
     """What cannot be right about a model, see `plausibility.implausible_model`.
 
     Of one that is not finished, nobody expects that it has learned enough.

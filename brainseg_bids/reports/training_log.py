@@ -88,13 +88,13 @@ class TrainingLog:
         By column of the log.
     runs : tuple of int
         Steps done when each training run began; the first is usually 0.
-    faults : tuple of str
+    errors : tuple of str
         What could not be read.
     """
 
     curves: Mapping[str, Curve] = field(default_factory=dict)
     runs: tuple[int, ...] = ()
-    faults: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
 
     def __getitem__(self, column: str) -> Curve:
         """Curve of a column, empty if it was never logged."""
@@ -170,20 +170,20 @@ def read_log(training: Path) -> TrainingLog:
         if (found := _RUN.fullmatch(path.name)) and (path / "metrics.csv").is_file()
     )
     parts: list[pd.DataFrame] = []
-    faults: list[str] = []
+    errors: list[str] = []
     for start, folder in folders:
         parts = [part[part["step"] <= start] for part in parts]
         try:
             parts.append(_numbers(folder / "metrics.csv"))
         except (OSError, pd.errors.ParserError) as error:
-            faults.append(f"{folder.name}/metrics.csv cannot be read: {error}")
+            errors.append(f"{folder.name}/metrics.csv cannot be read: {error}")
     curves = {}
     if parts:
         logged = pd.concat(parts).drop_duplicates(["name", "step"], keep="last")
         for name, own in logged.sort_values("step", kind="stable").groupby("name", sort=False):
             curves[name] = Curve(own["step"].to_numpy(int), own["value"].to_numpy(float))
         curves = {name: curves[name] for name in logged["name"].unique()}
-    return TrainingLog(curves, tuple(start for start, _ in folders), tuple(faults))
+    return TrainingLog(curves, tuple(start for start, _ in folders), tuple(errors))
 
 
 def _numbers(path: Path) -> pd.DataFrame:
@@ -224,7 +224,7 @@ class Job:
     bad_steps : tuple of mapping
         ``bad-step-*.json``: steps whose loss was not finite.
     has_bundle : bool
-    faults : tuple of str
+    errors : tuple of str
         What could not be read.
     """
 
@@ -236,7 +236,7 @@ class Job:
     samples: tuple[Path, ...]
     bad_steps: tuple[Mapping, ...]
     has_bundle: bool
-    faults: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
 
     @property
     def total_steps(self) -> int | None:
@@ -275,9 +275,9 @@ def read_job(job_dir: Path) -> Job:
             f"{job_dir}: no folder {TRAINING!r} of a training job is in it. Give the folder "
             "model-NAME that stage train made."
         )
-    faults: list[str] = []
+    errors: list[str] = []
     job, plan, memory = (
-        _json(training / f"{name}.json", faults) for name in ("job", "plan", "memory")
+        _json(training / f"{name}.json", errors) for name in ("job", "plan", "memory")
     )
     log = read_log(training)
     samples = sorted(
@@ -290,29 +290,29 @@ def read_job(job_dir: Path) -> Job:
         plan=plan,
         memory=memory,
         log=log,
-        table=_table(job_dir, job, plan, faults),
+        table=_table(job_dir, job, plan, errors),
         samples=tuple(path for _, path in samples),
-        bad_steps=tuple(_json(p, faults) for p in sorted(training.glob("bad-step-*.json"))),
+        bad_steps=tuple(_json(p, errors) for p in sorted(training.glob("bad-step-*.json"))),
         has_bundle=(job_dir / BUNDLE / "bundle.json").is_file(),
-        faults=(*faults, *log.faults),
+        errors=(*errors, *log.errors),
     )
 
 
-def _json(path: Path, faults: list[str]) -> dict:
+def _json(path: Path, errors: list[str]) -> dict:
     if not path.is_file():
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        faults.append(f"{path.name} cannot be read: {error}")
+        errors.append(f"{path.name} cannot be read: {error}")
         return {}
     if not isinstance(found, dict):
-        faults.append(f"{path.name} holds no names and values")
+        errors.append(f"{path.name} holds no names and values")
         return {}
     return found
 
 
-def _table(job_dir: Path, job: Mapping, plan: Mapping, faults: list[str]) -> LabelTable | None:
+def _table(job_dir: Path, job: Mapping, plan: Mapping, errors: list[str]) -> LabelTable | None:
     """Of the bundle if there is one, else the table that job or plan name."""
     bundled = job_dir / BUNDLE / "labels.tsv"
     for named in (bundled, job.get("table"), plan.get("target_table")):
@@ -323,7 +323,7 @@ def _table(job_dir: Path, job: Mapping, plan: Mapping, faults: list[str]) -> Lab
                 return LabelTable.read(named)
             return LabelTable.packaged(named)
         except (OSError, ValueError) as error:
-            faults.append(f"label table {Path(named).name}: {error}")
+            errors.append(f"label table {Path(named).name}: {error}")
     return None
 
 

@@ -79,7 +79,7 @@ def make_view(image: np.ndarray, labels: LabelMap, *, largest: int = LARGEST_VOX
     box = _box(grid, view_mm(labels))
     grey, codes = (labels.grid.array_to_ras(one)[box] for one in (image, labels.voxels))
     grid = grid.crop(triple(side.start for side in box), triple(grey.shape))
-    factors = thinning(grid, largest)
+    factors = downsampling_factors(grid, largest)
     window, scale = _intensities(grey, codes, labels)
     grey = np.nan_to_num((_means(grey, factors) - scale[0]) * (255 / (scale[1] - scale[0])))
     codes = _middles(codes, factors)
@@ -94,12 +94,12 @@ def make_view(image: np.ndarray, labels: LabelMap, *, largest: int = LARGEST_VOX
     )
 
 
-def thinning(grid: Grid, largest: int) -> tuple[int, int, int]:
+def downsampling_factors(grid: Grid, largest: int) -> tuple[int, int, int]:
     """How many voxels become one along each axis; the finest axes are thinned first.
 
-    >>> thinning(Grid((300, 300, 300), np.diag([0.5, 0.5, 0.5, 1])), 20_000_000)
+    >>> downsampling_factors(Grid((300, 300, 300), np.diag([0.5, 0.5, 0.5, 1])), 20_000_000)
     (2, 2, 2)
-    >>> thinning(Grid((512, 512, 100), np.diag([0.5, 0.5, 2, 1])), 20_000_000)
+    >>> downsampling_factors(Grid((512, 512, 100), np.diag([0.5, 0.5, 2, 1])), 20_000_000)
     (2, 2, 1)
     """
     factors = [1, 1, 1]

@@ -4,8 +4,8 @@
 What several stages use: `base` (what a stage is), `jobs`, `models`, `saving`, `viewer`,
 `workflow`, `pages`, `methods`. Long sections of pages: ``NAME_section`` of a participant,
 ``NAME_page`` of a group. Heavy halves of stages, imported when they run: `head_tools`; `pooling`
-of priors; `pairs` and `likeness` of synth; `raters` of evaluate; ``train_*`` and `experiment` of
-train.
+of priors; `pairs` and `intensities` of synth; `raters` of evaluate; ``train_*`` and `experiment`
+of train.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ from brainseg_bids.options import OptionGroup, option
 from brainseg_bids.stages.base import ExecutionOptions, Folders, Message, ParticipantStage, Run
 from brainseg_bids.stages.jobs import (
     REUSE,
-    Faults,
     Job,
+    PlanErrors,
     SubjectPlan,
     decided,
     fingerprint,
@@ -143,7 +143,7 @@ class ContrastJob(Job):
         return f"{self.scan.title} contrast"
 
     @property
-    def said_stripped(self) -> bool | None:
+    def stated_stripped(self) -> bool | None:
         """``SkullStripped`` of the image's metadata; None where they do not say."""
         said = self.contrast.get("Metadata", {}).get("SkullStripped")
         return said if isinstance(said, bool) else None
@@ -192,21 +192,21 @@ def plan_contrast(
 
     Images whose labels could not be made (``excluded``: their titles) are passed over.
     """
-    plans, faults = [], Faults(subject.errors)
+    plans, errors = [], PlanErrors(subject.errors)
     for scan in subject.scans:
         title = f"{scan.title} contrast"
-        with faults.of(title, scan.path):
+        with errors.of(title, scan.path):
             found = find_labels(scan, bids_dir, output_dir, choice)
             if found is not None:
                 plans.append(_plan_scan(scan, bids_dir, output_dir, *found))
             elif scan.title not in excluded:
                 folders = (choice.derivatives.get(n, output_dir) for n in choice.names)
                 looked = " or ".join(dict.fromkeys(map(str, folders)))
-                faults[title] = (
+                errors[title] = (
                     f"{scan.path}: there is no label map of it in {looked}. Run --stages "
                     "segment contrast, or give label maps with -d fullhead=FOLDER."
                 )
-    return SubjectPlan(subject.label, tuple(plans), faults)
+    return SubjectPlan(subject.label, tuple(plans), errors)
 
 
 def find_labels(
@@ -361,7 +361,7 @@ class Contrast(ParticipantStage):
         # Files higher up belong to many images.
         for note in dict.fromkeys(n for plan in plans for scan in plan.scans for n in scan.notes):
             log.warning("%s", note)
-        found = any(plan.scans or plan.faults for plan in plans)
+        found = any(plan.scans or plan.errors for plan in plans)
         if not (found or excluded or settings.boilerplate_only):
             raise InputError(
                 f"{settings.bids_dir}: no image was found to measure. Check --contrasts, "
@@ -384,7 +384,7 @@ class Contrast(ParticipantStage):
         inputnode.inputs.labels = str(job.labels)
         kind = "ratio" if job.scan.suffix == "UNIT1" else "auto"
         measure = pe.Node(
-            MeasureContrast(tool=job.tool, kind=kind, said_stripped=job.said_stripped),
+            MeasureContrast(tool=job.tool, kind=kind, stated_stripped=job.stated_stripped),
             name="measure",
             mem_gb=job.mem_gb,
         )

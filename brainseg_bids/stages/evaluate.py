@@ -138,7 +138,7 @@ class Evaluate(GroupStage):
         _log_headline(plan, tables["headline"])
         for page in pages:
             log.info("report: %s", page)
-        return GroupResult(failures={_title(*key): why for key, why in results.faults.items()})
+        return GroupResult(failures={_title(*key): why for key, why in results.errors.items()})
 
     def workflow(self, plan: EvaluationPlan, choices: Mapping) -> Workflow:
         """One node for each image of each reference; ``choices`` are inputs of `CompareRaters`."""
@@ -334,7 +334,7 @@ def write_pages(
         mark = f"_{name}" if len(references) > 1 else ""
         leaks = {key: why for key, why in results.leaks.items() if key[0] == name}
         left_out = () if settings.include_seen else leaks.values()
-        faults = [f"{_title(*k)}: {why}" for k, why in results.faults.items() if k[0] == name]
+        errors = [f"{_title(*k)}: {why}" for k, why in results.errors.items() if k[0] == name]
         evidence = Evidence(
             title=settings.bids_dir.name,
             rows=rows,
@@ -346,7 +346,7 @@ def write_pages(
             methods=methods_text(settings.surfaces, settings.protocol),
             version=__version__,
             leaks=[key[1:] for key in leaks if settings.include_seen],
-            failures=[*faults, *left_out],
+            failures=[*errors, *left_out],
             tables=tables,
         )
         path = settings.output_dir / f"group_evaluation{mark}.html"

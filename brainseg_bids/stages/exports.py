@@ -24,7 +24,7 @@ from brainseg_bids.bids.description import (
 from brainseg_bids.bids.names import OutputNames, Scan, folder, stem
 from brainseg_bids.options import OptionGroup, option
 from brainseg_bids.stages.base import ExecutionOptions, ParticipantStage, Run
-from brainseg_bids.stages.jobs import Faults, Job, SubjectPlan, decided, provenance_of, why_run
+from brainseg_bids.stages.jobs import Job, PlanErrors, SubjectPlan, decided, provenance_of, why_run
 
 if TYPE_CHECKING:
     from nipype.pipeline.engine import Node
@@ -133,7 +133,7 @@ def plan_freesurfer(
     excluded : iterable of str
         Titles of images that could not be segmented; that has been told.
     """
-    plans, faults = [], Faults()
+    plans, errors = [], PlanErrors()
     for scan in _segmented(subject, output_dir, excluded):
         labels = output_dir / OutputNames.of(scan).labels
         home = output_dir / FREESURFER / stem(scan) / "mri"
@@ -143,13 +143,13 @@ def plan_freesurfer(
             "head": home / "head.mgz",
             "head_colours": home / "head_LUT.txt",
         }
-        with faults.of(f"{scan.title} for FreeSurfer", scan.path):
+        with errors.of(f"{scan.title} for FreeSurfer", scan.path):
             facts = _facts(scan, labels, outputs["aseg"], bids_dir, output_dir)
             reason = why_run({name: outputs[name] for name in ("aseg", "head")}, facts)
             if not all(path.is_file() for path in outputs.values()):
                 reason = reason or "a colour table is missing"
             plans.append(FreeSurferJob(scan, *decided(reason), outputs, facts, labels))
-    return SubjectPlan(subject.label, tuple(plans), faults)
+    return SubjectPlan(subject.label, tuple(plans), errors)
 
 
 def plan_precomputed(
@@ -162,7 +162,7 @@ def plan_precomputed(
     """
     from brainseg_bids.files import sha256
 
-    plans, faults, notes = [], Faults(), []
+    plans, errors, notes = [], PlanErrors(), []
     scans = [scan for scan in _segmented(subject, output_dir, excluded) if scan.suffix == "T1w"]
     for scan in scans:
         others = [s for s in subject.scans if s.suffix == "T1w" and s.session == scan.session]
@@ -179,7 +179,7 @@ def plan_precomputed(
         outputs = precomputed_outputs(scan, output_dir)
         transforms = _transforms(scan, output_dir)
         copies = {name: outputs["mask"].with_name(path.name) for name, path in transforms.items()}
-        with faults.of(f"{scan.title} for sMRIPrep", scan.path):
+        with errors.of(f"{scan.title} for sMRIPrep", scan.path):
             facts = _facts(scan, labels, outputs["mask"], bids_dir, output_dir)
             facts["ProbabilitiesSHA256"] = sha256(probseg)
             action = decided(why_run(outputs, facts) or _why_copy(transforms, copies))
@@ -187,7 +187,7 @@ def plan_precomputed(
             plans.append(
                 PrecomputedJob(scan, *action, outputs, facts, labels, probseg, transforms)
             )
-    return SubjectPlan(subject.label, tuple(plans), faults), notes
+    return SubjectPlan(subject.label, tuple(plans), errors), notes
 
 
 def precomputed_outputs(scan: Scan, output_dir: Path) -> dict[str, Path]:

@@ -42,8 +42,8 @@ from brainseg_bids.stages.head_tools import (
 from brainseg_bids.stages.jobs import (
     REUSE,
     RUN,
-    Faults,
     Job,
+    PlanErrors,
     SubjectPlan,
     decided,
     fingerprint,
@@ -209,11 +209,11 @@ def plan_headlabels(
     A tool's labels are reused if they were made from the same input; the user's own results of a
     tool are taken where they are found. The merge is made again if any source of it is.
     """
-    plans, faults = [], Faults(subject.errors)
+    plans, errors = [], PlanErrors(subject.errors)
     for scan in subject.scans:
-        with faults.of(f"{scan.title} head labels", scan.path):
+        with errors.of(f"{scan.title} head labels", scan.path):
             plans.append(_plan_scan(scan, bids_dir, output_dir, choice, viewer))
-    return SubjectPlan(subject.label, tuple(plans), faults)
+    return SubjectPlan(subject.label, tuple(plans), errors)
 
 
 def _plan_scan(

@@ -18,13 +18,13 @@ from brainseg_bids.documents import read_json
 from brainseg_bids.reports import page, tables
 from brainseg_bids.reports.image_section import (
     TOTALS,
-    look_block,
     made_by,
     metadata_of,
     no_asymmetry,
     sides_block,
     source_line,
     totals_ml,
+    viewer_and_rating,
     volumes_block,
     written,
 )
@@ -79,7 +79,7 @@ def section(job, *, output_dir: Path, bids_dir: Path, cohort: Cohort | None) -> 
         warnings=metadata.get("Warnings", []),
         outputs=written(job.outputs, output_dir),
         no_asymmetry=no_asymmetry(*maps),
-        look=look_block(job.outputs, output_dir),
+        look=viewer_and_rating(job.outputs, output_dir),
     )
 
 

@@ -107,13 +107,13 @@ class SubjectPlan:
         Without ``sub-``.
     scans : tuple of Job
         Of all stages.
-    faults : dict of str to str
+    errors : dict of str to str
         Images that cannot be taken, and the one line that says why.
     """
 
     label: str
     scans: tuple[Job, ...]
-    faults: dict[str, str]
+    errors: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -136,12 +136,12 @@ def joined(plans: Iterable[SubjectPlan]) -> list[SubjectPlan]:
     for plan in plans:
         known = by_label.get(plan.label, SubjectPlan(plan.label, (), {}))
         by_label[plan.label] = SubjectPlan(
-            plan.label, known.scans + plan.scans, known.faults | plan.faults
+            plan.label, known.scans + plan.scans, known.errors | plan.errors
         )
     return list(by_label.values())
 
 
-def to_look_at(plans: Iterable[SubjectPlan]) -> dict[str, list[str]]:
+def to_review(plans: Iterable[SubjectPlan]) -> dict[str, list[str]]:
     """What cannot be right about the results of these plans, by the titles of their images."""
     found: dict[str, list[str]] = {}
     for plan in plans:
@@ -300,7 +300,7 @@ def decided(reason: str) -> tuple[str, str]:
     return (RUN, reason) if reason else (REUSE, "results are there already")
 
 
-class Faults(dict[str, str]):
+class PlanErrors(dict[str, str]):
     """What cannot be planned: a line by the title of each image."""
 
     @contextmanager

@@ -74,7 +74,7 @@ def update_subject_page(
 
 def _failed(plan: SubjectPlan, failures: Mapping[str, str], output_dir: Path) -> dict[str, str]:
     """What this run could not do for a participant, and what others could not."""
-    own = {scan.title for scan in plan.scans} | set(plan.faults)
+    own = {scan.title for scan in plan.scans} | set(plan.errors)
     errors = {title: why for title, why in failures.items() if title in own}
     done = {scan.title for scan in plan.scans if scan.has_results}
     noted = noted_failures(plan.label, output_dir=output_dir)
@@ -124,13 +124,13 @@ def with_found(plans: Iterable[SubjectPlan], folders: Folders) -> list[SubjectPl
     for plan in plans:
         own = {scan.main for scan in plan.scans}
         # What could not be taken this time is not shown as if it could.
-        excluded = {title.removesuffix(" head labels") for title in plan.faults}
+        excluded = {title.removesuffix(" head labels") for title in plan.errors}
         found = [
             scan
             for scan in _find(plan.label, folders)
             if scan.main not in own and scan.scan.title not in excluded
         ]
-        complete.append(SubjectPlan(plan.label, (*plan.scans, *found), plan.faults))
+        complete.append(SubjectPlan(plan.label, (*plan.scans, *found), plan.errors))
     return complete
 
 
@@ -146,7 +146,7 @@ def note_failures(
     Two jobs may work on two sessions of one person, and either writes the page of both.
     """
     for plan in plans:
-        for title in {scan.title for scan in plan.scans} | set(plan.faults):
+        for title in {scan.title for scan in plan.scans} | set(plan.errors):
             if title in failures:
                 image = next((s.scan.path for s in plan.scans if s.title == title), None)
                 image = image or failures[title].partition(": ")[0]

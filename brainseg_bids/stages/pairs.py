@@ -306,7 +306,7 @@ def compare(
     contrast are often the same.
     """
     from brainseg_bids.reports.synth_figures import draw_real_and_synthetic
-    from brainseg_bids.stages.likeness import draw, likeness, read_real
+    from brainseg_bids.stages.intensities import compare_intensities, draw, read_real
 
     derivatives = {name: Path(folder) for name, folder in settings.derivatives.items()}
     real = read_real(
@@ -329,7 +329,9 @@ def compare(
         )
         for method, kappa in kappas.items()
     }  # fmt: skip
-    rows = likeness(chain([first], real), {name: one.counts for name, one in made.items()})
+    rows = compare_intensities(
+        chain([first], real), {name: one.counts for name, one in made.items()}
+    )
     for method in kappas:
         distances = [row.distances[method] for row in rows if method in row.distances]
         if distances:

@@ -16,8 +16,8 @@ from brainseg_bids.documents import InputError, read_object
 from brainseg_bids.stages.base import ExecutionOptions, Folders, ParticipantStage, Run
 from brainseg_bids.stages.jobs import (
     REUSE,
-    Faults,
     Job,
+    PlanErrors,
     SubjectPlan,
     decided,
     is_current,
@@ -90,16 +90,16 @@ def plan_parcels(
     excluded : iterable of str
         Titles of what could not be done; that has been told.
     """
-    plans, faults, failed = [], Faults(), set(excluded)
+    plans, errors, failed = [], PlanErrors(), set(excluded)
     for scan in subject.scans:
         for tool in tools:
             if f"{scan.title} head labels" in failed:
                 continue
-            with faults.of(_title(scan, tool.name), scan.path):
+            with errors.of(_title(scan, tool.name), scan.path):
                 source, uri = _source(tool, scan, output_dir, derivatives)
                 job = source and _plan_map(scan, tool, source, uri, bids_dir, output_dir)
                 plans += [job] if job else []
-    return SubjectPlan(subject.label, tuple(plans), faults)
+    return SubjectPlan(subject.label, tuple(plans), errors)
 
 
 def _source(

@@ -19,7 +19,7 @@ from brainseg_bids.contrast.pool import pool
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.documents import InputError
 from brainseg_bids.files import sha256, write_text
-from brainseg_bids.reports.densities import Likeness
+from brainseg_bids.reports.densities import IntensityComparison
 from brainseg_bids.stages.jobs import fingerprint, read_object
 from brainseg_bids.stages.priors_page import write_priors_page
 from brainseg_bids.units import listed
@@ -48,21 +48,21 @@ class Measured:
     subject : str
         Without ``sub-``.
     statistics : ContrastStatistics
-    said : dict
+    metadata : dict
         The JSON that they come from, without them.
     """
 
     image: str
     subject: str
     statistics: ContrastStatistics
-    said: dict
+    metadata: dict
 
     def value(self, key: str):
         """What says the image's contrast: a fact, an entity, or a metadata key; None: nothing.
 
         Field strengths are rounded to half a tesla: 2.89 T is 3 T.
         """
-        contrast = self.said.get("Contrast") or {}
+        contrast = self.metadata.get("Contrast") or {}
         for where in (contrast, contrast.get("Entities"), contrast.get("Metadata")):
             found = (where or {}).get(key)
             if isinstance(found, str | int | float):
@@ -118,14 +118,14 @@ def find_measured(
 
 def _why_stale(one: Measured, bids_dir: Path) -> str:
     """Why statistics are no longer those of their image, or nothing."""
-    path = raw_path(str(one.said.get("Input", "")), bids_dir)
+    path = raw_path(str(one.metadata.get("Input", "")), bids_dir)
     if path is None:
         return ""
     try:
-        now = fingerprint(path, known=one.said)
+        now = fingerprint(path, known=one.metadata)
     except OSError:
         return f"{path} is not there"
-    return "" if now["InputSHA256"] == one.said.get("InputSHA256") else f"{path} has changed"
+    return "" if now["InputSHA256"] == one.metadata.get("InputSHA256") else f"{path} has changed"
 
 
 def _read(path: Path, image: str, subject: str) -> Measured:
@@ -170,7 +170,7 @@ def by_contrast(measured: Iterable[Measured], keys: Sequence[str]) -> dict[str, 
 def _known_keys(measured: Iterable[Measured]) -> list[str]:
     known: set[str] = set(USUAL_KEYS)
     for one in measured:
-        contrast = one.said.get("Contrast") or {}
+        contrast = one.metadata.get("Contrast") or {}
         for where in (contrast.get("Entities"), contrast.get("Metadata")):
             known |= {k for k, v in (where or {}).items() if isinstance(v, str | int | float)}
     return sorted(known)
@@ -280,10 +280,10 @@ def _pooled(name: str, group: Sequence[Measured], keys: Sequence[str]) -> Contra
         },
         images=tuple(
             {
-                "image": one.said.get("Input", one.image),
-                "sha256": one.said.get("InputSHA256", ""),
-                "voxels": one.said.get("VoxelHash", ""),
-                "labels": one.said.get("LabelsOf", ""),
+                "image": one.metadata.get("Input", one.image),
+                "sha256": one.metadata.get("InputSHA256", ""),
+                "voxels": one.metadata.get("VoxelHash", ""),
+                "labels": one.metadata.get("LabelsOf", ""),
                 "subject": one.subject,
                 "name": one.image,
                 "stripped": one.image in stripped,
@@ -354,11 +354,13 @@ def _readable(output_dir: Path) -> dict[str, Measured]:
         except InputError as error:
             log.warning("%s", error)
             continue
-        found[str(one.said.get("Input")) + str(one.said.get("LabelsOf"))] = one
+        found[str(one.metadata.get("Input")) + str(one.metadata.get("LabelsOf"))] = one
     return found
 
 
-def write_synthetic(prior: Path, pictures: Sequence[Path], likeness: Sequence[Likeness]) -> Path:
+def write_synthetic(
+    prior: Path, pictures: Sequence[Path], comparisons: Sequence[IntensityComparison]
+) -> Path:
     """Keep what a page shows of pairs that were made from a prior, for when it is written again.
 
     ``contrast-NAME_synth.json``; it counts as long as the prior is the same.
@@ -368,24 +370,24 @@ def write_synthetic(prior: Path, pictures: Sequence[Path], likeness: Sequence[Li
         {
             "PriorSHA256": sha256(prior),
             "Pictures": [path.relative_to(prior.parent).as_posix() for path in pictures],
-            "Likeness": [asdict(one) for one in likeness],
+            "Likeness": [asdict(one) for one in comparisons],
         },
     )
 
 
 def read_synthetic(
     output_dir: Path,
-) -> tuple[dict[str, list[Path]], dict[str, list[Likeness]]]:
+) -> tuple[dict[str, list[Path]], dict[str, list[IntensityComparison]]]:
     """Pictures and comparisons of pairs, by prior, as far as they are of the priors there now."""
-    pictures, likeness = {}, {}
+    pictures, comparisons = {}, {}
     for name, (path, _) in read_priors(output_dir).items():
         said = read_object(path.with_name(path.name.replace("_prior.json", SYNTHETIC)))
         if said.get("PriorSHA256") != sha256(path):
             continue
         found = [path.parent / picture for picture in said["Pictures"]]
         pictures[name] = [picture for picture in found if picture.is_file()]
-        likeness[name] = [Likeness(**one) for one in said["Likeness"]]
-    return pictures, likeness
+        comparisons[name] = [IntensityComparison(**one) for one in said["Likeness"]]
+    return pictures, comparisons
 
 
 def write_page(
@@ -393,7 +395,7 @@ def write_page(
     title: str,
     *,
     previews: Mapping[str, Sequence[Path]] | None = None,
-    comparisons: Mapping[str, Sequence[Likeness]] | None = None,
+    comparisons: Mapping[str, Sequence[IntensityComparison]] | None = None,
 ) -> Path:
     """Write ``group_priors.html``: all priors, the images behind them, and what they give."""
     measured = _readable(output_dir)

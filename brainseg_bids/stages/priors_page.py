@@ -23,7 +23,7 @@ from brainseg_bids.reports.contrast import (
     number,
     times_words,
 )
-from brainseg_bids.reports.densities import Likeness
+from brainseg_bids.reports.densities import IntensityComparison
 from brainseg_bids.reports.page import Section
 from brainseg_bids.reports.prior_figures import (
     draw_comparisons,
@@ -44,7 +44,7 @@ def write_priors_page(
     priors: Sequence[ContrastPrior],
     statistics: Mapping[str, Mapping[str, ContrastStatistics]],
     version: str,
-    comparisons: Mapping[str, Sequence[Likeness]] | None = None,
+    comparisons: Mapping[str, Sequence[IntensityComparison]] | None = None,
     previews: Mapping[str, Sequence[Path]] | None = None,
 ) -> Path:
     """Write contrast priors as one self-contained HTML file, whole or not at all.
@@ -63,7 +63,7 @@ def write_priors_page(
         By the prior's name, then by image: what it was pooled from.
     version : str
         Of this software.
-    comparisons : mapping of str to sequence of Likeness, optional
+    comparisons : mapping of str to sequence of IntensityComparison, optional
         By the prior's name: real heads against synthetic ones, label by label.
     previews : mapping of str to sequence of Path, optional
         By the prior's name: PNG sheets of synthetic pairs. A missing file is said in its place.
@@ -105,7 +105,7 @@ def prior_section(
     prior: ContrastPrior,
     statistics: Mapping[str, ContrastStatistics],
     *,
-    comparisons: Sequence[Likeness] = (),
+    comparisons: Sequence[IntensityComparison] = (),
     previews: Sequence[Path] = (),
     table: LabelTable,
 ) -> Section:
@@ -385,7 +385,7 @@ def _figures(
     ]
 
 
-def _comparison(name: str, comparisons: Sequence[Likeness]) -> Markup:
+def _comparison(name: str, comparisons: Sequence[IntensityComparison]) -> Markup:
     """Real against synthetic: figure and table."""
     if not comparisons:
         return Markup()
@@ -404,7 +404,7 @@ def _comparison(name: str, comparisons: Sequence[Likeness]) -> Markup:
     )
 
 
-def _distances(comparisons: Sequence[Likeness]) -> Markup:
+def _distances(comparisons: Sequence[IntensityComparison]) -> Markup:
     colors = method_colors(comparisons)
     headings = {method: tables.swatch(color, method) for method, color in colors.items()}
     frame = pd.DataFrame(
@@ -430,12 +430,12 @@ def _distances(comparisons: Sequence[Likeness]) -> Markup:
     )
 
 
-def _distance(one: Likeness, method: str) -> str:
+def _distance(one: IntensityComparison, method: str) -> str:
     words = distance_text(one.distances.get(method))
     return tables.strong(words) if method == one.nearest else words
 
 
-def _median(comparisons: Sequence[Likeness], method: str) -> float | None:
+def _median(comparisons: Sequence[IntensityComparison], method: str) -> float | None:
     known = [c.distances[method] for c in comparisons if method in c.distances]
     known = [value for value in known if math.isfinite(value)]
     return float(np.median(known)) if known else None

@@ -273,7 +273,7 @@ class Results:
     known : dict of (str, str) to set of str
         Structures that a rater can say of those that a reference has, by reference and rater.
     notes : list of str
-    faults : dict of (str, str, str) to str
+    errors : dict of (str, str, str) to str
         What could not be compared, by reference, rater (or nothing: all) and image, and why.
     leaks : dict of (str, str, str) to str
         Likewise: ratings by a model of what it has seen, and what is said of it.
@@ -282,7 +282,7 @@ class Results:
     rows: list[dict] = field(default_factory=list)
     known: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    faults: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    errors: dict[tuple[str, str, str], str] = field(default_factory=dict)
     leaks: dict[tuple[str, str, str], str] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -292,7 +292,7 @@ class Results:
         for leak in self.leaks.values():
             log.warning("%s", leak)
         if not self.rows:
-            reasons = [*self.faults.values(), *self.leaks.values()]
+            reasons = [*self.errors.values(), *self.leaks.values()]
             n_more = len(reasons) - MOST_REASONS
             more = f"; and {n_more} more" if n_more > 0 else ""
             raise InputError(
@@ -319,7 +319,7 @@ class Results:
             )
             for table, lines in own.items():
                 every.setdefault(table, []).extend(lines)
-        gone = [("failed", key) for key in self.faults]
+        gone = [("failed", key) for key in self.errors]
         if not any(row["seen"] for row in self.rows):
             gone += [("left out: seen in training", key) for key in self.leaks]
         every["missing"] += [Missing(kind, *key).row() for kind, key in gone]
@@ -333,11 +333,11 @@ def collect(settings: Settings, plan: EvaluationPlan, compared: Mapping[str, dic
         reference, key = image.reference.name, image.case.key
         metadata = compared.get(image.name, {"Crash": "it gave no result"})
         if "Crash" in metadata:
-            results.faults[reference, "", key] = metadata["Crash"]
+            results.errors[reference, "", key] = metadata["Crash"]
             continue
         results.notes.extend(note for note in metadata["Notes"] if note not in results.notes)
         for name, why in metadata["Faults"].items():
-            results.faults[reference, name, key] = why
+            results.errors[reference, name, key] = why
         for name, rows in metadata["Compared"].items():
             leak = _leak(settings, plan, image, name, metadata["Hashes"], results.notes)
             if leak:

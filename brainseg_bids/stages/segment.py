@@ -24,8 +24,8 @@ from brainseg_bids.stages.base import (
 )
 from brainseg_bids.stages.jobs import (
     REUSE,
-    Faults,
     Job,
+    PlanErrors,
     SubjectPlan,
     decided,
     fingerprint,
@@ -173,14 +173,14 @@ def plan_segment(
     """
     from brainseg_bids.bids.sidecars import read_metadata
 
-    plans, faults = [], Faults(subject.errors)
+    plans, errors = [], PlanErrors(subject.errors)
     for scan in subject.scans:
         names = OutputNames.of(scan)
         fields = ["labels", "tissue", "mask", "volumes", "figure"]
         fields += ["viewer"] * viewer + ["probseg", "entropy"] * probseg
         outputs = {name: output_dir / getattr(names, name) for name in fields}
         model = model_for(scan, models)
-        with faults.of(scan.title, scan.path):
+        with errors.of(scan.title, scan.path):
             provenance = {
                 "ModelName": model.name,
                 "ModelDigest": model.digest,
@@ -207,7 +207,7 @@ def plan_segment(
                     outdated=outdated(present(names, output_dir), outputs, provenance, CHANGES),
                 )
             )
-    return SubjectPlan(subject.label, tuple(plans), faults)
+    return SubjectPlan(subject.label, tuple(plans), errors)
 
 
 def metadata(plan: SegmentJob, *, output_dir: Path) -> dict[str, dict]:

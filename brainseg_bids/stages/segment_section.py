@@ -9,10 +9,10 @@ from brainseg_bids.bids.names import sidecar
 from brainseg_bids.documents import read_json
 from brainseg_bids.reports.image_section import (
     image_section,
-    look_block,
     made_by,
     no_asymmetry,
     no_intracranial,
+    viewer_and_rating,
     worded,
     written,
 )
@@ -50,5 +50,5 @@ def section(job, *, output_dir: Path, bids_dir: Path) -> Section:
         ],
         outputs=written(job.outputs, output_dir),
         no_asymmetry=no_asymmetry(job.outputs["labels"]),
-        look=look_block(job.outputs, output_dir),
+        look=viewer_and_rating(job.outputs, output_dir),
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from brainseg_bids.bids.names import HeadNames, OutputNames, Scan, output_file
 from brainseg_bids.options import OptionGroup, option
 from brainseg_bids.stages.base import ExecutionOptions, ParticipantStage, Run
-from brainseg_bids.stages.jobs import Faults, Job, SubjectPlan, decided, provenance_of, why_run
+from brainseg_bids.stages.jobs import Job, PlanErrors, SubjectPlan, decided, provenance_of, why_run
 
 if TYPE_CHECKING:
     from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -73,7 +73,7 @@ def plan_simnibs(
     excluded : iterable of str
         Titles of what could not be done; that has been told.
     """
-    plans, faults, failed = [], Faults(), set(excluded)
+    plans, errors, failed = [], PlanErrors(), set(excluded)
     wanted = [name for name in MAPS if name in set(segmentations)]
     for scan in subject.scans:
         made = [
@@ -82,9 +82,9 @@ def plan_simnibs(
             if f"{scan.title}{' head labels' * (name == 'fullhead')}" not in failed
             and (path := output_dir / MAPS[name].of(scan).labels).is_file()
         ]
-        with faults.of(f"{scan.title} for SimNIBS", scan.path):
+        with errors.of(f"{scan.title} for SimNIBS", scan.path):
             plans += [_plan_map(scan, *one, bids_dir, output_dir) for one in made[:1]]
-    return SubjectPlan(subject.label, tuple(plans), faults)
+    return SubjectPlan(subject.label, tuple(plans), errors)
 
 
 def _plan_map(

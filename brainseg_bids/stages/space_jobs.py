@@ -13,7 +13,7 @@ from brainseg_bids.bids.names import OutputNames, Scan, folder, sidecar
 from brainseg_bids.bids.reused_transforms import ReusedTransform, find_reused
 from brainseg_bids.bids.templates import SpaceNames, Template, transform_name
 from brainseg_bids.documents import InputError, read_object
-from brainseg_bids.stages.jobs import Faults, Job, SubjectPlan, decided, provenance_of, why_run
+from brainseg_bids.stages.jobs import Job, PlanErrors, SubjectPlan, decided, provenance_of, why_run
 
 if TYPE_CHECKING:
     from brainseg_bids.bids.inputs import Subject
@@ -102,15 +102,15 @@ def plan_spaces(
     excluded : iterable of str
         Titles of images that could not be segmented; that has been told.
     """
-    plans, faults = [], Faults()
+    plans, errors = [], PlanErrors()
     driving = [s for s in subject.scans if s.suffix in DRIVING and s.title not in set(excluded)]
     for scan in driving:
         by_space = groupby(sorted(templates, key=_fineness), key=lambda t: t.space)
         for space, some in [(space, tuple(group)) for space, group in by_space]:
-            with faults.of(f"{scan.title} in {space}", scan.path):
+            with errors.of(f"{scan.title} in {space}", scan.path):
                 reused = find_reused(derivatives or {}, scan, some[0])
                 plans.append(_plan(scan, bids_dir, output_dir, some, reused))
-    return SubjectPlan(subject.label, tuple(plans), faults)
+    return SubjectPlan(subject.label, tuple(plans), errors)
 
 
 def _fineness(template: Template) -> tuple:

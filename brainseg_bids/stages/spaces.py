@@ -23,7 +23,7 @@ from brainseg_bids.stages.base import (
     Run,
 )
 from brainseg_bids.stages.exports import ExportOptions
-from brainseg_bids.stages.jobs import REUSE, Faults, SubjectPlan, is_unchanged, present
+from brainseg_bids.stages.jobs import REUSE, PlanErrors, SubjectPlan, is_unchanged, present
 from brainseg_bids.stages.space_jobs import (
     DRIVING,
     KIND,
@@ -153,17 +153,17 @@ def _check_reused(run: Run) -> None:
         If that is so for every image: the derivative belongs to another dataset.
     """
     given = _pipelines(run.settings)
-    faults, images = Faults(), set()
+    errors, images = PlanErrors(), set()
     for subject in run.segmented() if given else ():
         for scan in subject.scans:
             for template in run.templates if scan.suffix in DRIVING else ():
                 title = f"{scan.title} in {template.space}"
                 images.add(title)
-                with faults.of(title, scan.path):
+                with errors.of(title, scan.path):
                     find_reused(given, scan, template)
-    if faults and len(faults) == len(images):
-        raise InputError(next(iter(faults.values())))
-    for title, why in faults.items():
+    if errors and len(errors) == len(images):
+        raise InputError(next(iter(errors.values())))
+    for title, why in errors.items():
         log.warning("%s will fail, the others go on: %s", title, why)
 
 

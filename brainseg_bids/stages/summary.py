@@ -59,8 +59,8 @@ class Summary(GroupStage):
         to_review: dict[str, None] = {}
         wanted = (settings.participant_label, settings.session_label)
         found = find_ratings(settings.output_dir, settings.ratings)
-        ratings, faults = read_ratings(found, settings.output_dir, *wanted)
-        for fault in faults:
+        ratings, errors = read_ratings(found, settings.output_dir, *wanted)
+        for fault in errors:
             log.warning("%s This rating is left out.", fault)
         if unknown := nameless(ratings):
             log.warning(
@@ -153,7 +153,7 @@ def _renamed(found: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, A
     return {titles[image]: value for image, value in found.items()}
 
 
-def find_to_look_at(
+def find_to_review(
     output_dir: Path, segmentation: str, images: Iterable[str]
 ) -> dict[str, list[str]]:
     """What cannot be right about the images' results, for those where there is something.
@@ -212,14 +212,14 @@ def write_group(
         if not (titles := _titles(output_dir, segmentation, *wanted)):
             continue
         volumes = find_volumes(output_dir, segmentation, *wanted)
-        to_look_at = _renamed(find_to_look_at(output_dir, segmentation, volumes), titles)
+        to_review = _renamed(find_to_review(output_dir, segmentation, volumes), titles)
         volumes = _renamed(volumes, titles)
         cohort = Cohort.from_rows(volumes) if segmentation == "fullhead" else None
         inside = _renamed(find_intracranial(output_dir, segmentation, *wanted), titles)
         rated = [row for row in ratings if row["seg"] == segmentation]
         if tables:
             stem = f"{output_dir}/group_seg-{segmentation}_desc"
-            _write_tables(stem, volumes, inside, to_look_at, rated, cohort)
+            _write_tables(stem, volumes, inside, to_review, rated, cohort)
         written = write_group_page(
             output_dir / name,
             title=title,
@@ -227,10 +227,10 @@ def write_group(
             intracranial=inside,
             version=__version__,
             cohort=cohort,
-            to_look_at=to_look_at,
+            to_review=to_review,
             ratings=rated,
         )
-        pages.append((written, len(volumes), to_look_at))
+        pages.append((written, len(volumes), to_review))
     if not pages:
         raise InputError(
             f"{output_dir}: no volumes{' of those that are asked for' * any(wanted)} are in it. "
@@ -257,7 +257,7 @@ def _write_tables(
     stem: str,
     volumes: Mapping[str, list[dict]],
     inside: Mapping[str, dict],
-    to_look_at: Mapping[str, list[str]],
+    to_review: Mapping[str, list[str]],
     ratings: Sequence[Mapping[str, str]],
     cohort: Cohort | None,
 ) -> None:
@@ -279,7 +279,7 @@ def _write_tables(
         write_tsv(
             path,
             [
-                _about(image, to_look_at)
+                _about(image, to_review)
                 | _intracranial(inside.get(image), soft=desc == "softvolumes")
                 | {row["name"]: row.get(column) for row in rows if row["name"] in found}
                 for image, rows in volumes.items()
@@ -299,13 +299,13 @@ WIDE_COLUMNS = {
 }
 
 
-def _about(image: str, to_look_at: Mapping[str, list[str]]) -> dict[str, object]:
+def _about(image: str, to_review: Mapping[str, list[str]]) -> dict[str, object]:
     entities = _entities(image)
     return {
         "participant_id": f"sub-{entities['sub']}",
         "session_id": f"ses-{entities['ses']}" if "ses" in entities else "n/a",
         "image": image,
-        "to_look_at": "; ".join(to_look_at.get(image, ())) or "n/a",
+        "to_look_at": "; ".join(to_review.get(image, ())) or "n/a",
     }
 
 

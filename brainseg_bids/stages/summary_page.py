@@ -102,7 +102,7 @@ def write_group_page(
     intracranial: Mapping[str, Mapping] | None = None,
     version: str,
     cohort: Cohort | None = None,
-    to_look_at: Mapping[str, Sequence[str]] | None = None,
+    to_review: Mapping[str, Sequence[str]] | None = None,
     ratings: Sequence[Mapping[str, str]] = (),
 ) -> Path:
     """Write volumes over participants as one self-contained HTML file, whole or not at all.
@@ -122,17 +122,17 @@ def write_group_page(
     cohort : Cohort, optional
         Head label maps side by side: who lacks what, and whose volumes are far from the rest.
         ``volumes`` may then be empty.
-    to_look_at : mapping of str to sequence of str, optional
+    to_review : mapping of str to sequence of str, optional
         What cannot be right about which of the participants' results.
     ratings : sequence of mapping
         Rows of `brainseg_bids.reports.ratings.read_ratings`.
     """
     pages = {one.name for one in Path(path).parent.glob("sub-*.html")}
-    faults = [f"{who}: {'; '.join(found)}" for who, found in (to_look_at or {}).items()]
+    items = [f"{who}: {'; '.join(found)}" for who, found in (to_review or {}).items()]
     return page.write_page(
         path,
-        page.box(f"{len(faults)} to look at before the volumes are used", faults, kind="warn")
-        if faults
+        page.box(f"{len(items)} to look at before the volumes are used", items, kind="warn")
+        if items
         else "",
         _ratings(ratings, pages) if ratings else "",
         _cohort(cohort, pages) if cohort else "",
@@ -365,9 +365,9 @@ def _missing(cohort: Cohort, pages: Collection[str]) -> Markup:
 
 
 def _strange(cohort: Cohort, pages: Collection[str]) -> Markup:
-    if not cohort.strange:
+    if not cohort.unusable:
         return Markup()
-    items = _by_subject(cohort.strange, "; ", pages)
+    items = _by_subject(cohort.unusable, "; ", pages)
     return page.box("Volumes that could not be used", items, kind="bad")
 
 

@@ -150,4 +150,4 @@ class Train(GroupStage):
             code = train_run.train(settings, began_s=began_s)
         if code or settings.plan_only:
             return GroupResult(exit_code=code)
-        return GroupResult(tuple(train_run.models_to_look_at(settings.output_dir, began_s)))
+        return GroupResult(tuple(train_run.models_to_review(settings.output_dir, began_s)))

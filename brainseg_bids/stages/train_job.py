@@ -19,7 +19,7 @@ from brainseg_bids.bids.head_maps import (
     choose_maps,
     find_head_maps,
     hold_out,
-    usual_voxel_size_mm,
+    median_voxel_size_mm,
 )
 from brainseg_bids.bids.names import STRUCTURAL
 from brainseg_bids.contrast.prior import ContrastPrior
@@ -29,7 +29,7 @@ from brainseg_bids.nets.devices import has_accelerator
 from brainseg_bids.options import declared, to_arguments
 from brainseg_bids.programs.map_cache import cache_folder, read_facts
 from brainseg_bids.programs.map_cache_pruning import prune
-from brainseg_bids.training.job_changes import NOT_SAID, differences
+from brainseg_bids.training.job_changes import IMPLIED, differences
 from brainseg_bids.training.recipe import BY_STEPS, TrainRecipe
 from brainseg_bids.training.spaces import (
     CONTRAST_OF,
@@ -127,7 +127,7 @@ def plan_job(settings: Settings) -> JobPlan:
     spaces, why, prior = _choose_spaces(settings, recipe)
     prior_mm = prior.voxel_size_mm if prior else None
     voxel_size_mm, why_voxels = voxel_size_of(
-        settings.target_voxel_size_mm, recipe, prior_mm, usual_voxel_size_mm(maps)
+        settings.target_voxel_size_mm, recipe, prior_mm, median_voxel_size_mm(maps)
     )
     name = settings.model_name or model_name(spaces, voxel_size_mm)
     before = before or _before(settings, name)
@@ -197,7 +197,7 @@ def _as_before(recipe: TrainRecipe, before: Mapping, *, other_steps: bool) -> Tr
     after two steps to try it out, a long run is not looked at every two steps.
     """
     given = {key: recipe.values[key] for key in recipe.given if key in recipe.values}
-    values = NOT_SAID | before["recipe"]["values"]
+    values = IMPLIED | before["recipe"]["values"]
     if other_steps:
         values = values | before["recipe"].get("asked", {})
     values = {
@@ -254,12 +254,12 @@ def _check_maps(
     chosen = choose_maps(maps, voxel_size_mm)
     held = hold_out(chosen, settings.validation_label)
     log.info("%d label maps are read and checked", len(chosen))
-    facts, faults = read_facts(chosen, target, cache, readers=settings.nprocs)
-    for fault in faults:
+    facts, errors = read_facts(chosen, target, cache, readers=settings.nprocs)
+    for fault in errors:
         log.error("%s", fault)
-    if faults:
+    if errors:
         raise InputError(
-            f"{len(faults)} of {len(chosen)} label maps cannot be used; nothing was trained. "
+            f"{len(errors)} of {len(chosen)} label maps cannot be used; nothing was trained. "
             "Mend them, or choose others with --participant-label."
         )
     prune(cache, settings.bids_dir, [one.path for one in chosen])

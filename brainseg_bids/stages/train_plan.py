@@ -56,7 +56,7 @@ def make_plan(job: JobPlan, settings: Settings) -> Path:
     InputError
         If nothing fits the memory, or a name is not known.
     """
-    said = said_of_plan(job, settings)
+    said = plan_metadata(job, settings)
     old = read_object(job.training / "plan.json") if job.before else {}
     # Plans that no step was trained with, of --plan-only, are none that were given up.
     memory = read_object(job.training / "memory.json") if job.before else {}
@@ -107,7 +107,7 @@ def _as_before(old: Mapping, said: Mapping, precision: str, memory: Mapping) -> 
     return memory | {"plans": [*memory["plans"], now | {"reason": "devices or precision changed"}]}
 
 
-def said_of_plan(job: JobPlan, settings: Settings) -> dict:
+def plan_metadata(job: JobPlan, settings: Settings) -> dict:
     """Fields of the `TrainPlan` that neither network nor memory decide."""
     values = {
         key: value

@@ -328,13 +328,13 @@ def _implausible(job: JobPlan) -> list[str]:
     from brainseg_bids.reports import training as pages  # late: pandas, Matplotlib
     from brainseg_bids.reports.training_log import read_job
 
-    found = pages.to_look_at(read_job(job.folder))
+    found = pages.to_review(read_job(job.folder))
     path = job.training / "job.json"
     write_json(path, read_object(path) | {"to_look_at": found})
     return found
 
 
-def models_to_look_at(output_dir: Path, since_s: float) -> list[str]:
+def models_to_review(output_dir: Path, since_s: float) -> list[str]:
     """Models made since a `time.time` that cannot be right, as messages call them."""
     return [
         f"model {path.parents[1].name.removeprefix('model-')}"

@@ -24,8 +24,8 @@ from brainseg_bids.stages.base import (
 )
 from brainseg_bids.stages.jobs import (
     REUSE,
-    Faults,
     Job,
+    PlanErrors,
     SubjectPlan,
     decided,
     fingerprint,
@@ -185,11 +185,11 @@ def plan_upsample(
     label: str, maps: Iterable[Scan], *, output_dir: Path, target: Target, memory_gb: float
 ) -> SubjectPlan:
     """Decide for each map whether its finer version is there already."""
-    plans, faults = [], Faults()
+    plans, errors = [], PlanErrors()
     for scan in maps:
-        with faults.of(_title(scan, target), scan.path):
+        with errors.of(_title(scan, target), scan.path):
             plans.append(_plan_map(scan, output_dir, target, memory_gb))
-    return SubjectPlan(label, tuple(plans), faults)
+    return SubjectPlan(label, tuple(plans), errors)
 
 
 def finer_outputs(labels: Path, output_dir: Path) -> dict[str, Path]:

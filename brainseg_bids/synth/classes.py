@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from brainseg_bids.synth.recipe import Tissue
-from brainseg_bids.synth.streams import Range, Streams, phi, within
+from brainseg_bids.synth.streams import Range, Streams, normal_cdf, within
 
 MEAN_LIMITS = (0.0, 300.0)
 """Limits of means, as those of intensities in SynthSeg."""
@@ -126,12 +126,12 @@ class ClassDraw:
         """
         space, tissue, spread = self.space, self.space.tissues[index], float(self.spread[index])
         if "Background" in tissue.labels and not self.is_dark:
-            mean = within(space.background_noisy_mean, phi(location))
-            sd = within(space.background_noisy_sd, phi(spread))
+            mean = within(space.background_noisy_mean, normal_cdf(location))
+            sd = within(space.background_noisy_sd, normal_cdf(spread))
         elif space.law == "uniform":
             (centre, half), (sd_centre, sd_half) = tissue.mean, tissue.sd
-            mean = within((centre - half, centre + half), phi(location))
-            sd = within((max(0.0, sd_centre - sd_half), sd_centre + sd_half), phi(spread))
+            mean = within((centre - half, centre + half), normal_cdf(location))
+            sd = within((max(0.0, sd_centre - sd_half), sd_centre + sd_half), normal_cdf(spread))
         else:
             mean = tissue.mean[0] + space.widen * tissue.mean[1] * float(location)
             sd = max(0.0, tissue.sd[0] + tissue.sd[1] * spread)

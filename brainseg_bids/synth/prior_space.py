@@ -132,7 +132,7 @@ class PriorSpace:
         agnostic = raw.pop("agnostic", "agnostic")
         if not prior_path.is_file():
             raise ValueError(f"{path}: the prior {prior_path} is not there")
-        if why := Number(0, 1).fault(kappa):
+        if why := Number(0, 1).error_of(kappa):
             raise ValueError(f"{path}: kappa {why}")
         space = RecipeSpace.named(agnostic, path.parent)
         prior = ContrastPrior.read(prior_path)

@@ -76,5 +76,5 @@ def check_ranges(group: Any, kinds: Mapping[str, Kind], prefix: str = "") -> Non
         name, value = prefix + item.name, getattr(group, item.name)
         if hasattr(value, "__dataclass_fields__"):
             check_ranges(value, kinds, f"{name}.")
-        elif name in kinds and (why := kinds[name].fault(value)):
+        elif name in kinds and (why := kinds[name].error_of(value)):
             raise ValueError(f"{name} {why}")

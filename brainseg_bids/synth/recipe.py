@@ -303,14 +303,14 @@ class Recipe:
         """
         raw = parse_json(text, "recipe")
         tissues = raw.pop("tissues", {})
-        if why := Object(Object(Items(LEVEL))).fault(tissues):
+        if why := Object(Object(Items(LEVEL))).error_of(tissues):
             raise ValueError(f"recipe: tissues {why}")
         _check_keys(raw, {item.name for item in fields(cls)}, "recipe")
         for item in fields(cls):
             name, group = item.name, type(item.default)
             if name in raw and hasattr(group, "__dataclass_fields__"):
                 raw[name] = _read_group(group, raw[name], f"recipe: {name}")
-            elif name in raw and (why := _kind_of(name, item.default).fault(raw[name])):
+            elif name in raw and (why := _kind_of(name, item.default).error_of(raw[name])):
                 raise ValueError(f"recipe: {name} {why}")
         return cls(tissues={n: _read_tissue(n, one) for n, one in tissues.items()}, **raw)
 
@@ -330,12 +330,12 @@ def _read_tissue(name: str, values: dict[str, Any]) -> Tissue:
 
 def _read_group(group: type, values: Any, what: str) -> Any:
     """A dataclass of numbers from its JSON object."""
-    if why := Object().fault(values):
+    if why := Object().error_of(values):
         raise ValueError(f"{what} {why}")
     _check_keys(values, {item.name for item in fields(group)}, what)
     for item in fields(group):
         if item.name in values:
-            why = _kind_of(item.name, item.default).fault(values[item.name])
+            why = _kind_of(item.name, item.default).error_of(values[item.name])
             if why:
                 raise ValueError(f"{what}: {item.name} {why}")
     return group(**_frozen(values))

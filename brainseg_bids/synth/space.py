@@ -162,7 +162,7 @@ class RecipeSpace(ClassSpace):
         if not base and not classes:
             raise ValueError(f"{path}: the classes are missing; add [[tissues]] or base")
         if not isinstance(base, str):
-            raise ValueError(f"{path}: base {Text().fault(base)}")
+            raise ValueError(f"{path}: base {Text().error_of(base)}")
         if path.resolve() in above:
             raise ValueError(f"{path}: base leads back to this file. Name another.")
         space = cls.named(base, path.parent, (*above, path.resolve())) if base else cls(())

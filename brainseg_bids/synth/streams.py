@@ -59,10 +59,10 @@ def within(bounds: Range, u: float) -> float:
     return bounds[0] + (bounds[1] - bounds[0]) * u
 
 
-def phi(z: float) -> float:
+def normal_cdf(z: float) -> float:
     """Cumulative distribution of the standard normal.
 
-    >>> phi(0.0)
+    >>> normal_cdf(0.0)
     0.5
     """
     return 0.5 * math.erfc(-z / math.sqrt(2))

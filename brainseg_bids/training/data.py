@@ -284,18 +284,18 @@ def render(
 ) -> tuple[Tensor, Tensor]:
     """Image (1, X, Y, Z) float32 and labels (X, Y, Z) uint8 of one sample, on the device."""
     which, recipe = stream.draw(step, index)
-    pair = stream.generator.render(heads[which].to(_workshop(device)), recipe)
+    pair = stream.generator.render(heads[which].to(_rendering_device(device)), recipe)
     return pair.image.to(device), pair.labels.to(device)
 
 
-def _workshop(device: torch.device) -> torch.device:
+def _rendering_device(device: torch.device) -> torch.device:
     """Where pairs are made: not every accelerator can do all that the generator does."""
     return device if device.type == "cuda" else torch.device("cpu")
 
 
 def heads_on(heads: Sequence[LabelVolume], device: torch.device) -> Sequence[LabelVolume]:
     """Label volumes, copied to the device that generates pairs if they fit into its memory."""
-    if _workshop(device).type == "cpu":
+    if _rendering_device(device).type == "cpu":
         return heads
     needed = sum(head.indices.numel() for head in heads)
     free, _ = torch.cuda.mem_get_info(device)

@@ -20,7 +20,7 @@ LEARNED_BY = (
 )
 """Settings of its recipe that must not change. The duration (`BY_STEPS`) may."""
 
-NOT_SAID = {"optimizer": "adamw"}
+IMPLIED = {"optimizer": "adamw"}
 """Values of settings that a recipe does not contain."""
 
 
@@ -44,7 +44,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             found.append(f"{key} {_shown(one)} (now {_shown(other)})")
     values = [job.get("recipe", {}).get("values", {}) for job in (before, now)]
     for key in LEARNED_BY:
-        one, other = (own.get(key, NOT_SAID.get(key)) for own in values)
+        one, other = (own.get(key, IMPLIED.get(key)) for own in values)
         if one != other:
             found.append(f"{key} {_shown(one)} (now {_shown(other)})")
     return found

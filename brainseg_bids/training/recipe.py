@@ -184,7 +184,7 @@ def _parse(text: str, what: str) -> tuple[dict[str, Any], dict[str, float]]:
         )
     check(raw, kinds, what)
     share = Number(0, 1e6, above=True)
-    if not isinstance(spaces, dict) or any(map(share.fault, spaces.values())):
+    if not isinstance(spaces, dict) or any(map(share.error_of, spaces.values())):
         raise InputError(
             f"{what}: [spaces] gives each recipe space a share above 0, e.g. t1w = 1.0."
         )

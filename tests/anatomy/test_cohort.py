@@ -45,7 +45,7 @@ def test_a_label_that_some_heads_lack_is_counted_and_does_not_stop_the_cohort():
     assert len(fifth.lacks) == 11
     assert not fifth.structure.core
     assert cohort.missing == {}
-    assert cohort.strange == {}
+    assert cohort.unusable == {}
 
 
 def test_a_missing_core_label_is_named_for_the_head_that_lacks_it():
@@ -116,10 +116,10 @@ def test_a_strange_head_is_named_and_the_others_are_still_compared():
     odd = {2: 5.0, 999: 40.0, 24: float("nan"), 16: -3.0, "x": 1.0, 7: None, None: 2.0}
     heads = {f"sub-{k}": head(k) for k in range(6)} | {"sub-odd": odd, "sub-empty": {}}
     cohort = Cohort.of(heads, TABLE)
-    notes = " ".join(cohort.strange["sub-odd"])
+    notes = " ".join(cohort.unusable["sub-odd"])
     for words in ("999", "label 24", "label 16", "'x'", "None"):
         assert words in notes
-    assert list(cohort.strange) == ["sub-odd"]
+    assert list(cohort.unusable) == ["sub-odd"]
     assert set(cohort.missing) == {"sub-odd", "sub-empty"}
     assert ("sub-odd", 2) in [(found.subject, found.code) for found in cohort.outliers]
     assert cohort.volumes_mm3["sub-odd"] == {2: 5.0}
@@ -194,7 +194,7 @@ def test_the_synthseg_maps_lack_no_core_structure(shared_data):
     cohort = Cohort.of(volumes, TABLE)
     assert len(cohort.subjects) == 16
     assert cohort.missing == {}
-    assert cohort.strange == {}
+    assert cohort.unusable == {}
     assert len(line(cohort, "5th-Ventricle").has) == 8  # of these 16
     assert line(cohort, "Bone").by_code == {165: 0, 515: 16, 516: 16}
     # Two heads with ten times the lesions of the others stand out; nobody's white matter does.

@@ -136,7 +136,7 @@ OTHER_NAMES = {
 """Lines, by code or by name, whose two names are not one: what the target is called."""
 
 
-def faults(tool: str, crosswalk: Crosswalk) -> list[str]:
+def errors(tool: str, crosswalk: Crosswalk) -> list[str]:
     """Lines of a tool's table that say another structure, side or code than they should."""
     found = []
     for code, target in crosswalk.pairs.items():
@@ -168,7 +168,7 @@ def plain(name: str) -> str:
 @pytest.mark.parametrize("tool", TOOLS)
 def test_every_line_keeps_side_structure_and_code(tool):
     crosswalk = Crosswalk.packaged(tool, "fullhead")
-    assert faults(tool, crosswalk) == []
+    assert errors(tool, crosswalk) == []
     used = {code for name, code in OTHER_NAMES if name == tool} | set(CHANGED.get(tool, ()))
     assert used <= {*crosswalk.pairs, *crosswalk.names.values()}  # no exception is left over
 
@@ -180,10 +180,10 @@ def test_two_neighbouring_lines_that_were_swapped_would_be_seen(tool):
     codes = list(by_target.values())
     for one, other in pairwise(codes):
         pairs = made.pairs | {one: made.pairs[other], other: made.pairs[one]}
-        assert faults(tool, Crosswalk(pairs, made.target, names=made.names)), (one, other)
+        assert errors(tool, Crosswalk(pairs, made.target, names=made.names)), (one, other)
         names = made.names | {one: made.names[other], other: made.names[one]}
         swapped = Crosswalk(made.pairs, made.target, names=names, among=made.among)
-        assert faults(tool, swapped), (one, other)
+        assert errors(tool, swapped), (one, other)
 
 
 def test_parcels_are_each_others_mirror_although_their_target_is_one():

@@ -218,9 +218,9 @@ def test_a_prior_that_is_pooled_again_elsewhere_does_not_matter_but_its_copy_doe
     shutil.copytree(inputs, copies)
     folder = tmp_path / "exp"
     assert experiment.main(arguments(copies, folder)) == 0
-    bench = runs.Bench(runs.read_plan(folder), folder)
+    runner = runs.ExperimentRunner(runs.read_plan(folder), folder)
     make_prior(sigma=9.0).write(copies)
-    bench.check()
+    runner.check()
     make_prior(sigma=9.0).write(folder)
     assert experiment.main(["run", str(folder)]) == 2
     assert "was changed" in capsys.readouterr().err

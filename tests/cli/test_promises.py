@@ -9,7 +9,7 @@ import pytest
 
 from brainseg_bids import runner
 from brainseg_bids.reports import training
-from brainseg_bids.reports.densities import Likeness
+from brainseg_bids.reports.densities import IntensityComparison
 from brainseg_bids.stages import GROUP_STAGES, PARTICIPANT_STAGES, pairs, pooling, train_run
 from brainseg_bids.stages.pooling import read_synthetic, write_synthetic
 from tests.reports.training_jobs import write_job
@@ -154,9 +154,11 @@ def test_what_was_shown_of_pairs_is_shown_again_while_the_prior_is_the_same(tmp_
     figures.mkdir()
     for picture in ("a.png", "gone.png"):
         (figures / picture).write_bytes(b"")
-    likeness = [Likeness("skull", {"prior": 0.5}, (0.0, 1.0), (3.0,), {"prior": (2.0,)})]
+    comparisons = [
+        IntensityComparison("skull", {"prior": 0.5}, (0.0, 1.0), (3.0,), {"prior": (2.0,)})
+    ]
     pictures = [figures / "a.png", figures / "gone.png"]
-    write_synthetic(prior, pictures, likeness)
+    write_synthetic(prior, pictures, comparisons)
     (figures / "gone.png").unlink()
     shown, compared = read_synthetic(tmp_path)
     assert shown == {name: [figures / "a.png"]}

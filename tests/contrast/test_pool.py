@@ -143,7 +143,7 @@ def test_gaps_are_filled_by_what_the_other_labels_say(rng):
     z = z[np.isfinite(z).any(axis=1)]
     labels = [TABLE[name] for name in ("Skin", "Artery", "Eyes")]
     law = joint.fit(
-        100 + 10 * z, np.ones(len(z)), labels=labels, target=joint.usual_correlation(labels)
+        100 + 10 * z, np.ones(len(z)), labels=labels, target=joint.typical_correlation(labels)
     )
     assert np.abs(law.correlation - truth).max() < 0.06
     assert np.abs(law.mean - 100).max() < 3

@@ -38,10 +38,10 @@ from brainseg_bids.interfaces.tools.base import (
     Ended,
     MissingToolError,
     ToolError,
+    error_line,
     failure,
     find_program,
     log_tail,
-    telling_line,
 )
 from brainseg_bids.interfaces.tools.charm import read_transforms, transform_to_force
 from brainseg_bids.interfaces.tools.gouhfi import Gouhfi
@@ -413,7 +413,7 @@ def head_with(noise: float, *, slices: int = 1):
     [(0.02, 1, False), (0.05, 1, False), (0.4, 1, True), (0.02, 5, True)],
 )
 def test_robust_is_for_noise_and_thick_slices_only(noise, slices, robust):
-    assert bool(measure_quality(*head_with(noise, slices=slices)).faults) == robust
+    assert bool(measure_quality(*head_with(noise, slices=slices)).errors) == robust
 
 
 def test_noise_is_measured_in_its_own_units():
@@ -709,7 +709,7 @@ def test_long_logs_are_read_from_their_end(tmp_path):
     log = tmp_path / "x.log"
     log.write_text("ERROR: long ago\n" * 9000 + "\x1b[31mRuntimeError: now\x1b[0m\n\n10 %\r20 %\r")
     assert len(log_tail(log)) < 5000
-    assert telling_line(log_tail(log)) == "RuntimeError: now"
+    assert error_line(log_tail(log)) == "RuntimeError: now"
 
 
 def gone(pids, within_s: float = 20.0) -> bool:

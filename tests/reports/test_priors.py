@@ -14,7 +14,7 @@ from brainseg_bids.contrast.measured import BiasField, NoiseLaw
 from brainseg_bids.contrast.prior import NoisePrior, Spread
 from brainseg_bids.reports import prior_figures
 from brainseg_bids.reports.canvas import Canvas
-from brainseg_bids.reports.densities import Likeness
+from brainseg_bids.reports.densities import IntensityComparison
 from brainseg_bids.reports.prior_figures import (
     draw_densities,
     draw_fields,
@@ -59,10 +59,10 @@ def written(path, prior, statistics, **changes):
     return write_priors_page(path, statistics={prior.name: statistics}, **(given | changes))
 
 
-def comparisons() -> list[Likeness]:
+def comparisons() -> list[IntensityComparison]:
     edges, real = (0.0, 0.5, 1.0), (10, 90)
     return [
-        Likeness(
+        IntensityComparison(
             label,
             {"fitted": fitted, "agnostic": 0.5, "synthseg": 0.25},
             edges,
@@ -130,7 +130,7 @@ def test_the_nearest_method_is_marked_and_counted(prior, statistics, tmp_path):
 @pytest.mark.usefixtures("undrawn")
 def test_nothing_that_is_passed_in_becomes_markup(prior, statistics, tmp_path):
     evil = replace(prior, name=EVIL, warnings=(EVIL,), metadata={EVIL: EVIL})
-    row = Likeness(EVIL, {EVIL: 1.0})
+    row = IntensityComparison(EVIL, {EVIL: 1.0})
     some = next(iter(statistics.values()))
     page = write_priors_page(
         tmp_path / "priors.html",

@@ -65,8 +65,8 @@ def save(out, name="a", **changes):
 
 def test_a_rating_becomes_a_row(out):
     save(out)
-    rows, faults = read_ratings(find_ratings(out), out)
-    assert faults == []
+    rows, errors = read_ratings(find_ratings(out), out)
+    assert errors == []
     (row,) = rows
     assert (row["participant_id"], row["session_id"]) == ("sub-01", "ses-A")
     assert (row["rating"], row["artefacts"]) == ("usable", "motion")
@@ -121,9 +121,9 @@ def test_a_rating_of_labels_that_were_made_again_says_so(out):
 def test_a_bad_file_is_named_and_the_others_are_taken(out, changes):
     bad = save(out, "bad", **changes)
     save(out, "good")
-    rows, faults = read_ratings(find_ratings(out), out)
+    rows, errors = read_ratings(find_ratings(out), out)
     assert [row["file"] for row in rows] == ["good_rating-1.json"]
-    (fault,) = faults
+    (fault,) = errors
     assert fault.startswith(str(bad))
     assert "\n" not in fault
 
@@ -160,8 +160,8 @@ def test_a_rating_file_can_be_a_pipe_or_a_link_to_nothing(out):
     folder = out / "sub-01" / "figures"
     os.mkfifo(folder / "p_rating-1.json")
     (folder / "l_rating-1.json").symlink_to("nowhere")
-    rows, faults = read_ratings(find_ratings(out), out)
-    assert (rows, len(faults)) == ([], 2)
+    rows, errors = read_ratings(find_ratings(out), out)
+    assert (rows, len(errors)) == ([], 2)
 
 
 @needs_browser
@@ -193,8 +193,8 @@ def test_the_form_saves_a_file_that_the_group_reads(out, figure, tmp_path):
     assert tab.messages == []
     (name,) = (one.name for one in find_ratings(out))
     assert name.startswith("sub-01_ses-A_seg-brainseg_rating-")
-    (row,), faults = read_ratings(find_ratings(out), out)
-    assert faults == []
+    (row,), errors = read_ratings(find_ratings(out), out)
+    assert errors == []
     assert (row["rating"], row["artefacts"], row["is_current"]) == ("bad", "motion", "yes")
     assert row["comment"] == "leaks “here” and there"
 

@@ -210,8 +210,8 @@ def test_a_tool_that_is_never_run_needs_its_results_for_each_head(planned, tmp_p
     (tmp_path / "fs").mkdir()
     plan = planned("samseg", "freesurfer", derivatives={"freesurfer": tmp_path / "fs"})
     assert not plan.scans
-    assert "of freesurfer" in plan.faults["sub-01 T1w head labels"]
-    assert str(tmp_path / "fs") in plan.faults["sub-01 T1w head labels"]
+    assert "of freesurfer" in plan.errors["sub-01 T1w head labels"]
+    assert str(tmp_path / "fs") in plan.errors["sub-01 T1w head labels"]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_missing_program_ends_it_with_127_and_how_to_get_it(planned, monkeypat
 def test_an_image_too_large_for_the_memory_is_refused_with_the_figure(planned):
     plan = planned(memory_gb=2.0)
     assert not plan.scans
-    reason = plan.faults["sub-01 T1w head labels"]
+    reason = plan.errors["sub-01 T1w head labels"]
     assert "samseg needs about" in reason
     assert "2 GB" in reason
 

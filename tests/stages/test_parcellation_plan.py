@@ -64,7 +64,7 @@ def test_a_map_of_parcels_with_unknown_codes_is_told_of_its_image(planned, given
     save(given, 99)
     plan = planned()
     assert not plan.scans
-    (line,) = plan.faults.values()
+    (line,) = plan.errors.values()
     assert str(given) in line
     assert "99" in line
 

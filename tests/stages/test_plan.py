@@ -292,7 +292,7 @@ def test_an_input_that_cannot_be_read_is_a_fault(plans, data, monkeypatch):
     monkeypatch.setattr(module, "fingerprint", refuse)
     (first, _) = plans()
     assert not first.scans
-    assert "Permission denied" in first.faults["sub-01 T1w"]
+    assert "Permission denied" in first.errors["sub-01 T1w"]
 
 
 def test_names_of_workflows_are_unique_and_allowed(plans):

@@ -99,7 +99,7 @@ def test_every_variant_is_wired(data, how, tmp_path, monkeypatch, mask, probseg)
     plan = plan_spaces(
         subject, bids_dir=data, output_dir=tmp_path / "out", templates=read_spaces([MNI])
     )
-    assert not plan.faults
+    assert not plan.errors
     (scan,) = plan.scans
     assert (scan.probseg is not None) == probseg
     workflow = init_subject_wf(plan, how)

@@ -94,7 +94,7 @@ def test_heads_are_wired_for_every_source_of_labels(
     )  # fmt: skip
     (subject,) = find_subjects(data, ["01"], usual=("T1w",))
     plan = plan_headlabels(subject, bids_dir=data, output_dir=tmp_path / "out", choice=choice)
-    assert not plan.faults
+    assert not plan.errors
     (scan,) = plan.scans
     workflow = PARTICIPANT["headlabels"].workflow(scan, how)
     assert list(wiring_faults(workflow)) == []
@@ -190,9 +190,9 @@ def test_planted_faults_are_found():
     lonely = pe.Node(Tissue(), name="lonely")
     inner.connect(lonely, "out_file", outputnode, "given")
     workflow.add_nodes([inner])
-    faults = "\n".join(wiring_faults(workflow))
-    assert "outputnode.forgotten" in faults
-    assert "lonely.labels" in faults
+    errors = "\n".join(wiring_faults(workflow))
+    assert "outputnode.forgotten" in errors
+    assert "lonely.labels" in errors
     inner.connect(lonely, "out_file", outputnode, "unheard_of")
     assert "'unheard_of'" in "\n".join(wiring_faults(workflow))
 

@@ -250,10 +250,10 @@ def test_faults_are_told_in_the_order_of_the_maps(tmp_path):
     skin = type(SMALL)(np.where(SMALL.voxels == 511, 511, 0), SMALL.grid, SMALL.table)
     write_label_map(skin, paths[3])
     maps = [HeadMap(path, "0", (8.0,) * 3) for path in paths]
-    facts, faults = read_facts(maps, LabelTable.packaged("brainseg"), tmp_path / "c", readers=2)
+    facts, errors = read_facts(maps, LabelTable.packaged("brainseg"), tmp_path / "c", readers=2)
     assert list(facts) == paths[1:3]
-    assert [fault.split(":")[0] for fault in faults] == [str(paths[0]), str(paths[3])]
-    assert "no structure" in faults[1]
+    assert [fault.split(":")[0] for fault in errors] == [str(paths[0]), str(paths[3])]
+    assert "no structure" in errors[1]
     with pytest.raises(InputError, match="no such file"):
         read_checked_map(paths[0], tmp_path / "c")
 

@@ -19,7 +19,7 @@ from brainseg_bids.bids.head_maps import (
     choose_maps,
     find_head_maps,
     hold_out,
-    usual_voxel_size_mm,
+    median_voxel_size_mm,
 )
 from brainseg_bids.bids.names import STRUCTURAL
 from brainseg_bids.documents import InputError
@@ -132,7 +132,7 @@ def test_of_a_head_the_coarsest_map_is_taken_that_is_fine_enough():
 
 def test_the_usual_voxel_size_is_the_median_over_heads_not_over_maps():
     maps = head_maps(0.5, 1.0, 1.2) + head_maps(0.8, subject="02") + head_maps(1.0, subject="03")
-    assert usual_voxel_size_mm(maps) == 0.8
+    assert median_voxel_size_mm(maps) == 0.8
 
 
 def test_nobody_is_learned_from_and_held_out():
@@ -174,13 +174,13 @@ def test_every_map_that_cannot_be_used_is_named_with_its_fault(tmp_path):
     broken = root / "sub-02" / "anat" / "sub-02_seg-fullhead_dseg.nii.gz"
     broken.write_bytes(broken.read_bytes()[:600])
     maps = [HeadMap(p, p.name[4:6], (9.0,) * 3) for p in sorted(root.glob("sub-*/anat/*.nii.gz"))]
-    facts, faults = read_facts(maps, BRAINSEG)
+    facts, errors = read_facts(maps, BRAINSEG)
     assert [path.name[:6] for path in facts] == ["sub-01"]
-    assert "sub-02" in faults[0]
-    assert "cannot be read" in faults[0]
-    assert "999 (1 voxel)" in faults[1]
-    assert "sub-04" in faults[2]
-    assert "voxel is background" in faults[2]
+    assert "sub-02" in errors[0]
+    assert "cannot be read" in errors[0]
+    assert "999 (1 voxel)" in errors[1]
+    assert "sub-04" in errors[2]
+    assert "voxel is background" in errors[2]
 
 
 def test_labels_that_no_map_has_are_named(tmp_path):

@@ -497,7 +497,7 @@ NO_MEMORY = re.compile(
     r"MemoryError|bad_alloc|Unable to allocate|[Oo]ut of memory|[Cc]annot allocate memory"
     r"|OutOfMemoryError|^Killed$|: Killed$"
 )
-TELLING = re.compile(r"(?i)\b\w*(error|exception|fatal|critical|abort(ed)?|no space left)\b")
+ERROR_WORDS = re.compile(r"(?i)\b\w*(error|exception|fatal|critical|abort(ed)?|no space left)\b")
 
 
 def log_tail(log: Path) -> list[str]:
@@ -512,20 +512,20 @@ def log_tail(log: Path) -> list[str]:
     return [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
 
 
-def telling_line(lines: Sequence[str]) -> str:
+def error_line(lines: Sequence[str]) -> str:
     """The line that says most likely what went wrong: the last one with an error, or the last.
 
-    >>> telling_line(["Traceback", "ValueError: no atlas", "cleaning up"])
+    >>> error_line(["Traceback", "ValueError: no atlas", "cleaning up"])
     'ValueError: no atlas'
-    >>> telling_line(["reading", "gave up"])
+    >>> error_line(["reading", "gave up"])
     'gave up'
     """
     if not lines:
         return ""
-    line = next((line for line in reversed(lines) if TELLING.search(line)), lines[-1])
+    line = next((line for line in reversed(lines) if ERROR_WORDS.search(line)), lines[-1])
     return line if len(line) <= 300 else f"{line[:300]} ..."
 
 
 def _said(log: Path) -> str:
-    line = telling_line(log_tail(log)).rstrip(".")
+    line = error_line(log_tail(log)).rstrip(".")
     return f" ({line})" if line else ""

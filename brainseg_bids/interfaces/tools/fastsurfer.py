@@ -42,7 +42,7 @@ class Fastsurfer(ToolInterface):
     input_spec = _FastsurferInputSpec
     name = "fastsurfer"
     labels_file = OUTPUT + "/{subject}/mri/aparc.DKTatlas+aseg.deep.mgz"
-    _door: Path | None = None
+    _link: Path | None = None
 
     @classmethod
     def version(cls, program: Sequence[str]) -> str:
@@ -54,19 +54,19 @@ class Fastsurfer(ToolInterface):
         if PLAIN.fullmatch(runtime.cwd):
             return super()._run_interface(runtime, correct_return_codes)
         with tempfile.TemporaryDirectory(prefix="brainseg-") as plain:
-            self._door = Path(plain) / "node"
-            self._door.symlink_to(runtime.cwd)
+            self._link = Path(plain) / "node"
+            self._link.symlink_to(runtime.cwd)
             try:
                 return super()._run_interface(runtime, correct_return_codes)
             finally:
-                self._door = None
+                self._link = None
 
     def prepare(self, folder: Path) -> None:
         shutil.rmtree(folder / OUTPUT / self.inputs.subject, ignore_errors=True)
         (folder / OUTPUT).mkdir(exist_ok=True)
 
     def _format_arg(self, name, spec, value):
-        home = self._door or self._folder or Path.cwd()
+        home = self._link or self._folder or Path.cwd()
         if name == "image":
             return f"--t1 {shlex.quote(str(home / self.image))}"
         if name == "out_dir":

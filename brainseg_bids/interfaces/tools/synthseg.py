@@ -54,20 +54,20 @@ class Quality:
     cnr: float
 
     @property
-    def faults(self) -> list[str]:
+    def errors(self) -> list[str]:
         """Why the image is not a good one; empty if it is.
 
-        >>> Quality(1.0, 20.0, 4.0).faults, Quality(5.0, 20.0, 4.0).faults
+        >>> Quality(1.0, 20.0, 4.0).errors, Quality(5.0, 20.0, 4.0).errors
         ([], ['voxels of 5 mm'])
         """
-        faults = []
+        errors = []
         if self.largest_voxel_mm > LARGEST_VOXEL_MM:
-            faults.append(f"voxels of {self.largest_voxel_mm:.3g} mm")
+            errors.append(f"voxels of {self.largest_voxel_mm:.3g} mm")
         if self.snr < SMALLEST_SNR:
-            faults.append(f"signal is {self.snr:.3g} times the noise")
+            errors.append(f"signal is {self.snr:.3g} times the noise")
         if self.cnr < SMALLEST_CNR:
-            faults.append(f"contrast is {self.cnr:.3g} times the noise")
-        return faults
+            errors.append(f"contrast is {self.cnr:.3g} times the noise")
+        return errors
 
 
 def measure_quality(image: np.ndarray, grid: Grid) -> Quality:
@@ -162,7 +162,7 @@ class Synthseg(ToolInterface):
     def robust(self) -> bool:
         """Whether `--robust` is told."""
         mode = self.inputs.mode
-        return bool(self.quality.faults) if mode == "auto" else mode == "robust"
+        return bool(self.quality.errors) if mode == "auto" else mode == "robust"
 
     def prepare(self, folder: Path) -> None:
         (folder / "synthseg.nii.gz").unlink(missing_ok=True)
@@ -186,7 +186,7 @@ class Synthseg(ToolInterface):
 
     def facts(self, folder: Path) -> dict:
         numbers = {key: round(number, 2) for key, number in asdict(self.quality).items()}
-        why = "asked for" if self.inputs.mode != "auto" else "; ".join(self.quality.faults)
+        why = "asked for" if self.inputs.mode != "auto" else "; ".join(self.quality.errors)
         return {
             "Mode": "robust" if self.robust else "standard",
             "ModeReason": why or "the image is a good one",

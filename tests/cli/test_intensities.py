@@ -11,8 +11,8 @@ import torch
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.stages import likeness
-from brainseg_bids.stages.likeness import EDGES, draw
+from brainseg_bids.stages import intensities
+from brainseg_bids.stages.intensities import EDGES, draw
 
 TABLE = LabelTable.packaged("brainseg")
 SHAPE = (8, 9, 10)
@@ -21,8 +21,8 @@ SHAPE = (8, 9, 10)
 @pytest.fixture
 def generator(monkeypatch):
     """Draws noise with two classes, and counts how often."""
-    monkeypatch.setattr(likeness, "FEWEST_VOXELS", 1)
-    monkeypatch.setattr(likeness, "PairStream", Stream)
+    monkeypatch.setattr(intensities, "FEWEST_VOXELS", 1)
+    monkeypatch.setattr(intensities, "PairStream", Stream)
     made = SimpleNamespace(target=TABLE, shape=SHAPE, voxel_size_mm=1.0, rendered=0)
 
     def render(head, recipe):
@@ -51,11 +51,11 @@ class Stream:
 def test_images_of_the_same_recipes_are_drawn_once(generator):
     grid, before = Grid(SHAPE, np.eye(4)), {}
     first = draw(0, [None], generator, grid, before)
-    assert generator.rendered == likeness.PAIRS
+    assert generator.rendered == intensities.PAIRS
     assert draw(0, [None], generator, grid, before) is first
-    assert generator.rendered == likeness.PAIRS
+    assert generator.rendered == intensities.PAIRS
     assert draw(1, [None], generator, grid, before) is not first
-    assert generator.rendered == 2 * likeness.PAIRS
+    assert generator.rendered == 2 * intensities.PAIRS
     assert (first.largest.labels.voxels != 0).sum() == 3 * 9 * 10
 
 
@@ -64,11 +64,11 @@ def test_counts_are_shares_of_each_class_in_each_bin(generator):
     assert len(drawn.counts) == 2
     for counts in drawn.counts.values():
         assert len(counts) == len(EDGES) - 1
-        assert counts.sum() == pytest.approx(likeness.PAIRS)
+        assert counts.sum() == pytest.approx(intensities.PAIRS)
     image = drawn.largest.image
     own = image[drawn.largest.labels.voxels == 0]
     wanted, _ = np.histogram(own, EDGES)
     # Of one pair alone the shares are those of a plain histogram.
-    alone = likeness.histograms([drawn.largest])
+    alone = intensities.histograms([drawn.largest])
     name = next(label.name for label in TABLE if label.index == 0)
     assert alone[name] == pytest.approx(wanted / wanted.sum())

@@ -23,7 +23,7 @@ from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.documents import InputError
 from brainseg_bids.images import read_again
 from brainseg_bids.interfaces.headlabels import read_labels
-from brainseg_bids.reports.densities import Likeness
+from brainseg_bids.reports.densities import IntensityComparison
 from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.training.data import PairStream
@@ -157,9 +157,9 @@ def histograms(shown: Iterable[Shown]) -> dict[str, np.ndarray]:
     return totals
 
 
-def likeness(
+def compare_intensities(
     real: Iterable[Shown], drawn: Mapping[str, Mapping[str, np.ndarray]]
-) -> list[Likeness]:
+) -> list[IntensityComparison]:
     """Energy distance of each class to the real one's, by method; no real image: none.
 
     ``drawn`` holds counts of `histograms`.
@@ -170,7 +170,7 @@ def likeness(
         of_method = {method: found[name] for method, found in drawn.items() if name in found}
         target = Histogram(np.array(EDGES), counts)
         rows.append(
-            Likeness(
+            IntensityComparison(
                 name,
                 {
                     method: energy_distance(target, Histogram(np.array(EDGES), own))
