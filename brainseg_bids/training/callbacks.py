@@ -396,7 +396,7 @@ class DecayByTime(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Note how long the decay takes, in seconds."""
-        self.decay_s = self.deadline.decay_share * self.deadline.left_s()
+        self.decay_s = self.deadline.decay_share * (self.deadline.left_s() - ENDING_S)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Set the share of the learning rate for the step that begins."""

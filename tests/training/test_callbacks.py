@@ -531,7 +531,8 @@ class Clock(Deadline):
 
 
 def test_the_rate_falls_to_zero_over_the_last_part_of_the_time():
-    deadline = Clock(9.0, 0.0, 0.5, left=(1000.0, 900.0, 515.0, 265.0, 15.0, 1.0))
+    # Of 1000 s the last 500 s fall; 15 s come on top, for what follows the last step.
+    deadline = Clock(9.0, 0.0, 0.5, left=(1015.0, 900.0, 515.0, 265.0, 15.0, 1.0))
     checkpoints = SimpleNamespace(ending_s=lambda *_: 15.0)
     task = make_task(TINY)
     optimizer = task.configure_optimizers()["optimizer"]
