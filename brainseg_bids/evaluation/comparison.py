@@ -17,9 +17,9 @@ from brainseg_bids.evaluation.scores import (
     Row,
     Scores,
     TableLine,
-    judge,
     metric,
     read_scores,
+    structures_of_mean,
 )
 from brainseg_bids.evaluation.statistics import hodges_lehmann, holm, signed_rank
 
@@ -116,11 +116,11 @@ def compare_raters(
     draws = Draws(bootstrap or Bootstrap())
     wanted_metrics, result = [metric(name) for name in metrics], []
     for scores in read_scores(rows):
-        mean_of = [s.name for s in judge(scores, structures=structures, known=known) if s.used]
+        mean = structures_of_mean(scores, structures, known)
         for stratum, part in scores.by_stratum():
             for wanted in wanted_metrics:
                 about = _Question(part, stratum, wanted, draws)
-                result += about.family({f"mean of {len(mean_of)} structures": mean_of})
+                result += about.family(mean)
                 result += about.family({name: [name] for name in part.names})
     return result
 

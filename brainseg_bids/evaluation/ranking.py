@@ -16,9 +16,9 @@ from brainseg_bids.evaluation.scores import (
     Row,
     Scores,
     TableLine,
-    judge,
     metric,
     read_scores,
+    structures_of_mean,
 )
 
 DECIMALS = 12
@@ -110,8 +110,7 @@ def rank_stability(
     draws, result = Draws(bootstrap or Bootstrap()), []
     wanted_metrics = [metric(name) for name in metrics]
     for scores in read_scores(rows):
-        mean_of = [s.name for s in judge(scores, structures=structures, known=known) if s.used]
-        groups = {f"mean of {len(mean_of)} structures": mean_of}
+        groups = structures_of_mean(scores, structures, known)
         groups |= {name: [name] for name in scores.names}
         result += [
             rank

@@ -308,6 +308,16 @@ class Judged(TableLine):
     reason: str = ""
 
 
+def structures_of_mean(
+    scores: Scores,
+    structures: Collection[str] | None,
+    known: Mapping[str, Collection[str]] | None,
+) -> dict[str, list[str]]:
+    """Structures of the mean over structures, see `judge`, by the name of this mean in tables."""
+    names = [one.name for one in judge(scores, structures=structures, known=known) if one.used]
+    return {f"mean of {len(names)} structures": names}
+
+
 def judge(
     scores: Scores,
     *,

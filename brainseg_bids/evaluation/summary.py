@@ -35,6 +35,7 @@ from brainseg_bids.evaluation.scores import (
     judge,
     metric,
     read_scores,
+    structures_of_mean,
 )
 
 __all__ = ["Missing", "Summary", "find_missing", "headline", "judged", "summarise", "tables"]
@@ -165,8 +166,7 @@ def headline(
     draws = Draws(bootstrap or Bootstrap())
     result = []
     for scores in read_scores(rows):
-        names = [one.name for one in judge(scores, structures=structures, known=known) if one.used]
-        title = f"mean of {len(names)} structures"
+        ((title, names),) = structures_of_mean(scores, structures, known).items()
         result += [
             _summary(part, stratum, rater, names, wanted, draws, title)
             for stratum, part in scores.by_stratum()

@@ -163,10 +163,7 @@ def plan_memory(
     precision = precision or ("bf16-mixed" if device.bf16 else "32-true")
     patches = patches_of(multiple or patch_multiple(spec), largest_vox or (FIRST_VOX,) * 3)
     search = _Search(spec, loss, precision, device.kind, device.shared, batch_wanted, predicted)
-    savings = [one for one in SAVINGS if not (one.offload and device.shared)]
-    patch, saving = _best(search, patches, savings, room_gib, voxel_size_mm)
-    if patch is None:
-        raise TooLittleMemory(_what_would_fit(search, patches[0], savings, budget_gib))
+    patch, saving = _best(search, patches, budget_gib, voxel_size_mm)
     batch = search.most_pairs(patch, batch_wanted, saving, room_gib)
     return MemoryPlan(
         patch_vox=patch,
@@ -204,11 +201,12 @@ def patches_of(multiple: int, largest_vox: tuple[int, int, int]) -> list[tuple[i
 def _best(
     search: _Search,
     patches: list[tuple[int, int, int]],
-    savings: list[MemorySaving],
-    room_gib: float,
+    budget_gib: float,
     voxel_size_mm: float,
-) -> tuple[tuple[int, int, int] | None, MemorySaving]:
-    """Largest patch that fits, if any does, and with what."""
+) -> tuple[tuple[int, int, int], MemorySaving]:
+    """Largest patch that fits, and with what."""
+    room_gib = budget_gib - ALLOWANCES[search.kind].context_gib
+    savings = [one for one in SAVINGS if not (one.offload and search.shared)]
     best, with_what = 0, savings[0]
     for saving in savings:
         index = search.largest(patches, saving, room_gib)
@@ -218,7 +216,9 @@ def _best(
             index and not _poor(patches[index - 1], patches[-1], voxel_size_mm)
         ):
             break
-    return patches[best - 1] if best else None, with_what
+    if best == 0:
+        raise TooLittleMemory(_what_would_fit(search, patches[0], savings, budget_gib))
+    return patches[best - 1], with_what
 
 
 def _poor(patch: tuple[int, ...], whole: tuple[int, ...], voxel_size_mm: float) -> bool:

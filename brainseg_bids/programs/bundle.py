@@ -109,14 +109,12 @@ def bundle_run(
     checkpoint = run / "last.ckpt"
     plan, steps = read_plan(run / "plan.json"), steps_done(checkpoint)
     net = averaged_net(plan, checkpoint)
-    made_from = {"plan": plan.to_dict(), "steps": steps} | {
-        key: job[key] for key in ("spaces", "maps", "command") if key in job
-    }
+    made_from = {"plan": plan.to_dict(), "steps": steps}
+    made_from |= {key: job[key] for key in ("spaces", "maps", "command") if key in job}
     if calibration_pairs:
         maps = heads or _learned_from(run)
         made_from |= _calibrate(net, plan, maps, calibration_pairs, job.get("map_cache"))
-    if not card:
-        card = _card(card_facts(run, job, plan, net, steps, pairs=calibration_pairs))
+    card = card or _card(card_facts(run, job, plan, net, steps, pairs=calibration_pairs))
     out = out or run.parent / "bundle"
     with _replacing(out) as fresh:
         write_bundle(

@@ -204,11 +204,7 @@ class ExperimentPlan:
 
     def train_plan(self, run: Run, space: str, validation_space: str) -> TrainPlan:
         """Training plan of one run; ``space`` and ``validation_space`` are recipe files."""
-        own = {
-            "seed": run.seed,
-            "spaces": {space: 1.0},
-            "validation_space": validation_space,
-        }
+        own = {"seed": run.seed, "spaces": {space: 1.0}, "validation_space": validation_space}
         return TrainPlan.from_dict(self.training | own)
 
     def to_json(self) -> str:
