@@ -59,6 +59,8 @@ from brainseg_bids.training.validation import RealImage, ValidationCallback
 log = logging.getLogger("brainseg")
 
 CHECKPOINT_EVERY_S = 600.0
+END_WITHIN_S = 60.0
+"""How long a process may take to end after the last step of a run."""
 VALIDATION_SEED = 1_000_003
 """Added to the seed of a plan for validation pairs."""
 
@@ -328,6 +330,7 @@ def _train(plan: TrainPlan, run: TrainingRun) -> SegmentationTask:
     except BaseException:
         end_children(trainer)
         raise
+    end_children(trainer, within_s=END_WITHIN_S)
     if checkpoints.is_over and run.deadline is not None and is_first_process():
         log.info("%g minutes are over after step %d", run.deadline.minutes, trainer.global_step)
         whole = replace(plan, total_steps=trainer.global_step)

@@ -128,15 +128,25 @@ def quieten() -> None:
     )
 
 
-def end_children(trainer: lightning.Trainer) -> None:
-    """End the processes that this process started, which would otherwise wait for it for ever."""
+def end_children(trainer: lightning.Trainer, *, within_s: float = 5.0) -> None:
+    """Wait for the processes that this process started, and kill those that do not end.
+
+    After an error they would wait for this process for ever. After a run that went well they end
+    by themselves; this process still waits, since only then their CPU time is counted as its own.
+
+    Parameters
+    ----------
+    trainer : lightning.Trainer
+    within_s : float
+        Longest wait for each process.
+    """
     children = getattr(trainer.strategy.launcher, "procs", [])
     for thread in threading.enumerate():
         if isinstance(thread, _ChildProcessObserver):
             thread._child_processes = []  # it would kill us before we have said why we end
     for child in children:
         with suppress(Exception):
-            child.wait(timeout=5)
+            child.wait(timeout=within_s)
         if child.poll() is None:
             child.kill()
             child.wait()

@@ -29,7 +29,9 @@ def start(arguments: list[str], folder: Path, **environ: str) -> subprocess.Pope
     own = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} | environ
     command = [sys.executable, "-m", "brainseg_bids.programs.train", *arguments, "--threads", "1"]
     with (folder / "said.txt").open("w") as said:
-        process = subprocess.Popen(command, env=os.environ | own, stdout=said, stderr=said)
+        process = subprocess.Popen(
+            command, env=os.environ | own, stdout=said, stderr=said, start_new_session=True
+        )
     until = time.monotonic() + PATIENCE_S
     while not (folder / "out" / "last.ckpt").exists():
         if process.poll() is not None or time.monotonic() > until:
@@ -104,6 +106,15 @@ def test_two_processes_train_to_the_weights_of_one_with_the_same_pairs(told_to_s
     # A run of other pairs is far away, so that the line above says something.
     fit(replace(FOUR, accumulate=1), *HEADS, tmp_path / "fewer", until_step=done)
     assert difference(read_state(tmp_path / "fewer" / "last.ckpt"), two) > 1e-3
+
+
+@pytest.mark.slow
+def test_a_run_ends_after_all_its_processes(tmp_path):
+    arguments = write_inputs(tmp_path, replace(TINY, devices=2, total_steps=4))
+    process = start(arguments, tmp_path)
+    assert process.wait(PATIENCE_S) == 0
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_after_a_kill_a_run_goes_on_to_the_same_weights_bit_by_bit(tmp_path):
