@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from brainseg_bids.anatomy.labels import Label, LabelTable
+from brainseg_bids.scratch import OUTPUT_LOCK
 from tests.fakes import dataset
 
 NAMES = {
@@ -126,9 +127,10 @@ def test_a_missing_dataset_description_is_a_warning(spoilt):
 
 def test_nothing_half_written_is_left(spoilt):
     assert not [path for path in spoilt.output.rglob(".*") if path.name != ".bidsignore"]
-    assert not [
+    empty = [
         path for path in spoilt.output.rglob("*") if path.is_file() and not path.stat().st_size
     ]
+    assert empty == [spoilt.output / OUTPUT_LOCK]
 
 
 def test_mended_data_are_done_by_the_same_command(spoilt, lasting_app):

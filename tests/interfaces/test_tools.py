@@ -381,7 +381,7 @@ def test_charms_codes_become_whole_numbers_and_others_are_no_codes(image):
     written = nib.load("m2m_sub-01_ses-A/segmentation/labeling.nii.gz")
     assert written.get_data_dtype() == np.float32
     assert np.array_equal(written.get_fdata(), nib.load(outputs.labels).get_fdata())
-    assert "no labels" in str(failed(interface("charm", image, "inexact")))
+    assert "not labels" in str(failed(interface("charm", image, "inexact")))
     assert "9999 (2 voxels)" in str(failed(interface("charm", image, "code")))
 
 
