@@ -11,7 +11,7 @@ usage: continue.sh --work FOLDER [options] [-- FLAGS OF brainseg]
   --minutes N              how long to train; default: 600
   --start-from MODEL       default: the last bundle of the log that is in the scratch folder, else head-1mm
   --name NAME              name of the run; an interrupted run is resumed by its name; default: t1w and the time
-  --recipe FILE            default: t1w_long.toml
+  --recipe FILE            default: t1w_muon.toml
   --voxel-size MM          of the pairs; default: 1.0
   --maps-voxel-size MM     voxel size of the label maps; default: 0.7
   --level-pairs N          pairs for the calibration of volumes; default: 16
@@ -28,7 +28,7 @@ END
 
 # shellcheck source=benchmarks/released/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-work='' labels='' minutes=600 start='' name='' recipe=$here/t1w_long.toml voxel=1.0 maps_voxel=0.7
+work='' labels='' minutes=600 start='' name='' recipe=$here/t1w_muon.toml voxel=1.0 maps_voxel=0.7
 level=16 confidence=2 pairs=1 log=$here/log.tsv dry='' train=yes score=yes
 while [ $# -gt 0 ]; do
   case $1 in
