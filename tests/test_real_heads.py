@@ -47,10 +47,10 @@ def test_structures_of_a_real_head_lie_where_freesurfer_puts_them(shared_data, t
     folder = shared_data / "mne_sample_ecog"
     codes = segment(folder / "T1.mgz", "head-1mm", tmp_path)
     truth = np.asarray(nib.load(folder / "aseg.mgz").dataobj)
-    # Each side by itself, so that a flipped brain cannot pass; 0.006 to 0.011 under what was
+    # Each side by itself, so that a flipped brain cannot pass; 0.003 to 0.011 under what was
     # measured.
     floors = {2: 0.913, 41: 0.915, 3: 0.875, 42: 0.877, 8: 0.898, 47: 0.912, 10: 0.878, 49: 0.877,
-              17: 0.858, 53: 0.864, 11: 0.90, 50: 0.893, 12: 0.827, 51: 0.879, 18: 0.82, 54: 0.836,
+              17: 0.858, 53: 0.864, 11: 0.90, 50: 0.893, 12: 0.832, 51: 0.879, 18: 0.82, 54: 0.836,
               16: 0.888}  # fmt: skip
     reached = {code: dice(codes == code, truth == code) for code in floors}
     assert {code: d for code, d in reached.items() if d < floors[code]} == {}

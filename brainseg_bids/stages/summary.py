@@ -60,8 +60,8 @@ class Summary(GroupStage):
         wanted = (settings.participant_label, settings.session_label)
         found = find_ratings(settings.output_dir, settings.ratings)
         ratings, errors = read_ratings(found, settings.output_dir, *wanted)
-        for fault in errors:
-            log.warning("%s This rating is left out.", fault)
+        for error in errors:
+            log.warning("%s This rating is left out.", error)
         if unknown := nameless(ratings):
             log.warning(
                 "%s: no rater is named, beside other ratings of the same image: each counts as "
@@ -232,9 +232,9 @@ def write_group(
         )
         pages.append((written, len(volumes), to_review))
     if not pages:
+        asked = " of those that are asked for" if any(wanted) else ""
         raise InputError(
-            f"{output_dir}: no volumes{' of those that are asked for' * any(wanted)} are in it. "
-            "Run the participant level into it first."
+            f"{output_dir}: no volumes{asked} are in it. Run the participant level into it first."
         )
     return pages
 

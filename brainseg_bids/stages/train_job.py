@@ -255,8 +255,8 @@ def _check_maps(
     held = hold_out(chosen, settings.validation_label)
     log.info("%d label maps are read and checked", len(chosen))
     facts, errors = read_facts(chosen, target, cache, readers=settings.nprocs)
-    for fault in errors:
-        log.error("%s", fault)
+    for error in errors:
+        log.error("%s", error)
     if errors:
         raise InputError(
             f"{len(errors)} of {len(chosen)} label maps cannot be used; nothing was trained. "

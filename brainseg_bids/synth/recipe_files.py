@@ -11,6 +11,7 @@ from pathlib import Path
 import tomli_w
 
 from brainseg_bids.documents import read_toml
+from brainseg_bids.files import write_text
 from brainseg_bids.synth.prior_space import PriorSpace
 from brainseg_bids.synth.space import RecipeSpace
 
@@ -32,11 +33,9 @@ def read_space(name_or_path: str) -> RecipeSpace | PriorSpace:
 
 def write_space(path: str | Path, space: RecipeSpace) -> Path:
     """Write all values of a recipe space into a file that has no ``base``, and return its path."""
-    path = Path(path)
     values = asdict(space)
     del values["name"]
-    path.write_text(tomli_w.dumps(values), encoding="utf-8")
-    return path
+    return write_text(path, tomli_w.dumps(values))
 
 
 def write_prior_space(
@@ -77,5 +76,4 @@ def write_prior_space(
         f"agnostic = {json.dumps(agnostic)}",
         "# Further lines change that space, such as flip_p = 0.0",
     ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    return write_text(path, "\n".join(lines) + "\n")

@@ -265,9 +265,13 @@ def test_weights_of_posteriors_are_those_of_a_dense_interpolation(seed, angles):
         soft.grid,
         grid,
     )
-    top = np.where(outside, [[[[255]]], [[[0]]]], np.sort(scores, axis=0)[:-3:-1])
-    # Coordinates are rounded to 1/4096.
-    np.testing.assert_allclose(found.weights[:, ~unsure], top[:, ~unsure], atol=1.5)
+    within = np.sort(scores, axis=0)[:-3:-1]
+    without = np.broadcast_to([[[[255]]], [[[0]]]], within.shape)
+    top = np.where(outside, without, within)
+    # Coordinates are rounded to 1/4096. On the border, either side is right.
+    other = np.where(unsure, np.where(outside, within, without), top)
+    wrong = [np.abs(found.weights - one).max(0) > 1.5 for one in (top, other)]
+    assert not (wrong[0] & wrong[1]).any()
     named = np.take_along_axis(scores, found.codes.astype(int), axis=0)
     inside = ~outside & ~unsure
     np.testing.assert_allclose(named[:, inside], found.weights[:, inside], atol=1.5)
