@@ -30,7 +30,6 @@ from brainseg_bids.reports.groups import GROUPS, group_of_mapping, plain_name, s
 from brainseg_bids.reports.slices import (
     BACKGROUND,
     MARGIN_PX,
-    PLANES,
     STEPS,
     WIDTH_PX,
     Cut,
@@ -131,13 +130,13 @@ class Canvas:
         self.text(MARGIN_PX, 20, title, size_px=19, weight="bold")
         self.text(MARGIN_PX, 44, note, color=FAINT)
 
-    def scale_bar(self, px_per_mm: float) -> None:
+    def scale_bar(self, px_per_mm: float, *, y: float = 48, widest_px: float = 260) -> None:
         """A bar of known length in the upper right corner."""
-        length_mm = next((n for n in (50, 20, 10, 5) if n * px_per_mm < 260), 1)
+        length_mm = next((n for n in (50, 20, 10, 5) if n * px_per_mm < widest_px), 1)
         length_px = length_mm * px_per_mm
         right = WIDTH_PX - 20
-        self.line(right - length_px, 48, length_px)
-        self.text(right - length_px / 2, 30, f"{length_mm} mm", ha="center")
+        self.line(right - length_px, y, length_px)
+        self.text(right - length_px / 2, y - 18, f"{length_mm} mm", ha="center")
 
     def save(self, path: Path) -> Path:
         """Write it as PNG, whole or not at all."""
@@ -217,10 +216,11 @@ def present_labels(labels: LabelMap) -> list[Label]:
     return [label for label in shown_labels(labels.table) if present[label.index]]
 
 
-def legend_groups(present: list[Label]) -> dict[str, list[tuple[str, list[Label]]]]:
-    """For each group, its structures; left and right share a line, left first."""
+def legend_of(maps: Iterable[LabelMap]) -> dict[str, list[tuple[str, list[Label]]]]:
+    """For each group, its structures in any of the maps; left and right share a line."""
+    present = {label.index: label for labels in maps for label in present_labels(labels)}
     groups: dict[str, dict[str, list[Label]]] = {}
-    for label in present:
+    for label in (present[code] for code in sorted(present)):
         group = groups.setdefault(group_of_mapping(label.mapping), {})
         name = plain_name(label.name) if label.hemisphere != "none" else label.name
         group.setdefault(name.replace("-", " ").replace("_", " "), []).append(label)
@@ -234,13 +234,12 @@ def legend_groups(present: list[Label]) -> dict[str, list[tuple[str, list[Label]
     }
 
 
-def legend_of(maps: Iterable[LabelMap]) -> dict[str, list[tuple[str, list[Label]]]]:
-    """Groups of all labels that any of the maps has."""
-    present = {label.index: label for labels in maps for label in present_labels(labels)}
-    return legend_groups([present[code] for code in sorted(present)])
+def legend_px(legend: dict) -> int:
+    """Height of a legend."""
+    return (_legend_rows(legend) + 2) * LEGEND_ROW_PX
 
 
-def legend_rows(legend: dict) -> int:
+def _legend_rows(legend: dict) -> int:
     """Fewest rows with which all groups fit beside each other."""
     rows = 1
     while sum(-(-len(entries) // rows) for entries in legend.values()) > max(
@@ -250,7 +249,9 @@ def legend_rows(legend: dict) -> int:
     return rows
 
 
-def write_legend(canvas: Canvas, legend: dict, rows: int, top: float) -> None:
+def write_legend(canvas: Canvas, legend: dict, top: float) -> None:
+    """Groups beside each other, each structure with the colours of its sides."""
+    rows = _legend_rows(legend)
     pitch = (WIDTH_PX - MARGIN_PX) / max(_LEGEND_COLUMNS, len(legend))
     column = 0
     for group, entries in legend.items():
@@ -443,15 +444,6 @@ class SliceRow:
 
     def _shift(self, column: int) -> int:
         return (self.tall - GAP_PX - self.heights[column]) // 2
-
-
-def planes_of(steps: Sequence[Sequence[float]]) -> list[Plane]:
-    """Plane of each column if ``steps`` are cut along each world axis.
-
-    >>> [plane.name for plane in planes_of([(0.5, 0.7), (), (0.5,)])]
-    ['Sagittal', 'Sagittal', 'Axial']
-    """
-    return [plane for plane in PLANES for _ in steps[plane.axis]]
 
 
 def six_cuts(labels: LabelMap, box_mm: np.ndarray) -> list[float]:

@@ -10,9 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from brainseg_bids.contrast.compare import Histogram, Intensities, energy_distance
-from brainseg_bids.reports.canvas import FAINT, FONT, shorten
+from brainseg_bids.reports.canvas import FAINT, FONT, Canvas, shorten
 from brainseg_bids.reports.densities import IntensityComparison, density, quantile_range, rebinned
 from brainseg_bids.reports.plots import name_axes, no_data
+from brainseg_bids.reports.slices import WIDTH_PX
 
 METHODS = {"fitted": "#8ab4f8", "agnostic": "#e58a54", "synthseg": "#7fd38b"}
 """Colours of the usual ways to make synthetic images; others get one of `_MORE_COLORS`."""
@@ -107,6 +108,15 @@ def method_colors(comparisons: Iterable[IntensityComparison]) -> dict[str, str]:
                 methods[method] = known or _MORE_COLORS[others % len(_MORE_COLORS)]
                 others += known is None
     return methods
+
+
+def write_methods(canvas: Canvas, y: float, colors: Mapping[str, str]) -> None:
+    """Which colour stands for which method, at the right."""
+    x = WIDTH_PX - 20 - 150 * len(colors)
+    for method, color in colors.items():
+        canvas.box(x, y - 5, 24, 10, color)
+        canvas.text(x + 32, y, shorten(method, 14))
+        x += 150
 
 
 def draw_methods(axes: Axes, comparison: IntensityComparison, colors: Mapping[str, str]) -> None:

@@ -27,7 +27,6 @@ from brainseg_bids.reports.canvas import (
     LINE,
     Canvas,
     SliceRow,
-    planes_of,
     shorten,
     six_cuts,
     write_header,
@@ -47,10 +46,18 @@ from brainseg_bids.reports.densities import (
     quantile_range,
 )
 from brainseg_bids.reports.groups import plain_name, shown_labels
-from brainseg_bids.reports.plots import axes_on, draw_together, name_axes, no_data, panels
+from brainseg_bids.reports.plots import (
+    axes_on,
+    color_bar,
+    draw_together,
+    log_factor,
+    name_axes,
+    no_data,
+    panels,
+)
 from brainseg_bids.reports.slices import (
     MARGIN_PX,
-    STEPS,
+    SIX_PLANES,
     WIDTH_PX,
     Cut,
     grey_window,
@@ -96,9 +103,7 @@ def draw_contrast(
     if image.shape != labels.voxels.shape:
         raise ValueError(f"image {image.shape} and labels {labels.voxels.shape} differ in shape")
     box_mm = view_mm(labels)
-    slice_row = SliceRow.fit(
-        box_mm[:, 1] - box_mm[:, 0], planes_of(STEPS), width_px=WIDTH_PX - _KEY_PX
-    )
+    slice_row = SliceRow.fit(box_mm[:, 1] - box_mm[:, 0], SIX_PLANES, width_px=WIDTH_PX - _KEY_PX)
     structures = _structures(statistics, labels)
     cuts_px = _COLUMN_PX + 3 * slice_row.tall
     plots_px = 2 * _PLOT_PITCH_PX + 58
@@ -187,14 +192,7 @@ def _paint_field(cut: Cut, log_field: np.ndarray, labels: LabelMap, largest: flo
 def _write_key(canvas: Canvas, top: int, tall: int, largest: float) -> None:
     """Bar of the field's colours beside its row; its ticks are factors."""
     axes = axes_on(canvas, WIDTH_PX - _KEY_PX + 18, top + 30, 18, tall - 66)
-    ramp = np.linspace(-largest, largest, 256)[:, None]
-    axes.imshow(
-        ramp, origin="lower", aspect="auto", cmap=_FIELD_COLORS, extent=(0, 1, -largest, largest)
-    )
-    ticks = np.linspace(-largest, largest, 5)
-    axes.yaxis.tick_right()
-    axes.set_yticks(ticks, [f"{np.exp(tick):.2f}" for tick in ticks], **FONT)
-    axes.set_xticks([])
+    color_bar(axes, _FIELD_COLORS, largest, log_factor)
     canvas.text(WIDTH_PX - _KEY_PX + 10, top + 14, "factor", color=FAINT)
 
 

@@ -18,17 +18,16 @@ from brainseg_bids.evaluation.offsets import surface_offsets_mm
 from brainseg_bids.evaluation.structures import Pair, choose_structures
 from brainseg_bids.reports.canvas import (
     FAINT,
-    FONT,
-    LEGEND_ROW_PX,
     RED,
     Canvas,
     SliceRow,
-    legend_groups,
-    legend_rows,
+    legend_of,
+    legend_px,
     present_labels,
+    shorten,
     write_legend,
 )
-from brainseg_bids.reports.plots import axes_on
+from brainseg_bids.reports.plots import axes_on, color_bar
 from brainseg_bids.reports.slices import (
     MARGIN_PX,
     PLANES,
@@ -146,10 +145,9 @@ def _compose(
     title: str,
 ) -> Path:
     """Put rows of tiles on a canvas, with their words and keys."""
-    legend = _legend(case)
-    n_rows = legend_rows(legend)
+    legend = legend_of([case.reference, case.prediction])
     bottom = _HEAD_PX + len(rows) * slice_row.tall
-    canvas = Canvas(WIDTH_PX, bottom + ((n_rows + 2) * LEGEND_ROW_PX + 16 if legend else 12))
+    canvas = Canvas(WIDTH_PX, bottom + (legend_px(legend) + 16 if legend else 12))
     canvas.image(slice_row.pixels(list(rows.values())), _HEAD_PX)
     _write_header(canvas, case, slice_row, title)
     for number, name in enumerate(rows):
@@ -159,7 +157,7 @@ def _compose(
             _write_marks(canvas, top, slice_row.tall, left_out=case.left_out.any())
         elif name == "distance":
             _write_bar(canvas, top, slice_row.tall, largest)
-    write_legend(canvas, legend, n_rows, bottom + 8)
+    write_legend(canvas, legend, bottom + 8)
     return canvas.save(path)
 
 
@@ -356,8 +354,6 @@ def _near_cuts(grid: Grid, at_mm: Sequence[float]) -> np.ndarray:
 
 def _write_header(canvas: Canvas, case: _Case, slice_row: SliceRow, title: str) -> None:
     """Title, what is to be known of the picture, and a bar of known length."""
-    shown = title if len(title) <= 110 else title[:109] + "…"
-    canvas.text(MARGIN_PX, 20, shown, size_px=19, weight="bold")
     size = " × ".join(f"{size:.2f}" for size in case.reference.grid.voxel_size_mm)
     differs = int((case.reference.voxels != case.prediction.voxels).sum())
     volume_ml = differs * case.reference.grid.voxel_volume_mm3 / 1000
@@ -369,15 +365,12 @@ def _write_header(canvas: Canvas, case: _Case, slice_row: SliceRow, title: str) 
         if differs
         else "labels do not differ",
     ]
-    canvas.text(MARGIN_PX, 44, "   ·   ".join(notes), color=FAINT)
+    canvas.title(shorten(title, 110), "   ·   ".join(notes))
     lone = _lone_structures(case)
     if lone:
-        canvas.text(MARGIN_PX, 63, lone if len(lone) <= 170 else lone[:169] + "…", color=RED)
+        canvas.text(MARGIN_PX, 63, shorten(lone, 170), color=RED)
     slice_row.write_columns(canvas, _HEAD_PX - 12, case.at_mm)
-    length_mm = next((n for n in (50, 20, 10, 5) if n * slice_row.px_per_mm < 160), 1)
-    length_px = length_mm * slice_row.px_per_mm
-    canvas.line(WIDTH_PX - 20 - length_px, 40, length_px)
-    canvas.text(WIDTH_PX - 20 - length_px / 2, 22, f"{length_mm} mm", ha="center")
+    canvas.scale_bar(slice_row.px_per_mm, y=40, widest_px=160)
 
 
 def _lone_structures(case: _Case) -> str:
@@ -387,12 +380,6 @@ def _lone_structures(case: _Case) -> str:
     )
     lone = {"only in the reference": truth - guess, "only in the prediction": guess - truth}
     return "; ".join(f"{words}: {', '.join(sorted(n))}" for words, n in lone.items() if n)
-
-
-def _legend(case: _Case) -> dict:
-    maps = (case.reference, case.prediction)
-    present = {label.index: label for labels in maps for label in present_labels(labels)}
-    return legend_groups([present[code] for code in sorted(present)])
 
 
 def _write_marks(canvas: Canvas, top: int, tall: int, *, left_out: bool) -> None:
@@ -412,14 +399,6 @@ def _write_bar(canvas: Canvas, top: int, tall: int, largest: float) -> None:
     left, height = WIDTH_PX - _KEY_PX + 16, min(tall - 90, 300)
     middle = top + tall / 2
     axes = axes_on(canvas, left, middle - height / 2, 18, height)
-    ramp = np.linspace(-largest, largest, 256)[:, None]
-    axes.imshow(
-        ramp, origin="lower", aspect="auto", cmap=_COLORS, extent=(0, 1, -largest, largest)
-    )
-    ticks = np.linspace(-largest, largest, 5)
-    axes.yaxis.tick_right()
-    words = [f"{tick:+.1f}".replace("-", "−") if tick else "0 mm" for tick in ticks]
-    axes.set_yticks(ticks, words, **FONT)
-    axes.set_xticks([])
+    color_bar(axes, _COLORS, largest, lambda mm: f"{mm:+.1f}".replace("-", "−") if mm else "0 mm")
     canvas.text(left - 6, middle - height / 2 - 16, "outside reference", color=FAINT, size_px=13)
     canvas.text(left - 6, middle + height / 2 + 16, "inside reference", color=FAINT, size_px=13)

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from brainseg_bids.evaluation.bland_altman import BlandAltman
 from brainseg_bids.evaluation.bootstrap import subject_means
 from brainseg_bids.evaluation.scores import ALL, Scores, metric
-from brainseg_bids.reports.canvas import FAINT, INK, LINE, Canvas
+from brainseg_bids.reports.canvas import FAINT, INK, LINE, Canvas, shorten
 from brainseg_bids.reports.plots import axes_on, key, name_axes, no_data, panels
 from brainseg_bids.reports.slices import MARGIN_PX, WIDTH_PX
 
@@ -209,8 +209,7 @@ def _draw_panels(
     block_px = _LINE_PX * len(raters) + _BLOCK_PX
     height = block_px * max(len(rows), 1)
     canvas = Canvas(WIDTH_PX, _HEAD_PX + height + 40)
-    canvas.text(MARGIN_PX, 20, title, size_px=19, weight="bold")
-    canvas.text(MARGIN_PX, 43, note, color=FAINT)
+    canvas.title(title, note)
     _write_key(canvas, raters, markers or {})
     is_long = len(rows) > _LONG
     left = MARGIN_PX + (_NAMES_PX if any(rows.values()) else _NAMES_PX // 2)
@@ -230,7 +229,7 @@ def _draw_panels(
         y = _HEAD_PX + (row + 0.5) * block_px
         if swatch:
             canvas.box(MARGIN_PX - 20, y - 7, 18, 14, swatch)
-        canvas.text(MARGIN_PX + 8, y, *_short([name], 32))
+        canvas.text(MARGIN_PX + 8, y, shorten(name, 32))
     return canvas
 
 
@@ -304,8 +303,7 @@ def draw_bland_altman(lines: Sequence[BlandAltman], raters: Sequence[str]) -> Ca
     canvas = Canvas(WIDTH_PX, _HEAD_PX + rows * _PITCH_PX)
     note = "per cent of their mean, over their mean in ml; lines: bias; dashed: 95 % limits"
     note += _left_out(len(by_name) - len(shown))
-    canvas.text(MARGIN_PX, 20, "Volumes: predicted less reference", size_px=19, weight="bold")
-    canvas.text(MARGIN_PX, 43, note, color=FAINT)
+    canvas.title("Volumes: predicted less reference", note)
     _write_key(canvas, raters, {})
     every = panels(canvas, _HEAD_PX, max(1, len(shown)), pitch_px=_PITCH_PX, plot_px=_PLOT_PX)
     for axes, name in zip(every, shown, strict=False):
@@ -317,7 +315,7 @@ def draw_bland_altman(lines: Sequence[BlandAltman], raters: Sequence[str]) -> Ca
 
 def _draw_volumes(axes: Axes, lines: Sequence[BlandAltman], colors: Mapping[str, str]) -> None:
     """One structure, all raters."""
-    name_axes(axes, title=_short([lines[0].name], 34)[0], x="mean of both (ml)")
+    name_axes(axes, title=shorten(lines[0].name, 34), x="mean of both (ml)")
     axes.axhline(0, color=FAINT, linewidth=0.9, zorder=0)
     ends = []
     for one in lines:
@@ -363,7 +361,7 @@ def _write_key(canvas: Canvas, raters: Sequence[str], markers: Mapping[str, str]
     axes.set_axis_off()
     key(
         axes,
-        {_short([name], 24)[0]: style | {"linestyle": ""} for name, style in styles.items()},
+        {shorten(name, 24): style | {"linestyle": ""} for name, style in styles.items()},
         loc="upper right",
         ncols=-(-len(styles) // 2) if len(styles) > 5 else len(styles),
         columnspacing=1.2,
@@ -374,7 +372,3 @@ def _write_key(canvas: Canvas, raters: Sequence[str], markers: Mapping[str, str]
 
 def _left_out(n: int) -> str:
     return f"; {n} more structures are in the table" if n else ""
-
-
-def _short(names: Sequence[str], most: int) -> list[str]:
-    return [name if len(name) <= most else name[: most - 1] + "…" for name in names]

@@ -15,11 +15,10 @@ import numpy as np
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.reports.canvas import (
     HEADER_PX,
-    LEGEND_ROW_PX,
     Canvas,
     SliceRow,
     legend_of,
-    legend_rows,
+    legend_px,
     write_header,
     write_legend,
 )
@@ -90,17 +89,16 @@ def draw_segmentation(image: np.ndarray, labels: LabelMap, path: Path, *, n_cuts
     """
     planes = cut_planes(image, labels, n_cuts=n_cuts)
     legend = legend_of([labels])
-    n_rows = legend_rows(legend)
     tops = [HEADER_PX + _TOP_PX]
     for plane in planes:
         tops.append(tops[-1] + plane.slices.tall * len(STYLES) + _TOP_PX)
     bottom = tops[-1] - _TOP_PX
-    canvas = Canvas(WIDTH_PX, bottom + ((n_rows + 2) * LEGEND_ROW_PX + 20 if legend else 12))
+    canvas = Canvas(WIDTH_PX, bottom + (legend_px(legend) + 20 if legend else 12))
     for plane, top in zip(planes, tops, strict=False):
         plane.slices.write(canvas, top, plane.rows, plane.at_mm)
     px_per_mm = planes[0].slices.px_per_mm
     write_header(canvas, labels.grid, planes[0].window, px_per_mm, empty=not legend)
-    write_legend(canvas, legend, n_rows, bottom + 10)
+    write_legend(canvas, legend, bottom + 10)
     return canvas.save(path)
 
 

@@ -21,8 +21,7 @@ from brainseg_bids.reports.canvas import (
     Canvas,
     SliceRow,
     legend_of,
-    legend_rows,
-    planes_of,
+    legend_px,
     present_labels,
     six_cuts,
     write_header,
@@ -30,7 +29,7 @@ from brainseg_bids.reports.canvas import (
 )
 from brainseg_bids.reports.slices import (
     MARGIN_PX,
-    STEPS,
+    SIX_PLANES,
     WIDTH_PX,
     Cut,
     grey_window,
@@ -82,24 +81,23 @@ def draw_merge(
     for name, labels in sources:
         merged.table.check(labels.voxels, what=name)
     box_mm = view_mm(merged)
-    slices = SliceRow.fit(box_mm[:, 1] - box_mm[:, 0], planes_of(STEPS))
+    slices = SliceRow.fit(box_mm[:, 1] - box_mm[:, 0], SIX_PLANES)
     at_mm = six_cuts(merged, box_mm)
     cuts = slices.cuts(image, merged, at_mm, box_mm)
     window = grey_window(cuts, merged)
     codes = {name: slices.codes(labels, at_mm, box_mm) for name, labels in sources}
     rows = _paint(cuts, codes, merged, window)
     legend = legend_of([merged, *(labels for _, labels in sources)])
-    n_rows = legend_rows(legend)
     top = HEADER_PX + _TOP_PX
     bottom = top + slices.tall * len(rows)
     marks_px = LEGEND_ROW_PX + 14 if sources else 0
-    canvas = Canvas(WIDTH_PX, bottom + marks_px + (n_rows + 2) * LEGEND_ROW_PX + 20)
+    canvas = Canvas(WIDTH_PX, bottom + marks_px + legend_px(legend) + 20)
     slices.write(canvas, top, rows, at_mm)
     empty = not present_labels(merged)
     write_header(canvas, merged.grid, window, slices.px_per_mm, empty=empty)
     if sources:
         _write_mark_legend(canvas, bottom + 6, len(sources))
-    write_legend(canvas, legend, n_rows, bottom + marks_px + 10)
+    write_legend(canvas, legend, bottom + marks_px + 10)
     return canvas.save(path)
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -74,6 +74,21 @@ def key(axes: Axes, entries: Mapping[str, Mapping], **options) -> None:
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def color_bar(axes: Axes, colors: str, largest: float, words: Callable[[float], str]) -> None:
+    """A bar of the colours from ``-largest`` to ``largest``, with words at five places."""
+    ramp = np.linspace(-largest, largest, 256)[:, None]
+    axes.imshow(ramp, origin="lower", aspect="auto", cmap=colors, extent=(0, 1, -largest, largest))
+    ticks = np.linspace(-largest, largest, 5)
+    axes.yaxis.tick_right()
+    axes.set_yticks(ticks, [words(tick) for tick in ticks], **FONT)
+    axes.set_xticks([])
+
+
+def log_factor(value: float) -> str:
+    """A logarithm as the factor that it is."""
+    return f"{np.exp(value):.2f}"
 
 
 def draw_together(

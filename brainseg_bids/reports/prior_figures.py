@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from scipy import ndimage
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.contrast.alignment import FAINT as FAINT_FRAC
@@ -16,7 +17,12 @@ from brainseg_bids.contrast.measured import BiasField, ContrastStatistics
 from brainseg_bids.contrast.pool import range_of
 from brainseg_bids.contrast.prior import ContrastPrior, LabelPrior, Spread
 from brainseg_bids.reports.canvas import BLUE, FAINT, FONT, INK, Canvas, shorten
-from brainseg_bids.reports.comparison import draw_methods, method_colors, one_side
+from brainseg_bids.reports.comparison import (
+    draw_methods,
+    method_colors,
+    one_side,
+    write_methods,
+)
 from brainseg_bids.reports.contrast import label_row, noise_kinds
 from brainseg_bids.reports.densities import (
     BACKGROUND_CLASS,
@@ -32,7 +38,16 @@ from brainseg_bids.reports.densities import (
     quantile_range,
     rebinned,
 )
-from brainseg_bids.reports.plots import axes_on, draw_together, key, name_axes, no_data, panels
+from brainseg_bids.reports.plots import (
+    axes_on,
+    color_bar,
+    draw_together,
+    key,
+    log_factor,
+    name_axes,
+    no_data,
+    panels,
+)
 from brainseg_bids.reports.slices import MARGIN_PX, WIDTH_PX
 from brainseg_bids.reports.volume_table import anatomical
 
@@ -246,7 +261,7 @@ def _draw_correlation(canvas: Canvas, prior: ContrastPrior, names: list[str], si
     order = {name: at for at, name in enumerate(prior.labels)}
     at = [order[name] for name in names]
     shown = np.asarray(prior.correlation)[np.ix_(at, at)]
-    picture = axes.imshow(shown, cmap=_FIELD_COLORS, vmin=-1, vmax=1, aspect="auto")
+    axes.imshow(shown, cmap=_FIELD_COLORS, vmin=-1, vmax=1, aspect="auto")
     ticks = range(len(names))
     short = [shorten(name, 26) for name in names]
     size = float(np.clip(side / len(names) * 0.6, 6, 9.5))
@@ -254,8 +269,7 @@ def _draw_correlation(canvas: Canvas, prior: ContrastPrior, names: list[str], si
     axes.set_xticks(ticks, short, fontsize=size, rotation=90, **FONT)
     axes.tick_params(length=0)
     bar = axes_on(canvas, MARGIN_PX + 236 + width + 14, _HEAD_PX + 34, 14, min(side, 240))
-    canvas.figure.colorbar(picture, cax=bar, ticks=[-1, -0.5, 0, 0.5, 1])
-    bar.tick_params(colors=INK, labelsize=9)
+    color_bar(bar, _FIELD_COLORS, 1, "{:g}".format)
 
 
 def _quantities(
@@ -328,19 +342,15 @@ def draw_fields(name: str, statistics: Mapping[str, ContrastStatistics]) -> Canv
         + _left_out(len(fields) - len(shown)),
     )  # fmt: skip
     size_mm = np.median([_size_mm(bias) for bias in fields.values()], axis=0)
-    picture = None
     planes = (("Sagittal", 0, 1, 2), ("Coronal", 1, 0, 2), ("Axial", 2, 0, 1))
     for column, (plane, axis, right, up) in enumerate(planes):
         axes = axes_on(canvas, MARGIN_PX + column * 300, _HEAD_PX + 34, 280, 250)
         cut = np.take(mean, mean.shape[axis] // 2, axis=axis)
-        picture = _draw_field(axes, cut, (size_mm[right], size_mm[up]), largest)
+        _draw_field(axes, cut, (size_mm[right], size_mm[up]), largest)
         ends = ("P", "A") if axis == 0 else ("L", "R")
         name_axes(axes, title=f"Mean, {plane.lower()}", note=f"{ends[0]} | {ends[1]}")
     bar = axes_on(canvas, MARGIN_PX + 3 * 300 + 10, _HEAD_PX + 34, 18, 250)
-    canvas.figure.colorbar(picture, cax=bar)
-    ticks = np.linspace(-largest, largest, 5)
-    bar.set_yticks(ticks, [f"{np.exp(tick):.2f}" for tick in ticks], **FONT)
-    bar.tick_params(colors=INK, labelsize=9)
+    color_bar(bar, _FIELD_COLORS, largest, log_factor)
     for number, who in enumerate(shown):
         top = _HEAD_PX + 340 + number // per_row * (pitch + 34)
         axes = axes_on(canvas, MARGIN_PX + number % per_row * pitch, top, pitch - 12, pitch - 12)
@@ -362,14 +372,8 @@ def _left_out(n: int) -> str:
 
 def _same_shape(bias: BiasField) -> np.ndarray:
     """Nodes of the log field, linear between them, at as many places in every image."""
-    field = bias.array()
-    for axis, want in enumerate(_FIELD_SHAPE):
-        at = np.linspace(0, field.shape[axis] - 1, want)
-        low = np.minimum(at.astype(int), max(field.shape[axis] - 2, 0))
-        high = np.minimum(low + 1, field.shape[axis] - 1)
-        share = (at - low).reshape([-1 if a == axis else 1 for a in range(3)])
-        field = (1 - share) * field.take(low, axis) + share * field.take(high, axis)
-    return field.astype(np.float32)
+    nodes = bias.array()
+    return ndimage.zoom(nodes, np.divide(_FIELD_SHAPE, nodes.shape), order=1, mode="nearest")
 
 
 def _size_mm(bias: BiasField) -> np.ndarray:
@@ -378,12 +382,12 @@ def _size_mm(bias: BiasField) -> np.ndarray:
     return np.maximum(steps * np.array(bias.node_spacing_mm, dtype=float), 1.0)
 
 
-def _draw_field(axes: Axes, cut: np.ndarray, size_mm: tuple[float, float], largest: float):
+def _draw_field(axes: Axes, cut: np.ndarray, size_mm: tuple[float, float], largest: float) -> None:
     axes.set(xticks=[], yticks=[])
     axes.set_anchor("NW")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    return axes.imshow(
+    axes.imshow(
         cut.T, origin="lower", cmap=_FIELD_COLORS, vmin=-largest, vmax=largest,
         extent=(0, size_mm[0], 0, size_mm[1]), interpolation="bilinear",
     )  # fmt: skip
@@ -408,9 +412,5 @@ def draw_comparisons(name: str, comparisons: Sequence[IntensityComparison]) -> C
     plots = panels(canvas, _HEAD_PX + 64, len(comparisons), pitch_px=_PITCH_PX, plot_px=_PLOT_PX)
     for axes, comparison in zip(plots, comparisons, strict=True):
         draw_methods(axes, comparison, colors)
-    x = WIDTH_PX - 20 - 150 * len(colors)
-    for method, color in colors.items():
-        canvas.box(x, 38, 24, 10, color)
-        canvas.text(x + 32, 43, method)
-        x += 150
+    write_methods(canvas, 43, colors)
     return canvas

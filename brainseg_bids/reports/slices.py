@@ -48,6 +48,8 @@ PLANES = (
     Plane("Coronal", 1, 0, 2, ("L", "R")),
     Plane("Axial", 2, 0, 1, ("L", "R")),
 )
+SIX_PLANES = tuple(plane for plane in PLANES for _ in range(2))
+"""Plane of each cut of `STEPS`."""
 
 
 # -- where to cut -------------------------------------------------------------------------

@@ -17,24 +17,27 @@ from brainseg_bids.reports.canvas import (
     FAINT,
     HEADER_PX,
     INK,
-    LEGEND_ROW_PX,
     Canvas,
     SliceRow,
     legend_of,
-    legend_rows,
-    planes_of,
+    legend_px,
     same_size,
     shorten,
     six_cuts,
     write_legend,
 )
-from brainseg_bids.reports.comparison import compare, draw_methods, method_colors, one_side
+from brainseg_bids.reports.comparison import (
+    compare,
+    draw_methods,
+    method_colors,
+    one_side,
+    write_methods,
+)
 from brainseg_bids.reports.densities import CLASSES, IntensityComparison, class_labels
 from brainseg_bids.reports.plots import panels
 from brainseg_bids.reports.slices import (
     MARGIN_PX,
-    PLANES,
-    STEPS,
+    SIX_PLANES,
     WIDTH_PX,
     paint_cut,
     view_mm,
@@ -77,14 +80,11 @@ def draw_pairs(
     sizes = np.broadcast_to(np.asarray(voxel_size_mm, dtype=float), 3)
     maps = [_placed(image, codes, caption, table, sizes) for image, codes, caption in pairs]
     boxes_mm = same_size([_whole_mm(labels) for labels in maps])
-    slice_row = SliceRow.fit(
-        boxes_mm[0][:, 1] - boxes_mm[0][:, 0], [plane for plane in PLANES for _ in range(2)]
-    )
+    slice_row = SliceRow.fit(boxes_mm[0][:, 1] - boxes_mm[0][:, 0], SIX_PLANES)
     pitch = _CAPTION_PX + slice_row.tall + _ROW_GAP_PX
     legend = legend_of(maps)
-    rows_of_legend = legend_rows(legend) if legend else 0
     bottom = HEADER_PX + len(pairs) * pitch
-    canvas = Canvas(WIDTH_PX, bottom + (rows_of_legend + 2) * LEGEND_ROW_PX + 20)
+    canvas = Canvas(WIDTH_PX, bottom + legend_px(legend) + 20)
     _write_pairs_header(canvas, len(pairs), sizes, slice_row.px_per_mm)
     for number, ((image, _, caption), labels) in enumerate(zip(pairs, maps, strict=True)):
         top = HEADER_PX + number * pitch + _CAPTION_PX
@@ -97,7 +97,7 @@ def draw_pairs(
         canvas.image(slice_row.pixels([tiles]), top)
         slice_row.write_row(canvas, top, str(number + 1))
         canvas.text(MARGIN_PX, top - 13, shorten(caption, 170), color=INK)
-    write_legend(canvas, legend, rows_of_legend, bottom + 10)
+    write_legend(canvas, legend, bottom + 10)
     return canvas.save(path)
 
 
@@ -139,9 +139,7 @@ def draw_real_and_synthetic(
     shown = [(name, _as_network(image), labels) for name, image, labels in heads]
     comparisons = _histograms(shown) if histograms is None else one_side(histograms)
     boxes_mm = same_size([view_mm(labels) for _, _, labels in shown])
-    slice_row = SliceRow.fit(
-        boxes_mm[0][:, 1] - boxes_mm[0][:, 0], planes_of(STEPS), tallest_px=360
-    )
+    slice_row = SliceRow.fit(boxes_mm[0][:, 1] - boxes_mm[0][:, 0], SIX_PLANES, tallest_px=360)
     plots_top = HEADER_PX + 26 + len(shown) * slice_row.tall + 20
     rows = -(-len(comparisons) // 4)
     canvas = Canvas(WIDTH_PX, plots_top + (56 + rows * _PLOT_PITCH_PX if rows else 0))
@@ -243,11 +241,7 @@ def _draw_plots(canvas: Canvas, top: int, comparisons: Sequence[IntensityCompari
         weight="bold",
     )  # fmt: skip
     canvas.text(MARGIN_PX + 400, top + 6, "numbers: energy distance to the real head", color=FAINT)
-    x = WIDTH_PX - 20 - 150 * len(colors)
-    for method, color in colors.items():
-        canvas.box(x, top, 24, 10, color)
-        canvas.text(x + 32, top + 6, shorten(method, 14))
-        x += 150
+    write_methods(canvas, top + 6, colors)
     plots = panels(canvas, top + 54, len(comparisons), pitch_px=_PLOT_PITCH_PX, plot_px=_PLOT_PX)
     for axes, comparison in zip(plots, comparisons, strict=True):
         draw_methods(axes, comparison, colors)

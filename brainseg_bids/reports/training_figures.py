@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from brainseg_bids.anatomy.labels import Label, LabelTable
-from brainseg_bids.reports.canvas import BLUE, FAINT, FONT, INK, LINE, RED, Canvas
+from brainseg_bids.reports.canvas import BLUE, FAINT, FONT, INK, LINE, RED, Canvas, shorten
 from brainseg_bids.reports.groups import GROUPS, OTHER, group_of_mapping, plain_name
 from brainseg_bids.reports.plots import axes_on, key, name_axes, no_data
 from brainseg_bids.reports.slices import BACKGROUND, MARGIN_PX, WIDTH_PX
@@ -56,7 +56,7 @@ def draw_learning(path: Path, log: TrainingLog, *, total_steps: int | None = Non
     note = f"{log.steps_done:,} steps" + (f" of {total_steps:,}" if total_steps else "")
     if log.resumes:
         note += "; dashed: training was resumed"
-    _write_title(canvas, "Learning", note)
+    canvas.title("Learning", note)
     height = _LEARNING_PX - _PLOT_TOP_PX - 64
     loss, dice, rate = (
         axes_on(canvas, left, _PLOT_TOP_PX + 14, width, height)
@@ -95,7 +95,7 @@ def _draw_dice(axes: Axes, log: TrainingLog) -> None:
     lines = {"synthetic pairs held out": (log[BRAIN].finite(), BLUE)}
     for number, (name, curve) in enumerate(log.real().items()):
         color = REAL_COLORS[number % len(REAL_COLORS)]
-        lines[name if len(name) <= 34 else name[:33] + "…"] = (curve.finite(), color)
+        lines[shorten(name, 34)] = (curve.finite(), color)
     lines = {name: line for name, line in lines.items() if len(line[0])}
     if not lines:
         no_data(axes, "no validation yet")
@@ -125,7 +125,7 @@ def draw_speed(path: Path, log: TrainingLog, memory: Mapping | None = None) -> P
         as lines.
     """
     canvas = Canvas(WIDTH_PX, _SPEED_PX)
-    _write_title(canvas, "Speed and memory", "as logged, by step")
+    canvas.title("Speed and memory", "as logged, by step")
     pitch, height = (WIDTH_PX - MARGIN_PX) / 4, _SPEED_PX - _PLOT_TOP_PX - 64
     pairs, voxels, waiting, used = (
         axes_on(canvas, MARGIN_PX + 24 + k * pitch, _PLOT_TOP_PX + 14, pitch - 64, height)
@@ -251,10 +251,10 @@ def draw_classes(path: Path, log: TrainingLog, table: LabelTable | None) -> Path
     n_rows = len(classes)
     height = n_rows * _CLASS_ROW_PX + _GROUP_PX * len(groups)
     canvas = Canvas(WIDTH_PX, _CLASS_TOP_PX + max(height, 40) + 44)
-    _write_title(
-        canvas, "Dice of each label at each validation",
+    canvas.title(
+        "Dice of each label at each validation",
         "grey: the pairs and the network have none of it; numbers: last validation",
-    )  # fmt: skip
+    )
     _write_scale(canvas)
     top = _CLASS_TOP_PX
     for number, (_, names) in enumerate(groups):
@@ -293,7 +293,7 @@ def _write_class(
     """Swatch and name before a row, Dice at the last validation behind it."""
     color = table[name].color if table is not None and name in table else LINE
     canvas.box(MARGIN_PX, y - 6, 18, 12, color)
-    canvas.text(MARGIN_PX + 28, y, name if len(name) <= 34 else name[:33] + "…", size_px=13)
+    canvas.text(MARGIN_PX + 28, y, shorten(name, 34), size_px=13)
     words = "n/a" if math.isnan(dice) else f"{dice:.2f}"
     canvas.text(WIDTH_PX - 58, y, words, size_px=13, color=RED if dice == 0 else INK)
 
@@ -342,7 +342,7 @@ def draw_samples(path: Path, samples: Sequence[Sample], table: LabelTable | None
     tall = [max(1, round(scale * row[0].shape[0])) for row in rows]
     canvas = Canvas(WIDTH_PX, 92 + sum(tall) + 8 * len(tall))
     note = "middle planes; colours of the label table"
-    _write_title(canvas, "One validation pair as it is learned", note)
+    canvas.title("One validation pair as it is learned", note)
     for column, name in enumerate(names):
         canvas.text(
             MARGIN_PX + (column + 0.5) * pitch, 76, name, ha="center", size_px=14, weight="bold"
@@ -424,8 +424,3 @@ def spark_points(curve: Curve, end: int, *, width: float = 90, height: float = 1
 def _grid(axes: Axes) -> None:
     axes.grid(color=LINE, alpha=0.3, linewidth=0.7)
     axes.set_axisbelow(True)
-
-
-def _write_title(canvas: Canvas, title: str, note: str) -> None:
-    canvas.text(MARGIN_PX, 20, title, size_px=19, weight="bold")
-    canvas.text(MARGIN_PX, 45, note, color=FAINT)
