@@ -175,6 +175,7 @@ class _Chosen:
     ignore: BidsIgnore
     anything: bool
     ignored: list[str] = field(default_factory=list)
+    misplaced: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
 
     def choose(
@@ -187,6 +188,10 @@ class _Chosen:
             inside = scan.path.relative_to(self.root)
             owner = inside.parts[0].removeprefix("sub-")
             if owner not in paths or not (self.anything or _is_picture(scan, own)):
+                continue
+            if not _is_in_place(inside, own):
+                if set(own.datatypes or ()) & set(inside.parts):
+                    self.misplaced.append(inside.as_posix())
                 continue
             # A suffix of the user's own can only be in a valid dataset if it is ignored.
             if suffix in STRUCTURAL and self.ignore.matches(inside):
@@ -212,6 +217,12 @@ class _Chosen:
                 "%s/.bidsignore: %d images that it names are left out, e.g. %s",
                 self.root, len(self.ignored), min(self.ignored),
             )  # fmt: skip
+        if self.misplaced:
+            log.warning(
+                "%s: images lie in folders where BIDS has none, so %d are left out, e.g. %s. Move "
+                "those that are to be taken to sub-LABEL/anat or sub-LABEL/ses-LABEL/anat.",
+                self.root, len(self.misplaced), min(self.misplaced),
+            )  # fmt: skip
         if self.missed and not any_left:
             raise InputError(" ".join([*self.missed, "Correct it."]))
         for line in self.missed:
@@ -226,8 +237,6 @@ def _offered(
     One question for everyone: one for each of 1000 participants takes four minutes.
     """
     query = {"suffix": suffix, "extension": list(own.extensions)}
-    if own.datatypes is not None:
-        query["datatype"] = list(own.datatypes)
     for path in layout.get(return_type="filename", **query):
         scan = Scan.from_path(path)
         # Where the two differ, it is told, whichever of them was asked for.
@@ -240,6 +249,27 @@ def _datatypes(filters: Iterable[Filter]) -> list[str] | None:
     """Folders that filters look in; None if one of them looks everywhere."""
     every = [one.datatypes for one in filters]
     return None if None in every else sorted({name for names in every for name in names})
+
+
+def _is_in_place(inside: Path, own: Filter) -> bool:
+    """Whether an image lies where BIDS has images: ``sub-LABEL[/ses-LABEL]/anat``.
+
+    What is below ``anat``, such as ``anat/excluded``, was put aside. pybids would take it, and
+    takes a folder above the root that is called ``pet`` or ``func`` for the image's own.
+
+    Parameters
+    ----------
+    inside : Path
+        Of the image, below the dataset's root.
+    own : Filter
+        Names the folders that are wanted instead of ``anat``, if it does.
+    """
+    if own.datatypes is None:
+        return True
+    folders = inside.parts[1:-1]
+    if len(folders) == 2 and folders[0].startswith("ses-"):
+        folders = folders[1:]
+    return len(folders) == 1 and folders[0] in own.datatypes
 
 
 def _is_picture(scan: Scan, own: Filter) -> bool:

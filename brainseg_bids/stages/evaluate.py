@@ -21,6 +21,7 @@ from brainseg_bids.scratch import explain, scratch_dir, working_alone
 from brainseg_bids.stages.base import GroupResult, GroupStage
 from brainseg_bids.stages.jobs import read_object
 from brainseg_bids.stages.raters import (
+    Choice,
     EvaluationPlan,
     ImagePlan,
     Results,
@@ -116,7 +117,7 @@ class Evaluate(GroupStage):
             bids_dir=settings.bids_dir,
             references={name: Path(path) for name, path in settings.references.items()},
             derivatives={name: Path(path) for name, path in settings.derivatives.items()},
-            participants=settings.participant_label,
+            choice=Choice(settings.participant_label, settings.session_label, settings.contrasts),
         )
         for name, rater in plan.raters.items():
             if rater.is_named_by_model:
@@ -308,6 +309,8 @@ def write_tables(
             "Surfaces": settings.surfaces,
             "Protocol": settings.protocol,
             "Participants": list(settings.participant_label),
+            "Sessions": list(settings.session_label),
+            "Contrasts": list(settings.contrasts),
             "IncludeSeen": settings.include_seen,
             "OnOtherGrid": settings.on_other_grid,
             "NsdTolerancesMm": list(settings.nsd_tolerances_mm),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -217,8 +217,10 @@ def fingerprint(path: Path, *, known: Mapping) -> dict:
     from brainseg_bids.files import file_state, sha256
 
     stat = path.stat()
-    modified = datetime.fromtimestamp(stat.st_mtime, tz=UTC).isoformat(timespec="microseconds")
-    seen = {"InputBytes": stat.st_size, "InputModified": modified}
+    seen: dict = {"InputBytes": stat.st_size}
+    with suppress(ValueError, OverflowError):  # a clock that was wrong by thousands of years
+        modified = datetime.fromtimestamp(stat.st_mtime, tz=UTC)
+        seen["InputModified"] = modified.isoformat(timespec="microseconds")
     state = file_state(path)
     if state:
         seen["InputState"] = state

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from brainseg_bids.documents import InputError
 
@@ -115,6 +115,60 @@ class EvaluationPlan:
         return {name for name, rater in self.raters.items() if not rater.adapter.sides}
 
 
+class Choice(NamedTuple):
+    """Images of the references that are compared; of what is empty, all.
+
+    Parameters
+    ----------
+    participants, sessions : tuple of str
+        Labels, with or without leading zeros.
+    suffixes : tuple of str
+        Such as ``T1w``.
+    """
+
+    participants: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
+
+    def of(self, cases: Mapping[str, Case]) -> dict[str, Case]:
+        """Those of some cases; what has no session is of none."""
+        from brainseg_bids.bids.matching import parse_key
+
+        entities = {key: parse_key(key) for key in cases}
+        subjects = _meant(self.participants, {case.subject for case in cases.values()})
+        sessions = _meant(self.sessions, {about.get("ses", "") for about, _ in entities.values()})
+        return {
+            key: case
+            for key, case in cases.items()
+            if (not self.participants or case.subject in subjects)
+            and (not self.sessions or entities[key][0].get("ses", "") in sessions)
+            and (not self.suffixes or entities[key][1] in self.suffixes)
+        }
+
+    def __str__(self) -> str:
+        flags = ("--participant-label", "--session-label", "--contrasts")
+        return " ".join(" ".join([f, *said]) for f, said in zip(flags, self, strict=True) if said)
+
+
+EVERYTHING = Choice()
+
+
+def _meant(asked: Iterable[str], there: Collection[str]) -> set[str]:
+    """Labels that are there of those asked for: exactly, else but for leading zeros.
+
+    >>> sorted(_meant(["1", "02", "A"], ["01", "2", "002", "0A"]))
+    ['002', '01', '2']
+    """
+    from brainseg_bids.bids.matching import without_zeros
+
+    return {
+        label
+        for one in asked
+        for label in ({one} & set(there) or there)
+        if without_zeros(label) == without_zeros(one)
+    }
+
+
 @dataclass(frozen=True)
 class _Search:
     """Images of one reference, and each source's maps of them."""
@@ -130,7 +184,7 @@ def plan_evaluation(
     bids_dir: Path,
     references: Mapping[str, Path],
     derivatives: Mapping[str, Path],
-    participants: tuple[str, ...] = (),
+    choice: Choice = EVERYTHING,
 ) -> EvaluationPlan:
     """Find the references, and every rater's maps of their images.
 
@@ -148,7 +202,7 @@ def plan_evaluation(
         )
     sources, notes = _sources(output_dir, derivatives), []
     searches = [
-        _search(reference, sources, participants, len(references) == 1, notes)
+        _search(reference, sources, choice, len(references) == 1, notes)
         for reference in raters_by_name(references, "--reference").values()
     ]
     maps = [[case.labels for one in searches for case in one.rated[n].values()]
@@ -190,7 +244,7 @@ def _sources(output_dir: Path, derivatives: Mapping[str, Path]) -> list[Rater]:
 def _search(
     reference: Rater,
     sources: Sequence[Rater],
-    participants: tuple[str, ...],
+    choice: Choice,
     is_only: bool,
     notes: list[str],
 ) -> _Search:
@@ -199,7 +253,7 @@ def _search(
     from brainseg_bids.interfaces.raters import find_rated
 
     every, odd = find_cases(reference.adapter, reference.root)
-    cases = _wanted(every, participants, reference)
+    cases = _wanted(every, choice, reference)
     notes += odd
     rated = []
     for source in sources:
@@ -228,22 +282,12 @@ def _images(search: _Search, raters: Mapping[str, Rater], bids_dir: Path) -> lis
     return images
 
 
-def _wanted(
-    cases: Mapping[str, Case], participants: tuple[str, ...], reference: Rater
-) -> dict[str, Case]:
-    """Cases of the participants that were asked for, with or without leading zeros."""
-    wanted = {label.removeprefix("sub-").lstrip("0") for label in participants}
-    chosen = {
-        key: case
-        for key, case in cases.items()
-        if not wanted or case.subject.lstrip("0") in wanted
-    }
-    if wanted and not chosen:
-        has = ", ".join(sorted({f"sub-{case.subject}" for case in cases.values()})[:10])
-        raise InputError(
-            f"--participant-label {' '.join(participants)}: {reference.name} has none of them. "
-            f"It has {has}."
-        )
+def _wanted(cases: Mapping[str, Case], choice: Choice, reference: Rater) -> dict[str, Case]:
+    """Cases that were asked for."""
+    chosen = choice.of(cases)
+    if cases and not chosen:
+        keys = ", ".join(list(cases)[:10])
+        raise InputError(f"{choice}: {reference.name} has none of them. It has {keys}.")
     return chosen
 
 

@@ -294,3 +294,35 @@ def test_a_contradicting_session_is_told_whichever_session_is_asked_for(tmp_path
 def test_a_session_in_the_name_alone_is_no_contradiction(tmp_path):
     write_image(tmp_path / "sub-07" / "anat" / "sub-07_ses-2_T1w.nii.gz")
     assert titles(find_subjects(tmp_path, ["07"])) == ["sub-07 ses-2 T1w"]
+
+
+@pytest.mark.input(
+    "names",
+    "a dataset below a folder that is called `pet`, `func` or another datatype",
+    "its images are found",
+    0,
+)
+@pytest.mark.parametrize("above", ["pet", "func/meg", "anat"])
+def test_names_of_folders_above_the_dataset_do_not_count(tmp_path, above):
+    data = write_dataset(tmp_path / above / "data", "sub-01_T1w", "sub-02_ses-A_T1w")
+    assert titles(find_subjects(data, ["01", "02"])) == ["sub-01 T1w", "sub-02 ses-A T1w"]
+    perf = {"t1w": {"datatype": "perf"}}
+    assert titles(find_subjects(data, ["01"], filters=perf)) == []
+
+
+@pytest.mark.input(
+    "names",
+    "images that were put aside below `anat`, such as `anat/excluded/sub-01_run-2_T1w`",
+    "left out; a warning says how many, and names one",
+    0,
+)
+def test_images_that_were_put_aside_are_left_out_and_told(dataset, caplog):
+    usual = titles(find_subjects(dataset, ["01", "02"]))
+    assert not caplog.text
+    aside = ("sub-01/anat/excluded/sub-01_run-2", "sub-02/old/anat/sub-02_ses-A")
+    for name in (*aside, "sub-01/sub-01_run-3"):
+        write_image(dataset / f"{name}_T1w.nii.gz")
+    assert titles(find_subjects(dataset, ["01", "02"])) == usual
+    assert f"2 are left out, e.g. {aside[0]}_T1w.nii.gz" in caplog.text
+    anywhere = {"t1w": {"datatype": "*"}}
+    assert "sub-01 run-2 T1w" in titles(find_subjects(dataset, ["01"], filters=anywhere))

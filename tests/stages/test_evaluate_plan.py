@@ -9,7 +9,7 @@ import pytest
 from brainseg_bids.documents import InputError
 from brainseg_bids.interfaces.raters import models_in, seen_by
 from brainseg_bids.nets.bundle import ModelBundle
-from brainseg_bids.stages.raters import plan_evaluation
+from brainseg_bids.stages.raters import Choice, plan_evaluation
 from tests.fakes.dataset import write_bundle
 
 
@@ -97,3 +97,34 @@ def test_what_a_model_trained_in_the_derivative_has_seen_is_known(tmp_path):
     labels = tmp_path / "sub-01" / "anat" / "sub-01_seg-brainseg_dseg.nii.gz"
     assert seen_by(labels, "", [tmp_path]) == ({"a", "b"}, "")
     assert "not here" in seen_by(labels, "")[1]
+
+
+@pytest.mark.parametrize(
+    ("choice", "compared"),
+    [
+        (Choice(), ["sub-01_ses-pre", "sub-01_ses-2", "sub-01_ses-pre_T2w", "sub-0A"]),
+        (Choice(participants=("A",)), None),
+        (Choice(participants=("1",), sessions=("02",)), ["sub-01_ses-2"]),
+        (Choice(sessions=("pre",)), ["sub-01_ses-pre", "sub-01_ses-pre_T2w"]),
+        (Choice(sessions=("pre",), suffixes=("T1w",)), ["sub-01_ses-pre"]),
+        (Choice(sessions=("post",)), None),
+    ],
+)
+def test_participants_sessions_and_contrasts_that_are_asked_for_are_compared(
+    tmp_path, choice, compared
+):
+    names = ("01_ses-pre", "01_ses-2", "01_ses-pre_space-T2w", "0A")
+    folders = {"manual": tmp_path / "truth", "mine": tmp_path / "mine"}
+    for kind, folder in folders.items():
+        for name in names:
+            path = folder / f"sub-{name[:2]}" / "anat" / f"sub-{name}_seg-{kind}_dseg.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+    given = {"references": {"manual": folders["manual"]}, "derivatives": {"mine": folders["mine"]}}
+    where = {"bids_dir": tmp_path / "bids", **given, "choice": choice}
+    if compared is None:
+        with pytest.raises(InputError, match=r"manual has none of them. It has .*sub-01_ses-pre"):
+            plan_evaluation(tmp_path / "out", **where)
+    else:
+        found = plan_evaluation(tmp_path / "out", **where)
+        assert sorted(image.case.key for image in found.images) == sorted(compared)

@@ -6,6 +6,8 @@ import json
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -58,6 +60,20 @@ def test_another_time_stamp_on_the_same_content_changes_nothing(done, data):
     for image in data.rglob("*.nii.gz"):
         os.utime(image, (0, 0))
     assert to_run(done()) == []
+
+
+@pytest.mark.input(
+    "runs", "an image whose time stamp lies thousands of years away", "segmented as any other", 0
+)
+def test_a_time_stamp_that_no_calendar_has_is_left_out(data, monkeypatch):
+    image = data / "sub-01" / "anat" / "sub-01_T2w.nii.gz"
+    usual, stat = fingerprint(image, known={}), image.stat()
+    fields = {name: getattr(stat, name) for name in dir(stat) if name.startswith("st_")}
+    odd = SimpleNamespace(**fields | {"st_mtime": 1e12})  # ext4 would not keep it
+    monkeypatch.setattr(Path, "stat", lambda self, **_: odd)
+    found = fingerprint(image, known={})
+    assert "InputModified" in usual.keys() - found.keys()
+    assert found["InputSHA256"] == usual["InputSHA256"]
 
 
 def test_an_input_that_changed_is_run_again_and_only_that(done, data):
