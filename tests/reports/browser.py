@@ -40,12 +40,15 @@ class Browser:
         Addresses that the page has asked for.
     messages : list of str
         What it has told the console, and errors of its scripts.
+    downloads : list of str
+        States of downloads, as the browser has reported them.
     """
 
     def __init__(self, folder: Path, *, scripts: bool = True, size: str = "1200,1000") -> None:
         self.folder, self.scripts, self.size = folder, scripts, size
         self.requests: list[str] = []
         self.messages: list[str] = []
+        self.downloads: list[str] = []
         self._count, self._rest = 0, b""
 
     def __enter__(self) -> Browser:
@@ -112,6 +115,26 @@ class Browser:
             self.messages.append(str(params["args"]))
         elif event.get("method") == "Runtime.exceptionThrown":
             self.messages.append(str(params["exceptionDetails"]))
+        elif event.get("method") == "Browser.downloadProgress":
+            self.downloads.append(params["state"])
+
+    def save_downloads(self, folder: Path) -> None:
+        """Allow downloads, into a folder."""
+        self.ask(
+            "Browser.setDownloadBehavior",
+            behavior="allow",
+            downloadPath=str(folder),
+            eventsEnabled=True,
+        )
+
+    def wait_for_download(self, *, within_s: float = 60) -> None:
+        """Wait until a download is complete."""
+        ends = time.monotonic() + within_s
+        while "completed" not in self.downloads:
+            assert "canceled" not in self.downloads, self.downloads
+            assert time.monotonic() < ends, f"no whole download: {self.downloads}"
+            self.js("0")  # events come with an answer
+            time.sleep(0.05)
 
     def open(self, page: Path) -> None:
         """Show a file, and wait until it is loaded."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import time
 
 import pytest
 
@@ -176,7 +175,7 @@ def test_the_form_saves_a_file_that_the_group_reads(out, figure, tmp_path):
     path = write_subject_page(out / "sub-01.html", sections=[section], **given)
     saved = out / "sub-01" / "figures"
     with Browser(tmp_path) as tab:
-        tab.ask("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(saved))
+        tab.save_downloads(saved)
         tab.open(path)
         tab.click("summary")
         tab.click("form.rating button")  # nothing is chosen yet: nothing is saved
@@ -186,9 +185,7 @@ def test_the_form_saves_a_file_that_the_group_reads(out, figure, tmp_path):
         tab.js("document.querySelector('textarea').value = 'leaks “here” \\n and there'")
         tab.click("form.rating button")
         tab.until("document.querySelector('form.rating output').textContent !== ''")
-        ends = time.monotonic() + 20
-        while not find_ratings(out) and time.monotonic() < ends:
-            time.sleep(0.1)
+        tab.wait_for_download()
     assert [url for url in tab.requests if not url.startswith(("file:", "data:", "blob:"))] == []
     assert tab.messages == []
     (name,) = (one.name for one in find_ratings(out))
