@@ -223,14 +223,28 @@ _KINDS: dict[str, Kind] = {
 
 
 def fit_calibration(
-    images: Sequence[KnownTruth], table: LabelTable, *, about: Mapping[str, Any] | None = None
+    images: Sequence[KnownTruth],
+    table: LabelTable,
+    *,
+    heads: Sequence[str] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> ConfidenceCalibration:
     """Calibration of probabilities, and thresholds of flags, from images with known truth.
 
     Left and right labels are pooled. Labels with few voxels are shrunk towards the mean over all
     labels. The threshold is `LOW_DICE` or, if that is higher, the mean expected Dice of the images
     minus the larger of `USUAL_SPREAD` standard deviations and `LEAST_MARGIN`. The expected Dice of
-    each image is computed from a calibration on the others.
+    each image is computed from a calibration on the other heads.
+
+    Parameters
+    ----------
+    images : sequence of KnownTruth
+    table : LabelTable
+    heads : sequence of str, optional
+        Name of the head of each image. Without it, and with a single head, each image counts as a
+        head.
+    about : mapping, optional
+        Description of the images.
 
     Raises
     ------
@@ -242,10 +256,12 @@ def fit_calibration(
     dice = _mean_of_sides(np.array([image.dice() for image in images]), table)
     none = np.zeros(len(table))
     calibration = ConfidenceCalibration(*_fit(images, table), none, dice, about or {})
-    # Each image by what the others say, as a new one would be.
+    # Each image by what other heads say, as a new one would be.
+    if heads is None or len(set(heads)) == 1:
+        heads = list(map(str, range(len(images))))
     found = []
-    for number, image in enumerate(images):
-        others = [*images[:number], *images[number + 1 :]]
+    for image, head in zip(images, heads, strict=True):
+        others = [other for other, of in zip(images, heads, strict=True) if of != head]
         accuracy, missed = _fit(others, table)
         one = replace(calibration, accuracy=accuracy, missed=missed)
         found.append(one.expected_dice(image.sums))

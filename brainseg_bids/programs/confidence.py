@@ -145,7 +145,9 @@ def calibrate_bundle(options: argparse.Namespace) -> ModelBundle:
         "seed": options.seed,
         "test_time_flips": True,
     }
-    calibration = fit_calibration(known, bundle.table, about=about)
+    of_each = len(options.spaces) * options.pairs
+    heads = [str(path) for path in options.label_maps for _ in range(of_each)]
+    calibration = fit_calibration(known, bundle.table, heads=heads, about=about)
     return add_confidence(bundle.path, calibration.to_json(bundle.table))
 
 

@@ -85,6 +85,21 @@ def test_flagged_is_what_lies_below_the_images_that_it_was_fitted_on():
     assert (poor.threshold[1:] == LOW_DICE).all()
 
 
+def test_an_image_is_judged_by_other_heads_than_its_own():
+    # The probabilities of one head are right, those of the other one too high.
+    known = [image(seed, believed=believed) for believed in (1.0, 0.4) for seed in (0, 1)]
+    by_head = fit_calibration(known, TABLE, heads=["a", "a", "b", "b"])
+    by_other = [fit_calibration(half, TABLE) for half in (known[2:], known[:2])]
+    expected = [by_other[number // 2].expected_dice(one.sums) for number, one in enumerate(known)]
+    spread = np.std(np.array(expected)[:, 1:])
+    by_image = fit_calibration(known, TABLE)
+    assert spread > 0.02
+    assert (by_head.threshold[1:] < by_image.threshold[1:] - spread / 2).all()
+    np.testing.assert_array_equal(by_head.accuracy, by_image.accuracy)
+    one_head = fit_calibration(known, TABLE, heads=["a"] * 4)
+    np.testing.assert_array_equal(one_head.threshold, by_image.threshold)
+
+
 def test_a_label_without_voxels_is_not_flagged_and_takes_what_all_labels_have():
     known = [image(seed, sharpness=30) for seed in range(2)]
     for one in known:
