@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import nibabel as nib
@@ -45,6 +46,7 @@ SAME_SIZE = 0.01
 """Share by which two descriptions of a voxel's size may differ: volumes differ by as much."""
 
 GUESS = "left and right are a guess"
+_noted: ContextVar[list[str] | None] = ContextVar("noted", default=None)
 _NIFTI_STARTS = {size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big")}
 _UNIT_CODES = {1: "meter", 2: "mm", 3: "micron"}
 _UNIT_WORDS = {"mm": "mm", "meter": "metres", "micron": "microns"}
@@ -72,7 +74,7 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
         empty.
     """
     image, grid = _load(path)
-    _warn(_on_unit(grid, path))
+    _warn(_on_unit(grid, path) + _on_extent(grid, path))
     if np.iscomplexobj(image):
         raise InputError(f"{path}: voxels are complex numbers. Give the magnitude image.")
     image = image.astype(np.float32, copy=False)
@@ -102,17 +104,27 @@ def holds_numbers_only(path: str | Path) -> bool:
 
 def read_again(path: str | Path) -> tuple[np.ndarray, Grid]:
     """As `read_volume`; what is odd about the image is not said again."""
+    with noting():
+        return read_volume(path)
 
-    def is_error(record: logging.LogRecord) -> bool:
-        return record.levelno > logging.WARNING
 
-    log.addFilter(is_error)
+@contextmanager
+def noting() -> Iterator[list[str]]:
+    """Collect what is odd about the files that the block reads, instead of logging it.
+
+    Steps run in processes whose log nobody reads: what they note belongs in their results.
+
+    Yields
+    ------
+    list of str
+        Sentences that begin with the file; it grows while the block reads.
+    """
+    notes: list[str] = []
+    before = _noted.set(notes)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return read_volume(path)
+        yield notes
     finally:
-        log.removeFilter(is_error)
+        _noted.reset(before)
 
 
 def read_label_map(path: str | Path, table: LabelTable) -> LabelMap:
@@ -157,6 +169,7 @@ def read_top_posteriors(
         file, _ = _open(path, "Remove it and run again.")
         with _said_as_input_error(path, "Remove it and run again."):
             arrays.append(np.asanyarray(file.dataobj.get_unscaled()))
+            _check_sum(Path(path))
     if arrays[0].ndim != 4 or arrays[0].shape != arrays[1].shape:
         raise InputError(f"{weights}: does not fit {codes}. Remove both and run again.")
     table.check(arrays[0], what=str(codes))
@@ -193,6 +206,8 @@ def read_posteriors(
             data = _open(paths[0])[0].dataobj
             if len(data.shape) != 4 or data.shape[3] != len(codes):
                 raise InputError(f"{paths[0]}: shape {data.shape} is not {len(codes)} volumes.")
+            with _said_as_input_error(paths[0]):
+                _check_sum(Path(paths[0]))
             yield from ((code, np.float32(data[..., i])) for i, code in enumerate(codes))
             return
         for code, path in zip(codes, paths, strict=True):
@@ -237,8 +252,7 @@ def _load(path: str | Path) -> tuple[np.ndarray, Grid]:
     file, mended = _open(path)
     with _said_as_input_error(path):
         data = np.asanyarray(file.dataobj)
-        if path.suffix in (".gz", ".mgz"):
-            _check_sum(path)
+        _check_sum(path)
     shape = data.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -256,6 +270,9 @@ def _load(path: str | Path) -> tuple[np.ndarray, Grid]:
 
 
 def _warn(notes: Sequence[str]) -> None:
+    if (noted := _noted.get()) is not None:
+        noted.extend(note for note in notes if note not in noted)
+        return
     for note in notes:
         log.warning(note)
         warnings.warn(note, stacklevel=3)
@@ -291,6 +308,8 @@ def _open(path: str | Path, remedy: str = "Copy or export it again."):
 
 def _check_sum(path: Path) -> None:
     """Read a compressed file to its end; only there a check sum tells of damaged voxels."""
+    if path.suffix not in (".gz", ".mgz"):
+        return
     with gzip.open(path) as packed:
         while packed.read(1 << 20):
             pass
@@ -340,7 +359,7 @@ def _geometry(file, path: Path) -> tuple[Grid, list[str]]:
             f"{path}: the header gives no voxel size along one axis (pixdim {_shown(sizes)}). "
             "Repair the header."
         )
-    return grid, notes + _on_orientation(file, grid, path) + _on_extent(grid, path)
+    return grid, notes + _on_orientation(file, grid, path)
 
 
 def _declared_sizes(file) -> np.ndarray:
@@ -373,7 +392,10 @@ def _unit(file, path: Path) -> tuple[str, list[str]]:
 
 
 def _on_unit(grid: Grid, path: str | Path) -> list[str]:
-    """What became of another unit; label maps made of the image have it too and say nothing."""
+    """What became of another unit.
+
+    As of an unusual extent, label maps made of the image have it too and say nothing.
+    """
     if grid.file_unit == "mm":
         return []
     words = _UNIT_WORDS[grid.file_unit]
@@ -417,7 +439,7 @@ def _on_sizes(sizes_mm: np.ndarray, grid: Grid, path: Path) -> list[str]:
     ]
 
 
-def _on_extent(grid: Grid, path: Path) -> list[str]:
+def _on_extent(grid: Grid, path: str | Path) -> list[str]:
     longest_mm = max(grid.extent_mm)
     if longest_mm < UNUSUAL_MM[0]:
         return [f"{path}: the image is {longest_mm:.3g} mm long, shorter than a human head."]

@@ -63,3 +63,13 @@ def write_nifti(
     stored = array.astype(array.dtype.newbyteorder(endianness)).tobytes(order="F")
     path.write_bytes(header.binaryblock + b"\0\0\0\0" + stored)
     return path
+
+
+def contradict(path: Path, by_mm: float = 7.0) -> str:
+    """Move the qform of an image away from its sform; what is to be said of it."""
+    file = nib.load(path)
+    array, affine = np.asanyarray(file.dataobj), file.affine.copy()
+    affine[:3, 3] += by_mm
+    file.header.set_qform(affine, code=1)
+    nib.save(nib.Nifti1Image(array, None, file.header), path)
+    return f"{path}: qform and sform differ by up to {by_mm:.1f} mm; the sform is used."

@@ -17,7 +17,13 @@ import pytest
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.documents import InputError
-from brainseg_bids.images import read_grid, read_label_map, read_volume
+from brainseg_bids.images import (
+    read_grid,
+    read_label_map,
+    read_posteriors,
+    read_top_posteriors,
+    read_volume,
+)
 from tests.made_nifti import BOX_MM, ramp, write_nifti
 
 PLACED_MM = BOX_MM.copy()
@@ -295,6 +301,32 @@ def test_compressed_files_are_read(tmp_path):
 
 def flipped(content: bytes, place: int) -> bytes:
     return content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :]
+
+
+@pytest.mark.input(
+    "files",
+    "kept probabilities (`desc-top4`, `--probseg`) with a damaged byte, which unpack all the same",
+    "refused by their check sum",
+    1,
+)
+def test_probabilities_are_read_to_their_check_sum(tmp_path):
+    table = LabelTable.packaged("brainseg")
+    header = nib.Nifti1Header()
+    header.set_data_shape((9, 9, 9, 2))
+    header.set_data_dtype(np.uint8)
+    header.set_sform(np.diag([20.0, 20, 20, 1]), code=1)
+    header["vox_offset"], header["magic"] = 352, header.single_magic
+    stored = gzip.compress(header.binaryblock + bytes(4 + 2 * 9**3), 0)
+    sound, damaged = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
+    sound.write_bytes(stored)
+    damaged.write_bytes(flipped(stored, 600))
+    _, posteriors = read_posteriors([sound], [2, 41])
+    assert [code for code, _ in posteriors] == [2, 41]
+    assert read_top_posteriors(sound, sound, table).codes.shape == (2, 9, 9, 9)
+    with pytest.raises(InputError, match=r"b\.nii\.gz: .*CRC"):
+        list(read_posteriors([damaged], [2, 41])[1])
+    with pytest.raises(InputError, match=r"b\.nii\.gz: .*CRC"):
+        read_top_posteriors(sound, damaged, table)
 
 
 def noise(folder) -> bytes:

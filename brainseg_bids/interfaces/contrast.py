@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from brainseg_bids.anatomy.labels import LabelTable, UnknownLabelError
 from brainseg_bids.contrast.measured import ContrastStatistics
 from brainseg_bids.contrast.statistics import measure
 from brainseg_bids.documents import InputError
-from brainseg_bids.images import read_again, read_grid, read_volume, voxel_hash
+from brainseg_bids.images import noting, read_again, read_grid, read_volume, voxel_hash
 from brainseg_bids.interfaces.headlabels import LEAST_SHARED, read_labels, shared_box
 
 COLUMNS = (
@@ -68,11 +67,9 @@ class MeasureContrast(SimpleInterface):
     def _run_interface(self, runtime):
         folder, began_s = Path(runtime.cwd), time.monotonic()
         path = self.inputs.image
-        with warnings.catch_warnings(record=True) as noted:
-            warnings.simplefilter("always")
+        with noting() as notes:
             image, grid = read_volume(path)
-        notes = [str(w.message) for w in noted if str(path) in str(w.message)]
-        labels, resampled = labels_on(grid, self.inputs.labels, self.inputs.tool, path)
+            labels, resampled = labels_on(grid, self.inputs.labels, self.inputs.tool, path)
         try:
             found = measure(
                 image, labels, kind=self.inputs.kind, stripped=self.inputs.stated_stripped

@@ -23,7 +23,7 @@ from brainseg_bids.documents import InputError
 from brainseg_bids.evaluation.agreement import compare
 from brainseg_bids.evaluation.protocols import comparison
 from brainseg_bids.evaluation.ratings import Rating
-from brainseg_bids.images import read_again, voxel_hash
+from brainseg_bids.images import noting, read_again, voxel_hash
 from brainseg_bids.interfaces.raters import find_adapter
 from brainseg_bids.interfaces.ratings import read_rating, read_ratings
 
@@ -45,7 +45,7 @@ class _CompareInputSpec(BaseInterfaceInputSpec):
 
 
 class _CompareOutputSpec(TraitedSpec):
-    facts = File(exists=True, desc="rows of each rater, notes, errors, hashes: JSON")
+    facts = File(exists=True, desc="rows of each rater, notes, warnings, errors, hashes: JSON")
 
 
 class CompareRaters(SimpleInterface):
@@ -56,7 +56,8 @@ class CompareRaters(SimpleInterface):
 
     def _run_interface(self, runtime):
         began_s, path = time.monotonic(), Path(runtime.cwd) / "facts.json"
-        reference, _ = read_rating(self.inputs.labels, find_adapter(self.inputs.reference))
+        with noting() as warnings:
+            reference, _ = read_rating(self.inputs.labels, find_adapter(self.inputs.reference))
         facts: dict = {"Compared": {}, "Known": {}, "Notes": [], "Faults": {}}
         if not reference.labels.voxels.any():
             facts["Notes"].append(f"{self.inputs.labels}: this reference is empty.")
@@ -64,7 +65,8 @@ class CompareRaters(SimpleInterface):
         maps = {
             name: (labels, find_adapter(who)) for name, who, labels in zip(*given, strict=True)
         }
-        read = read_ratings(maps, reference.labels.grid, self.inputs.on_other_grid)
+        with noting() as about_maps:
+            read = read_ratings(maps, reference.labels.grid, self.inputs.on_other_grid)
         facts["Faults"] |= read.errors
         facts["Notes"] += read.notes
         for name in read.ratings:
@@ -74,6 +76,7 @@ class CompareRaters(SimpleInterface):
                 facts["Faults"][name] = str(error)
         facts["Notes"] = list(dict.fromkeys(facts["Notes"]))
         facts |= {
+            "Warnings": list(dict.fromkeys(warnings + about_maps)),
             "Hashes": self._hashes(reference),
             "Asked": dict(self.inputs.asked or {}),
             "Seconds": round(time.monotonic() - began_s, 2),

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from brainseg_bids.anatomy.upsample import regrid, regrid_posteriors
 from brainseg_bids.documents import InputError
 from brainseg_bids.files import sha256
 from brainseg_bids.images import (
+    noting,
     read_grid,
     read_label_map,
     read_posteriors,
@@ -58,6 +58,7 @@ class _ReadToolOutputSpec(TraitedSpec):
     labels = File(exists=True, desc="the tool's codes on the tool's grid, int16")
     top_codes = File(exists=True, desc="most probable labels, by rank")
     top_weights = File(exists=True, desc="their probabilities")
+    notes = traits.List(traits.Str(), desc="what is odd about the tool's map")
 
 
 class ReadTool(SimpleInterface):
@@ -74,7 +75,8 @@ class ReadTool(SimpleInterface):
             path = Path(self.inputs.labels)
             if self.inputs.given:
                 path = tool.interface.whole_map(path, folder)
-            labels = read_label_map(path, table)
+            with noting() as self._results["notes"]:
+                labels = read_label_map(path, table)
             if not labels.voxels.any():
                 raise InputError(f"{self.inputs.labels}: {tool.name} labelled nothing.")
             self._check_place(labels, tool.same_grid and not self.inputs.given)
@@ -121,10 +123,12 @@ class _MergeHeadInputSpec(BaseInterfaceInputSpec):
     head_labels = File(exists=True, mandatory=True, desc="as ReadTool stores it")
     head_top_codes = File(exists=True)
     head_top_weights = File(exists=True)
+    head_notes = traits.List(traits.Str(), desc="as ReadTool gives them")
     brain_tool = traits.Str(desc="none: the head tool alone")
     brain_labels = File(exists=True)
     brain_top_codes = File(exists=True)
     brain_top_weights = File(exists=True)
+    brain_notes = traits.List(traits.Str())
     made = traits.List(traits.Str(), desc="roles whose map was made in this run")
 
 
@@ -145,10 +149,9 @@ class MergeHead(SimpleInterface):
 
     def _run_interface(self, runtime):
         folder = Path(runtime.cwd)
-        with warnings.catch_warnings(record=True) as noted:
-            warnings.simplefilter("always")
+        with noting() as notes:
             image, _ = read_volume(self.inputs.image)
-        notes = [str(w.message) for w in noted if self.inputs.image in str(w.message)]
+        notes += [*(self.inputs.head_notes or ()), *(self.inputs.brain_notes or ())]
         head = self._source("head")
         brain = self._source("brain") if isdefined(self.inputs.brain_tool) else None
         merged = merge(head, brain, image=image)

@@ -20,7 +20,7 @@ from brainseg_bids.anatomy.intracranial import NAME as INTRACRANIAL
 from brainseg_bids.anatomy.intracranial import Intracranial, intracranial
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
-from brainseg_bids.images import read_label_map, read_volume, write_label_map, write_mask
+from brainseg_bids.images import read_again, read_label_map, write_label_map, write_mask
 
 INSIDE_COLUMNS = ("percent_of_intracranial", "note")
 """Of heads only."""
@@ -93,7 +93,7 @@ class Volumes(_FromLabels):
         facts, inside = {}, None
         if self.inputs.inside:
             image = self.inputs.image
-            voxels = read_volume(image)[0] if isinstance(image, str) else None
+            voxels = read_again(image)[0] if isinstance(image, str) else None
             inside = intracranial(labels, voxels, stripped=self.inputs.stripped)
             facts["NoIntracranialVolume"] = inside.why_none
         (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")

@@ -17,7 +17,6 @@ import os
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +31,7 @@ from brainseg_bids.documents import InputError
 from brainseg_bids.evaluation.confidence import ConfidenceCalibration, ProbabilitySums
 from brainseg_bids.exit_codes import DONE, FAILED
 from brainseg_bids.files import whole_or_nothing
-from brainseg_bids.images import place, read_volume, write_label_map, write_volume
+from brainseg_bids.images import noting, place, read_volume, write_label_map, write_volume
 from brainseg_bids.machine import resident_gib
 from brainseg_bids.nets.bundle import CONFIDENCE, BundleError, ModelBundle, read_models
 
@@ -213,10 +212,9 @@ def _load(bundle: ModelBundle, device: str) -> PackedNet:
 
 def _read(path: Path) -> tuple[np.ndarray, Grid, list[str]]:
     """An image, its grid, and what is odd about it."""
-    with warnings.catch_warnings(record=True) as noted:
-        warnings.simplefilter("always")
+    with noting() as notes:
         image, grid = read_volume(path)
-    return image, grid, [str(w.message) for w in noted if str(path) in str(w.message)]
+    return image, grid, notes
 
 
 def _names(bundle: ModelBundle, *others: ModelBundle) -> dict:

@@ -372,7 +372,7 @@ def _notes(reference: Rater, plan: EvaluationPlan, results: Results) -> list[Sou
                 rater.name, role, adapter.citation, adapter.licence, judged, adapter.notes + where
             )
         )
-    odd = tuple(dict.fromkeys([*plan.notes, *results.notes]))
+    odd = tuple(dict.fromkeys([*plan.notes, *results.warnings, *results.notes]))
     return [*notes, SourceNote("This run", notes=odd)] if odd else notes
 
 
@@ -403,14 +403,16 @@ def _draw_worst(
 def _draw(settings: Settings, plan: ImagePlan, case: WorstCase, path: Path) -> None:
     """Read a case again as it was compared, and draw it."""
     from brainseg_bids.evaluation.protocols import comparison
-    from brainseg_bids.images import read_again
+    from brainseg_bids.images import noting, read_again
     from brainseg_bids.interfaces.ratings import read_rating, read_ratings
     from brainseg_bids.reports.evaluation_cases import draw_case
 
-    reference, _ = read_rating(plan.case.labels, plan.reference.adapter)
+    with noting():  # the comparison has told it
+        reference, _ = read_rating(plan.case.labels, plan.reference.adapter)
     needed = plan.rated if settings.protocol == "within-evaluable" else (case.rater,)
     maps = {name: (plan.rated[name].labels, plan.adapters[name]) for name in needed}
-    read = read_ratings(maps, reference.labels.grid, settings.on_other_grid)
+    with noting():
+        read = read_ratings(maps, reference.labels.grid, settings.on_other_grid)
     judged = comparison(
         reference,
         read.ratings.pop(case.rater),

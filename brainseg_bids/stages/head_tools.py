@@ -261,6 +261,8 @@ def init_tool_wf(
     -------
     labels, and if the tool gives probabilities top_codes, top_weights
         As `ReadTool` stores them.
+    notes
+        What is odd about the tool's own map, unless its labels are reused.
     """
     from nipype import IdentityInterface
     from nipype.pipeline import engine as pe
@@ -271,7 +273,8 @@ def init_tool_wf(
 
     workflow = Workflow(name=name)
     inputnode = pe.Node(IdentityInterface(fields=["image"]), name="inputnode")
-    outputnode = pe.Node(IdentityInterface(fields=list(plan.outputs)), name="outputnode")
+    read_now = list(plan.outputs) + ["notes"] * (plan.action != REUSE)
+    outputnode = pe.Node(IdentityInterface(fields=read_now), name="outputnode")
     if plan.action == REUSE:
         outputnode.inputs.trait_set(**{key: str(path) for key, path in plan.outputs.items()})
         workflow.add_nodes([inputnode, outputnode])
@@ -279,7 +282,7 @@ def init_tool_wf(
     read = pe.Node(ReadTool(tool=plan.tool.name), name="read", mem_gb=MERGE_GIB)
     workflow.connect([
         (inputnode, read, [("image", "image")]),
-        (read, outputnode, [(field, field) for field in plan.outputs]),
+        (read, outputnode, [(field, field) for field in read_now]),
     ])  # fmt: skip
     if plan.action == GIVEN:
         read.inputs.trait_set(labels=str(plan.outputs["labels"]), given=True)

@@ -193,11 +193,12 @@ class HeadJob(Job):
 
 def _connect_tool(workflow, tool_wf, role: str, tool: ToolPlan, merge, figure) -> None:
     """Hand a tool's labels to the merge and its picture."""
+    given = list(tool.outputs) + ["notes"] * (tool.action != REUSE)
     for step in (merge, figure):
         setattr(step.inputs, f"{role}_tool", tool.tool.name)
     workflow.connect([
         (tool_wf, figure, [("outputnode.labels", f"{role}_labels")]),
-        (tool_wf, merge, [(f"outputnode.{name}", f"{role}_{name}") for name in tool.outputs]),
+        (tool_wf, merge, [(f"outputnode.{name}", f"{role}_{name}") for name in given]),
     ])  # fmt: skip
 
 

@@ -317,6 +317,8 @@ class Results:
     known : dict of (str, str) to set of str
         Structures that a rater can say of those that a reference has, by reference and rater.
     notes : list of str
+    warnings : list of str
+        What makes a map doubtful.
     errors : dict of (str, str, str) to str
         What could not be compared, by reference, rater (or nothing: all) and image, and why.
     leaks : dict of (str, str, str) to str
@@ -326,6 +328,7 @@ class Results:
     rows: list[dict] = field(default_factory=list)
     known: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     errors: dict[tuple[str, str, str], str] = field(default_factory=dict)
     leaks: dict[tuple[str, str, str], str] = field(default_factory=dict)
 
@@ -333,8 +336,8 @@ class Results:
         """Log what is odd; raise `InputError` if nothing could be compared."""
         for note in self.notes:
             log.info("%s", note)
-        for leak in self.leaks.values():
-            log.warning("%s", leak)
+        for warning in (*self.warnings, *self.leaks.values()):
+            log.warning("%s", warning)
         if not self.rows:
             reasons = [*self.errors.values(), *self.leaks.values()]
             n_more = len(reasons) - MOST_REASONS
@@ -380,6 +383,7 @@ def collect(settings: Settings, plan: EvaluationPlan, compared: Mapping[str, dic
             results.errors[reference, "", key] = metadata["Crash"]
             continue
         results.notes.extend(note for note in metadata["Notes"] if note not in results.notes)
+        results.warnings.extend(metadata.get("Warnings", ()))
         for name, why in metadata["Faults"].items():
             results.errors[reference, name, key] = why
         for name, rows in metadata["Compared"].items():

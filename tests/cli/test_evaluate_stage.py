@@ -11,6 +11,7 @@ from brainseg_bids import runner
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.images import read_volume, voxel_hash, write_label_map
 from tests.fakes import dataset
+from tests.made_nifti import contradict
 from tests.phantom.head import phantom_head
 
 HEAD = phantom_head()
@@ -150,6 +151,27 @@ def test_what_is_missing_on_either_side_is_listed(app):
     assert done.code == 0, done.log
     missing = {(row["kind"], row["rater"], row["image"]) for row in table(done, "missing")}
     assert ("reference without prediction", "good", "sub-02") in missing
+
+
+@pytest.mark.input(
+    "geometry",
+    "`evaluate`: a reference, or a rater's map, without orientation or whose header contradicts "
+    "itself",
+    "compared; warnings in log and on the page, as of images",
+    0,
+)
+def test_what_makes_a_map_doubtful_is_told(app):
+    given = give(app)
+    doubts = [
+        contradict(app.root / who / "sub-01" / "anat" / "sub-01_dseg.nii.gz")
+        for who in ("manual", "bad")
+    ]
+    done = app("--stages", "evaluate", *given, "--participant-label", "01", level="group")
+    assert done.code == 0, done.log
+    page = (done.output / "group_evaluation.html").read_text()
+    for doubt in doubts:
+        assert done.log.count(doubt) == 1
+        assert doubt in page
 
 
 @pytest.mark.input(

@@ -27,6 +27,7 @@ from brainseg_bids.images import (
 )
 from tests.fakes import dataset
 from tests.fakes.tools import fake_command
+from tests.made_nifti import contradict
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
 GOLDEN = Path(__file__).parents[1] / "outputs" / "headlabels.txt"
@@ -162,6 +163,7 @@ def test_results_the_user_has_are_taken_instead_of_running_the_tool(app):
     theirs = app.root / "simnibs" / "m2m_sub-01" / "segmentation" / "labeling.nii.gz"
     theirs.parent.mkdir(parents=True)
     write_label_map(phantom_head(), theirs)
+    doubt = contradict(theirs)
     head = ("--stages", "headlabels", "--head-tool", "charm")
     done = app(*head, "-d", f"charm={app.root / 'simnibs'}")
     assert done.code == 0, done.log
@@ -172,6 +174,8 @@ def test_results_the_user_has_are_taken_instead_of_running_the_tool(app):
     assert "bids:charm:m2m_sub-01/segmentation/labeling.nii.gz" in said["Sources"]
     links = json.loads((done.output / "dataset_description.json").read_text())["DatasetLinks"]
     assert links["charm"] == (app.root / "simnibs").as_uri()
+    assert done.log.count(doubt) == 1
+    assert doubt in (done.output / "sub-01.html").read_text()
     dataset.assert_valid_bids(done.output)
 
 

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from brainseg_bids.images import write_label_map, write_volume
 from brainseg_bids.interfaces.contrast import DrawContrast, MeasureContrast
 from brainseg_bids.reports import contrast_figures
+from tests.made_nifti import contradict
 from tests.phantom.head import phantom_head, phantom_image
 
 
@@ -36,6 +40,8 @@ def test_a_fill_value_is_neither_measured_nor_drawn(padded, monkeypatch):
         return path
 
     monkeypatch.setattr(contrast_figures, "draw_contrast", draw)
+    doubts = [contradict(Path(padded[name])) for name in ("image", "labels")]
     facts = MeasureContrast(**padded).run().outputs.facts
+    assert json.loads(Path(facts).read_text())["Warnings"][:2] == doubts
     DrawContrast(**padded, facts=facts).run()
     assert drawn[0].min() >= 0
