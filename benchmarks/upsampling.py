@@ -35,6 +35,7 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.anatomy.posteriors import TopPosteriors
+from brainseg_bids.anatomy.upsample_engine import Processor
 
 FILES = {
     "gouhfi-0.7mm": "gouhfi_expected_labels/sub001-t1w-07iso.nii.gz",
@@ -121,7 +122,9 @@ def _fractions(truth: LabelMap, weights: list[np.ndarray]) -> Iterator[tuple[int
 
 def our(kernel: str, **settings) -> Method:
     """Our upsampler on one thread."""
-    return lambda labels, grid: ours.upsample(labels, grid, kernel=kernel, threads=1, **settings)
+    return lambda labels, grid: ours.upsample(
+        labels, grid, kernel=kernel, engine=Processor(1), **settings
+    )
 
 
 def on_device(kernel: str, device: str) -> Method:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import cc3d
 import numpy as np
 
-from brainseg_bids.anatomy.cleaning import (
-    component_sizes,
-    voxels_in,
-)
+from brainseg_bids.anatomy.cleaning import voxels_in
+from brainseg_bids.anatomy.labels import count_each
 
 
 def fill_cavities(mask: np.ndarray) -> np.ndarray:
@@ -56,7 +54,7 @@ class Cavities:
     def of(cls, voxels: np.ndarray) -> Cavities:
         """Components of code 0 in a label map, (X, Y, Z) int."""
         numbers, n = cc3d.connected_components(voxels == 0, connectivity=6, return_N=True)
-        return cls(numbers, component_sizes(numbers, n), _touches_no_face(numbers, n))
+        return cls(numbers, count_each(numbers, n), _touches_no_face(numbers, n))
 
     @property
     def enclosed_voxels(self) -> int:

@@ -15,11 +15,16 @@ import numpy as np
 from scipy import ndimage
 
 from brainseg_bids.anatomy.grid import Grid
-from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.anatomy.labels import LabelTable, count_each
 from brainseg_bids.anatomy.rules import IslandRule, Resolution
 
 OFFSETS = np.array([o for o in product((-1, 0, 1), repeat=3) if any(o)])
 OPEN = -1  # a voxel that waits for its label
+SIDE_MARGIN_MM = 3.0
+"""A component of a left or right label is on the wrong side if all of it is further than this
+beyond the mid-sagittal plane."""
+SMALLEST_PAIR_MM3 = 50.0
+"""Paired labels with less on either side say nothing about the mid-sagittal plane."""
 
 
 def code_lookup(codes: frozenset[int] | set[int], table: LabelTable) -> np.ndarray:
@@ -190,12 +195,10 @@ class SagittalPlane:
         return points_mm @ self.normal - self.offset_mm
 
 
-def fit_sagittal_plane(
-    voxels: np.ndarray, table: LabelTable, grid: Grid, *, smallest_mm3: float = 50.0
-) -> SagittalPlane | None:
+def fit_sagittal_plane(voxels: np.ndarray, table: LabelTable, grid: Grid) -> SagittalPlane | None:
     """Mid-sagittal plane from the centroids of paired labels, or None with fewer than three pairs.
 
-    Pairs with less than ``smallest_mm3`` on either side are left out. The normal is the mean
+    Pairs with less than `SMALLEST_PAIR_MM3` on either side are left out. The normal is the mean
     vector from left to right centroid, weighted by the square root of the smaller volume. The
     offset is the median of the midpoints with the same weights.
     """
@@ -208,7 +211,7 @@ def fit_sagittal_plane(
         if label.hemisphere != "left":
             continue
         volume = min(counts[code] for code in pair) * grid.voxel_volume_mm3
-        if volume < smallest_mm3 or table[label.mirror].hemisphere != "right":
+        if volume < SMALLEST_PAIR_MM3 or table[label.mirror].hemisphere != "right":
             continue
         left, right = (to_world(grid, centres[code][None])[0] for code in pair)
         apart.append((right - left) * np.sqrt(volume))
@@ -267,7 +270,7 @@ class Components:
         codes = np.zeros(n + 1, dtype=np.int64)
         for plane, its_codes in zip(numbers, voxels, strict=True):
             codes[plane.ravel()] = its_codes.ravel()
-        return cls(numbers, codes, component_sizes(numbers, n))
+        return cls(numbers, codes, count_each(numbers, n))
 
     def largest(self) -> np.ndarray:
         """Number of voxels in the largest component of each code, (largest code + 1,) int."""
@@ -280,37 +283,24 @@ class Components:
         return voxels_in(self.numbers, wanted)
 
 
-def component_sizes(numbers: np.ndarray, n: int) -> np.ndarray:
-    """Number of voxels in each of ``n`` components, and before them in none, (n + 1,) int."""
-    # Plane by plane: bincount and indexing widen a whole volume to 8 bytes a voxel.
-    counts = np.zeros(n + 1, dtype=np.int64)
-    for plane in numbers:
-        counts += np.bincount(plane.ravel(), minlength=n + 1)
-    return counts
-
-
 def voxels_in(numbers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Flat indices, ascending, of the voxels in the components ``wanted``, (n + 1,) bool."""
     if not wanted.any():
         return np.zeros(0, dtype=np.int64)
     size = numbers[0].size
+    # Plane by plane: indexing widens a whole volume to 8 bytes a voxel.
     found = [np.flatnonzero(wanted[plane]) + x * size for x, plane in enumerate(numbers)]
     return np.concatenate(found)
 
 
 def correct_sides(
-    voxels: np.ndarray,
-    plane: SagittalPlane,
-    table: LabelTable,
-    grid: Grid,
-    *,
-    margin_mm: float = 3.0,
+    voxels: np.ndarray, plane: SagittalPlane, table: LabelTable, grid: Grid
 ) -> tuple[int, list[str]]:
     """Relabel components of left or right labels that lie wholly on the other side, in place.
 
-    Only components are relabelled of which every voxel is more than ``margin_mm`` beyond the
-    plane, and never the largest of a label. A component takes the label of the other side if it
-    touches it, otherwise the label around it.
+    Only components are relabelled of which every voxel is more than `SIDE_MARGIN_MM` beyond
+    the plane, and never the largest of a label. A component takes the label of the other side if
+    it touches it, otherwise the label around it.
 
     Returns
     -------
@@ -320,21 +310,19 @@ def correct_sides(
         Names of labels whose largest component is on the wrong side; these are not changed.
     """
     components = Components.of(voxels)
-    sides = np.zeros(int(table.codes[-1]) + 1, dtype=np.int8)
-    for label in table:
-        sides[label.index] = {"left": -1, "right": 1, "none": 0}[label.hemisphere]
-    side = sides[components.codes]
+    sides = {"left": -1, "right": 1, "none": 0}
+    side = table.lookup(lambda label: sides[label.hemisphere], np.int8)[components.codes]
     main = components.sizes == components.largest()[components.codes]
     at = components.voxels_of((side != 0) & ~main)
     changed = 0
     if len(at):
         number = components.numbers.reshape(-1)[at]
         deepest = _deepest_mm(at, number, side, plane, voxels.shape, grid)
-        wrong = deepest < -margin_mm
+        wrong = deepest < -SIDE_MARGIN_MM
         at, number = at[wrong[number]], number[wrong[number]]
         changed = _change_sides(voxels, at, number, components, table, grid)
     distance = _main_distances_mm(components, main & (side != 0), side, plane, grid)
-    wrong_codes = components.codes[distance < -margin_mm]
+    wrong_codes = components.codes[distance < -SIDE_MARGIN_MM]
     return changed, [table[code].name for code in wrong_codes.tolist()]
 
 
@@ -367,10 +355,7 @@ def _change_sides(
     if not len(at):
         return 0
     flat = voxels.reshape(-1)
-    mirror = np.arange(int(table.codes[-1]) + 1)
-    for label in table:
-        mirror[label.index] = label.mirror
-    wanted = mirror[components.codes]
+    wanted = table.lookup(lambda label: label.mirror, np.int64)[components.codes]
     touches = (_neighbours(flat, at, voxels.shape) == wanted[number]).any(axis=0)
     meets = np.zeros(len(components.codes), dtype=bool)
     meets[number[touches]] = True

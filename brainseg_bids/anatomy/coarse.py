@@ -102,7 +102,6 @@ def _on_the_same_side(
 ) -> np.ndarray:
     """For each label the candidate of its hemisphere."""
     by_side = {table[code].hemisphere: code for code in sorted(candidates, reverse=True)}
-    lookup = np.zeros(int(table.codes[-1]) + 1, dtype=labels.dtype)
-    for label in table:
-        lookup[label.index] = by_side.get(label.hemisphere, min(candidates))
+    usual = min(candidates)
+    lookup = table.lookup(lambda label: by_side.get(label.hemisphere, usual), labels.dtype)
     return lookup[labels]

@@ -139,7 +139,7 @@ class Cohort:
 
     @classmethod
     def of(
-        cls, volumes_mm3: Mapping[str, Mapping[int, float]], table: LabelTable | None = None
+        cls, volumes_mm3: Mapping[str, Mapping[Any, Any]], table: LabelTable | None = None
     ) -> Cohort:
         """Cohort with missing structures and outliers, from the volumes of each head.
 
@@ -147,6 +147,7 @@ class Cohort:
         ----------
         volumes_mm3 : dict of str to dict of int to float
             Volume by subject (or image) and code, as from `LabelMap.volumes_mm3`; zero is absent.
+            What is no code or no volume goes to ``unusable``.
         table : LabelTable, optional
             Table of the codes; default: ``fullhead``.
 
@@ -169,8 +170,16 @@ class Cohort:
         >>> cohort.missing
         {'sub-03': ('Brain-Stem',)}
         """
-        pairs = {subject: volumes.items() for subject, volumes in volumes_mm3.items()}
-        return cls._of_pairs(pairs, table or LabelTable.packaged("fullhead"))
+        table = table or LabelTable.packaged("fullhead")
+        known: dict[str, dict[int, float]] = {}
+        unusable: dict[str, tuple[str, ...]] = {}
+        for subject, volumes in volumes_mm3.items():
+            known[subject], odd = _usable(volumes, table)
+            if odd:
+                unusable[subject] = odd
+        z, outliers = _compare(known, table)
+        presence = tuple(_presence(structure, known) for structure in structures(table))
+        return cls(table, known, presence, outliers, z, unusable)
 
     @classmethod
     def from_rows(
@@ -182,28 +191,11 @@ class Cohort:
         >>> Cohort.from_rows(rows).volumes_mm3
         {'sub-01': {16: 21000.0}}
         """
-        return cls._of_pairs(
-            {
-                subject: {row.get("index"): row.get("volume_mm3") for row in lines}.items()
-                for subject, lines in rows.items()
-            },
-            table or LabelTable.packaged("fullhead"),
-        )
-
-    @classmethod
-    def _of_pairs(
-        cls, volumes_mm3: Mapping[str, Iterable[tuple[Any, Any]]], table: LabelTable
-    ) -> Cohort:
-        """The same from (code, volume) pairs that may be anything that a file holds."""
-        known: dict[str, dict[int, float]] = {}
-        unusable: dict[str, tuple[str, ...]] = {}
-        for subject, volumes in volumes_mm3.items():
-            known[subject], odd = _usable(volumes, table)
-            if odd:
-                unusable[subject] = odd
-        z, outliers = _compare(known, table)
-        presence = tuple(_presence(structure, known) for structure in structures(table))
-        return cls(table, known, presence, outliers, z, unusable)
+        volumes_mm3 = {
+            subject: {row.get("index"): row.get("volume_mm3") for row in lines}
+            for subject, lines in rows.items()
+        }
+        return cls.of(volumes_mm3, table)
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -274,12 +266,12 @@ def _rows() -> dict[int, dict[str, str]]:
 
 
 def _usable(
-    volumes: Iterable[tuple[Any, Any]], table: LabelTable
+    volumes: Mapping[Any, Any], table: LabelTable
 ) -> tuple[dict[int, float], tuple[str, ...]]:
     """Volumes above zero of known labels, and words about what was none."""
     found: dict[int, float] = {}
     odd = []
-    for key, value in volumes:
+    for key, value in volumes.items():
         try:
             code, volume = int(key), float(value)
         except (TypeError, ValueError, OverflowError):

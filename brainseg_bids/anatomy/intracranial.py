@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from brainseg_bids.anatomy.cavities import fill_cavities
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.anatomy.labels import LabelTable, count_codes
+from brainseg_bids.anatomy.labels import Label, LabelTable, count_codes
 from brainseg_bids.anatomy.plausibility import cut_mm2, ends_of
 from brainseg_bids.anatomy.stripped import brain_and_fluid, is_stripped
 
@@ -147,19 +147,19 @@ def intracranial(
 
 def _kinds(table: LabelTable) -> np.ndarray:
     """What each code is here; 0 of all else."""
-    kinds = np.zeros(int(table.codes[-1]) + 1, dtype=np.uint8)
-    for label in table:
+
+    def kind(label: Label) -> int:
         if label.is_extracerebral_csf:
-            kinds[label.index] = FLUID
-        elif label.is_brain:
-            kinds[label.index] = TISSUE
-        elif label.name in VESSELS:
-            kinds[label.index] = VESSEL
-        elif label.name == CORD:
-            kinds[label.index] = CORD_KIND
-        elif label.mapping == BONE_MAPPING:
-            kinds[label.index] = BONE
-    return kinds
+            return FLUID
+        if label.is_brain:
+            return TISSUE
+        if label.name in VESSELS:
+            return VESSEL
+        if label.name == CORD:
+            return CORD_KIND
+        return BONE if label.mapping == BONE_MAPPING else 0
+
+    return table.lookup(kind, np.uint8)
 
 
 def _box_around(mask: np.ndarray, margin_vox: tuple[int, ...]) -> tuple[slice, ...]:

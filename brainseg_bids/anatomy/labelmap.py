@@ -69,8 +69,6 @@ class LabelMap:
 
         The grid is unchanged. A head that is symmetric about the centre of its grid is unchanged.
         """
-        lookup = np.zeros(int(self.table.codes[-1]) + 1, dtype=self.voxels.dtype)
-        for label in self.table:
-            lookup[label.index] = label.mirror
+        lookup = self.table.lookup(lambda label: label.mirror, self.voxels.dtype)
         left_right = self.grid.orientation()[0][0]
         return LabelMap(np.flip(lookup[self.voxels], left_right), self.grid, self.table)

@@ -37,10 +37,6 @@ from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.anatomy.precedence import CompiledPrecedence, locate, occupied_box
 from brainseg_bids.anatomy.rules import LOCATIONS, MergeRules
 
-SIDE_MARGIN_MM = 3.0
-"""A component of a left or right label is on the wrong side if all of it is further than this
-beyond the mid-sagittal plane."""
-
 
 @dataclass(frozen=True)
 class Source:
@@ -303,7 +299,7 @@ def _clean(whole: np.ndarray, whole_grid: Grid, rules: MergeRules, report: Merge
     changed = 0
     wrong: list[str] = []
     if plane is not None:
-        changed, wrong = correct_sides(voxels, plane, table, grid, margin_mm=SIDE_MARGIN_MM)
+        changed, wrong = correct_sides(voxels, plane, table, grid)
     report.count("sides", changed, "components of a sided label that lie wholly on the other side")
     report.flags += [f"{name} lies on the wrong side of the middle" for name in wrong]
     removed = remove_islands(voxels, rules.islands, table, grid)

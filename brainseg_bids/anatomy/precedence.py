@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from brainseg_bids.anatomy.cavities import fill_cavities
 from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.labels import count_each
 from brainseg_bids.anatomy.rules import LOCATIONS, WHERE, MergeRules
 
 HULL_CLOSING_MM = 2.0
@@ -143,12 +144,7 @@ class CompiledPrecedence:
 
     def counts(self, index: np.ndarray) -> np.ndarray:
         """Number of voxels by location and class indices, as `line`, (locations, n, n) int."""
-        # Slab by slab: bincount widens its input to 8 bytes.
-        size = self.line.size
-        found = np.zeros(size, dtype=np.int64)
-        for slab in index:
-            found += np.bincount(slab.ravel(), minlength=size)
-        return found.reshape(self.line.shape)
+        return count_each(index, self.line.size - 1).reshape(self.line.shape)
 
     def decided(self, counts: np.ndarray) -> np.ndarray:
         """Number of voxels that each line decided where the sources differ, (lines,) int."""

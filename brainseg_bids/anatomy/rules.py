@@ -126,9 +126,11 @@ class MergeRules:
     completion: tuple[FillRule, ...]
 
     @classmethod
+    @cache
     def packaged(cls) -> MergeRules:
         """Rules of the package, for the label table ``fullhead``."""
-        return _packaged()
+        with resources.as_file(resources.files("brainseg_bids") / "data" / "merge") as folder:
+            return cls.read(folder, LabelTable.packaged("fullhead"))
 
     @classmethod
     def read(cls, folder: str | Path, table: LabelTable) -> MergeRules:
@@ -228,12 +230,6 @@ def _fits(label: Label, word: str) -> bool:
     if word.startswith("hemisphere="):
         return label.hemisphere == word.removeprefix("hemisphere=")
     return fnmatchcase(label.name, word)
-
-
-@cache
-def _packaged() -> MergeRules:
-    with resources.as_file(resources.files("brainseg_bids") / "data" / "merge") as folder:
-        return MergeRules.read(folder, LabelTable.packaged("fullhead"))
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -104,7 +104,6 @@ def upsample(
     smoothing_mm: float = 0.0,
     keep_thin: bool | None = None,
     progress: Progress | None = None,
-    threads: int | None = None,
     engine: Engine | None = None,
 ) -> LabelMap:
     """Label map on a finer grid.
@@ -127,10 +126,8 @@ def upsample(
     progress : callable, optional
         Called with the number of parts done and of all parts. The first call in an environment
         compiles for about a minute.
-    threads : int, optional
-        Default: one for each core.
     engine : Engine, optional
-        Default: `Processor` with ``threads``. For GPUs, see `inference.upsample_device`.
+        Default: `Processor` with all cores. For GPUs, see `inference.upsample_device`.
 
     Returns
     -------
@@ -149,7 +146,7 @@ def upsample(
     if not isinstance(grid, Grid):
         grid = labels.grid.with_voxel_size(grid)
     check_memory(grid, labels.grid)
-    engine = engine or Processor(threads)
+    engine = engine or Processor()
     out = np.zeros(grid.shape, np.int16)
     _interpolate(labels, grid, kernel, smoothing_mm, keep_thin, engine, out, progress)
     result = _of_same_table(out, grid, labels)
@@ -228,7 +225,6 @@ def upsample_posteriors(
     *,
     order: str = "cubic",
     progress: Progress | None = None,
-    threads: int | None = None,
     engine: Engine | None = None,
 ) -> LabelMap:
     """Label map on a finer grid from top-k posteriors: more accurate than from labels alone.
@@ -240,7 +236,7 @@ def upsample_posteriors(
     order : {"cubic", "linear"}
         Interpolation of the probabilities. Cubic convolution (Keys 1981) has negative lobes,
         which undo part of the averaging over a voxel.
-    progress, threads, engine
+    progress, engine
         As for `upsample`.
 
     Returns
@@ -267,7 +263,7 @@ def upsample_posteriors(
     out = np.zeros(grid.shape, np.int16)
     tables = np.stack([kernels.weight_table(profile, reach)] * 3)
     lookup = _lookup(posteriors.codes, posteriors.weights, tables, matrix, shift)
-    (engine or Processor(threads)).resample(lookup, out, progress)
+    (engine or Processor()).resample(lookup, out, progress)
     return LabelMap(out, grid, posteriors.table)
 
 

@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 
 from brainseg_bids.anatomy.grid import triple
+from brainseg_bids.anatomy.labels import count_each
 
 DEPTH_MM = 2.3
 """Largest depth that is distinguished; at 1 mm this sphere contains a voxel's 26 neighbours and
@@ -154,10 +155,7 @@ def find_interior(
     level, depth_mm = border_depth(indices, voxel_size_mm)
     n_levels = len(depth_mm)
     joint = indices.astype(np.uint16) * np.uint16(n_levels) + level
-    counts = np.zeros(n_labels * n_levels, dtype=np.int64)
-    for slab in joint:
-        counts += np.bincount(slab.ravel(), minlength=n_labels * n_levels)
-    table = counts.reshape(n_labels, n_levels)
+    table = count_each(joint, n_labels * n_levels - 1).reshape(n_labels, n_levels)
     as_deep = table[:, ::-1].cumsum(1)[:, ::-1]
     least = np.array([_least_level(row) for row in as_deep], dtype=np.uint8)
     if partners is not None:  # left and right are treated alike

@@ -29,6 +29,8 @@ RATIO_SPREAD = 0.15
 is 0.29 for uniform noise, and much less in magnitude images."""
 
 BAD_FIT = 0.12
+MOST_VOXELS = 60_000
+"""Largest number of voxels of a label whose neighbours are looked at."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,6 @@ class Background:
     spread_share : float
         Median standard deviation within a block, as a fraction of the intensity range of the
         image.
-    negative_share : float
-        Fraction of ``values`` below zero.
     quiet_share : float
         Fraction of blocks with less noise than in unmasked UNI images, see `RATIO_SPREAD`.
     """
@@ -56,7 +56,6 @@ class Background:
     everywhere: np.ndarray
     masked_share: float
     spread_share: float
-    negative_share: float
     quiet_share: float = 0.0
 
 
@@ -83,14 +82,14 @@ def find_background(
     counts = [n // b for n, b in zip(image.shape, block, strict=True)]
     nothing = np.zeros(0, dtype=np.float32)
     if min(counts) == 0:
-        return Background(nothing, nothing, 0.0, 0.0, 0.0)
+        return Background(nothing, nothing, 0.0, 0.0)
     inner = tuple(slice(0, c * b) for c, b in zip(counts, block, strict=True))
     by_block = [part for pair in zip(counts, block, strict=True) for part in pair]
     head = ~air[inner].reshape(by_block).all(axis=(1, 3, 5))
     reach = max(1, round(NEAR_MM / BLOCK_MM))
     far = ~ndimage.binary_dilation(head, np.ones((3, 3, 3), bool), iterations=reach)
     if not far.any():
-        return Background(nothing, nothing, 0.0, 0.0, 0.0)
+        return Background(nothing, nothing, 0.0, 0.0)
     blocks = image[inner].reshape(by_block).transpose(0, 2, 4, 1, 3, 5)[far]
     blocks = blocks.reshape(len(blocks), -1)
     blocks = blocks[np.isfinite(blocks).all(1)]
@@ -100,7 +99,7 @@ def find_background(
 def _sort_blocks(blocks: np.ndarray, full_range: float, rng: np.random.Generator) -> Background:
     nothing = np.zeros(0, dtype=np.float32)
     if len(blocks) == 0:
-        return Background(nothing, nothing, 0.0, 0.0, 0.0)
+        return Background(nothing, nothing, 0.0, 0.0)
     # A block of noise has no value in more than half of its voxels, unless it is coarsely rounded.
     usual = np.median(blocks, axis=1, keepdims=True)
     sd = blocks.std(1)
@@ -110,7 +109,7 @@ def _sort_blocks(blocks: np.ndarray, full_range: float, rng: np.random.Generator
     masked_share = float(constant.mean())
     quiet_share = float((constant | (sd <= RATIO_SPREAD * full_range)).mean())
     if len(live) < FEWEST_BLOCKS:
-        return Background(nothing, everywhere, masked_share, 0.0, 0.0, quiet_share)
+        return Background(nothing, everywhere, masked_share, 0.0, quiet_share)
     mean = np.abs(live).mean(1)
     # A block half outside the field of view is darker still: the darkest fifth is left aside.
     middle = np.quantile(mean, 0.2)
@@ -119,8 +118,7 @@ def _sort_blocks(blocks: np.ndarray, full_range: float, rng: np.random.Generator
         middle = np.median(mean[quiet])
     values = _some(live[quiet].ravel(), rng)
     spread = float(np.median(live.std(1))) / full_range
-    negative_share = float((values < 0).mean())
-    return Background(values, everywhere, masked_share, spread, negative_share, quiet_share)
+    return Background(values, everywhere, masked_share, spread, quiet_share)
 
 
 def _some(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -217,9 +215,7 @@ def _fit_chi(
     return (sigma, n), float(off), float(found.fun)
 
 
-def tissue_sigma(
-    image: np.ndarray, flat: np.ndarray, level: np.ndarray, *, most: int = 60_000
-) -> float:
+def tissue_sigma(image: np.ndarray, flat: np.ndarray, level: np.ndarray) -> float:
     """Standard deviation of the noise within a label.
 
     It is estimated from the difference of each voxel and the mean of its six neighbours, divided
@@ -233,10 +229,8 @@ def tissue_sigma(
         Flat indices of voxels of one label.
     level : (X, Y, Z) uint8
         See `interior.border_depth`.
-    most : int
-        Largest number of voxels that are used.
     """
-    positions = np.stack(np.unravel_index(flat[:: max(1, len(flat) // most)], image.shape))
+    positions = np.stack(np.unravel_index(flat[:: max(1, len(flat) // MOST_VOXELS)], image.shape))
     edge = np.array(image.shape)[:, None] - 1
     positions = positions[:, ((positions > 0) & (positions < edge)).all(0)]
     positions = positions[:, level[tuple(positions)] > 0]

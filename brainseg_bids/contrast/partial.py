@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 
 from brainseg_bids.contrast.interior import Interior
+from brainseg_bids.contrast.resolution import FWHM_PER_SD
 
 SAMPLES = 2000
 LEAST_OWN = 0.6
@@ -15,7 +16,6 @@ LEAST_OWN = 0.6
 
 CLEAN_OWN = 0.98
 PASSES = 3
-FWHM_PER_SD = 2.3548
 
 
 def spilled_in(

@@ -27,7 +27,7 @@ SAME_SHARE = 0.15
 """Largest difference of labels on one side of a border, relative to its contrast."""
 
 FEWEST_PROFILES = 40
-MOST_PROFILES = 20_000
+MOST_PROFILES, MOST_VOXELS = 20_000, 60_000
 
 SHARP_QUANTILE = 0.35
 """Quantile of edge widths that is the resolution: most anatomical borders are oblique or folded
@@ -224,7 +224,7 @@ def point_spread_fwhm(edge_sd_vox: float) -> float:
 
 
 def noise_correlation(
-    image: np.ndarray, indices: np.ndarray, flat: np.ndarray, *, most: int = 60_000
+    image: np.ndarray, indices: np.ndarray, flat: np.ndarray
 ) -> tuple[float, float, float]:
     """Correlation r of the noise of adjacent voxels along each axis, within one label.
 
@@ -238,10 +238,8 @@ def noise_correlation(
         Class indices.
     flat : (n,) int
         Flat indices of voxels of one label.
-    most : int
-        Largest number of voxels that are used.
     """
-    positions = np.stack(np.unravel_index(flat[:: max(1, len(flat) // most)], image.shape))
+    positions = np.stack(np.unravel_index(flat[:: max(1, len(flat) // MOST_VOXELS)], image.shape))
     own = indices[tuple(positions)]
     found = []
     for axis in range(3):

@@ -14,6 +14,10 @@ MAD_TO_SD = 1.4826
 CUT_SD = 2.5
 """Values further from the location than this many scales do not count."""
 
+_DENSITY = math.exp(-0.5 * CUT_SD**2) / math.sqrt(2 * math.pi)
+KEPT_VARIANCE = 1 - 2 * CUT_SD * _DENSITY / (2 * float(ndtr(CUT_SD)) - 1)
+"""Variance of a standard normal distribution truncated at `CUT_SD` on both sides: 0.911."""
+
 
 def median_mad(values: np.ndarray) -> tuple[float, float]:
     """Median, and 1.4826 times the median absolute deviation from it.
@@ -31,22 +35,10 @@ def median_mad(values: np.ndarray) -> tuple[float, float]:
     return middle, MAD_TO_SD * float(np.median(np.abs(values - middle)))
 
 
-def kept_variance(cut_sd: float) -> float:
-    """Variance of a standard normal distribution truncated at ``cut_sd`` on both sides.
-
-    >>> round(kept_variance(2.5), 3)
-    0.911
-    """
-    density = math.exp(-0.5 * cut_sd**2) / math.sqrt(2 * math.pi)
-    return 1 - 2 * cut_sd * density / (2 * float(ndtr(cut_sd)) - 1)
-
-
-def location_scale(
-    values: np.ndarray, weights: np.ndarray | None = None, *, cut_sd: float = CUT_SD
-) -> tuple[float, float]:
+def location_scale(values: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
     """Robust mean and standard deviation, by iterated trimming from median and MAD.
 
-    In each step, values further than ``cut_sd`` scales from the location are left out, and the
+    In each step, values further than `CUT_SD` scales from the location are left out, and the
     standard deviation of the rest is corrected for the truncation. The estimate is unbiased for
     normal distributions. It is redescending: gross outliers have no influence (Maronna et al.
     2019, *Robust Statistics*, 2.8).
@@ -56,7 +48,6 @@ def location_scale(
     values : (n,) float
     weights : (n,) float, optional
         Weight of each value.
-    cut_sd : float
 
     Returns
     -------
@@ -75,16 +66,15 @@ def location_scale(
     location, scale = median_mad(values)
     # More than half of the values are equal, as in coarsely quantised images.
     scale = scale or float(values.std())
-    factor = kept_variance(cut_sd)
     for _ in range(50):
-        kept = np.abs(values - location) <= cut_sd * scale
+        kept = np.abs(values - location) <= CUT_SD * scale
         total = weights[kept].sum()
         if scale == 0 or total == 0:
             return location, scale
         mean = float((weights[kept] * values[kept]).sum() / total)
         variance = float((weights[kept] * (values[kept] - mean) ** 2).sum() / total)
         moved = abs(mean - location)
-        location, before, scale = mean, scale, math.sqrt(variance / factor)
+        location, before, scale = mean, scale, math.sqrt(variance / KEPT_VARIANCE)
         if moved <= 1e-4 * scale and abs(scale - before) <= 1e-4 * scale:
             break
     return location, scale

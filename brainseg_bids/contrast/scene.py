@@ -10,7 +10,7 @@ import numpy as np
 
 from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.anatomy.labels import Label, LabelTable
+from brainseg_bids.anatomy.labels import Label, LabelTable, count_codes
 
 MARGIN_MM = 12.0
 """Margin of air around the head, for the border of the skin."""
@@ -47,13 +47,11 @@ class Scene:
 
 def _indexed(voxels: np.ndarray, table: LabelTable) -> tuple[np.ndarray, list[Label]]:
     """Voxels as class indices among the labels that are there; 0 is outside air."""
-    highest = int(table.codes[-1])
-    seen = np.zeros(highest + 1, dtype=bool)
-    for slab in voxels:
-        seen[np.bincount(slab.ravel(), minlength=highest + 1) > 0] = True
     air = table[0] if 0 in table else Label(0, "Background")
-    present = [air, *(table[int(code)] for code in np.flatnonzero(seen) if code != 0)]
-    lookup = np.zeros(highest + 1, dtype=np.uint8 if len(present) < 256 else np.uint16)
+    present = [air, *(table[code] for code in count_codes(voxels) if code != 0)]
+    lookup = np.zeros(
+        int(table.codes[-1]) + 1, dtype=np.uint8 if len(present) < 256 else np.uint16
+    )
     for index, label in enumerate(present):
         lookup[label.index] = index
     return np.take(lookup, voxels), present

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from brainseg_bids.contrast.robust import MAD_TO_SD
+
 PSEUDO_SUBJECTS = 2.0
 """What is known beforehand about a spread or a correlation weighs as much as this many subjects.
 
@@ -12,8 +14,6 @@ With an inverse-Wishart prior on the covariance of p labels this is p + 1 + `PSE
 degrees of freedom: the posterior mean is then
 ``(PSEUDO_SUBJECTS * before + scatter) / (PSEUDO_SUBJECTS + subjects - 1)``.
 """
-NORMAL_MAD = 1.4826
-"""Standard deviation of a normal distribution divided by its median absolute deviation."""
 
 
 def weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -54,9 +54,9 @@ def weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def weighted_deviation(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`NORMAL_MAD` times the weighted median absolute deviation of each column."""
+    """`MAD_TO_SD` times the weighted median absolute deviation of each column."""
     apart = np.abs(values - weighted_median(values, weights))
-    return NORMAL_MAD * weighted_median(apart, weights)
+    return MAD_TO_SD * weighted_median(apart, weights)
 
 
 def shrunk_deviation(

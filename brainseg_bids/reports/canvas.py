@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.anatomy.labels import Label
+from brainseg_bids.anatomy.labels import Label, count_codes
 from brainseg_bids.files import whole_or_nothing
 from brainseg_bids.reports.groups import GROUPS, group_of_mapping, plain_name, shown_labels
 from brainseg_bids.reports.slices import (
@@ -210,10 +210,8 @@ def signed(at_mm: float) -> str:
 
 def present_labels(labels: LabelMap) -> list[Label]:
     """Labels that a map has and a picture shows."""
-    present = np.zeros(int(labels.table.codes[-1]) + 1, dtype=bool)
-    for slab in slabs(labels.voxels):
-        present[np.flatnonzero(np.bincount(slab.ravel()))] = True
-    return [label for label in shown_labels(labels.table) if present[label.index]]
+    present = count_codes(slabs(labels.voxels))
+    return [label for label in shown_labels(labels.table) if label.index in present]
 
 
 def legend_of(maps: Iterable[LabelMap]) -> dict[str, list[tuple[str, list[Label]]]]:

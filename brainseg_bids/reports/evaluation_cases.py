@@ -13,7 +13,6 @@ from scipy import ndimage
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.evaluation.offsets import surface_offsets_mm
 from brainseg_bids.evaluation.structures import Pair, choose_structures
 from brainseg_bids.reports.canvas import (
@@ -271,7 +270,7 @@ def outlines(codes: np.ndarray) -> np.ndarray:
 def _paint_outlines(cut: Cut, case: _Case, window: tuple[float, float]) -> np.ndarray:
     """Image and the outlines of one map; filled too where there is no image."""
     tile = paint_cut(cut, case.reference, window, overlay=not case.has_image) * _DIM
-    colors = _colors(case.reference.table)
+    colors = case.reference.table.lookup(lambda label: label.rgb, float)
     line = outlines(cut.codes)
     tile[line] = 255 * colors[cut.codes[line]]
     return np.rint(tile).astype(np.uint8)
@@ -301,14 +300,6 @@ def _dim(cut: Cut, guess: np.ndarray, case: _Case, window: tuple[float, float]) 
         return _DIMMER * paint_cut(cut, case.reference, window, overlay=False)
     labelled = (cut.codes > 0) | (guess > 0)
     return np.repeat(255 * _LABELLED_GREY * labelled[..., None], 3, axis=2)
-
-
-def _colors(table: LabelTable) -> np.ndarray:
-    """Colour of each code, (codes, 3) float in 0..1."""
-    colors = np.zeros((int(table.codes[-1]) + 1, 3))
-    for label in table:
-        colors[label.index] = label.rgb
-    return colors
 
 
 # -- distances ----------------------------------------------------------------------------

@@ -236,11 +236,9 @@ def paint_cut(
     grey = np.nan_to_num(np.clip((cut.grey - low) / (high - low), 0, 1)) * cut.inside
     colors = np.repeat(grey[..., None], 3, axis=2)
     if overlay or lines:
-        largest = int(labels.table.codes[-1])
-        palette, filled = np.zeros((largest + 1, 3), np.float32), np.zeros(largest + 1, bool)
-        for label in shown_labels(labels.table):
-            palette[label.index], filled[label.index] = label.rgb, True
-        shown = np.where(filled[cut.codes], cut.codes, 0)
+        palette = labels.table.lookup(lambda label: label.rgb, np.float32)
+        filled = [label.index for label in shown_labels(labels.table)]
+        shown = np.where(np.isin(cut.codes, filled), cut.codes, 0)
         here = borders(shown) if lines else shown > 0
         opacity = 1.0 if lines else OPACITY
         colors[here] = (1 - opacity) * colors[here] + opacity * palette[shown[here]]

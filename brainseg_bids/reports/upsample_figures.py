@@ -61,8 +61,6 @@ def _voxel_size(grid: Grid) -> str:
 
 def _colors(labels: LabelMap) -> np.ndarray:
     """Colour of each code, (n, 3) uint8."""
-    colors = np.zeros((int(labels.table.codes[-1]) + 1, 3), dtype=np.uint8)
-    for label in labels.table:
-        rgb = np.rint(255 * np.array(label.rgb))
-        colors[label.index] = rgb if label.index else BACKGROUND
+    colors = labels.table.lookup(lambda label: np.rint(255 * np.array(label.rgb)), np.uint8)
+    colors[0] = BACKGROUND
     return colors

@@ -467,15 +467,20 @@ def test_a_coarser_grid_is_taken_by_majority_by_the_same_call():
 
 
 def test_upsampling_in_threads_and_shares_gives_the_same_labels(head, monkeypatch):
-    once = upsample.upsample(head, 2.0, threads=1).voxels
+    once = upsample.upsample(head, 2.0, engine=upsample_engine.Processor(1)).voxels
     monkeypatch.setattr(upsample_engine, "BAND_PLANES", 3)
-    np.testing.assert_array_equal(upsample.upsample(head, 2.0, threads=4).voxels, once)
+    np.testing.assert_array_equal(
+        upsample.upsample(head, 2.0, engine=upsample_engine.Processor(4)).voxels, once
+    )
 
 
 def test_progress_runs_from_none_to_all(head):
     seen = []
     upsample.upsample(
-        head, 2.0, threads=1, progress=lambda done, total: seen.append((done, total))
+        head,
+        2.0,
+        engine=upsample_engine.Processor(1),
+        progress=lambda done, total: seen.append((done, total)),
     )
     total = seen[0][1]
     assert seen == [(n, total) for n in range(total + 1)]
