@@ -216,17 +216,23 @@ def fingerprint(path: Path, *, known: Mapping) -> dict:
     """Size, time, state and SHA-256 of an input; it is not read if its state is as ``known``."""
     from brainseg_bids.files import file_state, sha256
 
-    stat = path.stat()
-    seen: dict = {"InputBytes": stat.st_size}
-    with suppress(ValueError, OverflowError):  # a clock that was wrong by thousands of years
-        modified = datetime.fromtimestamp(stat.st_mtime, tz=UTC)
-        seen["InputModified"] = modified.isoformat(timespec="microseconds")
+    seen = date_and_size(path)
     state = file_state(path)
     if state:
         seen["InputState"] = state
         if known.get("InputState") == state and "InputSHA256" in known:
             return seen | {"InputSHA256": known["InputSHA256"]}
     return seen | {"InputSHA256": sha256(path)}
+
+
+def date_and_size(path: Path) -> dict:
+    """What `fingerprint` says of a file without reading it."""
+    stat = path.stat()
+    seen: dict = {"InputBytes": stat.st_size}
+    with suppress(ValueError, OverflowError):  # a clock that was wrong by thousands of years
+        modified = datetime.fromtimestamp(stat.st_mtime, tz=UTC)
+        seen["InputModified"] = modified.isoformat(timespec="microseconds")
+    return seen
 
 
 def provenance_of(scan: Scan, labels: Path, uri: str, main: Path, bids_dir: Path) -> dict:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from brainseg_bids.bids.names import image_title
 from brainseg_bids.documents import InputError
 
 if TYPE_CHECKING:
@@ -194,6 +195,7 @@ def plan_evaluation(
         If there is no reference, nobody labelled any of its images, or names clash.
     """
     from brainseg_bids.interfaces.raters import named_by_models, raters_by_name
+    from brainseg_bids.stages.origins import doubts
 
     if not references:
         raise InputError(
@@ -208,6 +210,11 @@ def plan_evaluation(
     maps = [[case.labels for one in searches for case in one.rated[n].values()]
             for n in range(len(sources))]  # fmt: skip
     raters = named_by_models(sources, maps)
+    for (name, rater), theirs in zip(raters.items(), maps, strict=True):
+        # Others' maps may be of images that lie elsewhere.
+        images_in = bids_dir if rater.root == output_dir else None
+        by_title = {image_title(path): path for path in theirs}
+        notes += [f"{name}: {doubt}" for doubt in doubts(by_title, images_in)]
     images = [image for one in searches for image in _images(one, raters, bids_dir)]
     if not images:
         raise InputError(

@@ -77,6 +77,7 @@ class Summary(GroupStage):
                 title=settings.bids_dir.name,
                 participants=settings.participant_label,
                 sessions=settings.session_label,
+                bids_dir=settings.bids_dir,
                 tables=not settings.reports_only,
                 ratings=ratings,
             ):
@@ -183,6 +184,7 @@ def write_group(
     title: str,
     participants: Iterable[str] = (),
     sessions: Iterable[str] = (),
+    bids_dir: Path | None = None,
     tables: bool = True,
     ratings: Sequence[Mapping[str, str]] = (),
 ) -> list[tuple[Path, int, dict[str, list[str]]]]:
@@ -191,7 +193,8 @@ def write_group(
     There is one for segmentations and one for maps of heads, whichever are there; the latter
     says which structures are missing where, and which volumes are far from the others'. Without
     ``tables`` pages alone are written. ``ratings`` are rows of
-    `brainseg_bids.reports.ratings.read_ratings`.
+    `brainseg_bids.reports.ratings.read_ratings`. With ``bids_dir``, images that have changed or
+    gone since are named.
 
     Returns
     -------
@@ -204,6 +207,7 @@ def write_group(
         If there are no volumes.
     """
     from brainseg_bids.anatomy.cohort import Cohort  # late: numpy
+    from brainseg_bids.stages.origins import doubts
     from brainseg_bids.stages.summary_page import write_group_page
 
     wanted = (tuple(participants), tuple(sessions))
@@ -211,6 +215,10 @@ def write_group(
     for segmentation, name in GROUP_PAGES.items():
         if not (titles := _titles(output_dir, segmentation, *wanted)):
             continue
+        files = _renamed(_tables(output_dir, segmentation, *wanted), titles)
+        doubted = doubts(files, bids_dir)
+        for doubt in doubted:
+            log.warning("%s: %s", output_dir / name, doubt)
         volumes = find_volumes(output_dir, segmentation, *wanted)
         to_review = _renamed(find_to_review(output_dir, segmentation, volumes), titles)
         volumes = _renamed(volumes, titles)
@@ -229,6 +237,7 @@ def write_group(
             cohort=cohort,
             to_review=to_review,
             ratings=rated,
+            doubts=doubted,
         )
         pages.append((written, len(volumes), to_review))
     if not pages:

@@ -104,6 +104,7 @@ def write_group_page(
     cohort: Cohort | None = None,
     to_review: Mapping[str, Sequence[str]] | None = None,
     ratings: Sequence[Mapping[str, str]] = (),
+    doubts: Sequence[str] = (),
 ) -> Path:
     """Write volumes over participants as one self-contained HTML file, whole or not at all.
 
@@ -126,11 +127,14 @@ def write_group_page(
         What cannot be right about which of the participants' results.
     ratings : sequence of mapping
         Rows of `brainseg_bids.reports.ratings.read_ratings`.
+    doubts : sequence of str
+        As of `brainseg_bids.stages.origins.doubts`.
     """
     pages = {one.name for one in Path(path).parent.glob("sub-*.html")}
     items = [f"{who}: {'; '.join(found)}" for who, found in (to_review or {}).items()]
     return page.write_page(
         path,
+        page.box("Look at this before using the numbers", doubts, kind="warn") if doubts else "",
         page.box(f"{len(items)} to look at before the volumes are used", items, kind="warn")
         if items
         else "",

@@ -112,6 +112,25 @@ def test_sessions_that_are_not_asked_for_are_left_out(derivative, tmp_path):
     assert n_images == 1
 
 
+@pytest.mark.input(
+    "results",
+    "results by another version, model file or flips than the others', or whose images have "
+    "changed or gone, in `summary` and `evaluate`",
+    "counted; a warning in log and page names them",
+    0,
+)
+def test_results_that_do_not_belong_together_are_named(derivative, tmp_path, caplog):
+    folder = shutil.copytree(derivative[0], tmp_path / "copy")
+    for version, path in enumerate(sorted(folder.glob("sub-0*/anat/*_morph.tsv"))):
+        uri = f"bids:raw:{path.name[:6]}/anat/{path.name[:6]}_T1w.nii.gz"
+        said = {"BrainsegVersion": str(version), "Input": uri}
+        path.with_suffix(".json").write_text(json.dumps(said))
+    write_group(folder, title="demo", bids_dir=tmp_path)
+    for text in (caplog.text, (folder / "group.html").read_text()):
+        assert "version 0 (sub-01) and 1 (sub-02)" in text
+        assert "no longer has the image of sub-01, sub-02" in text
+
+
 def test_tables_of_an_earlier_version_have_no_covariate_and_no_shares(derivative):
     folder, _ = derivative
     for path in folder.glob("sub-*/anat/*.tsv"):

@@ -64,6 +64,13 @@ def test_a_model_called_as_another_rater_is_told_apart(tmp_path):
     assert list(plan(tmp_path, **given).raters) == ["expert_mine", "expert"]
 
 
+def test_maps_of_one_name_by_two_models_are_told(tmp_path):
+    derivative(tmp_path / "out", "brainseg", subjects=("01",), ModelName="m", ModelDigest="ab")
+    derivative(tmp_path / "out", "brainseg", subjects=("02",), ModelName="m", ModelDigest="cd")
+    (note,) = plan(tmp_path).notes
+    assert "m: results were not made alike: model m ab (sub-01) and cd (sub-02)" in note
+
+
 def test_the_same_model_and_name_twice_is_refused(tmp_path):
     derivative(tmp_path / "out", "brainseg", ModelName="head-1mm")
     again = derivative(tmp_path / "again", "brainseg", ModelName="head-1mm")
