@@ -321,7 +321,8 @@ def _worst(worst: Sequence[WorstCase], style: texts.Style) -> list[dict]:
             key,
             {
                 "image": case.image,
-                "rater": style.rater(case.rater),
+                "rater": case.rater,
+                "shown_rater": style.rater(case.rater),
                 "structures": [],
                 "figure": None if case.figure is None else Path(case.figure),
             },

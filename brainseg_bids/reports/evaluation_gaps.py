@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from brainseg_bids.evaluation.bootstrap import FEW
 from brainseg_bids.reports import page, tables
-from brainseg_bids.reports.evaluation_sections import number_table, rater
+from brainseg_bids.reports.evaluation_sections import number_table
 
 LONE = {"missed": "structure in the reference only", "extra": "structure in the prediction only"}
 WORST_NOTE = (
@@ -148,11 +148,11 @@ def worst(cases: Sequence[Mapping]) -> Markup:
         return Markup()
     parts: list[Markup | str] = []
     for case in cases:
-        title = Markup("{}, {}").format(case["image"], rater(case["rater"]))
+        title = Markup("{}, {}").format(case["image"], case["shown_rater"])
         parts += [page.heading(title), page.text("; ".join(case["structures"]))]
         if case["figure"] is not None:
             alt = "Outlines of reference and prediction, differences and distances of surfaces: "
-            alt += f"{case['image']}, {case['rater']['name']}"
+            alt += f"{case['image']}, {case['rater']}"
             gone = f"This picture is missing: {case['figure'].name}"
             parts.append(page.figure(case["figure"], alt, missing=gone))
     title = page.heading("Worst cases", level=2)

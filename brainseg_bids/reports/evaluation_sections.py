@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and plots on the page of an evaluation, of the texts that `evaluation_tables` gives."""
+"""Tables and plots on the page of an evaluation, of the lines that `evaluation.summary` gives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import pandas as pd
 from markupsafe import Markup
 
+from brainseg_bids.evaluation.scores import ALL
 from brainseg_bids.reports import evaluation_tables as texts
 from brainseg_bids.reports import page, tables
 from brainseg_bids.reports.evaluation_figures import metric_title
+from brainseg_bids.reports.evaluation_tables import Line
 
 NAME_LETTERS = 18
 """Longer names of raters may be broken into lines."""
+SIGNIFICANT = 0.05
+ERROR = "volume_error_frac"
+MEAN = ("mean", "low", "high")
+"""Columns of a mean and its interval."""
 OPEN_ROWS = 24
 """More rows of volumes than these are folded away."""
 
@@ -40,38 +47,6 @@ PAIR_NOTE = (
 
 
 # -- cells --------------------------------------------------------------------------------
-
-
-def rater(one: Mapping) -> Markup:
-    """A rater behind its colour, marked if it has seen images that it is judged on."""
-    name = tables.swatch(one["color"], one["name"])
-    if not one["leaky"]:
-        return name
-    seen = Markup('<strong class="far" title="has seen images it is judged on">† seen</strong>')
-    return Markup("{} {}").format(name, seen)
-
-
-def _cell(one: Mapping) -> Markup:
-    """A number, with its interval beneath it."""
-    return _interval(Markup("{}").format(one["text"]), one)
-
-
-def _league_cell(one: Mapping) -> Markup:
-    """The same; bold if it is the best, with how many images were left out."""
-    number = tables.strong(one["text"]) if one["best"] else Markup("{}").format(one["text"])
-    if one["left_out"]:
-        number += tables.faint(f" (−{one['left_out']})")
-    return _interval(number, one)
-
-
-def _interval(number: Markup, one: Mapping) -> Markup:
-    if one["interval"]:
-        number += Markup("<br/>{}").format(tables.faint(one["interval"]))
-    return number
-
-
-def _firm(words: str, firm: bool) -> Markup | str:
-    return tables.strong(words) if firm else words
 
 
 def _breakable(name: str) -> Markup:
@@ -142,15 +117,30 @@ class Sections:
         longest = max(map(len, self.style.raters), default=0)
         return {"Rater": "name" if longest <= NAME_LETTERS else ""}
 
+    def _own(self, lines: Mapping[tuple, Line], key: tuple) -> dict[str, Line | None]:
+        """Line of each metric; nothing if there is none of any."""
+        own = {name: lines.get((*key, name)) for name in self.style.metrics}
+        return own if any(line is not None for line in own.values()) else {}
+
     # -- league ---------------------------------------------------------------------------
 
     def league(self) -> Markup:
-        """Means of all raters side by side, and their ranks."""
-        blocks = texts.league(self.tables, self.style)
-        if not blocks:
+        """Means of all raters side by side, and their ranks.
+
+        What is best by the common images is marked; see `brainseg_bids.evaluation.ranking`.
+        """
+        lines = texts.by(self.tables["headline"], "stratum", "rater", "metric")
+        headline = filter(texts.is_headline, self.tables["ranks"])
+        ranks = texts.by(headline, "stratum", "rater", "metric")
+        titles = texts.strata_titles(stratum for stratum, _, _ in lines)
+        if not titles:
             return Markup()
-        lines = [(block["name"], row) for block in blocks for row in block["rows"]]
-        rows = [self._league_row(row) for _, row in lines]
+        found = {
+            key: own
+            for key in product(titles, self.style.raters)
+            if (own := self._own(lines, key))
+        }
+        rows = [self._league_row(key, own, ranks) for key, own in found.items()]
         judged = [line["name"] for line in self.tables["judged"] if line["used"]]
         note = f"Mean over {page.plural(len(judged), 'structure')} in each image, then over a "
         note += "subject's images, then over subjects"
@@ -161,43 +151,60 @@ class Sections:
             "distance); no row: that were not compared. (−n): structures in images that have no "
             "number and are left out of the mean."
         )
+        groups = [titles[stratum] for stratum, _ in found]
         return page.section(
             "league",
             page.heading("League table", level=2, stay=True),
-            self._explained(
-                number_table(rows, self._raters(), groups=[name for name, _ in lines]), note
-            ),
-            self._ranks([block for block in blocks if block["has_ranks"]]),
-            self._figure("headline", f"By rater{' and stratum' * (len(blocks) > 1)}"),
+            self._explained(number_table(rows, self._raters(), groups=groups), note),
+            self._ranks(titles, list(found), ranks),
+            self._figure("headline", f"By rater{' and stratum' * (len(titles) > 1)}"),
             self._judged(judged),
         )
 
-    def _league_row(self, row: Mapping) -> dict:
-        subjects = str(row["n_subjects"])
-        if row["n_images"] != row["n_subjects"]:
-            images = tables.faint(f"{row['n_images']} images")
+    def _league_row(
+        self, key: tuple[str, str], own: Mapping[str, Line | None], ranks: Mapping[tuple, Line]
+    ) -> dict:
+        some = next(line for line in own.values() if line is not None)
+        subjects = str(some["n_subjects"])
+        if some["n_images"] != some["n_subjects"]:
+            images = tables.faint(f"{some['n_images']} images")
             subjects = Markup("{}<br/>{}").format(subjects, images)
+        best = {name: ranks.get((*key, name), {}).get("rank") == 1 for name in own}
+        cells = [
+            texts.NA
+            if line is None
+            else texts.between(line, name, MEAN, bold=best[name], left_out=line["n_left_out"])
+            for name, line in own.items()
+        ]
         return {
-            "Rater": rater(row),
-            **self._metrics([_league_cell(one) for one in row["cells"]]),
+            "Rater": self.style.rater(key[1]),
+            **self._metrics(cells),
             "Subjects": subjects,
-            "Missed": row["n_missed"],
-            "Extra": row["n_extra"],
-            "No row": row["n_no_row"],
+            "Missed": some["n_reference_only"],
+            "Extra": some["n_prediction_only"],
+            "No row": some["n_no_row"],
         }
 
-    def _ranks(self, blocks: Sequence[Mapping]) -> Markup:
-        if not blocks:
-            return Markup()
+    def _ranks(
+        self,
+        titles: Mapping[str, str],
+        keys: Sequence[tuple[str, str]],
+        ranks: Mapping[tuple, Line],
+    ) -> Markup:
         rows, groups = [], []
-        for block in blocks:
-            rows += [
-                {"Rater": rater(row), **self._metrics(row["ranks"], "by {}")}
-                for row in block["rows"]
-            ]
-            firm = [tables.faint(words) for words in block["firm"]]
+        for stratum, title in titles.items():
+            if not any(key[0] == stratum for key in ranks):
+                continue
+            own = [key for key in keys if key[0] == stratum]
+            for key in own:
+                found = [ranks.get((*key, name)) for name in self.style.metrics]
+                cells = [texts.chances_text(line) if line else texts.NA for line in found]
+                rows.append({"Rater": self.style.rater(key[1]), **self._metrics(cells, "by {}")})
+            firm = [tables.faint(_same_order(ranks, stratum, m)) for m in self.style.metrics]
             rows.append({"Rater": tables.faint("Same order"), **self._metrics(firm, "by {}")})
-            groups += [block["name"]] * (len(block["rows"]) + 1)
+            groups += [title] * (len(own) + 1)
+        if not rows:
+            return Markup()
         note = (
             "Rank on the images that all raters have, and in brackets the chances of rank 1, 2, … "
             "when subjects are drawn again. Same order: share of draws with the same ranks of "
@@ -223,10 +230,20 @@ class Sections:
 
     def pairs(self) -> Markup:
         """Raters against each other: means over structures, then single ones."""
-        parts = texts.headline_pairs(self.tables["comparisons"], self.style)
-        if not parts:
+        lines = self.tables["comparisons"]
+        headline = [line for line in lines if texts.is_headline(line)]
+        titles = texts.strata_titles(str(line["stratum"]) for line in headline)
+        if not titles:
             return Markup()
-        single = texts.structure_pairs(self.tables["comparisons"], self.style)
+        first, *others = [
+            (title, self._pair_table([line for line in headline if line["stratum"] == stratum]))
+            for stratum, title in titles.items()
+        ]
+        single = [
+            line
+            for line in lines
+            if not texts.is_headline(line) and (line["stratum"], line["metric"]) == (ALL, "dice")
+        ]
         alone = " There is no test with one subject." if self.n_subjects == 1 else ""
         note = (
             "Adjusted after Holm over all structures and pairs. Other metrics and strata are in "
@@ -235,29 +252,61 @@ class Sections:
         return page.section(
             "pairs",
             page.heading("Raters against each other", level=2),
-            self._explained(_pair_table(parts[0]["blocks"]), PAIR_NOTE + alone),
-            *self._folded(parts[1:], _pair_table),
+            self._explained(first[1], PAIR_NOTE + alone),
+            *self._folded(others),
             page.fold(
                 "Single structures: Dice, all images",
-                self._explained(_pair_table(single), note),
+                self._explained(self._pair_table(single), note),
             )
             if single
             else "",
         )
 
-    def _folded(
-        self, parts: Sequence[Mapping], table: Callable[[Sequence[Mapping]], Markup]
-    ) -> list[Markup]:
+    def _folded(self, parts: Sequence[tuple[str, Markup]]) -> list[Markup]:
         """Further strata, closed at first."""
-        return [page.fold(part["name"], table(part["blocks"]), self._surfaces()) for part in parts]
+        return [page.fold(title, table, self._surfaces()) for title, table in parts]
+
+    def _pair_table(self, lines: Sequence[Line]) -> Markup:
+        """Pairs of raters, grouped by the metric, or by the structure if it is a single one."""
+        by_group: dict[str, list[dict]] = {}
+        for line in lines:
+            name, column = str(line["name"]), str(line["metric"])
+            group = metric_title(column) if texts.is_headline(line) else name
+            by_group.setdefault(group, []).append(self._pair_row(line, column))
+        rows = [row for rows in by_group.values() for row in rows]
+        groups = [group for group, rows in by_group.items() for _ in rows]
+        css = {"First": "name", "Second": "name", "Favours": ""}
+        return number_table(rows, css, groups=groups)
+
+    def _pair_row(self, line: Line, column: str) -> dict:
+        interval = ("mean_difference", "low", "high")
+        shift = ("hodges_lehmann", "hodges_lehmann_low", "hodges_lehmann_high")
+        adjusted, favours = line["p_holm"], line["favours"] or "neither"
+        is_firm = adjusted is not None and float(adjusted) < SIGNIFICANT
+        p_holm = texts.p_text(adjusted)
+        return {
+            "First": self.style.rater(line["first"]),
+            "Second": self.style.rater(line["second"]),
+            "Subjects": line["n_subjects"],
+            "First − second": texts.between(line, column, interval, sign=True),
+            "Hodges-Lehmann": texts.between(line, column, shift, sign=True),
+            "Rank-biserial": texts.number(line["rank_biserial"], "rank_biserial", sign=True),
+            "p": texts.p_text(line["p"]),
+            "p (Holm)": tables.strong(p_holm) if is_firm else p_holm,
+            "Favours": tables.strong(favours) if is_firm else tables.faint(favours),
+        }
 
     # -- structures -----------------------------------------------------------------------
 
     def structures(self) -> Markup:
         """Each structure of each rater, stratum by stratum."""
-        parts = texts.structures(self.tables["structures"], self.style, self.names)
-        if not parts:
+        lines = texts.by(self.tables["structures"], "stratum", "name", "rater", "metric")
+        titles = texts.strata_titles(stratum for stratum, *_ in lines)
+        if not titles:
             return Markup()
+        first, *others = [
+            (title, self._structure_table(lines, stratum)) for stratum, title in titles.items()
+        ]
         means = "Means over subjects"
         if self.n_subjects > 1:
             means += f", in brackets their {self.interval}; beneath the median the quartiles"
@@ -269,51 +318,60 @@ class Sections:
             "structures",
             page.heading("Structures", level=2),
             self._figure("structures", "By rater"),
-            self._explained(self._structure_table(parts[0]["blocks"]), note),
-            *self._folded(parts[1:], self._structure_table),
+            self._explained(first[1], note),
+            *self._folded(others),
         )
 
-    def _structure_table(self, blocks: Sequence[Mapping]) -> Markup:
-        lines = [(block, row) for block in blocks for row in block["rows"]]
-        rows = [self._structure_row(row) for _, row in lines]
-        groups = [tables.swatch(block["color"], block["name"]) for block, _ in lines]
+    def _structure_table(self, lines: Mapping[tuple, Line], stratum: str) -> Markup:
+        rows, groups = [], []
+        for name, rater in product(self.names, self.style.raters):
+            key = (stratum, name, rater)
+            error = lines.get((*key, ERROR))
+            own = self._own(lines, key)
+            if own or error is not None:
+                rows.append(self._structure_row(rater, own, error))
+                groups.append(self.style.swatch(name))
         return page.small(number_table(rows, {**self._raters(), "in": ""}, groups=groups))
 
-    def _structure_row(self, row: Mapping) -> dict:
-        missed, extra = row["n_missed"], row["n_extra"]
+    def _structure_row(
+        self, rater: str, own: Mapping[str, Line | None], error: Line | None
+    ) -> dict:
+        some = next(line for line in (*own.values(), error) if line is not None)
+        dice = own.get("dice")
+        missed, extra = some["n_reference_only"], some["n_prediction_only"]
         alone = tables.strong(f"{missed} / {extra}", far=True) if missed or extra else ""
+        found = [(name, own.get(name)) for name in self.style.metrics]
+        cells = [texts.between(line, name, MEAN) if line else texts.NA for name, line in found]
+        has_worst = dice is not None and dice["worst_image"]
         return {
-            "Rater": rater(row),
-            "n": row["n_subjects"],
-            **self._metrics([_cell(one) for one in row["cells"]]),
-            "Median Dice": _cell(row["median"]),
-            "Volume": row["error"],
+            "Rater": self.style.rater(rater),
+            "n": some["n_subjects"],
+            **self._metrics(cells),
+            "Median Dice": texts.NA if dice is None else _median(dice),
+            "Volume": texts.NA if error is None else texts.number(error["mean"], ERROR, sign=True),
             Markup("Missed<br/>/ extra"): alone or tables.faint("none"),
-            Markup("Worst<br/>Dice"): row["worst"],
-            "in": _breakable(row["worst_image"]),
+            Markup("Worst<br/>Dice"): texts.number(dice["worst"], "dice")
+            if has_worst
+            else texts.NA,
+            "in": _breakable(dice["worst_image"] if dice else ""),
         }
 
     # -- volumes --------------------------------------------------------------------------
 
     def volumes(self) -> Markup:
-        """Bias and limits of agreement."""
-        found = texts.volumes(self.tables["bland_altman"], self.style, self.names)
-        if not found:
+        """Bias and limits of agreement, of all images."""
+        lines = texts.by(self.tables["bland_altman"], "stratum", "name", "rater", "unit")
+        rows = []
+        for name, rater in product(self.names, self.style.raters):
+            mm3, percent = (lines.get((ALL, name, rater, unit)) for unit in ("mm3", "percent"))
+            if mm3 is not None and percent is not None:
+                structure = {
+                    "Structure": self.style.swatch(name),
+                    "Rater": self.style.rater(rater),
+                }
+                rows.append(structure | _volume_cells(mm3, percent))
+        if not rows:
             return Markup()
-        rows = [
-            {
-                "Structure": tables.swatch(row["swatch"], row["structure"]),
-                "Rater": rater(row),
-                "n": row["n_subjects"],
-                "Left out": row["left_out"],
-                "Bias (mm³)": _cell(row["bias"]),
-                "Limits (mm³)": row["limits"],
-                "Bias": row["bias_percent"],
-                "Limits": row["limits_percent"],
-                "p of slope": row["slope_p"],
-            }
-            for row in found
-        ]
         css = {"Structure": "name", **self._raters()}
         css |= dict.fromkeys(("Left out", "Limits (mm³)", "Limits", "p of slope"), "n fold")
         return page.section(
@@ -329,23 +387,37 @@ class Sections:
         )
 
 
-def _pair_table(blocks: Sequence[Mapping]) -> Markup:
-    lines = [(block["name"], line) for block in blocks for line in block["rows"]]
-    rows = [
-        {
-            "First": rater(line["first"]),
-            "Second": rater(line["second"]),
-            "Subjects": line["n_subjects"],
-            "First − second": _cell(line["difference"]),
-            "Hodges-Lehmann": _cell(line["shift"]),
-            "Rank-biserial": line["effect"],
-            "p": line["p"],
-            "p (Holm)": _firm(line["p_holm"], line["firm"]),
-            "Favours": _firm(line["favours"], True)
-            if line["firm"]
-            else tables.faint(line["favours"]),
-        }
-        for _, line in lines
-    ]
-    css = {"First": "name", "Second": "name", "Favours": ""}
-    return number_table(rows, css, groups=[name for name, _ in lines])
+def _same_order(ranks: Mapping[tuple, Line], stratum: str, metric_name: str) -> str:
+    """How often the order is the same, and Kendall's tau."""
+    for (where, _, what), line in ranks.items():
+        if (where, what) == (stratum, metric_name) and line["same_order"] is not None:
+            tau = line["kendall_tau"]
+            words = f"{100 * float(line['same_order']):.0f} %"
+            return words if tau is None else f"{words}, τ {float(tau):.2f}"
+    return texts.NA
+
+
+def _median(line: Line) -> Markup | str:
+    """Median and quartiles, which one subject does not have."""
+    if line["n_subjects"] == 1:
+        return texts.number(line["median"], "dice")
+    return texts.between(line, "dice", ("median", "q1", "q3"))
+
+
+def _volume_cells(mm3: Line, percent: Line) -> dict:
+    """Bias and limits in both units; those in per cent are of the mean of both volumes."""
+    bias, *ends = (
+        None if percent[key] is None else float(percent[key]) / 100
+        for key in ("bias", "lower", "upper")
+    )
+    return {
+        "n": mm3["n_subjects"],
+        "Left out": sum(
+            int(mm3[f"n_{status}"]) for status in ("reference_only", "prediction_only", "neither")
+        ),
+        "Bias (mm³)": texts.between(mm3, "_mm3", ("bias", "bias_low", "bias_high"), sign=True),
+        "Limits (mm³)": texts.limits(mm3["lower"], mm3["upper"], "_mm3"),
+        "Bias": texts.number(bias, ERROR, sign=True),
+        "Limits": texts.limits(*ends, ERROR),
+        "p of slope": texts.p_text(mm3["slope_p"]),
+    }
