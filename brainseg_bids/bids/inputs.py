@@ -137,7 +137,8 @@ def find_subjects(
     suffixes = list(contrasts) or list(usual)
     by_suffix = make_filters(filters or {}, suffixes)
     log_ignored(filters or {}, suffixes)
-    refused = {label: error for label in labels if (error := label_error(bids_dir, label))}
+    refused = _case_collisions(bids_dir, labels)
+    refused |= {label: error for label in labels if (error := label_error(bids_dir, label))}
     paths: dict[str, list[Path]] = {label: [] for label in labels if label not in refused}
     layout = open_index(
         bids_dir, paths, datatypes=_datatypes(by_suffix.values()), database_dir=database_dir
@@ -290,6 +291,23 @@ def label_error(bids_dir: Path, label: str) -> str:
     )
 
 
+def _case_collisions(bids_dir: Path, labels: Iterable[str]) -> dict[str, str]:
+    """Why a participant cannot be taken whose label another one has in other letter case.
+
+    BIDS forbids it: on disks that ignore case one's results would replace the other's.
+    """
+    first: dict[str, str] = {}
+    for name in sorted(path.name for path in bids_dir.glob("sub-*")):
+        first.setdefault(name.casefold(), name)
+    owners = {label: first.get(f"sub-{label}".casefold(), f"sub-{label}") for label in labels}
+    return {
+        label: f"{bids_dir / f'sub-{label}'}: it and {owner} differ in letter case only, which "
+        "BIDS forbids. Rename one of them."
+        for label, owner in owners.items()
+        if owner != f"sub-{label}"
+    }
+
+
 def name_error(scan: Scan, label: str, inside: Path) -> str:
     """Why a name cannot be taken, or nothing: no BIDS name, or one that its folder contradicts."""
     path = scan.path
@@ -321,7 +339,7 @@ def _session_folder(inside: Path) -> str | None:
 def _subject(label: str, paths: list[Path], root: Path) -> Subject:
     """Check what can be told from names and sizes; the rest shows when an image is read."""
     scans, errors = [], {}
-    owners: dict[Path, Scan] = {}
+    owners: dict[str, Scan] = {}
     for path in paths:
         scan = Scan.from_path(path)
         error = name_error(scan, label, path.relative_to(root))
@@ -329,7 +347,8 @@ def _subject(label: str, paths: list[Path], root: Path) -> Subject:
             errors[scan.title] = error
             continue
         output = OutputNames.of(scan).labels
-        owner = owners.setdefault(output, scan)
+        # BIDS forbids names that differ in letter case only: many disks take them for one.
+        owner = owners.setdefault(output.as_posix().casefold(), scan)
         if owner is not scan:
             errors[f"{scan.title} ({path.name})"] = (
                 f"{path}: it and {owner.path.name} would both become {output.name}. "

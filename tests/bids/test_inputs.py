@@ -175,6 +175,26 @@ def test_two_files_for_one_image_are_a_fault(dataset):
     assert "would both become" in next(iter(subject.errors.values()))
 
 
+@pytest.mark.input(
+    "names",
+    "images or participants whose names differ in letter case only, such as `acq-MPR` and "
+    "`acq-mpr`",
+    "the second one is refused; the line names both",
+    1,
+)
+def test_names_that_differ_in_case_only_are_a_fault(tmp_path):
+    names = ("sub-01_acq-MPR_T1w", "sub-01_acq-mpr_T1w", "sub-S1_T1w", "sub-s1_T1w")
+    data = write_dataset(tmp_path / "data", *names)
+    one, upper, lower = find_subjects(data, ["01", "S1", "s1"])
+    assert titles([one]) == ["sub-01 acq-MPR T1w"]
+    assert "sub-01_acq-MPR_T1w.nii.gz would both" in next(iter(one.errors.values()))
+    assert titles([upper]) == ["sub-S1 T1w"]
+    assert titles([lower]) == []
+    assert "sub-S1 differ in letter case" in lower.errors["sub-s1"]
+    (alone,) = find_subjects(data, ["s1"])  # as in a job of its own
+    assert alone.errors == lower.errors
+
+
 def test_a_name_that_belongs_to_another_participant_is_a_fault(dataset):
     anat = dataset / "sub-010" / "anat"
     (anat / "sub-010_FLAIR.nii.gz").rename(anat / "sub-01_FLAIR.nii.gz")
