@@ -27,7 +27,7 @@ from brainseg_bids.files import DISK_FAULTS
 from brainseg_bids.options import label
 
 VIA = ("auto", *annex.WAYS, "http")
-JOBS = 4
+JOBS, MOST_SHOWN = 4, 40
 NOTE = ".brainseg_fetch.txt"
 """Licence and citation, in the dataset; validators pass over names that begin with a dot."""
 
@@ -112,8 +112,9 @@ def main(argv: list[str] | None = None) -> int:
         via = _choose(dataset, options)
         if not options.dry_run:
             _check_writable(options.dest.absolute())
-        fetch = _fetch_http if via == "http" else _fetch_annex
-        return fetch(dataset, options, via)
+        if via == "http":
+            return _fetch_http(dataset, options)
+        return _fetch_annex(dataset, options, via)
     except FetchError as error:
         _complain(str(error))
         return error.exit_code
@@ -199,7 +200,7 @@ def _show_absent(dataset: Dataset, clone: Path, options: argparse.Namespace) -> 
     _show([path.relative_to(clone).as_posix() for path in paths])
 
 
-def _fetch_http(dataset: Dataset, options: argparse.Namespace, way: str) -> int:
+def _fetch_http(dataset: Dataset, options: argparse.Namespace) -> int:
     from brainseg_bids.fetch import http, listing, transfer  # late: requests
 
     patience = http.Patience()
@@ -246,11 +247,11 @@ def _conclude(failures: Sequence[str], total: int, dest: Path) -> int:
     return DONE
 
 
-def _show(paths: Sequence[str], *, most: int = 40) -> None:
-    for path in paths[:most]:
+def _show(paths: Sequence[str]) -> None:
+    for path in paths[:MOST_SHOWN]:
         print(f"  {path}")
-    if len(paths) > most:
-        print(f"  and {len(paths) - most} more")
+    if len(paths) > MOST_SHOWN:
+        print(f"  and {len(paths) - MOST_SHOWN} more")
 
 
 def _complain(line: str) -> None:

@@ -77,9 +77,10 @@ def run(settings: Settings, *, program: Sequence[str] | None = None) -> int:
 
 def _at_level(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:
     """Do it at the level that was asked for; what cannot be done for anyone is told in a line."""
-    level = _participants if settings.analysis_level == "participant" else _group
     try:
-        return level(settings, run_dir, program)
+        if settings.analysis_level == "group":
+            return run_group(settings, run_dir)
+        return _participants(settings, run_dir, program)
     except (InputError, BundleError) as error:
         log.error("%s", error)
         return UNUSABLE
@@ -89,10 +90,6 @@ def _at_level(settings: Settings, run_dir: Path, program: Sequence[str] | None) 
     except KeyboardInterrupt:
         log.error("interrupted; run the same command again to go on")
         return INTERRUPTED
-
-
-def _group(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:
-    return run_group(settings, run_dir)
 
 
 def _participants(settings: Settings, run_dir: Path, program: Sequence[str] | None) -> int:

@@ -68,7 +68,7 @@ class Launch:
     def command(self, flags: Sequence[str]) -> list[str]:
         """The command for bash, in the lines that it is written in."""
         folders = (self.settings.bids_dir, self.settings.output_dir)
-        given = " ".join([*(shlex.quote(str(path)) for path in folders)])
+        given = shlex.join(map(str, folders))
         return [self._program(), f"{given} {self.settings.analysis_level}", *flags]
 
     def _program(self) -> str:

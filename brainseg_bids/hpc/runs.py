@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from brainseg_bids.documents import InputError
+from brainseg_bids.documents import InputError, read_object
 from brainseg_bids.hpc.schedulers import SCHEDULERS
 from brainseg_bids.locks import Lock, lock_byte
 from brainseg_bids.settings import Settings, SettingsError
-from brainseg_bids.stages.jobs import read_object
 
 RECORD = "run.json"
 """File in a run's folder below ``logs``; its first byte is locked while the run is at work."""

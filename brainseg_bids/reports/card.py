@@ -14,11 +14,16 @@ from dataclasses import dataclass, field
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.plausibility import implausible_model
 from brainseg_bids.reports.groups import GROUPS, group_of_mapping
+from brainseg_bids.reports.tables import markdown_table
 from brainseg_bids.units import duration
 
 MOST_LISTED = 40
 """Label maps named one by one; of more, voxel sizes are counted and the manifest has digests."""
 
+HOW_TO_USE = (
+    "```\nbrainseg BIDS_DIR OUT_DIR participant --stages segment --model THIS_FOLDER\n```",
+    "Look at the picture of each head in the report before using its numbers.",
+)
 WEAK_DICE = 0.5
 """Structures below are named among the limits."""
 
@@ -214,7 +219,7 @@ def model_card(facts: CardFacts | Mapping[str, object]) -> str:
     sections = {
         "What it is": _what(facts),
         "What it is for": _purpose(facts),
-        "How to use it": _use(facts),
+        "How to use it": HOW_TO_USE,
         "Labels": _labels(facts.table),
         "What it was trained on": _data(facts),
         "How it was trained": _training(facts),
@@ -265,13 +270,6 @@ def _purpose(facts: CardFacts) -> list[str]:
     return [
         f"Contrasts it was made for (BIDS suffixes): {contrasts}. For research: labels and "
         "volumes of many heads that somebody looks at, masks, starting labels to correct by hand."
-    ]
-
-
-def _use(facts: CardFacts) -> list[str]:
-    return [
-        "```\nbrainseg BIDS_DIR OUT_DIR participant --stages segment --model THIS_FOLDER\n```",
-        "Look at the picture of each head in the report before using its numbers.",
     ]
 
 
@@ -478,13 +476,5 @@ def _licence(facts: CardFacts) -> list[str]:
 
 
 def _tables(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown, or none without rows; a bar within a cell is escaped."""
-    if not rows:
-        return []
-    rule = "| --- |" + " --- |" * (len(heads) - 1)
-    first, *others = [f"| {' | '.join(map(_cell, row))} |" for row in (heads, *rows)]
-    return ["\n".join([first, rule, *others])]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """A table in Markdown, or none without rows."""
+    return [markdown_table(heads, rows)] if rows else []

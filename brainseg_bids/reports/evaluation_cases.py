@@ -32,6 +32,7 @@ from brainseg_bids.reports.slices import (
     PLANES,
     WIDTH_PX,
     Cut,
+    box_voxels,
     grey_window,
     paint_cut,
     view_mm,
@@ -187,7 +188,7 @@ def _prepare(
     if wanted is not None:
         differs &= (truth == wanted) | (guess == wanted)
     at_mm = _busiest_mm(grid, differs if differs.any() else seen.voxels > 0, box_mm)
-    part = _voxel_box(grid, box_mm)
+    part = box_voxels(grid, box_mm, margin_vox=1)
     start, shape = [s.start for s in part], [s.stop - s.start for s in part]
     smaller = grid.crop(tuple(start), tuple(shape))
     return _Case(
@@ -223,15 +224,6 @@ def _busiest_mm(grid: Grid, voxels: np.ndarray, box_mm: np.ndarray) -> tuple[flo
         counts = np.bincount(slab)
         busiest_mm.append(float(along.min() + size * counts.argmax()))
     return tuple(busiest_mm)
-
-
-def _voxel_box(grid: Grid, box_mm: np.ndarray) -> tuple[slice, ...]:
-    """Voxels that a world box touches, and one more on each side."""
-    corners = np.array(np.meshgrid(*box_mm)).reshape(3, -1)
-    at = np.linalg.inv(grid.affine)[:3] @ np.vstack([corners, np.ones(corners.shape[1])])
-    low = np.maximum(np.floor(at.min(axis=1)).astype(int) - 1, 0)
-    high = np.minimum(np.ceil(at.max(axis=1)).astype(int) + 2, grid.shape)
-    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
 
 
 # -- outlines and differences -------------------------------------------------------------

@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 
 from brainseg_bids.evaluation.decision import FEWEST_SEEDS, Decision
 from brainseg_bids.reports.canvas import BLUE, FAINT, FONT, INK, LINE, RED, Canvas
+from brainseg_bids.reports.page import plural
 from brainseg_bids.reports.plots import axes_on, name_axes
+from brainseg_bids.reports.tables import markdown_table
 from brainseg_bids.training.experiment import (
     BASELINE,
     OFF,
@@ -47,7 +49,8 @@ def draw_experiment(path: Path, plan: ExperimentPlan, findings: Findings) -> Pat
         title += f". By the rule: {findings.thesis.verdict}"
     canvas.text(30, 26, title, size_px=17, weight="bold")
     counts = sorted({len(one.values) for one in findings.accuracy})
-    words = f"{' to '.join(map(_seeds, counts[:1] + counts[1:][-1:]))}, {plan.steps} steps each. "
+    seeds = " to ".join(plural(n, "seed") for n in counts[:1] + counts[1:][-1:])
+    words = f"{seeds}, {plan.steps} steps each. "
     canvas.text(30, 52, words + _bars(findings.accuracy, plan), color=FAINT)
     shown = [where for where in WHERE if any(one.where == where for one in findings.accuracy)]
     for number, where in enumerate(shown):
@@ -71,14 +74,6 @@ def draw_experiment(path: Path, plan: ExperimentPlan, findings: Findings) -> Pat
         transform=axes.transAxes, color=FAINT, fontsize=9, **FONT,
     )  # fmt: skip
     return canvas.save(path)
-
-
-def _seeds(n: int) -> str:
-    """
-    >>> _seeds(1), _seeds(5)
-    ('1 seed', '5 seeds')
-    """
-    return f"{n} seed{'' if n == 1 else 's'}"
 
 
 def _bars(estimates: Sequence[Estimate], plan: ExperimentPlan) -> str:
@@ -179,7 +174,7 @@ def _numbers(decision: Decision, where: str) -> str:
     ends = _ends(decision.on_low, decision.on_high)
     return (
         f"Mean paired difference on {where}: {decision.on_mean:+.4f} ({ends}; "
-        f"{_seeds(decision.n_seeds)}, margin {decision.margin:g})."
+        f"{plural(decision.n_seeds, 'seed')}, margin {decision.margin:g})."
     )
 
 
@@ -198,12 +193,12 @@ def _table(estimates: Sequence[Estimate], *, signed: bool) -> str:
     columns = list(dict.fromkeys((one.where, one.space) for one in estimates))
     found = {(one.kappa, one.where, one.space): one for one in estimates}
     names = [where if space == where else f"{where}: {space}" for where, space in columns]
-    lines = [f"| kappa | {' | '.join(names)} |", "| --- |" + " --- |" * len(columns)]
-    for kappa in sorted({one.kappa for one in estimates}):
-        cells = [_cell(found.get((kappa, *column)), signed=signed) for column in columns]
-        lines.append(f"| {kappa:g} | {' | '.join(cells)} |")
+    rows = [
+        [f"{kappa:g}", *(_cell(found.get((kappa, *c)), signed=signed) for c in columns)]
+        for kappa in sorted({one.kappa for one in estimates})
+    ]
     notes = sorted({one.note for one in estimates if one.note})
-    text = "\n".join(lines)
+    text = markdown_table(["kappa", *names], rows)
     return f"{text}\n\n{'; '.join(notes)}." if notes else text
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from brainseg_bids.anatomy.cohort import OUTLIER_Z
 from brainseg_bids.anatomy.intracranial import STRIPPED
 from brainseg_bids.bids.names import sidecar
-from brainseg_bids.documents import InputError, read_json
+from brainseg_bids.documents import read_object
 from brainseg_bids.reports import page, tables
 from brainseg_bids.reports.page import Section
 from brainseg_bids.reports.ratings import rating_form
@@ -152,10 +152,7 @@ def no_asymmetry(*labels: Path) -> str:
 
 def metadata_of(path: Path) -> dict:
     """The JSON beside a result, empty if there is none."""
-    try:
-        return read_json(sidecar(path))
-    except InputError:
-        return {}
+    return read_object(sidecar(path))
 
 
 def written(outputs: Mapping[str, Path], output_dir: Path) -> list[str]:

@@ -214,12 +214,8 @@ def plural(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def embedded(image: Path | bytes) -> str | None:
-    """Data URI of a PNG, None if there is no such file."""
-    if isinstance(image, Path):
-        if not image.is_file():
-            return None
-        image = image.read_bytes()
+def embedded(image: bytes) -> str:
+    """Data URI of a PNG."""
     return "data:image/png;base64," + base64.b64encode(image).decode("ascii")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from brainseg_bids.anatomy.grid import Grid
+from brainseg_bids.anatomy.grid import Grid, triple
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.reports.groups import BRAIN, CSF, group_of_mapping, shown_labels
 
@@ -122,6 +122,16 @@ def slabs(array: np.ndarray) -> np.ndarray:
 def _corners_mm(grid: Grid) -> np.ndarray:
     corners = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in grid.shape])).reshape(3, -1)
     return grid.affine[:3, :3] @ corners + grid.affine[:3, 3:]
+
+
+def box_voxels(grid: Grid, box_mm: np.ndarray, margin_vox: int = 0) -> tuple[slice, slice, slice]:
+    """Voxels that a world box touches, and some more on each side."""
+    corners = np.array(np.meshgrid(*box_mm)).reshape(3, -1)
+    inverse = np.linalg.inv(grid.affine)
+    at = inverse[:3, :3] @ corners + inverse[:3, 3:] + 0.5
+    first = np.maximum(np.floor(at.min(axis=1)).astype(int) - margin_vox, 0)
+    last = np.minimum(np.ceil(at.max(axis=1)).astype(int) + margin_vox, grid.shape)
+    return triple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
 
 
 # -- one cut ------------------------------------------------------------------------------

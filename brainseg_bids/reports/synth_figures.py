@@ -30,7 +30,6 @@ from brainseg_bids.reports.comparison import (
     compare,
     draw_methods,
     method_colors,
-    one_side,
     write_methods,
 )
 from brainseg_bids.reports.densities import CLASSES, IntensityComparison, class_labels
@@ -106,7 +105,6 @@ def draw_real_and_synthetic(
     real: tuple[np.ndarray, LabelMap],
     synthetic: Sequence[tuple[str, np.ndarray, LabelMap]],
     *,
-    histograms: Sequence[IntensityComparison] | None = None,
     title: str = "Real and synthetic",
 ) -> Path:
     """Draw a real head above synthetic ones in the same planes, and their histograms.
@@ -122,9 +120,6 @@ def draw_real_and_synthetic(
     synthetic : sequence of (str, (X, Y, Z) float, LabelMap)
         Method (``fitted``, ``agnostic``, ``synthseg``, ...), image, labels; one row each. Rows
         of one method are counted together in the histograms.
-    histograms : sequence of IntensityComparison, optional
-        Drawn instead of those of the images shown here, such as of many synthetic images; of
-        pairs the left side.
     title : str
 
     Raises
@@ -137,7 +132,7 @@ def draw_real_and_synthetic(
         if image.shape != labels.voxels.shape:
             raise ValueError(f"{name}: image {image.shape}, labels {labels.voxels.shape}")
     shown = [(name, _as_network(image), labels) for name, image, labels in heads]
-    comparisons = _histograms(shown) if histograms is None else one_side(histograms)
+    comparisons = _histograms(shown)
     boxes_mm = same_size([view_mm(labels) for _, _, labels in shown])
     slice_row = SliceRow.fit(boxes_mm[0][:, 1] - boxes_mm[0][:, 0], SIX_PLANES, tallest_px=360)
     plots_top = HEADER_PX + 26 + len(shown) * slice_row.tall + 20

@@ -136,6 +136,20 @@ def _line(columns: list, cells: Iterable[object], tag: str, css: str = "") -> Ma
     return Markup("".join([*parts, "</tr>"]))
 
 
+# -- Markdown -----------------------------------------------------------------------------
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; bars and line breaks within a cell are escaped."""
+    first, *others = [f"| {' | '.join(map(_markdown_cell, row))} |" for row in (heads, *rows)]
+    rule = "| --- |" + " --- |" * (len(heads) - 1)
+    return "\n".join([first, rule, *others])
+
+
+def _markdown_cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
 # -- cells --------------------------------------------------------------------------------
 
 

@@ -98,7 +98,7 @@ def write_training_page(job_dir: Path, out_html: Path, *, title: str) -> Path:
     """
     job = read_job(Path(job_dir))
     samples, n_other = read_samples(job.samples)
-    notes = _notes(job, n_other, n_samples=len(job.samples), n_shown=len(samples))
+    notes = _notes(n_other, n_samples=len(job.samples), n_shown=len(samples))
     with tempfile.TemporaryDirectory() as folder:
         figures = _figures(Path(folder), job, samples)
         return write_page(
@@ -186,13 +186,11 @@ def _labels(job: Job, image: Path | None) -> list[Markup]:
         css={"Structure": "name", "Label": "n faint", "at step": "n faint"},
     )
     summary = "Dice of each label at the last validation, lowest first"
-    shown = Markup("<details{}><summary>{}</summary>{}</details>")
-    opened = Markup(" open") if len(rows) <= _MOST_OPEN else ""
     words = "Dice of each label on the validation pairs, from the first validation to the last"
     return [
         heading("Labels", level=2),
         _picture(image, words) if image else Markup(),
-        shown.format(opened, summary, table),
+        fold(summary, table, is_open=len(rows) <= _MOST_OPEN),
         text(
             "Over all validation pairs at once. Pairs are synthetic and of the plan's own recipe "
             "spaces: they say whether learning works, not how good the model is on real images. "
@@ -252,23 +250,7 @@ def _speed(job: Job, image: Path | None) -> list[Markup]:
 
 def _memory_table(rows: Sequence[Mapping]) -> Markup:
     numbers = ("Batch × sums", "Predicted (GiB)", "Probed (GiB)", "Used (GiB)")
-    frame = pd.DataFrame(
-        [
-            {
-                "": strong("in force") if row["in_force"] else faint("given up"),
-                "Patch": row["patch"],
-                "Batch × sums": row["batch"],
-                "Precision": row["precision"],
-                "To save memory": row["measures"],
-                "Predicted (GiB)": row["predicted"],
-                "Probed (GiB)": row["probed"],
-                "Used (GiB)": row["used"],
-                "Why": row["reason"],
-            }
-            for row in rows
-        ],
-        dtype=object,
-    )
+    frame = pd.DataFrame(rows, dtype=object)
     return html_table(frame, numbers=numbers, css={"Patch": "name", "Why": "why"})
 
 
@@ -335,12 +317,9 @@ def _unfinished(job: Job) -> Iterable[str]:
             f"Training is not finished: {done:,} of {total:,} steps. "
             "The same command again goes on from the last checkpoint."
         )
-    if done and not any(len(curve.finite()) for curve in (job.log[BRAIN], *_classes(job.log))):
+    judged = job.log.classes().values()
+    if done and not any(len(curve.finite()) for curve in (job.log[BRAIN], *judged)):
         yield "The network was not validated yet: nothing is known of how good it is."
-
-
-def _classes(log: TrainingLog) -> list[Curve]:
-    return list(log.classes().values())
 
 
 def _loss_warnings(log: TrainingLog) -> Iterable[str]:
@@ -415,7 +394,7 @@ def _memory_warnings(job: Job) -> Iterable[str]:
         )
 
 
-def _notes(job: Job, n_other: int, *, n_samples: int, n_shown: int) -> list[str]:
+def _notes(n_other: int, *, n_samples: int, n_shown: int) -> list[str]:
     """About the samples."""
     notes = []
     if n_shown and n_shown < n_samples:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.reports.tables import faint, strong
 from brainseg_bids.reports.training_figures import spark_points
 from brainseg_bids.reports.training_log import BRAIN, Curve, Job, TrainingLog
 from brainseg_bids.units import duration
@@ -327,9 +328,13 @@ def predicted_and_used(job: Job) -> tuple[float | None, float | None]:
 
 def memory_in_force(memory: Mapping) -> Mapping:
     """The memory plan that was used last; empty if none is known."""
+    plans = _memory_plans(memory)
+    return plans[-1] if plans else {}
+
+
+def _memory_plans(memory: Mapping) -> list[Mapping]:
     plans = memory.get("plans")
-    known = [one for one in plans if isinstance(one, Mapping)] if isinstance(plans, list) else []
-    return known[-1] if known else {}
+    return [p for p in plans if isinstance(p, Mapping)] if isinstance(plans, list) else []
 
 
 def memory_facts(job: Job) -> dict[str, str]:
@@ -350,25 +355,24 @@ def memory_facts(job: Job) -> dict[str, str]:
     return shown
 
 
-def memory_rows(memory: Mapping) -> list[dict[str, str | bool]]:
+def memory_rows(memory: Mapping) -> list[dict[str, str]]:
     """Every memory plan that was tried, in order; the last is in force."""
-    plans = memory.get("plans")
-    plans = [p for p in plans if isinstance(p, Mapping)] if isinstance(plans, list) else []
+    plans = _memory_plans(memory)
     return [
         {
-            "patch": _shape(plan.get("patch_vox")) or "n/a",
-            "batch": _join(" × ", plan.get("batch"), plan.get("accumulate")) or "n/a",
-            "precision": str(plan.get("precision") or "n/a"),
-            "measures": _join(
+            "": strong("in force") if number == len(plans) - 1 else faint("given up"),
+            "Patch": _shape(plan.get("patch_vox")) or "n/a",
+            "Batch × sums": _join(" × ", plan.get("batch"), plan.get("accumulate")) or "n/a",
+            "Precision": str(plan.get("precision") or "n/a"),
+            "To save memory": _join(
                 ", ",
                 *(name for name in ("checkpointing", "offload", "compile") if plan.get(name)),
             )
             or "none",
-            "predicted": _gib(_real(plan.get("predicted_gib"))),
-            "probed": _gib(_real(plan.get("probed_gib"))),
-            "used": _gib(_real(plan.get("used_gib"))),
-            "reason": str(plan.get("reason") or ""),
-            "in_force": number == len(plans) - 1,
+            "Predicted (GiB)": _gib(_real(plan.get("predicted_gib"))),
+            "Probed (GiB)": _gib(_real(plan.get("probed_gib"))),
+            "Used (GiB)": _gib(_real(plan.get("used_gib"))),
+            "Why": str(plan.get("reason") or ""),
         }
         for number, plan in enumerate(plans)
     ]

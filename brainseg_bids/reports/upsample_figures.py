@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
@@ -48,10 +49,7 @@ def _middle_mm(labels: LabelMap) -> np.ndarray:
     inside = brain if brain.any() else labels.voxels != 0
     middle = (np.array(labels.grid.shape) - 1) / 2
     if inside.any():
-        middle = np.array([
-            np.average(np.arange(n), weights=inside.sum(axis=tuple({0, 1, 2} - {axis})))
-            for axis, n in enumerate(inside.shape)
-        ])  # fmt: skip
+        middle = np.array(ndimage.center_of_mass(inside))
     return labels.grid.affine[:3, :3] @ middle + labels.grid.affine[:3, 3]
 
 

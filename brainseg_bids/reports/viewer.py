@@ -22,7 +22,7 @@ from brainseg_bids.anatomy.grid import Grid, triple
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.reports.groups import shown_labels
 from brainseg_bids.reports.page import render_page
-from brainseg_bids.reports.slices import Cut, grey_window, view_mm
+from brainseg_bids.reports.slices import Cut, box_voxels, grey_window, view_mm
 
 LARGEST_VOXELS = 20_000_000
 """Of what a viewer holds; heads with more are thinned."""
@@ -76,7 +76,7 @@ def make_view(image: np.ndarray, labels: LabelMap, *, largest: int = LARGEST_VOX
     if image.shape != labels.voxels.shape:
         raise ValueError(f"image {image.shape} and labels {labels.voxels.shape} differ in shape")
     grid = labels.grid.to_ras()
-    box = _box(grid, view_mm(labels))
+    box = box_voxels(grid, view_mm(labels))
     grey, codes = (labels.grid.array_to_ras(one)[box] for one in (image, labels.voxels))
     grid = grid.crop(triple(side.start for side in box), triple(grey.shape))
     factors = downsampling_factors(grid, largest)
@@ -108,16 +108,6 @@ def downsampling_factors(grid: Grid, largest: int) -> tuple[int, int, int]:
         finest_mm = 1.1 * min(sizes_mm)
         factors = [f + (mm <= finest_mm) for f, mm in zip(factors, sizes_mm, strict=True)]
     return triple(factors)
-
-
-def _box(grid: Grid, box_mm: np.ndarray) -> tuple[slice, slice, slice]:
-    """Voxels that a box of the world lies in."""
-    corners = np.array(np.meshgrid(*box_mm)).reshape(3, -1)
-    inverse = np.linalg.inv(grid.affine)
-    at = inverse[:3, :3] @ corners + inverse[:3, 3:]
-    first = np.clip(np.floor(at.min(axis=1) + 0.5), 0, None).astype(int)
-    last = np.minimum(np.ceil(at.max(axis=1) + 0.5), grid.shape).astype(int)
-    return triple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
 
 
 def _intensities(

@@ -106,16 +106,6 @@ def test_the_sheet_names_methods_and_gives_distances(head, image, tmp_path, word
     assert difference < 10  # the same planes of the same head
 
 
-def test_given_histograms_are_drawn_instead_and_pairs_by_their_left(
-    head, image, tmp_path, monkeypatch
-):
-    rows = []
-    monkeypatch.setattr(synth_figures, "draw_methods", lambda axes, row, colors: rows.append(row))
-    given = compare({name: np.array([0.1, 0.2]) for name in ("Left-Putamen", "Right-Putamen")}, {})
-    draw_real_and_synthetic(tmp_path / "canvas.png", (image, head), [], histograms=given)
-    assert [row.label for row in rows] == ["Left-Putamen"]
-
-
 def test_a_synthetic_image_of_another_shape_than_its_labels_is_refused(head, image, tmp_path):
     with pytest.raises(ValueError, match="fitted: image"):
         draw_real_and_synthetic(
