@@ -31,6 +31,8 @@ class Scheduler:
         Program that lists what waits and runs.
     unknown : tuple of str
         Keys of a site's profile that it has no word for.
+    account : str
+        Option that names who pays.
     """
 
     submit: str
@@ -40,6 +42,7 @@ class Scheduler:
     after: str
     asks: str
     unknown: tuple[str, ...] = ()
+    account: str = "-P"
 
     @property
     def program(self) -> str:
@@ -56,6 +59,7 @@ SCHEDULERS = {
         '--dependency="afterany$jobs"',
         "squeue",
         ("pe",),
+        "-A",
     ),
     "pbs": Scheduler(
         "qsub",
@@ -65,6 +69,7 @@ SCHEDULERS = {
         '-W depend="afterany$jobs"',
         "qstat",
         ("qos", "constraint", "gres", "pe"),
+        "-A",
     ),
     "lsf": Scheduler(
         "bsub",

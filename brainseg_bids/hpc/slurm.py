@@ -295,9 +295,14 @@ def _of_every_job(launch: Launch, resources: Resources) -> dict[str, object]:
     common = {"options": resources.options, "prologue": launch.prologue}
     if launch.profile.scheduler == "slurm":
         return common | {"site": resources.directives(), "folder": quoted(os.getcwd())}
-    named = ("partition", "account", "gpus", "pe")
+    site = [f"-q {resources.partition}"] if resources.partition else []
+    if resources.account:
+        account = SCHEDULERS[launch.profile.scheduler].account
+        site.append(f"{account} {resources.account}")
     return common | {
-        **{name: getattr(resources, name) for name in named},
+        "options": (*site, *resources.options),
+        "gpus": resources.gpus,
+        "pe": resources.pe,
         "time": clock(resources.time),
         "folder": os.getcwd(),
     }

@@ -12,12 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from brainseg_bids.anatomy.labels import Label, LabelTable
+from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.reports.canvas import BLUE, FAINT, FONT, INK, LINE, RED, Canvas, shorten
-from brainseg_bids.reports.groups import GROUPS, OTHER, group_of_mapping, plain_name
+from brainseg_bids.reports.contrast import label_row
+from brainseg_bids.reports.groups import GROUPS, OTHER
 from brainseg_bids.reports.plots import axes_on, key, name_axes, no_data
 from brainseg_bids.reports.slices import BACKGROUND, MARGIN_PX, WIDTH_PX
 from brainseg_bids.reports.training_log import BRAIN, Curve, Sample, TrainingLog
+from brainseg_bids.reports.volume_table import anatomical
 
 GREEN, ORANGE = "#81c995", "#fdd663"
 REAL_COLORS = (GREEN, ORANGE, "#c58af9", "#78d9ec", RED, "#fcad70")
@@ -215,22 +217,13 @@ def label_order(names: Sequence[str], table: LabelTable | None) -> list[tuple[st
     >>> label_order(["CSF", "Right-Caudate", "what", "Left-Caudate"], table)
     [('Brain', ['Left-Caudate', 'Right-Caudate']), ('CSF', ['CSF']), ('Other', ['what'])]
     """
-    first: dict[str, int] = {}
-    known: dict[str, Label] = {}
-    for name in names:
-        if table is not None and name in table:
-            known[name] = table[name]
-            bare = plain_name(name)
-            first[bare] = min(known[name].index, first.get(bare, known[name].index))
-
-    def place(name: str) -> tuple:
-        label = known.get(name)
-        return (math.inf, 0, name) if label is None else (first[plain_name(name)], label.index, "")
-
+    known = [label_row(table[name], 0.0) for name in names if table and name in table]
     groups: dict[str, list[str]] = {}
-    for name in sorted(names, key=place):
-        group = group_of_mapping(known[name].mapping) if name in known else OTHER
-        groups.setdefault(group, []).append(name)
+    for row in anatomical(known):
+        groups.setdefault(row["group"], []).append(row["name"])
+    unknown = sorted(name for name in names if not table or name not in table)
+    if unknown:
+        groups.setdefault(OTHER, []).extend(unknown)
     return [(group, groups[group]) for group in GROUPS if group in groups]
 
 

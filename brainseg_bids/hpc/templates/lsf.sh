@@ -12,12 +12,6 @@
 {% if time %}
 #BSUB -W {{ time[:-3] }}
 {% endif %}
-{% if partition %}
-#BSUB -q {{ partition }}
-{% endif %}
-{% if account %}
-#BSUB -P {{ account }}
-{% endif %}
 {% for option in options %}
 #BSUB {{ option }}
 {% endfor %}

@@ -9,12 +9,6 @@
 {% if time %}
 #PBS -l walltime={{ time }}
 {% endif %}
-{% if partition %}
-#PBS -q {{ partition }}
-{% endif %}
-{% if account %}
-#PBS -A {{ account }}
-{% endif %}
 {% for option in options %}
 #PBS {{ option }}
 {% endfor %}

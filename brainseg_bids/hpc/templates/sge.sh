@@ -16,12 +16,6 @@
 {% if time %}
 #$ -l h_rt={{ time }}
 {% endif %}
-{% if partition %}
-#$ -q {{ partition }}
-{% endif %}
-{% if account %}
-#$ -P {{ account }}
-{% endif %}
 {% for option in options %}
 #$ {{ option }}
 {% endfor %}
