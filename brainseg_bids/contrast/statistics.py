@@ -14,7 +14,7 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.stripped import brain_alone, brain_and_fluid, is_stripped
 from brainseg_bids.contrast import quality_warnings
-from brainseg_bids.contrast.bias import LogField, flat_field, summarise
+from brainseg_bids.contrast.bias import flat_field, summarise
 from brainseg_bids.contrast.formation import (
     field_free,
     fit_scene_field,
@@ -26,7 +26,6 @@ from brainseg_bids.contrast.imputation import impute
 from brainseg_bids.contrast.interior import Interior, find_interior
 from brainseg_bids.contrast.label_statistics import describe_all, with_texture, without_spill
 from brainseg_bids.contrast.measured import (
-    BiasField,
     ContrastStatistics,
     LabelStatistics,
 )
@@ -141,7 +140,13 @@ def _measure_scene(
         table=table.name,
         labels=named,
         noise=noise,
-        bias=_bias(scene, field, positions),
+        bias=summarise(
+            field,
+            offset=triple(-o for o in scene.offset),
+            shape=scene.whole_shape,
+            voxel_size_mm=scene.voxel_size_mm,
+            head_positions=positions,
+        ),
         fwhm_mm=fwhm_mm,
         voxel_size_mm=scene.voxel_size_mm,
         head_low=low,
@@ -216,13 +221,3 @@ def _edges(values: np.ndarray) -> np.ndarray:
     low, high = np.quantile(values[:: max(1, len(values) // 500_000)], [0.0002, 0.9998])
     low = min(float(low), 0.0)
     return np.linspace(low, float(high) if high > low else low + 1.0, HISTOGRAM_BINS + 1)
-
-
-def _bias(scene: Scene, field: LogField, head_positions: np.ndarray) -> BiasField:
-    return summarise(
-        field,
-        offset=triple(-o for o in scene.offset),
-        shape=scene.whole_shape,
-        voxel_size_mm=scene.voxel_size_mm,
-        head_positions=head_positions,
-    )

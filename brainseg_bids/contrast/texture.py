@@ -59,7 +59,8 @@ def autocorrelation(
     fine = np.isfinite(value)
     square = np.minimum(np.where(fine, value, 0) ** 2, CUT)
     spread = _mean_by(label, square, fine, n_labels)
-    lags = [(axis, k) for axis in range(3) for k in range(1, _most(voxel_size_mm[axis]) + 1)]
+    longest = [max(1, int(LONGEST_MM / size)) for size in voxel_size_mm]
+    lags = [(axis, k) for axis in range(3) for k in range(1, longest[axis] + 1)]
     product = np.full((n_labels, len(lags)), np.nan)
     for column, (axis, k) in enumerate(lags):
         if k == 1:
@@ -75,10 +76,6 @@ def autocorrelation(
         product[:, column] = _mean_by(label, pairs, good, n_labels)
     distance = np.array([k * voxel_size_mm[axis] for axis, k in lags])
     return distance, product, spread
-
-
-def _most(size_mm: float) -> int:
-    return max(1, int(LONGEST_MM / size_mm))
 
 
 def _anchors(interior: Interior, rng: np.random.Generator) -> np.ndarray:

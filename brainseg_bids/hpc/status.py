@@ -63,7 +63,11 @@ def last_settings(output_dir: Path) -> Settings:
     InputError
         If nothing has run there or was submitted.
     """
-    past = [run for run in runs.past_runs(output_dir) if _makes_results(run.settings)]
+    past = [
+        run
+        for run in runs.past_runs(output_dir)
+        if not (run.settings.reports_only or run.settings.boilerplate_only)
+    ]
     submitted = _last_submission(output_dir)
     if submitted is None:
         if not past:
@@ -81,10 +85,6 @@ def last_settings(output_dir: Path) -> Settings:
     labels = {label for one in commands for label in one.participant_label}
     everyone = not all(one.participant_label for one in commands)
     return replace(commands[-1], participant_label=() if everyone else tuple(sorted(labels)))
-
-
-def _makes_results(settings: Settings) -> bool:
-    return not (settings.reports_only or settings.boilerplate_only)
 
 
 def _last_submission(output_dir: Path) -> tuple[Settings, float] | None:

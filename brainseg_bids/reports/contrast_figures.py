@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +161,7 @@ def _draw_cuts(
             _paint_field(cut, log, labels, largest) for cut, log in zip(cuts, fields, strict=True)
         ],
         "field removed": [
-            paint_cut(_without(cut, log), labels, window, overlay=False)
+            paint_cut(replace(cut, grey=cut.grey / np.exp(log)), labels, window, overlay=False)
             for cut, log in zip(cuts, fields, strict=True)
         ],
     }
@@ -175,10 +177,6 @@ def _largest(cuts: list[Cut], fields: list[np.ndarray], labels: LabelMap) -> flo
     inside = [log[np.isin(cut.codes, codes)] for cut, log in zip(cuts, fields, strict=True)]
     seen = np.abs(np.concatenate(inside))
     return float(max(_SMALLEST_RANGE, np.percentile(seen, 99.5) if seen.size else 0.0))
-
-
-def _without(cut: Cut, log_field: np.ndarray) -> Cut:
-    return Cut(cut.grey / np.exp(log_field), cut.nearest, cut.codes, cut.inside)
 
 
 def _paint_field(cut: Cut, log_field: np.ndarray, labels: LabelMap, largest: float) -> np.ndarray:
@@ -253,7 +251,9 @@ def _draw_class(
     for label in found:
         share = sum(label.histogram) / counts.sum()
         for part in parts(label):
-            curve = share * part.weight * in_bins(_gaussian(part.mean, part.sd), edges)
+            curve = (
+                share * part.weight * in_bins(partial(normal, mean=part.mean, sd=part.sd), edges)
+            )
             axes.plot(middle, curve, color=color, linewidth=0.7, alpha=0.55)
             total += curve
     axes.plot(middle, total, color=color, linewidth=1.8)
@@ -267,10 +267,6 @@ def _class_note(found: list[LabelStatistics]) -> str:
     voxels = [sum(label.histogram) for label in found]
     fit = np.average([label.fit for label in found], weights=voxels)
     return f"{sum(voxels):,} voxels, fit {fit:.2f}"
-
-
-def _gaussian(mean: float, sd: float) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda at: normal(at, mean, sd)
 
 
 def _draw_background(
@@ -326,7 +322,7 @@ def noise_density(noise: NoiseLaw) -> Callable[[np.ndarray], np.ndarray] | None:
     if noise.sigma <= 0 or noise.kind in ("none", "ratio"):
         return None
     if noise.kind == "gaussian":
-        return lambda at: normal(at, 0.0, noise.sigma)
+        return partial(normal, mean=0.0, sd=noise.sigma)
     freedom = 2 * (noise.channels if noise.kind == "chi" else 1)
     return lambda at: stats.chi.pdf(at, freedom, scale=noise.sigma)
 

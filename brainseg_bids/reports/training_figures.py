@@ -328,7 +328,8 @@ def draw_samples(path: Path, samples: Sequence[Sample], table: LabelTable | None
         grey = np.clip(np.nan_to_num(last.image[plane][box]), 0, 1)
         found = [_blend(grey, one.found[plane][box], colors) for one in samples]
         truth = _blend(grey, last.truth[plane][box], colors)
-        wrong = _wrong(grey, last.found[plane][box] != last.truth[plane][box])
+        differs = (last.found[plane][box] != last.truth[plane][box])[..., None]
+        wrong = np.where(differs, _WRONG, 0.5 * grey[..., None])
         rows.append([np.repeat(grey[..., None], 3, axis=2), truth, *found, wrong])
     pitch = (WIDTH_PX - MARGIN_PX) / len(names)
     scale = min((pitch - 6) / max(row[0].shape[1] for row in rows), 4.0)
@@ -384,10 +385,6 @@ def _blend(grey: np.ndarray, ranks: np.ndarray, colors: np.ndarray) -> np.ndarra
     """Labels over the image; rank 0 is left open."""
     share = np.where(ranks > 0, 0.75, 0.0)[..., None]
     return (1 - share) * grey[..., None] + share * colors[ranks]
-
-
-def _wrong(grey: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    return np.where(wrong[..., None], _WRONG, 0.5 * grey[..., None])
 
 
 def _resized(tile: np.ndarray, height: int, width: int) -> np.ndarray:
