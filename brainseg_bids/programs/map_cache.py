@@ -47,6 +47,7 @@ MAKERS = (
     "programs/map_cache.py",
     "synth/atrophy.py",
     "synth/generator.py",
+    "headers.py",
     "images.py",
 )
 """Modules that decide what is kept of a label map."""

@@ -31,7 +31,8 @@ from brainseg_bids.documents import InputError
 from brainseg_bids.evaluation.confidence import ConfidenceCalibration, ProbabilitySums
 from brainseg_bids.exit_codes import DONE, FAILED
 from brainseg_bids.files import whole_or_nothing
-from brainseg_bids.images import noting, place, read_volume, write_label_map, write_volume
+from brainseg_bids.headers import place
+from brainseg_bids.images import noting, read_volume, write_label_map, write_volume
 from brainseg_bids.machine import resident_gib
 from brainseg_bids.nets.bundle import CONFIDENCE, BundleError, ModelBundle, read_models
 
