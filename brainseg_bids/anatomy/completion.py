@@ -16,18 +16,19 @@ import numpy as np
 from scipy import ndimage
 
 from brainseg_bids.anatomy.cavities import Cavities
-from brainseg_bids.anatomy.cleaning import (
-    code_lookup,
-    fill_nearest,
-)
+from brainseg_bids.anatomy.cleaning import code_lookup, fill_nearest
 from brainseg_bids.anatomy.grid import Grid
-from brainseg_bids.anatomy.head_outline import (
-    CoarseGrid,
-    CompletionSettings,
-    Outline,
-    find_outline,
-)
+from brainseg_bids.anatomy.head_outline import COARSE_MM, CoarseGrid, Outline, find_outline
 from brainseg_bids.anatomy.rules import MergeRules
+
+# How these were chosen stands in docs/explanation/merging.md.
+THIN_LAYER_MM = 2.0
+"""Bright layers along the wall of a cavity that are thinner than this are partial volume."""
+TINY_MM3 = 20.0
+"""Enclosed holes smaller than this take the nearest label."""
+SMALLEST_AIR_MM3 = 150.0
+"""Dark spots smaller than this, in tissue that no tool labelled, are tissue (noise, vessels,
+tendons)."""
 
 
 @dataclass
@@ -59,7 +60,6 @@ def complete(
     rules: MergeRules,
     *,
     image: np.ndarray | None = None,
-    settings: CompletionSettings | None = None,
 ) -> Completed:
     """Label every unlabelled voxel inside the head, in place.
 
@@ -72,31 +72,29 @@ def complete(
     rules : MergeRules
     image : (X, Y, Z) float, optional
         Image on the same grid, of any contrast in which tissue is brighter than air.
-    settings : CompletionSettings, optional
     """
-    settings = settings or CompletionSettings()
     done = Completed()
     if not voxels.any():
         done.flags.append("no voxel is labelled: there is no head to complete")
         return done
-    coarse = CoarseGrid.of(grid, settings.coarse_mm)
-    outline = find_outline(voxels, coarse, image, settings)
+    coarse = CoarseGrid.of(grid, COARSE_MM)
+    outline = find_outline(voxels, coarse, image)
     done.flags += outline.flags
     box = _box(voxels, outline, coarse)
     inside = np.ascontiguousarray(voxels[box])
     cavities = Cavities.of(inside)
     done.holes_before = cavities.enclosed_voxels
-    deep, bright, strong, beyond = outline.at_voxels(box, coarse, image, settings)
+    deep, bright, strong, beyond = outline.at_voxels(box, coarse, image)
     empty = inside == 0
     cavity = cavities.enclosed[cavities.numbers]
     # A tool that left a cavity saw little signal there: only what is plainly bright is tissue.
-    bright = np.where(cavity, _without_thin_layers(strong & cavity, grid, settings), bright)
+    bright = np.where(cavity, _without_thin_layers(strong & cavity, grid), bright)
     # Specks beyond the labels are noise of the image.
-    beyond = _without_specks(empty & beyond, settings.tiny_mm3 / grid.voxel_volume_mm3)
+    beyond = _without_specks(empty & beyond, TINY_MM3 / grid.voxel_volume_mm3)
     at = np.flatnonzero((cavity | deep | beyond) & empty)
     if len(at):
         lit = bright.ravel()[at] if outline.lit else None
-        _decide(inside, at, lit, cavities, grid, rules, settings, done)
+        _decide(inside, at, lit, cavities, grid, rules, done)
     done.nearest += fill_enclosed(inside, grid, rules)
     done.holes_after = Cavities.of(inside).enclosed_voxels
     voxels[box] = inside
@@ -110,7 +108,6 @@ def _decide(
     cavities: Cavities,
     grid: Grid,
     rules: MergeRules,
-    settings: CompletionSettings,
     done: Completed,
 ) -> None:
     """Tissue, air or the label around, for each voxel of ``at``, in place."""
@@ -118,7 +115,7 @@ def _decide(
     present = set(np.flatnonzero(np.bincount(flat)).tolist())
     component = cavities.numbers.reshape(-1)[at]
     enclosed = cavities.enclosed[component]
-    small = cavities.enclosed & (cavities.sizes * volume < settings.tiny_mm3)
+    small = cavities.enclosed & (cavities.sizes * volume < TINY_MM3)
     near = (small | _in_brain(voxels, at[enclosed], component[enclosed], cavities, rules))[
         component
     ]
@@ -131,8 +128,8 @@ def _decide(
     number = numbers.reshape(-1)[at]
     walled = np.zeros(n + 1, dtype=bool)
     walled[number[enclosed]] = True
-    limit = settings.tiny_mm3 if lit is None else settings.smallest_air_mm3
-    least = np.where(walled, settings.tiny_mm3, limit)
+    limit = TINY_MM3 if lit is None else SMALLEST_AIR_MM3
+    least = np.where(walled, TINY_MM3, limit)
     speck = np.bincount(numbers.ravel(), minlength=n + 1) * volume < least
     near |= air & speck[number]
     air &= ~near
@@ -141,11 +138,9 @@ def _decide(
     done.tissue, done.air, done.nearest = int(tissue.sum()), int(air.sum()), int(near.sum())
 
 
-def _without_thin_layers(
-    bright: np.ndarray, grid: Grid, settings: CompletionSettings
-) -> np.ndarray:
+def _without_thin_layers(bright: np.ndarray, grid: Grid) -> np.ndarray:
     """Bright parts of cavities but for thin layers: half wall, half air is grey too."""
-    turns = round(settings.thin_layer_mm / 2 / min(grid.voxel_size_mm))
+    turns = round(THIN_LAYER_MM / 2 / min(grid.voxel_size_mm))
     if not turns or not bright.any():
         return bright
     return ndimage.binary_opening(bright, iterations=turns)

@@ -12,52 +12,26 @@ from scipy import ndimage
 from brainseg_bids.anatomy.cavities import fill_cavities
 from brainseg_bids.anatomy.grid import Grid, triple
 
-
-@dataclass(frozen=True)
-class CompletionSettings:
-    """Parameters of the completion; docs/explanation/merging.md says how they were chosen.
-
-    Parameters
-    ----------
-    coarse_mm : float
-        Voxel size of the grid on which the outline of the head is found.
-    closing_mm : float
-        Radius of the morphological closing of the outline (nostrils, ear canals).
-    rim_mm : float
-        Depth below the outline from which unlabelled voxels that are open to the outside count as
-        inside the head.
-    tissue_frac : float
-        Threshold of tissue, as a fraction of the way from background to Otsu's threshold.
-    far_frac : float
-        Threshold of tissue beyond the labels, as a fraction of the way from background to the
-        median of the labelled head: ghosts of the head are darker.
-    cavity_frac : float
-        As ``tissue_frac``, for cavities that labels enclose.
-    smooth_mm : float
-        Standard deviation of the Gaussian smoothing before thresholds are applied.
-    thin_layer_mm : float
-        Bright layers along the wall of a cavity that are thinner than this are partial volume.
-    tiny_mm3 : float
-        Enclosed holes smaller than this take the nearest label.
-    smallest_air_mm3 : float
-        Dark spots smaller than this, in tissue that no tool labelled, are tissue (noise, vessels,
-        tendons).
-    swallowed_share : float
-        The outline from the image is rejected if it contains more than this fraction of the
-        unlabelled voxels on the border of the image.
-    """
-
-    coarse_mm: float = 2.5
-    closing_mm: float = 10.0
-    rim_mm: float = 5.0
-    tissue_frac: float = 0.35
-    far_frac: float = 0.25
-    cavity_frac: float = 0.6
-    smooth_mm: float = 0.8
-    thin_layer_mm: float = 2.0
-    tiny_mm3: float = 20.0
-    smallest_air_mm3: float = 150.0
-    swallowed_share: float = 0.25
+# How these were chosen stands in docs/explanation/merging.md.
+COARSE_MM = 2.5
+"""Voxel size of the grid on which the outline of the head is found."""
+CLOSING_MM = 10.0
+"""Radius of the morphological closing of the outline (nostrils, ear canals)."""
+RIM_MM = 5.0
+"""Depth below the outline from which unlabelled voxels that are open to the outside count as
+inside the head."""
+TISSUE_FRAC = 0.35
+"""Threshold of tissue, as a fraction of the way from background to Otsu's threshold."""
+FAR_FRAC = 0.25
+"""Threshold of tissue beyond the labels, as a fraction of the way from background to the median of
+the labelled head: ghosts of the head are darker."""
+CAVITY_FRAC = 0.6
+"""As `TISSUE_FRAC`, for cavities that labels enclose."""
+SMOOTH_MM = 0.8
+"""Standard deviation of the Gaussian smoothing before thresholds are applied."""
+SWALLOWED_SHARE = 0.25
+"""The outline from the image is rejected if it contains more than this fraction of the unlabelled
+voxels on the border of the image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,11 +130,7 @@ class Outline:
         return self.level is not None
 
     def at_voxels(
-        self,
-        box: tuple[slice, ...],
-        coarse: CoarseGrid,
-        image: np.ndarray | None,
-        settings: CompletionSettings,
+        self, box: tuple[slice, ...], coarse: CoarseGrid, image: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Four masks of a box's voxels, each bool and in the shape of the box.
 
@@ -176,22 +146,17 @@ class Outline:
             cell * cells / n
             for cell, cells, n in zip(coarse.cell_mm, coarse.shape, coarse.fine, strict=True)
         ]
-        sigma = [settings.smooth_mm / size for size in voxel_mm]
+        sigma = [SMOOTH_MM / size for size in voxel_mm]
         ndimage.gaussian_filter(smooth, sigma, output=smooth, truncate=3, mode="nearest")
         level = coarse.spread(self.level, box)
         bright = smooth > level
         beyond = bright & (smooth > self.far) & coarse.spread(self.unlabelled, box)
         level -= self.dark
-        level *= settings.cavity_frac / settings.tissue_frac
+        level *= CAVITY_FRAC / TISSUE_FRAC
         return deep, bright, smooth > level + self.dark, beyond
 
 
-def find_outline(
-    voxels: np.ndarray,
-    coarse: CoarseGrid,
-    image: np.ndarray | None,
-    settings: CompletionSettings,
-) -> Outline:
+def find_outline(voxels: np.ndarray, coarse: CoarseGrid, image: np.ndarray | None) -> Outline:
     """Outline of the head: union of the labels and the largest bright component of the image.
 
     The image is not used if its bright part fills the field of view, or if its background is as
@@ -201,7 +166,7 @@ def find_outline(
     flags: list[str] = []
     level, dark, far, seen = None, 0.0, 0.0, np.zeros(coarse.shape, dtype=bool)
     if image is not None:
-        level, dark, far, seen = _seen(coarse.mean(_finite(image)), labelled, coarse, settings)
+        level, dark, far, seen = _seen(coarse.mean(_finite(image)), labelled, coarse)
         if level is None:
             flags.append(
                 "head and background cannot be distinguished in the image: unlabelled voxels were "
@@ -209,14 +174,14 @@ def find_outline(
             )
     near = _grow(labelled, 1.01 * max(coarse.cell_mm), coarse.cell_mm)
     unlabelled = _grow(seen & ~near, 2.51 * max(coarse.cell_mm), coarse.cell_mm)
-    head = _fill_cells(_close(labelled | seen, settings.closing_mm, coarse.cell_mm))
-    rim_mm = max(settings.rim_mm, 1.01 * max(coarse.cell_mm))
+    head = _fill_cells(_close(labelled | seen, CLOSING_MM, coarse.cell_mm))
+    rim_mm = max(RIM_MM, 1.01 * max(coarse.cell_mm))
     deep = _shrink(head, rim_mm, coarse.cell_mm)
     return Outline(head, deep, unlabelled, level, dark, far, flags)
 
 
 def _seen(
-    image: np.ndarray, labelled: np.ndarray, coarse: CoarseGrid, settings: CompletionSettings
+    image: np.ndarray, labelled: np.ndarray, coarse: CoarseGrid
 ) -> tuple[np.ndarray | None, float, float, np.ndarray]:
     """Level of tissue, background, level beyond the labels, and the largest bright piece; no
     level and no piece if the image is unfit.
@@ -228,7 +193,7 @@ def _seen(
     inside = float(np.median(image[labelled])) if labelled.any() else otsu
     if not dark < otsu or inside - dark < 0.5 * (otsu - dark):
         return unfit
-    span = settings.tissue_frac * (otsu - dark)
+    span = TISSUE_FRAC * (otsu - dark)
     rough = labelled | (image > dark + span)
     # Signal falls off towards the neck: there tissue is judged by its own surroundings.
     sigma = [20 / size for size in coarse.cell_mm]
@@ -240,16 +205,14 @@ def _seen(
     bright, far = image > level, dark
     if (bright & labelled).any():
         usual = float(np.median(image[bright & labelled]))
-        far = dark + settings.far_frac * (usual - dark)
+        far = dark + FAR_FRAC * (usual - dark)
         bright &= labelled | (image > far)
     components, n = cc3d.connected_components(bright, connectivity=6, return_N=True)
     if not n:
         return unfit
     seen = components == 1 + np.argmax(np.bincount(components.ravel())[1:])
     edges = _edges(image.shape) & ~labelled
-    if not (seen & labelled).any() or (
-        edges.any() and seen[edges].mean() > settings.swallowed_share
-    ):
+    if not (seen & labelled).any() or (edges.any() and seen[edges].mean() > SWALLOWED_SHARE):
         return unfit
     return level.astype(np.float32), dark, far, seen
 

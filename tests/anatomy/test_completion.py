@@ -12,7 +12,7 @@ from scipy import ndimage
 from brainseg_bids.anatomy.cavities import fill_cavities
 from brainseg_bids.anatomy.completion import Completed, _without_thin_layers, complete
 from brainseg_bids.anatomy.grid import Grid
-from brainseg_bids.anatomy.head_outline import CoarseGrid, CompletionSettings, otsu_threshold
+from brainseg_bids.anatomy.head_outline import CoarseGrid, otsu_threshold
 from brainseg_bids.anatomy.rules import MergeRules
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
@@ -250,12 +250,8 @@ def test_bright_layers_along_a_wall_are_partial_volume_only_if_thin():
     bright = np.zeros((24, 24, 24), bool)
     bright[3:5] = True  # 1 mm along a wall
     bright[10:20, 4:20, 4:20] = True
-    kept = _without_thin_layers(
-        bright, Grid(bright.shape, np.diag([0.5, 0.5, 0.5, 1])), CompletionSettings()
-    )
+    kept = _without_thin_layers(bright, Grid(bright.shape, np.diag([0.5, 0.5, 0.5, 1])))
     assert not kept[:8].any()
     assert kept[12:18, 8:16, 8:16].all()
-    coarse = _without_thin_layers(
-        bright, Grid(bright.shape, np.diag([3.0, 3, 3, 1])), CompletionSettings()
-    )
+    coarse = _without_thin_layers(bright, Grid(bright.shape, np.diag([3.0, 3, 3, 1])))
     np.testing.assert_array_equal(coarse, bright)
