@@ -17,14 +17,13 @@ from brainseg_bids.reports.slices import WIDTH_PX
 
 METHODS = {"fitted": "#8ab4f8", "agnostic": "#e58a54", "synthseg": "#7fd38b"}
 """Colours of the usual ways to make synthetic images; others get one of `_MORE_COLORS`."""
+_BINS = 64  # of a histogram, from the lowest value to the highest
 _MORE_COLORS = ("#d6a3f5", "#f2d06b", "#6fd6d6", "#f28b82")
 
 
 def compare(
     real: Mapping[str, Intensities],
     synthetic: Mapping[str, Mapping[str, Intensities]],
-    *,
-    bins: int = 64,
 ) -> list[IntensityComparison]:
     """Real heads against what each method makes, label by label.
 
@@ -34,8 +33,6 @@ def compare(
         By label (or class), all in the same units.
     synthetic : mapping of str to mapping of str to (n,) float or Histogram
         By method, then by label. A label that a method lacks is left out of it.
-    bins : int
-        Of the histograms that are drawn: equal ones from the lowest value to the highest.
 
     Returns
     -------
@@ -53,7 +50,7 @@ def compare(
         made = {method: by[label] for method, by in synthetic.items() if label in by}
         ends = [_ends(values) for values in (own, *made.values())]
         low, high = min(end[0] for end in ends), max(end[1] for end in ends)
-        edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+        edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
         found.append(
             IntensityComparison(
                 label=label,

@@ -17,13 +17,13 @@ from brainseg_bids.evaluation.summary import Missing
 from brainseg_bids.evaluation.summary import tables as all_tables
 from brainseg_bids.reports import evaluation_gaps as gaps
 from brainseg_bids.reports import evaluation_tables as texts
+from brainseg_bids.reports import page
 from brainseg_bids.reports.evaluation_figures import (
     draw_bland_altman,
     draw_headline,
     draw_structures,
 )
 from brainseg_bids.reports.evaluation_sections import Sections
-from brainseg_bids.reports.page import write_page
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def write_evaluation_page(path: Path, evidence: Evidence) -> Path:
         figures=_figures(scores, tables, style, own),
     )
     facts = _facts(reference, raters, scores, only)
-    return write_page(
+    return page.write_page(
         path,
         gaps.summary(facts, _leaks(evidence.leaks), numbers.n_subjects, lacking),
         numbers.league(),
@@ -222,7 +222,7 @@ def write_evaluation_page(path: Path, evidence: Evidence) -> Path:
         numbers.volumes(),
         lacking.section(),
         gaps.sources(evidence.notes),
-        gaps.methods(evidence.methods),
+        page.methods_section(evidence.methods, stay=True),
         title=evidence.title,
         name=f"{evidence.title}: brainseg evaluation",
         version=evidence.version,

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -174,12 +173,3 @@ def sources(notes: Sequence) -> Markup:
         ]
     title = page.heading("Reference and raters", level=2, stay=True)
     return page.section("sources", title, *parts)
-
-
-def methods(words: str) -> Markup:
-    """How the numbers were made; blank lines separate paragraphs."""
-    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", words) if part.strip()]
-    if not paragraphs:
-        return Markup()
-    title = page.heading("Methods", level=2, stay=True)
-    return page.section("methods", title, *map(page.text, paragraphs))

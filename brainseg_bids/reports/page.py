@@ -296,7 +296,7 @@ def write_subject_page(
         path,
         section("summary", *_summary(sections, errors)),
         *anchored(sections),
-        _methods(methods),
+        methods_section(methods),
         section(
             "settings",
             heading("Settings", level=2, stay=True),
@@ -382,14 +382,15 @@ def _summary(sections: Sequence[Section], errors: Sequence[str]) -> list[Markup]
     ]
 
 
-def _methods(methods: str) -> Markup:
-    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", methods) if part.strip()]
+def methods_section(words: str, *, stay: bool = False) -> Markup:
+    """How results were made, and what is cited; blank lines separate paragraphs."""
+    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", words) if part.strip()]
     if not paragraphs:
         return Markup()
-    cited = references(methods)
+    cited = references(words)
     return section(
         "methods",
-        heading("Methods", level=2),
+        heading("Methods", level=2, stay=stay),
         *(text(prose(paragraph)) for paragraph in paragraphs),
         *([heading("References"), bullets(cited, faint=True)] if cited else []),
     )

@@ -397,8 +397,8 @@ def _resized(tile: np.ndarray, height: int, width: int) -> np.ndarray:
 # -- marks --------------------------------------------------------------------------------
 
 
-def spark_points(curve: Curve, end: int, *, width: float = 90, height: float = 16) -> str:
-    """Points of an SVG polyline of a curve within 0..1; empty with fewer than two.
+def spark_points(curve: Curve, end: int) -> str:
+    """Points of an SVG polyline of a curve within 0..1, 90 by 16; empty with fewer than two.
 
     >>> spark_points(Curve(np.array([50, 100]), np.array([0.0, 1.0])), 100)
     '45.0,15.0 90.0,1.0'
@@ -406,8 +406,8 @@ def spark_points(curve: Curve, end: int, *, width: float = 90, height: float = 1
     curve = curve.finite()
     if len(curve) < 2:
         return ""
-    x = curve.steps * width / max(end, 1)
-    y = 1 + (1 - np.clip(curve.values, 0, 1)) * (height - 2)
+    x = curve.steps * 90 / max(end, 1)
+    y = 1 + (1 - np.clip(curve.values, 0, 1)) * 14
     return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
 
 
