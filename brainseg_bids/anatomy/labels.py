@@ -332,5 +332,6 @@ def _label_from_row(row: dict[str, str]) -> Label:
     for key in ("index", "name"):
         if key not in given:
             raise ValueError(f"no {key}")
-    numbers = {key: int(given[key]) for key in ("index", "mapping", "mirror") if key in given}
-    return Label(**given | numbers)
+    for key in {"index", "mapping", "mirror"} & given.keys():
+        given[key] = int(given[key])
+    return Label(**given)
