@@ -7,13 +7,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from brainseg_bids.evaluation.bootstrap import FEW
 from brainseg_bids.reports import page, tables
 from brainseg_bids.reports.evaluation_sections import number_table
+from brainseg_bids.reports.evaluation_tables import Found
 
 LONE = {"missed": "structure in the reference only", "extra": "structure in the prediction only"}
+MOST_NAMED = 12
+"""More images than this are counted in a line, and named in a fold."""
 WORST_NOTE = (
     "Lowest Dice first. Rows: outlines of the reference, of the prediction, differences, and each "
     "structure's surface in the prediction, coloured by its distance in mm to that structure's "
@@ -22,11 +25,11 @@ WORST_NOTE = (
 )
 
 
-def _named(line: Mapping) -> Markup:
+def _named(images: Sequence[str]) -> Markup:
     """Images, the most of them folded away."""
-    first = Markup("{}").format(", ".join(line["first"]))
-    rest = line["rest"]
-    return first + page.fold(f"and {len(rest)} more", ", ".join(rest)) if rest else first
+    first, rest = images[:MOST_NAMED], images[MOST_NAMED:]
+    shown = escape(", ".join(first))
+    return shown + page.fold(f"and {len(rest)} more", ", ".join(rest)) if rest else shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +42,14 @@ class Gaps:
         A line each.
     silent : sequence of str
         Raters without a comparison.
-    missing, lone : sequence of dict
+    missing, lone : dict of tuple to list of str
         See `evaluation_tables.missing` and `evaluation_tables.lone`.
     """
 
     failures: Sequence[str]
     silent: Sequence[str]
-    missing: Sequence[Mapping]
-    lone: Sequence[Mapping]
+    missing: Found
+    lone: Found
 
     def __bool__(self) -> bool:
         return any((self.failures, self.silent, self.missing, self.lone))
@@ -73,14 +76,14 @@ class Gaps:
         """All of it, by name."""
         rows = [
             {
-                "What": LONE.get(line["kind"], line["kind"]) if is_lone else line["kind"],
-                "Rater": line["rater"],
-                "Structure": line["structure"],
-                "Images": line["n"],
-                "Which": _named(line),
+                "What": titles.get(kind, kind),
+                "Rater": name,
+                "Structure": structure,
+                "Images": len(images),
+                "Which": _named(images),
             }
-            for is_lone, lines in ((False, self.missing), (True, self.lone))
-            for line in lines
+            for titles, found in (({}, self.missing), (LONE, self.lone))
+            for (kind, name, structure), images in found.items()
         ]
         css = {"What": "", "Rater": "", "Structure": "", "Which": "why"}
         silent = f"No comparison at all: {', '.join(self.silent)}"
@@ -94,10 +97,10 @@ class Gaps:
         )
 
 
-def _counts(lines: Sequence[Mapping]) -> Counter:
+def _counts(found: Found) -> Counter:
     counts: Counter[str] = Counter()
-    for line in lines:
-        counts[line["kind"]] += line["n"]
+    for (kind, _, _), images in found.items():
+        counts[kind] += len(images)
     return counts
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
@@ -23,10 +23,10 @@ DEFINITIONS = {
 MAIN_METRICS = ("dice", "assd_mm", "hd95_mm")
 NA = "n/a"
 GREY = "#808080"  # of what no table has a colour for
-_NAMED = 12
-"""More images than this are counted in a line, and named in a fold."""
 
 Line = Mapping[str, object]
+Found = dict[tuple[str, str, str], list[str]]
+"""Images by what is the matter with them, rater and structure."""
 
 
 @dataclass(frozen=True)
@@ -196,36 +196,26 @@ def strata_titles(strata: Iterable[str]) -> dict[str, str]:
 # -- what is not there --------------------------------------------------------------------
 
 
-def missing(lines: Iterable[Line]) -> list[dict]:
-    """Images without partner and structures without row, counted and named."""
-    by_key: dict[tuple[str, str, str], list[str]] = {}
-    for line in lines:
-        key = (str(line["kind"]), str(line["rater"]), str(line["name"]))
-        by_key.setdefault(key, []).append(str(line["image"]))
-    return [
-        {"kind": kind, "rater": rater, "structure": name} | _listed(images)
-        for (kind, rater, name), images in sorted(by_key.items())
-    ]
+def missing(lines: Iterable[Line]) -> Found:
+    """Images without partner and structures without row."""
+    return dict(sorted(_by_kind((line["kind"], line) for line in lines).items()))
 
 
-def lone(rows: Iterable[Line], style: Style) -> list[dict]:
+def lone(rows: Iterable[Line], style: Style) -> Found:
     """Structures that one map alone has, by rater and structure."""
     kinds = {"reference only": "missed", "prediction only": "extra"}
-    by_key: dict[tuple[str, str, str], list[str]] = {}
-    for row in rows:
-        if row["status"] in kinds:
-            key = (kinds[str(row["status"])], str(row["rater"]), str(row["name"]))
-            by_key.setdefault(key, []).append(str(row["image"]))
+    found = _by_kind((kinds[str(row["status"])], row) for row in rows if row["status"] in kinds)
     order = {rater: k for k, rater in enumerate(style.raters)}
-    keys = sorted(
-        by_key, key=lambda k: (k[0] != "missed", order.get(k[1], 99), -len(by_key[k]), k)
-    )
-    return [
-        {"kind": key[0], "rater": key[1], "structure": key[2]} | _listed(by_key[key])
-        for key in keys
-    ]
+
+    def place(key: tuple[str, str, str]) -> tuple:
+        return key[0] != "missed", order.get(key[1], 99), -len(found[key]), key
+
+    return {key: found[key] for key in sorted(found, key=place)}
 
 
-def _listed(images: Collection[str]) -> dict:
-    ordered = sorted(images)
-    return {"n": len(ordered), "first": ordered[:_NAMED], "rest": ordered[_NAMED:]}
+def _by_kind(lines: Iterable[tuple[object, Line]]) -> Found:
+    found: Found = {}
+    for kind, line in lines:
+        key = (str(kind), str(line["rater"]), str(line["name"]))
+        found.setdefault(key, []).append(str(line["image"]))
+    return {key: sorted(images) for key, images in found.items()}
