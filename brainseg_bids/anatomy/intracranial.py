@@ -25,6 +25,10 @@ NAME = "Intracranial"
 
 STRIPPED = "the image is skull-stripped"
 """Reason for skull-stripped images; all other reasons are unexpected."""
+CONTRADICTED = (
+    "its metadata say that it is skull-stripped, but there is image around the brain. Correct "
+    "SkullStripped if that is wrong, and segment again"
+)
 
 VESSELS = frozenset({"Artery", "Vein"})
 CORD = "Spinal-Cord"
@@ -128,10 +132,9 @@ def intracranial(
     >>> intracranial(labels, stripped=True).why_none
     'the image is skull-stripped'
     """
-    if stripped or (
-        image is not None and is_stripped(image, brain_and_fluid(labels), labels.grid)
-    ):
-        return Intracranial(why_none=STRIPPED)
+    bare = image is not None and is_stripped(image, brain_and_fluid(labels), labels.grid)
+    if stripped or bare:
+        return Intracranial(why_none=STRIPPED if bare or image is None else CONTRADICTED)
     kind_of = _kinds(labels.table)
     kinds = kind_of[labels.voxels]
     if not (kinds == TISSUE).any():

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.inputs import label_error
 from brainseg_bids.bids.label_codes import find_label_table
-from brainseg_bids.bids.names import Scan
+from brainseg_bids.bids.names import Scan, head_name, in_own_space, without_extension
 from brainseg_bids.documents import InputError
 from brainseg_bids.images import read_grid
 from brainseg_bids.training.targets import SOURCE
@@ -46,7 +45,7 @@ class HeadMap:
     @property
     def head(self) -> str:
         """What the maps of one head at several voxel sizes have in common."""
-        return re.sub(r"_res-[0-9A-Za-z+]+", "", self.path.name)
+        return head_name(self.path)
 
     @property
     def size_mm(self) -> float:
@@ -60,12 +59,14 @@ def find_head_maps(
     """Label maps of heads in a BIDS derivative, at every voxel size, by participant.
 
     Those that this app has merged (``seg-fullhead``) are taken; without any, plain ``dseg``
-    files, whose ``dseg.tsv`` has to say that they have codes of ``fullhead``.
+    files, whose ``dseg.tsv`` has to say that they have codes of ``fullhead``. Of a head that has
+    a map in its own space, those in standard spaces are left out.
 
     Raises
     ------
     InputError
-        If there are none, a header cannot be read, or a plain map has no or another table.
+        If there are none, two files have one name, a header cannot be read, or a plain map has no
+        or another table.
     """
     every = sorted(folder.glob("sub-*/**/sub-*_dseg.nii*"))
     every += sorted(folder.glob("sub-*_dseg.nii*"))
@@ -88,11 +89,28 @@ def find_head_maps(
             f"{folder}: no label map of participant {', '.join(missing) or 'and session'} that "
             f"was asked for. There are maps of: {there}."
         )
-    for scan in wanted:
-        _check_table(scan.path)
+    paths = in_own_space(scan.path for scan in wanted)
+    if len(paths) < len(wanted):
+        log.info("%d label maps in standard spaces are left out", len(wanted) - len(paths))
+    _check_twice(paths)
+    for path in paths:
+        _check_table(path)
     return [
-        HeadMap(scan.path, scan.subject, read_grid(scan.path).voxel_size_mm) for scan in wanted
+        HeadMap(path, Scan.from_path(path).subject, read_grid(path).voxel_size_mm)
+        for path in paths
     ]
+
+
+def _check_twice(paths: Iterable[Path]) -> None:
+    """Raise `InputError` for two files of one name: the same head would be learned from twice."""
+    known: dict[str, Path] = {}
+    for path in paths:
+        other = known.setdefault(without_extension(path), path)
+        if other != path:
+            raise InputError(
+                f"{other} and {path}: two files of one name count as one head. Rename or remove "
+                "one of them."
+            )
 
 
 def _without_refused(paths: Iterable[Path], folder: Path) -> list[Path]:

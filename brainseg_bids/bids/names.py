@@ -16,6 +16,7 @@ are: a later run with more images writes the same names. Three rules keep them a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,9 @@ inplaneT1), quantitative maps (T1map) and raw parts (MP2RAGE, MPM, MEGRE) have t
 BEFORE_SPACE = ("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part")
 AFTER_SPACE = ("chunk", "seg", "desc")
 KEPT = frozenset({*BEFORE_SPACE, "chunk"})
+_OF_THE_IMAGE = ("T1w", "orig", "individual", "scanner")
+"""Labels of ``space-`` that say the image's own space, beside the suffixes of other images."""
+_IMAGES = frozenset(STRUCTURAL) - {"T1w"}
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,40 @@ def folder(scan: Scan) -> Path:
 def without_extension(path: Path) -> str:
     """Name of an image without its extension."""
     return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def head_name(path: Path) -> str:
+    """What the label maps of one head are called, at any voxel size and in any standard space.
+
+    >>> head_name(Path("sub-01_space-MNI152Lin_seg-fullhead_res-2_dseg.nii.gz"))
+    'sub-01_seg-fullhead_dseg'
+    >>> head_name(Path("sub-01_space-T2w_seg-fullhead_dseg.nii"))
+    'sub-01_space-T2w_seg-fullhead_dseg'
+    """
+    name = re.sub(r"_res-[0-9A-Za-z+]+", "", without_extension(path))
+    space = re.search(r"_space-([0-9A-Za-z+]+)", name)
+    return name.replace(space[0], "") if space and space[1] not in _IMAGES else name
+
+
+def in_own_space(paths: Iterable[Path]) -> list[Path]:
+    """Label maps without those in standard spaces of heads that have one in their own.
+
+    >>> names = ("sub-1_dseg.nii", "sub-1_space-A_dseg.nii", "sub-2_space-A_dseg.nii")
+    >>> [path.name for path in in_own_space(map(Path, names))]
+    ['sub-1_dseg.nii', 'sub-2_space-A_dseg.nii']
+    """
+    paths = list(paths)
+    own = {path.parent / head_name(path) for path in paths if not _is_standardised(path)}
+    return [
+        path
+        for path in paths
+        if not _is_standardised(path) or path.parent / head_name(path) not in own
+    ]
+
+
+def _is_standardised(path: Path) -> bool:
+    space = Scan.from_path(path).entities.get("space")
+    return space is not None and space not in (*_IMAGES, *_OF_THE_IMAGE)
 
 
 def image_title(labels: Path) -> str:

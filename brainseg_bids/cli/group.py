@@ -26,6 +26,7 @@ def run_group(settings: Settings, run_dir: Path) -> int:
         If what a stage needs is not there.
     """
     began_s = time.time()
+    _warn_of_unheeded(settings)
     to_review: list[str] = []
     home = settings.output_dir
     folders = (home / name for name in ("evaluation", "priors"))
@@ -50,6 +51,20 @@ def run_group(settings: Settings, run_dir: Path) -> int:
         return DONE
     log_finished(to_review)
     return DONE
+
+
+def _warn_of_unheeded(settings: Settings) -> None:
+    """Name choices of images that a stage does not follow."""
+    chosen = [stage for stage in GROUP.values() if stage.is_chosen(settings)]
+    if settings.bids_filters:
+        log.warning(
+            "--bids-filter-file has no effect at the group level, which takes all results that "
+            "are there. Choose with --participant-label and --session-label, for stages priors "
+            "and evaluate also with --contrasts."
+        )
+    deaf = [stage.name for stage in chosen if not stage.heeds_contrasts]
+    if settings.contrasts and deaf:
+        log.warning("--contrasts has no effect on stage %s", " and ".join(deaf))
 
 
 def log_finished(to_review: Collection[str], report: Path | None = None) -> None:

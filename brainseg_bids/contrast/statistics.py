@@ -73,7 +73,8 @@ def measure(
     ------
     ValueError
         If shapes differ, the image is constant or has no finite voxel, ``kind`` does not exist, no
-        voxel has a label, or the head of a magnitude image has no intensity above zero.
+        voxel has a label (of the brain, if ``stripped``), or the head of a magnitude image has no
+        intensity above zero.
 
     Examples
     --------
@@ -190,8 +191,14 @@ def _brain_if_stripped(
     shows_no_head = is_stripped(image, brain_and_fluid(labels), labels.grid)
     if not (shows_no_head or stripped):
         return labels, False, []
+    brain = brain_alone(labels)
+    if not brain.voxels.any():
+        raise ValueError(
+            "SkullStripped in its metadata is true, and its label map has no structure of the "
+            "brain. Correct the metadata, or give another label map"
+        )
     warnings = quality_warnings.of_stripped(labels, stripped, seen=shows_no_head)
-    return brain_alone(labels), True, list(warnings)
+    return brain, True, list(warnings)
 
 
 def _interior(scene: Scene) -> tuple[Interior, np.ndarray]:

@@ -305,6 +305,8 @@ class GroupStage(Stage):
     """A stage over all participants."""
 
     level: ClassVar[str] = "group"
+    heeds_contrasts: ClassVar[bool] = False
+    """Whether ``--contrasts`` chooses among what it takes."""
 
     @abstractmethod
     def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:

@@ -103,6 +103,7 @@ class Evaluate(GroupStage):
     name = "evaluate"
     after = ("train",)
     options = EvaluateOptions
+    heeds_contrasts = True
 
     def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:
         with working("stage evaluate"):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -21,7 +20,7 @@ from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_json
-from brainseg_bids.bids.names import sidecar
+from brainseg_bids.bids.names import head_name, in_own_space, sidecar
 from brainseg_bids.console import working
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.documents import InputError
@@ -200,10 +199,10 @@ def _labels_only(paths: Iterable[Path]) -> list[Path]:
 
 
 def _finest(paths: Iterable[Path]) -> list[Path]:
-    """Of maps whose names differ by ``res-`` only, the one with the smallest voxels."""
-    by_head: dict[str, list[Path]] = {}
-    for path in paths:
-        by_head.setdefault(re.sub(r"_res-[0-9A-Za-z+]+", "", str(path)), []).append(path)
+    """Of the maps of one head, the one in its own space with the smallest voxels."""
+    by_head: dict[Path, list[Path]] = {}
+    for path in in_own_space(paths):
+        by_head.setdefault(path.parent / head_name(path), []).append(path)
     return [min(maps, key=_voxel_mm3) for maps in by_head.values()]
 
 
@@ -385,6 +384,7 @@ def export(settings: Settings, name: str, prior: ContrastPrior, maker: PairMaker
     suffix = (prior.metadata or {}).get("Suffix", "T1w")
     root = settings.output_dir / "synth" / f"contrast-{name}_kappa-{settings.kappa:g}"
     origin = {
+        "BrainsegVersion": __version__,
         "SpaceDigest": maker.stream.spaces[0][0].digest,
         "Seed": settings.seed,
         "LabelMapsSHA256": [sha256(source.path) for source in maker.sources],
@@ -394,8 +394,8 @@ def export(settings: Settings, name: str, prior: ContrastPrior, maker: PairMaker
     marker = root / "origin.json"
     if marker.is_file() and read_object(marker) != origin:
         raise InputError(
-            f"{root}: holds pairs of another seed, voxel size, prior or other label maps. Remove "
-            "it, or choose another output_dir."
+            f"{root}: holds pairs of another seed, voxel size, prior or version, or of other "
+            "label maps. Remove it, or choose another output_dir."
         )
     remove_unfinished(root.rglob(".*"), older_than_s=DAY_S)
     _write_root(root, name, settings, maker.generator.target)

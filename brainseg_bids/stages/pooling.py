@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -82,7 +83,8 @@ def find_measured(
 ) -> list[Measured]:
     """Statistics of every image in the derivative, each image once.
 
-    With ``bids_dir`` an image that is gone, or has changed since, is passed over with a warning.
+    With ``bids_dir`` an image that is gone, or has changed since, is passed over with a warning,
+    and so is one whose label map in the derivative has changed, and a copy of another one.
 
     Raises
     ------
@@ -103,21 +105,38 @@ def find_measured(
         if image in found and found[image][0] > rank:
             continue
         one = _read(path, image, subject)
-        if bids_dir is not None and (stale := _why_stale(one, bids_dir)):
+        if bids_dir is not None and (stale := _why_stale(one, output_dir, bids_dir)):
             log.warning("%s: %s; its statistics are not pooled", image, stale)
             continue
         if not suffixes or one.value("Suffix") in suffixes:
             found[image] = rank, one
     if not found:
         raise InputError(
-            f"{output_dir}: no contrast statistics are in it. Run the participant level with "
-            "--stages segment contrast into it first."
+            f"{output_dir}: no contrast statistics that can be pooled are in it. Run the "
+            "participant level with --stages segment contrast into it first."
         )
-    return [one for _, one in found.values()]
+    return _without_copies([one for _, one in found.values()])
 
 
-def _why_stale(one: Measured, bids_dir: Path) -> str:
+def _without_copies(measured: Iterable[Measured]) -> list[Measured]:
+    """Images whose voxels no image before has: a copy would count as another participant."""
+    kept: dict[str, Measured] = {}
+    for one in measured:
+        voxels = one.metadata.get("VoxelHash") or one.image
+        if voxels in kept:
+            same = kept[voxels].image
+            log.warning("%s: has the same voxels as %s; it is not pooled again", one.image, same)
+        else:
+            kept[voxels] = one
+    return list(kept.values())
+
+
+def _why_stale(one: Measured, output_dir: Path, bids_dir: Path) -> str:
     """Why statistics are no longer those of their image, or nothing."""
+    _, is_own, inside = str(one.metadata.get("LabelsOf", "")).partition("bids::")
+    labels, known = output_dir / inside, one.metadata.get("LabelsSHA256")
+    if is_own and known and labels.is_file() and sha256(labels) != known:
+        return f"{labels} has changed since it was measured with (--stages contrast)"
     path = raw_path(str(one.metadata.get("Input", "")), bids_dir)
     if path is None:
         return ""
@@ -225,7 +244,7 @@ def make_priors(
                 f"contrast {name}: {error} Images can be separated with --contrast-by, or left "
                 "out with --participant-label and --contrasts."
             ) from error
-        notes = (*unknown_facts(group, keys), *stripped_images(group))
+        notes = (*unknown_facts(group, keys), *mixed_suffixes(group), *stripped_images(group))
         prior = replace(prior, warnings=(*prior.warnings, *notes))
         prior.write(output_dir / "priors", brainseg_version=__version__)
         made[name] = prior, group
@@ -247,6 +266,20 @@ def unknown_facts(group: Sequence[Measured], keys: Sequence[str]) -> list[str]:
             "again, and then priors."
         )
     return notes
+
+
+def mixed_suffixes(group: Sequence[Measured]) -> list[str]:
+    """A line that names the suffixes of a contrast's images, if they differ."""
+    images: dict[str, list[str]] = {}
+    for one in group:
+        images.setdefault(str(one.value("Suffix")), []).append(one.image)
+    if len(images) < 2:
+        return []
+    shown = "; ".join(f"{len(own)} {suffix} ({listed(own, 3)})" for suffix, own in images.items())
+    return [
+        f"Images of several suffixes are pooled: {shown}. The prior, and models that learn from "
+        "it, count as of the most frequent one; --contrast-by Suffix separates them."
+    ]
 
 
 def stripped_images(group: Sequence[Measured]) -> list[str]:
@@ -275,7 +308,7 @@ def _pooled(name: str, group: Sequence[Measured], keys: Sequence[str]) -> Contra
         metadata={
             "BrainsegVersion": __version__,
             **{key: group[0].value(key) for key in keys if group[0].value(key) is not None},
-            "Suffix": group[0].value("Suffix") or "T1w",
+            "Suffix": Counter(one.value("Suffix") or "T1w" for one in group).most_common(1)[0][0],
             "SkullStripped": len(stripped) / len(group),
         },
         images=tuple(

@@ -21,6 +21,7 @@ class Priors(GroupStage):
     """What images of one contrast look like, label by label."""
 
     name = "priors"
+    heeds_contrasts = True
 
     def run(self, settings: Settings, run_dir: Path, began_s: float) -> GroupResult:
         with working("stage priors"):

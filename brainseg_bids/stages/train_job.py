@@ -6,7 +6,7 @@ from __future__ import annotations
 import datetime
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from brainseg_bids.bids.head_maps import (
 from brainseg_bids.bids.names import STRUCTURAL
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.documents import InputError, read_object
-from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
+from brainseg_bids.nets.bundle import MANIFEST, BundleError, ModelBundle, find_bundle
 from brainseg_bids.nets.devices import has_accelerator
 from brainseg_bids.options import declared, to_arguments
 from brainseg_bids.programs.map_cache import cache_folder, read_facts
@@ -40,9 +40,11 @@ from brainseg_bids.training.spaces import (
     voxel_size_of,
 )
 from brainseg_bids.training.targets import SOURCE, MapFacts, absent_labels, find_target
+from brainseg_bids.units import listed
 
 if TYPE_CHECKING:
     from brainseg_bids.options import Settings
+    from brainseg_bids.synth.prior_space import PriorSpace
     from brainseg_bids.synth.space import RecipeSpace
 
 log = logging.getLogger("brainseg")
@@ -150,7 +152,12 @@ def plan_job(settings: Settings) -> JobPlan:
     log.info("voxels of %g mm: %s", voxel_size_mm, why_voxels)
     folder = settings.output_dir / "derivatives" / f"model-{name}"
     cache = cache_folder(settings.bids_dir, folder / "training")
+    if slow := recipe.slow_rate():
+        log.warning("%s", slow)
     heads, held_out, facts = _check_maps(settings, maps, voxel_size_mm, target, cache)
+    start = _start(settings)
+    if start and not before:
+        _warn_of_seen(start, [(one.path.name, facts[one.path].digest) for one in held_out])
     return JobPlan(
         name=name,
         folder=folder,
@@ -165,7 +172,7 @@ def plan_job(settings: Settings) -> JobPlan:
         kappa=settings.kappa,
         voxel_size_mm=voxel_size_mm,
         target=target,
-        start_from=_start(settings, before),
+        start_from=start,
         before=before,
     )
 
@@ -233,14 +240,50 @@ def _choose_spaces(
     return spaces, why, read.get(spaces.prior)
 
 
-def _start(settings: Settings, before: Mapping) -> ModelBundle | None:
-    """Model whose weights training begins from; a run that goes on has begun long ago."""
+def _start(settings: Settings) -> ModelBundle | None:
+    """Model whose weights training begins from."""
     if not settings.start_from:
         return None
     try:
         return ModelBundle.read(find_bundle(settings.start_from))
     except BundleError as error:
         raise InputError(f"--start-from {error}") from error
+
+
+def _warn_of_seen(start: ModelBundle, held_out: Iterable[tuple[str, str]]) -> None:
+    """Name held-out maps that the model to start from may have learned from.
+
+    Parameters
+    ----------
+    held_out : iterable of (str, str)
+        Name and digest of each map.
+    """
+    manifest = read_object(start.path / MANIFEST)
+    before = (manifest.get("training") or {}).get("maps") or {}
+    kept_back = {said["digest"] for said in before.values() if said.get("held_out")}
+    learned = (start.seen or frozenset()) - kept_back
+    seen = [name for name, digest in held_out if digest in learned]
+    if seen:
+        log.warning(
+            "%s: held out, but model %s learned from it, so that validation says too much. Hold "
+            "out others with --validation-label",
+            listed(seen, 3),
+            start.name,
+        )
+
+
+def _warn_of_copies(chosen: Iterable[HeadMap], facts: Mapping[Path, MapFacts]) -> None:
+    """Name maps of several participants that hold the same voxels."""
+    known: dict[str, HeadMap] = {}
+    for one in chosen:
+        other = known.setdefault(facts[one.path].digest, one)
+        if other.subject != one.subject:
+            log.warning(
+                "%s: has the same voxels as %s. The head counts twice, or is validated on though "
+                "it was learned from. Remove one with --participant-label",
+                one.path.name,
+                other.path.name,
+            )
 
 
 def _check_maps(
@@ -272,7 +315,8 @@ def _check_maps(
             len(target) - 1,
             ", ".join(absent),
         )
-    coarse = [one for one in chosen if min(one.voxel_size_mm) > voxel_size_mm * 1.05]
+    _warn_of_copies(chosen, facts)
+    coarse = [one for one in chosen if max(one.voxel_size_mm) > voxel_size_mm * 1.05]
     if coarse:
         log.warning(
             "%d of %d label maps are coarser than %g mm (%s, ...): borders in pairs will have "
@@ -305,6 +349,7 @@ def _absent(
 def describe_job(job: JobPlan, settings: Settings) -> dict:
     """Content of ``job.json``."""
     spaces = {space_key(name, job): _said_of(name, job) for name in job.spaces.shares}
+    _space_of(job.spaces.validation, job)  # raises, before anything is tried
     start = job.start_from.digest if job.start_from else ""
     return {
         "name": job.name,
@@ -366,7 +411,17 @@ def space_key(name: str, job: JobPlan) -> str:
 
 
 def _said_of(name: str, job: JobPlan) -> dict:
-    """What is known of a recipe space.
+    """What is known of a recipe space; raises as `_space_of`."""
+    said: dict = {"share": job.spaces.shares[name]}
+    if name == PRIOR:
+        said |= {"contrast": job.spaces.contrasts[0], "kappa": job.kappa}
+    else:
+        said |= {"contrast": CONTRAST_OF.get(name, "")}
+    return said | {"digest": _space_of(name, job).at(job.voxel_size_mm).digest}
+
+
+def _space_of(name: str, job: JobPlan) -> RecipeSpace | PriorSpace:
+    """A recipe space, by its name in the training recipe.
 
     Raises
     ------
@@ -376,18 +431,15 @@ def _said_of(name: str, job: JobPlan) -> dict:
     from brainseg_bids.synth.prior_space import PriorSpace
     from brainseg_bids.synth.recipe_files import read_space
 
-    said = {"share": job.spaces.shares[name]}
+    if name == PRIOR and job.prior is None:
+        raise InputError("validation_space names prior, but [spaces] does not. Add it there.")
     try:
-        if name == PRIOR:
-            space = PriorSpace(_agnostic(job), job.prior, job.kappa)
-            said |= {"contrast": job.spaces.contrasts[0], "kappa": job.kappa}
-        else:
-            space = read_space(name)
-            said |= {"contrast": CONTRAST_OF.get(name, "")}
+        prior = name == PRIOR
+        space = PriorSpace(_agnostic(job), job.prior, job.kappa) if prior else read_space(name)
         space.covers(LabelTable.packaged(SOURCE))
     except ValueError as error:
         raise InputError(f"recipe space {name}: {error}") from error
-    return said | {"digest": space.at(job.voxel_size_mm).digest}
+    return space
 
 
 def _agnostic(job: JobPlan) -> RecipeSpace:

@@ -8,6 +8,7 @@ Defaults follow SynthSeg (Billot et al., Medical Image Analysis 86, 2023). Each 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
@@ -88,7 +89,8 @@ class RecipeSpace(ClassSpace):
     Raises
     ------
     ValueError
-        If a probability is outside 0 to 1, or the low end of a range is above the high end.
+        If a probability is outside 0 to 1, the low end of a range is above the high end, or a
+        label is in two classes.
 
     Examples
     --------
@@ -137,6 +139,9 @@ class RecipeSpace(ClassSpace):
             check_ranges(tissue, {what + key: kind for key, kind in TISSUE_KINDS.items()}, what)
             if tissue.mean[1] < 0:
                 raise ValueError(f"{what}mean is [centre, spread]: a spread is 0 or more")
+        labels = Counter(label for tissue in self.tissues for label in tissue.labels)
+        if twice := [label for label, count in labels.items() if count > 1]:
+            raise ValueError(f"{twice[0]} is in two classes of [[tissues]]: name it in one")
 
     @classmethod
     def read(cls, path: str | Path, above: tuple[Path, ...] = ()) -> RecipeSpace:

@@ -106,6 +106,8 @@ class TrainRecipe:
     def read(cls, path: Path, base: str) -> TrainRecipe:
         """Training recipe from a user's file; other settings come from a recipe of the package.
 
+        With another number of steps, what depends on them comes in proportion; see `with_steps`.
+
         Parameters
         ----------
         path : Path
@@ -115,19 +117,38 @@ class TrainRecipe:
         Raises
         ------
         InputError
-            If a key is unknown or has an invalid value; the message names file and key.
+            If a key is unknown or has an invalid value, or a recipe space is given twice; the
+            message names file and key.
         """
-        values, spaces = _parse(read_text(path), str(path))
+        values, shares = _parse(read_text(path), str(path))
         try:
             under = cls.packaged(values.pop("base", base))
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        spaces = {_absolute(name, path.parent): share for name, share in spaces.items()}
+        spaces: dict[str, float] = {}
+        for name, share in shares.items():
+            if (place := _absolute(name, path.parent)) in spaces:
+                raise InputError(f"{path}: [spaces] has {name} twice. Give each space one share.")
+            spaces[place] = share
+        if "total_steps" in values:
+            under = under.with_steps(values["total_steps"])
         for key in ("validation_space", "agnostic"):
             if key in values:
                 values[key] = _absolute(values[key], path.parent)
         given = frozenset(values) | ({"spaces"} if spaces else set())
         return cls(under.base, under.values | values, spaces or under.spaces, given)
+
+    def slow_rate(self) -> str:
+        """A sentence if the learning rate is never reached; empty if it is."""
+        steps = self.values["total_steps"]
+        keys = [key for key in ("warmup_steps", "decay_steps") if self.values[key] > steps]
+        if not keys:
+            return ""
+        said = " and ".join(f"{key} = {self.values[key]}" for key in keys)
+        return (
+            f"{said}: more than the {steps} steps, so that the learning rate is never reached. "
+            "Without them in the recipe they are made to fit."
+        )
 
     def with_steps(self, steps: int) -> TrainRecipe:
         """Recipe with another number of steps, and warm-up and decay in proportion.

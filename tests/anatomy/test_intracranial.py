@@ -97,6 +97,7 @@ def test_a_stripped_image_has_no_volume_by_image_metadata_or_labels(skull):
     # The labels may have a skull that the image has not.
     assert intracranial(skull, image).why_none == STRIPPED
     assert intracranial(skull, stripped=True).why_none == STRIPPED
+    assert intracranial(skull, image, stripped=True).why_none == STRIPPED
     alone = replace(skull, voxels=np.where(brain, skull.voxels, 0))
     found = intracranial(alone)
     assert "skull" in found.why_none

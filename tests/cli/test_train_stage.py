@@ -32,7 +32,7 @@ from brainseg_bids.nets import memory
 from brainseg_bids.nets.bundle import BundleError, ModelBundle
 from brainseg_bids.programs import bundle, plan_memory
 from brainseg_bids.stages import train_plan, train_process, train_run
-from brainseg_bids.stages.train_job import JobPlan
+from brainseg_bids.stages.train_job import JobPlan, _warn_of_seen
 from brainseg_bids.stages.train_process import Tasks, find_tasks
 from brainseg_bids.stages.train_real import check_real, write_real
 from brainseg_bids.synth.recipe_files import read_space
@@ -628,6 +628,57 @@ def refused(stage, *arguments) -> str:
 )
 def test_one_participant_is_not_enough(stage):
     assert "validate on" in refused(stage, "--participant-label", "01")
+
+
+@pytest.mark.input(
+    "training",
+    "the same head under two participants, one of them held out",
+    "warning that names both label maps",
+    0,
+)
+def test_a_copy_of_a_head_and_thick_slices_are_told(stage):
+    path = stage.maps / "sub-02" / "anat" / "sub-02_seg-fullhead_dseg.nii.gz"
+    image = nib.load(path)
+    thick = np.asarray(image.dataobj)[:, :, ::3]
+    nib.save(nib.Nifti1Image(thick, image.affine @ np.diag([1, 1, 3, 1])), path)
+    code, log = stage("--plan-only", "--target-voxel-size", "9")
+    assert code == 0, log
+    assert "sub-03_seg-fullhead_dseg.nii.gz: has the same voxels as sub-01" in log
+    assert "1 of 3 label maps are coarser than 9 mm (sub-02" in log
+
+
+@pytest.mark.input(
+    "training",
+    "--start-from a model that learned from a held-out label map",
+    "warning that names the map",
+    0,
+)
+def test_a_held_out_head_that_the_first_model_learned_from_is_told(tmp_path, caplog):
+    maps = {
+        "sub-1": {"digest": "a", "held_out": False},
+        "sub-2": {"digest": "b", "held_out": True},
+    }
+    (tmp_path / "bundle.json").write_text(json.dumps({"training": {"maps": maps}}))
+    start = SimpleNamespace(path=tmp_path, name="first", seen=frozenset("ab"))
+    _warn_of_seen(start, [("sub-2_dseg.nii.gz", "b"), ("sub-3_dseg.nii.gz", "c")])
+    assert not caplog.records
+    _warn_of_seen(start, [("sub-1_dseg.nii.gz", "a")])
+    assert "sub-1_dseg.nii.gz" in caplog.text
+    assert "--validation-label" in caplog.text
+
+
+@pytest.mark.input(
+    "training",
+    "recipe whose `validation_space` is not there",
+    "refused before memory is planned; the line names it",
+    2,
+)
+@pytest.mark.parametrize("name", ["nowhere", "prior"])
+def test_a_validation_space_that_is_not_there_is_refused_at_once(stage, name):
+    with (stage.root / "tiny.toml").open("a") as file:
+        file.write(f'validation_space = "{name}"\n')
+    assert name in refused(stage)
+    assert not (stage.training / "plan.json").exists()
 
 
 def test_an_unknown_code_is_named_with_its_file_and_the_others_are_looked_at_too(stage):

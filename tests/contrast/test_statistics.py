@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -261,6 +262,12 @@ def test_metadata_that_contradict_the_image_are_told(head, head_image, said, bar
     assert found.stripped
     assert "Skin" not in found.labels
     assert any(words in warning for warning in found.warnings)
+
+
+def test_a_map_without_brain_of_an_image_that_is_said_to_be_stripped_is_refused(head, head_image):
+    bone = replace(head, voxels=np.where(brain_of(head), 0, head.voxels))
+    with pytest.raises(ValueError, match="SkullStripped"):
+        measure(head_image, bone, stripped=True)
 
 
 def test_core_labels_that_are_missing_are_named(head, head_image):

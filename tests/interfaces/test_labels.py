@@ -3,16 +3,18 @@
 
 import csv
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
-from brainseg_bids.anatomy.intracranial import STRIPPED, intracranial
+from brainseg_bids.anatomy.intracranial import CONTRADICTED, STRIPPED, intracranial
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.images import read_label_map, read_volume, write_label_map
+from brainseg_bids.images import read_label_map, read_volume, write_label_map, write_volume
 from brainseg_bids.interfaces.labels import BrainMask, Tissue, Volumes
+from brainseg_bids.stages.volumes import no_intracranial_volume
 
 
 @pytest.fixture
@@ -95,6 +97,24 @@ def test_without_a_skull_the_row_says_why_and_no_number_is_given(segmented):
     assert inside["note"] == STRIPPED
     assert {row["percent_of_intracranial"] for row in rows.values()} == {"n/a"}
     assert json.loads(Path("facts.json").read_text()) == {"NoIntracranialVolume": STRIPPED}
+
+
+@pytest.mark.input(
+    "metadata",
+    "SkullStripped true, the segmented image shows a head",
+    "no intracranial volume; a warning in log, table and page asks to correct the metadata",
+    0,
+)
+def test_a_head_that_is_said_to_be_stripped_is_told(segmented, tmp_path):
+    labels, inputs = segmented
+    head = np.where(labels.voxels > 0, 100.0, 0.0).astype(np.float32)
+    image = write_volume(head, labels.grid, tmp_path / "image.nii.gz")
+    _, inside = rows_of(Volumes(**inputs, image=str(image), stripped=True))
+    assert inside["n_voxels"] == "n/a"
+    assert inside["note"] == CONTRADICTED
+    (message,) = no_intracranial_volume("sub-01 T1w", json.loads(Path("facts.json").read_text()))
+    assert message.level == logging.WARNING
+    assert "SkullStripped" in message.text
 
 
 def test_soft_volumes_are_sums_of_probabilities(segmented, tmp_path):

@@ -3,12 +3,78 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
-from brainseg_bids.stages.pooling import Measured, make_priors, stripped_images
+from brainseg_bids.files import sha256
+from brainseg_bids.stages.pooling import (
+    Measured,
+    find_measured,
+    make_priors,
+    stripped_images,
+)
 from tests.contrast.made_up import TABLE, both_sides, image_of
+
+
+def statistics_file(output_dir: Path, name: str, voxels: str, **more) -> None:
+    """Contrast statistics of a T1w image as the participant level leaves them."""
+    path = output_dir / "sub-1" / "anat" / f"{name}_seg-brainseg_desc-contrast_morph.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    said = {"Statistics": asdict(image_of(both_sides())), "VoxelHash": voxels}
+    path.write_text(json.dumps(said | {"Contrast": {"Suffix": "T1w"}} | more))
+
+
+@pytest.mark.input(
+    "results",
+    "contrast statistics of the same image under two names",
+    "priors: pooled once; a warning names both",
+    0,
+)
+def test_a_copy_of_an_image_does_not_count_as_another_participant(tmp_path, caplog):
+    for name, voxels in {"sub-1": "a", "sub-2": "a", "sub-3": "b"}.items():
+        statistics_file(tmp_path, name, voxels)
+    assert [one.image for one in find_measured(tmp_path)] == ["sub-1", "sub-3"]
+    assert "sub-2: has the same voxels as sub-1" in caplog.text
+
+
+@pytest.mark.input(
+    "results",
+    "contrast statistics whose label map was made anew since",
+    "priors: not pooled; a warning names the map",
+    0,
+)
+def test_statistics_of_an_earlier_label_map_are_not_pooled(tmp_path, caplog):
+    labels = tmp_path / "labels.nii.gz"
+    labels.write_bytes(b"first")
+    said = {"LabelsOf": "bids::labels.nii.gz", "LabelsSHA256": sha256(labels)}
+    statistics_file(tmp_path, "sub-1", "a", **said)
+    statistics_file(tmp_path, "sub-2", "b")
+    found = find_measured(tmp_path, bids_dir=tmp_path)
+    assert [one.image for one in found] == ["sub-1", "sub-2"]
+    labels.write_bytes(b"second")
+    found = find_measured(tmp_path, bids_dir=tmp_path)
+    assert [one.image for one in found] == ["sub-2"]
+    assert f"{labels} has changed" in caplog.text
+
+
+@pytest.mark.input(
+    "results",
+    "priors of T1w and T2w images together (--contrast-by without Suffix)",
+    "pooled; JSON, log and page name the images of each, the prior is of the most frequent",
+    0,
+)
+def test_a_prior_of_several_suffixes_is_told(tmp_path, monkeypatch):
+    group = measured(False, False, False)
+    t2w = {"Contrast": {"Suffix": "T2w", "VoxelSizeMm": 1.0}}
+    group = [replace(group[0], metadata=group[0].metadata | t2w), *group[1:]]
+    monkeypatch.setattr("brainseg_bids.stages.pooling.find_measured", lambda *_, **__: group)
+    (made,) = make_priors(tmp_path, bids_dir=tmp_path, keys=()).values()
+    assert made[0].metadata["Suffix"] == "T1w"
+    (told,) = [note for note in made[0].warnings if "several suffixes" in note]
+    assert "1 T2w (sub-0); 2 T1w (sub-1, sub-2)" in told
 
 
 def measured(*stripped: bool) -> list[Measured]:

@@ -259,3 +259,15 @@ def test_mp2rage_shows_what_its_signal_equations_say():
     assert (grey > csf).mean() > 0.99
     assert all(r.ratio.noise_frac > 0 for r in drawn)
     assert {r.transmit.sequence for r in drawn} == {"none", "mp2rage"}
+
+
+@pytest.mark.input(
+    "training",
+    "recipe space with a label in two classes",
+    "refused; the line names the label",
+    2,
+)
+def test_a_label_in_two_classes_is_refused():
+    twice = (SMALL.tissues[0], SMALL.tissues[0])
+    with pytest.raises(ValueError, match=SMALL.tissues[0].labels[0]):
+        replace(SMALL, tissues=twice)

@@ -122,6 +122,40 @@ def test_an_empty_folder_says_what_to_do_and_a_dataset_where_its_maps_are(tmp_pa
         find_head_maps(tmp_path)
 
 
+@pytest.mark.input(
+    "training",
+    "label maps of a head in its own and in a standard space",
+    "only the one in its own space is learned from; the log says how many are left out",
+    0,
+)
+def test_a_head_is_not_learned_from_once_more_in_a_standard_space(tmp_path):
+    root = give(
+        tmp_path,
+        "sub-01_seg-fullhead",
+        "sub-01_space-MNI152NLin2009cAsym_seg-fullhead",
+        "sub-01_space-T2w_seg-fullhead",
+        "sub-02_space-MNI152NLin2009cAsym_seg-fullhead",
+    )
+    assert [one.path.name for one in find_head_maps(root)] == [
+        "sub-01_seg-fullhead_dseg.nii.gz",
+        "sub-01_space-T2w_seg-fullhead_dseg.nii.gz",
+        "sub-02_space-MNI152NLin2009cAsym_seg-fullhead_dseg.nii.gz",
+    ]
+
+
+@pytest.mark.input(
+    "training",
+    "a label map as .nii and as .nii.gz",
+    "refused; the line names both files",
+    2,
+)
+def test_two_files_of_one_map_are_refused(tmp_path):
+    root = give(tmp_path, "sub-01_seg-fullhead", "sub-02_seg-fullhead")
+    write_label_map(SMALL, root / "sub-01" / "anat" / "sub-01_seg-fullhead_dseg.nii")
+    with pytest.raises(InputError, match=r"sub-01_seg-fullhead_dseg.nii and .*dseg.nii.gz"):
+        find_head_maps(root)
+
+
 def test_of_a_head_the_coarsest_map_is_taken_that_is_fine_enough():
     maps = head_maps(0.5, 0.8, 1.0)
     assert choose_maps(maps, 0.8)[0].size_mm == pytest.approx(0.8)
@@ -291,6 +325,13 @@ def test_a_users_recipe_changes_what_it_says_and_nothing_else(tmp_path):
         ("base = 3", "base is 3"),
         ("largest_patch_mm = [1, 2]", "give a list of 3"),
         ("[spaces]\nt1w = 0", "share above 0"),
+        pytest.param(
+            '[spaces]\n"a.toml" = 1\n"./a.toml" = 3',
+            "has ./a.toml twice",
+            marks=pytest.mark.input(
+                "training", "recipe that names one recipe space twice", "refused by file", 2
+            ),
+        ),
         ("spaces = 3", "share above 0"),
         ('base = "gpu"', "no training recipe 'gpu'; known: default, cpu"),
         ("batch =", "not valid TOML"),
@@ -309,6 +350,23 @@ def test_other_steps_keep_the_shares_of_warming_up_and_slowing_down():
     short = DEFAULT.with_steps(DEFAULT.values["total_steps"] // 10)
     for key in ("warmup_steps", "decay_steps"):
         assert short.values[key] == DEFAULT.values[key] // 10
+
+
+@pytest.mark.input(
+    "training",
+    "recipe with other `total_steps`, nothing else said",
+    "warm-up, decay and average are made to fit, as by --steps",
+    0,
+)
+def test_a_recipes_own_steps_count_like_those_of_the_command_line(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("total_steps = 430\n")
+    recipe = TrainRecipe.read(path, "cpu")
+    assert recipe.values == TrainRecipe.packaged("cpu").with_steps(430).values
+    assert recipe.values["decay_steps"] == 130
+    assert recipe.slow_rate() == ""
+    path.write_text("total_steps = 430\ndecay_steps = 1300\n")
+    assert "decay_steps = 1300" in TrainRecipe.read(path, "cpu").slow_rate()
 
 
 def test_the_prior_that_was_asked_for_comes_before_a_recipes_spaces(tmp_path):
