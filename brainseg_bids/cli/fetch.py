@@ -179,12 +179,13 @@ def _fetch_annex(dataset: Dataset, options: argparse.Namespace, way: str) -> int
         _show_absent(dataset, dest, options)
         return DONE
     paths = _wanted(dataset, dest, options)
+    annex.put_back(dest, paths)
     absent = [path for path in paths if annex.is_absent(path)]
     print(f"{len(paths)} files, {len(paths) - len(absent)} of them are here", flush=True)
     shown = sys.stderr.isatty()
     with tqdm(total=len(absent), unit=" files", disable=not shown) as bar:
         failures = annex.get(dest, absent, way, jobs=options.jobs, on_file=bar.update)
-    return _conclude(failures, len(paths), dest)
+    return _conclude([*failures, *annex.changed(dest, paths)], len(paths), dest)
 
 
 def _wanted(dataset: Dataset, clone: Path, options: argparse.Namespace) -> list[Path]:

@@ -106,6 +106,8 @@ def wanted_paths(
         If it has no such participant, or no such files.
     """
     tracked = [path for path in _git(root, "ls-files", "-z").split("\0") if path]
+    if not tracked:
+        raise FetchError(f"{root}: a clone that was not finished is there. Remove it.")
     folders = {path.partition("/")[0] for path in tracked if "/" in path}
     labels = [name.removeprefix("sub-") for name in folders if name.startswith("sub-")]
     check_participants(participants, labels, dataset.name)
@@ -114,6 +116,29 @@ def wanted_paths(
         raise FetchError(f"{dataset.name}: it has no {what} for these participants.", UNUSABLE)
     # A subdataset is one entry here, and a folder.
     return [root / path for path in wanted if not (root / path).is_dir()]
+
+
+def put_back(root: Path, paths: Sequence[Path]) -> None:
+    """Have files in the folder again that somebody removed, or a clone that was cut off lacks.
+
+    Raises
+    ------
+    FetchError
+        If git cannot.
+    """
+    gone = [str(path.relative_to(root)) for path in paths if not os.path.lexists(path)]
+    for start in range(0, len(gone), AT_ONCE):
+        _git(root, "checkout", "--quiet", "--", *gone[start : start + AT_ONCE])
+
+
+def changed(root: Path, paths: Sequence[Path]) -> list[str]:
+    """One line for each of some files whose content is not what the clone has of it."""
+    differ = {root / path for path in _git(root, "diff", "--name-only", "-z").split("\0") if path}
+    return [
+        f"{path}: a file with other content is there. Move it away and run it again, or commit it."
+        for path in paths
+        if path in differ
+    ]
 
 
 def get(

@@ -55,8 +55,8 @@ class State:
 def last_settings(output_dir: Path) -> Settings:
     """What the output folder is for: the last command, whether it was submitted or run.
 
-    Participants are those of the last submission and of the runs since then; without a
-    submission all of them.
+    Participants and sessions are those of the last submission and of the runs since then; without
+    a submission all of them, unless every run named the same sessions.
 
     Raises
     ------
@@ -76,15 +76,30 @@ def last_settings(output_dir: Path) -> Settings:
                 "Give the output folder of one."
             )
         # Runs of a few each, as other submitters start them, are runs of one dataset.
-        return replace(past[-1].settings, participant_label=())
+        last, first = past[-1].settings, past[0].settings
+        alike = all(set(run.settings.session_label) == set(first.session_label) for run in past)
+        sessions = last.session_label if alike else ()
+        return replace(last, participant_label=(), session_label=sessions)
     settings, submitted_s = submitted
     # A task may belong to an earlier submission.
     tasks = {f"job {task.name}" for task in runs.tasks(output_dir)}
     later = [run for run in past if run.began_s > submitted_s and run.where not in tasks]
     commands = [settings, *(run.settings for run in later)]
-    labels = {label for one in commands for label in one.participant_label}
-    everyone = not all(one.participant_label for one in commands)
-    return replace(commands[-1], participant_label=() if everyone else tuple(sorted(labels)))
+    return replace(
+        commands[-1],
+        participant_label=_together(one.participant_label for one in commands),
+        session_label=_together(one.session_label for one in commands),
+    )
+
+
+def _together(labels: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """What several commands ask for together; one without labels asks for all.
+
+    >>> _together([("2",), ("1", "2")]), _together([("2",), ()])
+    (('1', '2'), ())
+    """
+    labels = list(labels)
+    return tuple(sorted(set().union(*labels))) if all(labels) else ()
 
 
 def _last_submission(output_dir: Path) -> tuple[Settings, float] | None:

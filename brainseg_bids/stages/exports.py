@@ -21,9 +21,10 @@ from brainseg_bids.bids.description import (
     made_by,
     write_once,
 )
-from brainseg_bids.bids.names import OutputNames, Scan, folder, stem
+from brainseg_bids.bids.names import OutputNames, Scan, folder, sidecar, stem
+from brainseg_bids.documents import read_object
 from brainseg_bids.options import OptionGroup, option
-from brainseg_bids.stages.base import ExecutionOptions, ParticipantStage, Run
+from brainseg_bids.stages.base import ExecutionOptions, Message, ParticipantStage, Run
 from brainseg_bids.stages.jobs import Job, PlanErrors, SubjectPlan, decided, provenance_of, why_run
 
 if TYPE_CHECKING:
@@ -103,11 +104,14 @@ class PrecomputedJob(Job):
         What the segmentation left.
     transforms : dict of str to Path
         To standard spaces and back, by the name they have among ``outputs``.
+    outdated : tuple of Path
+        Transforms of an earlier image, which go.
     """
 
     labels: Path
     probseg: Path
     transforms: dict[str, Path]
+    outdated: tuple[Path, ...] = ()
 
     stage: ClassVar[str] = "precomputed"
     shown: ClassVar[tuple[str, ...]] = ("mask", "tissue")
@@ -154,8 +158,8 @@ def plan_freesurfer(
 
 def plan_precomputed(
     subject: Subject, *, bids_dir: Path, output_dir: Path, excluded: Iterable[str] = ()
-) -> tuple[SubjectPlan, list[str]]:
-    """Decide for each T1w image with probabilities; also notes on those that are left out.
+) -> tuple[SubjectPlan, list[Message]]:
+    """Decide for each T1w image with probabilities; also lines on those that are left out.
 
     sMRIPrep takes one file of each kind for a person, or for a session of one. Where there are
     several T1w images it would make one image of them first, on whose grid these are not.
@@ -166,28 +170,39 @@ def plan_precomputed(
     scans = [scan for scan in _segmented(subject, output_dir, excluded) if scan.suffix == "T1w"]
     for scan in scans:
         others = [s for s in subject.scans if s.suffix == "T1w" and s.session == scan.session]
+        outputs = precomputed_outputs(scan, output_dir)
         if len(others) > 1:
-            notes.append(
-                f"{scan.title}: not written for sMRIPrep, which would average the {len(others)} "
-                "T1w images of this person or session"
-            )
+            notes.append(_note_several(scan, len(others), outputs["mask"]))
             continue
         names = OutputNames.of(scan)
         labels, probseg = output_dir / names.labels, output_dir / names.probseg
         if not probseg.is_file():
             continue
-        outputs = precomputed_outputs(scan, output_dir)
-        transforms = _transforms(scan, output_dir)
-        copies = {name: outputs["mask"].with_name(path.name) for name, path in transforms.items()}
         with errors.of(f"{scan.title} for sMRIPrep", scan.path):
             facts = _facts(scan, labels, outputs["mask"], bids_dir, output_dir)
             facts["ProbabilitiesSHA256"] = sha256(probseg)
-            action = decided(why_run(outputs, facts) or _why_copy(transforms, copies))
-            outputs |= copies
-            plans.append(
-                PrecomputedJob(scan, *action, outputs, facts, labels, probseg, transforms)
-            )
+            transforms = _transforms(scan, output_dir, facts["InputSHA256"])
+            home = outputs["mask"].parent
+            copies = {name: home / path.name for name, path in transforms.items()}
+            outdated = set(_find_transforms(scan, home)) - set(copies.values())
+            reason = why_run(outputs, facts) or _why_copy(transforms, copies)
+            if outdated:
+                reason = reason or f"{min(outdated).name} is of another image"
+            given = (labels, probseg, transforms, tuple(sorted(outdated)))
+            plans.append(PrecomputedJob(scan, *decided(reason), outputs | copies, facts, *given))
     return SubjectPlan(subject.label, tuple(plans), errors), notes
+
+
+def _note_several(scan: Scan, n_images: int, mask: Path) -> Message:
+    """A line of the log; a warning if what was written for one image alone is still there."""
+    words = (
+        f"{scan.title}: not written for sMRIPrep, which would average the {n_images} T1w images "
+        "of this person or session"
+    )
+    if not mask.is_file():
+        return Message(logging.INFO, words)
+    remedy = f"{mask} and what lies beside it are of one image alone. Remove them"
+    return Message(logging.WARNING, f"{words}; {remedy}")
 
 
 def precomputed_outputs(scan: Scan, output_dir: Path) -> dict[str, Path]:
@@ -207,12 +222,21 @@ def precomputed_outputs(scan: Scan, output_dir: Path) -> dict[str, Path]:
     return {name: base.with_name(f"{base.name}_{end}.nii.gz") for name, end in ends.items()}
 
 
-def _transforms(scan: Scan, output_dir: Path) -> dict[str, Path]:
-    """Transforms between an image and standard spaces that lie in the derivative."""
-    home, own = output_dir / folder(scan), stem(scan)
-    both = (f"{own}_from-T1w_to-*_mode-image_xfm.h5", f"{own}_from-*_to-T1w_mode-image_xfm.h5")
-    found = sorted(path for pattern in both for path in home.glob(pattern))
+def _transforms(scan: Scan, output_dir: Path, input_sha256: str) -> dict[str, Path]:
+    """Transforms between the image as it is now and standard spaces that are in the derivative."""
+    found = [
+        path
+        for path in _find_transforms(scan, output_dir / folder(scan))
+        if read_object(sidecar(path)).get("InputSHA256") == input_sha256
+    ]
     return {f"transform{number}": path for number, path in enumerate(found)}
+
+
+def _find_transforms(scan: Scan, home: Path) -> list[Path]:
+    """Transforms from and to the space of an image."""
+    own = stem(scan)
+    both = (f"{own}_from-T1w_to-*_mode-image_xfm.h5", f"{own}_from-*_to-T1w_mode-image_xfm.h5")
+    return sorted(path for pattern in both for path in home.glob(pattern))
 
 
 def _why_copy(transforms: dict[str, Path], copies: dict[str, Path]) -> str:
@@ -281,6 +305,7 @@ def _saved(
     export: Node,
     given: dict[str, str],
     copied: dict[str, str] | None = None,
+    outdated: Iterable[Path] = (),
 ) -> Workflow:
     """What a node makes of ``given``, and files that are copied as they are, all saved."""
     from nipype import IdentityInterface
@@ -296,6 +321,7 @@ def _saved(
         {output: str(path) for output, path in job.outputs.items()},
         export_metadata(job),
         with_result=(),
+        outdated=[str(path) for path in outdated],
         name="ds_export_wf",
     )
     workflow.connect([
@@ -371,7 +397,7 @@ class PrecomputedExport(ParticipantStage):
         for subject in run.segmented():
             plan, notes = plan_precomputed(subject, **where, excluded=run.failed)
             for note in notes:
-                log.info("%s", note)
+                log.log(note.level, "%s", note.text)
             plans.append(plan)
         return plans
 
@@ -384,4 +410,4 @@ class PrecomputedExport(ParticipantStage):
         export = pe.Node(Precomputed(table=table), "export", mem_gb=1.5)
         given = {"labels": str(job.labels), "probseg": str(job.probseg)}
         copied = {name: str(path) for name, path in job.transforms.items()}
-        return _saved(job, export, given, copied)
+        return _saved(job, export, given, copied, job.outdated)

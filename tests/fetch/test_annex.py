@@ -107,6 +107,35 @@ def test_what_is_here_already_is_not_got_again(origin, tmp_path, capsys):
     assert "4 files" in capsys.readouterr().out
 
 
+def test_a_file_that_was_removed_comes_again(origin, tmp_path):
+    arguments = [str(origin), str(tmp_path / "d"), "--via", "git-annex"]
+    assert main(arguments) == 0
+    image = tmp_path / "d" / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    image.unlink()
+    assert main(arguments) == 0
+    assert image.is_file()
+
+
+@pytest.mark.input(
+    "files",
+    "`brainseg fetch` where an image of the clone was overwritten",
+    "this file is named as not fetched, the others come",
+    1,
+)
+def test_a_file_with_other_content_is_not_called_verified(origin, tmp_path, capsys):
+    arguments = [str(origin), str(tmp_path / "d"), "--via", "git-annex"]
+    assert main(arguments) == 0
+    image = tmp_path / "d" / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    image.unlink()
+    image.write_bytes(b"cut")
+    capsys.readouterr()
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert str(image) in said.err
+    assert "Move it away" in said.err
+    assert "verified" not in said.out
+
+
 def test_the_printed_command_really_gets_the_content(origin, tmp_path):
     dest = tmp_path / "with space"
     subprocess.run(["git", "clone", "-q", str(origin), str(dest)], check=True)

@@ -118,6 +118,37 @@ def test_a_run_after_a_submission_decides_what_should_be_there(study, capsys):
     assert not last_settings(study.parent / "out").probseg
 
 
+def write_run(chosen, name):
+    """A run that has ended, as far as its settings tell."""
+    folder = chosen.output_dir / "logs" / name
+    folder.mkdir(parents=True)
+    (folder / "settings.toml").write_text(chosen.to_toml())
+    (folder / runs.RECORD).write_text(json.dumps({"ExitCode": 0, "Pid": 1}))
+
+
+@pytest.mark.input(
+    "runs",
+    "`brainseg status` after runs of a session each, as BABS starts them",
+    "nobody is `done` before all sessions are, whichever was run last",
+    0,
+)
+def test_runs_of_a_session_each_are_runs_of_one_dataset(study):
+    output = study.parent / "out"
+    write_run(settings(study, "--participant-label", "01", "--session-label", "1"), "20260101-1")
+    assert last_settings(output).session_label == ("1",)
+    write_run(settings(study, "--participant-label", "01", "--session-label", "2"), "20260101-2")
+    assert last_settings(output).session_label == ()
+
+
+def test_a_run_of_one_session_after_a_submission_of_all_does_not_hide_the_others(study, capsys):
+    assert run(settings(study, "--slurm")) == 0
+    output = study.parent / "out"
+    os.utime(output / "logs" / "slurm" / "submitted.toml", (time.time() - 100,) * 2)
+    write_run(settings(study, "--participant-label", "01", "--session-label", "2"), "20260101-1")
+    asked = last_settings(output)
+    assert (asked.participant_label, asked.session_label) == ((), ())
+
+
 @pytest.mark.parametrize("scheduler", ["pbs", "lsf", "sge", "slurm"])
 @pytest.mark.input(
     "runs",

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Templates that are found and refused; every variant of a plan is wired."""
 
+import logging
+
 import pytest
 
+from brainseg_bids.bids.description import write_json
 from brainseg_bids.bids.inputs import find_subjects
+from brainseg_bids.bids.names import sidecar
 from brainseg_bids.bids.templates import find_template, read_spaces, templateflow_home
 from brainseg_bids.documents import InputError
+from brainseg_bids.files import sha256
 from brainseg_bids.stages.exports import plan_freesurfer, plan_precomputed
 from brainseg_bids.stages.space_jobs import plan_spaces
 from brainseg_bids.stages.workflow import init_subject_wf
@@ -114,14 +119,24 @@ def test_every_variant_is_wired(data, how, tmp_path, monkeypatch, mask, probseg)
     assert nodes["register"].mem_gb > 1
 
 
-@pytest.mark.parametrize("copied", [True, False])
-def test_what_is_written_for_other_programs_is_wired(data, how, tmp_path, copied):
-    output = tmp_path / "out"
+def write_transform(output, image_sha256):
+    """Labels of sub-01 with their probabilities, and a transform of some image."""
     anat = output / "sub-01" / "anat"
     for name in ("dseg", "probseg"):
         dataset.write_image(anat / f"sub-01_seg-brainseg_{name}.nii.gz")
-    if copied:
-        (anat / "sub-01_from-T1w_to-MNI_mode-image_xfm.h5").touch()
+    transform = anat / "sub-01_from-T1w_to-MNI_mode-image_xfm.h5"
+    transform.write_bytes(b"transform")
+    write_json(sidecar(transform), {"InputSHA256": image_sha256})
+    return transform
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_what_is_written_for_other_programs_is_wired(data, how, tmp_path, copied):
+    output = tmp_path / "out"
+    image = data / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    transform = write_transform(output, sha256(image))
+    if not copied:
+        transform.unlink()
     (subject,) = find_subjects(data, ["01"])
     where = {"bids_dir": data, "output_dir": output}
     plan, notes = plan_precomputed(subject, **where)
@@ -137,3 +152,39 @@ def test_what_is_written_for_other_programs_is_wired(data, how, tmp_path, copied
         }
         assert saved == {str(path) for scan in own.scans for path in scan.outputs.values()}
     assert len(plan.scans[0].outputs) == 5 + copied
+
+
+@pytest.mark.input(
+    "runs",
+    "`--probseg` without `--output-spaces`, after an image that had transforms was replaced",
+    "transforms of the earlier image are not handed to sMRIPrep; copies of them are removed",
+    0,
+)
+def test_transforms_of_an_earlier_image_are_not_handed_on(data, how, tmp_path):
+    output = tmp_path / "out"
+    transform = write_transform(output, "of an earlier image")
+    copy = output / "derivatives" / "smriprep-inputs" / "sub-01" / "anat" / transform.name
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(transform.read_bytes())
+    (subject,) = find_subjects(data, ["01"])
+    plan, _ = plan_precomputed(subject, bids_dir=data, output_dir=output)
+    (job,) = plan.scans
+    assert (copy not in job.outputs.values(), job.outdated) == (True, (copy,))
+    saved = {
+        node.name: node.inputs for node in init_subject_wf(plan, how)._create_flat_graph().nodes
+    }
+    assert saved["ds_mask"].outdated == [str(copy)]
+
+
+def test_what_was_written_for_the_only_image_is_warned_of_when_there_is_a_second(tmp_path):
+    data = dataset.write_dataset(tmp_path / "data", "sub-01_run-1_T1w", "sub-01_run-2_T1w")
+    output = tmp_path / "out"
+    for run in (1, 2):
+        dataset.write_image(output / f"sub-01/anat/sub-01_run-{run}_seg-brainseg_dseg.nii.gz")
+    mask = output / "derivatives/smriprep-inputs/sub-01/anat/sub-01_run-1_desc-brain_mask.nii.gz"
+    dataset.write_image(mask)
+    (subject,) = find_subjects(data, ["01"])
+    plan, notes = plan_precomputed(subject, bids_dir=data, output_dir=output)
+    assert not plan.scans
+    assert [note.level for note in notes] == [logging.WARNING, logging.INFO]
+    assert str(mask) in notes[0].text
