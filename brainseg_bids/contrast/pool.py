@@ -25,6 +25,7 @@ from brainseg_bids.contrast.pool_checks import (
     check_statistics,
     few_labels,
     is_ratio_image,
+    mixed_voxels,
     of_one_kind,
     outliers,
     with_a_zero,
@@ -148,6 +149,7 @@ def _pooled(
         located, weights, labels=rows.labels, target=joint.typical_correlation(rows.labels)
     )
     warnings = few_labels(chosen, rows.labels, rows.location) + outliers(list(chosen), law)
+    warnings += mixed_voxels(chosen)
     measured = _measured(chosen, rows, units, law)
     imputed = imputations(table, {label: prior.images for label, prior in measured.items()})
     labels = {

@@ -19,6 +19,10 @@ NEGATIVE_FRAC = 0.01
 for the absence of signal. Noise and interpolation shift dark labels slightly below zero."""
 
 
+UNLIKE_VOXELS = 1.5
+"""Ratio of voxel sizes along an axis from which images are unlike."""
+
+
 def check_statistics(
     statistics: Mapping[str, ContrastStatistics], table: LabelTable, subjects: Mapping[str, str]
 ) -> None:
@@ -125,6 +129,30 @@ def _below(image: ContrastStatistics, table: LabelTable) -> str:
 def is_ratio_image(image: ContrastStatistics) -> bool:
     """Whether an image is a ratio of two inversion images, as MP2RAGE's UNI."""
     return image.noise.kind == "ratio"
+
+
+def mixed_voxels(chosen: Mapping[str, ContrastStatistics]) -> list[str]:
+    """A warning if voxels of images differ by more than `UNLIKE_VOXELS` along an axis.
+
+    Medians along each axis are then of no image: of slices along x and slices along z they are
+    thick along both.
+    """
+    sizes = np.array([found.voxel_size_mm for found in chosen.values()])
+    smallest, largest = sizes.min(axis=0), sizes.max(axis=0)
+    axis = int(np.argmax(largest / smallest))
+    if largest[axis] <= UNLIKE_VOXELS * smallest[axis]:
+        return []
+    names = list(chosen)
+    ends = (names[int(pick(sizes[:, axis]))] for pick in (np.argmin, np.argmax))
+    shown = " and ".join(
+        f"{' x '.join(f'{mm:.2g}' for mm in chosen[name].voxel_size_mm)} mm ({name})"
+        for name in ends
+    )
+    return [
+        f"Images of unlike voxels are pooled, such as {shown}, along axes in the order of RAS: "
+        "voxels and resolution of the prior are medians of each axis. Separate the images with "
+        "--contrast-by, for instance by acq."
+    ]
 
 
 def few_labels(images: Iterable[str], labels: Sequence[Label], location: np.ndarray) -> list[str]:

@@ -103,7 +103,8 @@ def synthesise(settings: Settings) -> None:
     Raises
     ------
     InputError
-        If there are no priors or no label maps, or a pair would not fit memory.
+        If there are no priors or no label maps, a prior is of other labels, or a pair would not
+        fit memory.
     """
     import torch
 
@@ -117,8 +118,13 @@ def synthesise(settings: Settings) -> None:
     figures = settings.output_dir / "priors" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for name, (prior_path, prior) in priors.items():
-        space = PriorSpace(whole_heads(), prior, settings.kappa)
-        maker = PairMaker.of(prior, space, heads, sources, settings)
+        try:
+            space = PriorSpace(whole_heads(), prior, settings.kappa)
+            maker = PairMaker.of(prior, space, heads, sources, settings)
+        except InputError:
+            raise
+        except ValueError as error:  # of other labels, as another version has made it
+            raise InputError(f"{prior_path}: {error}") from error
         log.info(
             "contrast %s, kappa %g: pairs of %s voxels of %.3g mm from %d label map(s)",
             name,

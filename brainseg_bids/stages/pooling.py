@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -244,7 +244,7 @@ def make_priors(
                 f"contrast {name}: {error} Images can be separated with --contrast-by, or left "
                 "out with --participant-label and --contrasts."
             ) from error
-        notes = (*unknown_facts(group, keys), *mixed_suffixes(group), *stripped_images(group))
+        notes = (*unknown_facts(group, keys), *mixed(group), *stripped_images(group))
         prior = replace(prior, warnings=(*prior.warnings, *notes))
         prior.write(output_dir / "priors", brainseg_version=__version__)
         made[name] = prior, group
@@ -268,18 +268,29 @@ def unknown_facts(group: Sequence[Measured], keys: Sequence[str]) -> list[str]:
     return notes
 
 
-def mixed_suffixes(group: Sequence[Measured]) -> list[str]:
-    """A line that names the suffixes of a contrast's images, if they differ."""
+def mixed(group: Sequence[Measured]) -> list[str]:
+    """Lines that name the images of a contrast by suffix, and by whose labels, if these differ."""
+    found = []
+    if shown := _apart(group, lambda one: one.value("Suffix")):
+        found.append(
+            f"Images of several suffixes are pooled: {shown}. The prior, and models that learn "
+            "from it, count as of the most frequent one; --contrast-by Suffix separates them."
+        )
+    if shown := _apart(group, lambda one: one.metadata.get("LabelsTool")):
+        found.append(
+            f"Images were measured with labels of several tools: {shown}. What one label holds "
+            "may differ; --labels measures all with the same."
+        )
+    return found
+
+
+def _apart(group: Sequence[Measured], fact: Callable[[Measured], object]) -> str:
+    """Images by a fact about them, in words; empty if they agree."""
     images: dict[str, list[str]] = {}
     for one in group:
-        images.setdefault(str(one.value("Suffix")), []).append(one.image)
-    if len(images) < 2:
-        return []
-    shown = "; ".join(f"{len(own)} {suffix} ({listed(own, 3)})" for suffix, own in images.items())
-    return [
-        f"Images of several suffixes are pooled: {shown}. The prior, and models that learn from "
-        "it, count as of the most frequent one; --contrast-by Suffix separates them."
-    ]
+        images.setdefault(str(fact(one)), []).append(one.image)
+    shown = [f"{len(own)} {value} ({listed(own, 3)})" for value, own in images.items()]
+    return "; ".join(shown) if len(shown) > 1 else ""
 
 
 def stripped_images(group: Sequence[Measured]) -> list[str]:

@@ -14,6 +14,9 @@ from brainseg_bids.synth.streams import Range, Streams, normal_cdf, within
 MEAN_LIMITS = (0.0, 300.0)
 """Limits of means, as those of intensities in SynthSeg."""
 
+BACKGROUND = ("Background", "Unknown")
+"""What label tables call code 0."""
+
 
 @dataclass(frozen=True)
 class TissueSpace:
@@ -125,7 +128,7 @@ class ClassDraw:
             Standard normal number that determines the mean, as in `location`.
         """
         space, tissue, spread = self.space, self.space.tissues[index], float(self.spread[index])
-        if "Background" in tissue.labels and not self.is_dark:
+        if not self.is_dark and any(name in BACKGROUND for name in tissue.labels):
             mean = within(space.background_noisy_mean, normal_cdf(location))
             sd = within(space.background_noisy_sd, normal_cdf(spread))
         elif space.law == "uniform":

@@ -363,6 +363,22 @@ def test_statistics_that_do_not_fit_are_refused_in_one_line(change, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.input(
+    "results",
+    "priors of thick slices along different axes, or of other voxels that differ 1.5-fold",
+    "pooled; a warning in JSON, log and page names two of them",
+    0,
+)
+def test_images_of_unlike_voxels_are_told():
+    one = image_of(both_sides())
+    axial, sagittal, finer = (
+        replace(one, voxel_size_mm=size) for size in ((0.5, 0.5, 5), (5, 0.5, 0.5), (0.4, 0.5, 5))
+    )
+    (told,) = [w for w in pooled({"a": axial, "s": sagittal}).warnings if "unlike voxels" in w]
+    assert "0.5 x 0.5 x 5 mm (a) and 5 x 0.5 x 0.5 mm (s)" in told
+    assert not any("unlike" in w for w in pooled({"a": axial, "f": finer}).warnings)
+
+
 def test_no_images_and_an_image_of_nobody_are_refused():
     with pytest.raises(ValueError, match="no images"):
         pooled({})

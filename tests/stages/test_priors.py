@@ -14,6 +14,7 @@ from brainseg_bids.stages.pooling import (
     Measured,
     find_measured,
     make_priors,
+    mixed,
     stripped_images,
 )
 from tests.contrast.made_up import TABLE, both_sides, image_of
@@ -75,6 +76,10 @@ def test_a_prior_of_several_suffixes_is_told(tmp_path, monkeypatch):
     assert made[0].metadata["Suffix"] == "T1w"
     (told,) = [note for note in made[0].warnings if "several suffixes" in note]
     assert "1 T2w (sub-0); 2 T1w (sub-1, sub-2)" in told
+    by = [{"LabelsTool": tool} for tool in ("model", "fullhead", "model")]
+    mixed_up = [replace(x, metadata=x.metadata | y) for x, y in zip(group[1:], by, strict=False)]
+    assert mixed(mixed_up) == [note for note in mixed(mixed_up) if "1 model (sub-1)" in note]
+    assert len(mixed(mixed_up)) == 1
 
 
 def measured(*stripped: bool) -> list[Measured]:

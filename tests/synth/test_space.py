@@ -271,3 +271,12 @@ def test_a_label_in_two_classes_is_refused():
     twice = (SMALL.tissues[0], SMALL.tissues[0])
     with pytest.raises(ValueError, match=SMALL.tissues[0].labels[0]):
         replace(SMALL, tissues=twice)
+
+
+@pytest.mark.parametrize("name", ["Unknown", "Background"])
+def test_background_is_noisy_whichever_name_a_class_gives_it(name):
+    air = TissueSpace((name,), (7.0, 1.0), (2.0, 1.0))
+    space = replace(
+        SMALL, tissues=(air,), background_dark_p=0.0, background_noisy_mean=(240.0, 250.0)
+    )
+    assert all(one.tissues[name].mean[0] >= 240 for one in recipes(space, 5))
