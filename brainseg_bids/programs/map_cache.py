@@ -27,6 +27,7 @@ import torch
 import brainseg_bids
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.labels import LabelTable, count_codes
+from brainseg_bids.anatomy.plausibility import implausible
 from brainseg_bids.bids.head_maps import HeadMap
 from brainseg_bids.console import one_line
 from brainseg_bids.documents import InputError
@@ -44,6 +45,7 @@ MAKERS = (
     "anatomy/grid.py",
     "anatomy/labelmap.py",
     "anatomy/labels.py",
+    "anatomy/plausibility.py",
     "programs/map_cache.py",
     "synth/atrophy.py",
     "synth/generator.py",
@@ -182,6 +184,8 @@ def _checked(path: Path, source: str) -> tuple[CheckedMap, list[str]]:
     table = LabelTable.packaged(source)
     with _noted_warnings() as warnings:
         labels = read_label_map(path, table)
+        if faults := implausible(labels):
+            log.warning("%s: look at it: %s", path, "; ".join(faults))
     facts = MapFacts(voxel_hash(labels.voxels, labels.grid), frozenset(count_codes(labels.voxels)))
     try:
         head = LabelVolume.from_label_map(labels)

@@ -184,9 +184,9 @@ def _train(job: TrainingJob) -> int:
     # What went before this run, or lent its weights, was seen, too.
     seen |= lent_by | set(read_seen(job.out) or ())
     training.check_run(plan, heads, held_out, job.out, memory=job.memory)
-    if is_first_process():
-        write_text(job.out / SEEN, json.dumps(sorted(seen), indent=1) + "\n")
     try:
+        if is_first_process():
+            write_text(job.out / SEEN, json.dumps(sorted(seen), indent=1) + "\n")
         training.fit(
             plan,
             heads,

@@ -19,6 +19,7 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.anatomy.plausibility import implausible
 from brainseg_bids.bids.description import write_json
 from brainseg_bids.bids.names import head_name, in_own_space, sidecar
 from brainseg_bids.console import working
@@ -73,9 +74,15 @@ class Source:
             raise _bad_map(self.path, error) from error
 
     def head(self) -> LabelVolume:
-        """The map ready for the generator; raises as `read`, also if it is empty."""
+        """The map ready for the generator; raises as `read`, also if it is empty.
+
+        What cannot be right about it is logged.
+        """
+        labels = self.read()
+        if faults := implausible(labels):
+            log.warning("%s: look at it: %s", self.path, "; ".join(faults))
         try:
-            return LabelVolume.from_label_map(self.read())
+            return LabelVolume.from_label_map(labels)
         except ValueError as error:
             raise _bad_map(self.path, error) from error
 

@@ -42,7 +42,7 @@ def test_a_head_gives_no_pairs_once_more_in_a_standard_space(tmp_path):
     "one line that names the prior",
     2,
 )
-def test_a_prior_of_other_labels_is_one_line(tmp_path):
+def test_a_prior_of_other_labels_and_a_map_of_swapped_sides_are_told(tmp_path, caplog):
     prior = pool({"a": image_of(both_sides())}, name="T1w", table=TABLE, subjects={"a": "1"})
     fewer = {name: prior[name] for name in list(prior.labels)[:-1]}
     (tmp_path / "priors").mkdir()
@@ -51,6 +51,8 @@ def test_a_prior_of_other_labels_is_one_line(tmp_path):
     )
     labels = tmp_path / "sub-1" / "anat" / "sub-1_seg-fullhead_dseg.nii.gz"
     labels.parent.mkdir(parents=True)
-    write_label_map(phantom_head((20, 24, 22), 9.0), labels)
+    head = phantom_head((20, 24, 22), 9.0)
+    write_label_map(replace(head, voxels=head.voxels[::-1]), labels)
     with pytest.raises(InputError, match=r"contrast-T1w_prior.json.*another label table"):
         synthesise(Settings(tmp_path, tmp_path))
+    assert f"{labels}: look at it: left and right look swapped" in caplog.text

@@ -77,13 +77,23 @@ def test_a_refused_run_does_not_count_its_maps_as_seen(tmp_path, capsys):
     assert (tmp_path / "out" / "seen.json").read_text() == before
 
 
-def test_a_log_that_cannot_be_written_is_no_bad_input(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("writer", "file"),
+    [
+        ("lightning.pytorch.loggers.CSVLogger.log_metrics", "metrics.csv"),
+        ("brainseg_bids.programs.train.write_text", "seen.json"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_no_bad_input(
+    tmp_path, capsys, monkeypatch, writer, file
+):
     def full(*_):
-        raise OSError(28, "No space left on device", "metrics.csv")
+        raise OSError(28, "No space left on device", file)
 
-    monkeypatch.setattr("lightning.pytorch.loggers.CSVLogger.log_metrics", full)
+    monkeypatch.setattr(writer, full)
     said = said_in_a_line(capsys, 1, write_inputs(tmp_path, SHORT))
-    assert "metrics.csv" in said
+    assert file in said
+    assert "make room" in said
 
 
 # -- starting from another model ----------------------------------------------------------
