@@ -102,8 +102,8 @@ def _own_image() -> str:
 
 def _folders(settings: Settings) -> list[str]:
     """Folders that a container has to see, each once, none inside another."""
-    given = [settings.bids_dir, settings.output_dir, settings.validate_on]
-    given += [settings.recipe, settings.fs_license_file, settings.bids_database_dir]
+    paths_of = [item.name for item in declared(Settings) if item.kind.startswith("Path")]
+    given = [getattr(settings, name) for name in paths_of if name != "work_dir"]
     given += [*settings.derivatives.values(), *settings.references.values()]
     models = (settings.model, settings.start_from, *settings.ensemble)
     given += [name for name in models if name and Path(name).exists()]

@@ -247,7 +247,6 @@ def _array_job(
         at_once=resources.at_once,
         cpus=own.nprocs,
         mem=mem,
-        scratch=launch.scratch,
         command=launch.command(flags),
         **_of_every_job(launch, resources),
     )
@@ -291,8 +290,13 @@ def _train_job(settings: Settings, profile: Profile) -> Job:
 
 
 def _of_every_job(launch: Launch, resources: Resources) -> dict[str, object]:
-    # Relative names of models and programs mean the same there.
-    common = {"options": resources.options, "prologue": launch.prologue}
+    # Relative names of models and programs mean the same there. The scratch folder is made: a
+    # container cannot be given one that is not there, and each node may have its own.
+    common = {
+        "options": resources.options,
+        "prologue": launch.prologue,
+        "scratch": launch.scratch,
+    }
     if launch.profile.scheduler == "slurm":
         return common | {"site": resources.directives(), "folder": quoted(os.getcwd())}
     site = [f"-q {resources.partition}"] if resources.partition else []

@@ -63,7 +63,7 @@ class Spread:
 def spreads(volumes: dict[str, list[dict]]) -> list[Spread]:
     """Each structure over participants, in anatomical order; see `write_group_page`.
 
-    A participant who lacks a structure is left out of that structure's line.
+    A participant whose table has no row of a structure is left out of that structure's line.
     """
     found: dict[str, dict[str, float]] = {}
     about: dict[str, dict] = {}
@@ -122,7 +122,8 @@ def write_group_page(
         Of this software.
     cohort : Cohort, optional
         Head label maps side by side: who lacks what, and whose volumes are far from the rest.
-        ``volumes`` may then be empty.
+        ``volumes`` may then be empty. Labels that a map lacks do not count as volumes of 0: tools
+        have different ones, and not every head has each.
     to_review : mapping of str to sequence of str, optional
         What cannot be right about which of the participants' results.
     ratings : sequence of mapping
@@ -131,6 +132,11 @@ def write_group_page(
         As of `brainseg_bids.stages.origins.doubts`.
     """
     pages = {one.name for one in Path(path).parent.glob("sub-*.html")}
+    if cohort:
+        volumes = {
+            who: [row for row in rows if float(row["volume_mm3"]) > 0]
+            for who, rows in volumes.items()
+        }
     items = [f"{who}: {'; '.join(found)}" for who, found in (to_review or {}).items()]
     return page.write_page(
         path,

@@ -247,6 +247,18 @@ def test_a_container_sees_its_folders_and_its_environment(study, monkeypatch):
     assert "APPTAINERENV_MIOPEN_FIND_MODE=FAST" in said
 
 
+@pytest.mark.parametrize("site", ["", "scheduler = 'pbs'\n"])
+def test_a_container_of_the_group_level_sees_ratings_and_its_scratch_folder(study, site):
+    ratings, fast = study.parent / "rat ings", study.parent / "fast"
+    ratings.mkdir()
+    site += tell(study).replace("program = [", 'program = ["env", "SEEN={folders}", ')
+    words = [str(study), "out", "group", "--slurm", "--ratings", str(ratings)]
+    (job,) = jobs_of(script_of(parse(words), profile(study, f'{site}scratch = "$FAST/x"\n')))
+    _, environment = play(study, job, FAST=str(fast))
+    assert {str(ratings), str(fast / "x")} < set(environment["SEEN"].split(","))
+    assert (fast / "x").is_dir()
+
+
 def test_inside_a_container_the_jobs_run_the_same_image(study, monkeypatch):
     monkeypatch.setenv("APPTAINER_CONTAINER", "/sw/our image.sif")
     script = script_of(settings(study), "default")

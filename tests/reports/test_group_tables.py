@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -129,6 +131,33 @@ def test_results_that_do_not_belong_together_are_named(derivative, tmp_path, cap
     for text in (caplog.text, (folder / "group.html").read_text()):
         assert "version 0 (sub-01) and 1 (sub-02)" in text
         assert "no longer has the image of sub-01, sub-02" in text
+
+
+@pytest.mark.input(
+    "results",
+    "maps of heads of which some lack a label (the tools have different ones, or not every head "
+    "has it) on the group page",
+    "those who lack it are left out of its median, not counted as 0",
+    0,
+)
+def test_a_label_that_a_head_lacks_is_not_a_volume_of_0(head, tmp_path):
+    table = LabelTable.packaged("fullhead")
+    table.write(tmp_path / "seg-fullhead_dseg.tsv")
+    few = table["5th-Ventricle"].index
+    for number in range(1, 7):
+        voxels = head.voxels.copy()
+        if number > 4:
+            voxels[0, 0, :number] = few
+        anat = tmp_path / f"sub-{number}" / "anat"
+        anat.mkdir(parents=True)
+        path = anat / f"sub-{number}_seg-fullhead_desc-volumes_morph.tsv"
+        write_volumes(replace(head, voxels=voxels, table=table), path, None)
+    write_group(tmp_path, title="demo")
+    text = " ".join((tmp_path / "group_fullhead.html").read_text().split())
+    voxel_ml = head.grid.voxel_volume_mm3 / 1000
+    cells = re.search(r"5th-Ventricle</td>\s*<td[^>]*>(\d+)</td>\s*<td[^>]*>([\d.]+)</td>", text)
+    assert cells.groups() == ("2", f"{5.5 * voxel_ml:.2f}")
+    assert "Look at these pictures again" not in text
 
 
 def test_tables_of_an_earlier_version_have_no_covariate_and_no_shares(derivative):

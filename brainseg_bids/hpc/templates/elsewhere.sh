@@ -7,7 +7,5 @@ cd {{ folder | quote }}
 {% for line in prologue %}
 {{ line }}
 {% endfor %}
-{% if tasks %}
 mkdir -p {{ scratch }}
-{% endif %}
 exec {{ command | lines }}

@@ -18,6 +18,6 @@
 {% for line in prologue %}
 {{ line }}
 {% endfor %}
-{% block scratch %}{% endblock %}
+mkdir -p {{ scratch }}
 {{ super() -}}
 {% endblock %}

@@ -6,6 +6,3 @@
 {% include "tasks.sh" %}
 {{ super() -}}
 {% endblock %}
-{% block scratch %}
-mkdir -p {{ scratch }}
-{% endblock %}

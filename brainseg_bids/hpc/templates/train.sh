@@ -12,6 +12,7 @@
 {% block body %}
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 {{ prologue | join("\n") }}
+mkdir -p {{ scratch }}
 # Before its time is over Slurm signals this shell. It hands the signal to srun, srun to brainseg,
 # which saves and ends with {{ saved }}: then the job goes back into the queue and goes on from there.
 # Signals are heard before there is a step, too.
