@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stage ``train``: train a network on synthetic pairs.
 
-What is decided and checked stands in `train_job`, how it is trained in `train_plan`, the process
-in `train_process`, the whole run in `train_run`.
+What is decided and checked stands in `train_job`, label maps in `train_maps`, how it is trained in
+`train_plan`, the process in `train_process`, the whole run in `train_run`.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,21 +15,15 @@ from typing import TYPE_CHECKING
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.bids.description import write_json, write_model_description
-from brainseg_bids.bids.head_maps import (
-    HeadMap,
-    choose_maps,
-    find_head_maps,
-    hold_out,
-    median_voxel_size_mm,
-)
+from brainseg_bids.bids.head_maps import HeadMap, find_head_maps, median_voxel_size_mm
 from brainseg_bids.bids.names import STRUCTURAL
 from brainseg_bids.contrast.prior import ContrastPrior
-from brainseg_bids.documents import InputError, read_object
-from brainseg_bids.nets.bundle import MANIFEST, BundleError, ModelBundle, find_bundle
+from brainseg_bids.documents import InputError, read_object, read_toml
+from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.nets.devices import has_accelerator
 from brainseg_bids.options import declared, to_arguments
-from brainseg_bids.programs.map_cache import cache_folder, read_facts
-from brainseg_bids.programs.map_cache_pruning import prune
+from brainseg_bids.programs.map_cache import cache_folder
+from brainseg_bids.stages.train_maps import absent_of, check_maps
 from brainseg_bids.training.job_changes import IMPLIED, differences
 from brainseg_bids.training.recipe import BY_STEPS, TrainRecipe
 from brainseg_bids.training.spaces import (
@@ -39,8 +34,7 @@ from brainseg_bids.training.spaces import (
     model_name,
     voxel_size_of,
 )
-from brainseg_bids.training.targets import SOURCE, MapFacts, absent_labels, find_target
-from brainseg_bids.units import listed
+from brainseg_bids.training.targets import SOURCE, MapFacts, find_target
 
 if TYPE_CHECKING:
     from brainseg_bids.options import Settings
@@ -148,16 +142,16 @@ def plan_job(settings: Settings) -> JobPlan:
     if settings.minutes:
         recipe = recipe.by_time(at_most=settings.steps)
     target = find_target(recipe.values["target_table"])
-    log.info("model %s: %s", name, why)
+    log.info("model %s, for %s: %s", name, ", ".join(spaces.contrasts), why)
     log.info("voxels of %g mm: %s", voxel_size_mm, why_voxels)
     folder = settings.output_dir / "derivatives" / f"model-{name}"
     cache = cache_folder(settings.bids_dir, folder / "training")
     if slow := recipe.slow_rate():
         log.warning("%s", slow)
-    heads, held_out, facts = _check_maps(settings, maps, voxel_size_mm, target, cache)
     start = _start(settings)
-    if start and not before:
-        _warn_of_seen(start, [(one.path.name, facts[one.path].digest) for one in held_out])
+    heads, held_out, facts = check_maps(
+        settings, maps, voxel_size_mm, target, cache, start=None if before else start
+    )
     return JobPlan(
         name=name,
         folder=folder,
@@ -232,12 +226,27 @@ def _choose_spaces(
         recipe,
         priors={name: str((p.metadata or {}).get("Suffix", "T1w")) for name, p in read.items()},
         any_contrast=STRUCTURAL,
+        of_files=_suffixes_of_files(recipe.spaces),
         wanted=settings.prior,
         weight_given=settings.kappa != type(settings).kappa,
     )
     if spaces.prior:
         why += f", prior weight {settings.kappa:g}"
     return spaces, why, read.get(spaces.prior)
+
+
+def _suffixes_of_files(names: Iterable[str]) -> dict[str, str]:
+    """BIDS suffix of each recipe space that is a file made from a prior."""
+    from brainseg_bids.synth.prior_space import PriorSpace
+
+    found = {}
+    for name in names:
+        # What cannot be read is refused with the reason when it is needed.
+        with contextlib.suppress(ValueError):
+            if name.endswith(".toml") and "prior" in read_toml(Path(name)):
+                metadata = PriorSpace.read(name).prior.metadata or {}
+                found[name] = str(metadata.get("Suffix", "T1w"))
+    return found
 
 
 def _start(settings: Settings) -> ModelBundle | None:
@@ -248,99 +257,6 @@ def _start(settings: Settings) -> ModelBundle | None:
         return ModelBundle.read(find_bundle(settings.start_from))
     except BundleError as error:
         raise InputError(f"--start-from {error}") from error
-
-
-def _warn_of_seen(start: ModelBundle, held_out: Iterable[tuple[str, str]]) -> None:
-    """Name held-out maps that the model to start from may have learned from.
-
-    Parameters
-    ----------
-    held_out : iterable of (str, str)
-        Name and digest of each map.
-    """
-    manifest = read_object(start.path / MANIFEST)
-    before = (manifest.get("training") or {}).get("maps") or {}
-    kept_back = {said["digest"] for said in before.values() if said.get("held_out")}
-    learned = (start.seen or frozenset()) - kept_back
-    seen = [name for name, digest in held_out if digest in learned]
-    if seen:
-        log.warning(
-            "%s: held out, but model %s learned from it, so that validation says too much. Hold "
-            "out others with --validation-label",
-            listed(seen, 3),
-            start.name,
-        )
-
-
-def _warn_of_copies(chosen: Iterable[HeadMap], facts: Mapping[Path, MapFacts]) -> None:
-    """Name maps of several participants that hold the same voxels."""
-    known: dict[str, HeadMap] = {}
-    for one in chosen:
-        other = known.setdefault(facts[one.path].digest, one)
-        if other.subject != one.subject:
-            log.warning(
-                "%s: has the same voxels as %s. The head counts twice, or is validated on though "
-                "it was learned from. Remove one with --participant-label",
-                one.path.name,
-                other.path.name,
-            )
-
-
-def _check_maps(
-    settings: Settings,
-    maps: Sequence[HeadMap],
-    voxel_size_mm: float,
-    target: LabelTable,
-    cache: Path,
-) -> tuple[tuple[HeadMap, ...], tuple[HeadMap, ...], dict[Path, MapFacts]]:
-    """Maps to learn from and held out, read and found fit; what is odd is logged."""
-    chosen = choose_maps(maps, voxel_size_mm)
-    held = hold_out(chosen, settings.validation_label)
-    log.info("%d label maps are read and checked", len(chosen))
-    facts, errors = read_facts(chosen, target, cache, readers=settings.nprocs)
-    for error in errors:
-        log.error("%s", error)
-    if errors:
-        raise InputError(
-            f"{len(errors)} of {len(chosen)} label maps cannot be used; nothing was trained. "
-            "Mend them, or choose others with --participant-label."
-        )
-    prune(cache, settings.bids_dir, [one.path for one in chosen])
-    heads = tuple(one for one in chosen if one.subject not in held)
-    held_out = tuple(one for one in chosen if one.subject in held)
-    if absent := _absent(heads, facts, target):
-        log.warning(
-            "%d of %d labels are in no map to learn from, so the model will never say them: %s",
-            len(absent),
-            len(target) - 1,
-            ", ".join(absent),
-        )
-    _warn_of_copies(chosen, facts)
-    coarse = [one for one in chosen if max(one.voxel_size_mm) > voxel_size_mm * 1.05]
-    if coarse:
-        log.warning(
-            "%d of %d label maps are coarser than %g mm (%s, ...): borders in pairs will have "
-            "steps. Run the participant level with --stages upsample first, or choose larger "
-            "voxels with --target-voxel-size.",
-            len(coarse),
-            len(chosen),
-            voxel_size_mm,
-            coarse[0].path.name,
-        )
-    log.info(
-        "learn from %d label map(s) of %d participant(s); held out: %s",
-        len(heads),
-        len({one.subject for one in heads}),
-        ", ".join(f"sub-{label}" for label in sorted(held)),
-    )
-    return heads, held_out, facts
-
-
-def _absent(
-    heads: Sequence[HeadMap], facts: Mapping[Path, MapFacts], target: LabelTable
-) -> tuple[str, ...]:
-    """Labels that no map to learn from has."""
-    return absent_labels([facts[one.path] for one in heads], target)
 
 
 # -- write down ---------------------------------------------------------------------------
@@ -385,7 +301,7 @@ def describe_job(job: JobPlan, settings: Settings) -> dict:
             }
             for one in (*job.heads, *job.held_out)
         },
-        "absent": list(_absent(job.heads, job.facts, job.target)),
+        "absent": list(absent_of(job.heads, job.facts, job.target)),
         "source": read_object(settings.bids_dir / "dataset_description.json").get("Name")
         or settings.bids_dir.name,
         "data_licence": read_object(settings.bids_dir / "dataset_description.json").get("License")

@@ -52,6 +52,7 @@ def choose_spaces(
     *,
     priors: Mapping[str, str],
     any_contrast: Sequence[str] = (),
+    of_files: Mapping[str, str] = {},
     wanted: str = "",
     weight_given: bool = False,
 ) -> tuple[Spaces, str]:
@@ -67,6 +68,8 @@ def choose_spaces(
         BIDS suffix of each available contrast prior.
     any_contrast : sequence of str
         BIDS suffixes that a contrast-agnostic recipe space stands for.
+    of_files : mapping of str to str
+        BIDS suffix of each recipe space of the recipe that is a file made from a prior.
     wanted : str
         Name of the prior given by the user; empty: none.
     weight_given : bool
@@ -95,7 +98,7 @@ def choose_spaces(
         )
     shares, why = _shares(recipe, own, name, is_wanted=bool(wanted))
     contrasts = recipe.values.get("contrasts") or _contrasts(
-        shares, priors.get(name, "T1w"), any_contrast
+        shares, priors.get(name, "T1w"), any_contrast, of_files
     )
     asked = recipe.values.get("validation_space", "")
     largest = max(shares, key=shares.__getitem__)
@@ -135,14 +138,17 @@ def _prior_name(wanted: str, priors: Mapping[str, str], own: Mapping[str, float]
 
 
 def _contrasts(
-    shares: Mapping[str, float], suffix: str, any_contrast: Sequence[str] = ()
+    shares: Mapping[str, float],
+    suffix: str,
+    any_contrast: Sequence[str] = (),
+    of_files: Mapping[str, str] = {},
 ) -> tuple[str, ...]:
     """BIDS suffixes of spaces; one that imitates any contrast stands for all.
 
     >>> _contrasts({"t1w": 1.0, "flair": 1.0}, "T2w"), _contrasts({"prior": 1.0}, "T2w")
     (('T1w', 'FLAIR'), ('T2w',))
     """
-    known = CONTRAST_OF | {PRIOR: suffix}
+    known = {**CONTRAST_OF, **of_files, PRIOR: suffix}
     if any(name not in known for name in shares):
         return tuple(any_contrast)
     return tuple(dict.fromkeys(known[name] for name in shares))

@@ -32,7 +32,8 @@ from brainseg_bids.nets import memory
 from brainseg_bids.nets.bundle import BundleError, ModelBundle
 from brainseg_bids.programs import bundle, plan_memory
 from brainseg_bids.stages import train_plan, train_process, train_run
-from brainseg_bids.stages.train_job import JobPlan, _warn_of_seen
+from brainseg_bids.stages.train_job import JobPlan
+from brainseg_bids.stages.train_maps import warn_of_seen
 from brainseg_bids.stages.train_process import Tasks, find_tasks
 from brainseg_bids.stages.train_real import check_real, write_real
 from brainseg_bids.synth.recipe_files import read_space
@@ -649,6 +650,23 @@ def test_a_copy_of_a_head_and_thick_slices_are_told(stage):
 
 @pytest.mark.input(
     "training",
+    "recipe that names the file of a contrast prior as a space",
+    "the model is said to be for the prior's contrast, not for any",
+    0,
+)
+def test_a_recipe_with_the_file_of_a_prior_is_for_its_contrast(stage):
+    give_prior(stage.root, make_prior(name="mine", metadata={"Suffix": "T2w"}))
+    file = stage.root / "priors" / "contrast-mine_recipe.toml"
+    file.write_text('prior = "contrast-mine_prior.json"\n')
+    with (stage.root / "tiny.toml").open("a") as recipe:
+        recipe.write('[spaces]\n"priors/contrast-mine_recipe.toml" = 1\n')
+    code, log = stage("--plan-only")
+    assert code == 0, log
+    assert json.loads((stage.training / "job.json").read_text())["contrasts"] == ["T2w"]
+
+
+@pytest.mark.input(
+    "training",
     "--start-from a model that learned from a held-out label map",
     "warning that names the map",
     0,
@@ -660,9 +678,9 @@ def test_a_held_out_head_that_the_first_model_learned_from_is_told(tmp_path, cap
     }
     (tmp_path / "bundle.json").write_text(json.dumps({"training": {"maps": maps}}))
     start = SimpleNamespace(path=tmp_path, name="first", seen=frozenset("ab"))
-    _warn_of_seen(start, [("sub-2_dseg.nii.gz", "b"), ("sub-3_dseg.nii.gz", "c")])
+    warn_of_seen(start, [("sub-2_dseg.nii.gz", "b"), ("sub-3_dseg.nii.gz", "c")])
     assert not caplog.records
-    _warn_of_seen(start, [("sub-1_dseg.nii.gz", "a")])
+    warn_of_seen(start, [("sub-1_dseg.nii.gz", "a")])
     assert "sub-1_dseg.nii.gz" in caplog.text
     assert "--validation-label" in caplog.text
 

@@ -387,6 +387,15 @@ def test_a_recipe_may_mix_the_prior_with_others(tmp_path):
     assert (chosen.prior, chosen.validation, chosen.contrasts) == ("A", "prior", ("T2w", "T1w"))
 
 
+def test_a_recipe_space_of_a_prior_is_for_the_priors_contrast():
+    name = "/data/contrast-mine_recipe.toml"
+    recipe = TrainRecipe("cpu", {}, {name: 1.0, "t1w": 1.0}, frozenset({"spaces"}))
+    every = {"priors": {}, "any_contrast": ("T1w", "T2w", "FLAIR")}
+    assert choose_spaces(recipe, **every)[0].contrasts == ("T1w", "T2w", "FLAIR")
+    own = choose_spaces(recipe, **every, of_files={name: "T2w"})[0]
+    assert own.contrasts == ("T2w", "T1w")
+
+
 def test_without_a_prior_the_packaged_recipe_draws_from_any_contrast():
     chosen, why = choose_spaces(DEFAULT, priors={}, any_contrast=STRUCTURAL)
     assert chosen == Spaces({"agnostic": 1.0}, "agnostic", chosen.contrasts)
