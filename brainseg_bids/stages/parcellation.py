@@ -260,7 +260,8 @@ class Parcellation(ParticipantStage):
         outputs = present(ParcelNames.of(scan, tool), folders.output_dir)
         if "figure" not in outputs or not is_current(image, metadata, outputs):
             return None
-        facts = {"Input": metadata["Input"], "LabelsOf": metadata.get("LabelsOf", "")}
+        kept = ("Input", "LabelsOf", *CHANGES)
+        facts = {"LabelsOf": ""} | {key: metadata[key] for key in kept if key in metadata}
         return ParcelJob(scan, REUSE, "found", outputs, facts, tool, path)
 
     def section(self, job: ParcelJob, folders: Folders) -> Section:

@@ -340,6 +340,8 @@ def _pooled(name: str, group: Sequence[Measured], keys: Sequence[str]) -> Contra
 def read_priors(output_dir: Path, wanted: str = "") -> dict[str, tuple[Path, ContrastPrior]]:
     """Priors in the derivative, or the wanted one, by name.
 
+    A copy under another name is a prior of that name.
+
     Raises
     ------
     InputError
@@ -355,7 +357,7 @@ def read_priors(output_dir: Path, wanted: str = "") -> dict[str, tuple[Path, Con
         raise InputError(f"--prior {wanted}: there is none. Known: {', '.join(names)}.")
     try:
         return {
-            name: (path, ContrastPrior.read(path))
+            name: (path, replace(ContrastPrior.read(path), name=name))
             for name, path in names.items()
             if not wanted or name == wanted
         }

@@ -198,7 +198,7 @@ class StandardSpaces(ParticipantStage):
     options = ExportOptions
     has_name = False
     after = ("segment",)
-    results = "*_seg-brainseg_dseg.json"
+    results = "*_seg-brainseg*_dseg.json"
     result_files: ClassVar[Mapping[str, str]] = {
         "register": "report.json",
         "resample": "report.json",

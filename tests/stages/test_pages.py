@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from brainseg_bids.bids.names import Scan, sidecar
+from brainseg_bids.bids.description import raw_uri
+from brainseg_bids.bids.names import OutputNames, ParcelNames, Scan, sidecar
 from brainseg_bids.bids.templates import SpaceNames, Template
+from brainseg_bids.files import sha256
 from brainseg_bids.reports.image_section import no_asymmetry
 from brainseg_bids.stages import PARTICIPANT
 from brainseg_bids.stages.base import Folders
-from brainseg_bids.stages.jobs import REUSE
-from brainseg_bids.stages.space_jobs import SpaceJob
+from brainseg_bids.stages.jobs import REUSE, SubjectPlan
+from brainseg_bids.stages.pages import with_found
+from brainseg_bids.stages.space_jobs import KIND, SpaceJob
+from tests.fakes.dataset import write_dataset
 
 
 @pytest.mark.input(
@@ -38,6 +42,71 @@ def test_sides_are_compared_if_the_network_saw_the_mirrored_image_too(said, comp
     if said is not None:
         (tmp_path / "sub-01_seg-brainseg_dseg.json").write_text(json.dumps(said))
     assert (no_asymmetry(labels) == "") is compared
+
+
+@pytest.mark.parametrize("resolution", ["", "1"])
+def test_results_in_a_standard_space_stay_on_the_pages_of_later_runs(tmp_path, resolution):
+    data = write_dataset(tmp_path / "data", "sub-01_T1w")
+    scan = Scan.from_path(data / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    names = SpaceNames.of(scan, Template("MNI", "", resolution, Path()))
+    own = OutputNames.of(scan)
+    for path in (*vars(names).values(), own.labels, own.mask):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(path.name.encode())
+    said = {
+        "Input": raw_uri(scan.path, data),
+        "InputSHA256": sha256(scan.path),
+        "LabelsSHA256": sha256(tmp_path / own.labels),
+        "Registration": KIND,
+    }
+    for path in (names.labels, names.image):
+        sidecar(tmp_path / path).write_text(json.dumps(said))
+    (plan,) = with_found([SubjectPlan("01", (), {})], Folders(data, tmp_path))
+    assert [(job.title, job.has_results) for job in plan.scans] == [("sub-01 T1w in MNI", True)]
+
+
+@pytest.mark.input(
+    "runs",
+    "a run of other stages or sessions after a skull-stripped image (by its metadata) was "
+    "segmented",
+    "the participant's page still has this segmentation",
+    0,
+)
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"SkullStripped": True}, {"TestTimeFlips": True, "Ensemble": [{"ModelName": "b"}]}],
+)
+def test_segmentations_stay_on_the_pages_of_later_runs(tmp_path, more):
+    data = write_dataset(tmp_path / "data", "sub-01_T1w")
+    scan = Scan.from_path(data / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    names = OutputNames.of(scan)
+    said = {"Input": raw_uri(scan.path, data), "InputSHA256": sha256(scan.path), **more}
+    for path in vars(names).values():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+        sidecar(tmp_path / path).write_text(json.dumps(said))
+    (plan,) = with_found([SubjectPlan("01", (), {})], Folders(data, tmp_path))
+    assert [(job.stage, job.has_results) for job in plan.scans] == [("segment", True)]
+
+
+@pytest.mark.parametrize("second_map", [True, False])
+def test_parcels_stay_on_the_pages_of_later_runs(tmp_path, second_map):
+    data = write_dataset(tmp_path / "data", "sub-01_T1w")
+    scan = Scan.from_path(data / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    names = ParcelNames.of(scan, "gouhfi")
+    said = {
+        "Tool": "gouhfi",
+        "Input": raw_uri(scan.path, data),
+        "InputSHA256": sha256(scan.path),
+        "LabelsOf": "bids::sub-01/anat/sub-01_seg-gouhfi_dseg.nii.gz",
+    }
+    said |= {"ParcelsSHA256": "of the tool's second file"} if second_map else {}
+    for path in vars(names).values():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+        sidecar(tmp_path / path).write_text(json.dumps(said))
+    (plan,) = with_found([SubjectPlan("01", (), {})], Folders(data, tmp_path))
+    assert [(job.stage, job.has_results) for job in plan.scans] == [("parcellation", True)]
 
 
 @pytest.mark.input(
