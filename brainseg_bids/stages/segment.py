@@ -461,7 +461,7 @@ class Segment(ParticipantStage):
         outputs = present(OutputNames.of(scan), folders.output_dir)
         if not is_current(image, metadata, outputs) or "figure" not in outputs:
             return None
-        known = {key: metadata[key] for key in ("Input", *VIEWS) if key in metadata}
+        known = {key: metadata[key] for key in ("Input", *CHANGES) if key in metadata}
         return SegmentJob(scan, REUSE, "found", outputs, known)
 
     def section(self, job: SegmentJob, folders: Folders) -> Section:
