@@ -38,8 +38,8 @@ def warn_of_seen(start: ModelBundle, held_out: Iterable[tuple[str, str]]) -> Non
     seen = [name for name, digest in held_out if digest in learned]
     if seen:
         log.warning(
-            "%s: held out, but model %s learned from it, so that validation says too much. Hold "
-            "out others with --validation-label",
+            "%s: held out, but model %s or one that it began from may have learned from it: then "
+            "validation says too much. Hold out others with --validation-label",
             listed(seen, 3),
             start.name,
         )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from brainseg_bids.stages.pooling import (
     find_measured,
     make_priors,
     mixed,
+    read_priors,
     stripped_images,
+    write_page,
 )
 from tests.contrast.made_up import TABLE, both_sides, image_of
 
@@ -125,3 +128,25 @@ def test_a_stripped_image_lends_nothing_to_bone_and_skin(tmp_path, monkeypatch):
     assert prior["Left-Thalamus"].images == 3
     assert [image["stripped"] for image in prior.images] == [True, False, False]
     assert any("skull-stripped" in warning for warning in prior.warnings)
+
+
+@pytest.mark.input(
+    "results",
+    "a copy of a prior under another file name",
+    "a prior of that name; the page shows both",
+    0,
+)
+def test_a_copy_of_a_prior_is_called_as_its_file(tmp_path, monkeypatch):
+    group = measured(False)
+    monkeypatch.setattr("brainseg_bids.stages.pooling.find_measured", lambda *_, **__: group)
+    make_priors(tmp_path, bids_dir=tmp_path, keys=("Suffix",))
+    for end in ("json", "tsv"):
+        path = tmp_path / "priors" / f"contrast-T1w_prior.{end}"
+        shutil.copy(path, path.with_name(f"contrast-before_prior.{end}"))
+    found = read_priors(tmp_path)
+    assert {name: prior.name for name, (_, prior) in found.items()} == {
+        "T1w": "T1w",
+        "before": "before",
+    }
+    page = write_page(tmp_path, "Heads").read_text()
+    assert "before" in page
