@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from brainseg_bids.documents import Number
 from brainseg_bids.options import OptionGroup, in_gib, label, memory_gb, option, positive
 from brainseg_bids.stages.base import GroupResult, GroupStage
-from brainseg_bids.training.deadline import MOST_MINUTES, check_minutes
+from brainseg_bids.training.deadline import MOST_MINUTES, MOST_STEPS, check_minutes
 
 if TYPE_CHECKING:
     from brainseg_bids.options import Settings
@@ -28,6 +28,12 @@ def _model_name(text: str) -> str:
             f"{text!r}: a name has letters, digits, dots, - and _ only, e.g. mp2rage-0.7mm"
         )
     return text
+
+
+def _steps(text: str) -> int:
+    if (steps := positive(text)) >= MOST_STEPS:
+        raise argparse.ArgumentTypeError(f"{text!r}: give less than {MOST_STEPS}")
+    return steps
 
 
 def _minutes(text: str) -> float:
@@ -67,7 +73,8 @@ class TrainOptions(OptionGroup):
     steps: int = option(
         "--steps",
         default=0,
-        parse=positive,
+        parse=_steps,
+        fits=Number(0, MOST_STEPS - 1, whole=True),
         metavar="N",
         help="training steps; default: the recipe's",
     )

@@ -232,6 +232,11 @@ def _choose_spaces(
     )
     if spaces.prior:
         why += f", prior weight {settings.kappa:g}"
+    elif idle := sorted(recipe.given & {"agnostic", "center_frac"}):
+        log.warning(
+            "--recipe: %s has no effect without a contrast prior; recipe spaces have their own",
+            " and ".join(idle),
+        )
     return spaces, why, read.get(spaces.prior)
 
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 MOST_STEPS = 1_000_000
-"""Number of steps of runs with a deadline: more than any run has."""
+"""Number of steps of runs with a deadline; all others have fewer."""
 MOST_MINUTES = 366 * 24 * 60
 ENDING_S = 15.0
 """Time for bundle and page after the last validation."""

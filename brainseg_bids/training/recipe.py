@@ -39,7 +39,7 @@ KEYS: dict[str, Kind] = {
     "optimizer": Text(OPTIMIZERS),
     "learning_rate": Number(0, 1, above=True),
     "warmup_steps": _STEPS,
-    "total_steps": _STEPS,
+    "total_steps": Number(1, MOST_STEPS - 1, whole=True),
     "decay_steps": _STEPS,
     "batch": Number(1, 256, whole=True),
     "ema_decay": Number(0, 1, above=True, below=True),

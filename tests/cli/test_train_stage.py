@@ -687,6 +687,22 @@ def test_a_held_out_head_that_the_first_model_learned_from_is_told(tmp_path, cap
 
 @pytest.mark.input(
     "training",
+    "recipe that says what concerns a contrast prior only, without one",
+    "a warning names the key",
+    0,
+)
+def test_keys_of_a_prior_without_one_are_told(stage):
+    with (stage.root / "tiny.toml").open("a") as file:
+        file.write("center_frac = [0.4, 0.6]\n")
+    code, log = stage("--plan-only")
+    assert code == 0, log
+    assert "center_frac has no effect" in log
+    with pytest.raises(SystemExit):
+        stage("--steps", MOST_STEPS)
+
+
+@pytest.mark.input(
+    "training",
     "recipe whose `validation_space` is not there",
     "refused before memory is planned; the line names it",
     2,

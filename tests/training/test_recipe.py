@@ -319,6 +319,7 @@ def test_a_users_recipe_changes_what_it_says_and_nothing_else(tmp_path):
         ("center_frac = [0.8, 0.2]", r"center_frac .*\[low, high\]"),
         ('loss = "focal"', "loss is 'focal': give chosen or dense"),
         ("total_steps = 12345678901234567890", "total_steps is beyond 64 bits"),
+        ("total_steps = 1000000", "total_steps is 1000000"),  # what runs by time have
         ("contrasts = [1]", "contrasts has an item that is 1"),
         ("batch = " + "[" * 5000 + "]" * 5000, "nested"),
         ("[spaces]\nt1w = nan", "spaces.t1w is nan"),
