@@ -24,7 +24,7 @@ from brainseg_bids.documents import InputError
 from brainseg_bids.images import read_again
 from brainseg_bids.interfaces.headlabels import read_labels
 from brainseg_bids.reports.densities import IntensityComparison
-from brainseg_bids.stages.jobs import read_object
+from brainseg_bids.stages.jobs import is_unchanged, read_object
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.training.data import PairStream
 
@@ -51,7 +51,7 @@ class Shown:
 def read_real(
     prior: ContrastPrior, *, bids_dir: Path, output_dir: Path, derivatives: Mapping[str, Path]
 ) -> Iterator[Shown]:
-    """Images behind a prior, one at a time; those that are not there any more are passed over."""
+    """Images behind a prior, one at a time; those that are gone or changed are passed over."""
     to_network = Crosswalk.packaged("fullhead", "brainseg")
     for said in prior.images[:MOST_HEADS]:
         path = raw_path(str(said.get("image", "")), bids_dir)
@@ -62,6 +62,9 @@ def read_real(
                 "-d, give them again.",
                 said.get("image"),
             )
+            continue
+        if said.get("sha256") and not is_unchanged(path, {"InputSHA256": said["sha256"]}):
+            log.warning("%s: has changed since the prior was pooled; it is not compared", path)
             continue
         try:
             image, grid = read_again(path)

@@ -11,8 +11,13 @@ import torch
 
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.bids.description import raw_uri
+from brainseg_bids.files import sha256
+from brainseg_bids.images import write_label_map, write_volume
 from brainseg_bids.stages import intensities
-from brainseg_bids.stages.intensities import EDGES, draw
+from brainseg_bids.stages.intensities import EDGES, draw, read_real
+from tests.fakes import dataset
+from tests.phantom.head import phantom_head, phantom_image
 
 TABLE = LabelTable.packaged("brainseg")
 SHAPE = (8, 9, 10)
@@ -72,3 +77,31 @@ def test_counts_are_shares_of_each_class_in_each_bin(generator):
     alone = intensities.histograms([drawn.largest])
     name = next(label.name for label in TABLE if label.index == 0)
     assert alone[name] == pytest.approx(wanted / wanted.sum())
+
+
+@pytest.mark.input(
+    "results",
+    "synth: a real image that has changed since the prior was pooled",
+    "not compared with synthetic ones; a warning names it",
+    0,
+)
+def test_an_image_that_has_changed_is_not_compared(tmp_path, caplog):
+    head = phantom_head((24, 28, 26), 8.0)
+    labels = tmp_path / "out" / "sub-1" / "anat" / "sub-1_seg-fullhead_dseg.nii.gz"
+    path = dataset.write_dataset(tmp_path / "data", "sub-1_T1w") / "sub-1/anat/sub-1_T1w.nii.gz"
+    labels.parent.mkdir(parents=True)
+    write_label_map(head, labels)
+    write_volume(phantom_image(head, np.random.default_rng(0)), head.grid, path)
+
+    def found(digest: str) -> int:
+        said = {
+            "image": raw_uri(path, tmp_path / "data"),
+            "labels": f"bids::{labels.relative_to(tmp_path / 'out').as_posix()}",
+            "sha256": digest,
+        }
+        where = {"bids_dir": tmp_path / "data", "output_dir": tmp_path / "out"}
+        return len(list(read_real(SimpleNamespace(images=(said,)), **where, derivatives={})))
+
+    assert found(sha256(path)) == 1
+    assert found("0" * 64) == 0
+    assert f"{path}: has changed" in caplog.text
