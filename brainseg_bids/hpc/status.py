@@ -228,7 +228,7 @@ class _Heard:
 def _state(
     label: str, plan: SubjectPlan | None, waiting: Mapping[str, str], heard: _Heard
 ) -> State:
-    from brainseg_bids.stages.pages import noted_failures  # late: jinja2
+    from brainseg_bids.stages.jobs import noted_failures
 
     scans = plan.scans if plan else ()
     missing = plan.to_run if plan else ()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -150,6 +151,24 @@ def to_review(plans: Iterable[SubjectPlan]) -> dict[str, list[str]]:
             if isinstance(said, list) and said:
                 found.setdefault(image_of(scan.title), []).extend(map(str, said))
     return found
+
+
+FAILED = Path("logs", "failed")
+"""Folder in the derivative with a file for each image that the last run to try it could not do."""
+
+
+def noted_failures(label: str, *, output_dir: Path) -> dict[str, str]:
+    """What runs could not do for a participant, by title, if the image is still there.
+
+    Of every participant if the label is ``*``.
+    """
+    noted = {}
+    for path in sorted((output_dir / FAILED).glob(f"sub-{label}_*.json")):
+        said = read_object(path)
+        image = said.get("Image", "")
+        if said.get("Title") and (not os.path.isabs(image) or os.path.lexists(image)):
+            noted[said["Title"]] = said.get("Reason", "")
+    return noted
 
 
 def image_of(title: str) -> str:

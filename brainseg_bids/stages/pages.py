@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from brainseg_bids import __version__
@@ -18,7 +17,7 @@ from brainseg_bids.files import sha256
 from brainseg_bids.reports import page
 from brainseg_bids.stages import PARTICIPANT, methods
 from brainseg_bids.stages.base import Folders
-from brainseg_bids.stages.jobs import Job, SubjectPlan, read_object
+from brainseg_bids.stages.jobs import FAILED, Job, SubjectPlan, noted_failures, read_object
 
 TRIES, READS, PAUSE_S = 10, 4, 0.5
 """How often a page is written at most if other jobs leave more each time, how often results are
@@ -134,10 +133,6 @@ def with_found(plans: Iterable[SubjectPlan], folders: Folders) -> list[SubjectPl
     return complete
 
 
-FAILED = Path("logs", "failed")
-"""Folder in the derivative with a file for each image that the last run to try it could not do."""
-
-
 def note_failures(
     plans: Iterable[SubjectPlan], failures: Mapping[str, str], *, output_dir: Path
 ) -> None:
@@ -160,17 +155,6 @@ def note_failures(
                     _note(output_dir, scan.title).unlink(missing_ok=True)
 
 
-def noted_failures(label: str, *, output_dir: Path) -> dict[str, str]:
-    """What other runs could not do for a participant, by title, if the image is still there."""
-    noted = {}
-    for path in sorted((output_dir / FAILED).glob(f"sub-{label}_*.json")):
-        said = read_object(path)
-        image = said.get("Image", "")
-        if said.get("Title") and (not os.path.isabs(image) or os.path.lexists(image)):
-            noted[said["Title"]] = said.get("Reason", "")
-    return noted
-
-
 def _note(output_dir: Path, title: str) -> Path:
     return output_dir / FAILED / (re.sub(r"[^0-9A-Za-z+.-]+", "_", title).strip("_") + ".json")
 
@@ -190,23 +174,31 @@ def of_other_labels(label: str, output_dir: Path) -> list[str]:
     homes = (output_dir, *(output_dir / "derivatives").glob("*/"))
     found = []
     for path in sorted(path for home in homes for path in home.glob(f"sub-{label}*/**/*.json")):
-        said = read_object(path)
-        of, was = MADE_OF if MADE_OF[0] in said else ("Input", "InputSHA256")
-        uri = str(said.get(of))
-        inside = next((uri.removeprefix(start) for start in OWN if uri.startswith(start)), "")
-        labels = output_dir / inside
-        own = inside.startswith(f"sub-{label}/") and labels.is_file()
-        if own and digest(labels) != said.get(was):
+        if _is_of_other_labels(read_object(path), label, output_dir, digest):
             found.append(path.with_suffix("").relative_to(output_dir).as_posix())
     return found
 
 
+def _is_of_other_labels(
+    said: Mapping, label: str, output_dir: Path, digest: Callable[[Path], str]
+) -> bool:
+    """Whether a result was made from a label map of a participant that is another one by now."""
+    of, was = MADE_OF if MADE_OF[0] in said else ("Input", "InputSHA256")
+    uri = str(said.get(of))
+    inside = next((uri.removeprefix(start) for start in OWN if uri.startswith(start)), "")
+    labels = output_dir / inside
+    own = inside.startswith(f"sub-{label}/") and labels.is_file()
+    return own and digest(labels) != said.get(was)
+
+
 def _find(label: str, folders: Folders) -> list[Job]:
-    """Results of each stage; they count if their input is still what they were made from."""
+    """Results of each stage; they count if image and labels are what they were made from."""
+    digest = functools.cache(sha256)
     return [
         job
         for stage in PARTICIPANT.values()
         if stage.results
         for path in sorted(folders.output_dir.glob(f"sub-{label}/**/anat/{stage.results}"))
-        if (job := stage.read(path, read_object(path), folders))
+        if not _is_of_other_labels(said := read_object(path), label, folders.output_dir, digest)
+        and (job := stage.read(path, said, folders))
     ]

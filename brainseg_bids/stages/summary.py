@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +17,9 @@ from brainseg_bids.console import working
 from brainseg_bids.documents import InputError
 from brainseg_bids.options import OptionGroup, option
 from brainseg_bids.stages.base import GroupResult, GroupStage
-from brainseg_bids.stages.jobs import read_object
+from brainseg_bids.stages.jobs import image_of, noted_failures, read_object
+from brainseg_bids.stages.origins import SHOWN, doubts
+from brainseg_bids.units import listed
 
 if TYPE_CHECKING:
     from brainseg_bids.anatomy.cohort import Cohort
@@ -194,7 +197,7 @@ def write_group(
     says which structures are missing where, and which volumes are far from the others'. Without
     ``tables`` pages alone are written. ``ratings`` are rows of
     `brainseg_bids.reports.ratings.read_ratings`. With ``bids_dir``, images that have changed or
-    gone since are named.
+    gone since are named, and who is in no line of the tables.
 
     Returns
     -------
@@ -207,7 +210,6 @@ def write_group(
         If there are no volumes.
     """
     from brainseg_bids.anatomy.cohort import Cohort  # late: numpy
-    from brainseg_bids.stages.origins import doubts
     from brainseg_bids.stages.summary_page import write_group_page
 
     wanted = (tuple(participants), tuple(sessions))
@@ -217,6 +219,7 @@ def write_group(
             continue
         files = _renamed(_tables(output_dir, segmentation, *wanted), titles)
         doubted = doubts(files, bids_dir)
+        doubted += _absent(output_dir, bids_dir, segmentation, titles.values(), *wanted)
         for doubt in doubted:
             log.warning("%s: %s", output_dir / name, doubt)
         volumes = find_volumes(output_dir, segmentation, *wanted)
@@ -246,6 +249,53 @@ def write_group(
             f"{output_dir}: no volumes{asked} are in it. Run the participant level into it first."
         )
     return pages
+
+
+FAILED_TITLE = {"brainseg": "{}", "fullhead": "{} head labels"}
+"""What failures call the step that labels an image, by the label of ``seg-``."""
+
+
+def _absent(
+    output_dir: Path,
+    bids_dir: Path | None,
+    segmentation: str,
+    shown: Iterable[str],
+    participants: Sequence[str],
+    sessions: Sequence[str],
+) -> Iterator[str]:
+    """Sentences about images and participants that are asked for and in no line of the tables."""
+    from brainseg_bids.bids.inputs import find_participants
+
+    shown = set(shown)
+    noted = noted_failures("*", output_dir=output_dir)
+    failed = []
+    for title in noted:
+        image, entities = image_of(title), _entities(title)
+        asked = not participants or entities["sub"] in participants
+        asked &= not sessions or entities.get("ses") in sessions
+        if asked and image not in shown and title == FAILED_TITLE[segmentation].format(image):
+            failed.append(image)
+    if failed:
+        yield (
+            f"{listed(failed, SHOWN)} could not be done in the last run and are not in these "
+            f"numbers. brainseg status {output_dir} says why."
+        )
+    labels: list[str] = []
+    with contextlib.suppress(InputError, OSError):
+        labels = find_participants(bids_dir, participants) if bids_dir else []
+    seen = {_entities(image)["sub"] for image in shown.union(failed)}
+    folders = [f"ses-{session}/anat" for session in sessions] or ["anat", "ses-*/anat"]
+    gone = [
+        f"sub-{label}"
+        for label in labels
+        if label not in seen
+        and any(any((bids_dir / f"sub-{label}").glob(folder)) for folder in folders)
+    ]
+    if gone:
+        yield (
+            f"{len(gone)} of {len(labels)} participants are not in these numbers, for they have "
+            f"no results: {listed(gone, SHOWN)}."
+        )
 
 
 WIDE = {

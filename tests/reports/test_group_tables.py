@@ -135,6 +135,32 @@ def test_results_that_do_not_belong_together_are_named(derivative, tmp_path, cap
 
 @pytest.mark.input(
     "results",
+    "participants who failed or were never segmented, in `summary`",
+    "the others are in the tables; a warning in log and page counts who is not",
+    0,
+)
+def test_who_is_in_no_line_of_the_tables_is_named(derivative, tmp_path, caplog):
+    folder = shutil.copytree(derivative[0], tmp_path / "copy")
+    for name in ("01", "02", "bare", "07", "08", "09"):
+        (tmp_path / "data" / f"sub-{name}" / "anat").mkdir(parents=True)
+    (tmp_path / "data" / "sub-10" / "func").mkdir(parents=True)
+    for title in ("sub-07 T1w", "sub-01 T1w contrast"):
+        (folder / "logs" / "failed").mkdir(parents=True, exist_ok=True)
+        path = folder / "logs" / "failed" / f"{title.replace(' ', '_')}.json"
+        path.write_text(json.dumps({"Title": title, "Reason": "no memory"}))
+    write_group(folder, title="demo", bids_dir=tmp_path / "data")
+    for text in (caplog.text, (folder / "group.html").read_text()):
+        assert "sub-07 T1w could not be done in the last run" in text
+        assert "sub-01 T1w could" not in text
+        assert "2 of 7 participants are not in these numbers" in text
+        assert "sub-08, sub-09." in text
+    caplog.clear()
+    write_group(folder, title="demo", bids_dir=tmp_path / "data", participants=["01"])
+    assert "not in these numbers" not in caplog.text
+
+
+@pytest.mark.input(
+    "results",
     "maps of heads of which some lack a label (the tools have different ones, or not every head "
     "has it) on the group page",
     "those who lack it are left out of its median, not counted as 0",

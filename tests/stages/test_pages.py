@@ -89,8 +89,10 @@ def test_segmentations_stay_on_the_pages_of_later_runs(tmp_path, more):
     assert [(job.stage, job.has_results) for job in plan.scans] == [("segment", True)]
 
 
-@pytest.mark.parametrize("second_map", [True, False])
-def test_parcels_stay_on_the_pages_of_later_runs(tmp_path, second_map):
+@pytest.mark.parametrize(
+    ("second_map", "of"), [(True, "these labels"), (False, "these labels"), (False, "others")]
+)
+def test_parcels_stay_on_the_pages_of_later_runs(tmp_path, second_map, of):
     data = write_dataset(tmp_path / "data", "sub-01_T1w")
     scan = Scan.from_path(data / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
     names = ParcelNames.of(scan, "gouhfi")
@@ -101,12 +103,17 @@ def test_parcels_stay_on_the_pages_of_later_runs(tmp_path, second_map):
         "LabelsOf": "bids::sub-01/anat/sub-01_seg-gouhfi_dseg.nii.gz",
     }
     said |= {"ParcelsSHA256": "of the tool's second file"} if second_map else {}
+    labels = tmp_path / said["LabelsOf"].removeprefix("bids::")
+    labels.parent.mkdir(parents=True)
+    labels.write_bytes(b"labels")
+    said["LabelsSHA256"] = sha256(labels) if of == "these labels" else "of replaced ones"
     for path in vars(names).values():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(b"")
         sidecar(tmp_path / path).write_text(json.dumps(said))
     (plan,) = with_found([SubjectPlan("01", (), {})], Folders(data, tmp_path))
-    assert [(job.stage, job.has_results) for job in plan.scans] == [("parcellation", True)]
+    shown = [("parcellation", True)] if of == "these labels" else []
+    assert [(job.stage, job.has_results) for job in plan.scans] == shown
 
 
 @pytest.mark.input(
