@@ -184,6 +184,7 @@ def _participants_script(settings: Settings, profile: Profile) -> str:
         nprocs=0,
         omp_nthreads=0,
         participant_label=settings.participant_label,
+        session_label=settings.session_label,
         work_dir=settings.work_dir,
         offline=settings.offline,
         verbose=settings.verbose,

@@ -192,9 +192,11 @@ class _Heard:
                     QUEUED if said == "PENDING" else RUNNING
                 ), f"job {task.name}: {said.lower()}"
         for run in reversed(self._runs(label)):
-            if run.state == runs.AT_WORK:
-                return RUNNING, run.where
             asked = self.queue is not None and run.where.startswith("job")
+            # Jobs of other submitters have no list of tasks.
+            queued = asked and run.where.removeprefix("job ") in self.queue
+            if run.state == runs.AT_WORK or (run.state == runs.UNKNOWN and queued):
+                return RUNNING, run.where
             if run.state == runs.UNKNOWN and not asked:
                 return UNKNOWN, f"{run.where} has not told its end"
         if tasks and not self._has_begun(tasks[-1], label):

@@ -216,6 +216,13 @@ def write_group(
     pages = []
     for segmentation, name in GROUP_PAGES.items():
         if not (titles := _titles(output_dir, segmentation, *wanted)):
+            if (output_dir / name).is_file():
+                log.warning(
+                    "%s: this page and its tables (group_seg-%s_*) are of an earlier run; nobody "
+                    "who is asked for has such volumes now. Remove them",
+                    output_dir / name,
+                    segmentation,
+                )
             continue
         files = _renamed(_tables(output_dir, segmentation, *wanted), titles)
         doubted = doubts(files, bids_dir)

@@ -138,13 +138,13 @@ def test_what_a_settings_file_says_is_repeated(study):
 
 
 def test_the_group_job_sums_up_whoever_was_asked_for(study):
-    script = written(study, "--participant-label", "01", "03")
+    script = written(study, "--participant-label", "01", "03", "--session-label", "A")
     array, group = jobs_of(script)
     assert "#SBATCH --array=0-1\n" in array
     argv, _ = play(study, group)
     got = parse(argv)
     assert (got.analysis_level, got.stages) == ("group", ("summary",))
-    assert got.participant_label == ("01", "03")
+    assert (got.participant_label, got.session_label) == (("01", "03"), ("A",))
     assert 'sbatch --dependency="afterany$jobs"' in script
 
 

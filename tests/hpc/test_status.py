@@ -285,6 +285,8 @@ def test_a_job_is_not_lost_where_neither_lock_nor_queue_can_tell(study, monkeypa
     write_lost_run(study, "01")
     monkeypatch.setattr(runs, "lock_byte", lambda *_: Lock.UNKNOWN)
     assert states(study)["sub-01"] == "failed"  # Slurm's queue does not have it
+    monkeypatch.setattr(runs, "queue", lambda: {"7_0": "RUNNING"})
+    assert states(study)["sub-01"] == "running"
     monkeypatch.setattr(runs, "queue", lambda: None)
     assert states(study)["sub-01"] == "unknown"
 

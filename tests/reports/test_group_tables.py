@@ -159,6 +159,14 @@ def test_who_is_in_no_line_of_the_tables_is_named(derivative, tmp_path, caplog):
     assert "not in these numbers" not in caplog.text
 
 
+def test_a_page_of_an_earlier_run_is_named(derivative, tmp_path, caplog):
+    folder = shutil.copytree(derivative[0], tmp_path / "copy")
+    (folder / "group_fullhead.html").write_text("of an earlier run")
+    write_group(folder, title="demo")
+    (line,) = [one for one in caplog.messages if "group_fullhead.html" in one]
+    assert "Remove" in line
+
+
 @pytest.mark.input(
     "results",
     "maps of heads of which some lack a label (the tools have different ones, or not every head "
