@@ -651,7 +651,7 @@ def test_a_copy_of_a_head_and_thick_slices_are_told(stage):
 @pytest.mark.input(
     "training",
     "recipe that names the file of a contrast prior as a space",
-    "the model is said to be for the prior's contrast, not for any",
+    "the model is meant for the prior's contrast, not for any",
     0,
 )
 def test_a_recipe_with_the_file_of_a_prior_is_for_its_contrast(stage):

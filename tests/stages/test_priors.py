@@ -46,7 +46,7 @@ def test_a_copy_of_an_image_does_not_count_as_another_participant(tmp_path, capl
 
 @pytest.mark.input(
     "results",
-    "contrast statistics whose label map was made anew since",
+    "contrast statistics whose label map was made again since",
     "priors: not pooled; a warning names the map",
     0,
 )

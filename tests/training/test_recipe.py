@@ -355,7 +355,7 @@ def test_other_steps_keep_the_shares_of_warming_up_and_slowing_down():
 
 @pytest.mark.input(
     "training",
-    "recipe with other `total_steps`, nothing else said",
+    "recipe with another `total_steps` alone",
     "warm-up, decay and average are made to fit, as by --steps",
     0,
 )
