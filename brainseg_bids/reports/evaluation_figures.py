@@ -25,6 +25,8 @@ RATER_COLORS = (
 """In the order of raters; a ninth begins again."""
 MARKERS = "o^sDvP*X"
 """Of strata, in alphabetical order."""
+NO_STRATUM = "no stratum"
+"""What the key calls images of none, beside those of some."""
 MOST_STRUCTURES = 48
 """More than these are left out of a plot, with a word."""
 FEWEST_FOR_BOX = 5
@@ -171,24 +173,34 @@ def draw_structures(
         ``#rrggbb`` of each structure.
     """
     groups = {name: [name] for name in names[:MOST_STRUCTURES]}
-    markers = dict(zip(sorted(set(scores.strata) - {""}), cycle(MARKERS), strict=False))
-    parts = {marker: scores.of_stratum(name) for name, marker in markers.items()}
+    markers = dict(zip(sorted(set(scores.strata)), cycle(MARKERS), strict=False))
     return _draw_panels(
         "Structures, by rater",
         "dots: subjects; boxes: quartiles and median; arrows: far beyond the axis"
         + _left_out(len(names) - len(groups)),
         {name: subject_values(scores, groups, name, raters) for name in metrics[:3]},
-        {
-            name: {
-                marker: subject_values(part, groups, name, raters)
-                for marker, part in (parts or {MARKERS[0]: scores}).items()
-            }
-            for name in metrics[:3]
-        },
+        {name: values_by_marker(scores, groups, name, raters, markers) for name in metrics[:3]},
         {name: swatches.get(name, FAINT) for name in groups},
         raters,
-        markers=markers,
+        markers={name or NO_STRATUM: marker for name, marker in markers.items()}
+        if any(markers)
+        else {},
     )
+
+
+def values_by_marker(
+    scores: Scores,
+    groups: Mapping[str, Sequence[str]],
+    column: str,
+    raters: Sequence[str],
+    markers: Mapping[str, str],
+) -> dict[str, pd.DataFrame]:
+    """`subject_values` of each stratum by its marker; strata that share one are put together."""
+    found: dict[str, list[pd.DataFrame]] = {}
+    for stratum, marker in markers.items():
+        own = subject_values(scores.of_stratum(stratum), groups, column, raters)
+        found.setdefault(marker, []).append(own)
+    return {marker: pd.concat(own, ignore_index=True) for marker, own in found.items()}
 
 
 def _draw_panels(

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import cycle
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,6 +69,24 @@ def test_structures_tell_strata_by_their_markers(scores, dots):
     shown(figures.draw_structures(scores, scores.names, METRICS, RATERS, {}))
     by_marker = pd.concat(dots).groupby("marker").size().to_dict()
     assert by_marker == {"o": 9 * 3 * 2 * 2, "^": 3 * 3 * 2 * 2}
+
+
+def test_no_subject_lacks_its_dot_for_want_of_a_stratum_or_of_a_marker(scores):
+    strata = ("", "", *(f"site {number}" for number in range(10)))
+    several = replace(scores, strata=strata)
+    markers = dict(zip(sorted(set(strata)), cycle(figures.MARKERS), strict=False))
+    groups = {NAMES[0]: [NAMES[0]]}
+    found = figures.values_by_marker(several, groups, "dice", ["theirs"], markers)
+    assert sorted(pd.concat(found.values())["subject"]) == sorted(scores.subjects)
+    shown(figures.draw_structures(several, NAMES, METRICS, RATERS, {}))
+
+
+def test_a_dot_of_no_stratum_is_drawn_beside_those_of_some(scores, dots):
+    strata = ("", "", *scores.strata[2:])
+    figures.draw_structures(replace(scores, strata=strata), NAMES, METRICS, RATERS, {})
+    drawn = pd.concat(dots)
+    assert len(drawn) == 12 * len(NAMES) * 2 * 2
+    assert drawn["marker"].nunique() == 3
 
 
 def test_a_structure_has_the_swatch_of_its_label(scores):
