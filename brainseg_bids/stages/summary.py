@@ -209,53 +209,94 @@ def write_group(
     InputError
         If there are no volumes.
     """
-    from brainseg_bids.anatomy.cohort import Cohort  # late: numpy
-    from brainseg_bids.stages.summary_page import write_group_page
-
     wanted = (tuple(participants), tuple(sessions))
     pages = []
     for segmentation, name in GROUP_PAGES.items():
         if not (titles := _titles(output_dir, segmentation, *wanted)):
-            if (output_dir / name).is_file():
-                log.warning(
-                    "%s: this page and its tables (group_seg-%s_*) are of an earlier run; nobody "
-                    "who is asked for has such volumes now. Remove them",
-                    output_dir / name,
-                    segmentation,
-                )
+            _warn_of_earlier(output_dir / name, segmentation)
             continue
-        files = _renamed(_tables(output_dir, segmentation, *wanted), titles)
-        doubted = doubts(files, bids_dir)
-        doubted += _absent(output_dir, bids_dir, segmentation, titles.values(), *wanted)
+        doubted = _doubts(output_dir, bids_dir, segmentation, titles, wanted)
         for doubt in doubted:
             log.warning("%s: %s", output_dir / name, doubt)
-        volumes = find_volumes(output_dir, segmentation, *wanted)
-        to_review = _renamed(find_to_review(output_dir, segmentation, volumes), titles)
-        volumes = _renamed(volumes, titles)
-        cohort = Cohort.from_rows(volumes) if segmentation == "fullhead" else None
-        inside = _renamed(find_intracranial(output_dir, segmentation, *wanted), titles)
         rated = [row for row in ratings if row["seg"] == segmentation]
-        if tables:
-            stem = f"{output_dir}/group_seg-{segmentation}_desc"
-            _write_tables(stem, volumes, inside, to_review, rated, cohort)
-        written = write_group_page(
-            output_dir / name,
-            title=title,
-            volumes=volumes,
-            intracranial=inside,
-            version=__version__,
-            cohort=cohort,
-            to_review=to_review,
-            ratings=rated,
-            doubts=doubted,
+        pages.append(
+            _write_page(
+                output_dir,
+                segmentation,
+                titles,
+                wanted,
+                rated,
+                doubted,
+                title=title,
+                tables=tables,
+            )
         )
-        pages.append((written, len(volumes), to_review))
     if not pages:
         asked = " of those that are asked for" if any(wanted) else ""
         raise InputError(
             f"{output_dir}: no volumes{asked} are in it. Run the participant level into it first."
         )
     return pages
+
+
+def _write_page(
+    output_dir: Path,
+    segmentation: str,
+    titles: Mapping[str, str],
+    wanted: tuple[Sequence[str], Sequence[str]],
+    ratings: Sequence[Mapping[str, str]],
+    doubted: Sequence[str],
+    *,
+    title: str,
+    tables: bool,
+) -> tuple[Path, int, dict[str, list[str]]]:
+    """One page and its tables; see `write_group`."""
+    from brainseg_bids.anatomy.cohort import Cohort  # late: numpy
+    from brainseg_bids.stages.summary_page import write_group_page
+
+    volumes = _renamed(find_volumes(output_dir, segmentation, *wanted), titles)
+    to_review = _renamed(find_to_review(output_dir, segmentation, titles), titles)
+    inside = _renamed(find_intracranial(output_dir, segmentation, *wanted), titles)
+    cohort = Cohort.from_rows(volumes) if segmentation == "fullhead" else None
+    if tables:
+        stem = f"{output_dir}/group_seg-{segmentation}_desc"
+        _write_tables(stem, volumes, inside, to_review, ratings, cohort)
+    page = write_group_page(
+        output_dir / GROUP_PAGES[segmentation],
+        title=title,
+        volumes=volumes,
+        intracranial=inside,
+        version=__version__,
+        cohort=cohort,
+        to_review=to_review,
+        ratings=ratings,
+        doubts=doubted,
+    )
+    return page, len(volumes), to_review
+
+
+def _warn_of_earlier(page: Path, segmentation: str) -> None:
+    """Name a page that is there although nobody has what it would show."""
+    if page.is_file():
+        log.warning(
+            "%s: this page and its tables (group_seg-%s_*) are of an earlier run; nobody who is "
+            "asked for has such volumes now. Remove them",
+            page,
+            segmentation,
+        )
+
+
+def _doubts(
+    output_dir: Path,
+    bids_dir: Path | None,
+    segmentation: str,
+    titles: Mapping[str, str],
+    wanted: tuple[Sequence[str], Sequence[str]],
+) -> list[str]:
+    """What is to be known of the tables as a whole: how results were made, and who lacks any."""
+    files = _renamed(_tables(output_dir, segmentation, *wanted), titles)
+    absent = _absent(output_dir, bids_dir, segmentation, files, *wanted)
+    return [*doubts(files, bids_dir), *absent]
 
 
 FAILED_TITLE = {"brainseg": "{}", "fullhead": "{} head labels"}
