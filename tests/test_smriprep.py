@@ -87,7 +87,7 @@ def test_several_t1w_images_are_left_to_smriprep(finished):
     shutil.rmtree(finished.output / "sub-02")
     assert not plan.scans
     assert len(notes) == 2
-    assert "2 T1w images" in notes[0]
+    assert "2 T1w images" in notes[0].text
 
 
 def test_smriprep_finds_mask_tissues_and_probabilities(finished, anat):

@@ -23,6 +23,7 @@ from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.upsample import upsample, upsample_posteriors
 from brainseg_bids.anatomy.upsample_cleaning import clean_upsampled
+from brainseg_bids.anatomy.upsample_engine import Processor
 from brainseg_bids.anatomy.upsampling_report import upsampling_report, upsampling_warnings
 from brainseg_bids.images import read_label_map, read_top_posteriors, write_label_map
 
@@ -104,7 +105,7 @@ class Upsample(SimpleInterface):
         """The finer map, and how it was made."""
         on_labels, on_posteriors, where = upsample, upsample_posteriors, {}
         if device == "cpu":
-            where["threads"] = self.inputs.threads
+            where["engine"] = Processor(self.inputs.threads)
         else:
             from brainseg_bids.inference import upsample_device
 
