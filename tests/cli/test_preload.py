@@ -131,6 +131,7 @@ def test_a_copy_ends_with_whoever_has_asked_for_it(program, model, image, tmp_pa
     server = server_of(program)
     process = start(program, model, image, tmp_path / "left")
     copy = _wait_for(lambda: [n for one in children(server) for n in children(one)])
+    os.kill(copy[0], signal.SIGSTOP)  # on a busy machine it could be done before the next line
     process.kill()
     process.communicate(timeout=60)
     _wait_for(lambda: not psutil.pid_exists(copy[0]))
