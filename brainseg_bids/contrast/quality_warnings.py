@@ -128,10 +128,7 @@ def of_labels(
     few = [n for n, s in described.items() if n in table and table[n].index != 0]
     few = [n for n in few if described[n].interior_voxels < FEWEST_VOXELS]
     if few:
-        yield (
-            f"{len(few)} labels have fewer than {FEWEST_VOXELS} voxels away from borders: "
-            f"{listed(few)}."
-        )
+        yield f"Fewer than {FEWEST_VOXELS} voxels are away from borders: {listed(few)}."
     inside = image[indices > 0]
     inside = inside[:: max(1, len(inside) // 500_000)]
     lowest = float(np.nanmin(image))
