@@ -106,35 +106,25 @@ class TrainRecipe:
     def read(cls, path: Path, base: str) -> TrainRecipe:
         """Training recipe from a user's file; other settings come from a recipe of the package.
 
+        A file may name another one as its ``base``: it then has all settings of that file except
+        those that it gives itself. ``[spaces]`` replaces the spaces of the other file.
         With another number of steps, what depends on them comes in proportion; see `with_steps`.
 
         Parameters
         ----------
         path : Path
         base : str
-            Recipe of the package, unless the file names one.
+            Recipe of the package, unless a file names one.
 
         Raises
         ------
         InputError
-            If a key is unknown or has an invalid value, or a recipe space is given twice; the
-            message names file and key.
+            If a key is unknown or has an invalid value, a recipe space is given twice, or a file
+            is its own base; the message names file and key.
         """
-        values, shares = _parse(read_text(path), str(path))
-        try:
-            under = cls.packaged(values.pop("base", base))
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        spaces: dict[str, float] = {}
-        for name, share in shares.items():
-            if (place := _absolute(name, path.parent)) in spaces:
-                raise InputError(f"{path}: [spaces] has {name} twice. Give each space one share.")
-            spaces[place] = share
+        under, values, spaces = _read_with_bases(path, base)
         if "total_steps" in values:
             under = under.with_steps(values["total_steps"])
-        for key in ("validation_space", "agnostic"):
-            if key in values:
-                values[key] = _absolute(values[key], path.parent)
         given = frozenset(values) | ({"spaces"} if spaces else set())
         return cls(under.base, under.values | values, spaces or under.spaces, given)
 
@@ -186,6 +176,35 @@ class TrainRecipe:
         """
         by_time = {"total_steps": at_most or MOST_STEPS, "decay_steps": 1}
         return replace(self, values=self.values | by_time)
+
+
+def _read_with_bases(
+    path: Path, otherwise: str, above: tuple[Path, ...] = ()
+) -> tuple[TrainRecipe, dict[str, Any], dict[str, float]]:
+    """Recipe of the package; values and spaces of a recipe file and of those it is based on."""
+    values, shares = _parse(read_text(path), str(path))
+    spaces: dict[str, float] = {}
+    for name, share in shares.items():
+        if (place := _absolute(name, path.parent)) in spaces:
+            raise InputError(f"{path}: [spaces] has {name} twice. Give each space one share.")
+        spaces[place] = share
+    for key in ("validation_space", "agnostic"):
+        if key in values:
+            values[key] = _absolute(values[key], path.parent)
+    base, here = values.pop("base", otherwise), path.resolve()
+    if not base.endswith(".toml"):
+        try:
+            return TrainRecipe.packaged(base), values, spaces
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+    file = (here.parent / base).resolve()
+    wrong = "leads back to this file" if file in (*above, here) else "there is no such file"
+    if file in (*above, here) or not file.exists():
+        raise InputError(
+            f"{path}: base = {base}: {wrong}. Name another file, or a recipe of the package."
+        )
+    package, under, under_spaces = _read_with_bases(file, otherwise, (*above, here))
+    return package, under | values, spaces or under_spaces
 
 
 def _absolute(name: str, folder: Path) -> str:

@@ -276,6 +276,29 @@ def test_a_users_recipe_changes_what_it_says_and_nothing_else(tmp_path):
     assert TrainRecipe.read(path, "cpu").values == DEFAULT.values
 
 
+def test_a_recipe_may_be_based_on_another_file(tmp_path):
+    (tmp_path / "lab").mkdir()
+    lab = tmp_path / "lab" / "lab.toml"
+    lab.write_text(
+        'base = "default"\nbatch = 3\nagnostic = "any.toml"\n[spaces]\n"own.toml" = 1\n'
+    )
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "lab/lab.toml"\nlearning_rate = 1e-3\n')
+    recipe = TrainRecipe.read(path, "cpu")
+    own = {"batch": 3, "learning_rate": 1e-3, "agnostic": str(tmp_path / "lab" / "any.toml")}
+    assert recipe.values == DEFAULT.values | own
+    assert recipe.spaces == {str(tmp_path / "lab" / "own.toml"): 1.0}
+    assert recipe.given == {*own, "spaces"}
+    path.write_text('base = "lab/lab.toml"\n[spaces]\nt1w = 1\n')
+    assert TrainRecipe.read(path, "cpu").spaces == {"t1w": 1.0}
+    lab.write_text('base = "../mine.toml"\n')
+    with pytest.raises(InputError, match=r"lab\.toml: base = \.\./mine\.toml: leads back"):
+        TrainRecipe.read(path, "cpu")
+    lab.write_text('base = "gpu"\n')
+    with pytest.raises(InputError, match=r"lab\.toml: no training recipe"):
+        TrainRecipe.read(path, "cpu")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -336,6 +359,14 @@ def test_a_users_recipe_changes_what_it_says_and_nothing_else(tmp_path):
         ("spaces = 3", "share above 0"),
         ('base = "gpu"', "no training recipe 'gpu'; known: default, cpu"),
         ("batch =", "not valid TOML"),
+        ('base = "none.toml"', "base = none.toml: there is no such file"),
+        pytest.param(
+            'base = "mine.toml"',
+            "base = mine.toml: leads back",
+            marks=pytest.mark.input(
+                "training", "recipe that is its own base", "refused by file", 2
+            ),
+        ),
     ],
 )
 def test_a_wrong_recipe_is_one_line_that_names_it(tmp_path, text, said):
