@@ -16,6 +16,9 @@ folder and not computed twice. Parts (``--parts``):
 ``flair``
     A real FLAIR head, without a reference: agreement with SAMSEG, which adapts itself to any
     contrast.
+``colin``
+    Colin27 beside SAMSEG's result in the shared data. It decides which model is packaged, and
+    its contrast was fitted, so that it is in no table of accuracy.
 ``heldout``
     Label maps 15 and 16, which no training has seen, with freshly drawn recipes: brain and head.
 ``native``
@@ -120,12 +123,17 @@ def our_models(wanted: list[str]) -> dict[str, Path]:
 
 
 def by_samseg(image: Path, program: str, work: Path) -> np.ndarray:
-    """Codes of `TABLE` by SAMSEG; what is no brain is background."""
+    """Codes of `TABLE` by SAMSEG."""
     folder = samseg_folder(image, work)
     if not (folder / "seg.mgz").exists():
         used = run([*shlex.split(program), "-i", str(image), "-o", str(folder), "--threads", "1"])
         (folder / "used.txt").write_text(" ".join(f"{number:.3f}" for number in used))
-    codes = np.asarray(nib.load(folder / "seg.mgz").dataobj).astype(np.int32)
+    return read_samseg(folder / "seg.mgz")
+
+
+def read_samseg(file: Path) -> np.ndarray:
+    """Codes of `TABLE` from SAMSEG's result; what is no brain is background."""
+    codes = np.asarray(nib.load(file).dataobj).astype(np.int32)
     targets = {int(k): v for k, v in real_heads.read_targets("aseg_to_brainseg.tsv").items()}
     # Bone, soft tissue and eyes.
     return real_heads.translate(codes, {165: "0", 258: "0", 259: "0"} | targets)
@@ -308,6 +316,17 @@ def flair(options: argparse.Namespace, data: Path) -> None:
     print(f"\n### FLAIR against SAMSEG\n\n{real_heads.table(rows, means)}")
 
 
+def colin(options: argparse.Namespace, data: Path) -> None:
+    """Agreement with SAMSEG on Colin27, which chooses between models."""
+    reference = read_samseg(data / "samseg_output_example" / "seg.mgz")
+    (case,) = real_heads.colin(data)
+    rows = {
+        name: [_dice(reference, segment(case.image), name)]
+        for name, segment in methods(options, data).items()
+    }
+    print(f"\n### Colin27 beside SAMSEG\n\n{real_heads.table(rows, MEANS)}")
+
+
 # Held-out label maps ----------------------------------------------------------------------------
 
 
@@ -473,6 +492,7 @@ PARTS = {
     "real": real,
     "fields": fields,
     "flair": flair,
+    "colin": colin,
     "heldout": heldout,
     "native": native,
     "cost": cost,
