@@ -148,7 +148,8 @@ class RecipeSpace(ClassSpace):
         """Recipe space from a TOML file.
 
         The key ``base`` names a recipe space of the package, or a file in the same folder, from
-        which other values are taken.
+        which other values are taken. Labels of the file's own ``[[tissues]]`` leave the classes
+        that they have there.
 
         Parameters
         ----------
@@ -173,7 +174,8 @@ class RecipeSpace(ClassSpace):
         space = cls.named(base, path.parent, (*above, path.resolve())) if base else cls(())
         try:
             if classes:
-                space = replace(space, tissues=_tissues(classes))
+                own = cls(_tissues(classes)).tissues
+                space = replace(space, tissues=_moved(space.tissues, own) if base else own)
             return replace(space, name=path.stem).changed(raw)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
@@ -438,6 +440,18 @@ class RecipeSpace(ClassSpace):
             highs[int(axis * 3)] = within(self.field_of_view.half_mm, high)
             view = replace(view, low_mm=triple(lows), high_mm=triple(highs))
         return view
+
+
+def _moved(
+    below: tuple[TissueSpace, ...], own: tuple[TissueSpace, ...]
+) -> tuple[TissueSpace, ...]:
+    """Classes of a base without the labels of a file's own classes, and these behind them."""
+    known = {label for tissue in below for label in tissue.labels}
+    moved = {label for tissue in own for label in tissue.labels}
+    if unknown := sorted(moved - known):
+        raise ValueError(f"{unknown[0]} of [[tissues]] is in no class of base: check its name")
+    left = ((tissue, tuple(x for x in tissue.labels if x not in moved)) for tissue in below)
+    return (*(replace(tissue, labels=labels) for tissue, labels in left if labels), *own)
 
 
 def _tissues(classes: object) -> tuple[TissueSpace, ...]:

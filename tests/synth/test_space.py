@@ -219,6 +219,16 @@ ONE_CLASS = "[[tissues]]\nlabels = ['Skin']\nmean = [100, 10]"
         (f"{ONE_CLASS}\nsd = [5, 1]\ncolour = 1", "colour"),
         (f"{ONE_CLASS}\nsd = [5, 1]\ncomponents = 2.5", "components is 2.5"),
         ("tissues = [", "not valid TOML"),
+        pytest.param(
+            f"{ONE_CLASS.replace('Skin', 'Skinn')}\nsd = [5, 1]",
+            "Skinn of .* is in no class of base",
+            marks=pytest.mark.input(
+                "training",
+                "recipe space with a class of a label that its `base` does not have",
+                "refused by file and label",
+                2,
+            ),
+        ),
         ('base = "t9w"', "no recipe space 't9w'"),
     ],
 )
@@ -249,6 +259,26 @@ def test_a_recipe_file_may_say_only_what_differs_from_another(tmp_path):
         (2, 2),
     )
     assert space.tissues == RecipeSpace.packaged("agnostic").tissues
+
+
+def test_a_label_may_leave_the_class_that_it_has_in_the_base(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'base = "t1w"\n[[tissues]]\nlabels = ["Left-Caudate", "Skin"]\n'
+        "mean = [110, 9]\nsd = [8, 2]\n"
+    )
+    space, base = read_space(str(path)), RecipeSpace.packaged("t1w")
+    labels = [label for tissue in space.tissues for label in tissue.labels]
+    assert sorted(labels) == sorted(label for tissue in base.tissues for label in tissue.labels)
+    assert space.tissues[-1].labels == ("Left-Caudate", "Skin")
+    assert len(space.tissues) == len(base.tissues)  # the class of skin alone is gone
+    drawn = recipes(space, 20)
+    means = {
+        name: [recipe.tissues[name].mean for recipe in drawn]
+        for name in ("Left-Caudate", "Skin", "Right-Caudate", "Left-Cerebral-Cortex")
+    }
+    assert means["Left-Caudate"] == means["Skin"] != means["Right-Caudate"]
+    assert means["Right-Caudate"] == means["Left-Cerebral-Cortex"]
 
 
 def test_mp2rage_shows_what_its_signal_equations_say():
