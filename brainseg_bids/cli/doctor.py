@@ -19,8 +19,8 @@ from pathlib import Path
 
 from brainseg_bids import __version__
 from brainseg_bids.exit_codes import DONE, FAILED
-from brainseg_bids.machine import allowed_cores
-from brainseg_bids.resources import memory_limit_gib, total_memory_gib
+from brainseg_bids.machine import allowed_cores, memory_limit_gib
+from brainseg_bids.resources import total_memory_gib
 from brainseg_bids.stages.headlabels import named_command
 
 PACKAGES = ("torch", "monai", "lightning", "nipype", "niworkflows", "pybids", "nibabel", "numpy")

@@ -19,7 +19,9 @@ from brainseg_bids.hpc.profiles import Profile
 from brainseg_bids.options import declared, to_arguments
 from brainseg_bids.settings import Settings, SlurmOptions
 
-CONTAINERS = ("apptainer", "singularity")
+CONTAINERS = {"apptainer": ("APPTAINERENV",), "singularity": ("SINGULARITYENV", "APPTAINERENV")}
+"""Programs that start a container, and what begins the names of variables that they hand into it,
+whatever ``--cleanenv`` keeps out. On many sites Apptainer is called singularity, too."""
 
 OF_SLURM = tuple(item.name for item in declared(Settings) if item.group is SlurmOptions)
 """Settings that a job is not given again."""
@@ -46,11 +48,10 @@ class Launch:
         return shlex.quote(str(self.settings.work_dir))
 
     @property
-    def in_container(self) -> bool:
-        """Whether Apptainer or Singularity starts it."""
-        if self.profile.program:
-            return Path(self.profile.program[0]).name in CONTAINERS
-        return bool(_own_image())
+    def handed_in(self) -> tuple[str, ...]:
+        """What begins the names of variables for a container; nothing if none is started."""
+        program = self.profile.program or _own_container()
+        return CONTAINERS.get(Path(program[0]).name, ()) if program else ()
 
     @property
     def prologue(self) -> list[str]:
@@ -61,8 +62,7 @@ class Launch:
             for letter in '\\"`':
                 value = value.replace(letter, f"\\{letter}")
             lines.append(f'export {name}="{value}"')
-            if self.in_container:  # passes --cleanenv
-                lines.append(f'export APPTAINERENV_{name}="${name}"')
+            lines += [f'export {prefix}_{name}="${name}"' for prefix in self.handed_in]
         return [*lines, *self.profile.prologue]
 
     def command(self, flags: Sequence[str]) -> list[str]:
@@ -75,8 +75,9 @@ class Launch:
         if self.profile.program:
             words = [os.path.expanduser(os.path.expandvars(word)) for word in self.profile.program]
             return self._words(words)
-        if image := _own_image():
-            return self._words(("apptainer", "run", "--cleanenv", "-B", "{folders}", image))
+        if container := _own_container():
+            program, image = container
+            return self._words((program, "run", "--cleanenv", "-B", "{folders}", image))
         return shlex.join([sys.executable, "-m", "brainseg_bids"])
 
     def _words(self, words: Iterable[str]) -> str:
@@ -95,9 +96,12 @@ def bash_lines(parts: Iterable[str]) -> str:
     return " \\\n    ".join(parts)
 
 
-def _own_image() -> str:
-    """The container that this process runs in, or nothing."""
-    return os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER") or ""
+def _own_container() -> tuple[str, ...]:
+    """Program and image of the container that this process runs in, or nothing."""
+    for program in CONTAINERS:  # Apptainer tells both names
+        if image := os.environ.get(f"{program.upper()}_CONTAINER"):
+            return program, image
+    return ()
 
 
 def _folders(settings: Settings) -> list[str]:

@@ -282,7 +282,6 @@ def _train_job(settings: Settings, profile: Profile) -> Job:
         devices=devices,
         cpus=own.nprocs,
         mem=_chosen_memory(settings, resources),
-        container=launch.in_container,
         command=launch.command(_flags(own, launch, always=("devices", "nodes"))),
         saved=SAVED,
         most_restarts=MOST_RESTARTS,
@@ -299,7 +298,11 @@ def _of_every_job(launch: Launch, resources: Resources) -> dict[str, object]:
         "scratch": launch.scratch,
     }
     if launch.profile.scheduler == "slurm":
-        return common | {"site": resources.directives(), "folder": quoted(os.getcwd())}
+        return common | {
+            "site": resources.directives(),
+            "folder": quoted(os.getcwd()),
+            "handed_in": launch.handed_in,
+        }
     site = [f"-q {resources.partition}"] if resources.partition else []
     if resources.account:
         account = SCHEDULERS[launch.profile.scheduler].account

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from brainseg_bids import resources
 from brainseg_bids.cli import doctor
 from brainseg_bids.interfaces.tools import tool_names
 from brainseg_bids.nets import bundle as bundles
@@ -118,23 +117,6 @@ def test_freesurfers_key_is_found_where_freesurfer_looks(tmp_path, name):
     assert doctor.licence_state({"FREESURFER_HOME": str(tmp_path)}) == str(tmp_path / name)
     assert doctor.licence_state({"FS_LICENSE": str(tmp_path / name)}).endswith(name)
     assert "none seen" in doctor.licence_state({"FREESURFER_HOME": "/nowhere"})
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "limit_gib"),
-    [
-        ("memory.max", f"{16 * 2**30}\n", 16),
-        ("memory.max", "max\n", None),
-        ("memory/memory.limit_in_bytes", f"{8 * 2**30}\n", 8),
-        ("memory/memory.limit_in_bytes", "9223372036854771712\n", None),
-        ("other", "", None),
-    ],
-)
-def test_limits_of_containers_are_read(tmp_path, file, text, limit_gib):
-    path = tmp_path / file
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
-    assert resources.memory_limit_gib(tmp_path) == limit_gib
 
 
 def test_ants_templates_and_programs_that_fetch_are_listed(capsys, tmp_path, monkeypatch):

@@ -19,5 +19,13 @@
 {{ line }}
 {% endfor %}
 mkdir -p {{ scratch }}
+{% if handed_in %}
+# By these brainseg status knows which job a run in a container was.
+for name in SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID; do
+    {% for prefix in handed_in %}
+    [ -z "${!name:-}" ] || export "{{ prefix }}_$name=${!name}"
+    {% endfor %}
+done
+{% endif %}
 {{ super() -}}
 {% endblock %}

@@ -21,9 +21,9 @@ in_time=
 ended=
 trap 'again=yes; in_time=yes; [ -z "$step" ] || kill -USR1 "$step"' USR1
 trap 'again=yes; ended=yes; [ -z "$step" ] || kill -TERM "$step"' TERM
-{% if container %}
+{% if handed_in %}
 {# Hands each task's own place among the others into a container with a clean environment. #}
-srun --kill-on-bad-exit=0 --wait=1800 bash -c 'for name in ${!SLURM_@}; do export "APPTAINERENV_$name=${!name}"; done; exec "$@"' brainseg \
+srun --kill-on-bad-exit=0 --wait=1800 bash -c 'for name in ${!SLURM_@}; do export{% for prefix in handed_in %} "{{ prefix }}_$name=${!name}"{% endfor %}; done; exec "$@"' brainseg \
     {{ command | lines }} &
 {% else %}
 srun --kill-on-bad-exit=0 --wait=1800 {{ command | lines }} &
