@@ -24,8 +24,7 @@ WIDTH = 16
 """Columns that are processed at a time: one AVX-512 register of 32-bit numbers, so that loops are
 unrolled."""
 MAX_REACH = 7
-"""Largest radius of a kernel in source voxels: with more, no target voxel would be left of sixteen
-columns."""
+"""Largest radius of a kernel in source voxels: more leaves no target voxel of sixteen columns."""
 FREE, THIN, ALL = 0, 1, 2
 """Source voxels that keep the majority of their target voxels: none, thin ones, all."""
 

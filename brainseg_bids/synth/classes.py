@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from brainseg_bids.synth.ranges import tuples
 from brainseg_bids.synth.recipe import Tissue
 from brainseg_bids.synth.streams import Range, Streams, normal_cdf, within
 
@@ -161,3 +162,25 @@ def _draw_offsets(space: ClassSpace, streams: Streams) -> tuple[tuple[float, ...
 def clip_mean(mean: float) -> float:
     """Mean, clipped to `MEAN_LIMITS`."""
     return float(min(max(mean, MEAN_LIMITS[0]), MEAN_LIMITS[1]))
+
+
+def with_own_classes(
+    below: tuple[TissueSpace, ...], own: tuple[TissueSpace, ...]
+) -> tuple[TissueSpace, ...]:
+    """Classes of a base without the labels of a file's own classes, and these behind them."""
+    known = {label for tissue in below for label in tissue.labels}
+    moved = {label for tissue in own for label in tissue.labels}
+    if unknown := sorted(moved - known):
+        raise ValueError(f"{unknown[0]} of [[tissues]] is in no class of base: check its name")
+    left = ((tissue, tuple(x for x in tissue.labels if x not in moved)) for tissue in below)
+    return (*(replace(tissue, labels=labels) for tissue, labels in left if labels), *own)
+
+
+def read_classes(classes: object) -> tuple[TissueSpace, ...]:
+    """Classes of a recipe file; ``ValueError`` if they are none."""
+    if not isinstance(classes, list) or not all(isinstance(one, dict) for one in classes):
+        raise ValueError("tissues is a list of tables: write [[tissues]]")
+    lacking = [key for one in classes for key in ("labels", "mean", "sd") if key not in one]
+    if lacking:
+        raise ValueError(f"a class of [[tissues]] has no {lacking[0]}")
+    return tuple(TissueSpace(**tuples(one)) for one in classes)

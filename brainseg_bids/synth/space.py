@@ -20,7 +20,7 @@ import numpy as np
 from brainseg_bids.anatomy.grid import triple
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.documents import Text, read_toml
-from brainseg_bids.synth.classes import ClassDraw, ClassSpace, TissueSpace
+from brainseg_bids.synth.classes import ClassDraw, ClassSpace, read_classes, with_own_classes
 from brainseg_bids.synth.effect_spaces import (
     KINDS,
     TISSUE_KINDS,
@@ -32,7 +32,7 @@ from brainseg_bids.synth.effect_spaces import (
     SusceptibilitySpace,
     TransmitSpace,
 )
-from brainseg_bids.synth.ranges import changed, check_ranges, digest_of, tuples
+from brainseg_bids.synth.ranges import changed, check_ranges, digest_of
 from brainseg_bids.synth.recipe import (
     Atrophy,
     Bias,
@@ -174,8 +174,10 @@ class RecipeSpace(ClassSpace):
         space = cls.named(base, path.parent, (*above, path.resolve())) if base else cls(())
         try:
             if classes:
-                own = cls(_tissues(classes)).tissues
-                space = replace(space, tissues=_moved(space.tissues, own) if base else own)
+                own = cls(read_classes(classes)).tissues
+                space = replace(
+                    space, tissues=with_own_classes(space.tissues, own) if base else own
+                )
             return replace(space, name=path.stem).changed(raw)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
@@ -440,28 +442,6 @@ class RecipeSpace(ClassSpace):
             highs[int(axis * 3)] = within(self.field_of_view.half_mm, high)
             view = replace(view, low_mm=triple(lows), high_mm=triple(highs))
         return view
-
-
-def _moved(
-    below: tuple[TissueSpace, ...], own: tuple[TissueSpace, ...]
-) -> tuple[TissueSpace, ...]:
-    """Classes of a base without the labels of a file's own classes, and these behind them."""
-    known = {label for tissue in below for label in tissue.labels}
-    moved = {label for tissue in own for label in tissue.labels}
-    if unknown := sorted(moved - known):
-        raise ValueError(f"{unknown[0]} of [[tissues]] is in no class of base: check its name")
-    left = ((tissue, tuple(x for x in tissue.labels if x not in moved)) for tissue in below)
-    return (*(replace(tissue, labels=labels) for tissue, labels in left if labels), *own)
-
-
-def _tissues(classes: object) -> tuple[TissueSpace, ...]:
-    """Classes of a recipe file; ``ValueError`` if they are none."""
-    if not isinstance(classes, list) or not all(isinstance(one, dict) for one in classes):
-        raise ValueError("tissues is a list of tables: write [[tissues]]")
-    lacking = [key for one in classes for key in ("labels", "mean", "sd") if key not in one]
-    if lacking:
-        raise ValueError(f"a class of [[tissues]] has no {lacking[0]}")
-    return tuple(TissueSpace(**tuples(one)) for one in classes)
 
 
 def check_effects(effects: tuple[str, ...]) -> None:

@@ -285,16 +285,8 @@ def _train(plan: TrainPlan, run: TrainingRun) -> SegmentationTask:
     if is_first_process():
         write_text(run.out_dir / "plan.json", plan.to_json())
     lightning.seed_everything(plan.seed, verbose=False)
-    generator = make_generator(plan)
-    spaces = [(read_space(name), share) for name, share in plan.spaces.items()]
+    stream, held_out = _pair_streams(plan, run)
     done = steps_done(run.last)
-    stream = PairStream(run.train_heads, spaces, generator, seed=plan.seed)
-    held_out = PairStream(
-        run.validation_heads,
-        [(read_space(plan.validation_space), 1.0)],
-        generator,
-        seed=plan.seed + VALIDATION_SEED,
-    )
     task = make_task(plan)
     if done >= min(run.until_step or plan.total_steps, plan.total_steps):
         log.info("%d steps are done already", done)
@@ -336,6 +328,18 @@ def _train(plan: TrainPlan, run: TrainingRun) -> SegmentationTask:
         whole = replace(plan, total_steps=trainer.global_step)
         write_text(run.out_dir / "plan.json", whole.to_json())
     return task
+
+
+def _pair_streams(plan: TrainPlan, run: TrainingRun) -> tuple[PairStream, PairStream]:
+    """Pairs for training, and pairs of held-out heads."""
+    generator = make_generator(plan)
+    spaces = [(read_space(name), share) for name, share in plan.spaces.items()]
+    looked_at = [(read_space(plan.validation_space), 1.0)]
+    seed = plan.seed + VALIDATION_SEED
+    return (
+        PairStream(run.train_heads, spaces, generator, seed=plan.seed),
+        PairStream(run.validation_heads, looked_at, generator, seed=seed),
+    )
 
 
 def _announce(plan: TrainPlan, task: SegmentationTask, n_heads: int) -> None:

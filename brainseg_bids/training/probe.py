@@ -132,16 +132,19 @@ def probe_step(
     if done.returncode in (OUT_OF_MEMORY, -9, 137):
         return None
     if done.returncode == TOO_LONG:
-        step_s = plan.batch * float(done.stdout.split()[-1])
-        raise TimeoutError(
-            f"a step of {plan.batch} pairs would take about {duration(step_s)} and is not tried. "
-            "The plan is as predicted; for shorter steps take a smaller batch (--recipe) or "
-            "network (--net-size)"
-        )
+        raise TimeoutError(_too_long(plan.batch, plan.batch * float(done.stdout.split()[-1])))
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise ProbeFailed(f"the step tried before training failed: {lines[-1]}")
     return StepCost(*map(float, done.stdout.split()[-2:]))
+
+
+def _too_long(batch: int, step_s: float) -> str:
+    return (
+        f"a step of {batch} pairs would take about {duration(step_s)} and is not tried. "
+        "The plan is as predicted; for shorter steps take a smaller batch (--recipe) or "
+        "network (--net-size)"
+    )
 
 
 def task_of(spec: NetSpec, plan: MemoryPlan, loss: LossPlan, *, threads: int) -> str:

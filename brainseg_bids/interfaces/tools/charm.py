@@ -24,12 +24,11 @@ from brainseg_bids.documents import InputError
 from brainseg_bids.images import read_volume, write_label_map
 from brainseg_bids.interfaces.tools.base import (
     Tool,
-    ToolError,
     ToolInputSpec,
     ToolInterface,
     installed_version,
-    log_tail,
 )
+from brainseg_bids.interfaces.tools.failures import ToolError, log_tail
 
 ROUNDING = 0.01
 """Codes are stored as floats; further from a whole number than this they are no codes."""
