@@ -305,6 +305,14 @@ def _conclude(job: JobPlan, page: _Page) -> int:
     try:
         with working("making the bundle"):
             bundle = bundle_run(job.training)
+    except ImportError as error:  # files of the package were replaced while it trained
+        log.error(
+            "brainseg-bids was changed during the training (%s). The training is kept; make its "
+            "model with: %s",
+            one_line(error),
+            _bundle_command(job),
+        )
+        return FAILED
     except (OSError, ValueError) as error:
         log.error("%s", error)
         return FAILED
@@ -312,7 +320,7 @@ def _conclude(job: JobPlan, page: _Page) -> int:
     try:
         page.wait()
         log.info("report: %s", page.write())
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         log.error(
             "%s: the report could not be written (%s); run again", page.path, one_line(error)
         )

@@ -419,6 +419,25 @@ def test_a_full_disk_leaves_the_bundle_that_there_was(trained):
     assert not list(stage.root.glob(".kept*"))
 
 
+@pytest.mark.input(
+    "training",
+    "brainseg-bids that is updated while a model trains",
+    "one line; the checkpoint is kept, and the line says how to make its model",
+    1,
+)
+def test_a_package_that_changed_during_training_is_one_line(tmp_path, monkeypatch, caplog):
+    def replaced(run):
+        raise ImportError("cannot import name 'table' from 'brainseg_bids.reports'")
+
+    monkeypatch.setattr(train_run, "bundle_run", replaced)
+    job = SimpleNamespace(training=tmp_path / "model-mine" / "training")
+    assert train_run._conclude(job, page=None) == 1
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    said = record.getMessage()
+    assert "was changed" in said
+    assert f"brainseg_bids.programs.bundle --run {job.training}" in said
+
+
 def test_bundling_can_level_volumes_and_tells_nobody_where_files_were(trained, capsys):
     stage, _ = trained
     plain, leveled = (stage.root / name for name in ("plain", "leveled"))
