@@ -93,15 +93,18 @@ class Intracranial:
 
         Examples
         --------
-        >>> Intracranial({2: 90, 24: 8, 515: 1}, inside_codes=frozenset({2, 24})).soft_voxels(
-        ...     {2: 91.5, 24: 30.25, 515: 50.0}, {2: 90, 24: 28, 515: 51})
-        102.75
+        A label that no voxel has (4) has probability as well.
+
+        >>> Intracranial({2: 90, 24: 8, 515: 1}, inside_codes=frozenset({2, 4, 24})).soft_voxels(
+        ...     {2: 91.5, 4: 0.5, 24: 30.25, 515: 50.0}, {2: 90, 24: 28, 515: 51})
+        103.25
         """
         if self.why_none:
             return None
-        return sum(
-            soft.get(code, 0.0) - (counts.get(code, 0) - n) if code in self.inside_codes else n
-            for code, n in self.voxels.items()
+        n_enclosed = sum(n for code, n in self.voxels.items() if code not in self.inside_codes)
+        return n_enclosed + sum(
+            soft.get(code, 0.0) - (counts.get(code, 0) - self.voxels.get(code, 0))
+            for code in self.inside_codes
         )
 
 

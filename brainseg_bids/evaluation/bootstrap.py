@@ -13,8 +13,8 @@ from scipy import special
 METHODS = ("bca", "percentile")
 FEW = 10
 """Number of subjects below which coverage is lower than nominal, even for expanded intervals."""
-MOST_KEPT = 16
-"""Largest number of weight arrays in the cache: 10,000 draws of 100 images take 8 MB."""
+KEPT_BYTES = 2**28
+"""Size of the cache of weights: 10,000 draws of 100 images take 8 MB."""
 ROUNDING = 1e-12
 """Relative differences below this are rounding errors."""
 
@@ -122,15 +122,21 @@ class Draws:
         numbers, sizes = number_subjects(subjects)
         key = tuple(sizes.tolist())
         if key not in self._kept:
-            if len(self._kept) >= MOST_KEPT:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = self._draw(key)
+            self._keep(key, self._draw(key))
         weights = self._kept[key]
         if (np.diff(numbers) >= 0).all():
             return weights
         columns = np.empty(len(numbers), np.intp)
         columns[np.argsort(numbers, kind="stable")] = np.arange(len(numbers))
         return weights[:, columns]
+
+    def _keep(self, key: tuple[int, ...], weights: np.ndarray) -> None:
+        """Put weights into the cache; the oldest ones make room."""
+        while (
+            self._kept and weights.nbytes + sum(w.nbytes for w in self._kept.values()) > KEPT_BYTES
+        ):
+            self._kept.pop(next(iter(self._kept)))
+        self._kept[key] = weights
 
     def _draw(self, sizes: tuple[int, ...]) -> np.ndarray:
         """Weights of images that stand subject by subject."""

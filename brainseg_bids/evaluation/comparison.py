@@ -35,7 +35,7 @@ class Comparison(TableLine):
     n_subjects, n_images : int
         Number of subjects and images with values of both raters.
     n_left_out : int
-        Number of structures in images that are left out: only one rater has a value.
+        Number of structures in images that are left out: not both raters have a value.
     n_zero : int
         Number of subjects without a difference.
     mean_difference : float or None

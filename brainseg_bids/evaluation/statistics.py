@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -100,13 +101,19 @@ def sign_chances(ranks: np.ndarray) -> np.ndarray:
     >>> sign_chances(np.array([1.0, 2.0]))
     array([0.25, 0.  , 0.25, 0.  , 0.25, 0.  , 0.25])
     """
-    doubled = np.round(2 * ranks).astype(int)
-    chances = np.zeros(doubled.sum() + 1)
-    chances[0] = 1
+    return _sign_chances(tuple(np.sort(np.round(2 * ranks).astype(int)).tolist()))
+
+
+@lru_cache(maxsize=8)
+def _sign_chances(doubled: tuple[int, ...]) -> np.ndarray:
+    """`sign_chances` of doubled ranks in ascending order: those of untied pairs are the same."""
+    chances = np.ones(1)
     for step in doubled:
-        moved = np.zeros_like(chances)
-        moved[step:] = chances[: len(chances) - step]
-        chances = (chances + moved) / 2
+        longer = np.zeros(len(chances) + step)
+        longer[: len(chances)] = chances
+        longer[step:] += chances
+        chances = longer / 2
+    chances.setflags(write=False)
     return chances
 
 

@@ -18,6 +18,7 @@ from nipype.interfaces.base import (
 )
 
 from brainseg_bids import __version__
+from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.bids.description import finite
 from brainseg_bids.documents import InputError
 from brainseg_bids.evaluation.agreement import compare
@@ -25,7 +26,7 @@ from brainseg_bids.evaluation.protocols import comparison
 from brainseg_bids.evaluation.ratings import Rating
 from brainseg_bids.images import noting, read_again, voxel_hash
 from brainseg_bids.interfaces.raters import find_adapter
-from brainseg_bids.interfaces.ratings import read_rating, read_ratings
+from brainseg_bids.interfaces.ratings import outside_note, read_rating, read_ratings
 
 
 class _CompareInputSpec(BaseInterfaceInputSpec):
@@ -69,14 +70,16 @@ class CompareRaters(SimpleInterface):
             read = read_ratings(maps, reference.labels.grid, self.inputs.on_other_grid)
         facts["Faults"] |= read.errors
         facts["Notes"] += read.notes
+        beyond = []
         for name in read.ratings:
             try:
-                self._compare(reference, read.ratings, name, facts)
+                compared = self._compare(reference, read.ratings, name, facts)
+                beyond.append(outside_note(maps[name][0], compared))
             except ValueError as error:
                 facts["Faults"][name] = str(error)
         facts["Notes"] = list(dict.fromkeys(facts["Notes"]))
         facts |= {
-            "Warnings": list(dict.fromkeys(warnings + about_maps)),
+            "Warnings": list(filter(None, dict.fromkeys(warnings + about_maps + beyond))),
             "Hashes": self._hashes(reference),
             "Asked": dict(self.inputs.asked or {}),
             "Seconds": round(time.monotonic() - began_s, 2),
@@ -87,8 +90,8 @@ class CompareRaters(SimpleInterface):
 
     def _compare(
         self, reference: Rating, ratings: dict[str, Rating], name: str, facts: dict
-    ) -> None:
-        """Add one rater's rows to the facts."""
+    ) -> LabelMap:
+        """Add one rater's rows to the facts; the reference as it was compared."""
         judged = comparison(
             reference,
             ratings[name],
@@ -108,6 +111,7 @@ class CompareRaters(SimpleInterface):
         facts["Notes"] += judged.notes
         facts["Known"][name] = [*(one.name for one in judged.prediction.table), *judged.groups]
         facts["Compared"][name] = [one.row() for one in agreements]
+        return judged.reference
 
     def _hashes(self, reference: Rating) -> list[str]:
         """Of the image and of the reference's labels, as a model may have seen them."""

@@ -26,9 +26,11 @@ from brainseg_bids.evaluation.ratings import (
     resampled,
     translate,
 )
-from brainseg_bids.images import read_label_map, voxel_hash
+from brainseg_bids.images import noting, read_grid, read_label_map, voxel_hash
 
 ON_OTHER_GRID = ("resample", "refuse")
+LEAST_OUTSIDE = 1e-3
+"""Share of a reference outside of a map's field of view below which nothing is said."""
 
 
 def read_rating(
@@ -136,6 +138,31 @@ def _check_place(path: str | Path, rating: Rating, grid: Grid) -> None:
             f"the reference's box around ({wanted}) mm, and they do not meet. Give the map in "
             "the space of that image, or repair its header."
         )
+
+
+def outside_note(path: str | Path, reference: LabelMap) -> str:
+    """How much of a reference lies where a map has no voxels, in a sentence; empty if hardly any.
+
+    Parameters
+    ----------
+    path : path
+        Of the map, as it was before it was resampled.
+    reference : LabelMap
+        With the labels that are compared only.
+    """
+    with noting():  # reading it has told it
+        grid = read_grid(path)
+    if grid.to_ras().is_close(reference.grid.to_ras()):
+        return ""
+    labelled = reference.voxels > 0
+    beyond = np.count_nonzero(labelled & ~grid.covers(reference.grid))
+    if beyond <= LEAST_OUTSIDE * np.count_nonzero(labelled):
+        return ""
+    share = 100 * beyond / np.count_nonzero(labelled)
+    return (
+        f"{path}: {share:.2g} % of the reference's voxels that are compared lie outside of its "
+        "field of view. They count as missed."
+    )
 
 
 def meaning_digest(path: str | Path, adapter: Adapter) -> str:

@@ -392,7 +392,8 @@ def _write_tables(
                 for image, rows in volumes.items()
             ],
         )
-        write_json(sidecar(path), {"Description": f"{what}, a line per image.", **WIDE_COLUMNS})
+        columns = WIDE_COLUMNS | (SOFT_INSIDE if desc == "softvolumes" else {})
+        write_json(sidecar(path), {"Description": f"{what}, a line per image.", **columns})
 
 
 WIDE_COLUMNS = {
@@ -404,6 +405,14 @@ WIDE_COLUMNS = {
     },
     "intracranial_note": {"Description": "Why there is none; n/a if there is."},
 }
+SOFT_INSIDE = {
+    "intracranial_mm3": {
+        "Description": "Sum of the probabilities of all that lies inside of the inner skull, "
+        "times the volume of a voxel.",
+        "Units": "mm^3",
+    }
+}
+"""What differs in the table of soft volumes."""
 
 
 def _about(image: str, to_review: Mapping[str, list[str]]) -> dict[str, object]:

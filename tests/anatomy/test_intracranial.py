@@ -80,6 +80,9 @@ def test_soft_volume_shares_the_border(skull):
     counts = dict(zip(codes.tolist(), counts.tolist(), strict=True))
     soft = {code: n + 100.5 * (code == CODE["CSF"]) for code, n in counts.items()}
     assert inside.soft_voxels(soft, counts) == pytest.approx(inside.n_voxels + 100.5)
+    assert CODE["Left-Thalamus"] not in counts  # a label that is nowhere the most probable one
+    soft[CODE["Left-Thalamus"]] = 20.0
+    assert inside.soft_voxels(soft, counts) == pytest.approx(inside.n_voxels + 120.5)
     assert intracranial(skull, stripped=True).soft_voxels(soft, counts) is None
 
 

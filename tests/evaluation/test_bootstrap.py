@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from brainseg_bids.evaluation import bootstrap
 from brainseg_bids.evaluation.bootstrap import Bootstrap, Draws, mean_interval
 
 PLAIN = Bootstrap(n_draws=40_000, expand=False)
@@ -87,6 +88,16 @@ def test_weights_of_the_hierarchy_have_the_moments_that_follow_from_it():
     )
     # Subject c has all weight once in 27 draws, and then its only image has all of it.
     assert (weights[:, 5] == 1).mean() == pytest.approx(1 / 27, abs=0.005)
+
+
+def test_weights_of_many_subjects_do_not_fill_the_memory(monkeypatch):
+    # Each structure may have other subjects, so each has weights of its own.
+    monkeypatch.setattr(bootstrap, "KEPT_BYTES", 100_000)
+    draws = Draws(Bootstrap(n_draws=100))
+    for n in range(2, 100):
+        weights = draws.weights(range(n))
+        assert np.array_equal(weights, Draws(draws.settings).weights(range(n)))
+    assert sum(one.nbytes for one in draws._kept.values()) <= 100_000
 
 
 def test_subjects_need_not_stand_together(rng):
