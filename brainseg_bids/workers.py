@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import traceback
@@ -268,23 +269,40 @@ def _start_server() -> None:
     resource_tracker.ensure_running()  # it would hear again what is blocked here
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        with _short_temporary_names():
+        with _temporary_for_sockets():
             forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
-def _short_temporary_names() -> Iterator[None]:
-    """While the block lasts, temporary files lie in /tmp if TMPDIR is too long for a socket."""
+def _temporary_for_sockets() -> Iterator[None]:
+    """While the block lasts, temporary files lie in /tmp if there can be no socket in TMPDIR."""
     before = tempfile.tempdir
-    too_long = len(os.fsencode(tempfile.gettempdir())) > LONGEST_TEMPORARY
-    if too_long and os.access("/tmp", os.W_OK):
+    if not _takes_sockets(tempfile.gettempdir()) and _takes_sockets("/tmp"):
         tempfile.tempdir = "/tmp"
     try:
         yield
     finally:
         tempfile.tempdir = before
+
+
+def _takes_sockets(folder: str) -> bool:
+    """Whether sockets can be in a folder: its path may be too long, or its file system has none.
+
+    Some of those that clusters share among their nodes do not know sockets.
+    """
+    if len(os.fsencode(folder)) > LONGEST_TEMPORARY:
+        return False
+    try:
+        with (
+            tempfile.TemporaryDirectory(dir=folder) as inside,
+            socket.socket(socket.AF_UNIX) as trial,
+        ):
+            trial.bind(os.path.join(inside, "trial"))
+    except OSError:
+        return False
+    return True
 
 
 def _start_worker(folder: str) -> None:

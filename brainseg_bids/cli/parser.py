@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -190,6 +191,14 @@ def _check_folders(parser: argparse.ArgumentParser, settings: Settings) -> None:
         parser.error(
             f"{settings.work_dir}: brackets, * and ? cannot be in the scratch folder's path. "
             "Choose another with -w."
+        )
+    try:
+        tempfile.gettempdir()  # tries TMPDIR, /tmp and others: a full disk is none of use, either
+    except OSError:
+        tried = os.environ.get("TMPDIR") or "/tmp"
+        parser.error(
+            f"{tried}: temporary files cannot be written there. Set TMPDIR to a folder that has "
+            "room and can be written."
         )
     written = [("output_dir", settings.output_dir)]
     computes = not (settings.reports_only or settings.boilerplate_only)

@@ -2,6 +2,7 @@
 """Command line to settings, and what is refused before anything is done."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,22 @@ def test_folders_that_are_not_there_or_cannot_be_written_are_refused(said, tmp_p
     with pytest.raises(SystemExit):
         parse(["nowhere", str(tmp_path / "out"), "participant"])
     assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.input(
+    "runs",
+    "no folder for temporary files: `TMPDIR`, `/tmp` and the others cannot be written",
+    "refused before anything runs; remedy: `TMPDIR`",
+    2,
+)
+def test_without_a_folder_for_temporary_files_nothing_runs(data, said, tmp_path, monkeypatch):
+    gone = str(tmp_path / "gone")
+    monkeypatch.setenv("TMPDIR", gone)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [gone])
+    text = said()
+    assert gone in text
+    assert "Set TMPDIR" in text
 
 
 def test_default_resources_fit_the_machine(data):

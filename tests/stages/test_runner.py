@@ -3,8 +3,10 @@
 
 import errno
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -301,3 +303,21 @@ def test_workers_start_where_temporary_files_have_long_names(tmp_path):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.strip() == str(long), done.stderr
+
+
+def test_temporary_files_move_where_sockets_can_be(tmp_path, monkeypatch):
+    class Socket(socket.socket):
+        def bind(self, address):
+            if str(address).startswith(str(tmp_path)):
+                raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+            super().bind(address)
+
+    monkeypatch.setattr(workers, "LONGEST_TEMPORARY", 1000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with workers._temporary_for_sockets():
+        assert tempfile.gettempdir() == str(tmp_path)
+    monkeypatch.setattr(socket, "socket", Socket)
+    with workers._temporary_for_sockets():
+        assert tempfile.gettempdir() == "/tmp"
+    assert tempfile.gettempdir() == str(tmp_path)
+    assert not list(tmp_path.iterdir())
