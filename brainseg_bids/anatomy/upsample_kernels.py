@@ -24,9 +24,25 @@ CERTAIN = 255
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Function compiled with numba, without the GIL, and cached on disk if that is possible."""
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        compiled = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # no folder that can be written to, as in a read-only container
         return numba.njit(nogil=True)(function)
+    if cache := getattr(compiled, "_cache", None):
+        cache.load_overload = _if_possible(cache.load_overload)
+        cache.save_overload = _if_possible(cache.save_overload)
+    return compiled
+
+
+def _if_possible(use_cache: Callable[..., Any]) -> Callable[..., Any]:
+    """As ``use_cache``, but a disk that is full or gone only leaves the function uncached."""
+
+    def use_or_not(*arguments: Any) -> Any:
+        try:
+            return use_cache(*arguments)
+        except OSError:
+            return None
+
+    return use_or_not
 
 
 def is_compiled(function: Callable[..., Any]) -> bool:
