@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from brainseg_bids import __version__
-from brainseg_bids.bids.names import TOP, Scan, sidecar, upsampled_name
+from brainseg_bids.bids.names import TOP, Scan, in_own_space, sidecar, upsampled_name
 from brainseg_bids.documents import InputError, Items
 from brainseg_bids.options import VOXEL_SIZE, OptionGroup, above_zero, option, voxel_size_mm
 from brainseg_bids.stages.base import (
@@ -161,17 +161,25 @@ class UpsampleJob(Job):
 
 
 def _title(scan: Scan, target: Target) -> str:
-    image = scan.path.name.removesuffix(MAPS).replace("_", " ")
+    """How messages call a finer map: by its image, whose suffix is left out if it is T1w.
+
+    >>> target = Target((0.6,))
+    >>> _title(Scan.from_path("sub-1_ses-A_seg-fullhead_dseg.nii.gz"), target)
+    'sub-1 ses-A at 0.6 mm'
+    >>> _title(Scan.from_path("sub-1_acq-x_space-UNIT1_seg-fullhead_dseg.nii.gz"), target)
+    'sub-1 acq-x UNIT1 at 0.6 mm'
+    """
+    image = scan.path.name.removesuffix(MAPS).replace("_", " ").replace(" space-", " ")
     return f"{image} at {target.shown}"
 
 
 def find_maps(
     output_dir: Path, participants: Iterable[str] = (), *, sessions: Iterable[str] = ()
 ) -> dict[str, tuple[Scan, ...]]:
-    """Merged label maps of heads in the derivative, by participant."""
+    """Merged label maps of heads in the derivative, by participant; see `in_own_space`."""
     wanted, wanted_sessions = set(participants), set(sessions)
     found: dict[str, list[Scan]] = {}
-    for path in sorted(output_dir.glob(f"sub-*/**/*{MAPS}")):
+    for path in in_own_space(sorted(output_dir.glob(f"sub-*/**/*{MAPS}"))):
         scan = Scan.from_path(path)
         if wanted and scan.subject not in wanted:
             continue

@@ -9,6 +9,8 @@ import pytest
 
 from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.images import read_label_map, write_label_map
+from brainseg_bids.stages import upsample
+from brainseg_bids.stages.jobs import image_of
 from tests.cli.test_headlabels import SAMSEG, tools, write_heads
 from tests.fakes import dataset
 from tests.phantom.head import phantom_head
@@ -47,6 +49,17 @@ def test_heads_are_labelled_and_upsampled_in_one_command(finished):
         "sub-01/figures/sub-01_seg-fullhead_res-2mm_dseg.png",
     ]
     dataset.assert_valid_bids(finished.output)
+
+
+def test_maps_of_other_contrasts_are_called_by_their_image_and_standard_spaces_are_left(tmp_path):
+    anat = tmp_path / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    for name in ("sub-01", "sub-01_space-UNIT1", "sub-01_space-MNIPediatricAsym"):
+        (anat / f"{name}_seg-fullhead_dseg.nii.gz").touch()
+    maps = upsample.find_maps(tmp_path)["01"]
+    titles = [upsample._title(scan, upsample.Target((0.6,))) for scan in maps]
+    assert titles == ["sub-01 at 0.6 mm", "sub-01 UNIT1 at 0.6 mm"]
+    assert [image_of(title) for title in titles] == ["sub-01 T1w", "sub-01 UNIT1"]
 
 
 def test_the_finer_map_covers_the_same_box_and_keeps_volumes(finished):
