@@ -346,9 +346,10 @@ def _absent(
         )
 
 
+SOFT = "softvolumes"
 WIDE = {
     "volumes": ("volume_mm3", "Volume of each structure in mm^3"),
-    "softvolumes": (
+    SOFT: (
         "soft_volume_mm3",
         "Sum of the probability of each structure times the volume of a voxel, in mm^3",
     ),
@@ -358,6 +359,14 @@ WIDE = {
     ),
 }
 """Tables with a line per image and a column per structure: column of the participants' tables."""
+OF_CONFIDENCE = {
+    "confidence": ("confidence", "Expected Dice of each structure, 0 to 1"),
+    "lowconfidence": (
+        "low_confidence",
+        "Whether the confidence of each structure lies below the model's threshold: yes or no",
+    ),
+}
+"""The same of the confidence, which has no intracranial volume beside it."""
 
 
 def _write_tables(
@@ -375,9 +384,9 @@ def _write_tables(
     write_tsv(Path(f"{stem}-ratings_morph.tsv"), ratings)
     if cohort:
         _write_presence(Path(f"{stem}-presence_morph.tsv"), cohort)
-    for desc, (column, what) in WIDE.items():
+    for desc, (column, what) in (WIDE | OF_CONFIDENCE).items():
         every = (row for rows in volumes.values() for row in rows)
-        found = {row["name"] for row in every if row.get(column) is not None}
+        found = {row["name"] for row in every if row.get(column) not in (None, "n/a")}
         path = Path(f"{stem}-{desc}_morph.tsv")
         if not found:
             path.unlink(missing_ok=True)
@@ -387,32 +396,33 @@ def _write_tables(
             path,
             [
                 _about(image, to_review)
-                | _intracranial(inside.get(image), soft=desc == "softvolumes")
+                | ({} if desc in OF_CONFIDENCE else _intracranial(inside.get(image), desc))
                 | {row["name"]: row.get(column) for row in rows if row["name"] in found}
                 for image, rows in volumes.items()
             ],
         )
-        columns = WIDE_COLUMNS | (SOFT_INSIDE if desc == "softvolumes" else {})
+        columns = WIDE_COLUMNS | ({} if desc in OF_CONFIDENCE else _inside_columns(desc))
         write_json(sidecar(path), {"Description": f"{what}, a line per image.", **columns})
 
 
 WIDE_COLUMNS = {
     "image": {"Description": "The image, called as in messages and on pages."},
     "to_look_at": {"Description": "What cannot be right about the result; n/a if nothing."},
-    "intracranial_mm3": {
-        "Description": "Volume of all that lies inside of the inner skull.",
-        "Units": "mm^3",
-    },
-    "intracranial_note": {"Description": "Why there is none; n/a if there is."},
 }
-SOFT_INSIDE = {
-    "intracranial_mm3": {
-        "Description": "Sum of the probabilities of all that lies inside of the inner skull, "
-        "times the volume of a voxel.",
-        "Units": "mm^3",
+
+
+def _inside_columns(desc: str) -> dict[str, dict]:
+    """Columns of the inside of the skull in a table of `WIDE`, described."""
+    what = "Volume of all that lies inside of the inner skull."
+    if desc == SOFT:
+        what = (
+            "Sum of the probabilities of all that lies inside of the inner skull, times the "
+            "volume of a voxel."
+        )
+    return {
+        "intracranial_mm3": {"Description": what, "Units": "mm^3"},
+        "intracranial_note": {"Description": "Why there is none; n/a if there is."},
     }
-}
-"""What differs in the table of soft volumes."""
 
 
 def _about(image: str, to_review: Mapping[str, list[str]]) -> dict[str, object]:
@@ -425,10 +435,10 @@ def _about(image: str, to_review: Mapping[str, list[str]]) -> dict[str, object]:
     }
 
 
-def _intracranial(row: Mapping | None, *, soft: bool) -> dict[str, object]:
+def _intracranial(row: Mapping | None, desc: str) -> dict[str, object]:
     if row is None:
         return {"intracranial_mm3": None, "intracranial_note": "made by an earlier version"}
-    volume_mm3 = row["soft_volume_mm3" if soft else "volume_mm3"]
+    volume_mm3 = row["soft_volume_mm3" if desc == SOFT else "volume_mm3"]
     return {"intracranial_mm3": volume_mm3, "intracranial_note": row["note"]}
 
 

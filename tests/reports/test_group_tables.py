@@ -26,6 +26,10 @@ def derivative(head, tmp_path_factory):
     labels = Crosswalk.packaged("fullhead", "brainseg").translate(head)
     LabelTable.packaged("brainseg").write(folder / "seg-brainseg_dseg.tsv")
     soft = {str(label.index): 10.5 for label in labels.table if label.index}
+    confidence = [
+        {"index": 10, "confidence": 0.91, "threshold": 0.8},
+        {"index": 49, "confidence": 0.62, "threshold": 0.8},
+    ]
     for name in ("01", "02", "bare"):
         anat = folder / f"sub-{name}" / "anat"
         anat.mkdir(parents=True)
@@ -33,7 +37,7 @@ def derivative(head, tmp_path_factory):
             labels,
             anat / f"sub-{name}_seg-brainseg_desc-volumes_morph.tsv",
             intracranial(labels, stripped=name == "bare"),
-            {"soft_voxels": soft},
+            {"soft_voxels": soft, "confidence": confidence * (name != "02")},
         )
     write_group(folder, title="demo")
     return folder, labels
@@ -44,7 +48,8 @@ def rows_of(folder, desc):
     described = json.loads(path.with_suffix(".json").read_text())
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    assert {"Description", "intracranial_mm3", "intracranial_note"} <= set(described)
+    inside = {"intracranial_mm3", "intracranial_note"} & rows[0].keys()
+    assert {"Description", *inside} <= set(described)
     return {row["participant_id"]: row for row in rows}
 
 
@@ -67,6 +72,16 @@ def test_shares_are_percent_of_the_covariate(derivative):
     assert shares["sub-bare"]["Left-Cerebral-Cortex"] == "n/a"
     assert "Skin" in one
     assert "Skin" not in shares["sub-01"]
+
+
+def test_confidence_has_tables_of_the_structures_that_have_one(derivative):
+    folder, _ = derivative
+    confidence, low = rows_of(folder, "confidence"), rows_of(folder, "lowconfidence")
+    sides = ("Left-Thalamus", "Right-Thalamus")
+    assert [confidence["sub-01"][side] for side in sides] == ["0.91", "0.62"]
+    assert [low["sub-01"][side] for side in sides] == ["no", "yes"]
+    assert [low["sub-02"][side] for side in sides] == ["n/a", "n/a"]
+    assert list(low["sub-01"]) == ["participant_id", "session_id", "image", "to_look_at", *sides]
 
 
 def test_soft_volumes_have_a_table(derivative):
@@ -203,3 +218,4 @@ def test_tables_of_an_earlier_version_have_no_covariate_and_no_shares(derivative
     assert rows_of(folder, "volumes")["sub-01"]["intracranial_mm3"] == "n/a"
     assert not list(folder.glob("*shares*"))
     assert not list(folder.glob("*softvolumes*"))
+    assert not list(folder.glob("*confidence*"))
