@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from brainseg_bids.bids.description import raw_path
-from brainseg_bids.bids.names import sidecar
+from brainseg_bids.bids.names import Scan, sidecar
 from brainseg_bids.pointers import pointer_kind
 from brainseg_bids.stages.jobs import date_and_size, is_unchanged, read_object
 from brainseg_bids.units import listed
@@ -32,7 +32,8 @@ def doubts(results: Mapping[str, Path], bids_dir: Path | None = None) -> list[st
     """
     described = {title: read_object(sidecar(path)) for title, path in results.items()}
     described = {title: said for title, said in described.items() if said}
-    return [*_made_unlike(described), *(_of_other_images(described, bids_dir) if bids_dir else ())]
+    of_others = _of_other_images(described, bids_dir) if bids_dir else ()
+    return [*_made_unlike(described), *_of_several_models(described), *of_others]
 
 
 def _made_unlike(described: Mapping[str, Mapping]) -> Iterator[str]:
@@ -65,6 +66,23 @@ def _ways(said: Mapping) -> dict[str, str]:
         "tools": "+".join(str(said[key]) for key in ("HeadTool", "BrainTool") if key in said),
         **{f"model {name}": digest[:12] for name, digest in by_name.items()},
     }
+
+
+def _of_several_models(described: Mapping[str, Mapping]) -> Iterator[str]:
+    """Images of one contrast have several models if their voxels differ: their volumes, too."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for title, said in described.items():
+        if "ModelName" in said and said.get("Input"):
+            suffix = Scan.from_path(str(said["Input"])).suffix
+            found.setdefault(suffix, {}).setdefault(str(said["ModelName"]), []).append(title)
+    for suffix, models in found.items():
+        if len(models) > 1:
+            shown = [f"{name} ({listed(who, SHOWN)})" for name, who in sorted(models.items())]
+            yield (
+                f"{suffix} images were segmented by different models, chosen by their voxel size: "
+                f"{' and '.join(shown)}. Volumes may differ by the model, too: compare images of "
+                "one model, or segment all with the same one (--model)."
+            )
 
 
 def _of_other_images(described: Mapping[str, Mapping], bids_dir: Path) -> Iterator[str]:

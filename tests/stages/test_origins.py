@@ -38,7 +38,10 @@ def derivative(tmp_path):
     ("said", "expected"),
     [
         ({}, ()),
-        ({"ModelName": "coarse", "ModelDigest": "cd"}, ()),  # chosen by the image's voxels
+        (  # chosen by the image's voxels
+            {"ModelName": "coarse", "ModelDigest": "cd"},
+            ("T1w", "coarse (sub-02) and fine (sub-01)", "--model"),
+        ),
         ({"ModelDigest": "cd"}, ("model fine ab (sub-01) and cd (sub-02)",)),
         ({"BrainsegVersion": "2"}, ("version 1 (sub-01) and 2 (sub-02)",)),
         ({"TestTimeFlips": None}, ("flips yes (sub-01) and no (sub-02)",)),
@@ -54,7 +57,13 @@ def test_results_that_were_not_made_alike_are_named(derivative, said, expected):
     found = doubts(results, data)
     assert len(found) == bool(expected)
     assert all(words in found[0] for words in expected)
-    assert all("again for all" in one for one in found)
+    assert all("again for all" in one or "--model" in one for one in found)
+
+
+def test_another_contrast_may_have_another_model(derivative):
+    _, results, change = derivative
+    change(ModelName="coarse", ModelDigest="cd", Input="bids:raw:sub-02/anat/sub-02_FLAIR.nii.gz")
+    assert doubts(results) == []
 
 
 def test_images_that_changed_or_went_since_are_named(derivative):
