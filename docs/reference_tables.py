@@ -9,6 +9,7 @@ do: tests/test_docs.py compares them with the code.
 from __future__ import annotations
 
 import csv
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -18,6 +19,12 @@ from pathlib import Path
 import brainseg_bids
 from brainseg_bids.bids.names import ContrastNames, HeadNames, OutputNames, ParcelNames, Scan, ToolNames
 from brainseg_bids.cli.parser import build_parser
+from brainseg_bids.evaluation.agreement import Agreement
+from brainseg_bids.evaluation.bland_altman import BlandAltman
+from brainseg_bids.evaluation.comparison import Comparison
+from brainseg_bids.evaluation.ranking import Rank
+from brainseg_bids.evaluation.scores import Judged
+from brainseg_bids.evaluation.summary import Missing, Summary
 from brainseg_bids.exit_codes import MEANINGS
 
 DATA = Path(brainseg_bids.__file__).parent / "data"
@@ -168,7 +175,80 @@ def toml_files(folder: str) -> str:
     return _table(["recipe", "content"], rows)
 
 
+EVALUATION = {
+    "agreement": (Agreement, ("reference_topology", "predicted_topology")),
+    "summary": (Summary, ()),
+    "comparisons": (Comparison, ()),
+    "ranks": (Rank, ()),
+    "bland_altman": (BlandAltman, ("points",)),
+    "judged": (Judged, ()),
+    "missing": (Missing, ()),
+}
+"""Class of the lines of each table of stage ``evaluate``, and fields that are no columns."""
+COLUMN_NAMES = {"nsd": "nsd_..mm", "chances": "p_rank_1, ..."}
+USUAL_COLUMNS = {
+    "reference": "the reference",
+    "rater": "who is compared with it",
+    "stratum": "`all` images, or one of the reference's strata",
+    "name": "structure, or the mean over structures",
+    "image": "entities of the image",
+    "metric": "column of `agreement.tsv` that is summarised",
+}
+"""What columns are that docstrings take for known."""
+
+
+def columns_of(table: str) -> str:
+    """Columns of a table of stage ``evaluate``, as the docstring of its class tells them.
+
+    Raises
+    ------
+    ValueError
+        If it says nothing of a column.
+    """
+    line, no_columns = EVALUATION[table]
+    about = _parameters(inspect.getdoc(line) or "")
+    if table == "agreement":
+        for name in ("volume_error_mm3", "volume_error_frac"):
+            about[name,] = inspect.getdoc(getattr(line, name.removesuffix("_frac")))
+    known = {name for names in about for name in names}
+    if lacking := {field.name for field in fields(line)} - known:
+        raise ValueError(f"{table}: nothing is said of {', '.join(sorted(lacking))}")
+    rows = [
+        [", ".join(f"`{COLUMN_NAMES.get(name, name)}`" for name in names), _column(names, text)]
+        for names, text in about.items()
+        if not set(names) & set(no_columns)
+    ]
+    return _table(["column", "meaning"], rows)
+
+
+def _column(names: tuple[str, ...], text: str) -> str:
+    """Meaning of some columns; of what the docstring does not tell, the usual."""
+    if text:
+        return re.sub(r"\b(None|NaN)\b", "`n/a`", _cell(text.replace("``", "`")))
+    usual = [USUAL_COLUMNS[name] for name in names]
+    if len(names) == 1:
+        return f"{usual[0].capitalize()}."
+    return "; ".join(f"`{name}`: {what}" for name, what in zip(names, usual, strict=True)) + "."
+
+
+def _parameters(docstring: str) -> dict[tuple[str, ...], str]:
+    """Names of the parameters in a numpydoc docstring and what is said of them.
+
+    >>> _parameters("X.\\n\\nParameters\\n----------\\na, b : int\\n    Two\\n    numbers.\\nc : str")
+    {('a', 'b'): 'Two numbers.', ('c',): ''}
+    """
+    found: dict[tuple[str, ...], str] = {}
+    section = docstring.partition("Parameters\n----------\n")[2]
+    for block in re.split(r"\n(?=\S)", re.split(r"\n\n?(?=\S[^\n]*\n-{4,})", section)[0]):
+        head, _, text = block.partition("\n")
+        names, colon, _ = head.partition(" : ")
+        if colon:
+            found[tuple(names.split(", "))] = " ".join(text.split())
+    return found
+
+
 KINDS = {
+    "columns-of": columns_of,
     "command-line": command_line,
     "exit-codes": exit_codes,
     "label-table": label_table,

@@ -159,7 +159,10 @@ def test_without_graphviz_a_graph_is_text(graphs, monkeypatch):
     assert graphs.as_text(edges) == "a   -> b  (labels)\nb.c -> d  (x, y)"
 
 
-@pytest.mark.parametrize("page", ["command-line", "labels", "outputs", "recipes"])
+PAGES_OF_CODE = ["command-line", "evaluation-tables", "labels", "outputs", "recipes"]
+
+
+@pytest.mark.parametrize("page", PAGES_OF_CODE)
 def test_tables_of_the_reference_are_those_of_the_code(page, monkeypatch):
     """To write them anew: python docs/reference_tables.py."""
     monkeypatch.syspath_prepend(str(DOCS))

@@ -38,9 +38,10 @@ class Comparison(TableLine):
         Number of structures in images that are left out: not both raters have a value.
     n_zero : int
         Number of subjects without a difference.
-    mean_difference : float or None
-        Mean over subjects, with its bootstrap interval ``low``, ``high``.
+    mean_difference, low, high : float or None
+        Mean over subjects, with its bootstrap interval.
     median_difference : float or None
+        Median over subjects.
     hodges_lehmann, hodges_lehmann_low, hodges_lehmann_high : float or None
         Hodges-Lehmann estimate of the shift, and its interval, which match the signed-rank test.
     rank_biserial : float or None

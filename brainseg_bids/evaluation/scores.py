@@ -298,6 +298,7 @@ class Judged(TableLine):
     ----------
     reference, name : str
     used : bool
+        Whether it is.
     reason : str
         Reason why it is not used; empty if it is.
     """
