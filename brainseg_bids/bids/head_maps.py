@@ -7,6 +7,7 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -51,6 +52,18 @@ class HeadMap:
     def size_mm(self) -> float:
         """Edge of the cube with a voxel's volume."""
         return float(np.prod(self.voxel_size_mm) ** (1 / 3))
+
+
+class MapOfHead(Protocol):
+    """What choosing among the label maps of a head needs: see `HeadMap`."""
+
+    @property
+    def head(self) -> str: ...
+    @property
+    def size_mm(self) -> float: ...
+
+
+Map = TypeVar("Map", bound=MapOfHead)
 
 
 def find_head_maps(
@@ -183,16 +196,17 @@ def median_voxel_size_mm(maps: Iterable[HeadMap]) -> float:
     return round(float(np.median(list(finest.values()))), 2)
 
 
-def choose_maps(maps: Iterable[HeadMap], voxel_size_mm: float) -> list[HeadMap]:
+def choose_maps(maps: Iterable[Map], voxel_size_mm: float) -> list[Map]:
     """One map of each head: the coarsest that is no coarser than wanted, else the finest.
 
-    Finer ones than are needed would only take memory.
+    Finer ones than are needed would only take memory. Of equally fine ones the first is taken
+    if none is fine enough.
 
     >>> maps = [HeadMap(Path(f"sub-1_res-{s}_dseg.nii"), "1", (s / 10,) * 3) for s in (5, 8, 12)]
     >>> [choose_maps(maps, wanted)[0].voxel_size_mm[0] for wanted in (1.0, 0.7, 0.4)]
     [0.8, 0.5, 0.5]
     """
-    by_head: dict[str, list[HeadMap]] = {}
+    by_head: dict[str, list[Map]] = {}
     for one in maps:
         by_head.setdefault(one.head, []).append(one)
     chosen = []

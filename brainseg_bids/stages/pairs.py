@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -19,18 +19,16 @@ from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.grid import Grid
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.anatomy.plausibility import implausible
 from brainseg_bids.bids.description import write_json
-from brainseg_bids.bids.names import head_name, in_own_space, sidecar
+from brainseg_bids.bids.names import sidecar
 from brainseg_bids.console import working
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.documents import InputError
 from brainseg_bids.files import DAY_S, remove_unfinished, sha256, write_text
-from brainseg_bids.images import read_grid, write_label_map, write_volume
-from brainseg_bids.interfaces.headlabels import read_labels
-from brainseg_bids.interfaces.tools import find_tool, tool_names
+from brainseg_bids.images import write_label_map, write_volume
 from brainseg_bids.resources import memory_gib
 from brainseg_bids.stages.jobs import read_object
+from brainseg_bids.stages.pair_sources import Source, find_sources
 from brainseg_bids.stages.pooling import read_priors
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.prior_space import PriorSpace
@@ -49,48 +47,6 @@ BYTES_PER_VOXEL = 120
 LARGEST_VOX = 320
 MARGIN_MM = 20.0
 """Room around the largest head, which the deformation may need."""
-FROM = (("fullhead", "fullhead"), ("brainseg", "model"))
-"""Label maps that pairs are made from, best first, and whose codes they have."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A label map that pairs are made from: the file, and whose codes it has."""
-
-    path: Path
-    tool: str
-
-    def read(self) -> LabelMap:
-        """The map in codes of ``fullhead``, on its own grid.
-
-        Raises
-        ------
-        InputError
-            If it cannot be read or is none.
-        """
-        try:
-            return read_labels(read_grid(self.path), tool=self.tool, labels=str(self.path))
-        except ValueError as error:
-            raise _bad_map(self.path, error) from error
-
-    def head(self) -> LabelVolume:
-        """The map ready for the generator; raises as `read`, also if it is empty.
-
-        What cannot be right about it is logged.
-        """
-        labels = self.read()
-        if faults := implausible(labels):
-            log.warning("%s: look at it: %s", self.path, "; ".join(faults))
-        try:
-            return LabelVolume.from_label_map(labels)
-        except ValueError as error:
-            raise _bad_map(self.path, error) from error
-
-
-def _bad_map(path: Path, error: ValueError) -> InputError:
-    if isinstance(error, InputError):
-        return error
-    return InputError(f"{path}: pairs cannot be made from it ({error}). Give label maps only.")
 
 
 @dataclass(frozen=True)
@@ -120,7 +76,7 @@ def synthesise(settings: Settings) -> None:
     torch.set_num_threads(max(1, min(settings.omp_nthreads, settings.nprocs)))
     priors = read_priors(settings.output_dir, settings.prior)
     sources = find_sources(settings)
-    heads = [source.head() for source in sources]
+    heads = [source.volume() for source in sources]
     drawn: dict = {}
     figures = settings.output_dir / "priors" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -155,81 +111,6 @@ def synthesise(settings: Settings) -> None:
 def whole_heads() -> RecipeSpace:
     """Any contrast, and the crop about the middle of the head: a pair holds all of it."""
     return replace(read_space("agnostic"), name="agnostic", center_frac=(0.5, 0.5))
-
-
-def find_sources(settings: Settings) -> list[Source]:
-    """Label maps to make pairs from: the user's, else head label maps, else segmentations.
-
-    Of the maps of one head the finest is taken; maps of participants and sessions that were not
-    asked for are not.
-
-    Raises
-    ------
-    InputError
-        If there are none, or a folder has no tool's name.
-    """
-    strange = sorted(set(settings.derivatives) - set(tool_names()))
-    if strange:
-        raise InputError(
-            f"-d {strange[0]}=...: no tool is called {strange[0]!r}, so its codes are not known. "
-            "Give label maps in codes of this app as -d fullhead=FOLDER."
-        )
-    found = [
-        Source(path, name)
-        for name, folder in settings.derivatives.items()
-        for path in _finest(_maps_in(Path(folder), name))
-    ]
-    if settings.derivatives and not found:
-        folders = ", ".join(map(str, settings.derivatives.values()))
-        raise InputError(f"-d {folders}: no label maps are in it, by the names that they have.")
-    for seg, tool in FROM:
-        if not found:
-            maps = settings.output_dir.glob(f"sub-*/**/*_seg-{seg}*_dseg.nii.gz")
-            found = [Source(path, tool) for path in _finest(_labels_only(maps))]
-    found = [source for source in found if _is_wanted(source.path, settings)]
-    if not found:
-        raise InputError(
-            f"{settings.output_dir}: no label maps are in it. Run the participant level with "
-            "--stages segment or headlabels first, or give maps with -d fullhead=FOLDER."
-        )
-    return found
-
-
-def _maps_in(folder: Path, name: str) -> list[Path]:
-    """A tool's label maps in a folder: of a BIDS derivative, else in the tool's own layout."""
-    tool = find_tool(name)
-    seg = dict(map(reversed, FROM)).get(name, name)
-    derived = _labels_only(folder.glob(f"**/*_seg-{seg}*_dseg.nii*"))
-    if derived:
-        return derived
-    patterns = (pattern.replace("{id}", "*") for pattern in tool.existing)
-    return sorted({path for pattern in patterns for path in folder.glob(pattern)})
-
-
-def _labels_only(paths: Iterable[Path]) -> list[Path]:
-    """Without the most probable labels by rank, which are no label map."""
-    return sorted(path for path in paths if "_desc-" not in path.name)
-
-
-def _finest(paths: Iterable[Path]) -> list[Path]:
-    """Of the maps of one head, the one in its own space with the smallest voxels."""
-    by_head: dict[Path, list[Path]] = {}
-    for path in in_own_space(paths):
-        by_head.setdefault(path.parent / head_name(path), []).append(path)
-    return [min(maps, key=_voxel_mm3) for maps in by_head.values()]
-
-
-def _is_wanted(path: Path, settings: Settings) -> bool:
-    """Whether a map is of a participant and session that were asked for; many say neither."""
-    entities = dict(p.split("-", 1) for p in path.name.split(".")[0].split("_") if "-" in p)
-    asked = (("sub", settings.participant_label), ("ses", settings.session_label))
-    return all(
-        key not in entities or not labels or entities[key] in labels for key, labels in asked
-    )
-
-
-def _voxel_mm3(path: Path) -> float:
-    return read_grid(path).voxel_volume_mm3
 
 
 class PairMaker:

@@ -36,13 +36,14 @@ class SummaryOptions(OptionGroup):
     """The table of all volumes."""
 
     title: ClassVar[str] = "summary (--stages summary)"
-    belongs_to: ClassVar[tuple[str, ...]] = ("summary",)
+    belongs_to: ClassVar[tuple[str, ...]] = ("summary", "priors", "synth", "train")
 
     ratings: Path | None = option(
         "--ratings",
         metavar="FOLDER",
-        help="folder with rating files that pages have saved; default: sub-*/figures of the "
-        "output folder",
+        help="folder with rating files that pages have saved: summary collects them, priors, "
+        "synth and train leave out label maps that are rated as bad; default: sub-*/figures "
+        "beside the label maps",
     )
 
 

@@ -23,6 +23,7 @@ from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.nets.devices import has_accelerator
 from brainseg_bids.options import declared, to_arguments
 from brainseg_bids.programs.map_cache import cache_folder
+from brainseg_bids.stages.rated import without_bad
 from brainseg_bids.stages.train_maps import absent_of, check_maps
 from brainseg_bids.training.job_changes import IMPLIED, differences
 from brainseg_bids.training.recipe import BY_STEPS, TrainRecipe
@@ -112,6 +113,7 @@ class JobPlan:
 def plan_job(settings: Settings) -> JobPlan:
     """Find label maps, recipe and prior, check all of them, choose what is not said."""
     maps = find_head_maps(settings.bids_dir, settings.participant_label, settings.session_label)
+    maps = without_bad(maps, settings.ratings)
     before = _before(settings, settings.model_name) if settings.model_name else {}
     base = before.get("recipe", {}).get("base") or (
         "default" if has_accelerator(settings.device) else "cpu"
