@@ -27,8 +27,8 @@ from brainseg_bids.contrast.pool import pool
 from brainseg_bids.images import read_grid, read_volume
 from brainseg_bids.interfaces.headlabels import read_source
 from brainseg_bids.stages.intensities import compare_intensities, draw, read_real
+from brainseg_bids.stages.measured import Measured, find_measured
 from brainseg_bids.stages.pairs import centred_grid, pair_shape, whole_heads
-from brainseg_bids.stages.pooling import Measured, find_measured
 from brainseg_bids.synth.classes import TissueSpace
 from brainseg_bids.synth.generator import Generator, LabelVolume
 from brainseg_bids.synth.prior_space import PriorSpace

@@ -28,6 +28,7 @@ from brainseg_bids.files import DAY_S, remove_unfinished, sha256, write_text
 from brainseg_bids.images import write_label_map, write_volume
 from brainseg_bids.resources import memory_gib
 from brainseg_bids.stages.jobs import read_object
+from brainseg_bids.stages.measured import warn_of_outdated
 from brainseg_bids.stages.pair_sources import Source, find_sources
 from brainseg_bids.stages.pooling import read_priors
 from brainseg_bids.synth.generator import Generator, LabelVolume
@@ -75,6 +76,12 @@ def synthesise(settings: Settings) -> None:
 
     torch.set_num_threads(max(1, min(settings.omp_nthreads, settings.nprocs)))
     priors = read_priors(settings.output_dir, settings.prior)
+    warn_of_outdated(
+        (prior for _, prior in priors.values()),
+        settings.output_dir,
+        bids_dir=settings.bids_dir,
+        ratings=settings.ratings,
+    )
     sources = find_sources(settings)
     heads = [source.volume() for source in sources]
     drawn: dict = {}

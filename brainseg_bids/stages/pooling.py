@@ -4,159 +4,40 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from brainseg_bids import __version__
 from brainseg_bids.anatomy.labels import LabelTable
-from brainseg_bids.bids.description import raw_path, write_json
-from brainseg_bids.contrast.measured import ContrastStatistics
+from brainseg_bids.bids.description import write_json
 from brainseg_bids.contrast.pool import pool
 from brainseg_bids.contrast.prior import ContrastPrior
 from brainseg_bids.documents import InputError
 from brainseg_bids.files import sha256, write_text
 from brainseg_bids.reports.densities import IntensityComparison
-from brainseg_bids.stages.jobs import fingerprint, read_object
+from brainseg_bids.stages.jobs import read_object
+from brainseg_bids.stages.measured import (
+    Measured,
+    find_measured,
+    image_key,
+    outdated,
+    readable,
+)
 from brainseg_bids.stages.priors_page import write_priors_page
 from brainseg_bids.units import listed
 
 log = logging.getLogger("brainseg")
 
-ENDING = "_desc-contrast_morph.json"
 SYNTHETIC = "_synth.json"
 UNITS = {"MagneticFieldStrength": "T", "VoxelSizeMm": "mm"}
 USUAL_KEYS = ("Suffix", "MagneticFieldStrength", "Sequence", "VoxelSizeMm")
 """Facts that an image may lack."""
 NAMED = 10
 """Images that a line names at most."""
-PREFERRED = ("brainseg", "fullhead")
-"""Labels of an image that was measured with several; the last wins, any other before both."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Statistics of one image.
-
-    Parameters
-    ----------
-    image : str
-        What its results are called, such as ``sub-01_space-T2w``.
-    subject : str
-        Without ``sub-``.
-    statistics : ContrastStatistics
-    metadata : dict
-        The JSON that they come from, without them.
-    """
-
-    image: str
-    subject: str
-    statistics: ContrastStatistics
-    metadata: dict
-
-    def value(self, key: str):
-        """What says the image's contrast: a fact, an entity, or a metadata key; None: nothing.
-
-        Field strengths are rounded to half a tesla: 2.89 T is 3 T.
-        """
-        contrast = self.metadata.get("Contrast") or {}
-        for where in (contrast, contrast.get("Entities"), contrast.get("Metadata")):
-            found = (where or {}).get(key)
-            if isinstance(found, str | int | float):
-                if key == "MagneticFieldStrength" and isinstance(found, int | float) and found > 1:
-                    return round(2 * found) / 2
-                return found
-        return None
-
-
-def find_measured(
-    output_dir: Path,
-    participants: Iterable[str] = (),
-    *,
-    sessions: Iterable[str] = (),
-    suffixes: Sequence[str] = (),
-    bids_dir: Path | None = None,
-) -> list[Measured]:
-    """Statistics of every image in the derivative, each image once.
-
-    With ``bids_dir`` an image that is gone, or has changed since, is passed over with a warning,
-    and so is one whose label map in the derivative has changed, and a copy of another one.
-
-    Raises
-    ------
-    InputError
-        If there are none, or a file is damaged.
-    """
-    wanted, wanted_sessions = set(participants), set(sessions)
-    found: dict[str, tuple[int, Measured]] = {}
-    for path in sorted(output_dir.glob(f"sub-*/**/*_seg-*{ENDING}")):
-        image, labels = path.name.removesuffix(ENDING).split("_seg-", 1)
-        entities = dict(part.split("-", 1) for part in image.split("_") if "-" in part)
-        subject = entities.get("sub", "")
-        if wanted and subject not in wanted:
-            continue
-        if wanted_sessions and entities.get("ses") not in wanted_sessions:
-            continue
-        rank = PREFERRED.index(labels) if labels in PREFERRED else len(PREFERRED)
-        if image in found and found[image][0] > rank:
-            continue
-        one = _read(path, image, subject)
-        if bids_dir is not None and (stale := _why_stale(one, output_dir, bids_dir)):
-            log.warning("%s: %s; its statistics are not pooled", image, stale)
-            continue
-        if not suffixes or one.value("Suffix") in suffixes:
-            found[image] = rank, one
-    if not found:
-        raise InputError(
-            f"{output_dir}: no contrast statistics that can be pooled are in it. Run the "
-            "participant level with --stages segment contrast into it first."
-        )
-    return _without_copies([one for _, one in found.values()])
-
-
-def _without_copies(measured: Iterable[Measured]) -> list[Measured]:
-    """Images whose voxels no image before has: a copy would count as another participant."""
-    kept: dict[str, Measured] = {}
-    for one in measured:
-        voxels = one.metadata.get("VoxelHash") or one.image
-        if voxels in kept:
-            same = kept[voxels].image
-            log.warning("%s: has the same voxels as %s; it is not pooled again", one.image, same)
-        else:
-            kept[voxels] = one
-    return list(kept.values())
-
-
-def _why_stale(one: Measured, output_dir: Path, bids_dir: Path) -> str:
-    """Why statistics are no longer those of their image, or nothing."""
-    _, is_own, inside = str(one.metadata.get("LabelsOf", "")).partition("bids::")
-    labels, known = output_dir / inside, one.metadata.get("LabelsSHA256")
-    if is_own and known and labels.is_file() and sha256(labels) != known:
-        return f"{labels} has changed since it was measured with (--stages contrast)"
-    path = raw_path(str(one.metadata.get("Input", "")), bids_dir)
-    if path is None:
-        return ""
-    try:
-        now = fingerprint(path, known=one.metadata)
-    except OSError:
-        return f"{path} is not there"
-    return "" if now["InputSHA256"] == one.metadata.get("InputSHA256") else f"{path} has changed"
-
-
-def _read(path: Path, image: str, subject: str) -> Measured:
-    said = read_object(path)
-    try:
-        statistics = ContrastStatistics.from_json(json.dumps(said.pop("Statistics")))
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{path}: holds no contrast statistics ({error}). Remove it and run --stages contrast "
-            "again."
-        ) from error
-    return Measured(image, subject, statistics, said)
 
 
 def by_contrast(measured: Iterable[Measured], keys: Sequence[str]) -> dict[str, list[Measured]]:
@@ -223,6 +104,7 @@ def make_priors(
     participants: Iterable[str] = (),
     sessions: Iterable[str] = (),
     suffixes: Sequence[str] = (),
+    ratings: Path | None = None,
 ) -> dict[str, tuple[ContrastPrior, list[Measured]]]:
     """Pool by contrast and write ``priors/contrast-NAME_prior.{tsv,json}``.
 
@@ -232,7 +114,12 @@ def make_priors(
         If there are no statistics, or images of one contrast cannot be pooled.
     """
     measured = find_measured(
-        output_dir, participants, sessions=sessions, suffixes=suffixes, bids_dir=bids_dir
+        output_dir,
+        participants,
+        sessions=sessions,
+        suffixes=suffixes,
+        bids_dir=bids_dir,
+        ratings=ratings,
     )
     (output_dir / "priors").mkdir(parents=True, exist_ok=True)
     made = {}
@@ -328,6 +215,7 @@ def _pooled(name: str, group: Sequence[Measured], keys: Sequence[str]) -> Contra
                 "sha256": one.metadata.get("InputSHA256", ""),
                 "voxels": one.metadata.get("VoxelHash", ""),
                 "labels": one.metadata.get("LabelsOf", ""),
+                "statistics": one.digest,
                 "subject": one.subject,
                 "name": one.image,
                 "stripped": one.image in stripped,
@@ -390,20 +278,6 @@ agnostic = "agnostic"
 """
 
 
-def _readable(output_dir: Path) -> dict[str, Measured]:
-    """Statistics by image; damaged ones, which may be of others, are passed over."""
-    found = {}
-    for path in sorted(output_dir.glob(f"sub-*/**/*_seg-*{ENDING}")):
-        image = path.name.removesuffix(ENDING).split("_seg-", 1)[0]
-        try:
-            one = _read(path, image, image.split("_")[0].removeprefix("sub-"))
-        except InputError as error:
-            log.warning("%s", error)
-            continue
-        found[str(one.metadata.get("Input")) + str(one.metadata.get("LabelsOf"))] = one
-    return found
-
-
 def write_synthetic(
     prior: Path, pictures: Sequence[Path], comparisons: Sequence[IntensityComparison]
 ) -> Path:
@@ -442,15 +316,25 @@ def write_page(
     *,
     previews: Mapping[str, Sequence[Path]] | None = None,
     comparisons: Mapping[str, Sequence[IntensityComparison]] | None = None,
+    bids_dir: Path | None = None,
+    ratings: Path | None = None,
 ) -> Path:
-    """Write ``group_priors.html``: all priors, the images behind them, and what they give."""
-    measured = _readable(output_dir)
+    """Write ``group_priors.html``: all priors, the images behind them, and what they give.
+
+    Those that are `outdated` say so; ``bids_dir`` and ``ratings`` as of it.
+    """
+    measured = readable(output_dir)
     priors = [prior for _, prior in read_priors(output_dir).values()]
+    old = outdated(priors, output_dir, bids_dir=bids_dir, ratings=ratings)
+    priors = [
+        replace(prior, warnings=(old[prior.name], *prior.warnings)) if prior.name in old else prior
+        for prior in priors
+    ]
     statistics = {
         prior.name: {
             measured[key].image: measured[key].statistics
             for image in prior.images
-            if (key := str(image["image"]) + str(image.get("labels", ""))) in measured
+            if (key := image_key(image["image"], image.get("labels"))) in measured
         }
         for prior in priors
     }

@@ -34,7 +34,8 @@ class Priors(GroupStage):
 
 
 def _pool(settings: Settings) -> None:
-    from brainseg_bids.stages.pooling import make_priors, write_prior_spaces  # late: numpy
+    from brainseg_bids.stages.measured import warn_of_outdated  # late: numpy
+    from brainseg_bids.stages.pooling import make_priors, read_priors, write_prior_spaces
 
     write_description(settings.bids_dir, settings.output_dir)
     made = make_priors(
@@ -44,6 +45,7 @@ def _pool(settings: Settings) -> None:
         participants=settings.participant_label,
         sessions=settings.session_label,
         suffixes=settings.contrasts,
+        ratings=settings.ratings,
     )
     for name, (prior, group) in made.items():
         log.info(
@@ -55,6 +57,10 @@ def _pool(settings: Settings) -> None:
         for note in prior.warnings:
             log.warning("contrast %s: %s", name, note)
     write_prior_spaces(settings.output_dir, made)
+    earlier = [p for name, (_, p) in read_priors(settings.output_dir).items() if name not in made]
+    warn_of_outdated(
+        earlier, settings.output_dir, bids_dir=settings.bids_dir, ratings=settings.ratings
+    )
 
 
 def write_priors_page(settings: Settings) -> None:
@@ -67,5 +73,7 @@ def write_priors_page(settings: Settings) -> None:
         settings.bids_dir.name,
         previews=previews,
         comparisons=comparisons,
+        bids_dir=settings.bids_dir,
+        ratings=settings.ratings,
     )
     log.info("report: %s", page)

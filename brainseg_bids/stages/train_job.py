@@ -23,6 +23,7 @@ from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
 from brainseg_bids.nets.devices import has_accelerator
 from brainseg_bids.options import declared, to_arguments
 from brainseg_bids.programs.map_cache import cache_folder
+from brainseg_bids.stages.measured import warn_of_outdated
 from brainseg_bids.stages.rated import without_bad
 from brainseg_bids.stages.train_maps import absent_of, check_maps
 from brainseg_bids.training.job_changes import IMPLIED, differences
@@ -224,14 +225,20 @@ def _choose_spaces(
 
         found = read_priors(there[0], settings.prior)
         read = {name: prior for name, (_, prior) in found.items()}
+    own = _priors_of_files(recipe.spaces)
     spaces, why = choose_spaces(
         recipe,
-        priors={name: str((p.metadata or {}).get("Suffix", "T1w")) for name, p in read.items()},
+        priors={name: _suffix(prior) for name, prior in read.items()},
         any_contrast=STRUCTURAL,
-        of_files=_suffixes_of_files(recipe.spaces),
+        of_files={name: _suffix(prior) for name, prior in own.items()},
         wanted=settings.prior,
         weight_given=settings.kappa != type(settings).kappa,
     )
+    # Files of priors lie in OUTPUT_DIR/priors; elsewhere there is nothing to compare with.
+    used = [(prior, Path(name).absolute().parents[1]) for name, prior in own.items()]
+    used += [(read[spaces.prior], there[0])] if spaces.prior else []
+    for prior, output_dir in used:
+        warn_of_outdated([prior], output_dir, ratings=settings.ratings)
     if spaces.prior:
         why += f", prior weight {settings.kappa:g}"
     elif idle := sorted(recipe.given & {"agnostic", "center_frac"}):
@@ -242,8 +249,12 @@ def _choose_spaces(
     return spaces, why, read.get(spaces.prior)
 
 
-def _suffixes_of_files(names: Iterable[str]) -> dict[str, str]:
-    """BIDS suffix of each recipe space that is a file made from a prior."""
+def _suffix(prior: ContrastPrior) -> str:
+    return str((prior.metadata or {}).get("Suffix", "T1w"))
+
+
+def _priors_of_files(names: Iterable[str]) -> dict[str, ContrastPrior]:
+    """Prior of each recipe space that is a file made from one."""
     from brainseg_bids.synth.prior_space import PriorSpace
 
     found = {}
@@ -251,8 +262,7 @@ def _suffixes_of_files(names: Iterable[str]) -> dict[str, str]:
         # What cannot be read is refused with the reason when it is needed.
         with contextlib.suppress(ValueError):
             if name.endswith(".toml") and "prior" in read_toml(Path(name)):
-                metadata = PriorSpace.read(name).prior.metadata or {}
-                found[name] = str(metadata.get("Suffix", "T1w"))
+                found[name] = PriorSpace.read(name).prior
     return found
 
 

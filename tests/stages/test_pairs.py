@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -13,7 +14,8 @@ from brainseg_bids.contrast.pool import pool
 from brainseg_bids.documents import InputError
 from brainseg_bids.images import write_label_map, write_mask
 from brainseg_bids.settings import Settings
-from brainseg_bids.stages.pairs import find_sources, synthesise
+from brainseg_bids.stages.pair_sources import find_sources
+from brainseg_bids.stages.pairs import synthesise
 from tests.contrast.made_up import TABLE, both_sides, image_of
 from tests.phantom.head import phantom_head
 
@@ -34,6 +36,38 @@ def test_a_head_gives_no_pairs_once_more_in_a_standard_space(tmp_path):
         write_mask(np.ones((8, 8, 8)), Grid((8, 8, 8), np.diag([4, 4, 4, 1])), anat / name)
     found = find_sources(Settings(tmp_path, tmp_path))
     assert [source.path.name for source in found] == [names[0], names[2]]
+
+
+@pytest.mark.input(
+    "results",
+    "synth: two folders (-d) that both hold a head, whatever they call it",
+    "it counts once, with the finest map; a warning names it and the map",
+    0,
+)
+def test_a_head_in_two_folders_counts_once(tmp_path, caplog):
+    a, b = tmp_path / "a", tmp_path / "b"
+    grids_mm = {
+        a / "sub-01" / "anat" / "sub-01_seg-fullhead_dseg.nii.gz": 4,
+        a / "sub-02" / "anat" / "sub-02_ses-1_seg-fullhead_dseg.nii.gz": 4,
+        a / "sub-03" / "anat" / "sub-03_seg-fullhead_dseg.nii.gz": 4,
+        b / "sub-01" / "mri" / "aparc+aseg.mgz": 4,
+        b / "sub-01" / "mri" / "aseg.mgz": 4,
+        b / "sub-02_ses-1_T1w" / "mri" / "aseg.mgz": 2,
+        b / "04" / "mri" / "aseg.mgz": 4,
+    }
+    for path, mm in grids_mm.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        form = nib.MGHImage if path.suffix == ".mgz" else nib.Nifti1Image
+        nib.save(form(np.ones((8, 8, 8), np.int16), np.diag([mm, mm, mm, 1])), path)
+    given = {"fullhead": a, "freesurfer": b}
+    found = find_sources(Settings(tmp_path, tmp_path, derivatives=given))
+    paths = list(grids_mm)
+    assert {one.path for one in found} == {paths[0], paths[5], paths[2], paths[6]}
+    assert str(paths[0]) in caplog.text
+    assert str(paths[5]) in caplog.text
+    assert "sub-03" not in caplog.text
+    only = Settings(tmp_path, tmp_path, derivatives=given, participant_label=("04",))
+    assert [one.path for one in find_sources(only)] == [paths[6]]
 
 
 @pytest.mark.input(

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from brainseg_bids.files import sha256
+from brainseg_bids.stages.measured import Measured, find_measured, outdated, warn_of_outdated
 from brainseg_bids.stages.pooling import (
-    Measured,
-    find_measured,
     make_priors,
     mixed,
     read_priors,
@@ -128,6 +127,77 @@ def test_a_stripped_image_lends_nothing_to_bone_and_skin(tmp_path, monkeypatch):
     assert prior["Left-Thalamus"].images == 3
     assert [image["stripped"] for image in prior.images] == [True, False, False]
     assert any("skull-stripped" in warning for warning in prior.warnings)
+
+
+def change_labels(root: Path) -> None:
+    (root / "labels.nii.gz").write_bytes(b"second")
+
+
+def measure_again(root: Path) -> None:
+    path = next(root.glob("sub-*/anat/sub-1_*.json"))
+    statistics = asdict(image_of(both_sides(), gain=2))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"Statistics": statistics}))
+
+
+def remove_statistics(root: Path) -> None:
+    next(root.glob("sub-*/anat/sub-1_*.json")).unlink()
+
+
+def other_version(root: Path) -> None:
+    """The prior as if an earlier version had pooled it."""
+    path = root / "priors" / "contrast-T1w_prior.json"
+    said = json.loads(path.read_text())
+    said["Metadata"]["BrainsegVersion"] = "0.0.1"
+    path.write_text(json.dumps(said))
+
+
+@pytest.mark.input(
+    "results",
+    "a prior of an earlier run whose images, labels, statistics or version are others by now",
+    "a warning names it in priors, synth and train, and on the page",
+    0,
+)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda root: None, ""),
+        (lambda root: (root / "sub-1.nii.gz").write_bytes(b"other"), "sub-1.nii.gz has changed"),
+        (lambda root: (root / "sub-1.nii.gz").unlink(), "sub-1.nii.gz is not there"),
+        (change_labels, "labels.nii.gz has changed"),
+        (measure_again, "sub-1: it was measured again"),
+        (remove_statistics, "sub-1: its statistics are no longer there"),
+        (other_version, "version 0.0.1"),
+    ],
+)
+def test_a_prior_that_its_images_no_longer_give_is_named(tmp_path, caplog, change, words):
+    image, labels = tmp_path / "sub-1.nii.gz", tmp_path / "labels.nii.gz"
+    image.write_bytes(b"image")
+    labels.write_bytes(b"first")
+    said = {
+        "Input": "bids:raw:sub-1.nii.gz",
+        "InputSHA256": sha256(image),
+        "LabelsOf": "bids::labels.nii.gz",
+        "LabelsSHA256": sha256(labels),
+    }
+    statistics_file(tmp_path, "sub-1", "a", **said)
+    statistics_file(tmp_path, "sub-2", "b", Input="bids::sub-2.nii.gz")
+    make_priors(tmp_path, bids_dir=tmp_path, keys=("Suffix",))
+    change(tmp_path)
+    priors = [prior for _, prior in read_priors(tmp_path).values()]
+    found = outdated(priors, tmp_path, bids_dir=tmp_path)
+    page = write_page(tmp_path, "Heads", bids_dir=tmp_path).read_text()
+    assert list(found) == ["T1w"] * bool(words)
+    assert words in found.get("T1w", "")
+    assert ("this prior is outdated" in page) == bool(words)
+    warn_of_outdated(priors, tmp_path, bids_dir=tmp_path)
+    assert ("remove priors/contrast-T1w_" in caplog.text) == bool(words)
+
+
+def test_a_prior_without_its_statistics_beside_it_is_taken_as_it_is(tmp_path):
+    statistics_file(tmp_path, "sub-1", "a")
+    make_priors(tmp_path, bids_dir=tmp_path, keys=("Suffix",))
+    priors = [prior for _, prior in read_priors(tmp_path).values()]
+    assert outdated(priors, tmp_path / "elsewhere") == {}
 
 
 @pytest.mark.input(
