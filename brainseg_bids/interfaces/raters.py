@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from brainseg_bids.bids.adapters import Adapter, packaged_adapters, read_adapter
@@ -20,7 +21,7 @@ from brainseg_bids.bids.references import Case, find_cases, scan_of
 from brainseg_bids.documents import InputError, read_json
 from brainseg_bids.interfaces.existing import find_existing
 from brainseg_bids.interfaces.tools import find_tool, tool_names
-from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle
+from brainseg_bids.nets.bundle import BundleError, ModelBundle, find_bundle, packaged_models
 
 
 @dataclass(frozen=True)
@@ -310,7 +311,7 @@ def metadata_of(labels: Path) -> dict:
 
 
 def seen_by(labels: Path, model: str, folders: Iterable[Path] = ()) -> tuple[frozenset[str], str]:
-    """What the model that made a segmentation was trained or fitted on.
+    """What the model, or the models, that made a segmentation were trained or fitted on.
 
     Parameters
     ----------
@@ -328,17 +329,43 @@ def seen_by(labels: Path, model: str, folders: Iterable[Path] = ()) -> tuple[fro
         Why that is not known; empty if it is, or if no model made the segmentation.
     """
     metadata = metadata_of(labels)
-    name, digest = str(metadata.get("ModelName", "")), metadata.get("ModelDigest")
-    if not name:
-        return frozenset(), ""
-    trained = [folder / "derivatives" / f"model-{name}" / "bundle" for folder in folders]
-    for candidate in filter(None, (model, name, *(str(path) for path in trained))):
+    members = [metadata, *(m for m in metadata.get("Ensemble") or () if isinstance(m, dict))]
+    folders = tuple(folders)
+    seen: frozenset[str] = frozenset()
+    unknown = []
+    for member in members:
+        if "ModelName" in member or "ModelDigest" in member:
+            own, why = _seen_by_model(
+                str(member.get("ModelName", "")), str(member.get("ModelDigest")), model, folders
+            )
+            seen |= own
+            unknown += [why] if why else []
+    return seen, "; ".join(unknown)
+
+
+@lru_cache(maxsize=64)
+def _seen_by_model(
+    name: str, digest: str, model: str, folders: tuple[Path, ...]
+) -> tuple[frozenset[str], str]:
+    """`seen_by` of one model, read once for all images; merged maps of heads do not name it."""
+    trained = [
+        path
+        for folder in folders
+        for path in (
+            [folder / "derivatives" / f"model-{name}" / "bundle"]
+            if name
+            else sorted(folder.glob("derivatives/model-*/bundle"))
+        )
+    ]
+    names = [name] if name else list(packaged_models())
+    called = f"model {name}" if name else "the model of its labels"
+    for candidate in filter(None, (model, *names, *map(str, trained))):
         try:
             bundle = ModelBundle.read(find_bundle(candidate))
         except BundleError:
             continue
         if bundle.digest == digest:
             if bundle.seen is None:
-                return frozenset(), f"model {name} does not say what it was trained on"
+                return frozenset(), f"{called} does not say what it was trained on"
             return bundle.seen, ""
-    return frozenset(), f"model {name} of this digest is not here; give its folder with --model"
+    return frozenset(), f"{called} of this digest is not here; give its folder with --model"

@@ -95,15 +95,39 @@ def test_models_are_named_by_sidecars(tmp_path, facts, name):
     assert models_in(tmp_path / f"{n}_dseg.nii.gz" for n in range(len(facts))) == name
 
 
-def test_what_a_model_trained_in_the_derivative_has_seen_is_known(tmp_path):
-    bundle = write_bundle(tmp_path / "derivatives" / "model-mine" / "bundle", name="mine")
+def trained(folder, name: str, seen: list[str]) -> dict[str, str]:
+    """A model that has seen something; what the JSON of its maps says of it."""
+    bundle = write_bundle(folder / "derivatives" / f"model-{name}" / "bundle", name=name)
     manifest = bundle / "bundle.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"seen": ["a", "b"]}))
-    made = {"ModelName": "mine", "ModelDigest": ModelBundle.read(bundle).digest}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"seen": seen}))
+    return {"ModelName": name, "ModelDigest": ModelBundle.read(bundle).digest}
+
+
+def test_what_a_model_trained_in_the_derivative_has_seen_is_known(tmp_path):
+    made = trained(tmp_path, "mine", ["a", "b"])
     derivative(tmp_path, "brainseg", subjects=("01",), **made)
     labels = tmp_path / "sub-01" / "anat" / "sub-01_seg-brainseg_dseg.nii.gz"
     assert seen_by(labels, "", [tmp_path]) == ({"a", "b"}, "")
     assert "not here" in seen_by(labels, "")[1]
+
+
+def test_what_any_model_of_an_ensemble_has_seen_counts(tmp_path):
+    first, second = (trained(tmp_path, name, [name]) for name in ("one", "two"))
+    derivative(tmp_path, "brainseg", subjects=("01",), **first, Ensemble=[second])
+    labels = tmp_path / "sub-01" / "anat" / "sub-01_seg-brainseg_dseg.nii.gz"
+    assert seen_by(labels, "", [tmp_path]) == ({"one", "two"}, "")
+    gone = {**second, "ModelName": "gone", "ModelDigest": "ab"}
+    other = derivative(tmp_path / "other", "brainseg", subjects=("01",), **first, Ensemble=[gone])
+    seen, unknown = seen_by(other / labels.relative_to(tmp_path), "", [tmp_path])
+    assert seen == {"one"}
+    assert "model gone" in unknown
+
+
+def test_the_model_of_a_merged_head_map_is_known_by_its_digest(tmp_path):
+    digest = trained(tmp_path, "mine", ["a"])["ModelDigest"]
+    derivative(tmp_path, "fullhead", subjects=("01",), HeadTool="model", ModelDigest=digest)
+    labels = tmp_path / "sub-01" / "anat" / "sub-01_seg-fullhead_dseg.nii.gz"
+    assert seen_by(labels, "", [tmp_path]) == ({"a"}, "")
 
 
 @pytest.mark.parametrize(
