@@ -32,7 +32,8 @@ from brainseg_bids.interfaces.ratings import outside_note, read_rating, read_rat
 class _CompareInputSpec(BaseInterfaceInputSpec):
     reference = traits.Str(mandatory=True, desc="what the reference's adapter is found by")
     labels = File(exists=True, mandatory=True, desc="the reference's map")
-    image = File(exists=True, desc="what was labelled")
+    image = File(exists=True, desc="what was labelled, as the reference has it")
+    segmented = traits.List(File(exists=True), desc="what was labelled, as the raters say")
     raters = traits.List(traits.Str(), mandatory=True, desc="names, for tables")
     who = traits.List(traits.Str(), mandatory=True, desc="what their adapters are found by")
     maps = traits.List(File(exists=True), mandatory=True, desc="their maps")
@@ -116,7 +117,8 @@ class CompareRaters(SimpleInterface):
     def _hashes(self, reference: Rating) -> list[str]:
         """Of the image and of the reference's labels, as a model may have seen them."""
         hashes = [reference.raw_hash, voxel_hash(reference.labels.voxels, reference.labels.grid)]
-        if isdefined(self.inputs.image):
-            with contextlib.suppress(InputError):  # the image is needed for this alone
-                hashes.append(voxel_hash(*read_again(self.inputs.image)))
+        images = [self.inputs.image, *(self.inputs.segmented or ())]
+        for image in filter(isdefined, dict.fromkeys(images)):
+            with contextlib.suppress(InputError):  # an image is needed for this alone
+                hashes.append(voxel_hash(*read_again(image)))
         return hashes

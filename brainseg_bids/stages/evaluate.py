@@ -158,6 +158,7 @@ class Evaluate(GroupStage):
                     raters=list(image.rated),
                     who=[plan.raters[name].who for name in image.rated],
                     maps=[str(case.labels) for case in image.rated.values()],
+                    segmented=list(map(str, image.segmented)),
                     asked=image.asked(choices),
                     **choices,
                 ),

@@ -45,12 +45,16 @@ class ImagePlan:
         By rater.
     adapters : dict of str to Adapter
         Of the raters.
+    segmented : tuple of Path
+        Images that the raters say they have labelled: a model has seen these, and not what a
+        program has made of them.
     """
 
     reference: Rater
     case: Case
     rated: dict[str, Case]
     adapters: dict[str, Adapter]
+    segmented: tuple[Path, ...] = ()
 
     @property
     def title(self) -> str:
@@ -284,8 +288,10 @@ def _images(search: _Search, raters: Mapping[str, Rater], bids_dir: Path) -> lis
             if key in theirs
         }
         if rated:
-            case = _with_image(case, rated.values(), bids_dir)
-            images.append(ImagePlan(search.reference, case, rated, adapters))
+            segmented = _segmented(rated.values(), bids_dir)
+            if case.image is None and segmented:
+                case = replace(case, image=segmented[0])
+            images.append(ImagePlan(search.reference, case, rated, adapters, segmented))
     return images
 
 
@@ -298,17 +304,14 @@ def _wanted(cases: Mapping[str, Case], choice: Choice, reference: Rater) -> dict
     return chosen
 
 
-def _with_image(case: Case, rated: Iterable[Case], bids_dir: Path) -> Case:
-    """A case with the image that a rater says it has labelled, if the reference names none."""
+def _segmented(rated: Iterable[Case], bids_dir: Path) -> tuple[Path, ...]:
+    """Images that raters say they have labelled, as far as they are in the dataset."""
     from brainseg_bids.bids.description import raw_path
     from brainseg_bids.interfaces.raters import metadata_of
 
-    if case.image is None:
-        for theirs in rated:
-            image = raw_path(str(metadata_of(theirs.labels).get("Input", "")), bids_dir)
-            if image is not None and image.is_file():
-                return replace(case, image=image)
-    return case
+    said = (metadata_of(theirs.labels).get("Input", "") for theirs in rated)
+    images = dict.fromkeys(raw_path(str(uri), bids_dir) for uri in said)
+    return tuple(image for image in images if image is not None and image.is_file())
 
 
 # -- results ------------------------------------------------------------------------------
@@ -436,6 +439,13 @@ def _leak(
     seen, why_unknown = seen_by(image.rated[rater].labels, settings.model, folders)
     if why_unknown:
         note = f"{rater}: {why_unknown}; whether it has seen these images is not checked."
+        if note not in notes:
+            notes.append(note)
+    if seen and image.case.image is None:
+        note = (
+            f"{rater}: the images that it has labelled are not in {settings.bids_dir}; whether "
+            "its model has seen them is told by the reference's labels alone."
+        )
         if note not in notes:
             notes.append(note)
     if not seen & set(hashes):

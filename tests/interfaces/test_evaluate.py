@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from brainseg_bids.anatomy.labelmap import LabelMap
-from brainseg_bids.images import write_label_map
+from brainseg_bids.images import read_volume, voxel_hash, write_label_map
 from brainseg_bids.interfaces.evaluate import CompareRaters
 from tests.phantom.head import phantom_head
 
@@ -25,7 +26,7 @@ def cropped(planes: slice) -> LabelMap:
     return replace(HEAD, voxels=np.ascontiguousarray(HEAD.voxels[..., planes]), grid=grid)
 
 
-def compared(tmp_path, rated: LabelMap) -> dict:
+def compared(tmp_path, rated: LabelMap, **inputs) -> dict:
     paths = {}
     for name, labels in {"manual": HEAD, "rater": rated}.items():
         folder = tmp_path / name
@@ -35,7 +36,7 @@ def compared(tmp_path, rated: LabelMap) -> dict:
         paths[name] = str(write_label_map(labels, folder / "sub-01_dseg.nii.gz"))
     node = CompareRaters(
         reference="manual", labels=paths["manual"], raters=["rater"], who=["rater"],
-        maps=[paths["rater"]], tolerances_mm=[1.0],
+        maps=[paths["rater"]], tolerances_mm=[1.0], **inputs,
     )  # fmt: skip
     facts = node.run(cwd=str(tmp_path)).outputs.facts
     return json.loads(open(facts, encoding="utf-8").read())
@@ -64,3 +65,15 @@ def test_a_map_without_empty_planes_misses_nothing(tmp_path):
     facts = compared(tmp_path, cropped(slice(seen[0], seen[-1] + 1)))
     assert not facts["Warnings"]
     assert {row["dice"] for row in facts["Compared"]["rater"]} <= {1.0, None}
+
+
+def test_the_image_that_was_segmented_counts_as_seen_beside_the_references(tmp_path):
+    # FreeSurfer's reference has orig.mgz, which no model was trained or fitted on.
+    paths = {name: tmp_path / f"{name}.nii.gz" for name in ("orig", "raw")}
+    hashes = set()
+    for value, path in enumerate(paths.values(), start=1):
+        image = np.where(HEAD.voxels > 0, value * 100 + HEAD.voxels, 0).astype(np.float32)
+        nib.save(nib.Nifti1Image(image, HEAD.grid.affine), path)
+        hashes.add(voxel_hash(*read_volume(path)))
+    facts = compared(tmp_path, HEAD, image=str(paths["orig"]), segmented=[str(paths["raw"])])
+    assert hashes < set(facts["Hashes"])

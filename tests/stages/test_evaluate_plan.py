@@ -111,6 +111,18 @@ def test_what_a_model_trained_in_the_derivative_has_seen_is_known(tmp_path):
     assert "not here" in seen_by(labels, "")[1]
 
 
+def test_images_that_raters_have_labelled_are_known(tmp_path):
+    image = tmp_path / "bids" / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"x")
+    uri = "bids:raw:sub-01/anat/sub-01_T1w.nii.gz"
+    derivative(tmp_path / "out", "brainseg", subjects=("01",), ModelName="m", Input=uri)
+    mine = derivative(tmp_path / "mine", "brainseg", subjects=("01",), Input="bids:raw:gone.nii")
+    found = plan(tmp_path, mine=mine).images[0]
+    assert found.segmented == (image,)
+    assert found.case.image == image
+
+
 def test_what_any_model_of_an_ensemble_has_seen_counts(tmp_path):
     first, second = (trained(tmp_path, name, [name]) for name in ("one", "two"))
     derivative(tmp_path, "brainseg", subjects=("01",), **first, Ensemble=[second])
