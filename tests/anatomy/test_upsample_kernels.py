@@ -18,7 +18,7 @@ def double(number: int) -> int:
 @pytest.mark.input(
     "runs",
     "the folder of compiled functions (in the package or `~/.cache`): full, over quota, gone",
-    "compiled anew in each process; results are the same",
+    "compiled again in each process; results are the same",
     0,
 )
 @pytest.mark.parametrize("step", ["save", "load"])
