@@ -15,6 +15,8 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from brainseg_bids.units import natural_order
+
 ANNEX, LFS, EMPTY = "git-annex", "git-LFS", "empty"
 MOST = 8
 """Paths that a command names one by one."""
@@ -74,7 +76,8 @@ def fetch_command(
     by_annex = which("datalad") or which("git-annex")
     accession = openneuro_accession(root)
     if accession and (kind == EMPTY or not by_annex):
-        labels = sorted({found[1] for path in everything if (found := _PARTICIPANT.match(path))})
+        named = {found[1] for path in everything if (found := _PARTICIPANT.match(path))}
+        labels = sorted(named, key=natural_order)
         few = 0 < len(labels) <= MOST
         chosen = f" --participant-label {' '.join(labels)}" if few else ""
         what = " --what derivatives" if inside[0].startswith("derivatives/") else ""

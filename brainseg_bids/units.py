@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 
@@ -34,6 +35,16 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     """
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def natural_order(name: object) -> tuple[list[str | int], str]:
+    """Sort key of names and paths, by which numbers in them count as numbers.
+
+    >>> sorted(["sub-10", "sub-2", "sub-02", "sub-"], key=natural_order)
+    ['sub-', 'sub-02', 'sub-2', 'sub-10']
+    """
+    parts = re.split(r"([0-9]+)", str(name))
+    return [int(part) if k % 2 else part for k, part in enumerate(parts)], str(name)
 
 
 def in_words(names: Sequence[str]) -> str:

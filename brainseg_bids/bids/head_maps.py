@@ -18,6 +18,7 @@ from brainseg_bids.bids.names import Scan, head_name, in_own_space, without_exte
 from brainseg_bids.documents import InputError
 from brainseg_bids.images import read_grid
 from brainseg_bids.training.targets import SOURCE
+from brainseg_bids.units import natural_order
 
 log = logging.getLogger("brainseg")
 
@@ -95,9 +96,9 @@ def find_head_maps(
         if (not participants or scan.subject in participants)
         and (not sessions or scan.session is None or scan.session in sessions)
     ]
-    missing = sorted(set(participants) - {scan.subject for scan in wanted})
+    missing = sorted(set(participants) - {scan.subject for scan in wanted}, key=natural_order)
     if missing or not wanted:
-        there = ", ".join(sorted({scan.subject for scan in maps}))
+        there = ", ".join(sorted({scan.subject for scan in maps}, key=natural_order))
         raise InputError(
             f"{folder}: no label map of participant {', '.join(missing) or 'and session'} that "
             f"was asked for. There are maps of: {there}."
@@ -241,7 +242,7 @@ def hold_out(maps: Sequence[HeadMap], wanted: Collection[str] = ()) -> frozenset
     if missing:
         raise InputError(
             f"--validation-label {missing[0]}: there is no label map of this participant. There "
-            f"are maps of: {', '.join(there)}."
+            f"are maps of: {', '.join(sorted(there, key=natural_order))}."
         )
     held = frozenset(wanted or there[EVERY - 1 :: EVERY] or there[-1:])
     if len(held) == len(there):

@@ -22,7 +22,7 @@ from brainseg_bids.bids.names import (
 from brainseg_bids.documents import InputError, Text, read_json
 from brainseg_bids.images import check_present
 from brainseg_bids.pointers import fetch_all, why_unfetched
-from brainseg_bids.units import listed
+from brainseg_bids.units import listed, natural_order
 
 log = logging.getLogger("brainseg")
 
@@ -58,11 +58,12 @@ def find_participants(bids_dir: Path, wanted: Iterable[str] = ()) -> list[str]:
         If there is no participant, or a wanted one is not there.
     """
     ignore = BidsIgnore.read(bids_dir)
-    there = sorted(
+    labels = (
         path.name.removeprefix("sub-")
         for path in bids_dir.glob("sub-*")
         if path.is_dir() and not ignore.matches(path.name, folder=True)
     )
+    there = sorted(labels, key=natural_order)
     if not there:
         raise InputError(f"{bids_dir}: no folder sub-* is in it. Give the root of a BIDS dataset.")
     labels = list(dict.fromkeys(wanted)) or there

@@ -16,6 +16,7 @@ from brainseg_bids.bids.names import Scan, sidecar
 from brainseg_bids.bids.sidecars import Metadata, read_sidecar
 from brainseg_bids.documents import InputError
 from brainseg_bids.images import check_present
+from brainseg_bids.units import natural_order
 
 OWN_MAPS = ("brainseg", "fullhead")
 """Labels of ``seg-`` of this app's maps of whole heads. A derivative of this app has others beside
@@ -95,7 +96,7 @@ def find_cases(adapter: Adapter, root: str | Path) -> tuple[dict[str, Case], lis
             "that they are relative to."
         )
     cases = {}
-    for key, (labels, entities) in sorted(maps.items(), key=lambda item: _order(item[0])):
+    for key, (labels, entities) in sorted(maps.items(), key=lambda item: natural_order(item[0])):
         try:
             check_present(labels)
         except InputError as error:
@@ -113,11 +114,6 @@ def find_cases(adapter: Adapter, root: str | Path) -> tuple[dict[str, Case], lis
     notes += _about_version(adapter, root)
     notes += _about_sidecars(adapter, cases.values())
     return cases, notes
-
-
-def _order(key: str) -> list:
-    """Sorts sub-3 before sub-20."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
 
 
 def _stratum(adapter: Adapter, subject: str) -> str:
@@ -310,7 +306,7 @@ def _about_subjects(adapter: Adapter, maps: Maps, root: Path) -> list[str]:
     missing = [f"sub-{label}" for number, label in expected.items() if number not in there]
     if missing:
         notes.append(f"{root}: no labels of {', '.join(missing)}, which {adapter.name} lists.")
-    more = sorted((f"sub-{n}" for n in there - expected.keys()), key=_order)
+    more = sorted((f"sub-{n}" for n in there - expected.keys()), key=natural_order)
     if more:
         notes.append(
             f"{root}: labels of {', '.join(more)}, which {adapter.name} does not list; they are "

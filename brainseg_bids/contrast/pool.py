@@ -32,6 +32,7 @@ from brainseg_bids.contrast.pool_checks import (
 )
 from brainseg_bids.contrast.prior import ContrastPrior, LabelPrior, NoisePrior, Spread
 from brainseg_bids.contrast.weighted import log_spread, weighted_median
+from brainseg_bids.units import natural_order
 
 USUAL_LOG_SD = {"sd": 0.35, "bias": 0.4, "smoothness": 0.25, "fwhm": 0.15, "sigma": 0.4}
 """Prior standard deviation of logarithms over images. ``sd`` is the median over the classes of the
@@ -442,4 +443,4 @@ def _provenance(
     if not images:
         return tuple({"image": image, "subject": subjects[image]} for image in chosen)
     kept = [image for image in images if image.get("name", image.get("image")) not in left_out]
-    return tuple(sorted(kept, key=lambda image: str(image.get("image", ""))))
+    return tuple(sorted(kept, key=lambda image: natural_order(image.get("image", ""))))

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from brainseg_bids.units import natural_order
+
 Row = Mapping[str, str | int | float | None]
 
 STATUSES = ("both", "reference only", "prediction only", "neither")
@@ -249,7 +251,9 @@ def _scores(reference: str, cells: Mapping[tuple[str, str, str], Row]) -> Scores
         index = row.get("index")
         code = (index is None, 0 if index is None else int(index))
         codes[name] = min(code, codes.get(name, code))
-    images = sorted(about, key=lambda image: (about[image][0], image))
+    images = sorted(
+        about, key=lambda image: [natural_order(about[image][0]), natural_order(image)]
+    )
     names = sorted(codes, key=lambda name: (codes[name], name))
     raters = sorted({rater for rater, _, _ in cells})
     status = np.full((len(raters), len(images), len(names)), NO_ROW, np.int8)

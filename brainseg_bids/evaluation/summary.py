@@ -37,6 +37,7 @@ from brainseg_bids.evaluation.scores import (
     read_scores,
     structures_of_mean,
 )
+from brainseg_bids.units import natural_order
 
 __all__ = ["Missing", "Summary", "find_missing", "headline", "judged", "summarise", "tables"]
 
@@ -290,7 +291,9 @@ def find_missing(
     [('reference without prediction', 'sub-1'), ('prediction without reference', 'sub-2')]
     """
     scores = {one.reference: one for one in read_scores(rows)}
-    wanted = {name: sorted(set(images)) for name, images in (references or {}).items()}
+    wanted = {
+        name: sorted(set(images), key=natural_order) for name, images in (references or {}).items()
+    }
     wanted = {name: list(one.images) for name, one in scores.items()} | wanted
     compared = {
         (name, rater): _images_with_rows(one, rater)
@@ -309,7 +312,7 @@ def find_missing(
             ]
             result += [
                 Missing("prediction without reference", name, rater, image)
-                for image in sorted(has - set(wanted[name]))
+                for image in sorted(has - set(wanted[name]), key=natural_order)
             ]
     return result + [gap for one in scores.values() for gap in _gaps(one)]
 

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from brainseg_bids.exit_codes import UNUSABLE
 from brainseg_bids.fetch.known import FetchError
-from brainseg_bids.units import listed
+from brainseg_bids.units import listed, natural_order
 
 WHAT = ("images", "derivatives", "all")
 SHOWN = 10
@@ -86,7 +86,7 @@ def check_participants(wanted: Iterable[str], there: Iterable[str], dataset: str
     FetchError
         One line, with some of those it has.
     """
-    there = sorted(set(there), key=lambda label: (len(label), label))
+    there = sorted(set(there), key=natural_order)
     unknown = [label for label in wanted if label not in there]
     if not unknown:
         return

@@ -13,6 +13,7 @@ from brainseg_bids.documents import InputError
 from brainseg_bids.hpc import runs
 from brainseg_bids.hpc.schedulers import SCHEDULERS
 from brainseg_bids.settings import Settings
+from brainseg_bids.units import natural_order
 
 if TYPE_CHECKING:
     from brainseg_bids.stages.jobs import SubjectPlan
@@ -99,7 +100,7 @@ def _together(labels: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
     (('1', '2'), ())
     """
     labels = list(labels)
-    return tuple(sorted(set().union(*labels))) if all(labels) else ()
+    return tuple(sorted(set().union(*labels), key=natural_order)) if all(labels) else ()
 
 
 def _last_submission(output_dir: Path) -> tuple[Settings, float] | None:

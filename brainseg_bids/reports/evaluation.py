@@ -24,6 +24,7 @@ from brainseg_bids.reports.evaluation_figures import (
     draw_structures,
 )
 from brainseg_bids.reports.evaluation_sections import Sections
+from brainseg_bids.units import natural_order
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,7 @@ def _definition(rows: Sequence[Row]) -> str:
 def _leaks(leaks: Collection[tuple[str, str]]) -> dict[str, list[str]]:
     """Images by rater."""
     images: dict[str, list[str]] = {}
-    for rater, image in sorted(set(leaks)):
+    for rater, image in sorted(set(leaks), key=lambda leak: list(map(natural_order, leak))):
         images.setdefault(rater, []).append(image)
     return images
 

@@ -13,6 +13,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.evaluation.scores import ALL
 from brainseg_bids.reports import tables
 from brainseg_bids.reports.evaluation_figures import rater_colors
+from brainseg_bids.units import natural_order
 
 HEADLINE = re.compile(r"mean of \d+ structures")
 DEFINITIONS = {
@@ -218,4 +219,4 @@ def _by_kind(lines: Iterable[tuple[object, Line]]) -> Found:
     for kind, line in lines:
         key = (str(kind), str(line["rater"]), str(line["name"]))
         found.setdefault(key, []).append(str(line["image"]))
-    return {key: sorted(images) for key, images in found.items()}
+    return {key: sorted(images, key=natural_order) for key, images in found.items()}

@@ -18,6 +18,7 @@ from brainseg_bids.bids.names import Scan, image_title
 from brainseg_bids.documents import InputError, Items, Text, check, read_json
 from brainseg_bids.files import sha256
 from brainseg_bids.reports import page
+from brainseg_bids.units import natural_order
 
 RATINGS = {
     "good": "as good as it gets",
@@ -127,7 +128,7 @@ def read_ratings(
         asked = (("participant_id", "sub-", participants), ("session_id", "ses-", sessions))
         if all(not some or row[key].removeprefix(start) in some for key, start, some in asked):
             rows.append(row)
-    rows.sort(key=lambda row: (row["image"], row["rated_on"]))
+    rows.sort(key=lambda row: (natural_order(row["image"]), row["rated_on"]))
     return rows, errors
 
 

@@ -15,7 +15,7 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.reports.tables import faint, strong
 from brainseg_bids.reports.training_figures import spark_points
 from brainseg_bids.reports.training_log import BRAIN, Curve, Job, TrainingLog
-from brainseg_bids.units import duration
+from brainseg_bids.units import duration, natural_order
 
 # -- what was trained ---------------------------------------------------------------------
 
@@ -198,6 +198,7 @@ def map_names(job: Job) -> dict[str, list[tuple[str, str]]]:
     found = {}
     for words, key in (("Learned from", "heads"), ("Held out", "validation")):
         names = [Path(str(path)).name for path in job.job.get(key) or ()]
+        names.sort(key=natural_order)
         if names:
             found[words] = [(name, _size(sizes.get(name))) for name in names]
     return found

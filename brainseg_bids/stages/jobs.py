@@ -16,6 +16,7 @@ from brainseg_bids import __version__
 from brainseg_bids.bids.description import raw_uri
 from brainseg_bids.bids.names import Scan, sidecar
 from brainseg_bids.documents import InputError, read_object
+from brainseg_bids.units import natural_order
 
 RUN, REUSE = "run", "reuse"
 
@@ -163,7 +164,7 @@ def noted_failures(label: str, *, output_dir: Path) -> dict[str, str]:
     Of every participant if the label is ``*``.
     """
     noted = {}
-    for path in sorted((output_dir / FAILED).glob(f"sub-{label}_*.json")):
+    for path in sorted((output_dir / FAILED).glob(f"sub-{label}_*.json"), key=natural_order):
         said = read_object(path)
         image = said.get("Image", "")
         if said.get("Title") and (not os.path.isabs(image) or os.path.lexists(image)):

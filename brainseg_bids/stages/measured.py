@@ -18,6 +18,7 @@ from brainseg_bids.documents import InputError
 from brainseg_bids.files import sha256
 from brainseg_bids.stages.jobs import fingerprint, read_object
 from brainseg_bids.stages.rated import rated_bad
+from brainseg_bids.units import natural_order
 
 log = logging.getLogger("brainseg")
 
@@ -100,7 +101,7 @@ def find_measured(
     """
     wanted, wanted_sessions = set(participants), set(sessions)
     every: list[tuple[int, Measured]] = []
-    for path in sorted(output_dir.glob(f"sub-*/**/*_seg-*{ENDING}")):
+    for path in sorted(output_dir.glob(f"sub-*/**/*_seg-*{ENDING}"), key=natural_order):
         image, labels = path.name.removesuffix(ENDING).split("_seg-", 1)
         entities = dict(part.split("-", 1) for part in image.split("_") if "-" in part)
         subject = entities.get("sub", "")
@@ -192,7 +193,7 @@ def _read(path: Path, image: str, subject: str) -> Measured:
 def readable(output_dir: Path) -> dict[str, Measured]:
     """Statistics by `image_key`; damaged ones, which may be of others, are passed over."""
     found = {}
-    for path in sorted(output_dir.glob(f"sub-*/**/*_seg-*{ENDING}")):
+    for path in sorted(output_dir.glob(f"sub-*/**/*_seg-*{ENDING}"), key=natural_order):
         image = path.name.removesuffix(ENDING).split("_seg-", 1)[0]
         try:
             one = _read(path, image, image.split("_")[0].removeprefix("sub-"))

@@ -19,7 +19,7 @@ from brainseg_bids.options import OptionGroup, option
 from brainseg_bids.stages.base import GroupResult, GroupStage
 from brainseg_bids.stages.jobs import image_of, noted_failures, read_object
 from brainseg_bids.stages.origins import SHOWN, doubts
-from brainseg_bids.units import listed
+from brainseg_bids.units import listed, natural_order
 
 if TYPE_CHECKING:
     from brainseg_bids.anatomy.cohort import Cohort
@@ -131,7 +131,7 @@ def _tables(
     wanted, wanted_sessions = set(participants), set(sessions)
     pattern = f"sub-*/**/*_seg-{segmentation}_desc-volumes_morph.tsv"
     found = {}
-    for path in sorted(output_dir.glob(pattern)):
+    for path in sorted(output_dir.glob(pattern), key=natural_order):
         image = path.name.split("_seg-")[0]
         entities = _entities(image)
         if (not wanted or entities["sub"] in wanted) and (

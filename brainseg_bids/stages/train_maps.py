@@ -15,7 +15,7 @@ from brainseg_bids.nets.bundle import MANIFEST, ModelBundle
 from brainseg_bids.programs.map_cache import read_facts
 from brainseg_bids.programs.map_cache_pruning import prune
 from brainseg_bids.training.targets import MapFacts, absent_labels
-from brainseg_bids.units import listed
+from brainseg_bids.units import listed, natural_order
 
 if TYPE_CHECKING:
     from brainseg_bids.options import Settings
@@ -111,7 +111,7 @@ def check_maps(
         "learn from %d label map(s) of %d participant(s); held out: %s",
         len(heads),
         len({one.subject for one in heads}),
-        ", ".join(f"sub-{label}" for label in sorted(held)),
+        ", ".join(f"sub-{label}" for label in sorted(held, key=natural_order)),
     )
     return heads, held_out, facts
 

@@ -34,6 +34,7 @@ from brainseg_bids.stages.jobs import (
     why_run,
 )
 from brainseg_bids.stages.volumes import HEAD_COLUMNS
+from brainseg_bids.units import natural_order
 
 if TYPE_CHECKING:
     from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -179,7 +180,8 @@ def find_maps(
     """Merged label maps of heads in the derivative, by participant; see `in_own_space`."""
     wanted, wanted_sessions = set(participants), set(sessions)
     found: dict[str, list[Scan]] = {}
-    for path in in_own_space(sorted(output_dir.glob(f"sub-*/**/*{MAPS}"))):
+    maps = sorted(output_dir.glob(f"sub-*/**/*{MAPS}"), key=natural_order)
+    for path in in_own_space(maps):
         scan = Scan.from_path(path)
         if wanted and scan.subject not in wanted:
             continue

@@ -53,7 +53,7 @@ def test_a_session_leaves_images_of_others_out(dataset):
 
 
 def test_an_unknown_participant_is_named_with_those_there_are(dataset):
-    with pytest.raises(InputError, match=r"09.*01, 010"):
+    with pytest.raises(InputError, match=r"09.*01, 02, 010"):
         find_participants(dataset, ["01", "09"])
 
 

@@ -14,6 +14,7 @@ import pytest
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.anatomy.intracranial import STRIPPED, intracranial
 from brainseg_bids.anatomy.labels import LabelTable
+from brainseg_bids.bids.inputs import find_participants
 from brainseg_bids.documents import InputError
 from brainseg_bids.interfaces.labels import write_volumes
 from brainseg_bids.stages.summary import write_group
@@ -219,3 +220,24 @@ def test_tables_of_an_earlier_version_have_no_covariate_and_no_shares(derivative
     assert not list(folder.glob("*shares*"))
     assert not list(folder.glob("*softvolumes*"))
     assert not list(folder.glob("*confidence*"))
+
+
+def test_participants_are_in_the_order_of_their_numbers(tmp_path):
+    (tmp_path / "seg-brainseg_dseg.tsv").write_text(
+        "index\tname\n0\tBackground\n10\tLeft-Thalamus\n"
+    )
+    data = tmp_path / "data"
+    for label in ("10", "2", "1", "a"):
+        anat = tmp_path / f"sub-{label}" / "anat"
+        anat.mkdir(parents=True)
+        (data / f"sub-{label}").mkdir(parents=True)
+        (anat / f"sub-{label}_seg-brainseg_desc-volumes_morph.tsv").write_text(
+            "index\tname\themisphere\tvolume_mm3\n10\tLeft-Thalamus\tleft\t7300\n"
+        )
+    ((page, *_),) = write_group(tmp_path, title="demo")
+    wanted = ["sub-1", "sub-2", "sub-10", "sub-a"]
+    table = tmp_path / "group_seg-brainseg_desc-volumes_morph.tsv"
+    assert [line.split("\t")[0] for line in table.read_text().splitlines()[1:]] == wanted
+    text = page.read_text()
+    assert sorted(wanted, key=lambda label: text.index(f">{label}<")) == wanted
+    assert [f"sub-{label}" for label in find_participants(data)] == wanted
