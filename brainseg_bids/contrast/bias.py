@@ -231,7 +231,6 @@ def summarise(
         smoothness_mm=smoothness_mm(field, head_positions, voxel_size_mm) if log_sd > 0 else 60.0,
         nodes=tuple(tuple(tuple(row) for row in plane) for plane in nodes.tolist()),
         node_spacing_mm=triple(float(e / (c - 1)) for e, c in zip(extent, counts, strict=True)),
-        spectrum=_spectrum(field, voxel_size_mm),
     )
 
 
@@ -285,24 +284,3 @@ def _splines(at: np.ndarray, count: int) -> np.ndarray:
     knots = np.arange(count + 4) - 3.0
     at = np.clip(at, 0, count - 3 - 1e-9)
     return BSpline.design_matrix(at, knots, 3).toarray()
-
-
-def _spectrum(
-    field: LogField, voxel_size_mm: tuple[float, float, float]
-) -> tuple[tuple[float, float], ...]:
-    """Share of the power in octaves and half octaves of wavelength."""
-    size = np.asarray(voxel_size_mm)
-    orders = np.moveaxis(np.indices(field.coefficients.shape), 0, -1)
-    frequency = np.linalg.norm(orders / (2 * field.length * size), axis=-1)
-    # A cosine of order k > 0 has a mean square of one half along its axis.
-    power = field.coefficients**2 * 0.5 ** (orders > 0).sum(-1)
-    seen = frequency > 0
-    if not power[seen].any():
-        return ()
-    bands = SHORTEST_MM * 2 ** (np.arange(0, 9) / 2)
-    band = np.clip(np.searchsorted(bands, 1 / frequency[seen] * 1.0001) - 1, 0, len(bands) - 2)
-    share = np.bincount(band, power[seen], minlength=len(bands) - 1) / power[seen].sum()
-    middle = np.sqrt(bands[1:] * bands[:-1])
-    return tuple(
-        (round(float(w), 1), round(float(s), 4)) for w, s in zip(middle, share, strict=True)
-    )

@@ -129,15 +129,12 @@ class BiasField:
         Log field on a coarse grid over the image, in RAS+ axis order; its mean in the head is 0.
     node_spacing_mm : tuple of 3 float
         Distance between these nodes. The outermost nodes are on the outermost voxels of the image.
-    spectrum : tuple of (float, float)
-        Wavelengths in mm, each with its fraction of the power of the log field.
     """
 
     log_sd: float
     smoothness_mm: float
     nodes: tuple[Any, ...]
     node_spacing_mm: tuple[float, float, float]
-    spectrum: tuple[tuple[float, float], ...] = ()
 
     def array(self) -> np.ndarray:
         """Nodes as an array, (nx, ny, nz) float32."""
@@ -206,9 +203,8 @@ class ContrastStatistics:
             raw = {name: _tuples(value) for name, value in parse_json(text, "Statistics").items()}
             raw["labels"] = {name: _label(label) for name, label in raw["labels"].items()}
             raw["noise"] = NoiseLaw(**raw["noise"])
-            raw["bias"] = BiasField(**{k: _tuples(v) for k, v in raw["bias"].items()})
-            known = {item.name for item in fields(cls)}
-            return cls(**{name: value for name, value in raw.items() if name in known})
+            raw["bias"] = BiasField(**_known(BiasField, raw["bias"]))
+            return cls(**_known(cls, raw))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"these are not contrast statistics ({error})") from error
 
@@ -225,6 +221,11 @@ class ContrastStatistics:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: {error}. Run --stages contrast again.") from error
+
+
+def _known(kind: type[Any], raw: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a dataclass; files of other versions may have more."""
+    return {item.name: _tuples(raw[item.name]) for item in fields(kind) if item.name in raw}
 
 
 def _label(raw: dict[str, Any]) -> LabelStatistics:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -74,12 +75,6 @@ def test_the_field_stays_sane_outside_the_head(measured):
     assert np.abs(measured.bias.array()).max() < 1.0
 
 
-def test_the_fields_power_is_in_long_waves(measured):
-    wavelengths, shares = np.array(measured.bias.spectrum).T
-    assert shares.sum() == pytest.approx(1, abs=0.01)
-    assert shares[wavelengths > 110].sum() > 0.8
-
-
 def test_noise_is_found_in_the_air(truth, measured):
     assert measured.noise.kind == "rician"
     assert measured.noise.sigma == pytest.approx(truth.sigma, rel=0.03)
@@ -103,6 +98,9 @@ def test_noise_is_not_looked_for_in_what_a_fill_value_pads():
 
 def test_statistics_survive_json(measured):
     assert ContrastStatistics.from_json(measured.to_json()) == measured
+    said = json.loads(measured.to_json())
+    said["bias"]["spectrum"] = [[83.2, 1.0]]  # of an earlier version
+    assert ContrastStatistics.from_json(json.dumps(said)) == measured
 
 
 def test_histograms_hold_the_interior(measured):
