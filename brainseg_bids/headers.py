@@ -26,6 +26,9 @@ longer: their images are taken, with a warning."""
 SAME_SIZE = 0.01
 """Share by which two descriptions of a voxel's size may differ: volumes differ by as much."""
 
+APART_MM = 0.1
+"""Farther apart than this, qform and sform put an image at two places."""
+
 GUESS = "left and right are a guess"
 
 _UNIT_CODES = {1: "meter", 2: "mm", 3: "micron"}
@@ -153,27 +156,37 @@ def on_extent(grid: Grid, path: str | Path) -> list[str]:
 
 
 def _on_orientation(file, grid: Grid, path: Path) -> list[str]:
-    """Whether left and right are known, and whether qform and sform agree within 0.1 mm."""
+    """Whether left and right are known, and whether qform and sform agree."""
     header = file.header
     if not isinstance(header, nib.Nifti1Header):
         return [] if _is_oriented(file) else [f"{path}: it has no orientation; {GUESS}."]
-    try:
-        qform, q_code = header.get_qform(coded=True)
-    except ValueError:  # a quaternion longer than one
-        return [f"{path}: the qform is damaged; the sform is used. Repair the header."]
-    if q_code == 0 and not _placed_by_sform(file):
+    if header["qform_code"] <= 0 and not _placed_by_sform(file):
         return [f"{path}: the header has no orientation (qform and sform are 0); {GUESS}."]
-    if q_code > 0 and _placed_by_sform(file):
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in grid.shape])).reshape(3, -1)
-        apart = (qform - header.get_sform()) @ np.vstack([corners, np.ones(8)])
-        apart_mm = float(np.abs(apart[:3]).max()) * MM_PER_UNIT[grid.file_unit]
-        if not np.isfinite(apart_mm):
-            return [f"{path}: the qform is damaged; the sform is used. Repair the header."]
-        if apart_mm > 0.1:
-            return [
-                f"{path}: qform and sform differ by up to {apart_mm:.1f} mm; the sform is used."
-            ]
+    apart_mm = transforms_apart_mm(file, grid)
+    if not np.isfinite(apart_mm):
+        return [f"{path}: the qform is damaged; the sform is used. Repair the header."]
+    if apart_mm > APART_MM:
+        return [
+            f"{path}: qform and sform differ by up to {apart_mm:.1f} mm; the sform is used. "
+            "Repair the header."
+        ]
     return []
+
+
+def transforms_apart_mm(file, grid: Grid) -> float:
+    """How far qform and sform put the corners of an image apart; infinite: the qform is damaged.
+
+    0 unless both are set.
+    """
+    if not _placed_by_sform(file) or file.header["qform_code"] <= 0:
+        return 0.0
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in grid.shape])).reshape(3, -1)
+    try:
+        between = file.header.get_qform() - file.header.get_sform()
+    except ValueError:  # a quaternion longer than one
+        return np.inf
+    apart = np.abs((between @ np.vstack([corners, np.ones(8)]))[:3]).max()
+    return float(apart) * MM_PER_UNIT[grid.file_unit] if np.isfinite(apart) else np.inf
 
 
 def _is_oriented(file) -> bool:

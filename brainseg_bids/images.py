@@ -23,7 +23,14 @@ from brainseg_bids.anatomy.labels import LabelTable
 from brainseg_bids.anatomy.posteriors import TopPosteriors
 from brainseg_bids.documents import InputError
 from brainseg_bids.files import whole_or_nothing
-from brainseg_bids.headers import on_extent, on_unit, place, read_geometry
+from brainseg_bids.headers import (
+    APART_MM,
+    on_extent,
+    on_unit,
+    place,
+    read_geometry,
+    transforms_apart_mm,
+)
 from brainseg_bids.pointers import why_unfetched
 
 log = logging.getLogger("brainseg")
@@ -84,6 +91,19 @@ def holds_numbers_only(path: str | Path) -> bool:
     file, _ = _open(path)
     with _said_as_input_error(path):
         return bool(np.isfinite(np.asanyarray(file.dataobj)).all())
+
+
+def is_at_one_place(path: str | Path) -> bool:
+    """Whether qform and sform of an image agree: some programs go by the one, some by the other.
+
+    Raises
+    ------
+    InputError
+        If the header cannot be read.
+    """
+    file, _ = _open(path)
+    grid, _ = read_geometry(file, Path(path))
+    return transforms_apart_mm(file, grid) <= APART_MM
 
 
 def read_again(path: str | Path) -> tuple[np.ndarray, Grid]:

@@ -72,4 +72,7 @@ def contradict(path: Path, by_mm: float = 7.0) -> str:
     affine[:3, 3] += by_mm
     file.header.set_qform(affine, code=1)
     nib.save(nib.Nifti1Image(array, None, file.header), path)
-    return f"{path}: qform and sform differ by up to {by_mm:.1f} mm; the sform is used."
+    return (
+        f"{path}: qform and sform differ by up to {by_mm:.1f} mm; the sform is used. "
+        "Repair the header."
+    )

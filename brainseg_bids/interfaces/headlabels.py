@@ -98,7 +98,8 @@ class ReadTool(SimpleInterface):
         if same_grid and not labels.grid.is_close(grid, tolerance_mm=0.01):
             raise InputError(
                 f"{path}: {name} was to label the grid of {self.inputs.image}, "
-                f"{_shown(grid)}, but this map is {_shown(labels.grid)}."
+                f"{_shown(grid)}, but this map is {_shown(labels.grid)}. Give one on this grid "
+                f"with -d {name}=FOLDER, or choose another tool."
             )
         shared = shared_box(labels.grid, grid)
         if shared < LEAST_SHARED:

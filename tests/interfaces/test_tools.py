@@ -51,6 +51,7 @@ from tests.fakes import dataset
 from tests.fakes.tools import fake_command, install, on_path
 from tests.fakes.tools.charm import check_forms
 from tests.fakes.tools.samseg import NAMES
+from tests.made_nifti import contradict
 from tests.phantom.head import phantom_grid, phantom_head, phantom_image
 
 RUN = (
@@ -171,6 +172,25 @@ def test_a_tool_gets_mm_whatever_the_images_unit(image):
     assert made.arguments()[1] == "input.nii.gz"
     assert read_grid("input.nii.gz") == grid
     assert read_grid("input.nii.gz").file_unit == "mm"
+    assert read_grid(outputs.labels).is_close(grid)
+
+
+@pytest.mark.input(
+    "geometry",
+    "qform and sform that disagree, of an image for an external tool (`--stages headlabels`)",
+    "the tool gets a copy with both as the sform, whichever it goes by, and its labels lie on the "
+    "image; a warning says how far they are apart",
+    0,
+)
+def test_a_tool_gets_one_place_where_qform_and_sform_disagree(image):
+    contradict(image)
+    grid = read_grid(image)
+    made = interface("samseg", image)
+    outputs = made.run().outputs
+    assert made.arguments()[1] == "input.nii.gz"
+    given = nib.load("input.nii.gz")
+    np.testing.assert_allclose(given.get_qform(), grid.affine, atol=1e-4)
+    np.testing.assert_allclose(given.get_sform(), grid.affine, atol=1e-4)
     assert read_grid(outputs.labels).is_close(grid)
 
 

@@ -28,7 +28,7 @@ from nipype.interfaces.base import (
 )
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
-from brainseg_bids.images import holds_numbers_only, read_again, write_volume
+from brainseg_bids.images import holds_numbers_only, is_at_one_place, read_again, write_volume
 from brainseg_bids.interfaces.tools._process import Ended, run_program
 from brainseg_bids.interfaces.tools.failures import MissingToolError, ToolError, error_in, failure
 
@@ -315,13 +315,18 @@ class ToolInterface(CommandLine):
         return dict.fromkeys(THREAD_VARIABLES, threads) | self.environment()
 
     def _provide_image(self, folder: Path) -> None:
-        """A link where the path is not plain; a copy where lengths are not mm or voxels are NaN.
+        """A link where the path is not plain; a copy where header or voxels may be misunderstood.
 
-        Most tools take every number of a header for mm, and NaN spreads through their sums.
+        Most tools take every number of a header for mm, NaN spreads through their sums, and some
+        go by the qform: their labels would lie elsewhere if the sform differs.
         """
         # What is wrong with the image is told now, not after hours.
         image, grid = read_again(self.inputs.image)
-        self._as_it_is = grid.file_unit == "mm" and holds_numbers_only(self.inputs.image)
+        self._as_it_is = (
+            grid.file_unit == "mm"
+            and is_at_one_place(self.inputs.image)
+            and holds_numbers_only(self.inputs.image)
+        )
         link = folder / f"input{ending(self.inputs.image)}"
         link.unlink(missing_ok=True)
         if not self._as_it_is:
