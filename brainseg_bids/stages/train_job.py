@@ -113,8 +113,7 @@ class JobPlan:
 
 def plan_job(settings: Settings) -> JobPlan:
     """Find label maps, recipe and prior, check all of them, choose what is not said."""
-    maps = find_head_maps(settings.bids_dir, settings.participant_label, settings.session_label)
-    maps = without_bad(maps, settings.ratings)
+    maps = _maps(settings)
     before = _before(settings, settings.model_name) if settings.model_name else {}
     base = before.get("recipe", {}).get("base") or (
         "default" if has_accelerator(settings.device) else "cpu"
@@ -172,6 +171,12 @@ def plan_job(settings: Settings) -> JobPlan:
         start_from=start,
         before=before,
     )
+
+
+def _maps(settings: Settings) -> list[HeadMap]:
+    """Label maps of those who are asked for, without maps that are rated as bad."""
+    maps = find_head_maps(settings.bids_dir, settings.participant_label, settings.session_label)
+    return without_bad(maps, settings.ratings)
 
 
 def _before(settings: Settings, name: str) -> dict:
