@@ -246,7 +246,7 @@ def outdated(
                 reasons.append(f"{image.get('name', image['image'])}: {why}")
         if reasons:
             found[prior.name] = (
-                f"this prior is outdated ({'; '.join(reasons[:SHOWN])}"
+                f"This prior is outdated ({'; '.join(reasons[:SHOWN])}"
                 f"{'; and more' * (len(reasons) > SHOWN)}). Run --stages contrast, then priors, "
                 f"or remove priors/contrast-{prior.name}_*."
             )

@@ -188,7 +188,7 @@ def test_a_prior_that_its_images_no_longer_give_is_named(tmp_path, caplog, chang
     page = write_page(tmp_path, "Heads", bids_dir=tmp_path).read_text()
     assert list(found) == ["T1w"] * bool(words)
     assert words in found.get("T1w", "")
-    assert ("this prior is outdated" in page) == bool(words)
+    assert ("This prior is outdated" in page) == bool(words)
     warn_of_outdated(priors, tmp_path, bids_dir=tmp_path)
     assert ("remove priors/contrast-T1w_" in caplog.text) == bool(words)
 
