@@ -114,6 +114,8 @@ def parse(argv: list[str] | None = None) -> Settings:
     if settings.analysis_level == "participant":
         _check_derivatives(parser, settings)
     _check_folders(parser, settings)
+    _check_written(parser, settings)
+    _check_given(parser, settings)
     return settings
 
 
@@ -192,6 +194,9 @@ def _check_folders(parser: argparse.ArgumentParser, settings: Settings) -> None:
             f"{settings.work_dir}: brackets, * and ? cannot be in the scratch folder's path. "
             "Choose another with -w."
         )
+
+
+def _check_written(parser: argparse.ArgumentParser, settings: Settings) -> None:
     try:
         tempfile.gettempdir()  # tries TMPDIR, /tmp and others: a full disk is none of use, either
     except OSError:
@@ -211,6 +216,9 @@ def _check_folders(parser: argparse.ArgumentParser, settings: Settings) -> None:
                 f"{folder}: the {what} cannot be written ({fault}). Choose another"
                 + (" with -w." if what == "scratch folder" else ".")
             )
+
+
+def _check_given(parser: argparse.ArgumentParser, settings: Settings) -> None:
     licence = settings.fs_license_file
     if licence and not licence.is_file():
         parser.exit(
