@@ -5,7 +5,7 @@
 
 For each structure the mean intensity, relative to cerebral white matter: of the prior, and of some
 draws of each recipe space (mean, 5th and 95th percentile), after gamma. Of structures with two
-sides the left one. Bias, partial volume and noise are left out: they change a voxel, not the mean.
+sides the left one. Bias, partial volume and noise are left out.
 """
 
 from __future__ import annotations

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model whose weights are the mean of those of several models of one network.
 
-``python -m benchmarks.mean_model --models FIRST SECOND … --name NAME --out FOLDER``
+``python -m benchmarks.mean_model --models FIRST SECOND [THIRD ...] --name NAME --out FOLDER``
 
 Models that were trained one from another lie in one basin of the loss, where the mean of their
 weights is often better than each (Wortsman et al., Model soups, ICML 2022). The mean has seen what
-all of them have seen; its card and training record are those of the last model, with the digests
-of all (``mean_of``).
+all of them have seen. Its card and training record, the calibration of volumes included, are those
+of the last model, with the digests of all (``mean_of``); it has no calibrated confidence.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 from brainseg_bids.nets.bundle import ModelBundle, find_bundle, write_bundle
@@ -25,8 +24,11 @@ def mean_model(models: list[ModelBundle], name: str, out: Path) -> ModelBundle:
     Raises
     ------
     ValueError
-        If there are fewer than two models, or they differ in network, labels or purpose.
+        If there are fewer than two models, they differ in network, labels or purpose, or there
+        is something at ``out``.
     """
+    if out.exists():
+        raise ValueError(f"{out}: exists already. Choose another folder, or remove it.")
     if len(models) < 2:
         raise ValueError("give at least two models")
     last = models[-1]
@@ -68,9 +70,11 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the new bundle")
     options = parser.parse_args()
-    shutil.rmtree(options.out, ignore_errors=True)
-    models = [ModelBundle.read(find_bundle(model)) for model in options.models]
-    bundle = mean_model(models, options.name, options.out)
+    try:
+        models = [ModelBundle.read(find_bundle(model)) for model in options.models]
+        bundle = mean_model(models, options.name, options.out)
+    except ValueError as error:
+        parser.error(str(error))
     print(f"{bundle.path}: {bundle.name}, digest {bundle.digest[:12]}")
 
 

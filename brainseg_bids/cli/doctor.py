@@ -79,8 +79,8 @@ def tool_rows(
     And what is wrong with the given commands.
     """
     from brainseg_bids.interfaces.tools import find_tool, tool_names  # late: nipype
+    from brainseg_bids.interfaces.tools._failures import ToolError
     from brainseg_bids.interfaces.tools.base import find_program, tool_version
-    from brainseg_bids.interfaces.tools.failures import ToolError
 
     rows, errors = [], []
     for name in tool_names():

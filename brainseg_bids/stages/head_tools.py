@@ -178,8 +178,8 @@ def _given(tool: Tool, found: Path, root: Path) -> ToolPlan:
 def _ready(plan: ToolPlan, scan: Scan, choice: ToolChoice) -> ToolPlan:
     """The plan with what it takes to run it; too large an image is refused before it begins."""
     from brainseg_bids.images import read_grid
+    from brainseg_bids.interfaces.tools._failures import MissingToolError
     from brainseg_bids.interfaces.tools.base import find_program  # late: nipype
-    from brainseg_bids.interfaces.tools.failures import MissingToolError
 
     grid = read_grid(scan.path)
     n_voxels = grid.shape[0] * grid.shape[1] * grid.shape[2]

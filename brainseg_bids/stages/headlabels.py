@@ -340,7 +340,7 @@ class Headlabels(ParticipantStage):
         run.models  # noqa: B018 - the tool `model` needs them; read once
 
     def plan(self, run: Run) -> list[SubjectPlan]:
-        from brainseg_bids.interfaces.tools.failures import ToolError  # late: nipype
+        from brainseg_bids.interfaces.tools._failures import ToolError  # late: nipype
 
         settings, choice = run.settings, _choice(run)
         choice.check()

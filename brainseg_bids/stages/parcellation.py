@@ -136,7 +136,7 @@ def _plan_map(
 
 def _has_parcels(tool: Tool, source: Path) -> bool:
     from brainseg_bids.interfaces.parcellation import has_parcels  # late: nipype
-    from brainseg_bids.interfaces.tools.failures import ToolError
+    from brainseg_bids.interfaces.tools._failures import ToolError
 
     try:
         return has_parcels(tool, source)

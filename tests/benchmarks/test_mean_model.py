@@ -55,3 +55,6 @@ def test_models_of_other_networks_or_a_single_one_are_refused(tmp_path):
     with pytest.raises(ValueError, match="two models"):
         mean_model([first], "mean", tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
+    with pytest.raises(ValueError, match="o: exists already"):
+        mean_model([first, first], "mean", other.path)
+    assert ModelBundle.read(other.path).digest == other.digest

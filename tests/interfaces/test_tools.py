@@ -33,10 +33,7 @@ from brainseg_bids.images import (
     write_volume,
 )
 from brainseg_bids.interfaces.tools import _process, find_tool, tool_names
-from brainseg_bids.interfaces.tools._process import Ended
-from brainseg_bids.interfaces.tools.base import find_program
-from brainseg_bids.interfaces.tools.charm import read_transforms, transform_to_force
-from brainseg_bids.interfaces.tools.failures import (
+from brainseg_bids.interfaces.tools._failures import (
     NO_KEY,
     MissingToolError,
     ToolError,
@@ -44,6 +41,9 @@ from brainseg_bids.interfaces.tools.failures import (
     failure,
     log_tail,
 )
+from brainseg_bids.interfaces.tools._process import Ended
+from brainseg_bids.interfaces.tools.base import find_program
+from brainseg_bids.interfaces.tools.charm import read_transforms, transform_to_force
 from brainseg_bids.interfaces.tools.gouhfi import Gouhfi
 from brainseg_bids.interfaces.tools.synthseg import measure_quality
 from brainseg_bids.nets.bundle import ModelBundle

@@ -12,7 +12,7 @@ from brainseg_bids.bids.inputs import find_subjects
 from brainseg_bids.bids.names import sidecar
 from brainseg_bids.documents import InputError
 from brainseg_bids.images import read_grid
-from brainseg_bids.interfaces.tools.failures import ToolError
+from brainseg_bids.interfaces.tools._failures import ToolError
 from brainseg_bids.resources import Footprint
 from brainseg_bids.stages.head_tools import GIVEN, ToolChoice, tool_metadata
 from brainseg_bids.stages.headlabels import describe_tools, head_metadata, plan_headlabels

@@ -16,18 +16,14 @@ if TYPE_CHECKING:
     from brainseg_bids.interfaces.tools.base import Tool
 
 
-OF_ALL_TOOLS = ("base", "failures")
-"""Files beside those of the tools that are no tool."""
-
-
 def tool_names() -> tuple[str, ...]:
     """Names of all tools. Imports none of them: the command line's parser asks this.
 
-    >>> "samseg" in tool_names(), "base" in tool_names(), "failures" in tool_names()
-    (True, False, False)
+    >>> "samseg" in tool_names(), "base" in tool_names()
+    (True, False)
     """
     files = Path(__file__).parent.glob("[a-z]*.py")
-    return tuple(sorted(path.stem for path in files if path.stem not in OF_ALL_TOOLS))
+    return tuple(sorted(path.stem for path in files if path.stem != "base"))
 
 
 def find_tool(name: str) -> Tool:

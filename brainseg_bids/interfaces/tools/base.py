@@ -29,8 +29,8 @@ from nipype.interfaces.base import (
 
 from brainseg_bids.anatomy.crosswalk import Crosswalk
 from brainseg_bids.images import holds_numbers_only, is_at_one_place, read_again, write_volume
+from brainseg_bids.interfaces.tools._failures import MissingToolError, ToolError, error_in, failure
 from brainseg_bids.interfaces.tools._process import Ended, run_program
-from brainseg_bids.interfaces.tools.failures import MissingToolError, ToolError, error_in, failure
 
 PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
 """Paths that no tool chokes on. Some split at spaces, or take a bracket for a pattern."""

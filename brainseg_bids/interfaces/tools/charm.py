@@ -22,13 +22,13 @@ from nipype.interfaces.base import File, isdefined, traits
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.documents import InputError
 from brainseg_bids.images import read_volume, write_label_map
+from brainseg_bids.interfaces.tools._failures import ToolError, log_tail
 from brainseg_bids.interfaces.tools.base import (
     Tool,
     ToolInputSpec,
     ToolInterface,
     installed_version,
 )
-from brainseg_bids.interfaces.tools.failures import ToolError, log_tail
 
 ROUNDING = 0.01
 """Codes are stored as floats; further from a whole number than this they are no codes."""

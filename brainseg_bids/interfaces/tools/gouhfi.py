@@ -23,8 +23,8 @@ from nipype.interfaces.base import traits
 from brainseg_bids.anatomy.labelmap import LabelMap
 from brainseg_bids.anatomy.labels import Label, LabelTable
 from brainseg_bids.images import read_again, read_label_map, write_label_map, write_volume
+from brainseg_bids.interfaces.tools._failures import MissingToolError, ToolError
 from brainseg_bids.interfaces.tools.base import Tool, ToolInputSpec, ToolInterface, ending
-from brainseg_bids.interfaces.tools.failures import MissingToolError, ToolError
 
 log = logging.getLogger("brainseg")
 

@@ -10,9 +10,9 @@ from nipype.interfaces.base import File, traits
 
 from brainseg_bids import __version__
 from brainseg_bids.interfaces.segment import PREDICT, check_model
+from brainseg_bids.interfaces.tools._failures import ToolError, log_tail
 from brainseg_bids.interfaces.tools._process import Ended
 from brainseg_bids.interfaces.tools.base import Tool, ToolInputSpec, ToolInterface
-from brainseg_bids.interfaces.tools.failures import ToolError, log_tail
 from brainseg_bids.nets.bundle import DEFAULT_MODEL, ModelBundle, find_bundle
 
 OURS = "brainseg: ERROR: "
